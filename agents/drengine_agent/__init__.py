@@ -1,0 +1,1 @@
+"""The agent on a source server: captures changes and ships them. Nothing imports it."""

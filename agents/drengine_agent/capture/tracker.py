@@ -1,0 +1,116 @@
+"""The small interface between capture and the pipeline. Abilities are data: the pipeline asks them, never a class name.
+
+A tracker watches all volumes of one source server (the consistency group). Two kinds of answers exist:
+
+- *ordered* trackers (the NBD tap) hand out the writes themselves, in order, with their bytes: a cut may
+  follow any write.
+- *unordered* trackers (scan, later eBPF) hand out ranges to re-read; a cut is possible when the tracker can prove one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from drengine.model.points import Mark, PointKind, VolumeGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a tracker can do.
+
+    Attributes:
+        name: for metrics and `status`.
+        ordered: changes carry their bytes in write order.
+        live: changes are seen as they happen (False: only a round of scanning finds them).
+        point_kinds: the kinds of cut it can give, preferred first; empty if it can give none by itself.
+    """
+
+    name: str
+    ordered: bool
+    live: bool
+    point_kinds: tuple[PointKind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes of a volume to re-read and ship."""
+
+    volume: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One captured write. `data` is None for zeroes and discards (`discard` tells which)."""
+
+    volume: int
+    offset: int
+    length: int
+    data: bytes | memoryview | None
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """An answer to "what changed since".
+
+    Attributes:
+        mark: acknowledge this once everything here is durable at the target.
+        writes: for ordered trackers: the next writes, bounded in bytes; else empty.
+        ranges: for unordered trackers, or an ordered one that lost order: ranges to re-read; else empty.
+        rescan_reason: a code of states.REASONS when tracking was lost and everything must be compared; else None.
+        cut_ok: after shipping this, the replica equals the source at one moment, `cut_time_ns`, known as `cut_kind`.
+        more: further changes are waiting now.
+    """
+
+    mark: Mark
+    writes: Sequence[Write] = ()
+    ranges: Sequence[Range] = ()
+    rescan_reason: str | None = None
+    cut_ok: bool = False
+    cut_kind: PointKind = PointKind.WRITE_ORDER
+    cut_time_ns: int = 0
+    more: bool = False
+
+
+class Tracker(Protocol):
+    """One way of seeing changes."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What it can do."""
+        ...
+
+    def open(self, volumes: Sequence[VolumeGeometry]) -> None:
+        """Start or take up tracking of these volumes.
+
+        Raises:
+            DrengineError: a volume is missing, replaced or unsupported.
+        """
+        ...
+
+    def changes(self, since: Mark, *, bytes_max: int) -> Changes:
+        """What changed after `since` (the target's durable mark). Never blocks for long; may be called in a thread.
+
+        An unknown epoch, or any doubt, is answered with `rescan_reason`, never with silence (rule 8).
+        """
+        ...
+
+    def acknowledge(self, mark: Mark) -> None:
+        """Everything up to `mark` is durable at the target: it may be forgotten."""
+        ...
+
+    def backlog_bytes(self) -> int:
+        """Captured or dirty bytes that no acknowledged mark covers."""
+        ...
+
+    def behind_since_ns(self) -> int:
+        """Wall clock of the oldest change not yet acknowledged; 0 when there is none."""
+        ...
+
+    def close(self) -> None:
+        """Stop cleanly, leaving state that the next `open` can prove."""
+        ...

@@ -1,0 +1,82 @@
+"""Every failure a person or a peer can meet, as data: a stable id, an exit code and a hint.
+
+A failure is raised as :class:`DrengineError` carrying one :class:`ErrorKind`. The published list
+(docs/errors.md) is generated from the kinds registered here, so an id is defined once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_KINDS: dict[str, ErrorKind] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """A kind of failure.
+
+    Attributes:
+        id: stable, lower-case, hyphenated name; scripts and alerts may match it.
+        exit_code: process exit status when a command ends with it (distinct per kind, 10..125).
+        summary: what it means, in one sentence.
+        hint: what a person should do next.
+        retryable: whether the same action may succeed later without anyone changing anything.
+    """
+
+    id: str
+    exit_code: int
+    summary: str
+    hint: str
+    retryable: bool = False
+
+
+class DrengineError(Exception):
+    """A failure with a kind, a message about this occurrence, and a hint."""
+
+    def __init__(self, kind: ErrorKind, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.hint = hint or kind.hint
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.kind.id}]"
+
+
+def error_kind(id: str, exit_code: int, summary: str, hint: str, *, retryable: bool = False) -> ErrorKind:
+    """Register and return a kind; each package defines its own beside the code that raises them.
+
+    Raises:
+        ValueError: the id or the exit code is already taken.
+    """
+    kind = ErrorKind(id, exit_code, summary, hint, retryable)
+    taken = next((k for k in _KINDS.values() if k.exit_code == exit_code), None)
+    if id in _KINDS or taken is not None or not 10 <= exit_code <= 125:
+        raise ValueError(f"error kind {id!r} or exit code {exit_code} is taken or out of range")
+    _KINDS[id] = kind
+    return kind
+
+
+def error_kinds() -> tuple[ErrorKind, ...]:
+    """All registered kinds, by exit code."""
+    return tuple(sorted(_KINDS.values(), key=lambda kind: kind.exit_code))
+
+
+BAD_NAME = error_kind(
+    "bad-name",
+    10,
+    "A name has characters or a length that are not allowed.",
+    "Use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit.",
+)
+BAD_POINT = error_kind(
+    "bad-point",
+    11,
+    "The text does not name a recovery point.",
+    "Name a point by id (see `drengine points`), `latest`, or `before:2026-11-23T10:00:00Z`.",
+)
+BAD_EXTENTS = error_kind(
+    "bad-extents",
+    12,
+    "An extent table breaks a rule of the protocol.",
+    "The peer is faulty or of another version; compare `drengine --version` on both sides.",
+)

@@ -1,0 +1,57 @@
+"""Replication states and reasons, the same in code, metrics and consoles."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class ReplicationState(enum.StrEnum):
+    """The nine states of a source's replication."""
+
+    STOPPED = "STOPPED"
+    INITIATING = "INITIATING"
+    INITIAL_SYNC = "INITIAL_SYNC"
+    BACKLOG = "BACKLOG"
+    CONTINUOUS = "CONTINUOUS"
+    PAUSED = "PAUSED"
+    RESCAN = "RESCAN"
+    STALLED = "STALLED"
+    DISCONNECTED = "DISCONNECTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a state is not healthy: a bounded code (a metric label) and what to do."""
+
+    code: str
+    hint: str
+
+
+REASONS: dict[str, Reason] = {
+    reason.code: reason
+    for reason in (
+        Reason("none", ""),
+        Reason("operator", "An operator asked for it; resume when ready."),
+        Reason("unclean-stop", "The agent or host stopped without closing its tracking; differences are being found."),
+        Reason("rebooted", "The host rebooted; differences are being found by a verified rescan."),
+        Reason("journal-full", "Writes outran the network for longer than the journal holds; enlarge it or the link."),
+        Reason("journal-damaged", "The journal failed its checks; differences are being found by a rescan."),
+        Reason("index-lost", "The local hash index is missing or damaged; the target's hashes are being compared."),
+        Reason("epoch-changed", "The target knows another tracking state; differences are being found."),
+        Reason("geometry-changed", "A volume was resized; the new geometry is being synchronised."),
+        Reason("volume-missing", "A volume's path does not open; attach it or remove it from the configuration."),
+        Reason("volume-replaced", "Another device appeared under the volume's name; check it, then enrol it anew."),
+        Reason("read-error", "The source's disk returns errors; no point is cut until the blocks can be read."),
+        Reason("target-unreachable", "The target does not answer; check its address, service and network."),
+        Reason("target-refused", "The target refused this session; its message says why."),
+        Reason("target-full", "The target's store has no space; free some or shorten retention."),
+        Reason("target-failed", "The target's store reported an I/O failure; look at its log."),
+        Reason("fenced", "A newer generation exists: this source was failed over and must not ship."),
+        Reason("outside-data-network", "The target's address is outside the configured data networks."),
+        Reason("bandwidth-limit", "The configured bandwidth limit is below the rate of change."),
+        Reason("no-cut", "No consistent cut could be had; see the agent's log."),
+        Reason("internal", "An unexpected failure; see the log and report it."),
+    )
+}
+"""Every reason code. Label values are bounded by this table; an unknown code is a defect."""

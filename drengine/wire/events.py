@@ -1,0 +1,174 @@
+"""What two connections say to each other, as frozen values. docs/protocol.md gives their bytes and legal order.
+
+Stream positions (`sequence`) number BATCH, CUT and GEOMETRY of one source's trunk: each is one more than
+the one before, across sessions. A position at or below the durable one is a duplicate and is ignored; a gap is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from drengine.model.extents import Batch
+from drengine.model.points import Cut, Mark, VolumeGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Agent opens a session (first event). `abilities` are names both sides may share, see ABILITIES."""
+
+    version_min: int
+    version_max: int
+    abilities: frozenset[str]
+    source: str
+    instance: bytes
+    """16 random bytes made at each start of the agent."""
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Target accepts: what is durable, and the limits of this session."""
+
+    version: int
+    abilities: frozenset[str]
+    session: bytes
+    generation: int
+    durable_sequence: int
+    durable_mark: Mark
+    """The mark of the newest durable position; the agent resumes there if its epoch still holds."""
+    credit_bytes: int
+    """Frame bytes of BATCH that may be in flight before CREDIT raises it."""
+    batch_plain_bytes_max: int
+    geometry: tuple[VolumeGeometry, ...]
+    """Volumes as the target last knew them; empty for a new source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Agent declares all its volumes; needed before the first BATCH of a new source and after any change."""
+
+    sequence: int
+    mark: Mark
+    volumes: tuple[VolumeGeometry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEvent:
+    """Agent ships extents."""
+
+    sequence: int
+    mark: Mark
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class CutEvent:
+    """Agent declares that everything up to here is a consistent cut over all volumes."""
+
+    sequence: int
+    mark: Mark
+    cut: Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Target: everything up to here is on stable storage and every hash was recomputed (rule 2)."""
+
+    durable_sequence: int
+    durable_mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Target: so many more BATCH frame bytes may be sent."""
+
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HashQuery:
+    """Agent asks for hashes of the target's trunk as of everything sent before: `count` chunks of `chunk_bytes`
+    (GRAIN_BYTES or BLOCK_BYTES) from `offset` (a multiple of it). A chunk never written, or past the end, hashes as
+    zeros of its length inside the volume."""
+
+    query: int
+    volume: int
+    offset: int
+    chunk_bytes: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """Target answers: `count` xxh3-128 digests of 16 bytes, concatenated."""
+
+    query: int
+    digests: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """Target asks for a range again: a scrub found it unreadable. The agent treats it as changed."""
+
+    volume: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Agent tells its state, for the target's metrics. `behind_since_ns` is 0 when nothing is outstanding."""
+
+    state: str
+    reason: str
+    backlog_bytes: int
+    behind_since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Either side; answered by Pong with the same token."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Answer to Ping."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Either side ends the session for a reason (last event). `code` is an error id; `retryable` says whether to try again."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """Either side ends the session in peace (last event)."""
+
+
+Event = (
+    Hello
+    | Welcome
+    | Geometry
+    | BatchEvent
+    | CutEvent
+    | Ack
+    | Credit
+    | HashQuery
+    | Hashes
+    | Resend
+    | Status
+    | Ping
+    | Pong
+    | Refuse
+    | Goodbye
+)
+
+ABILITIES = frozenset({"zstd", "hash-query", "resend"})
