@@ -1,0 +1,89 @@
+"""The processes of the story, each a real command in a process of its own: target, agent, writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 0.01
+
+
+class StoryFailed(Exception):
+    """Something that should have happened did not, in time."""
+
+
+class Site:
+    """A folder with everything in it, and the processes started there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `python -m ...` with its output in NAME.log."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                env=self._environment(),
+            )
+        self._running.append(process)
+        return process
+
+    def run(self, *arguments: str) -> Any:
+        """Run `python -m ... --json` to its end and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments, "--json"], capture_output=True, text=True, check=False, cwd=self.folder,
+            env=self._environment(),
+        )
+        if done.returncode:
+            raise StoryFailed(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+        return json.loads(done.stdout)
+
+    def wait(self, what: str, ready: Callable[[], Any], *, seconds: float = 30.0) -> Any:
+        """Ask `ready` until it answers something true, and return it."""
+        deadline = time.monotonic() + seconds
+        while not (answer := ready()):
+            for process in self._running:
+                if process.poll() is not None:
+                    raise StoryFailed(f"{what}: {self._tail()}")
+            if time.monotonic() > deadline:
+                raise StoryFailed(f"{what} did not happen within {seconds:.0f} s: {self._tail()}")
+            time.sleep(POLL_SECONDS)
+        return answer
+
+    def kill(self, *processes: subprocess.Popen[bytes]) -> float:
+        """SIGKILL, all at once, as a lost room would; returns the wall clock of that moment."""
+        moment = time.time()
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        for process in processes:
+            process.wait()
+            self._running.remove(process)
+        return moment
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _tail(self) -> str:
+        logs = sorted(self.folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-400:]}" for log in logs)
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        root = Path(__file__).parent.parent
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "agents")])}

@@ -1,0 +1,137 @@
+"""A small blocking NBD client: fixed newstyle, simple replies, one request at a time.
+
+It exists for the demonstration, tests and benchmarks, which must not need a kernel client, root or libnbd.
+Source: the NBD protocol, https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from types import TracebackType
+from typing import Self
+
+from drengine.model.errors import DrengineError, error_kind
+
+NBD_CLIENT = error_kind(
+    "nbd-client",
+    29,
+    "An NBD server refused a request or broke the protocol.",
+    "Check the export's name with `nbdinfo --list` and look at the server's log.",
+)
+
+_INIT = b"NBDMAGIC"
+_OPTION = b"IHAVEOPT"
+_OPTION_REPLY = 0x3E889045565A9
+_REQUEST = struct.Struct(">IHHQQI")
+_REQUEST_MAGIC = 0x25609513
+_REPLY = struct.Struct(">IIQ")
+_REPLY_MAGIC = 0x67446698
+_OPT_GO, _REP_ACK, _REP_INFO = 7, 1, 3
+_READ, _WRITE, _DISC, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
+_LENGTH_MAX = 32 << 20
+_OPTION_REPLY_MAX = 65536
+
+
+class NbdClient:
+    """One connection to one export."""
+
+    def __init__(self, address: str | tuple[str, int], export: str, *, timeout_seconds: float = 30.0) -> None:
+        """Connect to a unix socket's path or a (host, port) and open `export`.
+
+        Raises:
+            DrengineError: NBD_CLIENT when the server refuses; OSError when it can't be reached.
+        """
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._cookie = 0
+        self.size_bytes = 0
+        try:
+            self._socket.settimeout(timeout_seconds)
+            self._socket.connect(address)
+            if family == socket.AF_INET:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._negotiate(export)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _negotiate(self, export: str) -> None:
+        if self._receive(16) != _INIT + _OPTION:
+            raise DrengineError(NBD_CLIENT, "the server does not speak NBD's newstyle handshake")
+        flags = struct.unpack(">H", self._receive(2))[0]
+        name = export.encode()
+        body = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
+        self._socket.sendall(
+            struct.pack(">I", flags & 3) + _OPTION + struct.pack(">II", _OPT_GO, len(body)) + body
+        )
+        while True:
+            magic, _, kind, length = struct.unpack(">QIII", self._receive(20))
+            if magic != _OPTION_REPLY or length > _OPTION_REPLY_MAX:
+                raise DrengineError(NBD_CLIENT, "the server's answer to the handshake is malformed")
+            data = self._receive(length)
+            if kind == _REP_ACK:
+                return
+            if kind & 0x80000000:
+                raise DrengineError(NBD_CLIENT, f"export {export!r} refused: {data.decode('utf-8', 'replace')}")
+            if kind == _REP_INFO and data[:2] == b"\0\0":
+                self.size_bytes = struct.unpack(">Q", data[2:10])[0]
+
+    def _receive(self, length: int) -> bytearray:
+        buffer = bytearray(length)
+        view = memoryview(buffer)
+        while view:
+            received = self._socket.recv_into(view)
+            if not received:
+                raise ConnectionResetError("the NBD server closed the connection")
+            view = view[received:]
+        return buffer
+
+    def _call(self, command: int, offset: int, length: int, data: bytes | memoryview = b"", flags: int = 0) -> None:
+        self._cookie += 1
+        header = _REQUEST.pack(_REQUEST_MAGIC, flags, command, self._cookie, offset, length)
+        self._socket.sendall(header + data if len(data) <= 65536 else header)
+        if len(data) > 65536:
+            self._socket.sendall(data)
+        magic, error, cookie = _REPLY.unpack(self._receive(_REPLY.size))
+        if magic != _REPLY_MAGIC or cookie != self._cookie:
+            raise DrengineError(NBD_CLIENT, "the server's reply is malformed")
+        if error:
+            raise DrengineError(NBD_CLIENT, f"the server answered error {error} to command {command} at {offset}")
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Read `length` bytes (at most 32 MiB) at `offset`."""
+        if length > _LENGTH_MAX:
+            raise ValueError("a read is at most 32 MiB")
+        self._call(_READ, offset, length)
+        return self._receive(length)
+
+    def write(self, offset: int, data: bytes | memoryview, *, fua: bool = False) -> None:
+        """Write at `offset`; with `fua` it returns only when the data is durable."""
+        self._call(_WRITE, offset, len(data), data, int(fua))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeroes."""
+        self._call(_WRITE_ZEROES, offset, length)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Discard a range."""
+        self._call(_TRIM, offset, length)
+
+    def flush(self) -> None:
+        """Return when all completed writes are durable."""
+        self._call(_FLUSH, 0, 0)
+
+    def close(self) -> None:
+        """Say goodbye and close."""
+        try:
+            self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _DISC, 0, 0, 0))
+        except OSError:
+            pass  # the server is gone already; nothing is lost by not saying goodbye
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
