@@ -1,0 +1,137 @@
+"""What can go wrong with a store, as kinds with exit codes 30 to 49, and how the system's errors become them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from drengine.model.errors import DrengineError, ErrorKind, error_kind
+
+NOT_A_STORE = error_kind(
+    "not-a-store",
+    30,
+    "The directory is not a replica store.",
+    "Check the path; `drengine target` makes a store in an empty directory.",
+)
+STORE_VERSION = error_kind(
+    "store-version",
+    31,
+    "The store was written by a newer version of drengine.",
+    "Upgrade drengine on this host; nothing was changed.",
+)
+STORE_EXISTS = error_kind(
+    "store-exists",
+    32,
+    "A new store needs an empty directory.",
+    "Choose an empty directory, or open the store that is there.",
+)
+CATALOGUE_DAMAGED = error_kind(
+    "catalogue-damaged",
+    33,
+    "The store's catalogue cannot be trusted.",
+    "Stop the target, then run `drengine rebuild` on the store: it is made anew from the segments.",
+)
+STORE_IO = error_kind(
+    "store-io",
+    34,
+    "The store's disk returned an I/O error; the branch takes no more writes until it is opened anew.",
+    "Check the disk and the kernel's log, then restart the target.",
+)
+STORE_FULL = error_kind(
+    "store-full",
+    35,
+    "The store's disk has no space; nothing was acknowledged.",
+    "Free space or shorten retention; replication resumes by itself.",
+    retryable=True,
+)
+STORE_READ_ONLY = error_kind(
+    "store-read-only",
+    36,
+    "The store cannot be written: read-only file system or missing permission.",
+    "Remount it read-write or correct the directory's owner.",
+)
+FENCED = error_kind(
+    "fenced",
+    37,
+    "A newer generation exists: this writer must not write any more.",
+    "The source was promoted elsewhere; fail back to it or enrol it anew.",
+)
+BRANCH_BUSY = error_kind(
+    "branch-busy",
+    38,
+    "Another process or session is writing this branch.",
+    "Wait until it ends, or stop it.",
+    retryable=True,
+)
+SEQUENCE_GAP = error_kind(
+    "sequence-gap",
+    39,
+    "A stream position is missing.",
+    "The peer must resume at the durable position; if it repeats, report it.",
+    retryable=True,
+)
+UNKNOWN_SOURCE = error_kind(
+    "unknown-source", 40, "The store holds no such source.", "List the sources with `drengine status`."
+)
+UNKNOWN_POINT = error_kind(
+    "unknown-point", 41, "There is no such recovery point.", "List the points with `drengine points`."
+)
+UNKNOWN_BRANCH = error_kind(
+    "unknown-branch",
+    42,
+    "There is no such branch, or it is closed.",
+    "List the branches with `drengine status`.",
+)
+DAMAGED = error_kind(
+    "damaged",
+    43,
+    "Stored data failed its checks and is refused.",
+    "Choose another point (`drengine points`); run `drengine scrub` so that the source sends it again.",
+)
+UNKNOWN_VOLUME = error_kind(
+    "unknown-volume", 44, "The point has no such volume.", "See the point's volumes with `drengine points --json`."
+)
+OUT_OF_RANGE = error_kind(
+    "out-of-range", 45, "The range is outside the volume.", "Compare the volume's size with the request."
+)
+MAINTENANCE_BUSY = error_kind(
+    "maintenance-busy",
+    46,
+    "Another process is maintaining this store.",
+    "Wait until it ends.",
+    retryable=True,
+)
+STORE_IDENTITY_DAMAGED = error_kind(
+    "store-identity-damaged",
+    47,
+    "The store's identity file failed its checksum.",
+    "Run `drengine rebuild` on the store.",
+)
+POINT_IN_USE = error_kind(
+    "point-in-use", 48, "The point or branch is in use.", "Close what uses it, or unpin it, first."
+)
+
+_BY_ERRNO: dict[int, ErrorKind] = {
+    errno.ENOSPC: STORE_FULL,
+    errno.EDQUOT: STORE_FULL,
+    errno.EFBIG: STORE_FULL,
+    errno.EROFS: STORE_READ_ONLY,
+    errno.EACCES: STORE_READ_ONLY,
+    errno.EPERM: STORE_READ_ONLY,
+}
+
+
+def from_os_error(error: OSError, doing: str) -> DrengineError:
+    """The store's error for one of the system's; whatever is not known to be harmless is STORE_IO."""
+    kind = _BY_ERRNO.get(error.errno or 0, STORE_IO)
+    return DrengineError(kind, f"{doing}: {error.strerror or error}")
+
+
+@contextmanager
+def os_errors(doing: str) -> Iterator[None]:
+    """Turn OSError inside the block into a DrengineError naming what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, doing) from error

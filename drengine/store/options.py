@@ -1,0 +1,31 @@
+"""Limits of a store; tests shrink them so that a few blocks span several segments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Sizes in bytes unless the name says otherwise.
+
+    Attributes:
+        segment_bytes_max: a segment is sealed when it has grown to this.
+        segment_extents_max: ... or holds so many extents.
+        record_cache_bytes_max: decoded records kept in memory per store.
+        index_cache_bytes_max: decoded segment indexes kept in memory per store.
+        write_buffer_bytes: a writable view packs so much into one record.
+        uncommitted_bytes_max: a writable view commits by itself beyond this.
+        compact_dead_fraction: a segment is rewritten when this part of its plain bytes is dead.
+        manifests_kept: newest manifests kept.
+    """
+
+    segment_bytes_max: int = 64 << 20
+    segment_extents_max: int = 65536
+    record_cache_bytes_max: int = 128 << 20
+    index_cache_bytes_max: int = 64 << 20
+    write_buffer_bytes: int = 1 << 20
+    uncommitted_bytes_max: int = 32 << 20
+    compact_dead_fraction: float = 0.25
+    manifests_kept: int = 3
