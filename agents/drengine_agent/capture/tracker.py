@@ -1,10 +1,30 @@
-"""The small interface between capture and the pipeline. Abilities are data: the pipeline asks them, never a class name.
+"""The small interface between capture and the pipeline. Abilities are data: nobody asks for a class name.
 
 A tracker watches all volumes of one source server (the consistency group). Two kinds of answers exist:
 
 - *ordered* trackers (the NBD tap) hand out the writes themselves, in order, with their bytes: a cut may
   follow any write.
-- *unordered* trackers (scan, later eBPF) hand out ranges to re-read; a cut is possible when the tracker can prove one.
+- *unordered* trackers (scan, later eBPF) hand out ranges to re-read; a cut is possible when the tracker can
+  prove one.
+
+How the pipeline drives a tracker (the same for all):
+
+1. It calls `changes(since)` with the target's durable mark at the start of a session and after any break, and
+   with the mark of the last answer while a session lasts. An answer is finished when the pipeline has *read*
+   everything in it and put it into the stream; only then may it ask for the next one.
+2. Batches that carry a part of an answer carry the mark *before* it (`since`); the last one carries the
+   answer's mark. So a durable mark always means: this answer and all before it are at the target, whole.
+3. `writes` come in order with their bytes. `ranges` are read from the volume, now or a little later: newer
+   data than at the moment of the answer is fine, because it comes again as a later write.
+4. `rescan_reason` asks for all volumes to be compared (index, or the target's hashes) and the differences
+   shipped, as if every byte stood in `ranges`. Writes during the scan are kept by the tracker. If it is
+   interrupted, the next session's `changes` says `rescan_reason` again.
+5. After ranges or a rescan the replica mixes moments: no cut. A live tracker notes how far its capture had got
+   when the pipeline came back for more (so everything had been read), and says `cut_ok` once that position
+   has been shipped.
+6. A range that can't be read (EIO), or that the target asks for again, goes back by `mark_dirty` before the
+   next `changes`; until it has been handed out again and shipped there is no `cut_ok`.
+7. `acknowledge` takes durable marks, in any thread; what lies before them is forgotten.
 """
 
 from __future__ import annotations
@@ -61,8 +81,8 @@ class Changes:
         mark: acknowledge this once everything here is durable at the target.
         writes: for ordered trackers: the next writes, bounded in bytes; else empty.
         ranges: for unordered trackers, or an ordered one that lost order: ranges to re-read; else empty.
-        rescan_reason: a code of states.REASONS when tracking was lost and everything must be compared; else None.
-        cut_ok: after shipping this, the replica equals the source at one moment, `cut_time_ns`, known as `cut_kind`.
+        rescan_reason: a code of states.REASONS when tracking was lost and all must be compared; else None.
+        cut_ok: after shipping this, the replica equals the source at one moment, `cut_time_ns`, as `cut_kind`.
         more: further changes are waiting now.
     """
 
@@ -93,7 +113,7 @@ class Tracker(Protocol):
         ...
 
     def changes(self, since: Mark, *, bytes_max: int) -> Changes:
-        """What changed after `since` (the target's durable mark). Never blocks for long; may be called in a thread.
+        """What changed after `since` (see the module's rules). Never blocks for long; may run in a thread.
 
         An unknown epoch, or any doubt, is answered with `rescan_reason`, never with silence (rule 8).
         """
@@ -101,6 +121,19 @@ class Tracker(Protocol):
 
     def acknowledge(self, mark: Mark) -> None:
         """Everything up to `mark` is durable at the target: it may be forgotten."""
+        ...
+
+    def mark_dirty(self, ranges: Sequence[Range]) -> None:
+        """These could not be read or are damaged at the target: hand them out again, and no cut before."""
+        ...
+
+    def request_rescan(self, reason: str) -> None:
+        """Whoever calls has doubts (a code of states.REASONS): the next `changes` asks for a rescan."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why tracking is not whole now, a code of states.REASONS; `none` when it is."""
         ...
 
     def backlog_bytes(self) -> int:
