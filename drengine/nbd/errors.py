@@ -1,0 +1,30 @@
+"""What can go wrong between an NBD client and us, as kinds (exit codes 25 to 28; 29 is the client's)."""
+
+from __future__ import annotations
+
+from drengine.model.errors import error_kind
+
+NBD_PROTOCOL = error_kind(
+    "nbd-protocol",
+    25,
+    "An NBD peer broke the protocol.",
+    "Use a client that speaks fixed newstyle NBD (libnbd, QEMU, nbd-client 3.10 or later).",
+)
+NBD_LIMIT = error_kind(
+    "nbd-limit",
+    26,
+    "An NBD client went past a limit of this server.",
+    "Look at the client: it sends more, larger or slower requests than any well-behaved one.",
+)
+NBD_UNKNOWN_EXPORT = error_kind(
+    "nbd-unknown-export",
+    27,
+    "There is no export of that name.",
+    "List the exports with `nbdinfo --list`.",
+)
+NBD_LISTEN = error_kind(
+    "nbd-listen",
+    28,
+    "The NBD server cannot listen at the address it was given.",
+    "Free the address, remove a stale socket, or choose another one.",
+)
