@@ -19,7 +19,7 @@ How the pipeline drives a tracker (the same for all):
 4. `rescan_reason` asks for all volumes to be compared (index, or the target's hashes) and the differences
    shipped, as if every byte stood in `ranges`. Writes during the scan are kept by the tracker. If it is
    interrupted, the next session's `changes` says `rescan_reason` again.
-5. After ranges or a rescan the replica mixes moments: no cut. A live tracker notes how far its capture had got
+5. After ranges or a rescan the replica mixes moments: no cut. A live tracker notes how far its capture got
    when the pipeline came back for more (so everything had been read), and says `cut_ok` once that position
    has been shipped.
 6. A range that can't be read (EIO), or that the target asks for again, goes back by `mark_dirty` before the
@@ -82,7 +82,7 @@ class Changes:
         writes: for ordered trackers: the next writes, bounded in bytes; else empty.
         ranges: for unordered trackers, or an ordered one that lost order: ranges to re-read; else empty.
         rescan_reason: a code of states.REASONS when tracking was lost and all must be compared; else None.
-        cut_ok: after shipping this, the replica equals the source at one moment, `cut_time_ns`, as `cut_kind`.
+        cut_ok: after shipping this the replica equals the source at one moment, `cut_time_ns`, by `cut_kind`.
         more: further changes are waiting now.
     """
 
