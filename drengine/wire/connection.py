@@ -1,6 +1,7 @@
 """One side of a session: bytes in, events out, and back. It owns no socket, clock, thread or logger.
 
-Every move that is legal stands in MOVES; both sides hold the same table. The diagram in docs/protocol.md is drawn from it.
+Every move that is legal stands in MOVES; both sides hold the same table. The diagram in docs/protocol.md is
+drawn from it.
 """
 
 from __future__ import annotations

@@ -141,7 +141,10 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Either side ends the session for a reason (last event). `code` is an error id; `retryable` says whether to try again."""
+    """Either side ends the session for a reason (last event).
+
+    `code` is an error id or protocol reason; `retryable` says whether trying again later may help.
+    """
 
     code: str
     message: str

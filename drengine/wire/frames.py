@@ -5,9 +5,9 @@ Frame header, 32 bytes, little endian (``HEADER``)::
     u32 magic "DREN" | u8 version | u8 type | u16 flags (0) | u32 body length | u32 meta length
     u64 frame sequence (per direction, from 1, +1 each) | u64 check
 
-The check is xxh3-64 over the header's first 24 bytes and the meta bytes, which are the body's beginning. For BATCH the rest
-of the body is the payload, covered by the blocks' hashes instead, so that bulk data is hashed once, as plain bytes;
-for every other type the meta is the whole body.
+The check is xxh3-64 over the header's first 24 bytes and the meta bytes, which are the body's beginning. For BATCH
+the rest of the body is the payload, covered by the blocks' hashes instead, so that bulk data is hashed once, as plain
+bytes; for every other type the meta is the whole body.
 """
 
 from __future__ import annotations
