@@ -1,0 +1,82 @@
+"""Which compression to use: a pure controller that spends CPU when the network is slow and saves it when it isn't.
+
+The sender is either *starved* (it waits for the workers to produce a batch: CPU is the bottleneck) or *blocked*
+(it waits for credit, the bandwidth limit or the socket: the network or the target is). Both are measured per window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import zstandard
+
+LEVELS: tuple[int | None, ...] = (None, -5, -1, 1, 3)
+"""From no CPU to most CPU; None sends as it is."""
+WINDOW_SECONDS = 0.25
+_DOMINANT = 0.5
+_PROBE_PIECE = 4096
+_PROBE_PIECES = 8
+_PROBE_PAYS = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the sender saw during one window, in seconds."""
+
+    elapsed: float
+    starved: float
+    blocked: float
+
+
+def next_level(levels: Sequence[int | None], current: int, window: Window) -> int:
+    """The index into `levels` to use after this window.
+
+    One step at a time. Blocked for most of the window: one more CPU. Starved for most of it: one less. In
+    between the two are in balance and nothing changes, so the level doesn't swing.
+    """
+    if window.elapsed <= 0 or window.starved + window.blocked < window.elapsed * _DOMINANT:
+        return current
+    if window.blocked > window.elapsed * _DOMINANT:
+        return min(current + 1, len(levels) - 1)
+    if window.starved > window.elapsed * _DOMINANT:
+        return max(current - 1, 0)
+    return current
+
+
+class CompressionController:
+    """Accumulates the sender's waits and keeps the level. One thread writes, workers read `level`."""
+
+    def __init__(self, levels: Sequence[int | None] = LEVELS, *, start: int = 0) -> None:
+        self._levels = tuple(levels)
+        self._current = min(start, len(self._levels) - 1)
+        self._elapsed = self._starved = self._blocked = 0.0
+
+    @property
+    def level(self) -> int | None:
+        """The zstd level to use now; None: don't compress."""
+        return self._levels[self._current]
+
+    def observe(self, *, elapsed: float, starved: float, blocked: float) -> None:
+        """Count one send: how long since the last, how long without a batch, how long held up."""
+        self._elapsed += elapsed
+        self._starved += starved
+        self._blocked += blocked
+        if self._elapsed >= WINDOW_SECONDS:
+            window = Window(self._elapsed, self._starved, self._blocked)
+            self._current = next_level(self._levels, self._current, window)
+            self._elapsed = self._starved = self._blocked = 0.0
+
+
+def compressible(plain: bytes | bytearray | memoryview) -> bool:
+    """Whether a few small samples of the payload shrink: random data then costs no full compression.
+
+    Short payloads are not probed (True): compressing them costs no more than the probe.
+    """
+    length = len(plain)
+    if length < 4 * _PROBE_PIECES * _PROBE_PIECE:
+        return True
+    view = memoryview(plain)
+    step = (length - _PROBE_PIECE) // (_PROBE_PIECES - 1)
+    sample = b"".join([view[i * step : i * step + _PROBE_PIECE] for i in range(_PROBE_PIECES)])
+    return len(zstandard.compress(sample, -5)) < _PROBE_PAYS * len(sample)

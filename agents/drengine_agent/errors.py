@@ -1,0 +1,57 @@
+"""The failures of the agent that a person can meet. Exit codes 80 to 89; the trackers' own are 70 to 79."""
+
+from __future__ import annotations
+
+from drengine.model.errors import error_kind
+
+BAD_SCHEDULE = error_kind(
+    "bad-bandwidth-schedule",
+    80,
+    "The bandwidth limit can't be read.",
+    "Write `unlimited`, `20MiB/s` or `08:00-18:00=20MiB/s, otherwise unlimited`.",
+)
+SOURCE_READ = error_kind(
+    "source-read-error",
+    81,
+    "The source's disk returned an error.",
+    "Look at the kernel's log and the disk's health; replication goes on with the other blocks and cuts no point.",
+    retryable=True,
+)
+AGENT_RUNNING = error_kind(
+    "agent-running",
+    82,
+    "Another agent is running with this state directory.",
+    "Stop it first (`drengine-agent status` shows its pid), or give this one a state directory of its own.",
+)
+AGENT_NOT_RUNNING = error_kind(
+    "agent-not-running",
+    83,
+    "No agent answers on the control socket.",
+    "Start it with `drengine-agent run --config FILE`, or name its configuration with --config.",
+    retryable=True,
+)
+COMMAND_REFUSED = error_kind(
+    "agent-command-refused",
+    84,
+    "The agent can't do that now.",
+    "`drengine-agent status` shows its state and the reason.",
+    retryable=True,
+)
+STATE_DAMAGED = error_kind(
+    "agent-state-damaged",
+    85,
+    "The agent's state directory can't be used.",
+    "Check its permissions and free space; a missing or old state is safe to delete: the next run rescans.",
+)
+SESSION_REFUSED = error_kind(
+    "session-refused",
+    86,
+    "The target refused the session.",
+    "The target's message says why; its log says more.",
+)
+PROTECT_EXISTS = error_kind(
+    "config-exists",
+    87,
+    "The configuration file is there already.",
+    "Edit it, or name another file with --config.",
+)
