@@ -42,6 +42,7 @@ REASONS: dict[str, Reason] = {
         Reason("geometry-changed", "A volume was resized; the new geometry is being synchronised."),
         Reason("volume-missing", "A volume's path does not open; attach it or remove it from the configuration."),
         Reason("volume-replaced", "Another device appeared under the volume's name; check it, then enrol it anew."),
+        Reason("changed-outside", "A volume was written while the agent was stopped; a rescan finds the differences."),
         Reason("read-error", "The source's disk returns errors; no point is cut until the blocks can be read."),
         Reason("target-unreachable", "The target does not answer; check its address, service and network."),
         Reason("target-refused", "The target refused this session; its message says why."),

@@ -7,7 +7,7 @@ big integers over the bytes), so an almost clean map of 1 TiB is walked in milli
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from drengine_agent.capture.tracker import Range
 
@@ -53,8 +53,25 @@ class DirtyBitmap:
         """The whole volume is dirty."""
         self.mark(0, self.size_bytes)
 
+    def merge(self, other: DirtyBitmap) -> None:
+        """What is dirty in another map of the same volume is dirty here too."""
+        if not other.dirty_blocks:
+            return
+        both = int.from_bytes(self._bits, "little") | int.from_bytes(other._bits, "little")
+        self.dirty_blocks = both.bit_count()
+        self._bits = bytearray(both.to_bytes(-(-self.blocks // 8), "little"))
+
+    def clear_before(self, block: int) -> None:
+        """Blocks below `block` are clean."""
+        if self._bits:
+            low = min(block >> 3, len(self._bits))
+            self._bits[:low] = bytes(low)
+            if low < len(self._bits):
+                self._bits[low] &= 0xFF << (block & 7) & 0xFF
+            self.dirty_blocks = int.from_bytes(self._bits, "little").bit_count()
+
     def runs(self, block: int = 0) -> Iterator[tuple[int, int]]:
-        """Runs of dirty blocks from `block` on: (first block, count), ascending; adjacent runs are possible."""
+        """Runs of dirty blocks from `block` on: (first block, count), ascending; some may touch."""
         for match in _RUN.finditer(self._bits, block >> 3):
             start, end = match.span()
             if self._bits[start] == 0xFF:
@@ -94,10 +111,21 @@ class DirtySet:
         for bitmap in self._maps.values():
             bitmap.mark_all()
 
-    def mark_ranges(self, ranges: Sequence[Range]) -> None:
-        """These ranges are dirty."""
-        for part in ranges:
-            self._maps[part.volume].mark(part.offset, part.length)
+    def merge(self, other: DirtySet) -> None:
+        """What is dirty in a set of the same volumes is dirty here too."""
+        for volume, bitmap in other._maps.items():
+            self._maps[volume].merge(bitmap)
+        self._place = (0, 0, 0)
+
+    def clear_first(self, count: int) -> None:
+        """The first `count` dirty blocks are clean; places of `ranges` count from the rest."""
+        rest, _ = self.ranges(count, 1)
+        for volume, bitmap in self._maps.items():
+            if not rest or volume < rest[0].volume:
+                bitmap.clear_before(bitmap.blocks)
+            elif volume == rest[0].volume:
+                bitmap.clear_before(rest[0].offset >> _SHIFT)
+        self._place = (0, 0, 0)
 
     @property
     def dirty_blocks(self) -> int:
