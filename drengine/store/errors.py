@@ -90,7 +90,10 @@ DAMAGED = error_kind(
     "Choose another point (`drengine points`); run `drengine scrub` so that the source sends it again.",
 )
 UNKNOWN_VOLUME = error_kind(
-    "unknown-volume", 44, "The point has no such volume.", "See the point's volumes with `drengine points --json`."
+    "unknown-volume",
+    44,
+    "The point has no such volume.",
+    "See the point's volumes with `drengine points --json`.",
 )
 OUT_OF_RANGE = error_kind(
     "out-of-range", 45, "The range is outside the volume.", "Compare the volume's size with the request."
@@ -129,9 +132,16 @@ def from_os_error(error: OSError, doing: str) -> DrengineError:
 
 
 @contextmanager
-def os_errors(doing: str) -> Iterator[None]:
-    """Turn OSError inside the block into a DrengineError naming what was being done."""
+def os_errors(doing: str, *, pass_missing: bool = False) -> Iterator[None]:
+    """Turn OSError inside the block into a DrengineError naming what was being done.
+
+    `pass_missing`: FileNotFoundError goes through as it is, for callers that know what to do about it.
+    """
     try:
         yield
+    except FileNotFoundError as error:
+        if pass_missing:
+            raise
+        raise from_os_error(error, doing) from error
     except OSError as error:
         raise from_os_error(error, doing) from error

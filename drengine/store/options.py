@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """Sizes in bytes unless the name says otherwise.
@@ -18,6 +17,8 @@ class StoreOptions:
         write_buffer_bytes: a writable view packs so much into one record.
         uncommitted_bytes_max: a writable view commits by itself beyond this.
         compact_dead_fraction: a segment is rewritten when this part of its plain bytes is dead.
+        merge_mappings_max: a merged layer is made only of so many mappings (28 bytes each); beyond, a view looks
+            through the smaller ones.
         manifests_kept: newest manifests kept.
     """
 
@@ -28,4 +29,5 @@ class StoreOptions:
     write_buffer_bytes: int = 1 << 20
     uncommitted_bytes_max: int = 32 << 20
     compact_dead_fraction: float = 0.25
+    merge_mappings_max: int = 4 << 20
     manifests_kept: int = 3

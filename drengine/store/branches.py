@@ -1,0 +1,164 @@
+"""Branches: growing one from a point, promoting it, closing it. All at once, without copying data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from drengine.model.errors import DrengineError
+from drengine.model.points import Mark, RecoveryPoint
+from drengine.store.context import StoreContext
+from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
+from drengine.store.leases import lock_branch
+from drengine.store.manifest import write_manifest
+from drengine.store.rows import BranchRow, PointRow
+
+
+@dataclass(frozen=True, slots=True)
+class BranchInfo:
+    """A branch of a source.
+
+    Attributes:
+        number: 1 is the trunk.
+        parent, base_sequence: where it grew from; 0 for the trunk.
+        generation: of its writer when it was made.
+        role: ``trunk``, ``promoted`` or ``drill``.
+        closed: nobody may write it any more.
+        durable_sequence: its newest durable position.
+        active: the branch that the source's generation writes.
+    """
+
+    number: int
+    parent: int
+    base_sequence: int
+    generation: int
+    role: str
+    label: str
+    closed: bool
+    durable_sequence: int
+    active: bool
+
+
+class Branches:
+    """The tree of branches of each source."""
+
+    def __init__(self, context: StoreContext) -> None:
+        self._context = context
+
+    def list(self, source: str) -> list[BranchInfo]:
+        """All branches, by number."""
+        active = self._context.catalogue.source(source).active_branch
+        return [_info(row, active) for row in self._context.catalogue.branches(source)]
+
+    def create(self, point: RecoveryPoint, *, role: str, label: str) -> BranchInfo:
+        """A branch beside the active one; it is fenced by its own generation only."""
+        if role != "drill":
+            raise ValueError(f"a branch beside the active one is a drill, not {role!r}")
+        catalogue = self._context.catalogue
+        mark = self._mark_of(point)
+        with catalogue.transaction():
+            source = catalogue.source(point.source)
+            row = self._new_row(self.kept(point), mark, source.generation, role, label)
+            catalogue.put(row)
+        write_manifest(self._context)
+        return _info(row, source.active_branch)
+
+    def promote(self, point: RecoveryPoint, *, expected_generation: int, label: str) -> BranchInfo:
+        """The new active branch, under the next generation. The transaction lets one of two promoters win."""
+        catalogue = self._context.catalogue
+        mark = self._mark_of(point)
+        with catalogue.transaction():
+            source = catalogue.source(point.source)
+            if source.generation != expected_generation:
+                raise DrengineError(
+                    FENCED,
+                    f"{point.source!r} is at generation {source.generation}, not {expected_generation}: "
+                    "somebody else promoted it",
+                )
+            kept = self.kept(point)
+            if kept.damaged:
+                raise DrengineError(DAMAGED, f"point {point.id} of {point.source!r} has unreadable data")
+            row = self._new_row(kept, mark, source.generation + 1, "promoted", label)
+            left = catalogue.branch(point.source, source.active_branch)
+            catalogue.put(
+                row,
+                left._replace(superseded_ns=self._context.clock.now_ns()),
+                source._replace(generation=row.generation, active_branch=row.branch),
+            )
+        # A catalogue lost from now on must not bring the old generation back.
+        write_manifest(self._context)
+        return _info(row, row.branch)
+
+    def close(self, source: str, branch: int) -> None:
+        """Close a branch that is not the active one."""
+        catalogue = self._context.catalogue
+        catalogue.branch(source, branch)
+        with lock_branch(self._context.directory, source, branch), catalogue.transaction():
+            if catalogue.source(source).active_branch == branch:
+                raise DrengineError(POINT_IN_USE, f"branch {branch} is the active one of {source!r}")
+            catalogue.put(catalogue.branch(source, branch)._replace(closed=1))
+
+    def ancestry_points(self, source: str) -> Iterator[PointRow]:
+        """Points of the active branch and of what it grew from, newest first."""
+        branch = self._context.catalogue.source(source).active_branch
+        sequence: int | None = None
+        while branch:
+            for point in reversed(self._context.catalogue.points(source, branch)):
+                if sequence is None or point.sequence <= sequence:
+                    yield point
+            row = self._context.catalogue.branch(source, branch)
+            branch, sequence = row.parent, row.base_sequence
+
+    def kept(self, point: RecoveryPoint) -> PointRow:
+        """A point's row.
+
+        Raises:
+            DrengineError: UNKNOWN_POINT.
+        """
+        row = self._context.catalogue.point(point.source, point.branch, point.sequence)
+        if row is None:
+            raise DrengineError(UNKNOWN_POINT, f"point {point.id} of {point.source!r} is gone")
+        return row
+
+    def _new_row(self, point: PointRow, mark: Mark, generation: int, role: str, label: str) -> BranchRow:
+        number = max(row.branch for row in self._context.catalogue.branches(point.source)) + 1
+        return BranchRow(
+            source=point.source,
+            branch=number,
+            parent=point.branch,
+            base_sequence=point.sequence,
+            generation=generation,
+            role=role,
+            label=label,
+            closed=0,
+            created_ns=self._context.clock.now_ns(),
+            superseded_ns=0,
+            durable_sequence=point.sequence,
+            durable_epoch=mark.epoch,
+            durable_position=mark.position,
+            geometry=point.geometry,
+        )
+
+    def _mark_of(self, point: RecoveryPoint) -> Mark:
+        """The mark at the point's cut; none when its record cannot be read, which only costs a rescan."""
+        row = self._context.catalogue.segment_at(point.source, point.branch, point.sequence)
+        if row is None or row.last_sequence < point.sequence:
+            return Mark()
+        try:
+            return self._context.records.index(row).mark(point.sequence - row.first_sequence)
+        except DrengineError:
+            return Mark()
+
+
+def _info(row: BranchRow, active: int) -> BranchInfo:
+    return BranchInfo(
+        number=row.branch,
+        parent=row.parent,
+        base_sequence=row.base_sequence,
+        generation=row.generation,
+        role=row.role,
+        label=row.label,
+        closed=bool(row.closed),
+        durable_sequence=row.durable_sequence,
+        active=row.branch == active,
+    )

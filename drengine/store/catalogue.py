@@ -1,0 +1,317 @@
+"""The catalogue: what is committed. One SQLite transaction is the store's only commit point.
+
+WAL with synchronous=FULL: a transaction is on stable storage when `transaction()` leaves without an
+error. Several processes may have it open; each connection is used by one thread at a time (a lock
+sees to it). SQLite has no checksums of its own, so every row carries one (rows.py), and all rows are
+checked when the catalogue is opened.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from drengine.model.errors import DrengineError, ErrorKind
+from drengine.store.errors import (
+    CATALOGUE_DAMAGED,
+    FENCED,
+    MAINTENANCE_BUSY,
+    STORE_FULL,
+    STORE_IO,
+    STORE_READ_ONLY,
+    STORE_VERSION,
+    UNKNOWN_BRANCH,
+    UNKNOWN_SOURCE,
+)
+from drengine.store.rows import (
+    TABLE_OF,
+    BranchRow,
+    DamageRow,
+    PointRow,
+    SegmentRow,
+    SourceRow,
+    Table,
+    Tables,
+    row_checksum,
+)
+
+CATALOGUE_NAME = "catalogue.sqlite"
+APPLICATION_ID = 0x4452454E
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30.0
+
+_TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
+
+_KINDS: dict[str, ErrorKind] = {
+    "SQLITE_FULL": STORE_FULL,
+    "SQLITE_IOERR": STORE_IO,
+    "SQLITE_READONLY": STORE_READ_ONLY,
+    "SQLITE_CANTOPEN": STORE_READ_ONLY,
+    "SQLITE_PERM": STORE_READ_ONLY,
+    "SQLITE_BUSY": MAINTENANCE_BUSY,
+    "SQLITE_LOCKED": MAINTENANCE_BUSY,
+}
+
+
+def _from_sqlite(error: sqlite3.Error) -> DrengineError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    kind = next((kind for prefix, kind in _KINDS.items() if name.startswith(prefix)), CATALOGUE_DAMAGED)
+    return DrengineError(kind, f"catalogue: {error}")
+
+
+class Catalogue:
+    """One connection to a store's catalogue."""
+
+    def __init__(self, directory: Path, *, read_only: bool = False, check: bool = True) -> None:
+        """Open an existing catalogue.
+
+        Raises:
+            DrengineError: CATALOGUE_DAMAGED, STORE_VERSION, STORE_READ_ONLY, STORE_IO.
+        """
+        path = directory / CATALOGUE_NAME
+        if not path.is_file():
+            raise DrengineError(CATALOGUE_DAMAGED, f"{path} is missing")
+        self._lock = threading.RLock()
+        self._depth = 0
+        try:
+            self._db = _connect(path, read_only=read_only)
+        except sqlite3.Error as error:
+            raise _from_sqlite(error) from error
+        try:
+            self._check_identity()
+            if check:
+                self.check()
+        except BaseException:
+            self._db.close()
+            raise
+
+    @staticmethod
+    def create(directory: Path, name: str = CATALOGUE_NAME) -> None:
+        """Make an empty catalogue; durable when the caller has synced the directory."""
+        try:
+            db = _connect(directory / name, read_only=False)
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                for table in Tables.ALL:
+                    columns = ", ".join(
+                        f"{field} {_TYPES[get_type_hints(table.row)[field]]} NOT NULL" for field in table.row._fields
+                    )
+                    keys = ", ".join(table.row._fields[: table.keys])
+                    db.execute(
+                        f"CREATE TABLE {table.name} ({columns}, checksum INTEGER NOT NULL, PRIMARY KEY ({keys}))"
+                        " STRICT, WITHOUT ROWID"
+                    )
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                db.execute("COMMIT")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                db.close()
+        except sqlite3.Error as error:
+            raise _from_sqlite(error) from error
+
+    def close(self) -> None:
+        """Close the connection; the last one also empties the write-ahead log."""
+        with self._lock:
+            self._db.close()
+
+    def check(self) -> None:
+        """Check the file's structure and every row's checksum.
+
+        Raises:
+            DrengineError: CATALOGUE_DAMAGED.
+        """
+        with self._errors():
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found is None or found[0] != "ok":
+            raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: {found[0] if found else 'no answer'}")
+        for table in Tables.ALL:
+            self._select(table, "")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block or nothing; durable when it has left. Blocks other writers for its length.
+
+        Raises:
+            DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY, MAINTENANCE_BUSY; nothing was changed, except
+                that after STORE_IO it may still come to light after a crash.
+        """
+        with self._lock:
+            if self._depth:
+                yield
+                return
+            with self._errors():
+                self._db.execute("BEGIN IMMEDIATE")
+            self._depth = 1
+            try:
+                yield
+                with self._errors():
+                    self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth = 0
+
+    def data_version(self) -> int:
+        """A number that changes whenever another connection has committed something."""
+        with self._lock, self._errors():
+            (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+    def put(self, *rows: Any) -> None:
+        """Insert or replace rows of any kind, inside a transaction."""
+        with self._lock, self._errors():
+            for row in rows:
+                table = TABLE_OF[type(row)]
+                values = (*row, row_checksum(table.name, tuple(row)))
+                marks = ",".join("?" * len(values))
+                self._db.execute(f"INSERT OR REPLACE INTO {table.name} VALUES ({marks})", values)
+
+    def remove(self, *rows: Any) -> None:
+        """Delete rows by their keys, inside a transaction."""
+        with self._lock, self._errors():
+            for row in rows:
+                table = TABLE_OF[type(row)]
+                where = " AND ".join(f"{field} = ?" for field in table.row._fields[: table.keys])
+                self._db.execute(f"DELETE FROM {table.name} WHERE {where}", tuple(row)[: table.keys])
+
+    def sources(self) -> list[SourceRow]:
+        """All sources, by name."""
+        return cast("list[SourceRow]", self._select(Tables.SOURCE, ""))
+
+    def source(self, name: str) -> SourceRow:
+        """One source.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE.
+        """
+        found = self._select(Tables.SOURCE, "WHERE name = ?", name)
+        if not found:
+            raise DrengineError(UNKNOWN_SOURCE, f"the store holds no source {name[:80]!r}")
+        return cast(SourceRow, found[0])
+
+    def branches(self, source: str) -> list[BranchRow]:
+        """All branches of a source, by number."""
+        return cast("list[BranchRow]", self._select(Tables.BRANCH, "WHERE source = ? ORDER BY branch", source))
+
+    def branch(self, source: str, branch: int) -> BranchRow:
+        """One branch, closed or not.
+
+        Raises:
+            DrengineError: UNKNOWN_BRANCH.
+        """
+        found = self._select(Tables.BRANCH, "WHERE source = ? AND branch = ?", source, branch)
+        if not found:
+            raise DrengineError(UNKNOWN_BRANCH, f"source {source!r} has no branch {branch}")
+        return cast(BranchRow, found[0])
+
+    def segments(self, source: str, branch: int) -> list[SegmentRow]:
+        """All segments of a branch, oldest first."""
+        return cast(
+            "list[SegmentRow]",
+            self._select(Tables.SEGMENT, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch),
+        )
+
+    def segment(self, source: str, branch: int, segment: int) -> SegmentRow | None:
+        """One segment, or None."""
+        where = "WHERE source = ? AND branch = ? AND segment = ?"
+        found = self._select(Tables.SEGMENT, where, source, branch, segment)
+        return cast(SegmentRow, found[0]) if found else None
+
+    def segment_at(self, source: str, branch: int, sequence: int) -> SegmentRow | None:
+        """The newest segment that begins at or before a position, or None."""
+        where = "WHERE source = ? AND branch = ? AND first_sequence <= ? ORDER BY segment DESC LIMIT 1"
+        found = self._select(Tables.SEGMENT, where, source, branch, sequence)
+        return cast(SegmentRow, found[0]) if found else None
+
+    def points(self, source: str, branch: int | None = None) -> list[PointRow]:
+        """Points of a source, or of one of its branches; by branch, then oldest first."""
+        if branch is None:
+            found = self._select(Tables.POINT, "WHERE source = ? ORDER BY branch, sequence", source)
+        else:
+            where = "WHERE source = ? AND branch = ? ORDER BY sequence"
+            found = self._select(Tables.POINT, where, source, branch)
+        return cast("list[PointRow]", found)
+
+    def point(self, source: str, branch: int, sequence: int) -> PointRow | None:
+        """One point, or None."""
+        where = "WHERE source = ? AND branch = ? AND sequence = ?"
+        found = self._select(Tables.POINT, where, source, branch, sequence)
+        return cast(PointRow, found[0]) if found else None
+
+    def damage(self, source: str) -> list[DamageRow]:
+        """Records of a source that cannot be read."""
+        return cast("list[DamageRow]", self._select(Tables.DAMAGE, "WHERE source = ?", source))
+
+    def require_writable(self, source: str, branch: int, generation: int) -> tuple[SourceRow, BranchRow]:
+        """The rows of a branch that this generation may write now (rule 4).
+
+        A drill's branch is fenced by its own generation; any other must be the active one.
+
+        Raises:
+            DrengineError: FENCED, UNKNOWN_BRANCH.
+        """
+        source_row, row = self.source(source), self.branch(source, branch)
+        if row.closed:
+            raise DrengineError(UNKNOWN_BRANCH, f"branch {branch} of {source!r} is closed")
+        wanted = row.generation if row.role == "drill" else source_row.generation
+        if generation != wanted or (row.role != "drill" and source_row.active_branch != branch):
+            raise DrengineError(
+                FENCED,
+                f"generation {generation} may not write branch {branch} of {source!r}: "
+                f"generation {source_row.generation} writes branch {source_row.active_branch}",
+            )
+        return source_row, row
+
+    def _select(self, table: Table, where: str, *keys: Any) -> list[Any]:
+        with self._lock, self._errors():
+            found = self._db.execute(f"SELECT * FROM {table.name} {where}", keys).fetchall()
+        rows = []
+        for values in found:
+            if row_checksum(table.name, values[:-1]) != values[-1]:
+                raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: a row of {table.name} fails its checksum")
+            rows.append(table.row._make(values[:-1]))
+        return rows
+
+    def _check_identity(self) -> None:
+        with self._errors():
+            (application,) = self._db.execute("PRAGMA application_id").fetchone()
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise DrengineError(CATALOGUE_DAMAGED, "catalogue: the file is not a catalogue of drengine")
+        if version != SCHEMA_VERSION:
+            raise DrengineError(STORE_VERSION, f"catalogue has version {version}, this is {SCHEMA_VERSION}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _from_sqlite(error) from error
+
+
+def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    mode = "ro" if read_only else "rwc"
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        if not read_only:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA cell_size_check = ON")
+        db.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        db.close()
+        raise
+    return db

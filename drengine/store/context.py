@@ -1,0 +1,35 @@
+"""What the parts of one open store share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from drengine.model.clock import Clock
+from drengine.store.blobs import Storage
+from drengine.store.catalogue import Catalogue
+from drengine.store.options import StoreOptions
+from drengine.store.records import Records
+from drengine.store.stack import Layers
+
+
+@dataclass(frozen=True, slots=True)
+class StoreContext:
+    """An open store.
+
+    Attributes:
+        directory: where the identity, the catalogue and the locks are.
+        identity: 16 bytes that name the store.
+        storage: where the segments are.
+        catalogue: the connection for reading and administration; each writer has its own.
+    """
+
+    directory: Path
+    identity: bytes
+    read_only: bool
+    options: StoreOptions
+    clock: Clock
+    storage: Storage
+    catalogue: Catalogue
+    records: Records
+    layers: Layers

@@ -1,0 +1,80 @@
+"""The STORE file: which store this is, and in which format. One line of JSON, then its xxh3-64 in hexadecimal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from drengine.model.errors import DrengineError
+from drengine.store.errors import NOT_A_STORE, STORE_IDENTITY_DAMAGED, STORE_VERSION, os_errors
+from drengine.store.segment import FORMAT_VERSION
+
+IDENTITY_NAME = "STORE"
+IDENTITY_BYTES_MAX = 4096
+FORMAT_NAME = "drengine replica store"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Contents of the STORE file. `id` is 32 hexadecimal digits."""
+
+    format: str
+    version: int
+    id: str
+
+
+def write_identity(directory: Path, identity: bytes) -> None:
+    """Write the STORE file: from then on the directory is a store. Atomic and durable."""
+    line = msgspec.json.encode(Identity(FORMAT_NAME, FORMAT_VERSION, identity.hex()))
+    data = line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n"
+    with os_errors(f"writing {directory / IDENTITY_NAME}"):
+        making = directory / f"{IDENTITY_NAME}.new"
+        with making.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        making.replace(directory / IDENTITY_NAME)
+        sync_directory(directory)
+
+
+def read_identity(directory: Path) -> bytes:
+    """The store's identity.
+
+    Raises:
+        DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED.
+    """
+    path = directory / IDENTITY_NAME
+    if not path.is_file():
+        raise DrengineError(NOT_A_STORE, f"{directory} is not a replica store: it has no {IDENTITY_NAME} file")
+    with os_errors(f"reading {path}"), path.open("rb") as file:
+        data = file.read(IDENTITY_BYTES_MAX)
+    lines = data.split(b"\n")
+    damaged = DrengineError(STORE_IDENTITY_DAMAGED, f"{path} fails its checksum")
+    if len(lines) != 3 or lines[2] or lines[1] != xxhash.xxh3_64_hexdigest(lines[0]).encode():
+        raise damaged
+    try:
+        identity = msgspec.json.decode(lines[0], type=Identity)
+        found = bytes.fromhex(identity.id)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise damaged from error
+    if identity.format != FORMAT_NAME:
+        raise DrengineError(NOT_A_STORE, f"{directory} holds {identity.format[:60]!r}")
+    if identity.version > FORMAT_VERSION:
+        raise DrengineError(
+            STORE_VERSION,
+            f"{directory} has format {identity.version}, this version reads up to {FORMAT_VERSION}",
+        )
+    if len(found) != 16:
+        raise damaged
+    return found
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the directory's entries durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,150 @@
+"""Locks between processes: one writer a branch, one maintainer a store, and leases of points being read.
+
+All are flock(2) on files under `locks/`, so the kernel releases them when their process dies, however it dies.
+A lease file appears under its name only after it is locked: an unlocked one belongs to the dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from drengine.model.errors import DrengineError, ErrorKind
+from drengine.store.errors import BRANCH_BUSY, MAINTENANCE_BUSY, os_errors
+
+LOCKS_DIRECTORY = "locks"
+_LEASE_PREFIX = "lease-"
+_LEASE_BYTES_MAX = 256
+_LEASE_ATTEMPTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a source's history that somebody may look at."""
+
+    source: str
+    branch: int
+    sequence: int
+
+
+class Lock:
+    """An exclusive lock, held until `release`."""
+
+    def __init__(self, path: Path, fd: int, *, transient: bool = False) -> None:
+        self._path = path
+        self._fd = fd
+        self._transient = transient
+
+    def release(self) -> None:
+        """Let go; harmless when done twice."""
+        if self._fd >= 0:
+            if self._transient:
+                self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def lock_branch(directory: Path, source: str, branch: int) -> Lock:
+    """Become the only writer of a branch.
+
+    Raises:
+        DrengineError: BRANCH_BUSY.
+    """
+    name = f"branch-{source}-{branch:08d}.lock"
+    return _lock(directory, name, BRANCH_BUSY, f"branch {branch} of {source!r} has a writer")
+
+
+def lock_maintenance(directory: Path) -> Lock:
+    """Become the only process that removes data from the store.
+
+    Raises:
+        DrengineError: MAINTENANCE_BUSY.
+    """
+    return _lock(directory, "maintenance.lock", MAINTENANCE_BUSY, "another process maintains the store")
+
+
+def lock_manifests(directory: Path) -> Lock:
+    """Wait to be the only one who writes a manifest."""
+    path = directory / LOCKS_DIRECTORY / "manifest.lock"
+    with os_errors("locking the manifests"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    return Lock(path, fd)
+
+
+def take_lease(directory: Path, position: Position) -> Lock:
+    """Keep what is visible at `position` from being removed while it is read."""
+    path = directory / LOCKS_DIRECTORY / f"{_LEASE_PREFIX}{secrets.token_hex(8)}"
+    making = path.with_suffix(".new")
+    with os_errors("taking a lease"):
+        # Another process may take the file for a dead one's between its creation and its lock: then try again.
+        for _ in range(_LEASE_ATTEMPTS - 1):
+            with suppress(FileNotFoundError):
+                return _make_lease(making, path, position)
+        return _make_lease(making, path, position)
+
+
+def _make_lease(making: Path, path: Path, position: Position) -> Lock:
+    fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(fd, f"{position.source} {position.branch} {position.sequence}\n".encode())
+        making.rename(path)
+    except BlockingIOError:
+        os.close(fd)
+        raise FileNotFoundError(making) from None
+    except BaseException:
+        os.close(fd)
+        making.unlink(missing_ok=True)
+        raise
+    return Lock(path, fd, transient=True)
+
+
+def leased_positions(directory: Path) -> set[Position]:
+    """Positions under a living lease, in any process; files of dead processes are removed."""
+    positions = set()
+    with os_errors("reading leases"):
+        for path in sorted((directory / LOCKS_DIRECTORY).glob(f"{_LEASE_PREFIX}*")):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            except BlockingIOError:
+                if path.suffix == ".new":
+                    continue
+                source, branch, sequence = os.read(fd, _LEASE_BYTES_MAX).decode().split()
+                positions.add(Position(source, int(branch), int(sequence)))
+            finally:
+                os.close(fd)
+    return positions
+
+
+def _lock(directory: Path, name: str, kind: ErrorKind, message: str) -> Lock:
+    path = directory / LOCKS_DIRECTORY / name
+    with os_errors(f"locking {name}"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise DrengineError(kind, message) from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return Lock(path, fd)

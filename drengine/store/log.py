@@ -1,0 +1,433 @@
+"""The log of a branch: appending records to segments and committing them.
+
+Order of a commit (rule 2, rule 3):
+
+1. records are appended to the open segment;
+2. every segment written since the last commit is synced; then its directory, if it is new;
+3. ONE catalogue transaction checks the generation and moves the durable position, the segments'
+   committed lengths and the new points together;
+4. only then does `commit` return, and the caller may acknowledge.
+
+Whatever lies in a segment behind its committed length is a torn tail: never read, never appended to.
+Opening a writer therefore always starts a new segment.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from drengine.model.errors import BAD_EXTENTS, DrengineError
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, EXTENT, Batch
+from drengine.model.points import Cut, Mark, VolumeGeometry
+from drengine.store import segment as codec
+from drengine.store.blobs import Appender
+from drengine.store.catalogue import Catalogue
+from drengine.store.context import StoreContext
+from drengine.store.errors import FENCED, SEQUENCE_GAP, STORE_FULL, STORE_IO, os_errors
+from drengine.store.leases import lock_branch
+from drengine.store.names import layer_last, parse_segment_name, segment_directory, segment_name
+from drengine.store.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
+from drengine.store.segment import RecordType, Role, SegmentHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """The newest position of a branch that is on stable storage, and its mark."""
+
+    sequence: int
+    mark: Mark
+
+
+class Appended(NamedTuple):
+    """Where a record went."""
+
+    segment: int
+    record: int
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A segment being written."""
+
+    header: SegmentHeader
+    name: str
+    appender: Appender
+    length: int
+    is_new: bool = True
+    sealed: bool = False
+    file_length: int = 0
+    plain_bytes: int = 0
+    extents: int = 0
+    headers: list[bytes] = field(default_factory=list)
+    tables: list[bytes] = field(default_factory=list)
+
+    def row(self) -> SegmentRow:
+        return SegmentRow(
+            source=self.header.source,
+            branch=self.header.branch,
+            segment=self.header.segment,
+            revision=1,
+            state=SEALED if self.sealed else OPEN,
+            first_sequence=self.header.first_sequence,
+            last_sequence=self.header.first_sequence + len(self.headers) - 1,
+            committed_length=self.length,
+            length=self.file_length if self.sealed else self.length,
+            plain_bytes=self.plain_bytes,
+            dead_bytes=0,
+        )
+
+
+class BranchWriter:
+    """The only writer of a branch. One thread at a time."""
+
+    def __init__(self, context: StoreContext, source: str, branch: int, generation: int) -> None:
+        """Take the branch's lock, check the generation, and set aside what an earlier writer left unfinished.
+
+        Raises:
+            DrengineError: BRANCH_BUSY, FENCED, UNKNOWN_BRANCH, STORE_FULL, STORE_IO, STORE_READ_ONLY.
+        """
+        self._context = context
+        self._generation = generation
+        self._lock = lock_branch(context.directory, source, branch)
+        self._failed: DrengineError | None = None
+        self._segment: _Segment | None = None
+        self._finished: list[_Segment] = []
+        self._left: list[int] = []
+        try:
+            self._catalogue = Catalogue(context.directory, check=False)
+            try:
+                self._row = self._take_over(source, branch)
+            except BaseException:
+                self._catalogue.close()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+        self._version = -1
+        self._points: list[PointRow] = []
+        self._revert()
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+        return self._row.source
+
+    @property
+    def branch(self) -> int:
+        """Number of the branch."""
+        return self._row.branch
+
+    @property
+    def generation(self) -> int:
+        """The generation that this writer carries."""
+        return self._generation
+
+    @property
+    def durable(self) -> Durable:
+        """What the last commit made durable."""
+        return Durable(self._row.durable_sequence, self._row.mark)
+
+    @property
+    def appended_sequence(self) -> int:
+        """Position of the newest record appended, durable or not."""
+        return self._sequence
+
+    @property
+    def geometry(self) -> dict[int, VolumeGeometry]:
+        """Volumes in force after the newest record appended."""
+        return dict(self._geometry)
+
+    def append_geometry(
+        self, sequence: int, mark: Mark, volumes: tuple[VolumeGeometry, ...], *, generation: int
+    ) -> Appended | None:
+        """Append a declaration of all volumes; see `append_batch`."""
+        if not self._accept(sequence, generation):
+            return None
+        where = self._append(RecordType.GEOMETRY, sequence, mark, codec.pack_geometry(volumes))
+        self._geometry = {volume.volume: volume for volume in volumes}
+        return where
+
+    def append_batch(self, sequence: int, mark: Mark, batch: Batch, *, generation: int) -> Appended | None:
+        """Append a batch whose digests the caller has verified. None when it is a duplicate.
+
+        Raises:
+            DrengineError: FENCED; SEQUENCE_GAP; BAD_EXTENTS when the table breaks a rule (nothing is appended);
+                STORE_FULL (the writer is back at the durable position and may be used again);
+                STORE_IO (it is of no more use).
+        """
+        if not self._accept(sequence, generation):
+            return None
+        sizes = {number: volume.size_bytes for number, volume in self._geometry.items()}
+        fault = codec.table_fault(batch.table, batch.plain_length, sizes)
+        if fault or len(batch.payload) > codec.PAYLOAD_BYTES_MAX or batch.plain_length > BATCH_PLAIN_BYTES_MAX:
+            raise DrengineError(BAD_EXTENTS, f"batch {sequence}: {fault or 'the payload is too long'}")
+        return self._append(
+            RecordType.BATCH,
+            sequence,
+            mark,
+            bytes(batch.table),
+            codec_number=batch.codec,
+            plain_length=batch.plain_length,
+            payload=batch.payload,
+        )
+
+    def append_cut(self, sequence: int, mark: Mark, cut: Cut, *, generation: int) -> Appended | None:
+        """Append a recovery point; it becomes visible with the commit. See `append_batch`."""
+        if not self._accept(sequence, generation):
+            return None
+        now_ns = self._context.clock.now_ns()
+        where = self._append(RecordType.CUT, sequence, mark, codec.pack_cut(cut), time_ns=now_ns)
+        self._points.append(
+            PointRow(
+                source=self.source,
+                branch=self.branch,
+                sequence=sequence,
+                time_ns=cut.time_ns,
+                received_ns=now_ns,
+                kind=cut.kind.value,
+                label=cut.label,
+                geometry=codec.pack_geometry(self._geometry.values()),
+                verified_ns=0,
+                damaged=0,
+                pinned=0,
+                note="",
+            )
+        )
+        return where
+
+    def commit(self, *, generation: int) -> Durable:
+        """Make everything appended durable, or nothing of it (see the module's docstring).
+
+        Raises:
+            DrengineError: FENCED, STORE_FULL (back at the durable position), STORE_IO (of no more use).
+        """
+        self._check_generation(generation)
+        if self._sequence == self._row.durable_sequence:
+            return self.durable
+        if self._segment and not self._context.storage.abilities.append:
+            self._seal(self._segment)
+        written = [*self._finished, *([self._segment] if self._segment else [])]
+        with self._guarded():
+            self._sync(written)
+        row = self._row._replace(
+            durable_sequence=self._sequence,
+            durable_epoch=self._mark.epoch,
+            durable_position=self._mark.position,
+            geometry=codec.pack_geometry(self._geometry.values()),
+        )
+        with self._guarded(ambiguous=True), self._catalogue.transaction():
+            self._catalogue.require_writable(self.source, self.branch, generation)
+            self._catalogue.put(row, *(part.row() for part in written), *self._points)
+            for number in self._left:
+                left = self._catalogue.segment(self.source, self.branch, number)
+                if left is not None:
+                    self._catalogue.put(left._replace(state=CUT_OFF))
+        self._row = row
+        self._left = []
+        self._points = []
+        finished, self._finished = self._finished, []
+        for part in written:
+            part.is_new = False
+        for part in finished:
+            self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
+        return self.durable
+
+    def close(self) -> None:
+        """Seal what is committed, forget what is not, release the branch. Never raises."""
+        if self._lock is None:
+            return
+        try:
+            if self._failed is None and self._sequence == self._row.durable_sequence:
+                self._close_segment()
+            else:
+                self._abandon()
+        except DrengineError:
+            self._abandon()
+        finally:
+            self._catalogue.close()
+            self._lock.release()
+            self._failed = self._failed or DrengineError(STORE_IO, "the writer is closed")
+
+    def _take_over(self, source: str, branch: int) -> BranchRow:
+        _, row = self._catalogue.require_writable(source, branch, self._generation)
+        rows = self._catalogue.segments(source, branch)
+        unfinished = [part._replace(state=CUT_OFF) for part in rows if part.state == OPEN]
+        if unfinished:
+            with self._catalogue.transaction():
+                self._catalogue.put(*unfinished)
+        newest = max((part.segment for part in rows), default=0)
+        self._next_segment = newest + 1
+        # Files behind the newest committed segment were never committed: their writer died first.
+        with os_errors("clearing unfinished segments"):
+            for name in self._context.storage.list(segment_directory(source, branch)):
+                place = parse_segment_name(name)
+                if (place and place.segment > newest) or layer_last(name) > newest:
+                    self._context.storage.delete(name)
+        return row
+
+    def _revert(self) -> None:
+        """Forget everything appended since the last commit."""
+        self._sequence = self._row.durable_sequence
+        self._mark = self._row.mark
+        self._geometry = {volume.volume: volume for volume in codec.parse_geometry(self._row.geometry)}
+        self._points = []
+
+    def _accept(self, sequence: int, generation: int) -> bool:
+        """Whether this position is the next one (False: a duplicate)."""
+        self._check_generation(generation)
+        if sequence <= self._sequence:
+            return False
+        if sequence > self._sequence + 1:
+            raise DrengineError(SEQUENCE_GAP, f"position {sequence} of {self.source!r} came after {self._sequence}")
+        return True
+
+    def _check_generation(self, generation: int) -> None:
+        if self._failed:
+            raise self._failed
+        if generation != self._generation:
+            raise DrengineError(FENCED, f"generation {generation} is not the writer's, {self._generation}")
+        version = self._catalogue.data_version()
+        if version != self._version:
+            try:
+                self._catalogue.require_writable(self.source, self.branch, generation)
+            except DrengineError as error:
+                self._abandon()
+                self._failed = error
+                raise
+            self._version = version
+
+    def _append(
+        self,
+        type: RecordType,
+        sequence: int,
+        mark: Mark,
+        table: bytes,
+        *,
+        codec_number: int = 0,
+        plain_length: int = 0,
+        payload: bytes | memoryview = b"",
+        time_ns: int = 0,
+    ) -> Appended:
+        with self._guarded():
+            part = self._segment or self._start_segment()
+            number = len(part.headers)
+            header = codec.pack_record(
+                part.header.salt,
+                type=type,
+                number=number,
+                sequence=sequence,
+                generation=self._generation,
+                mark=mark,
+                time_ns=time_ns or self._context.clock.now_ns(),
+                table=table,
+                codec=codec_number,
+                plain_length=plain_length,
+                payload=payload,
+            )
+            part.appender.append(header + table)
+            if payload:
+                part.appender.append(payload)
+        part.headers.append(header)
+        part.tables.append(table)
+        part.length += len(header) + len(table) + len(payload)
+        part.plain_bytes += plain_length
+        part.extents += len(table) // EXTENT.size if type == RecordType.BATCH else 0
+        self._sequence, self._mark = sequence, mark
+        options = self._context.options
+        if part.length >= options.segment_bytes_max or part.extents >= options.segment_extents_max:
+            self._seal(part)
+        return Appended(part.header.segment, number)
+
+    def _start_segment(self) -> _Segment:
+        row = self._row
+        header = SegmentHeader(
+            store=self._context.identity,
+            salt=secrets.randbits(64),
+            source=row.source,
+            branch=row.branch,
+            segment=self._next_segment,
+            revision=1,
+            parent=row.parent,
+            base_sequence=row.base_sequence,
+            generation=self._generation,
+            first_sequence=self._sequence + 1,
+            mark=self._mark,
+            created_ns=self._context.clock.now_ns(),
+            role=Role[row.role.upper()],
+            geometry=tuple(self._geometry.values()),
+        )
+        name = segment_name(row.source, row.branch, header.segment, 1)
+        packed = header.pack()
+        self._next_segment += 1
+        appender = self._context.storage.create(name)
+        self._segment = _Segment(header, name, appender, len(packed))
+        appender.append(packed)
+        return self._segment
+
+    def _seal(self, part: _Segment) -> None:
+        """Append index and footer; it becomes the sealed state with the next commit."""
+        tail = codec.pack_seal(
+            part.header.salt,
+            part.headers,
+            part.tables,
+            part.length,
+            part.header.first_sequence + len(part.headers) - 1,
+        )
+        with self._guarded():
+            part.appender.append(tail)
+        part.sealed, part.file_length = True, part.length + len(tail)
+        self._finished.append(part)
+        self._segment = None
+
+    def _close_segment(self) -> None:
+        part = self._segment
+        if part is None:
+            return
+        self._seal(part)
+        with self._guarded():
+            self._sync([part])
+        with self._guarded(ambiguous=True), self._catalogue.transaction():
+            self._catalogue.put(part.row())
+        self._finished = []
+        self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
+
+    def _sync(self, parts: list[_Segment]) -> None:
+        for part in parts:
+            part.appender.sync()
+        if any(part.is_new for part in parts):
+            self._context.storage.sync_dir(segment_directory(self.source, self.branch))
+        for part in parts:
+            if part.sealed:
+                part.appender.close()
+
+    @contextmanager
+    def _guarded(self, *, ambiguous: bool = False) -> Iterator[None]:
+        """Any failure inside leaves the writer at its durable position; one that may not be retried ends it.
+
+        `ambiguous`: the failed step may still come to light after a crash, so files it may name are kept.
+        """
+        try:
+            with os_errors(f"writing branch {self.branch} of {self.source!r}"):
+                yield
+        except DrengineError as error:
+            self._abandon(keep_files=ambiguous)
+            if error.kind is not STORE_FULL:
+                self._failed = error
+            raise
+
+    def _abandon(self, *, keep_files: bool = False) -> None:
+        parts = [*self._finished, *([self._segment] if self._segment else [])]
+        self._finished, self._segment = [], None
+        for part in parts:
+            with suppress(OSError, DrengineError):
+                part.appender.close()
+            if not part.is_new:
+                self._left.append(part.header.segment)
+            elif not keep_files:
+                with suppress(OSError, DrengineError):
+                    self._context.storage.delete(part.name)
+        self._revert()

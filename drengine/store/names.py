@@ -1,0 +1,59 @@
+"""Names of the files in a store, relative to its directory; and back from names to what they hold."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+SEGMENTS = "segments"
+MANIFESTS = "manifests"
+_SEGMENT = re.compile(r"segments/([a-z0-9][a-z0-9._-]{0,62})/(\d{8})/(\d{8})\.(\d{4,6})\.seg", re.ASCII)
+_LAYER = re.compile(r"segments/[^/]+/\d{8}/(\d{8})\.L(\d)\.map", re.ASCII)
+_MANIFEST = re.compile(r"manifests/(\d{8})", re.ASCII)
+
+
+class SegmentPlace(NamedTuple):
+    """What a segment file's name says."""
+
+    source: str
+    branch: int
+    segment: int
+    revision: int
+
+
+def segment_directory(source: str, branch: int) -> str:
+    """Where a branch's segments and layers are."""
+    return f"{SEGMENTS}/{source}/{branch:08d}"
+
+
+def segment_name(source: str, branch: int, segment: int, revision: int) -> str:
+    """A segment's file."""
+    return f"{segment_directory(source, branch)}/{segment:08d}.{revision:04d}.seg"
+
+
+def layer_name(source: str, branch: int, level: int, first: int) -> str:
+    """The file of a layer that begins with segment `first`."""
+    return f"{segment_directory(source, branch)}/{first:08d}.L{level}.map"
+
+
+def layer_last(name: str) -> int:
+    """The newest segment that a layer's file covers; 0 when the name is not a layer's."""
+    match = _LAYER.fullmatch(name)
+    return int(match[1]) + 16 ** int(match[2]) - 1 if match else 0
+
+
+def manifest_name(number: int) -> str:
+    """A manifest's file."""
+    return f"{MANIFESTS}/{number:08d}"
+
+
+def parse_segment_name(name: str) -> SegmentPlace | None:
+    """What a name says, or None when it is not a segment's."""
+    match = _SEGMENT.fullmatch(name)
+    return SegmentPlace(match[1], int(match[2]), int(match[3]), int(match[4])) if match else None
+
+
+def parse_manifest_name(name: str) -> int | None:
+    """A manifest's number, or None when the name is not a manifest's."""
+    match = _MANIFEST.fullmatch(name)
+    return int(match[1]) if match else None

@@ -1,0 +1,145 @@
+"""The catalogue's rows as values. Each row rests with a checksum over its table's name and all its values."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+import xxhash
+
+from drengine.model.points import Mark, PointKind, RecoveryPoint
+from drengine.store.segment import parse_geometry
+
+
+class SourceRow(NamedTuple):
+    """A source server. `generation` is the newest; only `active_branch` may be written under it."""
+
+    name: str
+    generation: int
+    active_branch: int
+
+
+class BranchRow(NamedTuple):
+    """A branch and what is durable on it.
+
+    `superseded_ns` is when a promotion left it behind, 0 while it is active; `next_segment` is never used again.
+    """
+
+    source: str
+    branch: int
+    parent: int
+    base_sequence: int
+    generation: int
+    role: str
+    label: str
+    closed: int
+    created_ns: int
+    superseded_ns: int
+    durable_sequence: int
+    durable_epoch: bytes
+    durable_position: int
+    geometry: bytes
+
+    @property
+    def mark(self) -> Mark:
+        """Mark of the durable position."""
+        return Mark(self.durable_epoch, self.durable_position)
+
+
+class SegmentRow(NamedTuple):
+    """A segment: how much of it is committed. `length` is the file's length once it is sealed.
+
+    `state` is OPEN (its writer may append), SEALED (index and footer are there) or CUT_OFF (its writer ended
+    without sealing it; whatever lies behind `committed_length` is a torn tail).
+    """
+
+    source: str
+    branch: int
+    segment: int
+    revision: int
+    state: str
+    first_sequence: int
+    last_sequence: int
+    committed_length: int
+    length: int
+    plain_bytes: int
+    dead_bytes: int
+
+
+OPEN, SEALED, CUT_OFF = "open", "sealed", "cut-off"
+
+
+class PointRow(NamedTuple):
+    """A recovery point that is kept."""
+
+    source: str
+    branch: int
+    sequence: int
+    time_ns: int
+    received_ns: int
+    kind: str
+    label: str
+    geometry: bytes
+    verified_ns: int
+    damaged: int
+    pinned: int
+    note: str
+
+    def value(self) -> RecoveryPoint:
+        """As the model's value."""
+        return RecoveryPoint(
+            source=self.source,
+            branch=self.branch,
+            sequence=self.sequence,
+            time_ns=self.time_ns,
+            kind=PointKind(self.kind),
+            received_ns=self.received_ns,
+            geometry=parse_geometry(self.geometry),
+            label=self.label,
+            verified_ns=self.verified_ns,
+            damaged=bool(self.damaged),
+            pinned=bool(self.pinned),
+        )
+
+
+class DamageRow(NamedTuple):
+    """A record that cannot be read; `record` is -1 when all of the segment from `sequence` on is unknown."""
+
+    source: str
+    branch: int
+    segment: int
+    record: int
+    sequence: int
+    found_ns: int
+    reason: str
+
+
+Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow
+
+
+class Table(NamedTuple):
+    """Where a kind of row rests."""
+
+    name: str
+    row: type[Any]
+    keys: int
+
+
+class Tables:
+    """Every table."""
+
+    SOURCE: ClassVar = Table("source", SourceRow, 1)
+    BRANCH: ClassVar = Table("branch", BranchRow, 2)
+    SEGMENT: ClassVar = Table("segment", SegmentRow, 3)
+    POINT: ClassVar = Table("point", PointRow, 3)
+    DAMAGE: ClassVar = Table("damage", DamageRow, 4)
+    ALL: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE)
+
+
+TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.ALL}
+
+
+def row_checksum(table: str, values: tuple[Any, ...]) -> int:
+    """xxh3-64 of the table's name and the values in MessagePack, as a signed integer for SQLite."""
+    number = xxhash.xxh3_64_intdigest(msgspec.msgpack.encode((table, *values)))
+    return number - (1 << 64) if number >> 63 else number

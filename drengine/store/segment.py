@@ -1,0 +1,466 @@
+"""Segments, byte by byte: header, records, index, footer. Pure: bytes in, values out (docs/format.md, "Segment").
+
+Invariants, true of every segment that a catalogue names:
+
+- record `n` holds stream position `first_sequence + n`;
+- every byte is covered by a checksum seeded with the segment's own random salt, so that bytes of
+  another file, or of an earlier life of the same disk blocks, never pass for its own;
+- a sealed segment ends with an index (all record headers, then all tables) and a footer.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from drengine.model.errors import DrengineError
+from drengine.model.extents import (
+    BATCH_EXTENTS_MAX,
+    BATCH_PLAIN_BYTES_MAX,
+    BLOCK_BYTES,
+    EXTENT,
+    ExtentKind,
+)
+from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
+from drengine.store.errors import DAMAGED, STORE_VERSION
+
+FORMAT_VERSION = 1
+
+HEADER = struct.Struct("<8sHHI16sQIIIIQQQ16sQQ4xI")
+"""Fixed part; then the tail (source name and geometry), then CHECKSUM over both."""
+HEADER_MAGIC = b"DRSEG\r\n\x1a"
+RECORD = struct.Struct("<4sBBBxIIIIQQQ16sQQQ")
+RECORD_MAGIC = b"DRec"
+FOOTER = struct.Struct("<8sIIQQQQQ")
+FOOTER_MAGIC = b"DRSEAL\x1a\n"
+CHECKSUM = struct.Struct("<Q")
+CUT_FIXED = struct.Struct("<QBxH")
+GEOMETRY_ROW = struct.Struct("<IHHQ")
+
+TAIL_BYTES_MAX = 1 << 20
+TABLE_BYTES_MAX = max(BATCH_EXTENTS_MAX * EXTENT.size, TAIL_BYTES_MAX)
+PAYLOAD_BYTES_MAX = BATCH_PLAIN_BYTES_MAX + (1 << 16)
+
+FLAG_DROPPED = 1
+"""Set by compaction on a record in which at least one row is DROPPED."""
+
+RECORD_DTYPE = np.dtype(
+    [
+        ("magic", "S4"),
+        ("type", "u1"),
+        ("codec", "u1"),
+        ("flags", "u1"),
+        ("pad", "u1"),
+        ("number", "<u4"),
+        ("table_length", "<u4"),
+        ("plain_length", "<u4"),
+        ("payload_length", "<u4"),
+        ("sequence", "<u8"),
+        ("generation", "<u8"),
+        ("time_ns", "<u8"),
+        ("epoch", "V16"),
+        ("position", "<u8"),
+        ("payload_checksum", "<u8"),
+        ("checksum", "<u8"),
+    ]
+)
+EXTENT_DTYPE = np.dtype(
+    [
+        ("volume", "<u4"),
+        ("kind", "u1"),
+        ("pad", "V3"),
+        ("offset", "<u8"),
+        ("length", "<u8"),
+        ("digest", "V16"),
+    ]
+)
+
+_POINT_KINDS = tuple(PointKind)
+
+
+class RecordType(enum.IntEnum):
+    """What a record holds."""
+
+    BATCH = 1
+    CUT = 2
+    GEOMETRY = 3
+
+
+class Role(enum.IntEnum):
+    """Why a branch exists, as stored in a segment's header."""
+
+    TRUNK = 1
+    PROMOTED = 2
+    DRILL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """The start of a segment: who wrote it, and the stream's state just before its first record.
+
+    Attributes:
+        store: identity of the store.
+        salt: seed of every checksum in this file.
+        first_sequence: stream position of record 0.
+        mark: mark of position first_sequence - 1.
+        geometry: volumes in force before record 0.
+        generation: of the writer.
+    """
+
+    store: bytes
+    salt: int
+    source: str
+    branch: int
+    segment: int
+    revision: int
+    parent: int
+    base_sequence: int
+    generation: int
+    first_sequence: int
+    mark: Mark
+    created_ns: int
+    role: Role
+    geometry: tuple[VolumeGeometry, ...]
+
+    def pack(self) -> bytes:
+        """Encode, with checksum."""
+        tail = _pack_text(self.source) + pack_geometry(self.geometry)
+        fixed = HEADER.pack(
+            HEADER_MAGIC,
+            FORMAT_VERSION,
+            HEADER.size,
+            len(tail),
+            self.store,
+            self.salt,
+            self.branch,
+            self.segment,
+            self.revision,
+            self.parent,
+            self.base_sequence,
+            self.generation,
+            self.first_sequence,
+            self.mark.epoch,
+            self.mark.position,
+            self.created_ns,
+            self.role,
+        )
+        return fixed + tail + CHECKSUM.pack(checksum(self.salt, fixed, tail))
+
+
+def parse_header(data: bytes) -> tuple[SegmentHeader, int]:
+    """Decode a segment's start; returns it and its length in bytes.
+
+    Raises:
+        DrengineError: DAMAGED, or STORE_VERSION for a newer format.
+    """
+    if len(data) < HEADER.size:
+        raise DrengineError(DAMAGED, f"segment header is cut short at {len(data)} bytes")
+    fields = HEADER.unpack_from(data)
+    magic, version, size, tail_length, store, salt = fields[:6]
+    if magic != HEADER_MAGIC:
+        raise DrengineError(DAMAGED, "segment header has no magic")
+    if tail_length > TAIL_BYTES_MAX or len(data) < HEADER.size + tail_length + CHECKSUM.size:
+        raise DrengineError(DAMAGED, "segment header's tail is cut short or too long")
+    end = HEADER.size + tail_length
+    (found,) = CHECKSUM.unpack_from(data, end)
+    intact = found == checksum(salt, data[: HEADER.size], data[HEADER.size : end])
+    if version > FORMAT_VERSION and (intact or size != HEADER.size):
+        raise DrengineError(STORE_VERSION, f"segment has format {version}, this is {FORMAT_VERSION}")
+    if not intact or version != FORMAT_VERSION or size != HEADER.size:
+        raise DrengineError(DAMAGED, "segment header fails its checksum")
+    source, used = _parse_text(data, HEADER.size)
+    branch, segment, revision, parent, base, generation, first, epoch, position, created, role = fields[6:]
+    return (
+        SegmentHeader(
+            store=store,
+            salt=salt,
+            source=source,
+            branch=branch,
+            segment=segment,
+            revision=revision,
+            parent=parent,
+            base_sequence=base,
+            generation=generation,
+            first_sequence=first,
+            mark=Mark(epoch, position),
+            created_ns=created,
+            role=Role(role),
+            geometry=parse_geometry(data[used:end]),
+        ),
+        end + CHECKSUM.size,
+    )
+
+
+def pack_record(
+    salt: int,
+    *,
+    type: RecordType,
+    number: int,
+    sequence: int,
+    generation: int,
+    mark: Mark,
+    time_ns: int,
+    table: bytes,
+    codec: int = 0,
+    plain_length: int = 0,
+    payload: bytes | memoryview = b"",
+    flags: int = 0,
+) -> bytes:
+    """Encode a record's header; table and payload follow it in the file unchanged."""
+    fields = RECORD.pack(
+        RECORD_MAGIC,
+        type,
+        codec,
+        flags,
+        number,
+        len(table),
+        plain_length,
+        len(payload),
+        sequence,
+        generation,
+        time_ns,
+        mark.epoch,
+        mark.position,
+        checksum(salt, payload),
+        0,
+    )[: -CHECKSUM.size]
+    return fields + CHECKSUM.pack(checksum(salt, fields, table))
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentIndex:
+    """All record headers and tables of a segment (or of its first records), decoded once.
+
+    Attributes:
+        header: the segment's start.
+        records: RECORD_DTYPE rows.
+        tables: the records' tables, one after another.
+        offsets: file offset of each record's header.
+        table_starts: where each record's table begins in `tables`; one more entry than records.
+        length: file length that these records end at.
+    """
+
+    header: SegmentHeader
+    records: NDArray[Any]
+    tables: bytes
+    offsets: NDArray[np.int64] = field(repr=False)
+    table_starts: NDArray[np.int64] = field(repr=False)
+    length: int = 0
+
+    @staticmethod
+    def make(header: SegmentHeader, header_length: int, headers: bytes, tables: bytes) -> SegmentIndex:
+        """Put it together from concatenated headers and tables that have been checked."""
+        records = np.frombuffer(headers, dtype=RECORD_DTYPE)
+        table_lengths = records["table_length"].astype(np.int64)
+        starts = np.zeros(len(records) + 1, dtype=np.int64)
+        np.cumsum(table_lengths, out=starts[1:])
+        sizes = table_lengths + records["payload_length"] + RECORD.size
+        offsets = np.full(len(records) + 1, header_length, dtype=np.int64)
+        offsets[1:] += np.cumsum(sizes)
+        return SegmentIndex(header, records, tables, offsets[:-1], starts, int(offsets[-1]))
+
+    @property
+    def record_count(self) -> int:
+        """Records in it."""
+        return len(self.records)
+
+    @property
+    def last_sequence(self) -> int:
+        """Stream position of the last record; first_sequence - 1 when there is none."""
+        return self.header.first_sequence + len(self.records) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes, roughly."""
+        return int(self.records.nbytes + len(self.tables) + 16 * len(self.records) + 512)
+
+    def head(self, count: int) -> SegmentIndex:
+        """Only the first `count` records."""
+        if count >= len(self.records):
+            return self
+        end = int(self.offsets[count])
+        return SegmentIndex(
+            self.header,
+            self.records[:count],
+            self.tables[: int(self.table_starts[count])],
+            self.offsets[:count],
+            self.table_starts[: count + 1],
+            end,
+        )
+
+    def table(self, number: int) -> bytes:
+        """The table of one record."""
+        return self.tables[int(self.table_starts[number]) : int(self.table_starts[number + 1])]
+
+    def payload_range(self, number: int) -> tuple[int, int]:
+        """File offset and length of one record's payload."""
+        fields = self.records[number]
+        start = int(self.offsets[number]) + RECORD.size + int(fields["table_length"])
+        return start, int(fields["payload_length"])
+
+    def type(self, number: int) -> int:
+        """RecordType of one record."""
+        return int(self.records["type"][number])
+
+    def mark(self, number: int) -> Mark:
+        """Mark of one record."""
+        row = self.records[number]
+        return Mark(bytes(row["epoch"]), int(row["position"]))
+
+    def geometry_at(self, count: int) -> tuple[VolumeGeometry, ...]:
+        """Volumes in force after the first `count` records."""
+        numbers = np.flatnonzero(self.records["type"][:count] == RecordType.GEOMETRY)
+        return parse_geometry(self.table(int(numbers[-1]))) if len(numbers) else self.header.geometry
+
+
+def pack_seal(salt: int, headers: Iterable[bytes], tables: Iterable[bytes], offset: int, last: int) -> bytes:
+    """Index and footer that close a segment whose records end at file offset `offset`."""
+    head, body = b"".join(headers), b"".join(tables)
+    fields = FOOTER.pack(
+        FOOTER_MAGIC,
+        len(head) // RECORD.size,
+        len(body) & 0xFFFFFFFF,
+        offset,
+        len(head) + len(body),
+        last,
+        checksum(salt, head, body),
+        0,
+    )[: -CHECKSUM.size]
+    return head + body + fields + CHECKSUM.pack(checksum(salt, fields))
+
+
+def parse_footer(salt: int, data: bytes, file_length: int) -> tuple[int, int, int, int]:
+    """Check a footer; returns (record count, index offset, index length, index checksum).
+
+    Raises:
+        DrengineError: DAMAGED.
+    """
+    if len(data) != FOOTER.size:
+        raise DrengineError(DAMAGED, "segment footer is cut short")
+    magic, count, _, offset, length, _, index_checksum, found = FOOTER.unpack(data)
+    if magic != FOOTER_MAGIC or found != checksum(salt, data[: -CHECKSUM.size]):
+        raise DrengineError(DAMAGED, "segment footer fails its checksum")
+    if offset + length + FOOTER.size != file_length or count * RECORD.size > length:
+        raise DrengineError(DAMAGED, "segment footer does not fit the file")
+    return count, offset, length, index_checksum
+
+
+def parse_index(header: SegmentHeader, header_length: int, count: int, data: bytes, expected: int) -> SegmentIndex:
+    """Decode a sealed segment's index.
+
+    Raises:
+        DrengineError: DAMAGED.
+    """
+    if checksum(header.salt, data) != expected:
+        raise DrengineError(DAMAGED, "segment index fails its checksum")
+    split = count * RECORD.size
+    index = SegmentIndex.make(header, header_length, data[:split], data[split:])
+    if int(index.table_starts[-1]) != len(index.tables):
+        raise DrengineError(DAMAGED, "segment index does not fit its tables")
+    return index
+
+
+def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes | None) -> str | None:
+    """Why these RECORD bytes are not record `number` of the segment; None when they are.
+
+    `table` may be None while only the lengths are wanted: then the checksum is not looked at.
+    """
+    if len(fields) != RECORD.size:
+        return "record header is cut short"
+    magic, type_, _, _, found_number, table_length, plain, payload, sequence, *_, found = RECORD.unpack(fields)
+    if magic != RECORD_MAGIC or found_number != number or sequence != header.first_sequence + number:
+        return "record header is not the one expected"
+    if table_length > TABLE_BYTES_MAX or payload > PAYLOAD_BYTES_MAX or plain > BATCH_PLAIN_BYTES_MAX:
+        return "record lengths are out of range"
+    if table is None:
+        return None
+    if found != checksum(header.salt, fields[: -CHECKSUM.size], table):
+        return "record header or table fails its checksum"
+    return None if type_ in tuple(RecordType) else "record type is not known"
+
+
+def table_fault(table: bytes, plain_length: int, sizes: dict[int, int]) -> str | None:
+    """Why a table must not be stored (the rules of model.extents, checked in a batch); None when it may."""
+    if len(table) % EXTENT.size or len(table) > BATCH_EXTENTS_MAX * EXTENT.size:
+        return f"a table of {len(table)} bytes is torn or too long"
+    rows = np.frombuffer(table, dtype=EXTENT_DTYPE)
+    offset, length, kind = rows["offset"], rows["length"], rows["kind"]
+    data = kind == ExtentKind.DATA
+    if not (data | (kind == ExtentKind.ZERO) | (kind == ExtentKind.DISCARD)).all():
+        return "a row's kind is not allowed"
+    for volume in np.unique(rows["volume"]).tolist():
+        size = sizes.get(volume)
+        if size is None:
+            return f"volume {volume} was not declared"
+        mine = rows["volume"] == volume
+        starts, lengths = offset[mine], length[mine]
+        if ((lengths == 0) | (lengths > size) | (starts > size) | (starts + lengths > size)).any():
+            return f"a row lies outside volume {volume} of {size} bytes"
+    if (offset[data] // BLOCK_BYTES != (offset[data] + length[data] - 1) // BLOCK_BYTES).any():
+        return "a data row crosses a block boundary"
+    if int(length[data].sum()) != plain_length:
+        return "data rows do not add up to the plain length"
+    return None
+
+
+def checksum(salt: int, *parts: bytes | memoryview) -> int:
+    """xxh3-64 of the parts, one after another, seeded with the segment's salt."""
+    if len(parts) == 1:
+        return xxhash.xxh3_64_intdigest(parts[0], salt)
+    state = xxhash.xxh3_64(seed=salt)
+    for part in parts:
+        state.update(part)
+    return state.intdigest()
+
+
+def pack_cut(cut: Cut) -> bytes:
+    """A CUT record's table."""
+    label = cut.label.encode()[:0xFFFF]
+    return CUT_FIXED.pack(cut.time_ns, _POINT_KINDS.index(cut.kind) + 1, len(label)) + label
+
+
+def parse_cut(table: bytes) -> Cut:
+    """Decode a CUT record's table, whose checksum has been checked."""
+    time_ns, kind, length = CUT_FIXED.unpack_from(table)
+    label = table[CUT_FIXED.size : CUT_FIXED.size + length].decode(errors="replace")
+    return Cut(time_ns, _POINT_KINDS[kind - 1], label)
+
+
+def pack_geometry(volumes: Iterable[VolumeGeometry]) -> bytes:
+    """A GEOMETRY record's table: one row a volume, then its name and identity."""
+    parts = []
+    for volume in volumes:
+        name, identity = volume.name.encode(), volume.identity.encode()
+        parts.append(GEOMETRY_ROW.pack(volume.volume, len(name), len(identity), volume.size_bytes))
+        parts += (name, identity)
+    return b"".join(parts)
+
+
+def parse_geometry(table: bytes) -> tuple[VolumeGeometry, ...]:
+    """Decode a GEOMETRY table, whose checksum has been checked."""
+    volumes, at = [], 0
+    while at < len(table):
+        number, name_length, identity_length, size = GEOMETRY_ROW.unpack_from(table, at)
+        at += GEOMETRY_ROW.size
+        name = table[at : at + name_length].decode()
+        identity = table[at + name_length : at + name_length + identity_length].decode()
+        at += name_length + identity_length
+        volumes.append(VolumeGeometry(number, name, identity, size))
+    return tuple(volumes)
+
+
+def _pack_text(text: str) -> bytes:
+    data = text.encode()
+    return len(data).to_bytes(1, "little") + data
+
+
+def _parse_text(data: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + data[at]
+    return data[at + 1 : end].decode(), end

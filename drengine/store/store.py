@@ -1,0 +1,327 @@
+"""The replica store: the one object that targets, commands and tests hold."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+from drengine.model.names import check_name
+from drengine.model.points import PointSelector, RecoveryPoint
+from drengine.store.blobs import LocalStorage, Storage
+from drengine.store.branches import Branches, BranchInfo
+from drengine.store.catalogue import CATALOGUE_NAME, Catalogue
+from drengine.store.context import StoreContext
+from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_READ_ONLY, UNKNOWN_POINT, os_errors
+from drengine.store.identity import IDENTITY_NAME, read_identity, sync_directory, write_identity
+from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, take_lease
+from drengine.store.log import BranchWriter
+from drengine.store.names import MANIFESTS, SEGMENTS
+from drengine.store.options import StoreOptions
+from drengine.store.records import Records
+from drengine.store.rows import BranchRow, SourceRow
+from drengine.store.segment import parse_geometry
+from drengine.store.stack import Layers
+from drengine.store.view import View
+from drengine.store.writable import WritableView
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """A source server in the store: its newest generation and the branch that generation writes."""
+
+    name: str
+    generation: int
+    active_branch: int
+
+
+class Store:
+    """An open replica store. Threads may share it; several processes may have it open."""
+
+    def __init__(self, context: StoreContext) -> None:
+        self._context = context
+        self._branches = Branches(context)
+
+    @staticmethod
+    def create(
+        path: Path | str,
+        *,
+        options: StoreOptions | None = None,
+        clock: Clock | None = None,
+        storage: Storage | None = None,
+    ) -> Store:
+        """Make a store in an empty or missing directory and open it.
+
+        Raises:
+            DrengineError: STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO.
+        """
+        directory = Path(path)
+        with os_errors(f"creating a store in {directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            _clear_unfinished(directory)
+            for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS):
+                (directory / name).mkdir()
+            Catalogue.create(directory)
+            sync_directory(directory)
+            sync_directory(directory.parent)
+        write_identity(directory, secrets.token_bytes(16))
+        return Store.open(directory, options=options, clock=clock, storage=storage)
+
+    @staticmethod
+    def open(
+        path: Path | str,
+        *,
+        clock: Clock | None = None,
+        options: StoreOptions | None = None,
+        storage: Storage | None = None,
+        read_only: bool = False,
+    ) -> Store:
+        """Open an existing store and check its catalogue.
+
+        Args:
+            path: its directory.
+            clock: time source; the machine's by default.
+            options: limits.
+            storage: where the segments are; the directory itself by default.
+            read_only: change nothing, and manage without permission to write.
+
+        Raises:
+            DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
+        identity = read_identity(directory)
+        options = options or StoreOptions()
+        catalogue = Catalogue(directory, read_only=read_only)
+        storage = storage or LocalStorage(directory)
+        records = Records(storage, catalogue, options)
+        layers = Layers(storage, catalogue, records, options, read_only=read_only)
+        return Store(
+            StoreContext(
+                directory=directory,
+                identity=identity,
+                read_only=read_only,
+                options=options,
+                clock=clock or SystemClock(),
+                storage=storage,
+                catalogue=catalogue,
+                records=records,
+                layers=layers,
+            )
+        )
+
+    def close(self) -> None:
+        """Close it; writers and views must have been closed before."""
+        self._context.catalogue.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def context(self) -> StoreContext:
+        """What the store's parts share (for the store's own tools and tests)."""
+        return self._context
+
+    def sources(self) -> list[SourceInfo]:
+        """All sources, by name."""
+        return [SourceInfo(*row) for row in self._context.catalogue.sources()]
+
+    def source(self, name: str) -> SourceInfo:
+        """One source.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE.
+        """
+        return SourceInfo(*self._context.catalogue.source(name))
+
+    def ensure_source(self, name: str) -> SourceInfo:
+        """The source, made with its trunk (branch 1, generation 1) if it is new.
+
+        Raises:
+            DrengineError: BAD_NAME, STORE_READ_ONLY, STORE_FULL.
+        """
+        check_name(name, what="source")
+        catalogue = self._context.catalogue
+        known = {row.name: row for row in catalogue.sources()}
+        if name in known:
+            return SourceInfo(*known[name])
+        self._require_writable()
+        with catalogue.transaction():
+            known = {row.name: row for row in catalogue.sources()}
+            if name not in known:
+                known[name] = SourceRow(name, 1, 1)
+                trunk = BranchRow(
+                    source=name,
+                    branch=1,
+                    parent=0,
+                    base_sequence=0,
+                    generation=1,
+                    role="trunk",
+                    label="",
+                    closed=0,
+                    created_ns=self._context.clock.now_ns(),
+                    superseded_ns=0,
+                    durable_sequence=0,
+                    durable_epoch=bytes(16),
+                    durable_position=0,
+                    geometry=b"",
+                )
+                catalogue.put(known[name], trunk)
+        return SourceInfo(*known[name])
+
+    def branches(self, source: str) -> list[BranchInfo]:
+        """All branches of a source, by number."""
+        return self._branches.list(source)
+
+    def create_branch(self, point: RecoveryPoint, *, role: str = "drill", label: str = "") -> BranchInfo:
+        """Grow a branch from a point, at once and without copying anything. `role`: ``drill``."""
+        self._require_writable()
+        return self._branches.create(point, role=role, label=label)
+
+    def promote(self, point: RecoveryPoint, *, expected_generation: int, label: str = "") -> BranchInfo:
+        """Make a branch at a point the source's active one, under a new generation; of two promoters one wins.
+
+        Raises:
+            DrengineError: FENCED when the source's generation is not `expected_generation`; UNKNOWN_POINT; DAMAGED.
+        """
+        self._require_writable()
+        return self._branches.promote(point, expected_generation=expected_generation, label=label)
+
+    def close_branch(self, source: str, branch: int) -> None:
+        """End a drill: nobody may write the branch any more, and its data goes with the next retention."""
+        self._require_writable()
+        self._branches.close(source, branch)
+
+    def pin(self, point: RecoveryPoint, note: str = "") -> None:
+        """Keep a point whatever the retention policy says."""
+        self._set_pin(point, 1, note)
+
+    def unpin(self, point: RecoveryPoint) -> None:
+        """Leave a point to the retention policy again."""
+        self._set_pin(point, 0, "")
+
+    def points(self, source: str, *, branch: int | None = None) -> list[RecoveryPoint]:
+        """Recovery points, by branch and then oldest first.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE.
+        """
+        self._context.catalogue.source(source)
+        return [row.value() for row in self._context.catalogue.points(source, branch)]
+
+    def find_point(self, source: str, selector: PointSelector) -> RecoveryPoint:
+        """The point that a person asked for; `latest` and `before:` look at the active branch and what it grew
+        from, and pass over damaged points.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE, UNKNOWN_POINT.
+        """
+        if selector.branch is not None and selector.sequence is not None:
+            row = self._context.catalogue.point(source, selector.branch, selector.sequence)
+            if row is None:
+                raise DrengineError(UNKNOWN_POINT, f"{source!r} has no point {selector.branch}-{selector.sequence}")
+            return row.value()
+        for row in self._branches.ancestry_points(source):
+            if not row.damaged and (selector.before_ns is None or row.time_ns <= selector.before_ns):
+                return row.value()
+        raise DrengineError(UNKNOWN_POINT, f"{source!r} has no undamaged point that fits")
+
+    def writer(self, source: str, *, generation: int, branch: int | None = None) -> BranchWriter:
+        """Become the writer of a branch (by default the active one).
+
+        Raises:
+            DrengineError: FENCED, BRANCH_BUSY, UNKNOWN_SOURCE, UNKNOWN_BRANCH.
+        """
+        self._require_writable()
+        number = self._context.catalogue.source(source).active_branch if branch is None else branch
+        return BranchWriter(self._context, source, number, generation)
+
+    def view(self, point: RecoveryPoint) -> View:
+        """Open a point for reading; close the view when done.
+
+        Raises:
+            DrengineError: UNKNOWN_POINT when it is gone, DAMAGED when it cannot be read.
+        """
+        position = Position(point.source, point.branch, point.sequence)
+        lease = self._lease(position)
+        try:
+            row = self._branches.kept(point)
+            stack = self._context.layers.stack(position.source, position.branch, position.sequence)
+            value = row.value()
+            return View(self._context.records, position, value.geometry, stack, lease=lease, point=value)
+        except BaseException:
+            if lease:
+                lease.release()
+            raise
+
+    def head_view(self, source: str, branch: int | None = None) -> View:
+        """Open everything durable on a branch (by default the active one), also what no cut covers yet."""
+        catalogue = self._context.catalogue
+        number = catalogue.source(source).active_branch if branch is None else branch
+        while True:
+            row = catalogue.branch(source, number)
+            position = Position(source, number, row.durable_sequence)
+            lease = self._lease(position)
+            try:
+                # A compaction that began before the lease may have dropped what only this position shows.
+                if catalogue.branch(source, number).durable_sequence == row.durable_sequence:
+                    stack = self._context.layers.stack(source, number, row.durable_sequence)
+                    return View(self._context.records, position, parse_geometry(row.geometry), stack, lease=lease)
+            except BaseException:
+                if lease:
+                    lease.release()
+                raise
+            if lease:
+                lease.release()
+
+    def writable(self, source: str, branch: int, *, generation: int) -> WritableView:
+        """Open a branch for reading and writing, as its only writer.
+
+        Raises:
+            DrengineError: FENCED, BRANCH_BUSY, UNKNOWN_BRANCH.
+        """
+        return WritableView(self._context, self.writer(source, generation=generation, branch=branch))
+
+    def _lease(self, position: Position) -> Lock | None:
+        try:
+            return take_lease(self._context.directory, position)
+        except DrengineError as error:
+            if self._context.read_only and error.kind is STORE_READ_ONLY:
+                return None
+            raise
+
+    def _set_pin(self, point: RecoveryPoint, pinned: int, note: str) -> None:
+        self._require_writable()
+        catalogue = self._context.catalogue
+        with catalogue.transaction():
+            row = self._branches.kept(point)
+            catalogue.put(row._replace(pinned=pinned, note=note))
+
+    def _require_writable(self) -> None:
+        if self._context.read_only:
+            raise DrengineError(STORE_READ_ONLY, f"{self._context.directory} was opened for reading only")
+
+
+def _clear_unfinished(directory: Path) -> None:
+    """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
+    found = sorted(directory.iterdir())
+    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{CATALOGUE_NAME}-wal", f"{CATALOGUE_NAME}-shm"}
+    ours.add(f"{IDENTITY_NAME}.new")
+    if any(
+        entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir())) for entry in found
+    ):
+        raise DrengineError(STORE_EXISTS, f"{directory} is not empty")
+    for entry in found:
+        if entry.is_dir():
+            entry.rmdir()
+        else:
+            entry.unlink()

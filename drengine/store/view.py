@@ -1,0 +1,204 @@
+"""A view: all volumes of a source as they were at one position, readable at random.
+
+A view is opened without replaying the log: it stacks the merged layers below its position and resolves
+only the rest of its own segment. What it hands out has passed the record's checksum; what cannot be
+read is refused with DAMAGED, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+from drengine.model.errors import DrengineError
+from drengine.model.points import RecoveryPoint, VolumeGeometry
+from drengine.store.errors import DAMAGED, OUT_OF_RANGE, UNKNOWN_VOLUME
+from drengine.store.leases import Lock, Position
+from drengine.store.records import Address, Records
+from drengine.store.stack import StackLayer
+from drengine.wire.payload import digest
+
+ExtentType = Literal["data", "zero", "hole"]
+
+_WINDOW_BYTES = 1 << 30
+_READ_BYTES = 4 << 20
+_ZEROS = bytes(1 << 16)
+
+
+class Piece(NamedTuple):
+    """A run of bytes that comes from one place: plain bytes of a record, zeros (segment 0) or never written (-1)."""
+
+    offset: int
+    length: int
+    branch: int
+    segment: int
+    record: int
+    plain_offset: int
+
+    @property
+    def type(self) -> ExtentType:
+        """What a client may be told about it."""
+        return "data" if self.segment > 0 else "zero" if self.segment == 0 else "hole"
+
+
+class View:
+    """Reads a source at one position; several threads may read. Close it: it holds a lease."""
+
+    def __init__(
+        self,
+        records: Records,
+        position: Position,
+        geometry: tuple[VolumeGeometry, ...],
+        stack: list[StackLayer],
+        *,
+        lease: Lock | None,
+        point: RecoveryPoint | None = None,
+    ) -> None:
+        self.point = point
+        self.position = position
+        self._records = records
+        self._stack = stack
+        self._lease = lease
+        self._geometry = {volume.volume: volume for volume in geometry}
+
+    @property
+    def geometry(self) -> dict[int, VolumeGeometry]:
+        """Volumes and their sizes at this position, by number."""
+        return dict(self._geometry)
+
+    def close(self) -> None:
+        """Give up the lease; harmless when done twice."""
+        if self._lease:
+            self._lease.release()
+            self._lease = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self, volume: int, offset: int, length: int) -> bytes:
+        """Bytes of a volume.
+
+        Raises:
+            DrengineError: DAMAGED, UNKNOWN_VOLUME, OUT_OF_RANGE, STORE_IO.
+        """
+        self._check_range(volume, offset, length)
+        buffer = bytearray(length)
+        self._fill(volume, offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, volume: int, offset: int, buffer: memoryview | bytearray) -> None:
+        """Fill a writable buffer of bytes from a volume; see `read`."""
+        target = memoryview(buffer).cast("B")
+        self._check_range(volume, offset, len(target))
+        for at in range(0, len(target), len(_ZEROS)):
+            part = target[at : at + len(_ZEROS)]
+            part[:] = _ZEROS[: len(part)]
+        self._fill(volume, offset, target)
+
+    def extents(self, volume: int, offset: int = 0, length: int | None = None) -> Iterator[tuple[int, int, ExtentType]]:
+        """(offset, length, type) of consecutive runs; ZERO was written, HOLE never was, both read as zeros."""
+        length = self._size(volume) - offset if length is None else length
+        self._check_range(volume, offset, length)
+        held: tuple[int, int, ExtentType] | None = None
+        for at in range(offset, offset + length, _WINDOW_BYTES):
+            for piece in self.pieces(volume, at, min(_WINDOW_BYTES, offset + length - at)):
+                if held and held[2] == piece.type:
+                    held = (held[0], held[1] + piece.length, held[2])
+                    continue
+                if held:
+                    yield held
+                held = (piece.offset, piece.length, piece.type)
+        if held:
+            yield held
+
+    def digests(self, volume: int, offset: int, chunk_bytes: int, count: int) -> bytes:
+        """xxh3-128 of `count` chunks, from real reads; a chunk is cut off at the volume's end (beyond it: empty)."""
+        size = self._size(volume)
+        if offset < 0 or chunk_bytes <= 0 or count < 0:
+            raise DrengineError(OUT_OF_RANGE, f"digests of {count} chunks of {chunk_bytes} at {offset}")
+        zero_digest = digest(bytes(chunk_bytes))
+        found: list[bytes] = []
+        batch = max(1, _READ_BYTES // chunk_bytes)
+        for first in range(0, count, batch):
+            chunks = min(batch, count - first)
+            start = min(offset + first * chunk_bytes, size)
+            length = min(chunks * chunk_bytes, size - start)
+            pieces = self.pieces(volume, start, length)
+            if length == chunks * chunk_bytes and all(piece.segment <= 0 for piece in pieces):
+                found.append(zero_digest * chunks)
+                continue
+            data = memoryview(self.read(volume, start, length))
+            found += [digest(data[i * chunk_bytes : (i + 1) * chunk_bytes]) for i in range(chunks)]
+        return b"".join(found)
+
+    def pieces(self, volume: int, offset: int, length: int) -> list[Piece]:
+        """Where the bytes of a range come from, in order, without gaps."""
+        return look_up(self._stack, volume, offset, length)
+
+    def _fill(self, volume: int, offset: int, target: memoryview) -> None:
+        self._copy([p for p in self.pieces(volume, offset, len(target)) if p.segment > 0], volume, offset, target)
+
+    def _copy(self, pieces: list[Piece], volume: int, offset: int, target: memoryview) -> None:
+        for piece in pieces:
+            at = piece.offset - offset
+            target[at : at + piece.length] = self._bytes(volume, piece)
+
+    def _bytes(self, volume: int, piece: Piece) -> memoryview:
+        try:
+            return self._records.read(
+                Address(self.position.source, piece.branch, piece.segment, piece.record),
+                piece.plain_offset,
+                piece.length,
+            )
+        except DrengineError as error:
+            if error.kind is not DAMAGED:
+                raise
+            where = self.point.id if self.point else f"{self.position.branch}-{self.position.sequence}"
+            raise DrengineError(
+                DAMAGED,
+                f"{self.position.source} at {where}: volume {volume} cannot be read at "
+                f"{piece.offset}+{piece.length}: {error.message}",
+            ) from error
+
+    def _size(self, volume: int) -> int:
+        found = self._geometry.get(volume)
+        if found is None:
+            raise DrengineError(UNKNOWN_VOLUME, f"{self.position.source!r} has no volume {volume} here")
+        return found.size_bytes
+
+    def _check_range(self, volume: int, offset: int, length: int) -> None:
+        size = self._size(volume)
+        if offset < 0 or length < 0 or offset + length > size:
+            raise DrengineError(OUT_OF_RANGE, f"{offset}+{length} is outside volume {volume} of {size} bytes")
+
+
+def look_up(stack: Sequence[StackLayer], volume: int, offset: int, length: int) -> list[Piece]:
+    """Look through layers, newest first, until every byte of the range has been found or was never written."""
+    gaps = [(offset, length)] if length else []
+    found: list[Piece] = []
+    for layer in stack:
+        if not gaps:
+            break
+        flat = layer.maps.get(volume)
+        if flat is None:
+            continue
+        left: list[tuple[int, int]] = []
+        for start, size in gaps:
+            at = start
+            for piece in flat.lookup(start, size):
+                if piece.start > at:
+                    left.append((at, piece.start - at))
+                found.append(Piece(piece.start, piece.length, layer.branch, *piece[2:]))
+                at = piece.start + piece.length
+            if at < start + size:
+                left.append((at, start + size - at))
+        gaps = left
+    found += [Piece(start, size, 0, -1, 0, 0) for start, size in gaps]
+    found.sort()
+    return found
