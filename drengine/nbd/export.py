@@ -177,7 +177,7 @@ class Export(Protocol):
         ...
 
     def submit(self, requests: list[Request], complete: Complete) -> list[Reply]:
-        """Serve requests in order, quickly, on the loop's thread; each is answered once, here or by `complete`.
+        """Serve requests in order, quickly, on the loop's thread; each answered once, now or by `complete`.
 
         Completed writes need not be durable; a FLUSH (or FUA write) is answered only when it and everything
         answered before it is. An exception answers what is unanswered with EIO and ends the connection.
@@ -196,7 +196,7 @@ class Export(Protocol):
         ...
 
     def close(self) -> None:
-        """A connection that was given this object is gone, with no request in flight (once for each `open`)."""
+        """A connection that was given this object is gone, no request is in flight (once per `open`)."""
         ...
 
 

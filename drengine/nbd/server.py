@@ -1,0 +1,146 @@
+"""The NBD server: listeners on TCP and unix sockets, and their shutdown.
+
+Shutdown (`close`): listeners close first; connections in the handshake are dropped; those in transmission finish
+what is in flight, answer ESHUTDOWN to what comes after, and are closed; those that have not finished in time are cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from drengine.model.errors import DrengineError
+from drengine.nbd.errors import NBD_LISTEN
+from drengine.nbd.export import ExportProvider, Peer
+from drengine.nbd.handshake import TlsPolicy
+from drengine.nbd.limits import NbdLimits
+from drengine.nbd.session import ServerStats, Service, Session
+
+_BACKLOG = 128
+
+
+class NbdServer:
+    """Serves a provider's exports on any number of listeners."""
+
+    def __init__(
+        self,
+        provider: ExportProvider,
+        *,
+        limits: NbdLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+        tls_required: bool = False,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> None:
+        """Prepare a server; nothing listens yet.
+
+        Args:
+            provider: finds exports by name.
+            limits: bounds on its clients.
+            tls: context with the server's certificate; None offers no TLS.
+            tls_required: serve nothing before TLS has started.
+            allow: says whether a TCP peer may connect at all (data networks); None allows every one.
+        """
+        if tls_required and tls is None:
+            raise ValueError("TLS cannot be required without a certificate")
+        policy = TlsPolicy.REQUIRED if tls_required else TlsPolicy.OPTIONAL if tls else TlsPolicy.OFF
+        self._service = Service(provider, limits or NbdLimits(), policy, tls, allow)
+        self._listeners: list[asyncio.Server] = []
+        self._unix_paths: list[Path] = []
+
+    @property
+    def stats(self) -> ServerStats:
+        """Counters for metrics."""
+        return self._service.stats
+
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return len(self._service.sessions)
+
+    def _session(self) -> Session:
+        return Session(self._service)
+
+    async def start_tcp(self, host: str, port: int = 0) -> tuple[str, int]:
+        """Listen on one address; returns the address and the port that was got.
+
+        Raises:
+            DrengineError: NBD_LISTEN.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            listener = await loop.create_server(self._session, host, port, backlog=_BACKLOG)
+        except (OSError, OverflowError) as error:
+            raise DrengineError(NBD_LISTEN, f"cannot listen at {host}:{port}: {error}") from error
+        self._listeners.append(listener)
+        address = listener.sockets[0].getsockname()
+        return address[0], address[1]
+
+    async def start_unix(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> Path:
+        """Listen on a unix socket that only `mode` may use; a stale socket is replaced, a living one is not.
+
+        Raises:
+            DrengineError: NBD_LISTEN.
+        """
+        loop = asyncio.get_running_loop()
+        place = Path(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _remove_stale(place)
+            listening.bind(str(place))
+            self._unix_paths.append(place)
+            os.chmod(place, mode)  # noqa: PTH101  before anyone can connect: it does not listen yet
+            listener = await loop.create_unix_server(self._session, sock=listening, backlog=_BACKLOG)
+        except OSError as error:
+            listening.close()
+            raise DrengineError(NBD_LISTEN, f"cannot listen at {place}: {error}") from error
+        self._listeners.append(listener)
+        return place
+
+    async def close(self, grace_seconds: float = 10.0) -> None:
+        """Stop: at once for idle clients, after `grace_seconds` at the latest for requests in flight."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for session in list(self._service.sessions):
+            session.drain()
+        waiting = [session.closed for session in self._service.sessions]
+        if waiting:
+            await asyncio.wait(waiting, timeout=grace_seconds)
+        for session in list(self._service.sessions):
+            session.abort("shutdown-timeout")
+        # Transports report their end from the loop's next turns; a second is far more than these need.
+        waiting = [session.closed for session in self._service.sessions]
+        if waiting:
+            await asyncio.wait(waiting, timeout=1.0)
+        for path in self._unix_paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        self._unix_paths.clear()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket nobody listens on.
+
+    Raises:
+        OSError: something else is there, or somebody listens.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError("it exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise FileExistsError("another server listens there")

@@ -1,0 +1,411 @@
+"""One client of the NBD server on asyncio: moves bytes between transport, protocol core and export.
+
+Back-pressure: while the core is blocked, or the client does not take its replies, nothing is read from it.
+An export is closed only after every request it was given has been answered, even when the client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import ssl
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+
+from drengine.model.errors import DrengineError
+from drengine.nbd.errors import NBD_LIMIT, NBD_UNKNOWN_EXPORT
+from drengine.nbd.export import Buffer, Export, ExportProvider, NbdError, Peer, Reply, Request
+from drengine.nbd.handshake import ExportWanted, NamesWanted, TlsPolicy, TlsWanted
+from drengine.nbd.limits import NbdLimits
+from drengine.nbd.numbers import OptionReply
+from drengine.nbd.protocol import Ended, Event, Requests, ServerConnection, StatusWanted
+
+_log = logging.getLogger("drengine.nbd")
+_LINGER_SECONDS = 5.0
+_ERRNO = {
+    errno.EPERM: NbdError.EPERM,
+    errno.EACCES: NbdError.EPERM,
+    errno.EROFS: NbdError.EPERM,
+    errno.ENOMEM: NbdError.ENOMEM,
+    errno.EINVAL: NbdError.EINVAL,
+    errno.ENOSPC: NbdError.ENOSPC,
+    errno.EDQUOT: NbdError.ENOSPC,
+    errno.EOPNOTSUPP: NbdError.ENOTSUP,
+    errno.ESHUTDOWN: NbdError.ESHUTDOWN,
+}
+
+
+@dataclass(slots=True)
+class ServerStats:
+    """Counters of one server.
+
+    Attributes:
+        connections: accepted so far, refused ones included.
+        ended: how connections ended, by reason code (an error id, or one of the server's few words).
+        requests: handed to exports.
+        bytes_received, bytes_sent: on the sockets, before TLS.
+    """
+
+    connections: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the connections of one server share.
+
+    Attributes:
+        provider: finds exports.
+        limits: bounds on clients.
+        policy, tls: whether there is TLS, and with which certificate.
+        allow: says whether a TCP peer may connect at all; None allows every one.
+        sessions: those that are open.
+        stats: counters.
+    """
+
+    provider: ExportProvider
+    limits: NbdLimits
+    policy: TlsPolicy
+    tls: ssl.SSLContext | None
+    allow: Callable[[Peer], bool] | None
+    sessions: set[Session] = field(default_factory=set)
+    stats: ServerStats = field(default_factory=ServerStats)
+
+
+class Session(asyncio.BufferedProtocol):
+    """See the module.
+
+    Attributes:
+        closed: done when the client is gone and its export closed.
+    """
+
+    def __init__(self, service: Service) -> None:
+        loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._service = service
+        self._limits = service.limits
+        self._stats = service.stats
+        self._core = ServerConnection(service.limits, service.policy)
+        self._transport: asyncio.Transport | None = None
+        self._peer = Peer("unix")
+        self._opened: tuple[str, Export] | None = None
+        self._export: Export | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deadline: asyncio.TimerHandle | None = None
+        self._completed: list[Reply] = []
+        self._busy = False
+        self._writing_paused = False
+        self._reading_paused = False
+        self._draining = False
+        self._gone = False
+        self._reason = ""
+
+    # Called by asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet, or refuse one client too many."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._service.sessions.add(self)
+        self._stats.connections += 1
+        address = transport.get_extra_info("peername")
+        if isinstance(address, tuple):
+            self._peer = Peer(address[0], address[1])
+        if len(self._service.sessions) > self._limits.connections_max:
+            self._fail(DrengineError(NBD_LIMIT, f"more than {self._limits.connections_max} connections"))
+        elif (
+            self._service.allow is not None
+            and isinstance(address, tuple)
+            and not self._service.allow(self._peer)
+        ):
+            self.abort("outside-data-network")
+        else:
+            self._deadline = self._loop.call_later(self._limits.handshake_seconds_max, self._too_late)
+            self._send(self._core.data_to_send())
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where asyncio receives."""
+        return self._core.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have come."""
+        self._stats.bytes_received += nbytes
+        self._run(lambda: self._core.received(nbytes))
+
+    def eof_received(self) -> bool:
+        """The client closed its side: whatever it did not wait for is finished, not answered."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not take its replies: ask it for nothing more."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """It took them."""
+        self._writing_paused = False
+        self._run(self._core.parse)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone; its export follows when nothing is in flight."""
+        if self._gone:
+            return
+        self._gone = True
+        self._core.eof()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._stats.ended[self._reason or "closed"] += 1
+        self._finish()
+
+    # Called by the server.
+
+    def drain(self) -> None:
+        """Finish what is in flight, refuse the rest, close."""
+        self._draining = True
+        self._core.drain()
+        self._reason = self._reason or "shutdown"
+        if not self._core.transmitting and self._transport is not None:
+            self._transport.abort()
+        self._finish()
+
+    def abort(self, reason: str) -> None:
+        """Close without ado, given up what is being worked on."""
+        self._reason = self._reason or reason
+        for task in self._tasks:
+            task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # The core's events.
+
+    def _run(self, step: Callable[[], list[Event]]) -> None:
+        """Serve events until the buffer is used up or the connection has to wait."""
+        if self._busy or self._gone:
+            return
+        self._busy = True
+        try:
+            events = step()
+            while True:
+                for event in events:
+                    self._serve(event)
+                self._send(self._core.data_to_send())
+                if self._core.blocked or self._writing_paused or not events:
+                    break
+                events = self._core.parse()
+        except DrengineError as error:
+            self._send(self._core.data_to_send())
+            self._fail(error)
+        finally:
+            self._busy = False
+        self._throttle()
+        self._finish()
+
+    def _serve(self, event: Event) -> None:
+        match event:
+            case Requests(requests):
+                self._dispatch(requests)
+            case StatusWanted(request):
+                self._start(self._answer_status(request))
+            case ExportWanted(name):
+                self._start(self._open(name))
+            case NamesWanted():
+                self._start(self._list())
+            case TlsWanted():
+                self._throttle()
+                self._send(self._core.data_to_send())
+                self._start(self._secure())
+            case Ended():
+                pass  # _finish sees it when nothing is in flight
+
+    def _dispatch(self, requests: list[Request]) -> None:
+        export = self._export
+        assert export is not None
+        self._stats.requests += len(requests)
+        if not export.inline:
+            for request in requests:
+                self._start(self._handle(export, request))
+            return
+        try:
+            replies = export.submit(requests, self._complete)
+            if replies:
+                self._send(self._core.reply(replies))
+        except Exception:  # noqa: BLE001  as in _handle
+            _log.exception("export %r failed; its client %s is cut off", export.info.name, self._peer.address)
+            unanswered = [
+                Reply(r, NbdError.EIO, message="internal error") for r in requests if not r.answered
+            ]
+            self._send(self._core.reply(unanswered))
+            self._close("export-failed")
+
+    async def _handle(self, export: Export, request: Request) -> None:
+        try:
+            reply = await export.handle(request)
+        except Exception as error:  # noqa: BLE001  the client must get an answer whatever the export raises
+            reply = self._failure(request, error)
+        self._complete([reply])
+
+    async def _answer_status(self, request: Request) -> None:
+        export = self._export
+        assert export is not None
+        try:
+            if export.inline:
+                extents = export.block_status(request.offset, request.length)
+            else:
+                extents = await asyncio.to_thread(export.block_status, request.offset, request.length)
+            self._send(self._core.reply_status(request, extents))
+        except Exception as error:  # noqa: BLE001  as above
+            self._send(self._core.reply([self._failure(request, error)]))
+        self._run(self._core.parse)
+
+    def _failure(self, request: Request, error: Exception) -> Reply:
+        if isinstance(error, DrengineError):
+            return Reply(request, NbdError.EIO, message=str(error))
+        if isinstance(error, OSError):
+            return Reply(request, _ERRNO.get(error.errno or 0, NbdError.EIO), message=error.strerror or "")
+        _log.error("a request failed", exc_info=error)
+        return Reply(request, NbdError.EIO, message="internal error")
+
+    def _complete(self, replies: Sequence[Reply]) -> None:
+        """Take late replies; those of one turn of the loop leave in one write."""
+        if not self._completed:
+            self._loop.call_soon(self._flush_completed)
+        self._completed += replies
+
+    def _flush_completed(self) -> None:
+        replies, self._completed = self._completed, []
+        try:
+            self._send(self._core.reply(replies))
+        except ValueError:
+            _log.exception("an export answered wrongly; its client %s is cut off", self._peer.address)
+            self._close("export-failed")
+        self._run(self._core.parse)
+        self._finish()
+
+    # The core's questions.
+
+    async def _list(self) -> None:
+        self._core.send_names(await self._service.provider.names())
+        self._run(self._core.parse)
+
+    async def _open(self, name: str) -> None:
+        """Open an export; one that an earlier option of this handshake opened is used again."""
+        try:
+            if self._opened is None or self._opened[0] != name:
+                self._release()
+                self._opened = (name, await self._service.provider.open(name, self._peer))
+        except KeyError:
+            self._core.export_refused(OptionReply.ERR_UNKNOWN, f"there is no export {name!r}")
+        except DrengineError as error:
+            unknown = error.kind is NBD_UNKNOWN_EXPORT
+            code = OptionReply.ERR_UNKNOWN if unknown else OptionReply.ERR_POLICY
+            self._core.export_refused(code, str(error))
+        except Exception:  # noqa: BLE001  as in _handle
+            _log.exception("export %r cannot be opened", name)
+            self._core.export_refused(OptionReply.ERR_UNKNOWN, "internal error")
+        else:
+            export = self._opened[1]
+            if self._core.export_found(export.info, inline=export.inline):
+                self._export = export
+                if self._deadline is not None:
+                    self._deadline.cancel()
+        self._run(self._core.parse)
+
+    async def _secure(self) -> None:
+        transport, context = self._transport, self._service.tls
+        assert transport is not None
+        assert context is not None
+        try:
+            secured = await self._loop.start_tls(
+                transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._limits.handshake_seconds_max,
+            )
+        except (OSError, ssl.SSLError) as error:
+            _log.warning("client %s: TLS failed: %s", self._peer.address, error)
+            self._reason = self._reason or "tls-failed"
+            transport.abort()
+            self.connection_lost(error)
+            return
+        assert isinstance(secured, asyncio.Transport)
+        self._release()
+        self._transport = secured
+        self._reading_paused = False
+        certificate = secured.get_extra_info("peercert") or {}
+        names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
+        self._peer = Peer(self._peer.address, self._peer.port, names[0] if names else "")
+        self._core.tls_started()
+
+    # Ends and flow.
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended_task)
+
+    def _ended_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("client %s is cut off", self._peer.address, exc_info=error)
+            self._close("internal")
+        self._finish()
+
+    def _send(self, buffers: Sequence[Buffer]) -> None:
+        transport = self._transport
+        if transport is None or self._gone:
+            return
+        for buffer in buffers:
+            transport.write(buffer)
+            self._stats.bytes_sent += len(buffer)
+
+    def _throttle(self) -> None:
+        """Read exactly while what comes can be taken."""
+        wait = self._core.blocked or self._core.ended or self._writing_paused
+        if wait == self._reading_paused or self._transport is None or self._transport.is_closing():
+            return
+        self._reading_paused = wait
+        if wait:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _too_late(self) -> None:
+        seconds = self._limits.handshake_seconds_max
+        self._fail(DrengineError(NBD_LIMIT, f"the handshake took longer than {seconds:g} s"))
+
+    def _fail(self, error: DrengineError) -> None:
+        _log.warning("client %s is refused: %s", self._peer.address, error)
+        self._close(error.kind.id)
+
+    def _close(self, reason: str) -> None:
+        """Close when the replies have left, or soon if the client does not take them."""
+        self._reason = self._reason or reason
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.close()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(_LINGER_SECONDS, self._transport.abort)
+
+    def _finish(self) -> None:
+        """Go on with the end, if this is one: first the requests in flight, then the client, then the export."""
+        if self._core.requests_in_flight > 0 or self._tasks or self._completed:
+            return
+        if self._gone:
+            self._release()
+            self._service.sessions.discard(self)
+            if not self.closed.done():
+                self.closed.set_result(None)
+        elif self._core.ended or self._draining:
+            self._close("goodbye")
+
+    def _release(self) -> None:
+        if self._opened is not None:
+            opened, self._opened = self._opened[1], None
+            opened.close()
