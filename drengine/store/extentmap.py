@@ -115,7 +115,9 @@ def resolve(
     order = np.argsort(starts, kind="stable")
     sorted_starts, sorted_ends = starts[order], ends[order]
     if bool(np.all(sorted_ends[:-1] <= sorted_starts[1:])):
-        disjoint = FlatMap(sorted_starts, lengths[order], segments[order], records[order], plain_offsets[order])
+        disjoint = FlatMap(
+            sorted_starts, lengths[order], segments[order], records[order], plain_offsets[order]
+        )
         return coalesce(disjoint)
     edges = np.unique(np.concatenate((starts, ends)))
     owners = _paint(np.searchsorted(edges, starts), np.searchsorted(edges, ends), len(edges) - 1)
@@ -154,7 +156,10 @@ def merge(newer: FlatMap, older: FlatMap) -> FlatMap:
     """One map of both; `newer` wins where they overlap."""
     if not len(newer) or not len(older):
         return newer if len(newer) else older
-    both = [np.concatenate((getattr(older, column.name), getattr(newer, column.name))) for column in fields(FlatMap)]
+    both = [
+        np.concatenate((getattr(older, column.name), getattr(newer, column.name)))
+        for column in fields(FlatMap)
+    ]
     return resolve(both[0], both[1], segment=both[2], record=both[3], plain_offset=both[4])
 
 
@@ -170,4 +175,6 @@ def coalesce(flat: FlatMap) -> FlatMap:
     if len(heads) == len(flat):
         return flat
     lengths = np.add.reduceat(flat.lengths, heads)
-    return FlatMap(flat.starts[heads], lengths, flat.segments[heads], flat.records[heads], flat.plain_offsets[heads])
+    return FlatMap(
+        flat.starts[heads], lengths, flat.segments[heads], flat.records[heads], flat.plain_offsets[heads]
+    )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import fcntl
 import mmap
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from drengine.store.blobs.storage import Abilities, Buffer
+from drengine.store.blobs.storage import Abilities, Buffer, name_parts
 
 UNFINISHED = ".tmp"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PARTS_MAX = 512
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LocalAppender:
@@ -20,11 +24,17 @@ class LocalAppender:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def append(self, data: Buffer) -> None:
+    def append(self, *parts: Buffer) -> None:
         """See Appender."""
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        views = [view for part in parts if (view := memoryview(part).cast("B"))]
+        while views:
+            done = os.writev(self._descriptor, views[:_PARTS_MAX])
+            if not done:
+                raise OSError(errno.EIO, "the file system wrote nothing")
+            while views and done >= len(views[0]):
+                done -= len(views.pop(0))
+            if done:
+                views[0] = views[0][done:]
 
     def sync(self) -> None:
         """See Appender."""
@@ -32,9 +42,7 @@ class LocalAppender:
 
     def close(self) -> None:
         """See Appender."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._descriptor = _closed(self._descriptor)
 
 
 class LocalReader:
@@ -64,9 +72,7 @@ class LocalReader:
 
     def close(self) -> None:
         """See Reader."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._descriptor = _closed(self._descriptor)
 
 
 class LocalStorage:
@@ -78,106 +84,140 @@ class LocalStorage:
         self.root = root
 
     def create(self, name: str) -> LocalAppender:
-        """See Storage. Missing folders are made, and made durable."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return LocalAppender(self._open(name, flags, make_folders=True))
+        """See Storage. Missing folders are made; `sync_dir` makes them durable."""
+        with self._folders(name, make=True) as (chain, leaf):
+            flags = _FILE | os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            return LocalAppender(os.open(leaf, flags, 0o600, dir_fd=chain[-1]))
 
     def open(self, name: str) -> LocalReader:
         """See Storage."""
-        return LocalReader(self._open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        with self._folders(name) as (chain, leaf):
+            return LocalReader(os.open(leaf, _FILE | os.O_RDONLY, dir_fd=chain[-1]))
 
     def put(self, name: str, data: Buffer) -> None:
-        """See Storage: written aside, synced, renamed, and the folder synced."""
-        folder, leaf = self._folder(name, make=True)
-        try:
+        """See Storage: written aside, synced, renamed, and its folders synced."""
+        with self._folders(name, make=True) as (chain, leaf):
             aside = leaf + UNFINISHED
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            appender = LocalAppender(os.open(aside, flags, 0o600, dir_fd=folder))
+            appender = LocalAppender(_locked_aside(aside, chain[-1]))
             try:
                 appender.append(data)
                 appender.sync()
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(aside, dir_fd=folder)
+                os.rename(aside, leaf, src_dir_fd=chain[-1], dst_dir_fd=chain[-1])
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(aside, dir_fd=chain[-1])
                 raise
             finally:
                 appender.close()
-            os.rename(aside, leaf, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            _sync(chain)
 
     def list(self, prefix: str) -> list[str]:
         """See Storage."""
-        _parts(prefix)
-        found: list[str] = []
-        for folder, folders, files in os.walk(self.root / prefix, onerror=_raise_unless_missing):
-            folders.sort()
-            relative = Path(folder).relative_to(self.root)
-            found += [str(relative / name) for name in files if not name.endswith(UNFINISHED)]
-        return sorted(found)
+        names = (name for name in self._walk(prefix) if not name.endswith(UNFINISHED))
+        return sorted(names)
 
     def delete(self, name: str) -> None:
         """See Storage."""
-        try:
-            folder, leaf = self._folder(name)
-        except FileNotFoundError:
-            return
-        try:
-            os.unlink(leaf, dir_fd=folder)
-            os.fsync(folder)
-        except FileNotFoundError:
-            pass
-        finally:
-            os.close(folder)
+        with suppress(FileNotFoundError), self._folders(name) as (chain, leaf):
+            with suppress(FileNotFoundError):
+                os.unlink(leaf, dir_fd=chain[-1])
+            # Also when it was gone: an earlier attempt may have died between the two.
+            os.fsync(chain[-1])
 
     def sync_dir(self, prefix: str) -> None:
         """See Storage."""
-        folder, _ = self._folder(f"{prefix}/.")
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with self._folders(f"{prefix}/any") as (chain, _):
+            _sync(chain)
+
+    def sweep(self) -> int:
+        """See Storage. A `put` under way holds a lock on its file, so only those of the dead go."""
+        count = 0
+        for name in [name for name in self._walk("") if name.endswith(UNFINISHED)]:
+            with suppress(FileNotFoundError, BlockingIOError), self._folders(name) as (chain, leaf):
+                descriptor = os.open(leaf, _FILE | os.O_WRONLY, dir_fd=chain[-1])
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_named(descriptor, leaf, chain[-1]):
+                        os.unlink(leaf, dir_fd=chain[-1])
+                        count += 1
+                finally:
+                    os.close(descriptor)
+        return count
 
     def free_bytes(self) -> int | None:
         """See Storage: what an ordinary user may still write."""
         state = os.statvfs(self.root)
         return state.f_bavail * state.f_frsize
 
-    def _open(self, name: str, flags: int, *, make_folders: bool = False) -> int:
-        folder, leaf = self._folder(name, make=make_folders)
-        try:
-            return os.open(leaf, flags, 0o600, dir_fd=folder)
-        finally:
-            os.close(folder)
+    def _walk(self, prefix: str) -> Iterator[str]:
+        """Files whose name begins with `prefix`; only the folder that its last '/' names is walked."""
+        above = prefix.rpartition("/")[0]
+        if above:
+            name_parts(above)
+        # The folder `above` must be reached without a link; os.walk itself does not follow any below it.
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            self._folders(f"{above}/any" if above else "any"),
+        ):
+            for folder, folders, files in os.walk(self.root / above, onerror=_raise_unless_missing):
+                relative = Path(folder).relative_to(self.root)
+                folders[:] = [part for part in folders if _may_hold(f"{relative / part}/", prefix)]
+                yield from (name for part in files if (name := str(relative / part)).startswith(prefix))
 
-    def _folder(self, name: str, *, make: bool = False) -> tuple[int, str]:
-        """Descriptor of the folder that holds `name`, reached without following a link, and the last part."""
-        *folders, leaf = _parts(name, dot_last=True)
-        here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    @contextmanager
+    def _folders(self, name: str, *, make: bool = False) -> Iterator[tuple[Sequence[int], str]]:
+        """Descriptors of all folders from the root to the one that holds `name`, and the last part of `name`."""
+        *folders, leaf = name_parts(name)
+        chain = [os.open(self.root, _FOLDER)]
         try:
             for part in folders:
                 if make:
-                    try:
-                        os.mkdir(part, 0o700, dir_fd=here)
-                        os.fsync(here)
-                    except FileExistsError:
-                        pass
-                below = os.open(part, _DIRECTORY, dir_fd=here)
-                os.close(here)
-                here = below
+                    with suppress(FileExistsError):
+                        os.mkdir(part, 0o700, dir_fd=chain[-1])
+                chain.append(os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=chain[-1]))
+            yield chain, leaf
+        finally:
+            for descriptor in chain:
+                os.close(descriptor)
+
+
+def _locked_aside(aside: str, folder: int) -> int:
+    """An empty file to write aside, locked: of two who put the same name, one waits for the other."""
+    while True:
+        descriptor = os.open(aside, _FILE | os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_named(descriptor, aside, folder):
+                os.ftruncate(descriptor, 0)
+                return descriptor
         except BaseException:
-            os.close(here)
+            os.close(descriptor)
             raise
-        return here, leaf
+        os.close(descriptor)
 
 
-def _parts(name: str, *, dot_last: bool = False) -> list[str]:
-    parts = name.split("/")
-    checked = parts[:-1] if dot_last and parts[-1] == "." else parts
-    if any(part in ("", ".", "..") or "\0" in part for part in checked):
-        raise OSError(errno.EINVAL, f"{name[:80]!r} is no name inside a store")
-    return parts
+def _is_named(descriptor: int, leaf: str, folder: int) -> bool:
+    """Whether the open file still has this name, or was renamed or removed before its lock was had."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(leaf, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _sync(chain: Sequence[int]) -> None:
+    """Deepest folder first. All of them, always: whoever made one may have died before it was durable."""
+    for descriptor in reversed(chain):
+        os.fsync(descriptor)
+
+
+def _closed(descriptor: int) -> int:
+    if descriptor >= 0:
+        os.close(descriptor)
+    return -1
+
+
+def _may_hold(folder: str, prefix: str) -> bool:
+    return folder.startswith(prefix) or prefix.startswith(folder)
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -5,29 +5,98 @@ from __future__ import annotations
 import errno
 import threading
 
-from drengine.store.blobs.storage import Abilities, Buffer
+from drengine.store.blobs.storage import Abilities, Buffer, name_parts
+
+
+class MemoryStorage:
+    """A dictionary of files. See Storage. `append=False` behaves as an object store does."""
+
+    def __init__(self, *, append: bool = True) -> None:
+        self.abilities = Abilities(append=append)
+        self.files: dict[str, bytearray] = {}
+        self.lock = threading.Lock()
+
+    def create(self, name: str) -> MemoryAppender:
+        """See Storage."""
+        name_parts(name)
+        with self.lock:
+            if name in self.files:
+                raise FileExistsError(errno.EEXIST, "the name is taken", name)
+            if self.abilities.append:
+                self.files[name] = bytearray()
+        return MemoryAppender(self, name)
+
+    def open(self, name: str) -> MemoryReader:
+        """See Storage."""
+        name_parts(name)
+        with self.lock:
+            if name not in self.files:
+                raise FileNotFoundError(errno.ENOENT, "no such file", name)
+            return MemoryReader(self.files[name])
+
+    def put(self, name: str, data: Buffer) -> None:
+        """See Storage."""
+        name_parts(name)
+        with self.lock:
+            self.files[name] = bytearray(data)
+
+    def list(self, prefix: str) -> list[str]:
+        """See Storage."""
+        if above := prefix.rpartition("/")[0]:
+            name_parts(above)
+        with self.lock:
+            return sorted(name for name in self.files if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        """See Storage."""
+        name_parts(name)
+        with self.lock:
+            self.files.pop(name, None)
+
+    def sync_dir(self, prefix: str) -> None:
+        """See Storage."""
+        name_parts(prefix)
+
+    def sweep(self) -> int:
+        """See Storage."""
+        return 0
+
+    def free_bytes(self) -> int | None:
+        """See Storage."""
+        return None
 
 
 class MemoryAppender:
     """A file that grows in memory. See Appender."""
 
-    def __init__(self, data: bytearray, *, may_go_on: bool) -> None:
-        self._data = data
-        self._may_go_on = may_go_on
-        self._synced = False
+    def __init__(self, storage: MemoryStorage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._data = storage.files[name] if storage.abilities.append else bytearray()
+        self._uploaded = False
 
-    def append(self, data: Buffer) -> None:
+    def append(self, *parts: Buffer) -> None:
         """See Appender."""
-        if self._synced and not self._may_go_on:
-            raise OSError(errno.EROFS, "this storage does not append after a sync")
-        self._data += data
+        self._require_open()
+        for part in parts:
+            self._data += part
 
     def sync(self) -> None:
         """See Appender."""
-        self._synced = True
+        self._require_open()
+        if not self._storage.abilities.append:
+            with self._storage.lock:
+                if self._name in self._storage.files:
+                    raise FileExistsError(errno.EEXIST, "another writer took the name", self._name)
+                self._storage.files[self._name] = self._data
+            self._uploaded = True
 
     def close(self) -> None:
         """See Appender."""
+
+    def _require_open(self) -> None:
+        if self._uploaded:
+            raise OSError(errno.EROFS, "this storage takes nothing after a sync")
 
 
 class MemoryReader:
@@ -50,55 +119,3 @@ class MemoryReader:
 
     def close(self) -> None:
         """See Reader."""
-
-
-class MemoryStorage:
-    """A dictionary of files. See Storage. `append=False` behaves as an object store does."""
-
-    def __init__(self, *, append: bool = True) -> None:
-        self.abilities = Abilities(append=append)
-        self.files: dict[str, bytearray] = {}
-        self._lock = threading.Lock()
-
-    def create(self, name: str) -> MemoryAppender:
-        """See Storage."""
-        with self._lock:
-            if name in self.files:
-                raise FileExistsError(errno.EEXIST, name)
-            data = self.files[_checked(name)] = bytearray()
-        return MemoryAppender(data, may_go_on=self.abilities.append)
-
-    def open(self, name: str) -> MemoryReader:
-        """See Storage."""
-        with self._lock:
-            if _checked(name) not in self.files:
-                raise FileNotFoundError(errno.ENOENT, name)
-            return MemoryReader(self.files[name])
-
-    def put(self, name: str, data: Buffer) -> None:
-        """See Storage."""
-        with self._lock:
-            self.files[_checked(name)] = bytearray(data)
-
-    def list(self, prefix: str) -> list[str]:
-        """See Storage."""
-        with self._lock:
-            return sorted(name for name in self.files if name.startswith(_checked(prefix) + "/"))
-
-    def delete(self, name: str) -> None:
-        """See Storage."""
-        with self._lock:
-            self.files.pop(_checked(name), None)
-
-    def sync_dir(self, prefix: str) -> None:
-        """See Storage."""
-
-    def free_bytes(self) -> int | None:
-        """See Storage."""
-        return None
-
-
-def _checked(name: str) -> str:
-    if any(part in ("", ".", "..") or "\0" in part for part in name.split("/")):
-        raise OSError(errno.EINVAL, f"{name[:80]!r} is no name inside a store")
-    return name

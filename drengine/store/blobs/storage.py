@@ -1,12 +1,13 @@
 """What the store asks of storage. Failures are OSError with an errno; the store gives them their kind and hint.
 
-Durability: `Appender.sync` makes the bytes durable, `Storage.sync_dir` the names; `put` and `delete`
-are durable when they return.
+Durability: `Appender.sync` makes the bytes durable, `Storage.sync_dir` the names; `put` and `delete` are durable
+when they return. A call that failed may have happened or not: all of them can be repeated.
 Storage that can't append (an object store) says so in its abilities: the store then seals a segment at each commit.
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Protocol
@@ -20,17 +21,17 @@ class Abilities:
 
     Attributes:
         append: bytes appended after a `sync` may follow in the same file. Without it, an appender takes exactly one
-            `sync`, after its last append.
+            `sync`, after its last append, and the file appears under its name with that sync.
     """
 
     append: bool
 
 
 class Appender(Protocol):
-    """A file being written, from its beginning."""
+    """A file being written, from its beginning, by one thread at a time."""
 
-    def append(self, data: Buffer) -> None:
-        """Add bytes at the end, all of them or an error."""
+    def append(self, *parts: Buffer) -> None:
+        """Add bytes at the end, all of them or an error; after an error part of them may be there."""
         ...
 
     def sync(self) -> None:
@@ -38,7 +39,7 @@ class Appender(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it; what was not synced may be lost."""
+        """Let go of it; what was not synced may be lost. Harmless when done twice."""
         ...
 
 
@@ -54,16 +55,16 @@ class Reader(Protocol):
         ...
 
     def map(self) -> mmap | bytes:
-        """Its whole content, mapped where the storage can; valid after `close`."""
+        """Its whole content, mapped where the storage can; valid after `close`. Only for files that are complete."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of it. Harmless when done twice."""
         ...
 
 
 class Storage(Protocol):
-    """A tree of files by relative name with '/' between levels."""
+    """A tree of files by relative name with '/' between levels. Threads and processes may share it."""
 
     @property
     def abilities(self) -> Abilities:
@@ -91,17 +92,36 @@ class Storage(Protocol):
         ...
 
     def list(self, prefix: str) -> list[str]:
-        """Names of the files below the folder `prefix`, at any depth, sorted; unfinished `put`s are left out."""
+        """Names that begin with `prefix` (plain text, not a folder), sorted; unfinished `put`s are left out.
+
+        It may be out of date where storage is shared: the catalogue decides what is there.
+        """
         ...
 
     def delete(self, name: str) -> None:
-        """Remove a file; it is no error if there is none."""
+        """Remove a file, durably; it is no error if there is none."""
         ...
 
     def sync_dir(self, prefix: str) -> None:
-        """Make the names in a folder durable, and the folder's own."""
+        """Make the names in a folder durable, and the folder's own up to the root."""
+        ...
+
+    def sweep(self) -> int:
+        """Remove what interrupted `put`s of the dead left behind; how many there were."""
         ...
 
     def free_bytes(self) -> int | None:
         """Room left, or None where there is no such limit."""
         ...
+
+
+def name_parts(name: str) -> list[str]:
+    """A name's levels.
+
+    Raises:
+        OSError: EINVAL, for a name that could lead out of the store or mean another one.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise OSError(errno.EINVAL, f"{name[:80]!r} is no name inside a store")
+    return parts
