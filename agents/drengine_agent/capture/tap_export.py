@@ -9,6 +9,7 @@ behaves like `async` and says so (`SyncGate.state`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -108,9 +109,17 @@ class SyncGate:
             self._waiting.popleft()
             complete(replies)
 
+    def open(self) -> None:
+        """Let everything through from now on: the server stops."""
+        self._sync = False
+        while self._waiting:
+            *_, replies, complete = self._waiting.popleft()
+            complete(replies)
+
     def _progress(self) -> None:
-        if self._sync and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.release)
+        if self._sync:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+                self._loop.call_soon_threadsafe(self.release)
 
 
 class TapExport:
