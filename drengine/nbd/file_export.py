@@ -152,18 +152,14 @@ class FileExport:
         def synced(done: asyncio.Future[None]) -> None:
             error = done.exception()
             self._sync_failed = self._sync_failed or error is not None
-            code, message = (
-                (NbdError.EIO, "a write could not be made durable") if self._sync_failed else (0, "")
-            )
+            code, message = (NbdError.EIO, "a write could not be made durable") if self._sync_failed else (0, "")
             complete([Reply(request, code, message=message) for request in requests])
 
         future.add_done_callback(synced)
 
 
 def _failure(request: Request, error: OSError) -> Reply:
-    code = {errno.ENOSPC: NbdError.ENOSPC, errno.EOPNOTSUPP: NbdError.ENOTSUP}.get(
-        error.errno or 0, NbdError.EIO
-    )
+    code = {errno.ENOSPC: NbdError.ENOSPC, errno.EOPNOTSUPP: NbdError.ENOTSUP}.get(error.errno or 0, NbdError.EIO)
     return Reply(request, code, message=error.strerror or "")
 
 

@@ -215,9 +215,7 @@ class Handshake:
         self.state = State.OPTIONS
         return numbers.CLIENT_FLAGS.size
 
-    def _serve(
-        self, option: int, data: memoryview, *, trailing: bool
-    ) -> NamesWanted | ExportWanted | TlsWanted | None:
+    def _serve(self, option: int, data: memoryview, *, trailing: bool) -> NamesWanted | ExportWanted | TlsWanted | None:
         if option == Option.ABORT:
             self._say(option, OptionReply.ACK)
             self.state = State.ENDED

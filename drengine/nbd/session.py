@@ -119,11 +119,7 @@ class Session(asyncio.BufferedProtocol):
             self._peer = Peer(address[0], address[1])
         if len(self._service.sessions) > self._limits.connections_max:
             self._fail(DrengineError(NBD_LIMIT, f"more than {self._limits.connections_max} connections"))
-        elif (
-            self._service.allow is not None
-            and isinstance(address, tuple)
-            and not self._service.allow(self._peer)
-        ):
+        elif self._service.allow is not None and isinstance(address, tuple) and not self._service.allow(self._peer):
             self.abort("outside-data-network")
         else:
             self._deadline = self._loop.call_later(self._limits.handshake_seconds_max, self._too_late)
@@ -236,9 +232,7 @@ class Session(asyncio.BufferedProtocol):
                 self._send(self._core.reply(replies))
         except Exception:  # noqa: BLE001  as in _handle
             _log.exception("export %r failed; its client %s is cut off", export.info.name, self._peer.address)
-            unanswered = [
-                Reply(r, NbdError.EIO, message="internal error") for r in requests if not r.answered
-            ]
+            unanswered = [Reply(r, NbdError.EIO, message="internal error") for r in requests if not r.answered]
             self._send(self._core.reply(unanswered))
             self._close("export-failed")
 
