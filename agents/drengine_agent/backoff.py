@@ -8,9 +8,7 @@ FIRST_SECONDS = 0.1
 CAP_SECONDS = 15.0
 
 
-def backoff_seconds(
-    attempt: int, random: Random, *, first: float = FIRST_SECONDS, cap: float = CAP_SECONDS
-) -> float:
+def backoff_seconds(attempt: int, random: Random, *, first: float = FIRST_SECONDS, cap: float = CAP_SECONDS) -> float:
     """Seconds to wait after `attempt` failures in a row (1 is the first).
 
     Half is fixed and half is random, so that many agents that lost one target together don't come back together,

@@ -64,9 +64,7 @@ class BandwidthSchedule:
             elif position == len(parts) - 1:
                 otherwise = _rate(part.removeprefix("otherwise"))
             else:
-                raise DrengineError(
-                    BAD_SCHEDULE, f"{part!r}: only the last part may stand without a time span"
-                )
+                raise DrengineError(BAD_SCHEDULE, f"{part!r}: only the last part may stand without a time span")
         return BandwidthSchedule(tuple(spans), otherwise)
 
 
@@ -115,9 +113,7 @@ class TokenBucket:
             self._rate, self._tokens, self._updated = None, 0.0, now
             return 0.0
         if self._rate is None or self._tokens > rate * BURST_SECONDS:
-            self._tokens = (
-                rate * BURST_SECONDS if self._rate is None else min(self._tokens, rate * BURST_SECONDS)
-            )
+            self._tokens = rate * BURST_SECONDS if self._rate is None else min(self._tokens, rate * BURST_SECONDS)
         refill = (now - self._updated) * min(rate, self._rate or rate)
         self._rate, self._updated = rate, now
         self._tokens = min(self._tokens + refill, rate * BURST_SECONDS) - length

@@ -40,9 +40,7 @@ class Baseline(Protocol):
         """The hashes of the slab `page`, which has `length` bytes."""
         ...
 
-    def grains(
-        self, volume: int, page: int, block: int, length: int, *, known: bool
-    ) -> tuple[bytes, int] | None:
+    def grains(self, volume: int, page: int, block: int, length: int, *, known: bool) -> tuple[bytes, int] | None:
         """Digests of each grain of a block of `length` bytes, and the bytes of each: 8 (xxh3-64) or
         16 (xxh3-128). `known`: the block was not in `Expected.unknown`. None: all of the block differs."""
         ...
@@ -132,9 +130,7 @@ class IndexBaseline:
             merged[span] = asked[span]
         return Expected(bytes(merged), unknown)
 
-    def grains(
-        self, volume: int, page: int, block: int, length: int, *, known: bool
-    ) -> tuple[bytes, int] | None:
+    def grains(self, volume: int, page: int, block: int, length: int, *, known: bool) -> tuple[bytes, int] | None:
         """See Baseline."""
         if not known:
             return self._fallback.grains(volume, page, block, length, known=False)

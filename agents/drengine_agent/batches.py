@@ -35,9 +35,7 @@ class Outgoing:
 class BatchBuilder:
     """Collects pieces until a batch is full. Used by one thread at a time; pieces keep their order."""
 
-    def __init__(
-        self, plain_bytes_max: int, level: Callable[[], int | None], emit: Callable[[Outgoing], None]
-    ) -> None:
+    def __init__(self, plain_bytes_max: int, level: Callable[[], int | None], emit: Callable[[Outgoing], None]) -> None:
         """`level` is asked for each payload; `emit` takes each finished batch and may block (back-pressure)."""
         self._plain_bytes_max = plain_bytes_max
         self._level = level

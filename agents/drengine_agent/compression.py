@@ -13,11 +13,19 @@ import zstandard
 
 LEVELS: tuple[int | None, ...] = (None, -5, -1, 1, 3)
 """From no CPU to most CPU; None sends as it is."""
+ADAPTIVE: tuple[int, ...] = (-5, -1, 1, 3)
+"""Without sending raw: the replica is stored as it was sent, so saving the last CPU here would cost space there."""
 WINDOW_SECONDS = 0.25
 _DOMINANT = 0.5
 _PROBE_PIECE = 4096
 _PROBE_PIECES = 8
 _PROBE_PAYS = 0.95
+
+
+def levels_of(option: str) -> tuple[int | None, ...]:
+    """The levels that the option `compression` allows: `adaptive`, `adaptive-raw`, `none` or one level."""
+    fixed: dict[str, tuple[int | None, ...]] = {"adaptive": ADAPTIVE, "adaptive-raw": LEVELS, "none": (None,)}
+    return fixed[option] if option in fixed else (int(option),)
 
 
 @dataclass(frozen=True, slots=True)

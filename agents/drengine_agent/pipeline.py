@@ -1,4 +1,4 @@
-"""From a tracker's answers to a session: what is captured gets hashed, compressed and sent, in order, in bounded memory.
+"""From a tracker's answers to a session: what is captured gets hashed, compressed and sent, in bounded memory.
 
 Two sides: the *capture thread* asks the tracker, sweeps volumes and fills batches (helpers in a small pool; the C calls
 release the GIL); the *sender*, on the event loop, takes finished items in order, minds credit and bandwidth, and
@@ -45,8 +45,8 @@ class Progress:
 
     syncing: bool = False
     rescan_reason: str = ""
-    stall_reason: str = "none"
     sweep: SweepReport = field(default_factory=SweepReport)
+    sweeping: bool = False
     sweep_bytes: int = 0
     read_bytes: int = 0
     read_errors: int = 0
@@ -124,6 +124,9 @@ class Pipeline:
         self._finishing = threading.Event()
         self._sweep: Sweep | None = None
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
+        self._acknowledger = ThreadPoolExecutor(1, thread_name_prefix="acknowledge")
+        self._failed: asyncio.Future[None] = self._loop.create_future()
+        self._acknowledging = 0
         self._queued = 0
         self._lock = threading.Lock()
 
@@ -154,15 +157,28 @@ class Pipeline:
 
     def durable(self, sent: list[Sent], sequence: int) -> None:
         """The session's acknowledgements."""
-        if self._indexes is not None:
-            for one in sent:
-                self._indexes.remember(one.note)
-            self._indexes.durable_sequence = sequence
         self._lag.acknowledged(sequence)
-        marks = [one.mark for one in sent if one.mark != self._since]
-        if marks:
-            self._tracker.acknowledge(marks[-1])
-        self._note_drained()
+        with self._lock:
+            self._acknowledging += 1
+        self._acknowledger.submit(self._settle, sent, sequence)
+
+    def _settle(self, sent: list[Sent], sequence: int) -> None:
+        """What an acknowledgement means for index and tracker; in order, off the event loop, as it may touch disks."""
+        try:
+            if self._indexes is not None:
+                self._indexes.remember(note for one in sent for note in one.notes)
+                self._indexes.durable_sequence = sequence
+            self._tracker.acknowledge(sent[-1].mark)
+        except Exception as error:  # noqa: BLE001 - ends the session, wherever it came from
+            self._loop.call_soon_threadsafe(self._fail, error)
+        finally:
+            with self._lock:
+                self._acknowledging -= 1
+            self._note_drained()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
 
     def refresh_lag(self) -> None:
         """Let the lag know if the newest durable point still equals the source."""
@@ -181,10 +197,12 @@ class Pipeline:
 
     async def run(self) -> None:
         """Replicate until `finish` is through (returns) or something ends the session (raises)."""
+        if self._resume.declare or self._since != self._session.welcome.durable_mark:
+            await self._session.send_geometry(self._geometry, self._since)
         capture = self._loop.run_in_executor(None, self._capture)
         sender = asyncio.create_task(self._send())
         receiver = asyncio.create_task(self._session.run())
-        tasks: set[asyncio.Future[None]] = {capture, sender, receiver}
+        tasks: set[asyncio.Future[None]] = {capture, sender, receiver, self._failed}
         try:
             while not sender.done():
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -204,26 +222,24 @@ class Pipeline:
             with contextlib.suppress(BaseException):
                 await asyncio.shield(capture)
             self._pool.shutdown(cancel_futures=True)
+            await self._loop.run_in_executor(None, self._acknowledger.shutdown)
+            self._failed.cancel()
             self._lag.disconnected()
             for request in self._labels:
                 request.done.cancel()
 
     async def _send(self) -> None:
         """Send items in order until None; then wait until all of it is durable and say goodbye."""
-        sequence = 0
-        if self._resume.declare or self._since != self._session.welcome.durable_mark:
-            await self._session.send_geometry(self._geometry, self._since)
+        sequence = self._session.sequence
         last = self._clock.monotonic()
         while (item := await self._queue.get()) is not None:
-            batches = (
-                item.batches if isinstance(item.batches, list) else await asyncio.wrap_future(item.batches)
-            )
+            batches = item.batches if isinstance(item.batches, list) else await asyncio.wrap_future(item.batches)
             ready = self._clock.monotonic()
             for number, outgoing in enumerate(batches):
                 mark = item.mark if number == len(batches) - 1 else item.mark_before
                 await self._limit(len(outgoing.batch.payload) + len(outgoing.batch.table))
                 sequence = await self._session.send_batch(
-                    outgoing.batch, mark, captured_bytes=outgoing.captured_bytes, note=outgoing.notes
+                    outgoing.batch, mark, captured_bytes=outgoing.captured_bytes, notes=outgoing.notes
                 )
             if item.cut is not None:
                 sequence = await self._session.send_cut(item.cut, item.mark)
@@ -248,7 +264,7 @@ class Pipeline:
 
     def _idle(self) -> bool:
         with self._lock:
-            return self._queued == 0 and not self._session.in_flight
+            return not (self._queued or self._acknowledging or self._session.in_flight)
 
     def _note_drained(self) -> None:
         if self._idle():
@@ -270,7 +286,6 @@ class Pipeline:
                 self._captured_at = self._moment(changes, asked_at)
                 self._maybe_cut(changes)
                 since = changes.mark
-                self._progress.stall_reason = self._tracker.reason
                 if not changes.more:
                     if self._finishing.is_set():
                         break
@@ -294,9 +309,7 @@ class Pipeline:
         return max(self._captured_at, min(asked_at, self._clock.monotonic() - age))
 
     def _maybe_cut(self, changes: Changes) -> None:
-        self._uncut = self._uncut or bool(
-            changes.writes or changes.ranges or changes.rescan_reason is not None
-        )
+        self._uncut = self._uncut or bool(changes.writes or changes.ranges or changes.rescan_reason is not None)
         if not changes.cut_ok or not (self._uncut or self._labels):
             return
         now = self._clock.monotonic()
@@ -323,9 +336,7 @@ class Pipeline:
         if sum(write.length for write in changes.writes) <= INLINE_BYTES:
             self._put(_Item(self._encode(changes.writes), since, changes.mark), permit=False)
         else:
-            self._put(
-                _Item(self._pool.submit(self._encode, changes.writes), since, changes.mark), permit=False
-            )
+            self._put(_Item(self._pool.submit(self._encode, changes.writes), since, changes.mark), permit=False)
 
     def _encode(self, writes: Sequence[Write]) -> list[Outgoing]:
         batches: list[Outgoing] = []
@@ -363,9 +374,7 @@ class Pipeline:
         remote = TargetBaseline(self._session.ask, self._sizes)
         return IndexBaseline(self._indexes.by_volume, remote) if self._indexes is not None else remote
 
-    def _sweep_ranges(
-        self, ranges: Sequence[Range], baseline: Baseline | None, since: Mark, mark: Mark
-    ) -> None:
+    def _sweep_ranges(self, ranges: Sequence[Range], baseline: Baseline | None, since: Mark, mark: Mark) -> None:
         held: list[Outgoing] = []
 
         def hand_over(outgoing: Outgoing) -> None:
@@ -388,12 +397,14 @@ class Pipeline:
         )
         self._progress.sweep = sweep.report
         self._progress.sweep_bytes = sum(wanted.length for wanted in ranges)
+        self._progress.sweeping = True
         self._sweep = sweep
         if self._stopping.is_set():
             raise SweepCancelled
         remote = baseline is not None and not baseline.zeros_everywhere
         report = sweep.run(max(self._workers, REMOTE_WORKERS) if remote else self._workers)
         self._sweep = None
+        self._progress.sweeping = False
         self._progress.read_bytes += report.read_bytes
         for outgoing in held:
             self._put(_Item([outgoing], since, mark), permit=False)

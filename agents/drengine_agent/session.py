@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
@@ -38,7 +38,9 @@ from drengine.wire.events import (
     Status,
     Welcome,
 )
+from drengine.wire.frames import batch_frame_bytes
 from drengine_agent.capture.index import DIGEST_BYTES
+from drengine_agent.capture.indexes import Note
 from drengine_agent.errors import SESSION_REFUSED
 
 PING_SECONDS = 5.0
@@ -83,13 +85,11 @@ class Resume:
     geometry_changed: bool
 
 
-def decide_resume(
-    welcome: Welcome, volumes: tuple[VolumeGeometry, ...], acknowledged_sequence: int
-) -> Resume:
+def decide_resume(welcome: Welcome, volumes: tuple[VolumeGeometry, ...], acknowledged_sequence: int) -> Resume:
     """What may be built upon.
 
-    A target that has never heard of the source is filled. One that knows a mark is continued from it: whether the mark still
-    means something is the tracker's to say. A target whose durable position is *before* one that it had
+    A target that has never heard of the source is filled. One that knows a mark is continued from it: whether the mark
+    still means something is the tracker's to say. A target whose durable position is *before* one that it had
     acknowledged lost data (it was restored, or replaced): nothing that is known locally about it holds.
     """
     known = {volume.volume: volume for volume in welcome.geometry}
@@ -104,6 +104,24 @@ def decide_resume(
     )
 
 
+def check_declared(welcome: Welcome, volumes: tuple[VolumeGeometry, ...]) -> None:
+    """Refuse to ship one volume into another's replica: number, name and identity belong together for ever.
+
+    Raises:
+        SessionEnded: volume-replaced, naming the volume.
+    """
+    known = {volume.volume: volume for volume in welcome.geometry}
+    for ours in volumes:
+        theirs = known.get(ours.volume)
+        if theirs and (theirs.name, theirs.identity) != (ours.name, ours.identity):
+            raise SessionEnded(
+                "volume-replaced",
+                f"volume {ours.volume} is {theirs.name} ({theirs.identity}) at the target, here {ours.name} "
+                f"({ours.identity})",
+                retryable=False,
+            )
+
+
 @dataclass(slots=True)
 class Sent:
     """A position that was sent and is not acknowledged yet."""
@@ -112,8 +130,7 @@ class Sent:
     mark: Mark
     sent_at: float
     captured_bytes: int
-    note: Any
-    is_cut: bool
+    notes: Sequence[Note]
 
 
 @dataclass(slots=True)
@@ -156,9 +173,7 @@ REFUSAL_REASONS = {
 def refused(refuse: Refuse) -> SessionEnded:
     """What a REFUSE means for us."""
     reason = REFUSAL_REASONS.get(refuse.code, "target-refused")
-    return SessionEnded(
-        reason, f"{refuse.code}: {refuse.message}", retryable=refuse.retryable and reason != "fenced"
-    )
+    return SessionEnded(reason, f"{refuse.code}: {refuse.message}", retryable=refuse.retryable and reason != "fenced")
 
 
 @dataclass(slots=True)
@@ -172,7 +187,6 @@ class Session:
     on_durable: Callable[[list[Sent], int], None]
     on_resend: Callable[[Resend], None]
     observe_ack: Callable[[float], None] = lambda _: None
-    frame_bytes: Callable[[Batch], int] = lambda batch: len(batch.table) + len(batch.payload)
     sequence: int = 0
     durable_sequence: int = 0
     _credit: int = 0
@@ -197,16 +211,16 @@ class Session:
         """Declare the volumes; returns the position."""
         return await self._send(lambda number: Geometry(number, mark, volumes), mark)
 
-    async def send_batch(self, batch: Batch, mark: Mark, *, captured_bytes: int = 0, note: Any = None) -> int:
+    async def send_batch(self, batch: Batch, mark: Mark, *, captured_bytes: int = 0, notes: Sequence[Note] = ()) -> int:
         """Send a batch when there is credit for it; returns its position."""
-        cost = self.frame_bytes(batch)
+        cost = batch_frame_bytes(batch)
         started = self.clock.monotonic()
-        while self._credit < min(cost, self.welcome.credit_bytes):
+        while self._credit < cost:
             await self._wait_change()
         self._credit -= cost
         self.traffic.credit_wait_seconds += self.clock.monotonic() - started
         number = await self._send(
-            lambda number: BatchEvent(number, mark, batch), mark, captured_bytes=captured_bytes, note=note
+            lambda number: BatchEvent(number, mark, batch), mark, captured_bytes=captured_bytes, notes=notes
         )
         self.traffic.batches += 1
         self.traffic.plain_bytes += batch.plain_length
@@ -216,7 +230,7 @@ class Session:
 
     async def send_cut(self, cut: Cut, mark: Mark) -> int:
         """Declare a recovery point; returns its position."""
-        number = await self._send(lambda number: CutEvent(number, mark, cut), mark, is_cut=True)
+        number = await self._send(lambda number: CutEvent(number, mark, cut), mark)
         self.traffic.cuts += 1
         return number
 
@@ -272,14 +286,14 @@ class Session:
         mark: Mark,
         *,
         captured_bytes: int = 0,
-        note: Any = None,
+        notes: Sequence[Note] = (),
         is_cut: bool = False,
     ) -> int:
         while len(self._unacknowledged) >= UNACKNOWLEDGED_MAX:
             await self._wait_change()
         self.sequence += 1
         number = self.sequence
-        self._unacknowledged.append(Sent(number, mark, self.clock.monotonic(), captured_bytes, note, is_cut))
+        self._unacknowledged.append(Sent(number, mark, self.clock.monotonic(), captured_bytes, notes))
         await self.stream.send(event(number))
         return number
 
@@ -316,9 +330,7 @@ class Session:
 
     def _acknowledged(self, sequence: int) -> None:
         if not self.durable_sequence <= sequence <= self.sequence:
-            raise SessionEnded(
-                "target-refused", f"position {sequence} was acknowledged, {self.sequence} were sent"
-            )
+            raise SessionEnded("target-refused", f"position {sequence} was acknowledged, {self.sequence} were sent")
         durable = []
         while self._unacknowledged and self._unacknowledged[0].sequence <= sequence:
             durable.append(self._unacknowledged.popleft())
@@ -355,14 +367,18 @@ async def open_session(
     try:
         await stream.send(hello)
         answer = await stream.receive()
-        if isinstance(answer, Refuse):
-            raise refused(answer)
-        if not isinstance(answer, Welcome):
-            raise DrengineError(SESSION_REFUSED, f"the target answered HELLO with {type(answer).__name__}")
-        return make(stream, answer)
+        return make(stream, _welcomed(answer))
     except BaseException:
         await stream.close()
         raise
+
+
+def _welcomed(answer: Event) -> Welcome:
+    if isinstance(answer, Refuse):
+        raise refused(answer)
+    if not isinstance(answer, Welcome):
+        raise DrengineError(SESSION_REFUSED, f"the target answered HELLO with {type(answer).__name__}")
+    return answer
 
 
 def hello_for(source: str, instance: bytes, generation: int) -> Hello:

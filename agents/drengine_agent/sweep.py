@@ -1,8 +1,8 @@
 """Sweeping: read ranges of volumes, find what the target doesn't have, hand it on as batches. Runs in worker threads.
 
 Each worker owns a buffer of one slab and a batch builder, and takes the next slab when it has done one, so reading,
-hashing and compressing overlap on all cores (the C calls release the GIL). A finished batch is handed over in exchange for
-a permit; when all permits are out the worker waits: memory is bounded by workers + permits, whatever the network does.
+hashing and compressing overlap on all cores (the C calls release the GIL). A finished batch is handed over in exchange
+for a permit; when all are out the worker waits: memory is bounded by workers + permits, whatever the network does.
 
 A slab whose hashes all match costs one read, sixteen hashes and one comparison. Blocks that differ are compared by grain.
 A block that can't be read is reported, never invented, and the other blocks go on (fault 26).
@@ -116,8 +116,6 @@ class Sweep:
         builder = BatchBuilder(self.plain_bytes_max, self.level, self.hand_over)
         try:
             while True:
-                if self._cancelled.is_set():
-                    raise SweepCancelled
                 with self._lock:
                     piece = next(pieces, None)
                     if piece is None:
@@ -130,6 +128,8 @@ class Sweep:
             raise
 
     def _sweep(self, piece: _Piece, view: memoryview, builder: BatchBuilder) -> None:
+        if self._cancelled.is_set():
+            raise SweepCancelled
         unread: set[int] = set()
         if piece.hole:
             if self.baseline is None:
@@ -245,9 +245,7 @@ class Sweep:
                 data = [(at, at + length) for at, length, is_data in extents if is_data]
                 yield from self._window_slabs(volume, window, window + window_bytes, data)
 
-    def _window_slabs(
-        self, volume: int, start: int, stop: int, data: list[tuple[int, int]]
-    ) -> Iterator[_Piece]:
+    def _window_slabs(self, volume: int, start: int, stop: int, data: list[tuple[int, int]]) -> Iterator[_Piece]:
         position = 0
         for offset in range(start, stop, SLAB_BYTES):
             length = min(SLAB_BYTES, stop - offset)

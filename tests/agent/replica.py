@@ -31,6 +31,7 @@ from drengine.wire.events import (
     Resend,
     Welcome,
 )
+from drengine.wire.frames import batch_frame_bytes
 from drengine.wire.payload import verify_batch
 
 CREDIT_BYTES = 8 << 20
@@ -145,7 +146,7 @@ class ReplicaStream:
             case BatchEvent():
                 self._next(event.sequence, event.mark)
                 self._apply(event)
-                cost = len(event.batch.table) + len(event.batch.payload)
+                cost = batch_frame_bytes(event.batch)
                 return [*self._ack(), Credit(cost)]
             case CutEvent():
                 self._next(event.sequence, event.mark)

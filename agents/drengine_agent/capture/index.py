@@ -10,8 +10,8 @@ A digest of 16 zero bytes means *unknown*: the block must be compared with the t
 (all zero bytes) is unknown as a whole, or, in an index begun together with an empty target, stands for zeros.
 
 Invariants
-- An entry that is known is exactly what the target durably has at that block; everything else is unknown. So an entry is
-  forgotten before different bytes are sent, and remembered only when the target has acknowledged them.
+- An entry that is known is exactly what the target durably has at that block; everything else is unknown. So an
+  entry is forgotten before different bytes are sent, and remembered only when the target has acknowledged them.
 - The header says *clean* only between a `close` and the next `open`. Opening an index that isn't clean, or is
   torn, or is of another volume, begins anew with everything unknown: entries written before a crash prove nothing about
   those that were lost with it.
@@ -64,9 +64,7 @@ class BlockHashes(NamedTuple):
 
 def hash_block(plain: memoryview) -> BlockHashes:
     """The entry for a block with these bytes (the last block of a volume may be short)."""
-    grains = b"".join(
-        [grain_digest(plain[at : at + GRAIN_BYTES]) for at in range(0, len(plain), GRAIN_BYTES)]
-    )
+    grains = b"".join([grain_digest(plain[at : at + GRAIN_BYTES]) for at in range(0, len(plain), GRAIN_BYTES)])
     return BlockHashes(block_digest(plain), grains)
 
 
@@ -74,8 +72,7 @@ def _zero_body(length: int) -> bytes:
     """The body of a page whose first `length` bytes of volume are zeros."""
     zeros = memoryview(bytes(BLOCK_BYTES))
     hashes = [
-        hash_block(zeros[: min(BLOCK_BYTES, length - at)])
-        for at in range(0, min(length, SLAB_BYTES), BLOCK_BYTES)
+        hash_block(zeros[: min(BLOCK_BYTES, length - at)]) for at in range(0, min(length, SLAB_BYTES), BLOCK_BYTES)
     ]
     digests = b"".join(entry.digest for entry in hashes).ljust(_DIGESTS_BYTES, b"\0")
     return digests + b"".join(entry.grains.ljust(_BLOCK_GRAIN_BYTES, b"\0") for entry in hashes).ljust(
@@ -111,20 +108,20 @@ class BlockIndex:
         self._last_page = max(0, -(-self._size // SLAB_BYTES) - 1)
         self._blank_last = _UNKNOWN_BODY
         self.damaged_pages = 0
+        self.resized = False
 
     def load(self) -> IndexState | None:
         """Take up the file if it proves clean and is this volume's; None when it doesn't: then call `reset`."""
         header = os.pread(self._fd, _HEADER_BYTES, 0)
         if len(header) < _HEADER_BYTES:
             return None
-        magic, version, clean, zeros, size, round_, epoch, durable, length, identity = _HEADER.unpack_from(
-            header
-        )
+        magic, version, clean, zeros, size, round_, epoch, durable, length, identity = _HEADER.unpack_from(header)
         if magic != _MAGIC or version != _VERSION or not clean:
             return None
         if block_digest(header[: _HEADER.size]) != header[_HEADER.size : _HEADER.size + DIGEST_BYTES]:
             return None
         if size != self._size or identity[:length] != self._identity:
+            self.resized = size != self._size
             return None
         if os.fstat(self._fd).st_size != self._file_bytes():
             return None
@@ -179,10 +176,7 @@ class BlockIndex:
     def _body(self, page: int) -> bytes:
         raw = os.pread(self._fd, PAGE_BYTES, _HEADER_BYTES + page * PAGE_BYTES)
         body = raw[8:]
-        if (
-            xxhash.xxh3_64_intdigest(body, page) == int.from_bytes(raw[:8], "little")
-            and len(raw) == PAGE_BYTES
-        ):
+        if xxhash.xxh3_64_intdigest(body, page) == int.from_bytes(raw[:8], "little") and len(raw) == PAGE_BYTES:
             return body
         if not any(raw) and len(raw) == PAGE_BYTES:
             return self._blank_last if page == self._last_page else self._blank_body

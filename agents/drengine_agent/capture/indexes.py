@@ -17,24 +17,21 @@ Note = tuple[int, int, int, BlockHashes]
 class HashIndexes:
     """One BlockIndex per volume, opened and closed together.
 
-    The target's durable mark names the epoch it was filled under. Only if that is ours do the entries say anything about it.
+    The target's durable mark names the epoch it was filled under. Only if that is ours do the entries say anything
+    about it.
     """
 
     def __init__(self, directory: Path, volumes: Sequence[VolumeGeometry]) -> None:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._indexes = {
-            volume.volume: BlockIndex(directory / f"{volume.name}.index", volume) for volume in volumes
-        }
+        self._indexes = {volume.volume: BlockIndex(directory / f"{volume.name}.index", volume) for volume in volumes}
         states = {number: index.load() for number, index in self._indexes.items()}
-        newest = max(
-            (state for state in states.values() if state), key=lambda state: state.round, default=None
-        )
+        newest = max((state for state in states.values() if state), key=lambda state: state.round, default=None)
         self._doubt: str | None = None
         for number, state in states.items():
             if newest is None or state is None or state.epoch != newest.epoch:
                 self._indexes[number].reset(zeros=False)
-                self._doubt = "index-lost"
+                self._doubt = "geometry-changed" if self._indexes[number].resized else "index-lost"
         self.epoch = newest.epoch if newest else secrets.token_bytes(16)
         self.round = newest.round if newest else 0
         self.durable_sequence = newest.durable_sequence if newest else 0

@@ -54,9 +54,7 @@ class StillnessLease:
     def look(self) -> bool:
         """Whether it held until now; gives everything back when somebody waits for one."""
         with self._lock:
-            if self.held and any(
-                fcntl.fcntl(file, fcntl.F_GETLEASE) != fcntl.F_RDLCK for file in self._files
-            ):
+            if self.held and any(fcntl.fcntl(file, fcntl.F_GETLEASE) != fcntl.F_RDLCK for file in self._files):
                 self.held = False
         if not self.held:
             self._give_back()

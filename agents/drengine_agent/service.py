@@ -1,0 +1,391 @@
+"""The agent's service: keeps one source replicating, whatever breaks, and says at any moment how it stands.
+
+One task replicates: connect, one pipeline, and again after any break. Beside it a ticker saves what must outlive the
+process, tells the target our state and looks after the volumes; a control server takes an operator's commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from random import Random
+
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+from drengine.model.states import REASONS
+from drengine.transport.framed import TrafficObserver, connect
+from drengine.transport.networks import DataNetworks
+from drengine.transport.tls import TlsFiles, client_context
+from drengine.wire.events import Resend, Status, Welcome
+from drengine_agent.backoff import backoff_seconds
+from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.captures import Capture, VolumeResizedError, open_capture, volume_reason
+from drengine_agent.compression import CompressionController, levels_of
+from drengine_agent.config import AgentConfig
+from drengine_agent.errors import COMMAND_REFUSED
+from drengine_agent.health import Facts, derive_state
+from drengine_agent.lag import LagMeter
+from drengine_agent.pipeline import LabelRequest, Pipeline, Progress
+from drengine_agent.session import (
+    Sent,
+    Session,
+    SessionEnded,
+    Stream,
+    Traffic,
+    check_declared,
+    decide_resume,
+    hello_for,
+    open_session,
+)
+from drengine_agent.state import StateDirectory
+
+log = logging.getLogger("drengine.agent")
+
+TICK_SECONDS = 1.0
+SAVE_EVERY_TICKS = 5
+STALL_REASONS = frozenset({"read-error", "no-cut"})
+
+
+class Agent:
+    """One source server's replication."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        connector: Callable[[], Awaitable[Stream]] | None = None,
+        observer: TrafficObserver | None = None,
+    ) -> None:
+        """`connector` replaces the socket in tests; `observer` is told what travels.
+
+        Raises:
+            DrengineError: the state directory, a volume, the journal or an address can't be used.
+        """
+        self.config = config
+        self._clock = clock or SystemClock()
+        self._random = random or Random(secrets.randbits(64))
+        self._observer = observer
+        self._connect = connector or self._connect_socket
+        self._directory = StateDirectory(config.state_directory)
+        try:
+            self._state = self._directory.load()
+            self.capture: Capture = open_capture(config, self._state, self._clock)
+            self._directory.save(self._state)
+        except BaseException:
+            self._directory.close()
+            raise
+        self._instance = secrets.token_bytes(16)
+        self.progress = Progress()
+        self.traffic = Traffic()
+        self.lag = LagMeter(self._clock, represented_ns=self._state.represented_ns)
+        self.bandwidth = TokenBucket(config.bandwidth, self._clock)
+        self.compression = CompressionController(levels_of(config.compression))
+        self.observe_ack: Callable[[float], None] = lambda _: None
+        self.pipeline: Pipeline | None = None
+        self._session: Session | None = None
+        self._replicating: asyncio.Task[None] | None = None
+        self._facts = Facts(paused=self._state.paused)
+        self._resumed = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._detail = ""
+
+    # ---- what holds now --------------------------------------------------------------------------------------
+
+    def facts(self) -> Facts:
+        """Everything that the state follows from."""
+        tracker, progress = self.capture.tracker, self.progress
+        reason = tracker.reason
+        behind_ns = tracker.behind_since_ns()
+        syncing = progress.syncing
+        return replace(
+            self._facts,
+            connected=self.pipeline is not None,
+            syncing=syncing,
+            rescan_reason=progress.rescan_reason or (reason if reason not in {"none", *STALL_REASONS} else ""),
+            stall_reason=reason if reason in STALL_REASONS and not syncing else "",
+            backlog_bytes=tracker.backlog_bytes(),
+            behind_seconds=max(0.0, (self._clock.now_ns() - behind_ns) / 1e9) if behind_ns else 0.0,
+            limited=progress.limited,
+        )
+
+    def status(self) -> dict[str, object]:
+        """For `drengine-agent status` and the control socket."""
+        if self.pipeline is not None:
+            self.pipeline.refresh_lag()
+        facts = self.facts()
+        state, reason = derive_state(facts)
+        session, sweep = self._session, self.progress.sweep
+        return {
+            "source": self.config.source,
+            "state": state.value,
+            "reason": reason,
+            "hint": REASONS[reason].hint,
+            "detail": self._detail,
+            "pid": os.getpid(),
+            "target": f"{self.config.target_host}:{self.config.target_port}",
+            "tracker": self.capture.tracker.abilities.name,
+            "lag_seconds": round(self.lag.lag_seconds, 3),
+            "has_point": self.lag.has_point,
+            "backlog_bytes": facts.backlog_bytes,
+            "durable_sequence": session.durable_sequence if session else self._state.acknowledged_sequence,
+            "sent_sequence": session.sequence if session else 0,
+            "points_cut": self.traffic.cuts,
+            "bytes_captured": self.traffic.captured_bytes,
+            "bytes_read": self.progress.read_bytes + (0 if not self.progress.sweeping else sweep.read_bytes),
+            "bytes_sent_plain": self.traffic.plain_bytes,
+            "bytes_sent": self.traffic.payload_bytes,
+            "compression_level": self.compression.level,
+            "bandwidth_limit_bytes_per_second": self.bandwidth.limit_bytes_per_second,
+            "sweep_scanned_bytes": sweep.scanned_bytes,
+            "sweep_bytes": self.progress.sweep_bytes,
+            "rescans": dict(self.progress.rescans),
+            "read_errors": self.progress.read_errors,
+            "ack_seconds": round(self.traffic.ack_seconds_last, 6),
+            "volumes": [
+                {"name": v.name, "number": v.volume, "path": str(v.path), "size_bytes": v.size_bytes}
+                for v in self.capture.volumes.values()
+            ],
+            **self.capture.details(),
+        }
+
+    # ---- what an operator may ask ----------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop shipping until `resume`, also over restarts; capture goes on."""
+        self._facts = replace(self._facts, paused=True)
+        self._state.paused = True
+        self._directory.save(self._state)
+        self._resumed.clear()
+        if self._replicating is not None:
+            self._replicating.cancel()
+
+    def resume(self) -> None:
+        """Ship again."""
+        self._facts = replace(self._facts, paused=False, attempts=0)
+        self._state.paused = False
+        self._directory.save(self._state)
+        self._resumed.set()
+
+    def sync(self) -> None:
+        """Scan now; a live tracker compares everything with the target.
+
+        Raises:
+            DrengineError: COMMAND_REFUSED.
+        """
+        if self.capture.request_round is not None:
+            self.capture.request_round()
+        else:
+            self.capture.tracker.request_rescan("operator")
+        if self.pipeline is not None:
+            self.pipeline.wake()
+
+    async def cut(self, label: str) -> int:
+        """Cut a labelled point; returns its stream position once it is durable.
+
+        Raises:
+            DrengineError: COMMAND_REFUSED, there is no session or it ended.
+        """
+        pipeline, session = self.pipeline, self._session
+        if pipeline is None or session is None:
+            raise DrengineError(COMMAND_REFUSED, "there is no session with the target, so no point can be cut")
+        request = LabelRequest(label)
+        if self.capture.request_round is not None:
+            self.capture.request_round()
+        pipeline.request_label(request)
+        try:
+            sequence = await asyncio.wrap_future(request.done)
+            await session.wait_durable(sequence)
+        except asyncio.CancelledError as error:
+            raise DrengineError(COMMAND_REFUSED, "the session ended before the point was cut") from error
+        return sequence
+
+    def set_bandwidth(self, schedule: BandwidthSchedule) -> None:
+        """Take a new limit from now on."""
+        self.bandwidth.set_schedule(schedule)
+
+    def stop(self) -> None:
+        """Ship what is there, within `drain_seconds`, and end."""
+        self._stop.set()
+        self._resumed.set()
+
+    # ---- running ---------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Replicate until `stop`; leaves a state that the next run can prove."""
+        ticker = asyncio.create_task(self._tick())
+        try:
+            while not self._stop.is_set():
+                if self._facts.paused or self._facts.stopped:
+                    await self._wait_for(self._resumed)
+                    continue
+                self._replicating = asyncio.create_task(self._attempt())
+                stopping = asyncio.create_task(self._stop.wait())
+                await asyncio.wait({self._replicating, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
+                if not self._replicating.done():
+                    await self._drain(self._replicating)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._replicating
+        finally:
+            ticker.cancel()
+            self._save()
+            await asyncio.get_running_loop().run_in_executor(None, self.capture.close)
+            self._directory.close()
+
+    async def _drain(self, replicating: asyncio.Task[None]) -> None:
+        if self.pipeline is not None:
+            self.pipeline.finish()
+            await asyncio.wait({replicating}, timeout=self.config.drain_seconds)
+        replicating.cancel()
+
+    async def _attempt(self) -> None:
+        """One session and, if it fails, what follows from that."""
+        try:
+            await self._replicate()
+        except SessionEnded as ended:
+            self._detail = str(ended)
+            if ended.retryable:
+                await self._back_off(ended.reason, str(ended))
+            else:
+                self._halt(ended.reason, str(ended))
+        except VolumeResizedError as resized:
+            log.warning("volume %s has another size; opening it again", resized)
+            await self._reopen()
+        except (DrengineError, OSError, EOFError) as error:
+            reason = volume_reason(error) if isinstance(error, DrengineError) else None
+            if reason in ("volume-replaced", "geometry-changed"):
+                self._halt(reason, str(error))
+            else:
+                outside = isinstance(error, DrengineError) and error.kind.id == "outside-data-network"
+                await self._back_off(
+                    reason or ("outside-data-network" if outside else "target-unreachable"), str(error)
+                )
+        except Exception as error:
+            log.exception("replication failed unexpectedly")
+            await self._back_off("internal", f"{type(error).__name__}: {error}")
+
+    async def _replicate(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.capture.check)
+        capture = self.capture
+        made: list[Pipeline] = []
+
+        def durable(sent: list[Sent], sequence: int) -> None:
+            self._state.acknowledged_sequence = sequence
+            made[0].durable(sent, sequence)
+
+        def resend(event: Resend) -> None:
+            made[0].resend(event)
+
+        def make(stream: Stream, welcome: Welcome) -> Session:
+            return Session(stream, welcome, self._clock, self.traffic, durable, resend, self.observe_ack)
+
+        hello = hello_for(self.config.source, self._instance, self._state.generation)
+        session = await open_session(self._connect, hello, make)
+        try:
+            geometry = capture.geometry
+            check_declared(session.welcome, geometry)
+            pipeline = Pipeline(
+                tracker=capture.tracker,
+                volumes=capture.volumes,
+                geometry=geometry,
+                indexes=capture.indexes,
+                session=session,
+                resume=decide_resume(session.welcome, geometry, self._state.acknowledged_sequence),
+                compression=self.compression,
+                bandwidth=self.bandwidth,
+                lag=self.lag,
+                progress=self.progress,
+                clock=self._clock,
+                workers=self.config.workers,
+                point_interval_seconds=self.config.point_interval_seconds,
+            )
+            made.append(pipeline)
+            self.pipeline, self._session = pipeline, session
+            self._facts = replace(self._facts, attempts=0, disconnect_reason="")
+            self._detail = ""
+            log.info("session with %s established", self.config.target_host)
+            if self._stop.is_set():
+                pipeline.finish()
+            await pipeline.run()
+        finally:
+            self.pipeline = self._session = None
+            self.progress.syncing, self.progress.rescan_reason = False, ""
+            await session.stream.close()
+
+    async def _connect_socket(self) -> Stream:
+        config = self.config
+        tls = None
+        if config.tls_certificate and config.tls_key and config.tls_ca:
+            tls = client_context(TlsFiles(config.tls_certificate, config.tls_key, config.tls_ca))
+        return await connect(
+            config.target_host,
+            config.target_port,
+            networks=DataNetworks.parse(config.data_networks),
+            tls=tls,
+            allow_plain=config.allow_plain,
+            observer=self._observer,
+        )
+
+    async def _back_off(self, reason: str, message: str) -> None:
+        attempts = self._facts.attempts + 1
+        self._facts = replace(self._facts, attempts=attempts, disconnect_reason=reason)
+        self._detail = message
+        wait = backoff_seconds(attempts, self._random)
+        log.warning("no session (%s): %s; trying again in %.1f s", reason, message, wait)
+        waiting = asyncio.create_task(self._stop.wait())
+        sleeping = asyncio.ensure_future(self._clock.sleep(wait))
+        await asyncio.wait({waiting, sleeping}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        sleeping.cancel()
+
+    def _halt(self, reason: str, message: str) -> None:
+        log.error("replication stopped (%s): %s", reason, message)
+        self._facts = replace(self._facts, stopped=reason)
+        self._detail = message
+
+    async def _reopen(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.capture.close)
+        self.capture = await loop.run_in_executor(None, open_capture, self.config, self._state, self._clock)
+
+    async def _wait_for(self, event: asyncio.Event) -> None:
+        event.clear()
+        if not self._stop.is_set():
+            await event.wait()
+
+    # ---- looking after things --------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            await self._clock.sleep(TICK_SECONDS)
+            ticks += 1
+            if self.pipeline is not None:
+                self.pipeline.refresh_lag()
+            await self._tell_target()
+            if ticks % SAVE_EVERY_TICKS == 0:
+                self._save()
+
+    async def _tell_target(self) -> None:
+        session = self._session
+        if session is None:
+            return
+        facts = self.facts()
+        state, reason = derive_state(facts)
+        behind = self.capture.tracker.behind_since_ns()
+        with contextlib.suppress(DrengineError, OSError, EOFError):
+            await session.send_status(Status(state.value, reason, facts.backlog_bytes, behind))
+
+    def _save(self) -> None:
+        self._state.represented_ns = self.lag.represented_ns
+        try:
+            self._directory.save(self._state)
+        except DrengineError as error:
+            log.warning("the state was not saved: %s", error)

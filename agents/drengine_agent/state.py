@@ -1,0 +1,95 @@
+"""What the agent remembers between two runs: small facts in one file, replaced whole.
+
+None of it is needed for correctness. If it is lost, volumes get numbers by their order (and are checked against what
+the target knows), and a target that lost data is noticed a little less well.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from drengine.model.errors import DrengineError
+from drengine_agent.errors import AGENT_RUNNING, STATE_DAMAGED
+
+
+class KnownVolume(msgspec.Struct, frozen=True):
+    """A volume's number, never given to another, and what it was when it was last protected."""
+
+    number: int
+    identity: str
+
+
+class AgentState(msgspec.Struct):
+    """Contents of state.json.
+
+    Attributes:
+        volumes: by name, also those that are no longer protected.
+        acknowledged_sequence: a stream position that the target had acknowledged.
+        represented_ns: wall clock of the moment that the newest durable point showed; 0: never.
+        paused: an operator paused replication.
+        generation: the one that this source ships under; a store that has a newer one refuses it.
+    """
+
+    volumes: dict[str, KnownVolume] = msgspec.field(default_factory=dict)
+    acknowledged_sequence: int = 0
+    represented_ns: int = 0
+    paused: bool = False
+    generation: int = 1
+
+    def number_of(self, name: str) -> int:
+        """The number of a volume, a new one if the name is new."""
+        known = self.volumes.get(name)
+        return known.number if known else max((v.number for v in self.volumes.values()), default=0) + 1
+
+
+class StateDirectory:
+    """The agent's directory, locked for one process."""
+
+    def __init__(self, path: Path) -> None:
+        """Make it if it is missing, and lock it.
+
+        Raises:
+            DrengineError: AGENT_RUNNING, STATE_DAMAGED.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DrengineError(STATE_DAMAGED, f"{path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise DrengineError(AGENT_RUNNING, f"{path} is in use by another agent") from error
+
+    def load(self) -> AgentState:
+        """What was saved last; a fresh state when there is nothing, or nothing readable."""
+        try:
+            return msgspec.json.decode((self.path / "state.json").read_bytes(), type=AgentState)
+        except (OSError, msgspec.MsgspecError):
+            return AgentState()
+
+    def save(self, state: AgentState) -> None:
+        """Replace the file, old or new after any crash.
+
+        Raises:
+            DrengineError: STATE_DAMAGED.
+        """
+        try:
+            fresh = self.path / "state.json.new"
+            with fresh.open("wb") as file:
+                file.write(msgspec.json.encode(state))
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path / "state.json")
+        except OSError as error:
+            raise DrengineError(STATE_DAMAGED, f"{self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Unlock."""
+        os.close(self._lock)

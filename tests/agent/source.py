@@ -1,0 +1,119 @@
+"""Running one session of a pipeline in a test: everything real but the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.points import VolumeGeometry
+from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.capture.backing import Volume
+from drengine_agent.capture.indexes import HashIndexes
+from drengine_agent.capture.scan import ScanTracker
+from drengine_agent.capture.tracker import Tracker
+from drengine_agent.compression import CompressionController
+from drengine_agent.lag import LagMeter
+from drengine_agent.pipeline import Pipeline, Progress
+from drengine_agent.session import Session, Traffic, decide_resume, hello_for, open_session
+from drengine_agent.sweep import Readable
+from tests.agent.replica import Replica, ReplicaStream
+
+DEADLINE_SECONDS = 30.0
+
+
+class Source:
+    """A source server with files as volumes, its indexes and a scan tracker; outlives sessions."""
+
+    def __init__(self, folder: Path, sizes: Mapping[int, int], *, clock: Clock | None = None) -> None:
+        self.folder = folder
+        self.clock = clock or SystemClock()
+        self.paths = {number: folder / f"v{number}.img" for number in sizes}
+        for number, size in sizes.items():
+            if not self.paths[number].exists():
+                with self.paths[number].open("wb") as file:
+                    file.truncate(size)
+        self.volumes: dict[int, Volume] = {}
+        self.progress = Progress()
+        self.traffic = Traffic()
+        self.lag = LagMeter(self.clock)
+        self.assume_quiescent = False
+        self.tracker: Tracker | None = None
+        self.indexes: HashIndexes | None = None
+        self.wrap: Callable[[Volume], Readable] = lambda volume: volume
+
+    def open(self) -> None:
+        self.volumes = {number: Volume.open(number, f"v{number}", path) for number, path in self.paths.items()}
+        self.indexes = HashIndexes(self.folder / "index", self.geometry)
+        self.tracker = ScanTracker(
+            self.volumes, self.indexes, self.clock, interval_seconds=3600.0, assume_quiescent=self.assume_quiescent
+        )
+
+    @property
+    def geometry(self) -> tuple[VolumeGeometry, ...]:
+        return tuple(volume.geometry for volume in self.volumes.values())
+
+    def close(self, *, clean: bool = True) -> None:
+        assert self.tracker and self.indexes
+        self.tracker.close()
+        self.indexes.close(clean=clean)
+        for volume in self.volumes.values():
+            volume.close()
+
+    @contextlib.contextmanager
+    def opened(self, *, clean: bool = True) -> Iterator[Source]:
+        self.open()
+        try:
+            yield self
+        finally:
+            self.close(clean=clean)
+
+    def contents(self, number: int = 1) -> bytes:
+        return self.paths[number].read_bytes()
+
+    def write(self, offset: int, data: bytes, number: int = 1) -> None:
+        with self.paths[number].open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    async def pipeline(self, replica: Replica, **options: float) -> tuple[Pipeline, ReplicaStream]:
+        pipelines: list[Pipeline] = []
+
+        def make(stream: object, welcome: object) -> Session:
+            return Session(
+                stream, welcome, self.clock, self.traffic,  # type: ignore[arg-type]
+                on_durable=lambda sent, sequence: pipelines[0].durable(sent, sequence),
+                on_resend=lambda event: pipelines[0].resend(event),
+            )  # fmt: skip
+
+        session = await open_session(replica.connect, hello_for("server", bytes(16), 1), make)
+        assert self.tracker
+        pipelines.append(
+            Pipeline(
+                tracker=self.tracker,
+                volumes={number: self.wrap(volume) for number, volume in self.volumes.items()},
+                geometry=self.geometry,
+                indexes=self.indexes,
+                session=session,
+                resume=decide_resume(session.welcome, self.geometry, 0),
+                compression=CompressionController(),
+                bandwidth=TokenBucket(BandwidthSchedule(), self.clock),
+                lag=self.lag,
+                progress=self.progress,
+                clock=self.clock,
+                **options,  # type: ignore[arg-type]
+            )
+        )
+        assert isinstance(session.stream, ReplicaStream)
+        return pipelines[0], session.stream
+
+    async def replicate(self, replica: Replica) -> None:
+        """One session that ships what there is and ends in peace; a new round begins with it."""
+        tracker = self.tracker
+        assert isinstance(tracker, ScanTracker)
+        tracker.request_round()
+        pipeline, _ = await self.pipeline(replica)
+        pipeline.finish()
+        await asyncio.wait_for(pipeline.run(), DEADLINE_SECONDS)
