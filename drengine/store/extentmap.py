@@ -2,12 +2,12 @@
 
 Invariant of a FlatMap: rows are sorted by start, have positive length and do not overlap. Segment number 0 means zeros.
 A row says: bytes `start .. start+length` of the volume are bytes `plain_offset ...` of record `record` of `segment`.
+What no row covers was never written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ EXPANSION_MAX = 1 << 24
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
+Index = NDArray[np.int64]
 
 
 class Mapping(NamedTuple):
@@ -51,9 +52,14 @@ class FlatMap:
         return len(self.starts)
 
     @property
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """All columns, in the order of the fields."""
+        return (self.starts, self.lengths, self.segments, self.records, self.plain_offsets)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all columns."""
-        return sum(getattr(self, column.name).nbytes for column in fields(self))
+        return sum(column.nbytes for column in self.columns)
 
     @property
     def ends(self) -> U64:
@@ -62,29 +68,31 @@ class FlatMap:
 
     def take(self, rows: Any) -> FlatMap:
         """Some rows, by slice, mask or index."""
-        return FlatMap(*(getattr(self, column.name)[rows] for column in fields(self)))
+        return FlatMap(*(column[rows] for column in self.columns))
 
-    def lookup(self, offset: int, length: int) -> Iterator[Mapping]:
+    def lookup(self, offset: int, length: int) -> list[Mapping]:
         """Rows inside ``offset .. offset+length``, in order, cut to it."""
-        if length <= 0 or not len(self.starts):
-            return
+        starts = self.starts
+        if length <= 0 or not len(starts):
+            return []
         end = offset + length
-        # numpy would turn a Python int above 2**63 into a float; offsets are below it
-        first = int(np.searchsorted(self.starts, np.uint64(offset), "right"))
-        if first and int(self.starts[first - 1]) + int(self.lengths[first - 1]) > offset:
+        # As uint64: numpy would turn a Python int above 2**63 into a float.
+        first = last = int(starts.searchsorted(np.uint64(offset), "right"))
+        if last < len(starts) and int(starts[last]) < end:
+            last = int(starts.searchsorted(np.uint64(end), "left"))
+        if first and int(starts[first - 1]) + int(self.lengths[first - 1]) > offset:
             first -= 1
-        last = int(np.searchsorted(self.starts, np.uint64(end), "left"))
-        if first >= last:
-            return
-        columns = (getattr(self, column.name)[first:last].tolist() for column in fields(self))
+        found = []
+        columns = (column[first:last].tolist() for column in self.columns)
         for start, size, segment, record, plain_offset in zip(*columns, strict=True):
             begin, stop = max(start, offset), min(start + size, end)
             shift = begin - start if segment != ZERO_SEGMENT else 0
-            yield Mapping(begin, stop - begin, segment, record, plain_offset + shift)
+            found.append(Mapping(begin, stop - begin, segment, record, plain_offset + shift))
+        return found
 
     def clip(self, size: int) -> FlatMap:
         """Only what lies below `size`."""
-        count = int(np.searchsorted(self.starts, np.uint64(size), "left"))
+        count = int(self.starts.searchsorted(np.uint64(size), "left"))
         clipped = self.take(slice(0, count))
         if not count or int(clipped.starts[-1]) + int(clipped.lengths[-1]) <= size:
             return clipped
@@ -103,64 +111,44 @@ def resolve(
 ) -> FlatMap:
     """Turn extents in log order (they may overlap, the last wins) into a flat map.
 
-    Rows of segment 0 are zeros; their record and plain offset are ignored. Cost: a sort, plus work in proportion to the
-    pieces that come out. Source of the idea: coordinate compression, then painting in order.
+    Rows of segment 0 are zeros; their record and plain offset are ignored. Rows of length 0 say nothing. Cost: sorts,
+    plus work in proportion to the pieces that come out. The idea: coordinate compression, then painting in order.
     """
-    starts, lengths = start.astype(np.uint64), length.astype(np.uint64)
-    segments = segment.astype(np.uint32)
-    is_zero = segments == ZERO_SEGMENT
-    records = np.where(is_zero, 0, record).astype(np.uint32)
-    plain_offsets = np.where(is_zero, 0, plain_offset).astype(np.uint32)
-    ends = starts + lengths
-    order = np.argsort(starts, kind="stable")
+    said = np.flatnonzero(length)
+    if len(said) < len(length):
+        start, length, segment = start[said], length[said], segment[said]
+        record, plain_offset = record[said], plain_offset[said]
+    is_zero = segment == ZERO_SEGMENT
+    rows = FlatMap(
+        starts=start.astype(np.uint64),
+        lengths=length.astype(np.uint64),
+        segments=segment.astype(np.uint32),
+        records=np.where(is_zero, 0, record).astype(np.uint32),
+        plain_offsets=np.where(is_zero, 0, plain_offset).astype(np.uint32),
+    )
+    starts, ends = rows.starts, rows.ends
+    order = np.argsort(starts)
     sorted_starts, sorted_ends = starts[order], ends[order]
     if bool(np.all(sorted_ends[:-1] <= sorted_starts[1:])):
-        disjoint = FlatMap(
-            sorted_starts, lengths[order], segments[order], records[order], plain_offsets[order]
-        )
-        return coalesce(disjoint)
-    edges = np.unique(np.concatenate((starts, ends)))
-    owners = _paint(np.searchsorted(edges, starts), np.searchsorted(edges, ends), len(edges) - 1)
+        return coalesce(rows.take(order))
+    edges = _distinct(np.concatenate((starts, ends)))
+    # Searched in order of start, which the caches like; then put back into log order for painting.
+    first, last = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    first[order] = np.searchsorted(edges, sorted_starts)
+    last[order] = np.searchsorted(edges, sorted_ends)
+    owners = _paint(first, last, len(edges) - 1)
     seen = np.flatnonzero(owners >= 0)
-    owner = owners[seen]
-    begin = edges[seen]
-    shift = np.where(is_zero[owner], 0, begin - starts[owner]).astype(np.uint32)
-    return coalesce(
-        FlatMap(begin, edges[seen + 1] - begin, segments[owner], records[owner], plain_offsets[owner] + shift)
-    )
-
-
-def _paint(first: NDArray[np.int64], last: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Owner of each of `count` elementary intervals: the highest row that covers it, or -1.
-
-    numpy assigns repeated indices in order, so the last one, the newest row, wins.
-    """
-    owners = np.full(count, -1, dtype=np.int64)
-    counts = last - first
-    totals = np.cumsum(counts)
-    at = 0
-    while at < len(counts):
-        done = int(totals[at - 1]) if at else 0
-        stop = max(at + 1, int(np.searchsorted(totals, done + EXPANSION_MAX, "right")))
-        if stop == at + 1:
-            owners[int(first[at]) : int(last[at])] = at
-        else:
-            part = counts[at:stop]
-            begins = np.repeat(first[at:stop] - (np.cumsum(part) - part), part)
-            owners[begins + np.arange(int(part.sum()))] = np.repeat(np.arange(at, stop), part)
-        at = stop
-    return owners
+    begins = edges[seen]
+    return coalesce(_pieces(rows, owners[seen], begins, edges[seen + 1] - begins))
 
 
 def merge(newer: FlatMap, older: FlatMap) -> FlatMap:
     """One map of both; `newer` wins where they overlap."""
     if not len(newer) or not len(older):
         return newer if len(newer) else older
-    both = [
-        np.concatenate((getattr(older, column.name), getattr(newer, column.name)))
-        for column in fields(FlatMap)
-    ]
-    return resolve(both[0], both[1], segment=both[2], record=both[3], plain_offset=both[4])
+    left = _without(older, newer)
+    both = [np.concatenate(pair) for pair in zip(left.columns, newer.columns, strict=True)]
+    return coalesce(FlatMap(*both).take(np.argsort(both[0])))
 
 
 def coalesce(flat: FlatMap) -> FlatMap:
@@ -175,6 +163,58 @@ def coalesce(flat: FlatMap) -> FlatMap:
     if len(heads) == len(flat):
         return flat
     lengths = np.add.reduceat(flat.lengths, heads)
-    return FlatMap(
-        flat.starts[heads], lengths, flat.segments[heads], flat.records[heads], flat.plain_offsets[heads]
-    )
+    return FlatMap(flat.starts[heads], lengths, *(column[heads] for column in flat.columns[2:]))
+
+
+def _distinct(values: U64) -> U64:
+    """As np.unique, ten times as fast: numpy's plain sort is vectorised."""
+    ordered = np.sort(values)
+    return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))]
+
+
+def _paint(first: Index, last: Index, count: int) -> Index:
+    """Owner of each of `count` elementary intervals: the highest row that covers it, or -1.
+
+    numpy assigns repeated indices in order, so the last one, the newest row, wins.
+    """
+    owners = np.full(count, -1, dtype=np.int64)
+    counts = last - first
+    totals = np.cumsum(counts)
+    at = 0
+    while at < len(counts):
+        done = int(totals[at - 1]) if at else 0
+        stop = max(at + 1, int(np.searchsorted(totals, done + EXPANSION_MAX, "right")))
+        if stop == at + 1:
+            owners[int(first[at]) : int(last[at])] = at
+        else:
+            owners[_runs(first[at:stop], counts[at:stop])] = np.repeat(np.arange(at, stop), counts[at:stop])
+        at = stop
+    return owners
+
+
+def _without(flat: FlatMap, cover: FlatMap) -> FlatMap:
+    """The parts of `flat` that `cover` leaves free."""
+    gap_starts = np.concatenate((np.zeros(1, np.uint64), cover.ends))
+    gap_ends = np.concatenate((cover.starts, np.full(1, np.iinfo(np.uint64).max, np.uint64)))
+    open_gaps = gap_starts < gap_ends
+    gap_starts, gap_ends = gap_starts[open_gaps], gap_ends[open_gaps]
+    ends = flat.ends
+    first = np.searchsorted(gap_ends, flat.starts, "right")
+    counts = np.maximum(np.searchsorted(gap_starts, ends, "left") - first, 0)
+    owners = np.repeat(np.arange(len(flat)), counts)
+    gaps = _runs(first, counts)
+    begins = np.maximum(flat.starts[owners], gap_starts[gaps])
+    return _pieces(flat, owners, begins, np.minimum(ends[owners], gap_ends[gaps]) - begins)
+
+
+def _pieces(rows: FlatMap, owners: Index, begins: U64, lengths: U64) -> FlatMap:
+    """Parts of rows, each with its owner's place shifted to where the part begins."""
+    segments = rows.segments[owners]
+    shift = np.where(segments == ZERO_SEGMENT, np.uint64(0), begins - rows.starts[owners]).astype(np.uint32)
+    return FlatMap(begins, lengths, segments, rows.records[owners], rows.plain_offsets[owners] + shift)
+
+
+def _runs(first: Index, counts: Index) -> Index:
+    """``first[0], first[0]+1, ...`` (``counts[0]`` of them), then the same for the next, in one array."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(first - before, counts) + np.arange(int(counts.sum()))

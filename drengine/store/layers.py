@@ -2,29 +2,31 @@
 
 File, little endian::
 
-    header, 40 bytes: magic "DRENMAP1" | u32 version | u32 volumes | u64 file length | u64 xxh3-64 of the volume table
-                      | u64 xxh3-64 of the header's first 32 bytes
+    header, 48 bytes: magic "DRENMAP1" | u32 version | u32 volumes | u64 file length | u64 xxh3-64 of the file's name
+                      | u64 xxh3-64 of the volume table | u64 xxh3-64 of the header's first 40 bytes
     volume table, 24 bytes a volume: u32 volume | u32 zero | u64 rows | u64 xxh3-64 of its columns
-    columns of each volume, each padded to 8 bytes:
-                      starts u64 | lengths u64 | segments u32 | records u32 | plain offsets u32
+    columns of each volume, each padded to 8 bytes: starts u64 | lengths u64 | segments u32 | records u32
+                      | plain offsets u32
+
+So a mapping takes 28 bytes. The name says which segments are covered; its checksum keeps a file from passing for
+another.
 
 Layers are derived: a missing or damaged one is made again. Groups are aligned: level k holds 16**k consecutive
-segments, and segment numbers begin at 1, so level 1 holds 1-16, 17-32, ... Source of the
-idea: the compaction levels of LTX files.
+segments, and segment numbers begin at 1, so level 1 holds 1-16, 17-32, ... The idea: LTX's compaction levels.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from drengine.model.errors import DrengineError
-from drengine.store.blobs import Storage
-from drengine.store.errors import DAMAGED
+from drengine.store.blobs import Reader, Storage
+from drengine.store.errors import DAMAGED, os_errors
 from drengine.store.extentmap import FlatMap
 
 FANOUT = 16
@@ -32,9 +34,12 @@ LEVEL_MAX = 3
 MAGIC = b"DRENMAP1"
 VERSION = 1
 HEADER = struct.Struct("<8sIIQQQ")
+"""Without its own checksum, which follows as CHECKSUM."""
+CHECKSUM = struct.Struct("<Q")
 VOLUME = struct.Struct("<IIQQ")
-COLUMN_TYPES = ("<u8", "<u8", "<u4", "<u4", "<u4")
-ROW_BYTES = sum(np.dtype(kind).itemsize for kind in COLUMN_TYPES)
+COLUMN_TYPES = tuple(map(np.dtype, ("<u8", "<u8", "<u4", "<u4", "<u4")))
+TABLE_BYTES_MAX = 1 << 20
+_READ_BYTES = 1 << 20
 
 
 def cover(segment: int) -> list[tuple[int, int, int]]:
@@ -50,62 +55,99 @@ def cover(segment: int) -> list[tuple[int, int, int]]:
 
 
 def write_layer(storage: Storage, name: str, maps: Mapping[int, FlatMap]) -> None:
-    """Store the maps of each volume under `name`, whole or not at all."""
-    table, body = b"", b""
-    parts: list[bytes] = []
+    """Store the maps of each volume under `name`, whole or not at all.
+
+    Raises:
+        DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY.
+    """
+    table, body = b"", bytearray()
     for volume, flat in sorted(maps.items()):
-        columns = b"".join(
-            _padded(np.ascontiguousarray(getattr(flat, column.name), dtype=kind).tobytes())
-            for column, kind in zip(fields(FlatMap), COLUMN_TYPES, strict=True)
-        )
-        table += VOLUME.pack(volume, 0, len(flat), xxh3_64_intdigest(columns))
-        parts.append(columns)
-    body = b"".join(parts)
-    length = HEADER.size + len(table) + len(body)
-    fixed = HEADER.pack(MAGIC, VERSION, len(maps), length, xxh3_64_intdigest(table), 0)[:32]
-    storage.put(name, fixed + struct.pack("<Q", xxh3_64_intdigest(fixed)) + table + body)
+        begin = len(body)
+        for column, kind in zip(flat.columns, COLUMN_TYPES, strict=True):
+            body += np.ascontiguousarray(column, dtype=kind).view(np.uint8).data
+            body += bytes(-len(body) % 8)
+        table += VOLUME.pack(volume, 0, len(flat), xxh3_64_intdigest(memoryview(body)[begin:]))
+    length = HEADER.size + CHECKSUM.size + len(table) + len(body)
+    name_check, table_check = xxh3_64_intdigest(name.encode()), xxh3_64_intdigest(table)
+    header = HEADER.pack(MAGIC, VERSION, len(maps), length, name_check, table_check)
+    with os_errors(f"writing {name}"):
+        storage.put(name, header + CHECKSUM.pack(xxh3_64_intdigest(header)) + table + body)
 
 
 def open_layer(storage: Storage, name: str) -> dict[int, FlatMap]:
-    """The maps of a layer file; every byte's check is verified before any is used.
+    """The maps of a layer file; every byte is checked before any is used.
 
     Raises:
         FileNotFoundError: there is none.
-        DrengineError: DAMAGED.
+        DrengineError: DAMAGED, also when the disk cannot read it: make it again.
     """
-    reader = storage.open(name)
     try:
-        data = memoryview(reader.map())
-    finally:
-        reader.close()
-    if len(data) < HEADER.size:
-        raise DrengineError(DAMAGED, f"{name} is cut short")
-    magic, version, count, length, table_check, check = HEADER.unpack_from(data)
-    if magic != MAGIC or check != xxh3_64_intdigest(data[:32]) or length != len(data):
-        raise DrengineError(DAMAGED, f"{name} has a damaged header or length")
-    if version != VERSION:
-        raise DrengineError(DAMAGED, f"{name} has version {version}, not {VERSION}")
-    at = HEADER.size + count * VOLUME.size
-    table = data[HEADER.size : at]
-    if len(table) != count * VOLUME.size or xxh3_64_intdigest(table) != table_check:
-        raise DrengineError(DAMAGED, f"{name} has a damaged volume table")
-    maps: dict[int, FlatMap] = {}
-    for volume, _, rows, columns_check in VOLUME.iter_unpack(table):
-        sizes = [_padded_length(rows * np.dtype(kind).itemsize) for kind in COLUMN_TYPES]
-        columns = data[at : at + sum(sizes)]
-        if len(columns) != sum(sizes) or xxh3_64_intdigest(columns) != columns_check:
-            raise DrengineError(DAMAGED, f"{name} has damaged columns for volume {volume}")
-        arrays = []
-        for kind, size in zip(COLUMN_TYPES, sizes, strict=True):
-            arrays.append(np.frombuffer(data, dtype=kind, count=rows, offset=at))
-            at += size
-        maps[volume] = FlatMap(*arrays)
+        reader = storage.open(name)
+        try:
+            places = _check(reader, name)
+            data = reader.map()
+        finally:
+            reader.close()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DrengineError(DAMAGED, f"{name} cannot be read: {error}") from error
+    maps = {}
+    for place in places:
+        columns, at = [], place.offset
+        for kind in COLUMN_TYPES:
+            columns.append(np.frombuffer(data, dtype=kind, count=place.rows, offset=at))
+            at += _padded_length(place.rows, kind)
+        maps[place.volume] = FlatMap(*columns)
     return maps
 
 
-def _padded_length(length: int) -> int:
-    return (length + 7) // 8 * 8
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the columns of a volume are in the file, in bytes."""
+
+    volume: int
+    rows: int
+    offset: int
 
 
-def _padded(data: bytes) -> bytes:
-    return data.ljust(_padded_length(len(data)), b"\0")
+def _check(reader: Reader, name: str) -> list[_Place]:
+    """Where the columns are, once the whole file has passed its checks.
+
+    It is read rather than touched through the mapping, where a bad sector would kill the process.
+    """
+    header = reader.read_at(0, HEADER.size + CHECKSUM.size)
+    if len(header) < HEADER.size + CHECKSUM.size:
+        raise DrengineError(DAMAGED, f"{name} is cut short")
+    magic, version, count, length, name_check, table_check = HEADER.unpack_from(header)
+    (check,) = CHECKSUM.unpack_from(header, HEADER.size)
+    if magic != MAGIC or check != xxh3_64_intdigest(header[: HEADER.size]):
+        raise DrengineError(DAMAGED, f"{name} has a damaged header")
+    if version != VERSION or name_check != xxh3_64_intdigest(name.encode()):
+        raise DrengineError(DAMAGED, f"{name} is of version {version} or was made under another name")
+    if length != reader.size() or count * VOLUME.size > TABLE_BYTES_MAX:
+        raise DrengineError(DAMAGED, f"{name} is not as long as it should be")
+    table = reader.read_at(len(header), count * VOLUME.size)
+    if len(table) != count * VOLUME.size or xxh3_64_intdigest(table) != table_check:
+        raise DrengineError(DAMAGED, f"{name} has a damaged volume table")
+    places, at = [], len(header) + len(table)
+    for volume, _, rows, columns_check in VOLUME.iter_unpack(table):
+        size = sum(_padded_length(rows, kind) for kind in COLUMN_TYPES)
+        if at + size > length or _checksum(reader, at, size) != columns_check:
+            raise DrengineError(DAMAGED, f"{name} has damaged columns for volume {volume}")
+        places.append(_Place(volume, rows, at))
+        at += size
+    if at != length:
+        raise DrengineError(DAMAGED, f"{name} has bytes that belong to no volume")
+    return places
+
+
+def _checksum(reader: Reader, offset: int, length: int) -> int:
+    state = xxh3_64()
+    for at in range(offset, offset + length, _READ_BYTES):
+        state.update(reader.read_at(at, min(_READ_BYTES, offset + length - at)))
+    return state.intdigest()
+
+
+def _padded_length(rows: int, kind: np.dtype[np.generic]) -> int:
+    return (rows * kind.itemsize + 7) // 8 * 8
