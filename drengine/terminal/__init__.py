@@ -1,0 +1,29 @@
+"""What both command lines share: errors for people, tables, progress, units, output for machines."""
+
+from drengine.terminal.frame import INTERNAL, app, main
+from drengine.terminal.output import (
+    emit_json,
+    human_age,
+    human_bytes,
+    human_duration,
+    human_time,
+    is_terminal,
+    note,
+    progress_bar,
+    show_table,
+)
+
+__all__ = [
+    "INTERNAL",
+    "app",
+    "emit_json",
+    "human_age",
+    "human_bytes",
+    "human_duration",
+    "human_time",
+    "is_terminal",
+    "main",
+    "note",
+    "progress_bar",
+    "show_table",
+]

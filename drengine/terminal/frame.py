@@ -1,0 +1,79 @@
+"""The frame of a command line: commands as typer apps, failures as one line with an id, an exit code and a hint."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+import click
+import typer
+
+from drengine.model.errors import DrengineError, error_kind
+
+INTERNAL = error_kind(
+    "internal",
+    125,
+    "An unexpected failure inside drengine.",
+    "Please report it with the file that was named.",
+)
+USAGE_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+BROKEN_PIPE_EXIT_CODE = 141
+
+
+def app(name: str, help: str) -> typer.Typer:
+    """A command line or a group of commands."""
+    return typer.Typer(
+        name=name,
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run a command and return the exit code; no failure reaches the user as a traceback."""
+    try:
+        result = typer.main.get_command(commands).main(list(arguments), standalone_mode=False)
+    except DrengineError as error:
+        return _tell(arguments, error.kind.id, error.message, error.hint, error.kind.exit_code)
+    except click.exceptions.Abort:
+        return INTERRUPTED_EXIT_CODE
+    except click.ClickException as error:
+        if not arguments or isinstance(error, click.exceptions.NoArgsIsHelpError):
+            return USAGE_EXIT_CODE
+        return _tell(arguments, "usage", error.format_message(), "Add --help for what it takes.", USAGE_EXIT_CODE)
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE_EXIT_CODE
+    except Exception as error:  # noqa: BLE001 (the last resort: a person gets a line, the traceback goes to a file)
+        return _tell_internal(arguments, error)
+    return result if isinstance(result, int) else 0
+
+
+def _tell_internal(arguments: Sequence[str], error: Exception) -> int:
+    if os.environ.get("DRENGINE_DEBUG"):
+        traceback.print_exc()
+    with tempfile.NamedTemporaryFile("w", prefix="drengine-failure-", suffix=".log", delete=False) as report:
+        traceback.print_exc(file=report)
+    hint = f"Please report it with {report.name}."
+    return _tell(arguments, INTERNAL.id, f"{type(error).__name__}: {error}", hint, INTERNAL.exit_code)
+
+
+def _tell(arguments: Sequence[str], id: str, message: str, hint: str, exit_code: int) -> int:
+    one_line = " ".join(message.split())
+    if "--json" in arguments:
+        print(json.dumps({"error": id, "message": one_line, "hint": hint, "exit_code": exit_code}), file=sys.stderr)
+    else:
+        colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        red, plain = ("\x1b[1;31m", "\x1b[0m") if colour else ("", "")
+        print(f"{red}error:{plain} {one_line} [{id}]\n{'hint:':6} {hint}", file=sys.stderr)
+    return exit_code

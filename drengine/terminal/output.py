@@ -1,0 +1,130 @@
+"""Output: for people with tables and units they read, for machines as JSON on standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout.isatty()
+
+
+def emit_json(value: Any) -> None:
+    """Print one JSON value on a line of its own; dataclasses become objects."""
+    print(json.dumps(value, default=_plain, separators=(", ", ": ")), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def note(text: str) -> None:
+    """Tell a person something that is not the command's result: goes to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def human_bytes(count: float) -> str:
+    """``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def human_duration(seconds: float) -> str:
+    """``0.25 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for large, small, in_large, in_small in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        if large == "d" or whole < in_large * (60 if large == "min" else 24):
+            return f"{whole // in_large} {large} {whole % in_large // in_small} {small}"
+    raise AssertionError
+
+
+def human_time(time_ns: int) -> str:
+    """``2026-11-23 10:00:00.123Z``."""
+    moment = datetime.fromtimestamp(time_ns / 1e9, UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def human_age(time_ns: int, now_ns: int) -> str:
+    """How long ago, or "in the future" where clocks disagree."""
+    return human_duration((now_ns - time_ns) / 1e9) if now_ns >= time_ns else "in the future"
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """A table for people: ruled and coloured at a terminal, plain columns elsewhere."""
+    if not is_terminal():
+        widths = [max(len(row[at]) for row in [headings, *rows]) for at in range(len(headings))]
+        for row in [headings, *rows]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    from rich.console import Console  # noqa: PLC0415 (rich costs 60 ms, which only terminals pay)
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(title=title or None, header_style="bold cyan", title_justify="left")
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+class Advance(Protocol):
+    """Told how far a long work is."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` bytes."""
+        ...
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Advance]:
+    """A bar on standard error with rate and remaining time; nothing when `quiet` or nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
