@@ -113,7 +113,7 @@ class NbdServer:
         if waiting:
             await asyncio.wait(waiting, timeout=grace_seconds)
         for session in list(self._service.sessions):
-            session.abort("shutdown-timeout")
+            session.give_up()
         # Transports report their end from the loop's next turns; a second is far more than these need.
         waiting = [session.closed for session in self._service.sessions]
         if waiting:

@@ -104,6 +104,7 @@ class Session(asyncio.BufferedProtocol):
         self._reading_paused = False
         self._draining = False
         self._gone = False
+        self._given_up = False
         self._reason = ""
 
     # Called by asyncio.
@@ -170,12 +171,17 @@ class Session(asyncio.BufferedProtocol):
         self._finish()
 
     def abort(self, reason: str) -> None:
-        """Close without ado, given up what is being worked on."""
+        """Close without ado."""
         self._reason = self._reason or reason
-        for task in self._tasks:
-            task.cancel()
         if self._transport is not None:
             self._transport.abort()
+
+    def give_up(self) -> None:
+        """The time for shutdown is over. An export that still has requests is left open: closing it could harm them."""
+        self._given_up = True
+        for task in self._tasks:
+            task.cancel()
+        self.abort("shutdown")
 
     # The core's events.
 
@@ -335,6 +341,8 @@ class Session(asyncio.BufferedProtocol):
         names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
         self._peer = Peer(self._peer.address, self._peer.port, names[0] if names else "")
         self._core.tls_started()
+        # The client's next option may have come in the same flight as the end of its TLS handshake.
+        self._run(self._core.parse)
 
     # Ends and flow.
 
@@ -389,10 +397,12 @@ class Session(asyncio.BufferedProtocol):
 
     def _finish(self) -> None:
         """Go on with the end, if this is one: first the requests in flight, then the client, then the export."""
-        if self._core.requests_in_flight > 0 or self._tasks or self._completed:
+        idle = self._core.requests_in_flight <= 0 and not self._tasks and not self._completed
+        if not idle and not self._given_up:
             return
         if self._gone:
-            self._release()
+            if idle:
+                self._release()
             self._service.sessions.discard(self)
             if not self.closed.done():
                 self.closed.set_result(None)
