@@ -55,11 +55,25 @@ class DirtyBitmap:
 
     def merge(self, other: DirtyBitmap) -> None:
         """What is dirty in another map of the same volume is dirty here too."""
-        if not other.dirty_blocks:
-            return
-        both = int.from_bytes(self._bits, "little") | int.from_bytes(other._bits, "little")
-        self.dirty_blocks = both.bit_count()
-        self._bits = bytearray(both.to_bytes(-(-self.blocks // 8), "little"))
+        if other.dirty_blocks:
+            self.load(other._bits)
+
+    def dump(self) -> bytes:
+        """Its bits, for `load`."""
+        return bytes(self._bits)
+
+    def load(self, bits: bytes | bytearray) -> None:
+        """Add the bits of a dump of a map of the same size.
+
+        Raises:
+            ValueError: they are of another size.
+        """
+        if len(bits) not in (0, -(-self.blocks // 8)):
+            raise ValueError("the map is of another size")
+        both = int.from_bytes(self._bits, "little") | int.from_bytes(bits, "little")
+        if both:
+            self.dirty_blocks = both.bit_count()
+            self._bits = bytearray(both.to_bytes(-(-self.blocks // 8), "little"))
 
     def clear_before(self, block: int) -> None:
         """Blocks below `block` are clean."""
@@ -115,6 +129,20 @@ class DirtySet:
         """What is dirty in a set of the same volumes is dirty here too."""
         for volume, bitmap in other._maps.items():
             self._maps[volume].merge(bitmap)
+        self._place = (0, 0, 0)
+
+    def dump(self) -> dict[int, bytes]:
+        """The bits of each volume that has any."""
+        return {volume: bitmap.dump() for volume, bitmap in self._maps.items() if bitmap.dirty_blocks}
+
+    def load(self, maps: Mapping[int, bytes]) -> None:
+        """Add the bits of a dump of a set of the same volumes.
+
+        Raises:
+            KeyError, ValueError: it is of others.
+        """
+        for volume, bits in maps.items():
+            self._maps[volume].load(bits)
         self._place = (0, 0, 0)
 
     def clear_first(self, count: int) -> None:

@@ -27,17 +27,11 @@ from drengine.model.errors import DrengineError, error_kind
 from drengine.model.extents import ExtentKind
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine.nbd.export import FLAG_NO_HOLE, Command, Request
-from drengine_agent.capture.backing import VOLUME_REPLACED, Volume, boot_id
+from drengine_agent.capture.backing import VOLUME_REPLACED, Volume
 from drengine_agent.capture.bitmap import BLOCK_BYTES, DirtySet
-from drengine_agent.capture.journal import ROW, ROWS_MAX, Journal, JournalDamagedError, JournalFullError
-from drengine_agent.capture.journal_state import (
-    FORMAT,
-    UNKNOWN,
-    Control,
-    ControlFile,
-    Register,
-    VolumeRecord,
-)
+from drengine_agent.capture.journal import ROW, ROWS_MAX, JournalDamagedError, JournalFullError
+from drengine_agent.capture.journal_memory import Memory
+from drengine_agent.capture.journal_state import UNKNOWN, Register
 from drengine_agent.capture.tracker import Abilities, Changes, Range
 
 VOLUME_RESIZED = error_kind(
@@ -139,38 +133,59 @@ class Tap:
             DrengineError: VOLUME_REPLACED, JOURNAL_UNUSABLE.
         """
         self._check_declared(volumes)
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._control = ControlFile(self._directory / "control")
-        self._registers = self._control.registers
-        control = self._control.load()
-        doubt = self._doubt(control)
-        used = self._registers[Register.HEAD] != self._registers[Register.ACKED]
-        keep = control is not None and not doubt and used
-        capacity = control.capacity_bytes if control and keep else self._options.journal_bytes
-        self._journal = Journal(self._directory / "ring", capacity, self._registers)
-        if control is not None and not doubt:
-            doubt = self._take_up(control)
-        if doubt:
-            self._begin_scan(doubt)
-        self._save(clean=False)
-        self._control.sync()
+        self._memory = Memory(self._directory, self.volumes, self._options.journal_bytes)
+        self._registers, self._journal = self._memory.registers, self._memory.journal
+        taken_up = self._memory.taken_up
+        if taken_up is None:
+            self._begin_scan(self._memory.doubt)
+        elif taken_up.remains is None:
+            self._acked = self._journal.acked
+            self._set_order_from(taken_up.order_from)
+        else:
+            self._note_lost(taken_up.remains.reason)
+            self._begin_epoch()
+            self._older_epochs = {bytes.fromhex(e): least for e, least in taken_up.remains.epochs.items()}
+            self._dirty.load(taken_up.remains.maps)
+            self._degraded = True
+        self._memory.save(clean=False, scan_reason=self._scan_reason)
+        self._memory.sync()
 
     def close(self) -> None:
-        """Stop cleanly: make everything durable and say so, unless tracking is lost; the volumes stay open."""
+        """Stop cleanly: make everything durable and say so; the volumes stay open.
+
+        A scan that is not finished, a volume that failed and doubts of a caller lead to a rescan next time.
+
+        Raises:
+            OSError: something could not be made durable; the next `open` asks for a rescan.
+        """
         with self._reading, self._lock:
-            clean = not self._registers[Register.LOST]
             try:
+                clean = not (self._scan_reason or self._failed or self._requested)
                 self._journal.sync()
                 for volume in self.volumes.values():
                     volume.sync()
-                self._save(clean=clean)
-                self._control.sync()
+                if clean and self._registers[Register.LOST]:
+                    clean = self._leave_remains()
+                self._memory.save(clean=clean, scan_reason=self._scan_reason)
+                self._memory.sync()
             except OSError:
                 self._registers[Register.LOST] = 1
                 raise
             finally:
-                self._journal.close()
-                self._control.close()
+                self._memory.close()
+
+    def _leave_remains(self) -> bool:
+        """Everything that is not acknowledged, as dirty blocks for the next run; False if it can't be known."""
+        try:
+            remains = self._journaled()
+        except JournalDamagedError:
+            return False
+        remains.merge(self._dirty)
+        if self._resync is not None:
+            self._resync.clear_first(self._acked)
+            remains.merge(self._resync)
+        self._memory.save_remains(remains, {**self._older_epochs, self._journal.epoch: self._acked}, self._reason)
+        return True
 
     def _check_declared(self, volumes: Sequence[VolumeGeometry]) -> None:
         for declared in volumes:
@@ -178,70 +193,6 @@ class Tap:
             if volume is None or declared.identity not in ("", volume.identity):
                 found = volume.identity if volume else "not there"
                 raise DrengineError(VOLUME_REPLACED, f"volume {declared.name} is {found}, expected {declared.identity}")
-
-    def _doubt(self, control: Control | None) -> str:
-        """Why what the last run left can't be believed as it is; empty if it can."""
-        if control is None:
-            return "epoch-changed" if self._control.is_new() else "journal-damaged"
-        known = {record.volume: record for record in control.volumes}
-        if {n: (r.identity, r.size_bytes) for n, r in known.items()} != {
-            n: (v.identity, v.size_bytes) for n, v in self.volumes.items()
-        }:
-            return "geometry-changed"
-        if control.clean:
-            same = all(known[n].stamp == v.stamp() for n, v in self.volumes.items())
-            return "" if same else "changed-outside" if control.boot_id == boot_id() else "rebooted"
-        if control.boot_id != boot_id():
-            return "rebooted"
-        if self._registers[Register.LOST]:
-            return control.scan_reason or "unclean-stop"
-        return ""
-
-    def _take_up(self, control: Control) -> str:
-        """Go on where the last run stopped; after a kill, prove the journal and finish its last batch."""
-        registers, journal = self._registers, self._journal
-        epoch, base = bytes.fromhex(control.epoch), control.base
-        head, acked = registers[Register.HEAD], registers[Register.ACKED]
-        order_from = registers[Register.ORDER_FROM]
-        try:
-            if control.clean:
-                journal.resume(epoch, base, control.previous, head=head, acked=acked)
-            else:
-                head = journal.recover(epoch, base, head=head, acked=acked)
-                self._reapply(max(registers[Register.APPLIED], acked), head)
-        except (JournalDamagedError, OSError):
-            return "journal-damaged"
-        self._base, self._acked = base, acked
-        self._order_from = head if order_from == UNKNOWN else order_from
-        return ""
-
-    def _reapply(self, start: int, end: int) -> None:
-        while start < end:
-            writes, start, _ = self._journal.read(start, end, 8 << 20)
-            for write in writes:
-                volume = self.volumes[write.volume]
-                if write.data is None:
-                    volume.zero(write.offset, write.length)
-                else:
-                    volume.write(write.offset, write.data)
-        self._journal.applied(end)
-
-    def _save(self, *, clean: bool) -> None:
-        records = tuple(VolumeRecord(n, v.identity, v.size_bytes, v.stamp()) for n, v in self.volumes.items())
-        journal = self._journal
-        self._control.save(
-            Control(
-                FORMAT,
-                journal.epoch.hex(),
-                boot_id(),
-                clean,
-                journal.capacity_bytes,
-                journal.base,
-                journal.previous,
-                self._scan_reason,
-                records,
-            )
-        )
 
     # ---- the clients' side
 
@@ -419,7 +370,9 @@ class Tap:
             if mark.position >= self._base:
                 self._journal.acknowledge(mark.position)
                 self._resync = None
-                self._scan_reason = ""
+                if self._scan_reason:
+                    self._scan_reason = ""
+                    self._save_unclean()
                 if not (self._degraded or self._unread or self._failed or self._requested):
                     self._registers[Register.LOST] = 0
                     self._reason, self._lost_since_ns = "none", 0
@@ -537,8 +490,11 @@ class Tap:
         self._set_order_from(None)
         self._dirty = DirtySet(self._sizes)
         self._degraded = self._unread = False
-        with contextlib.suppress(OSError):  # the old slot then leads to a rescan, which is right
-            self._save(clean=False)
+        self._save_unclean()
+
+    def _save_unclean(self) -> None:
+        with contextlib.suppress(OSError):  # what the old slot says leads to a rescan, which is right
+            self._memory.save(clean=False, scan_reason=self._scan_reason)
 
     def _begin_scan(self, reason: str) -> None:
         self._note_lost(reason)
@@ -551,11 +507,7 @@ class Tap:
         """Freeze what is dirty as the ranges to re-read, and restart the journal at the same instant."""
         with self._lock:
             self._degrade(self._reason)
-            start, end = max(self._acked, self._base), self._journal.head
-        journaled = DirtySet(self._sizes)
-        for table in self._journal.tables(start, end):
-            for volume, _, offset, length in ROW.iter_unpack(table):
-                journaled.mark(volume, offset, length)
+        journaled = self._journaled()
         with self._lock:
             resync, before, acked = self._dirty, self._resync, self._acked
             epochs = {**self._older_epochs, self._journal.epoch: self._base if self._scan_reason else acked}
@@ -567,3 +519,11 @@ class Tap:
             before.clear_first(acked)
             resync.merge(before)
         resync.merge(journaled)
+
+    def _journaled(self) -> DirtySet:
+        """What the frozen journal's unacknowledged records touched."""
+        touched = DirtySet(self._sizes)
+        for table in self._journal.tables(max(self._acked, self._base), self._journal.head):
+            for volume, _, offset, length in ROW.iter_unpack(table):
+                touched.mark(volume, offset, length)
+        return touched

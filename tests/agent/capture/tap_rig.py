@@ -43,8 +43,7 @@ class Site:
 
     def open(self) -> None:
         self.volumes = [
-            Volume.open(number, f"disk{number}", self.path / f"disk{number}", writable=True)
-            for number in self.sizes
+            Volume.open(number, f"disk{number}", self.path / f"disk{number}", writable=True) for number in self.sizes
         ]
         self.tap = Tap(self.volumes, self.path / "journal", self.options, self.clock)
         self.tap.open([volume.geometry for volume in self.volumes])
@@ -55,8 +54,7 @@ class Site:
 
     def crash(self) -> None:
         """What a SIGKILL leaves: the files as they are. Only the descriptors are let go."""
-        self.tap._journal.close()
-        self.tap._control.close()
+        self.tap._memory.close()
         self.release()
 
     def release(self) -> None:
