@@ -1,0 +1,53 @@
+# `make` lists what there is. Each target sets up what it needs; a second run finds it done.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
+ARGS ?=
+
+.PHONY: help demo test check bench soak crash lock docs clean
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## the whole story on this machine, unprivileged, in under a minute (ARGS=--json for machines)
+	@$(PY) -m demo $(ARGS)
+
+test: $(VENV)/.test ## set up and run the tests (installs Debian packages when root; otherwise says what it skips)
+	@./deploy/test-tools >&2
+	@$(PY) -m pytest -q -rs $(ARGS)
+
+check: $(VENV)/.check ## style, types, import direction, dead code, dependencies, generated documents
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/vulture
+	$(VENV)/bin/deptry .
+	$(PY) -m tools.documents --check
+
+docs: $(VENV)/.test ## write the generated documents anew
+	$(PY) -m tools.documents
+
+bench: $(VENV)/.bench ## measure beside the peers; results in bench-results/ (ARGS="--quick" for a short round)
+	@./deploy/test-tools >&2
+	@$(PY) -m benchmarks $(ARGS)
+
+soak: $(VENV)/.test ## kill agent and target again and again under load (ARGS="--seed N --kills 200")
+	@$(PY) -m tests.soak $(ARGS)
+
+crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--seed N")
+	@$(PY) -m tests.crash.campaign $(ARGS)
+
+lock: ## renew the lock files from pyproject.toml
+	@for set in runtime test check bench; do \
+	  group=$$([ $$set = runtime ] || echo --group $$set); \
+	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    $$group -o requirements/$$set.lock pyproject.toml || exit 1; done
+
+clean: ## remove what make made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench-results
+
+# One environment; each set of packages leaves a stamp. Everything said here goes to standard error.
+$(VENV)/.%: requirements/%.lock
+	@PYTHON=$(PYTHON) ./deploy/set-up $(VENV) $< >&2
+	@touch $@
