@@ -1,29 +1,39 @@
 """One side of a session: bytes in, events out, and back. It owns no socket, clock, thread or logger.
 
-Every move that is legal stands in MOVES; both sides hold the same table. The diagram in docs/protocol.md is
-drawn from it.
+Every move that is legal stands in MOVES; both sides hold the same table, and the diagram in docs/protocol.md is
+drawn from it. What a legal move may say is in frames.py (its fields) and terms.py (what the session agreed upon).
 """
 
 from __future__ import annotations
 
 import enum
+from collections import deque
 
+from drengine.model.errors import DrengineError
 from drengine.wire import events as ev
-from drengine.wire.errors import LocalProtocolError, RemoteProtocolError
+from drengine.wire.errors import VERSION_MISMATCH, LocalProtocolError, RemoteProtocolError
+from drengine.wire.fields import FieldError
 from drengine.wire.frames import (
+    CHECKED_HEADER_BYTES,
     HEADER,
+    LAYOUT_VERSION,
+    LAYOUTS,
     MAGIC,
     TYPE_OF,
-    VERSION,
     Buffer,
-    FieldError,
     FrameType,
-    batch_frame_bytes,
     body_fault,
     check_of,
-    decode_body,
     encode_frame,
 )
+from drengine.wire.terms import Terms
+
+VERSION_MIN = 1
+VERSION_MAX = 1
+"""Versions of the protocol that this code speaks."""
+
+READ_AHEAD_BYTES = 16384
+"""Small frames are taken many at a time; a large body goes straight into a buffer of its own."""
 
 
 class Role(enum.StrEnum):
@@ -44,69 +54,94 @@ class State(enum.StrEnum):
     OPENING = "opening"
     GREETED = "greeted"
     OPEN = "open"
+    BROKEN = "broken"
+    """The peer broke the protocol: what else it says is ignored, and all that is left is to tell it why."""
     CLOSED = "closed"
+    """What still arrives is ignored: the peer may not know yet."""
 
+
+_T = FrameType
 
 MOVES: dict[tuple[State, Role], dict[FrameType, State]] = {
-    (State.OPENING, Role.AGENT): {FrameType.HELLO: State.GREETED, FrameType.REFUSE: State.CLOSED},
-    (State.OPENING, Role.TARGET): {FrameType.REFUSE: State.CLOSED},
-    (State.GREETED, Role.AGENT): {FrameType.REFUSE: State.CLOSED, FrameType.GOODBYE: State.CLOSED},
-    (State.GREETED, Role.TARGET): {FrameType.WELCOME: State.OPEN, FrameType.REFUSE: State.CLOSED},
+    (State.OPENING, Role.AGENT): {_T.HELLO: State.GREETED, _T.REFUSE: State.CLOSED},
+    (State.OPENING, Role.TARGET): {_T.REFUSE: State.CLOSED},
+    (State.GREETED, Role.AGENT): {_T.REFUSE: State.CLOSED, _T.GOODBYE: State.CLOSED},
+    (State.GREETED, Role.TARGET): {_T.WELCOME: State.OPEN, _T.REFUSE: State.CLOSED},
     (State.OPEN, Role.AGENT): {
-        FrameType.GEOMETRY: State.OPEN,
-        FrameType.BATCH: State.OPEN,
-        FrameType.CUT: State.OPEN,
-        FrameType.HASH_QUERY: State.OPEN,
-        FrameType.STATUS: State.OPEN,
-        FrameType.PING: State.OPEN,
-        FrameType.PONG: State.OPEN,
-        FrameType.REFUSE: State.CLOSED,
-        FrameType.GOODBYE: State.CLOSED,
+        _T.GEOMETRY: State.OPEN,
+        _T.BATCH: State.OPEN,
+        _T.CUT: State.OPEN,
+        _T.HASH_QUERY: State.OPEN,
+        _T.STATUS: State.OPEN,
+        _T.PING: State.OPEN,
+        _T.PONG: State.OPEN,
+        _T.REFUSE: State.CLOSED,
+        _T.GOODBYE: State.CLOSED,
     },
     (State.OPEN, Role.TARGET): {
-        FrameType.ACK: State.OPEN,
-        FrameType.CREDIT: State.OPEN,
-        FrameType.HASHES: State.OPEN,
-        FrameType.RESEND: State.OPEN,
-        FrameType.PING: State.OPEN,
-        FrameType.PONG: State.OPEN,
-        FrameType.REFUSE: State.CLOSED,
-        FrameType.GOODBYE: State.CLOSED,
+        _T.ACK: State.OPEN,
+        _T.CREDIT: State.OPEN,
+        _T.HASHES: State.OPEN,
+        _T.RESEND: State.OPEN,
+        _T.PING: State.OPEN,
+        _T.PONG: State.OPEN,
+        _T.REFUSE: State.CLOSED,
+        _T.GOODBYE: State.CLOSED,
     },
+    (State.BROKEN, Role.AGENT): {_T.REFUSE: State.CLOSED},
+    (State.BROKEN, Role.TARGET): {_T.REFUSE: State.CLOSED},
     (State.CLOSED, Role.AGENT): {},
     (State.CLOSED, Role.TARGET): {},
 }
 """What a side may say in a state, and the state after it."""
 
-VERSION_MIN = VERSION
-VERSION_MAX = VERSION
+DEAF = frozenset({State.BROKEN, State.CLOSED})
+"""States in which whatever arrives is ignored."""
 
 
-def negotiate_version(hello: ev.Hello) -> int | None:
-    """The highest version that both sides speak, or None."""
+def negotiate_version(hello: ev.Hello) -> int:
+    """The highest version that both sides speak.
+
+    Raises:
+        DrengineError: VERSION_MISMATCH.
+    """
     version = min(hello.version_max, VERSION_MAX)
-    return version if version >= max(hello.version_min, VERSION_MIN) else None
+    if version < max(hello.version_min, VERSION_MIN):
+        offered, spoken = f"{hello.version_min} to {hello.version_max}", f"{VERSION_MIN} to {VERSION_MAX}"
+        raise DrengineError(VERSION_MISMATCH, f"the agent speaks versions {offered}, this target {spoken}")
+    return version
 
 
 class Connection:
     """The protocol of one session, seen from one side.
 
-    Receiving: either `receive(data)`, or, without a copy, fill `receive_buffer()` and say how much by `received(n)`.
-    Sending: `send(event)` gives the buffers to write, in order. An error of either kind ends the session.
+    Receiving: either `receive(data)`, or, without copying large bodies, fill `receive_buffer()`, say how much by
+    `received(count)` and take what is in `events`. Sending: `send(event)` gives the buffers to write, in order.
+
+    Attributes:
+        role: which side this is.
+        state: where the session is, as this side sees it.
+        events: received and not yet taken. An error never takes away events that came before it.
     """
 
     def __init__(self, role: Role) -> None:
         self.role = role
         self.state = State.OPENING
-        self.credit_available = 0
-        """Agent: frame bytes of BATCH that may be sent. Target: that may still arrive."""
-        self._sent = 0
-        self._received = 0
-        self._header = bytearray(HEADER.size)
-        self._body: bytearray | None = None
+        self.events: deque[ev.Event] = deque()
+        self._terms = Terms()
+        self._frames_sent = 0
+        self._frames_received = 0
+        self._ahead = memoryview(bytearray(READ_AHEAD_BYTES))
+        self._header: memoryview = self._ahead[:0]
+        self._body: memoryview | None = None
         self._filled = 0
         self._kind = FrameType.GOODBYE
         self._meta_length = 0
+
+    @property
+    def credit_available(self) -> int:
+        """Agent: frame bytes of BATCH that may be sent. Target: that may still arrive."""
+        return self._terms.credit_available
 
     def send(self, event: ev.Event) -> list[Buffer]:
         """The buffers that say `event`.
@@ -118,60 +153,55 @@ class Connection:
         after = MOVES[self.state, self.role].get(kind)
         if after is None:
             raise LocalProtocolError("bad-move", f"{self.role} may not send {kind.name} when {self.state}")
-        if isinstance(event, ev.BatchEvent) and batch_frame_bytes(event.batch) > self.credit_available:
-            raise LocalProtocolError("no-credit", f"{self.credit_available} bytes are left")
+        if fault := self._terms.fault(event):
+            raise LocalProtocolError(*fault)
         try:
-            frame = encode_frame(event, self._sent + 1)
+            frame = encode_frame(event, self._frames_sent + 1)
         except FieldError as error:
-            raise LocalProtocolError("bad-field", str(error)) from error
-        self._sent += 1
-        self._move(event, after)
+            raise LocalProtocolError("bad-field", f"{kind.name}: {error}") from error
+        self._frames_sent += 1
+        self._terms.note(event)
+        self.state = after
         return frame
 
     def receive(self, data: Buffer) -> list[ev.Event]:
         """Take bytes as they come and return the events they complete.
 
         Raises:
-            RemoteProtocolError: the peer broke the protocol; the connection is closed.
+            RemoteProtocolError: the peer broke the protocol; events before that are left in `events`.
         """
-        found: list[ev.Event] = []
         view = memoryview(data)
-        while view and self.state is not State.CLOSED:
+        while view:
             room = self.receive_buffer()
             taken = min(len(room), len(view))
             room[:taken] = view[:taken]
             view = view[taken:]
-            event = self.received(taken)
-            if event is not None:
-                found.append(event)
+            self.received(taken)
+        found = list(self.events)
+        self.events.clear()
         return found
 
     def receive_buffer(self) -> memoryview:
-        """Where the next bytes belong; never empty, and never longer than what the current frame still lacks."""
-        return memoryview(self._header if self._body is None else self._body)[self._filled :]
+        """Where the next bytes belong; never empty."""
+        return (self._ahead if self._body is None else self._body)[self._filled :]
 
-    def received(self, count: int) -> ev.Event | None:
-        """`count` bytes were put into `receive_buffer()`; returns the event if they completed one.
-
-        Bytes that arrive after the session was closed are ignored: the peer may not know yet.
+    def received(self, count: int) -> None:
+        """`count` bytes were put into `receive_buffer()`; the events they complete are added to `events`.
 
         Raises:
-            RemoteProtocolError: as `receive`.
+            RemoteProtocolError: the peer broke the protocol; all that is left is to say REFUSE.
         """
-        if self.state is State.CLOSED:
-            return None
+        if self.state in DEAF:
+            return
         self._filled += count
         try:
             if self._body is None:
-                if self._filled < HEADER.size:
-                    return None
-                self._begin_body()
-            assert self._body is not None
-            if self._filled < len(self._body):
-                return None
-            return self._finish_frame()
+                self._take_ahead()
+            elif self._filled == len(self._body):
+                self._finish_frame(self._body)
+                self._body, self._filled = None, 0
         except RemoteProtocolError:
-            self.state = State.CLOSED
+            self._break()
             raise
 
     def receive_eof(self) -> None:
@@ -180,54 +210,73 @@ class Connection:
         Raises:
             RemoteProtocolError: `truncated`, unless the session was over.
         """
-        if self.state is not State.CLOSED:
-            self.state = State.CLOSED
-            raise RemoteProtocolError("truncated", "the peer closed the stream without a goodbye")
+        if self.state not in DEAF:
+            self._break()
+            raise RemoteProtocolError("truncated", f"the peer closed the stream when {self.state}")
 
-    def _begin_body(self) -> None:
-        magic, version, type_number, flags, body_length, meta_length, sequence, _ = HEADER.unpack(self._header)
+    def _break(self) -> None:
+        self.state = State.BROKEN
+        self._body, self._filled = None, 0
+
+    def _take_ahead(self) -> None:
+        """Finish each frame that is whole; begin a body for one that is not; keep a torn header."""
+        at = 0
+        while self._filled - at >= HEADER.size:
+            self._header = self._ahead[at : at + HEADER.size]
+            body = memoryview(bytearray(self._begin_frame()))
+            at += HEADER.size
+            have = min(self._filled - at, len(body))
+            body[:have] = self._ahead[at : at + have]
+            at += have
+            if have < len(body):
+                self._header = memoryview(bytes(self._header))
+                self._body, self._filled = body, have
+                return
+            self._finish_frame(body)
+            if self.state in DEAF:
+                break
+        rest = self._filled - at
+        self._ahead[:rest] = bytes(self._ahead[at : self._filled])
+        self._filled = rest
+
+    def _begin_frame(self) -> int:
+        """Judge a header before anything is allocated for it; returns the body's length."""
+        magic, version, number, flags, body_length, meta_length, sequence, _ = HEADER.unpack(self._header)
         if magic != MAGIC:
             raise RemoteProtocolError("bad-magic", f"the header begins with {bytes(self._header[:4])!r}")
-        if version != VERSION:
-            raise RemoteProtocolError("bad-version", f"version {version}, not {VERSION}")
+        if version != LAYOUT_VERSION:
+            raise RemoteProtocolError("bad-version", f"version {version}, not {LAYOUT_VERSION}")
         if flags:
             raise RemoteProtocolError("bad-flags", f"flags {flags:#x}")
         try:
-            self._kind = FrameType(type_number)
+            kind = FrameType(number)
         except ValueError as error:
-            raise RemoteProtocolError("bad-type", f"type {type_number}") from error
-        if self._kind not in MOVES[self.state, self.role.peer]:
-            message = f"{self.role.peer} may not send {self._kind.name} when {self.state}"
+            raise RemoteProtocolError("bad-type", f"type {number}") from error
+        if kind not in MOVES[self.state, self.role.peer]:
+            message = f"{self.role.peer} may not send {kind.name} when {self.state}"
             raise RemoteProtocolError("bad-move", message)
-        if sequence != self._received + 1:
-            raise RemoteProtocolError("bad-sequence", f"frame {sequence} after frame {self._received}")
-        if fault := body_fault(self._kind, body_length, meta_length):
+        if sequence != self._frames_received + 1:
+            raise RemoteProtocolError("bad-sequence", f"frame {sequence} after frame {self._frames_received}")
+        if fault := body_fault(kind, body_length, meta_length):
             raise RemoteProtocolError("bad-length", fault)
-        if self._kind is FrameType.BATCH and HEADER.size + body_length > self.credit_available:
-            raise RemoteProtocolError("no-credit", f"a frame of {body_length} bytes, {self.credit_available} are left")
-        self._meta_length = meta_length
-        self._body = bytearray(body_length)
-        self._filled = 0
+        if kind is FrameType.BATCH and HEADER.size + body_length > self.credit_available:
+            raise RemoteProtocolError(
+                "no-credit", f"{body_length} body bytes, {self.credit_available} are left"
+            )
+        self._kind, self._meta_length = kind, meta_length
+        return int(body_length)
 
-    def _finish_frame(self) -> ev.Event:
-        assert self._body is not None
-        body = memoryview(self._body)
-        self._body, self._filled = None, 0
-        if check_of(self._header, body[: self._meta_length]) != int.from_bytes(self._header[-8:], "little"):
-            raise RemoteProtocolError("bad-check", f"frame {self._received + 1}, {self._kind.name}")
-        self._received += 1
+    def _finish_frame(self, body: memoryview) -> None:
+        kind, meta = self._kind, body[: self._meta_length]
+        if check_of(self._header, meta) != int.from_bytes(self._header[CHECKED_HEADER_BYTES:], "little"):
+            raise RemoteProtocolError("bad-check", f"frame {self._frames_received + 1}, {kind.name}")
         try:
-            event = decode_body(self._kind, body, self._meta_length)
+            event = LAYOUTS[kind].decode(meta, body[self._meta_length :])
         except FieldError as error:
-            raise RemoteProtocolError("bad-field", f"{self._kind.name}: {error}") from error
-        self._move(event, MOVES[self.state, self.role.peer][self._kind])
-        return event
-
-    def _move(self, event: ev.Event, after: State) -> None:
-        self.state = after
-        if isinstance(event, ev.Welcome):
-            self.credit_available = event.credit_bytes
-        elif isinstance(event, ev.Credit):
-            self.credit_available += event.bytes
-        elif isinstance(event, ev.BatchEvent):
-            self.credit_available -= batch_frame_bytes(event.batch)
+            raise RemoteProtocolError("bad-field", f"{kind.name}: {error}") from error
+        if fault := self._terms.fault(event):
+            raise RemoteProtocolError(*fault)
+        self._frames_received += 1
+        self._terms.note(event)
+        self.state = MOVES[self.state, self.role.peer][kind]
+        self.events.append(event)

@@ -6,14 +6,15 @@ capped, and exactly one frame must fill the payload. Only then is memory taken. 
 
 from __future__ import annotations
 
+import struct
 import threading
-from collections.abc import Sequence
+from typing import NoReturn
 
 import zstandard
 from xxhash import xxh3_128_digest
 
 from drengine.model.errors import DrengineError, error_kind
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, EXTENT, Batch, Codec, ExtentKind
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, Batch, Codec, ExtentKind, iter_table
 
 BAD_PAYLOAD = error_kind(
     "bad-payload",
@@ -30,6 +31,9 @@ WINDOW_BYTES_MAX = 8 << 20
 RAW_ABOVE = 0.95
 """Compression must save at least this share's complement, or the payload goes raw."""
 
+_CLAIM = struct.Struct("<4xB11xQ16s")
+"""A row of an extent table as far as verification needs it: kind, length, digest."""
+
 _thread = threading.local()
 
 
@@ -38,7 +42,9 @@ def digest(data: bytes | bytearray | memoryview) -> bytes:
     return xxh3_128_digest(data)
 
 
-def encode_payload(plain: bytes | bytearray | memoryview, level: int | None) -> tuple[Codec, bytes | memoryview]:
+def encode_payload(
+    plain: bytes | bytearray | memoryview, level: int | None
+) -> tuple[Codec, bytes | memoryview]:
     """Encode plain bytes at a zstd level, or raw when `level` is None or compression does not pay.
 
     A raw result is a view of `plain` itself: the caller must not change it before it is sent.
@@ -60,7 +66,11 @@ def decode_payload(batch: Batch) -> memoryview:
     codec, payload, plain_length = batch.codec, batch.payload, batch.plain_length
     if not 0 <= plain_length <= BATCH_PLAIN_BYTES_MAX:
         raise DrengineError(BAD_PAYLOAD, f"a plain length of {plain_length} bytes is out of range")
-    if codec == Codec.RAW:
+    if bool(plain_length) != bool(len(payload)):
+        raise DrengineError(
+            BAD_PAYLOAD, f"a payload of {len(payload)} bytes claims to decode to {plain_length}"
+        )
+    if codec == Codec.RAW or not plain_length:
         if len(payload) != plain_length:
             raise DrengineError(BAD_PAYLOAD, f"a raw payload of {len(payload)} bytes claims {plain_length}")
         return memoryview(payload)
@@ -85,32 +95,35 @@ def decode_payload(batch: Batch) -> memoryview:
 def verify_batch(batch: Batch) -> memoryview:
     """Decode a batch and recompute every block's hash (rule 2); returns the plain bytes.
 
-    The table must have passed `model.extents.check_table`.
+    Whether the extents fit the volumes is for `model.extents.check_table` to say.
 
     Raises:
         DrengineError: BAD_PAYLOAD, naming the first extent whose hash differs.
     """
     plain = decode_payload(batch)
-    rows = [row for row in EXTENT.iter_unpack(batch.table) if row[1] == ExtentKind.DATA]
-    lengths = [row[3] for row in rows]
-    if sum(lengths) != len(plain):
-        raise DrengineError(BAD_PAYLOAD, f"extents of {sum(lengths)} bytes have a payload of {len(plain)}")
-    found = digests_of(plain, lengths)
-    for row, actual in zip(rows, found, strict=True):
-        if row[4] != actual:
-            raise DrengineError(BAD_PAYLOAD, f"hash mismatch: volume {row[0]} at {row[2]}, {row[3]} bytes")
+    pieces: list[memoryview] = []
+    claimed: list[bytes] = []
+    begin = 0
+    for kind, length, claim in _CLAIM.iter_unpack(batch.table):
+        if kind == ExtentKind.DATA:
+            end = begin + length
+            pieces.append(plain[begin:end])
+            claimed.append(claim)
+            begin = end
+    if begin != len(plain):
+        raise DrengineError(BAD_PAYLOAD, f"extents of {begin} bytes have a payload of {len(plain)}")
+    found = list(map(xxh3_128_digest, pieces))
+    if found != claimed:
+        _raise_mismatch(batch, found)
     return plain
 
 
-def digests_of(plain: memoryview, lengths: Sequence[int]) -> list[bytes]:
-    """Digest of each consecutive piece of `plain`."""
-    pieces: list[memoryview] = []
-    begin = 0
-    for length in lengths:
-        end = begin + length
-        pieces.append(plain[begin:end])
-        begin = end
-    return list(map(xxh3_128_digest, pieces))
+def _raise_mismatch(batch: Batch, found: list[bytes]) -> NoReturn:
+    rows = [row for row in iter_table(batch.table) if row.kind == ExtentKind.DATA]
+    row = next(row for row, actual in zip(rows, found, strict=True) if row.digest != actual)
+    raise DrengineError(
+        BAD_PAYLOAD, f"hash-mismatch: volume {row.volume} at {row.offset}, {row.length} bytes"
+    )
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

@@ -1,0 +1,305 @@
+"""How each type of field is written and read. Frames are lists of these, and so are the tables in docs/protocol.md."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drengine.model.errors import DrengineError
+from drengine.model.extents import BATCH_EXTENTS_MAX, EXTENT, OFFSET_MAX
+from drengine.model.names import check_name
+from drengine.model.points import Mark, VolumeGeometry
+
+NAME_BYTES_MAX = 63
+TEXT_BYTES_MAX = 1024
+IDENTITY_BYTES_MAX = 255
+VOLUMES_MAX = 1024
+ABILITIES_MAX = 32
+DIGESTS_MAX = 4096
+DIGEST_BYTES = 16
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_MARK = struct.Struct("<16sQ")
+_VOLUME = struct.Struct("<IQ")
+
+
+class FieldError(ValueError):
+    """A field does not decode, or its value is not allowed."""
+
+
+class FieldReader:
+    """Takes fields off the front of a body."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, layout: struct.Struct) -> tuple[Any, ...]:
+        """The next fixed fields."""
+        return layout.unpack(self.take_bytes(layout.size))
+
+    def take_bytes(self, length: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            FieldError: the body has fewer.
+        """
+        end = self._at + length
+        if end > len(self._data):
+            raise FieldError("the body is too short")
+        taken = bytes(self._data[self._at : end])
+        self._at = end
+        return taken
+
+    def end(self) -> None:
+        """All must have been taken.
+
+        Raises:
+            FieldError: something is left over.
+        """
+        if self._at != len(self._data):
+            raise FieldError(f"{len(self._data) - self._at} bytes are left over")
+
+
+@dataclass(frozen=True)
+class FieldType:
+    """A type of field.
+
+    Attributes:
+        text: what the document says of its bytes.
+        bytes_min, bytes_max: its possible size.
+        write: from the value; need not judge it, because whoever sends reads back what was written.
+        read: to the value; raises FieldError for anything that is not allowed.
+    """
+
+    text: str
+    bytes_min: int
+    bytes_max: int
+    write: Callable[[Any], bytes]
+    read: Callable[[FieldReader], Any]
+
+
+def integer(code: str, low: int, high: int, text: str) -> FieldType:
+    """An unsigned little-endian integer from `low` to `high`."""
+    layout = struct.Struct("<" + code)
+
+    def read(reader: FieldReader) -> int:
+        (value,) = layout.unpack(reader.take_bytes(layout.size))
+        if not low <= value <= high:
+            raise FieldError(f"{value} is not between {low} and {high}")
+        return int(value)
+
+    return FieldType(text, layout.size, layout.size, layout.pack, read)
+
+
+def one_of(code: str, numbers: Mapping[Any, int], text: str) -> FieldType:
+    """An integer that stands for one of a few values."""
+    layout = struct.Struct("<" + code)
+    values = {number: value for value, number in numbers.items()}
+
+    def read(reader: FieldReader) -> Any:
+        (number,) = reader.take(layout)
+        if number not in values:
+            raise FieldError(f"{number} is not one of {sorted(values)}")
+        return values[number]
+
+    return FieldType(text, layout.size, layout.size, lambda value: layout.pack(numbers[value]), read)
+
+
+def raw(length: int) -> FieldType:
+    """So many bytes as they are."""
+    return FieldType(
+        f"{length} bytes", length, length, struct.Struct(f"{length}s").pack, lambda r: r.take_bytes(length)
+    )
+
+
+def zeros(length: int) -> FieldType:
+    """Reserved bytes, which must be zero."""
+
+    def read(reader: FieldReader) -> None:
+        if reader.take_bytes(length).strip(b"\0"):
+            raise FieldError("a reserved byte is set")
+
+    return FieldType(f"{length} zero bytes", length, length, lambda _: bytes(length), read)
+
+
+def text(bytes_max: int) -> FieldType:
+    """Printable UTF-8 text, at most so many bytes."""
+    return FieldType(
+        f"text: u16 length (at most {bytes_max}), printable UTF-8",
+        2,
+        2 + bytes_max,
+        _write_text,
+        _text_reader(bytes_max),
+    )
+
+
+def word(words: Collection[str], where: str) -> FieldType:
+    """A text that must be one of a published list."""
+
+    def read(reader: FieldReader) -> str:
+        value = _read_name_text(reader)
+        if value not in words:
+            raise FieldError(f"{value[:60]!r} is not one of {where}")
+        return value
+
+    return FieldType(f"text: one of {where}", 2, 2 + NAME_BYTES_MAX, _write_text, read)
+
+
+def _write_text(value: str) -> bytes:
+    try:
+        encoded = value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FieldError("a text is not UTF-8") from error
+    return _U16.pack(len(encoded)) + encoded
+
+
+def _text_reader(bytes_max: int) -> Callable[[FieldReader], str]:
+    def read(reader: FieldReader) -> str:
+        (length,) = reader.take(_U16)
+        if length > bytes_max:
+            raise FieldError(f"a text of {length} bytes is over {bytes_max}")
+        try:
+            value = reader.take_bytes(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FieldError("a text is not UTF-8") from error
+        if not value.isprintable():
+            raise FieldError("a text has control characters")
+        return value
+
+    return read
+
+
+_read_name_text = _text_reader(NAME_BYTES_MAX)
+_read_identity = _text_reader(IDENTITY_BYTES_MAX)
+
+
+def _read_name(reader: FieldReader) -> str:
+    try:
+        return check_name(_read_name_text(reader), what="name")
+    except DrengineError as error:
+        raise FieldError(error.message) from error
+
+
+def _read_count(reader: FieldReader, layout: struct.Struct, most: int) -> int:
+    (count,) = reader.take(layout)
+    if count > most:
+        raise FieldError(f"a list of {count} is over {most}")
+    return int(count)
+
+
+def _write_abilities(names: frozenset[str]) -> bytes:
+    return _U16.pack(len(names)) + b"".join(map(_write_text, sorted(names)))
+
+
+def _read_abilities(reader: FieldReader) -> frozenset[str]:
+    names = [_read_name(reader) for _ in range(_read_count(reader, _U16, ABILITIES_MAX))]
+    if any(one >= other for one, other in itertools.pairwise(names)):
+        raise FieldError("abilities are not in order, or one is named twice")
+    return frozenset(names)
+
+
+def _write_volumes(volumes: tuple[VolumeGeometry, ...]) -> bytes:
+    return _U16.pack(len(volumes)) + b"".join(
+        _VOLUME.pack(each.volume, each.size_bytes) + _write_text(each.name) + _write_text(each.identity)
+        for each in volumes
+    )
+
+
+def _read_volumes(reader: FieldReader) -> tuple[VolumeGeometry, ...]:
+    volumes: list[VolumeGeometry] = []
+    for _ in range(_read_count(reader, _U16, VOLUMES_MAX)):
+        number, size_bytes = reader.take(_VOLUME)
+        volumes.append(VolumeGeometry(number, _read_name(reader), _read_identity(reader), size_bytes))
+        if not number or not 0 < size_bytes <= OFFSET_MAX:
+            raise FieldError(
+                f"volume {number} of {size_bytes} bytes: a number of 0, or a size of 0 or above 2^63-1"
+            )
+    if len({each.volume for each in volumes}) < len(volumes) or len({each.name for each in volumes}) < len(
+        volumes
+    ):
+        raise FieldError("a volume is declared twice")
+    return tuple(volumes)
+
+
+def _read_mark(reader: FieldReader) -> Mark:
+    return Mark(*reader.take(_MARK))
+
+
+def _read_table(reader: FieldReader) -> bytes:
+    rows = _read_count(reader, _U32, BATCH_EXTENTS_MAX)
+    if not rows:
+        raise FieldError("a table is empty")
+    return reader.take_bytes(rows * EXTENT.size)
+
+
+def _write_table(table: bytes) -> bytes:
+    if len(table) % EXTENT.size:
+        raise FieldError(f"a table of {len(table)} bytes is torn")
+    return _U32.pack(len(table) // EXTENT.size) + table
+
+
+def _read_digests(reader: FieldReader) -> bytes:
+    return reader.take_bytes(DIGEST_BYTES * _read_count(reader, _U32, DIGESTS_MAX))
+
+
+def _write_digests(digests: bytes) -> bytes:
+    if len(digests) % DIGEST_BYTES:
+        raise FieldError(f"{len(digests)} bytes of digests are torn")
+    return _U32.pack(len(digests) // DIGEST_BYTES) + digests
+
+
+_VOLUME_BYTES_MIN = _VOLUME.size + 2 + 2
+
+U16 = integer("H", 0, 2**16 - 1, "u16")
+U32 = integer("I", 0, 2**32 - 1, "u32")
+U64 = integer("Q", 0, 2**64 - 1, "u64")
+U63 = integer("Q", 0, 2**63 - 1, "u64, below 2^63")
+FLAG = one_of("B", {False: 0, True: 1}, "u8: 0 or 1")
+NAME = FieldType(
+    f"name: u16 length (at most {NAME_BYTES_MAX}), characters a-z 0-9 . _ -",
+    2,
+    2 + NAME_BYTES_MAX,
+    _write_text,
+    _read_name,
+)
+MARK = FieldType(
+    "mark: 16 bytes epoch, u64 position",
+    _MARK.size,
+    _MARK.size,
+    lambda mark: _MARK.pack(mark.epoch, mark.position),
+    _read_mark,
+)
+ABILITIES = FieldType(
+    f"u16 count (at most {ABILITIES_MAX}), names in ascending order",
+    2,
+    2 + ABILITIES_MAX * NAME.bytes_max,
+    _write_abilities,
+    _read_abilities,
+)
+VOLUMES = FieldType(
+    f"u16 count (at most {VOLUMES_MAX}), volumes: u32 number, u64 size in bytes, name, "
+    f"identity (text of at most {IDENTITY_BYTES_MAX} bytes)",
+    2,
+    2 + VOLUMES_MAX * (_VOLUME_BYTES_MIN + NAME_BYTES_MAX + IDENTITY_BYTES_MAX),
+    _write_volumes,
+    _read_volumes,
+)
+TABLE = FieldType(
+    f"u32 count (1 to {BATCH_EXTENTS_MAX}), rows of {EXTENT.size} bytes (see Extent rows)",
+    4,
+    4 + BATCH_EXTENTS_MAX * EXTENT.size,
+    _write_table,
+    _read_table,
+)
+DIGESTS = FieldType(
+    f"u32 count (at most {DIGESTS_MAX}), digests of {DIGEST_BYTES} bytes",
+    4,
+    4 + DIGESTS_MAX * DIGEST_BYTES,
+    _write_digests,
+    _read_digests,
+)

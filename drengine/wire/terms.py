@@ -1,0 +1,124 @@
+"""What a session agreed upon and how far it is. Both sides feed every event, sent or received, to one of these, so
+both enforce the same rules: the sender before it sends, the receiver again."""
+
+from __future__ import annotations
+
+from drengine.model.extents import Codec
+from drengine.wire import events as ev
+from drengine.wire.frames import CREDIT_BYTES_MAX, batch_frame_bytes
+
+QUERIES_OPEN_MAX = 256
+
+NEEDS: dict[type, str] = {ev.HashQuery: "hash-query", ev.Hashes: "hash-query", ev.Resend: "resend"}
+"""Which ability an event needs; a BATCH whose payload is zstd needs `zstd`."""
+
+Fault = tuple[str, str]
+"""A key of errors.REASONS, and what happened."""
+
+
+class Terms:
+    """The terms of one session, and its counters.
+
+    Attributes:
+        credit_available: BATCH frame bytes that the agent may send; 0 before WELCOME.
+        position: highest stream position sent or, at first, durable.
+        durable: highest stream position acknowledged.
+    """
+
+    def __init__(self) -> None:
+        self.credit_available = 0
+        self.position = 0
+        self.durable = 0
+        self._offer: ev.Hello | None = None
+        self._abilities: frozenset[str] = frozenset()
+        self._batch_plain_bytes_max = 0
+        self._declared = False
+        self._queries: dict[int, int] = {}
+
+    def fault(self, event: ev.Event) -> Fault | None:
+        """Which rule `event` breaks now, or None."""
+        need = NEEDS.get(type(event))
+        if need and need not in self._abilities:
+            return "no-ability", need
+        match event:
+            case ev.Welcome():
+                return self._welcome_fault(event)
+            case ev.Geometry():
+                return self._position_fault(event.sequence)
+            case ev.CutEvent():
+                return self._undeclared_fault() or self._position_fault(event.sequence)
+            case ev.BatchEvent():
+                return (
+                    self._undeclared_fault()
+                    or self._batch_fault(event)
+                    or self._position_fault(event.sequence)
+                )
+            case ev.Ack():
+                if not self.durable <= event.durable_sequence <= self.position:
+                    message = f"{event.durable_sequence} acknowledged, {self.durable} was before, {self.position} sent"
+                    return "bad-position", message
+            case ev.Credit():
+                if self.credit_available + event.bytes > CREDIT_BYTES_MAX:
+                    return (
+                        "no-credit",
+                        f"{event.bytes} more than {self.credit_available} are over {CREDIT_BYTES_MAX}",
+                    )
+            case ev.HashQuery():
+                if event.query in self._queries or len(self._queries) >= QUERIES_OPEN_MAX:
+                    return "bad-query", f"number {event.query}, {len(self._queries)} are open"
+            case ev.Hashes():
+                if self._queries.get(event.query) != len(event.digests) // 16:
+                    return "bad-query", f"{len(event.digests) // 16} digests for number {event.query}"
+        return None
+
+    def note(self, event: ev.Event) -> None:
+        """`event` was sent or received."""
+        match event:
+            case ev.Hello():
+                self._offer = event
+            case ev.Welcome():
+                self._abilities = event.abilities
+                self._batch_plain_bytes_max = event.batch_plain_bytes_max
+                self._declared = bool(event.geometry)
+                self.credit_available = event.credit_bytes
+                self.position = self.durable = event.durable_sequence
+            case ev.Geometry() | ev.CutEvent():
+                self._declared = True
+                self.position = max(self.position, event.sequence)
+            case ev.BatchEvent():
+                self.position = max(self.position, event.sequence)
+                self.credit_available -= batch_frame_bytes(event.batch)
+            case ev.Ack():
+                self.durable = event.durable_sequence
+            case ev.Credit():
+                self.credit_available += event.bytes
+            case ev.HashQuery():
+                self._queries[event.query] = event.count
+            case ev.Hashes():
+                del self._queries[event.query]
+
+    def _welcome_fault(self, welcome: ev.Welcome) -> Fault | None:
+        offer = self._offer
+        if offer is None or not offer.version_min <= welcome.version <= offer.version_max:
+            return "bad-terms", f"version {welcome.version}"
+        if surplus := welcome.abilities - offer.abilities:
+            return "bad-terms", f"abilities {', '.join(sorted(surplus))}"
+        return None
+
+    def _undeclared_fault(self) -> Fault | None:
+        return None if self._declared else ("undeclared", "GEOMETRY comes first")
+
+    def _position_fault(self, sequence: int) -> Fault | None:
+        if 1 <= sequence <= self.position + 1:
+            return None
+        return "bad-position", f"{sequence} after {self.position}"
+
+    def _batch_fault(self, event: ev.BatchEvent) -> Fault | None:
+        batch = event.batch
+        if batch.codec is Codec.ZSTD and "zstd" not in self._abilities:
+            return "no-ability", "zstd"
+        if batch.plain_length > self._batch_plain_bytes_max:
+            return "over-limit", f"{batch.plain_length} plain bytes, at most {self._batch_plain_bytes_max}"
+        if batch_frame_bytes(batch) > self.credit_available:
+            return "no-credit", f"{batch_frame_bytes(batch)} bytes, {self.credit_available} are left"
+        return None
