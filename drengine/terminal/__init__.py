@@ -1,6 +1,6 @@
 """What both command lines share: errors for people, tables, progress, units, output for machines."""
 
-from drengine.terminal.frame import INTERNAL, app, main
+from drengine.terminal.frame import INTERNAL, app, lazy_app, main
 from drengine.terminal.output import (
     emit_json,
     human_age,
@@ -22,6 +22,7 @@ __all__ = [
     "human_duration",
     "human_time",
     "is_terminal",
+    "lazy_app",
     "main",
     "note",
     "progress_bar",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import click
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
+from drengine import __version__
 from drengine.model.errors import DrengineError, error_kind
 
 INTERNAL = error_kind(
@@ -37,18 +41,68 @@ def app(name: str, help: str) -> typer.Typer:
     )
 
 
+def lazy_app(name: str, help: str, modules: Mapping[str, str]) -> typer.Typer:
+    """A command line whose commands are imported only when they are used: a small command must start quickly.
+
+    Args:
+        name: of the program.
+        help: what it does.
+        modules: module of each command by its name; the module has the command's typer app as `app`.
+    """
+
+    class Lazy(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return list(modules)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name not in modules:
+                return None
+            command = typer.main.get_command(importlib.import_module(modules[cmd_name]).app)
+            command.name = cmd_name
+            return command
+
+    made = typer.Typer(
+        name=name,
+        help=help,
+        cls=Lazy,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @made.callback()
+    def program(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=_print_version, help="Print it and end."
+        ),
+    ) -> None:
+        """The options of the program itself."""
+
+    program.__doc__ = help
+    made.info.help = help
+    return made
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command and return the exit code; no failure reaches the user as a traceback."""
     try:
         result = typer.main.get_command(commands).main(list(arguments), standalone_mode=False)
     except DrengineError as error:
         return _tell(arguments, error.kind.id, error.message, error.hint, error.kind.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return INTERRUPTED_EXIT_CODE
-    except click.ClickException as error:
-        if not arguments or isinstance(error, click.exceptions.NoArgsIsHelpError):
+    except TyperException as error:
+        said = getattr(error, "format_message", error.__str__)()
+        if "--help" in said or not said:  # asked for nothing: the help itself was the answer
             return USAGE_EXIT_CODE
-        return _tell(arguments, "usage", error.format_message(), "Add --help for what it takes.", USAGE_EXIT_CODE)
+        return _tell(arguments, "usage", said, "Add --help for what it takes.", USAGE_EXIT_CODE)
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:

@@ -1,0 +1,1 @@
+"""The `drengine` command line: one module a command; each parses, calls and renders."""
