@@ -45,6 +45,7 @@ REASONS: dict[str, Reason] = {
         Reason("changed-outside", "A volume was written while the agent was stopped; a rescan finds the differences."),
         Reason("read-error", "The source's disk returns errors; no point is cut until the blocks can be read."),
         Reason("target-unreachable", "The target does not answer; check its address, service and network."),
+        Reason("agent-unreachable", "The agent is silent; check the source, its service and the network."),
         Reason("target-refused", "The target refused this session; its message says why."),
         Reason("target-full", "The target's store has no space; free some or shorten retention."),
         Reason("target-failed", "The target's store reported an I/O failure; look at its log."),
