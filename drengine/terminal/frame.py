@@ -99,7 +99,7 @@ def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
     except typer.Abort:
         return INTERRUPTED_EXIT_CODE
     except TyperException as error:
-        said = getattr(error, "format_message", error.__str__)()
+        said = error.format_message()
         if "--help" in said or not said:  # asked for nothing: the help itself was the answer
             return USAGE_EXIT_CODE
         return _tell(arguments, "usage", said, "Add --help for what it takes.", USAGE_EXIT_CODE)
