@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
-from drengine.nbd.export import Export, Peer
-from drengine.nbd.server import NbdServer
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.scan import ScanTracker
 from drengine_agent.capture.tap import Tap, TapOptions
-from drengine_agent.capture.tap_export import SyncGate, TapExport
+from drengine_agent.capture.tap_server import TapServer
 from drengine_agent.capture.tracker import Tracker
 from drengine_agent.config import AgentConfig
 from drengine_agent.state import AgentState, KnownVolume
@@ -41,7 +36,7 @@ class Capture:
     check: Callable[[], None]
     details: Callable[[], dict[str, object]]
     request_round: Callable[[], None] | None = None
-    server: NbdThread | None = None
+    server: TapServer | None = None
 
     @property
     def geometry(self) -> tuple[VolumeGeometry, ...]:
@@ -51,7 +46,7 @@ class Capture:
     def close(self) -> None:
         """Serve nobody any more, stop tracking cleanly, let go of the volumes."""
         if self.server is not None:
-            self.server.close()
+            self.server.stop()
         self.tracker.close()
         if self.indexes is not None:
             self.indexes.close(clean=True)
@@ -67,7 +62,7 @@ def open_capture(config: AgentConfig, state: AgentState, clock: Clock) -> Captur
     """
     opened: list[Volume] = []
     try:
-        for wanted in config.volumes:
+        for wanted in config.volume:
             known = state.volumes.get(wanted.name)
             volume = Volume.open(
                 state.number_of(wanted.name),
@@ -96,8 +91,8 @@ def _open_scan(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) ->
         volumes,
         indexes,
         clock,
-        interval_seconds=config.scan_interval_seconds,
-        assume_quiescent=config.assume_quiescent,
+        interval_seconds=config.scan.interval,
+        assume_quiescent=config.scan.assume_quiescent,
     )
 
     def check() -> None:
@@ -110,11 +105,18 @@ def _open_scan(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) ->
 
 def _open_tap(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> Capture:
     tap = Tap(
-        list(volumes.values()), config.state_directory / "tap", TapOptions(journal_bytes=config.journal_bytes), clock
+        list(volumes.values()), config.state_directory / "tap", TapOptions(journal_bytes=config.nbd.journal), clock
     )
     tap.open([volume.geometry for volume in volumes.values()])
     try:
-        server = NbdThread(tap, config)
+        listen = config.nbd.listen
+        server = TapServer(
+            tap,
+            listen.path or (listen.host, listen.port),
+            sync=config.nbd.protocol == "sync",
+            sync_fallback_seconds=config.nbd.sync_fallback,
+        )
+        server.start()
     except BaseException:
         tap.close()
         raise
@@ -126,77 +128,15 @@ def _open_tap(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> 
             "journal_capacity_bytes": status.journal_capacity_bytes,
             "journaling": status.journaling,
             "captured_bytes": status.captured_bytes,
-            "nbd": server.address,
-            "nbd_protocol": server.protocol,
+            "nbd": _shown(server.address),
+            "nbd_protocol": server.protocol_state,
         }
 
     return Capture(tap, volumes, None, tap.check, details, server=server)
 
 
-class NbdThread:
-    """The NBD server of a tap, on a thread and event loop of its own, so that clients don't wait for the pipeline."""
-
-    def __init__(self, tap: Tap, config: AgentConfig) -> None:
-        """Start serving.
-
-        Raises:
-            DrengineError: the address can't be used.
-        """
-        self._loop = asyncio.new_event_loop()
-        self._syncs = ThreadPoolExecutor(2, thread_name_prefix="tap-sync")
-        self._gate = SyncGate(
-            tap,
-            self._loop,
-            sync=config.nbd_protocol == "sync",
-            fallback_seconds=config.nbd_sync_fallback_seconds,
-        )
-        exports = {volume.name: TapExport(tap, volume, self._gate, self._syncs) for volume in tap.volumes.values()}
-        self._server = NbdServer(_TapExports(exports))
-        self._thread = threading.Thread(target=self._loop.run_forever, name="nbd", daemon=True)
-        self._thread.start()
-        try:
-            self.address = asyncio.run_coroutine_threadsafe(self._listen(config.nbd_listen), self._loop).result()
-        except BaseException:
-            self._stop()
-            raise
-
-    @property
-    def protocol(self) -> str:
-        """Whether writes wait for the target now: `async`, `sync` or `sync-suspended`."""
-        return self._gate.state
-
-    def close(self) -> None:
-        """Finish what is in flight and stop."""
-        asyncio.run_coroutine_threadsafe(self._server.close(), self._loop).result()
-        self._stop()
-
-    async def _listen(self, listen: str) -> str:
-        if listen.startswith("unix:"):
-            return f"unix:{await self._server.start_unix(Path(listen.removeprefix('unix:')))}"
-        host, _, port = listen.rpartition(":")
-        address, got = await self._server.start_tcp(host.strip("[]"), int(port))
-        return f"{address}:{got}"
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._syncs.shutdown()
-
-
-class _TapExports:
-    """The volumes by name; the only one also without a name."""
-
-    def __init__(self, exports: dict[str, TapExport]) -> None:
-        self._exports = exports
-
-    async def names(self) -> list[str]:
-        return list(self._exports)
-
-    async def open(self, name: str, peer: Peer) -> Export:
-        if not name and len(self._exports) == 1:
-            return next(iter(self._exports.values()))
-        return self._exports[name]
+def _shown(address: str | Path | tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else f"unix:{address}"
 
 
 def volume_reason(error: DrengineError) -> str | None:

@@ -1,45 +1,197 @@
-"""The agent's configuration, as values."""
+"""The agent's options: defined once; parser, example file and reference page come from here."""
+# ruff: noqa: RUF009 - `option` makes a dataclass field, as `field` does
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.config import (
+    ADDRESS,
+    COUNT,
+    DURATION,
+    FLAG,
+    NETWORKS,
+    PATH,
+    SIZE,
+    TEXT,
+    Address,
+    choice,
+    option,
+    section,
+    tables,
+)
+from drengine.config import load as load_options
+from drengine.config import parse as parse_options
+from drengine.config.options import BAD_CONFIG
+from drengine.model.errors import DrengineError
+from drengine.model.names import check_name
 from drengine_agent.bandwidth import BandwidthSchedule
 
-
-@dataclass(frozen=True, slots=True)
-class VolumeConfig:
-    """A volume to protect: what people call it, and where it lies now."""
-
-    name: str
-    path: Path
+WORKERS_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
+def _name(what: str) -> Callable[[str], str]:
+    return lambda text: check_name(text, what=what)
+
+
+def _workers(count: int) -> None:
+    if not 1 <= count <= WORKERS_MAX:
+        raise ValueError(f"1 to {WORKERS_MAX} are possible")
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """[tls]"""
+
+    certificate: Path | None = option(PATH, default=None, help="PEM file with this agent's certificate and its chain.")
+    key: Path | None = option(PATH, default=None, help="PEM file with its key.")
+    ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs targets.")
+
+
+@dataclass(frozen=True)
+class NbdOptions:
+    """[nbd]"""
+
+    listen: Address = option(
+        ADDRESS,
+        default=Address(path="/run/drengine-agent/nbd.sock"),
+        help="Where the volumes are served; each by its name. A unix socket, or loopback for clients that need TCP.",
+    )
+    protocol: str = option(
+        choice("async", "sync"),
+        default="async",
+        help="When a write is completed: `async`, once it is in the journal and on the volume; `sync`, once it is "
+        "durable at the target as well.",
+    )
+    sync_fallback: float = option(
+        DURATION,
+        default=10.0,
+        help="With `sync`: a write that has waited so long is let through, and the others no longer wait until the "
+        "target has caught up.",
+    )
+    journal: int = option(
+        SIZE,
+        default=1 << 30,
+        help="Capacity of the journal that keeps writes in order until they are durable at the target. When it is "
+        "full, order is given up for a list of dirty blocks; no write waits and none is lost.",
+    )
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """[scan]"""
+
+    interval: float = option(DURATION, default=3600.0, help="From the start of a scan to the start of the next.")
+    assume_quiescent: bool = option(
+        FLAG,
+        default=False,
+        help="Somebody vouches that nobody writes during a scan (a snapshot, a powered-off guest's disk). Otherwise "
+        "only the kernel's word counts: a read lease, which regular files that nobody has open for writing can get.",
+    )
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """[[volume]]"""
+
+    name: str = option(TEXT, help="What people call it; also its name over NBD.", example="data", check=_name("volume"))
+    path: Path = option(PATH, help="The file or block device.", example="/dev/vg0/data")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
-    """Everything an agent is told. See docs/agent.md for each option's meaning and default."""
+    """Everything an agent is told."""
 
-    source: str
-    target_host: str
-    target_port: int
-    state_directory: Path
-    volumes: tuple[VolumeConfig, ...]
-    tracker: str = "nbd"
-    data_networks: tuple[str, ...] = ()
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_ca: Path | None = None
-    allow_plain: bool = False
-    nbd_listen: str = ""
-    nbd_protocol: str = "async"
-    nbd_sync_fallback_seconds: float = 10.0
-    journal_bytes: int = 1 << 30
-    scan_interval_seconds: float = 3600.0
-    assume_quiescent: bool = False
-    point_interval_seconds: float = 0.05
-    workers: int = 2
-    compression: str = "adaptive"
-    bandwidth: BandwidthSchedule = field(default_factory=BandwidthSchedule)
-    drain_seconds: float = 20.0
-    metrics_listen: str = ""
+    source: str = option(TEXT, help="This source server's name at the target.", example="shop", check=_name("source"))
+    target: Address = option(ADDRESS, help="The target's host and port.", example=Address("outpost.example", 7440))
+    state_directory: Path = option(
+        PATH,
+        default=Path("/var/lib/drengine-agent"),
+        help="Journal, hash indexes, control socket. It must not lie on a protected volume.",
+    )
+    data_networks: tuple[str, ...] = option(
+        NETWORKS, default=(), help="Networks that block data may use, checked on the resolved address; and loopback."
+    )
+    allow_plain: bool = option(
+        FLAG, default=False, help="Allow sessions without TLS beyond loopback; the log repeats it."
+    )
+    tracker: str = option(
+        choice("nbd", "scan"),
+        default="nbd",
+        help="How changes are seen: `nbd` serves the volumes and records each write in order; `scan` compares hashes.",
+    )
+    point_interval: float = option(
+        DURATION,
+        default=0.05,
+        help="Least time between two recovery points under load. It is most of the loss that a disaster costs; each "
+        "point costs the target one row until retention thins them.",
+    )
+    compression: str = option(
+        choice("adaptive", "adaptive-raw", "none", "-5", "-1", "1", "3"),
+        default="adaptive",
+        help="zstd level, or `adaptive`: from -5 to 3 by whether CPU or network is the bottleneck. `adaptive-raw` may "
+        "also send raw, which the target then stores raw. Data that does not shrink is always sent as it is.",
+    )
+    bandwidth: str = option(
+        TEXT,
+        default="unlimited",
+        help="A limit, also by time of day: `20MiB/s`, `08:00-18:00=20MiB/s, otherwise unlimited`. SIGHUP rereads it.",
+        check=BandwidthSchedule.parse,
+    )
+    workers: int = option(COUNT, default=2, help="Threads that read, hash and compress.", check=_workers)
+    drain: float = option(DURATION, default=20.0, help="How long SIGTERM waits for what is captured to become durable.")
+    metrics: Address | None = option(ADDRESS, default=None, help="Where Prometheus may ask; nowhere by default.")
+    log_level: str = option(
+        choice("debug", "info", "warning", "error"), default="info", help="Least level that is logged."
+    )
+    log_form: str = option(
+        choice("auto", "json", "text"), default="auto", help="`auto`: text at a terminal, else JSON."
+    )
+    tls: TlsOptions = section(TlsOptions, help="TLS 1.3 to the target; needed beyond loopback.")
+    nbd: NbdOptions = section(NbdOptions, help="The tap: tracker `nbd`.")
+    scan: ScanOptions = section(ScanOptions, help="Tracker `scan`.")
+    volume: tuple[VolumeOptions, ...] = tables(VolumeOptions, help="A volume to protect; one table for each.")
+
+    @property
+    def control_socket(self) -> Path:
+        """Where `drengine-agent status` and the others ask."""
+        return self.state_directory / "control.sock"
+
+    @property
+    def schedule(self) -> BandwidthSchedule:
+        """The bandwidth option, read."""
+        return BandwidthSchedule.parse(self.bandwidth)
+
+
+def load_config(path: Path) -> AgentConfig:
+    """Read a configuration file.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
+    return _checked(load_options(AgentConfig, path), str(path))
+
+
+def parse_config(values: dict[str, object], *, where: str = "command line") -> AgentConfig:
+    """A configuration from plain values, as TOML would hold them.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
+    return _checked(parse_options(AgentConfig, values, where=where), where)
+
+
+def _checked(config: AgentConfig, where: str) -> AgentConfig:
+    names = [volume.name for volume in config.volume]
+    if not names:
+        raise DrengineError(BAD_CONFIG, f"{where}: no volume is named; add a [[volume]] table")
+    if len(set(names)) < len(names):
+        raise DrengineError(BAD_CONFIG, f"{where}: two volumes have the same name")
+    if not config.target.host:
+        raise DrengineError(BAD_CONFIG, f"{where}: option target: a host and port are needed")
+    tls = config.tls
+    if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
+        raise DrengineError(BAD_CONFIG, f"{where}: [tls] needs certificate, key and ca together")
+    return config

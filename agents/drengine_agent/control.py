@@ -7,22 +7,19 @@ A request is ``{"command": NAME, ...}``, an answer ``{"ok": true, "result": ...}
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import socket
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from drengine.model.errors import DrengineError, error_kinds
-from drengine_agent.errors import AGENT_NOT_RUNNING, COMMAND_REFUSED, STATE_DAMAGED
+from drengine.model.errors import DrengineError
+from drengine_agent.control_client import ANSWER_SECONDS, short_name
+from drengine_agent.errors import COMMAND_REFUSED, STATE_DAMAGED
 from drengine_agent.service import Agent
 
 LINE_BYTES_MAX = 64 << 10
 LABEL_LENGTH_MAX = 200
-ANSWER_SECONDS = 10.0
 CONNECTIONS_MAX = 16
 
 
@@ -51,7 +48,7 @@ class ControlServer:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._path.unlink(missing_ok=True)
-            with _short_name(self._path) as name:
+            with short_name(self._path) as name:
                 listening.bind(name)
             self._path.chmod(0o600)
             self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=LINE_BYTES_MAX)
@@ -107,34 +104,3 @@ class ControlServer:
             case other:
                 raise DrengineError(COMMAND_REFUSED, f"there is no command {other[:40]!r}")
         return agent.status()
-
-
-def ask(path: Path, command: str, *, seconds: float = ANSWER_SECONDS, **arguments: Any) -> Any:
-    """Ask a running agent; returns the result.
-
-    Raises:
-        DrengineError: AGENT_NOT_RUNNING, or what the agent answered.
-    """
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking, _short_name(path) as name:
-            asking.settimeout(seconds + 1.0)
-            asking.connect(name)
-            asking.sendall(json.dumps({"command": command, "seconds": seconds, **arguments}).encode() + b"\n")
-            with asking.makefile("rb") as answers:
-                answer = json.loads(answers.readline())
-    except (OSError, ValueError) as error:
-        raise DrengineError(AGENT_NOT_RUNNING, f"{path}: {error}") from error
-    if not answer["ok"]:
-        kind = next((kind for kind in error_kinds() if kind.id == answer["error"]), COMMAND_REFUSED)
-        raise DrengineError(kind, answer["message"], hint=answer["hint"])
-    return answer["result"]
-
-
-@contextlib.contextmanager
-def _short_name(path: Path) -> Any:
-    """A name for a socket however deep its directory lies: addresses are limited to 107 bytes."""
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

@@ -49,7 +49,7 @@ SESSION_REFUSED = error_kind(
     "The target refused the session.",
     "The target's message says why; its log says more.",
 )
-PROTECT_EXISTS = error_kind(
+CONFIG_EXISTS = error_kind(
     "config-exists",
     87,
     "The configuration file is there already.",

@@ -85,7 +85,7 @@ class Agent:
         self.progress = Progress()
         self.traffic = Traffic()
         self.lag = LagMeter(self._clock, represented_ns=self._state.represented_ns)
-        self.bandwidth = TokenBucket(config.bandwidth, self._clock)
+        self.bandwidth = TokenBucket(config.schedule, self._clock)
         self.compression = CompressionController(levels_of(config.compression))
         self.observe_ack: Callable[[float], None] = lambda _: None
         self.pipeline: Pipeline | None = None
@@ -129,7 +129,7 @@ class Agent:
             "hint": REASONS[reason].hint,
             "detail": self._detail,
             "pid": os.getpid(),
-            "target": f"{self.config.target_host}:{self.config.target_port}",
+            "target": str(self.config.target),
             "tracker": self.capture.tracker.abilities.name,
             "lag_seconds": round(self.lag.lag_seconds, 3),
             "has_point": self.lag.has_point,
@@ -211,7 +211,7 @@ class Agent:
         self.bandwidth.set_schedule(schedule)
 
     def stop(self) -> None:
-        """Ship what is there, within `drain_seconds`, and end."""
+        """Ship what is there, within `drain`, and end."""
         self._stop.set()
         self._resumed.set()
 
@@ -242,7 +242,7 @@ class Agent:
     async def _drain(self, replicating: asyncio.Task[None]) -> None:
         if self.pipeline is not None:
             self.pipeline.finish()
-            await asyncio.wait({replicating}, timeout=self.config.drain_seconds)
+            await asyncio.wait({replicating}, timeout=self.config.drain)
         replicating.cancel()
 
     async def _attempt(self) -> None:
@@ -304,13 +304,13 @@ class Agent:
                 progress=self.progress,
                 clock=self._clock,
                 workers=self.config.workers,
-                point_interval_seconds=self.config.point_interval_seconds,
+                point_interval_seconds=self.config.point_interval,
             )
             made.append(pipeline)
             self.pipeline, self._session = pipeline, session
             self._facts = replace(self._facts, attempts=0, disconnect_reason="")
             self._detail = ""
-            log.info("session with %s established", self.config.target_host)
+            log.info("session with %s established", self.config.target)
             if self._stop.is_set():
                 pipeline.finish()
             await pipeline.run()
@@ -322,11 +322,11 @@ class Agent:
     async def _connect_socket(self) -> Stream:
         config = self.config
         tls = None
-        if config.tls_certificate and config.tls_key and config.tls_ca:
-            tls = client_context(TlsFiles(config.tls_certificate, config.tls_key, config.tls_ca))
+        if config.tls.certificate and config.tls.key and config.tls.ca:
+            tls = client_context(TlsFiles(config.tls.certificate, config.tls.key, config.tls.ca))
         return await connect(
-            config.target_host,
-            config.target_port,
+            config.target.host,
+            config.target.port,
             networks=DataNetworks.parse(config.data_networks),
             tls=tls,
             allow_plain=config.allow_plain,

@@ -4,8 +4,8 @@ Each worker owns a buffer of one slab and a batch builder, and takes the next sl
 hashing and compressing overlap on all cores (the C calls release the GIL). A finished batch is handed over in exchange
 for a permit; when all are out the worker waits: memory is bounded by workers + permits, whatever the network does.
 
-A slab whose hashes all match costs one read, sixteen hashes and one comparison. Blocks that differ are compared by grain.
-A block that can't be read is reported, never invented, and the other blocks go on (fault 26).
+A slab whose hashes all match costs one read, sixteen hashes and one comparison. Blocks that differ are compared by
+grain. A block that can't be read is reported, never invented, and the other blocks go on (fault 26).
 """
 
 from __future__ import annotations

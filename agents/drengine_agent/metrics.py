@@ -1,0 +1,122 @@
+"""What Prometheus learns from an agent. Gauges are asked for at each scrape, so lag grows while the target is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from drengine.model.states import REASONS, ReplicationState
+from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
+from drengine_agent.health import derive_state
+from drengine_agent.service import Agent
+
+_SOURCE = ("source",)
+_VOLUME = ("source", "volume")
+LAG = Family(
+    "agent_replication_lag_seconds",
+    Kind.GAUGE,
+    "Seconds since the source was last fully represented by a durable recovery point.",
+    _SOURCE,
+)
+STATE = Family(
+    "agent_state", Kind.GAUGE, "1 for the replication state that holds, 0 for the others.", ("source", "state")
+)
+REASON = Family(
+    "agent_state_reason", Kind.GAUGE, "1 for the reason of the state, where it has one.", ("source", "reason")
+)
+BACKLOG = Family(
+    "agent_backlog_bytes", Kind.GAUGE, "Bytes captured or dirty that are not durable at the target.", _SOURCE
+)
+VOLUME_SIZE = Family("agent_volume_size_bytes", Kind.GAUGE, "Size of a protected volume.", _VOLUME)
+JOURNAL_USED = Family("agent_journal_used_bytes", Kind.GAUGE, "Bytes of the capture journal in use.", _SOURCE)
+JOURNAL_CAPACITY = Family("agent_journal_capacity_bytes", Kind.GAUGE, "Bytes the capture journal can hold.", _SOURCE)
+COMPRESSION = Family("agent_compression_ratio", Kind.GAUGE, "Plain bytes for each byte sent, since the start.", _SOURCE)
+CAPTURED = Family("agent_captured_bytes_total", Kind.COUNTER, "Bytes of volumes taken up to be shipped.", _SOURCE)
+READ = Family("agent_read_bytes_total", Kind.COUNTER, "Bytes read from volumes by scans and syncs.", _SOURCE)
+SENT = Family("agent_sent_bytes_total", Kind.COUNTER, "Payload bytes sent, as encoded.", _SOURCE)
+BATCHES = Family("agent_batches_total", Kind.COUNTER, "Batches sent.", _SOURCE)
+CUTS = Family("agent_recovery_points_total", Kind.COUNTER, "Recovery points declared.", _SOURCE)
+READ_ERRORS = Family("agent_read_errors_total", Kind.COUNTER, "Ranges of volumes that could not be read.", _SOURCE)
+RESCANS = Family("agent_rescans_total", Kind.COUNTER, "Comparisons of everything, by reason.", ("source", "reason"))
+ACK = Family("agent_ack_latency_seconds", Kind.HISTOGRAM, "From sending a position to its acknowledgement.", _SOURCE)
+PEER = Family(
+    "agent_peer_bytes_total",
+    Kind.COUNTER,
+    "Bytes on data connections by the configured network of the peer and direction.",
+    ("source", "network", "direction"),
+)
+FAMILIES = (
+    LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, JOURNAL_USED, JOURNAL_CAPACITY, COMPRESSION, CAPTURED, READ, SENT,
+    BATCHES, CUTS, READ_ERRORS, RESCANS, ACK, PEER,
+)  # fmt: skip
+
+
+class AgentMetrics(Metrics):
+    """An agent's metrics; also what a transport tells its traffic."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._agent: Agent | None = None
+        self._counted: dict[tuple[Family, str], float] = {}
+        super().__init__(FAMILIES, self._ask)
+
+    def watch(self, agent: Agent) -> None:
+        """Show this agent."""
+        self._agent = agent
+        agent.observe_ack = lambda seconds: self.observe(ACK, seconds, (self._source,))
+
+    def bytes_received(self, network: str, count: int) -> None:
+        """See transport.TrafficObserver."""
+        self.count(PEER, count, (self._source, network, "received"))
+
+    def bytes_sent(self, network: str, count: int) -> None:
+        """See transport.TrafficObserver."""
+        self.count(PEER, count, (self._source, network, "sent"))
+
+    def render(self) -> bytes:
+        """The text for a scrape."""
+        self._catch_up()
+        return super().render()
+
+    def _catch_up(self) -> None:
+        """Bring the counters to what the agent has counted itself."""
+        agent = self._agent
+        if agent is None:
+            return
+        traffic, progress = agent.traffic, agent.progress
+        counts: list[tuple[Family, str, float]] = [
+            (CAPTURED, "", traffic.captured_bytes),
+            (READ, "", progress.read_bytes),
+            (SENT, "", traffic.payload_bytes),
+            (BATCHES, "", traffic.batches),
+            (CUTS, "", traffic.cuts),
+            (READ_ERRORS, "", progress.read_errors),
+            *((RESCANS, reason, count) for reason, count in dict(progress.rescans).items()),
+        ]
+        for family, label, now in counts:
+            labels = (self._source, label) if label else (self._source,)
+            self.count(family, max(0.0, now - self._counted.get((family, label), 0.0)), labels)
+            self._counted[family, label] = now
+
+    def _ask(self) -> Iterable[Sample]:
+        agent, source = self._agent, self._source
+        if agent is None:
+            return
+        if agent.pipeline is not None:
+            agent.pipeline.refresh_lag()
+        facts = agent.facts()
+        state, reason = derive_state(facts)
+        yield Sample(LAG, agent.lag.lag_seconds, (source,))
+        yield Sample(BACKLOG, facts.backlog_bytes, (source,))
+        for each in ReplicationState:
+            yield Sample(STATE, float(each is state), (source, each.value))
+        for code in REASONS:
+            if code != "none":
+                yield Sample(REASON, float(code == reason), (source, code))
+        for volume in agent.capture.volumes.values():
+            yield Sample(VOLUME_SIZE, volume.size_bytes, (source, volume.name))
+        details = agent.capture.details()
+        for family, key in ((JOURNAL_USED, "journal_used_bytes"), (JOURNAL_CAPACITY, "journal_capacity_bytes")):
+            if isinstance(value := details.get(key), int):
+                yield Sample(family, value, (source,))
+        if agent.traffic.payload_bytes:
+            yield Sample(COMPRESSION, agent.traffic.plain_bytes / agent.traffic.payload_bytes, (source,))
