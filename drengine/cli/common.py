@@ -1,0 +1,57 @@
+"""What the recovery commands share: the store, the source and the point that a person named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drengine.model.errors import DrengineError
+from drengine.model.points import PointSelector, RecoveryPoint
+
+if TYPE_CHECKING:
+    from drengine.store.store import Store
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store's directory (or DRENGINE_STORE).")
+]
+SourceOption = Annotated[
+    str | None, typer.Option("--source", help="Source server; not needed when the store holds only one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+PointArgument = Annotated[str, typer.Argument(help="A point's id, `latest`, or `before:2026-11-23T10:00:00Z`.")]
+
+
+def open_store(path: Path, *, read_only: bool = False) -> Store:
+    """Open the store; the store package is imported here, so that `--help` does not wait for numpy."""
+    from drengine.store.store import Store  # noqa: PLC0415
+
+    return Store.open(path, read_only=read_only)
+
+
+def pick_source(store: Store, name: str | None) -> str:
+    """The named source, or the only one.
+
+    Raises:
+        DrengineError: SOURCE_NEEDED, UNKNOWN_SOURCE.
+    """
+    from drengine.target.errors import SOURCE_NEEDED  # noqa: PLC0415
+
+    if name is not None:
+        return store.source(name).name
+    names = [source.name for source in store.sources()]
+    if len(names) != 1:
+        listed = ", ".join(names) or "none yet"
+        raise DrengineError(SOURCE_NEEDED, f"the store holds {len(names)} sources: {listed}")
+    return names[0]
+
+
+def pick_point(store: Store, source: str | None, text: str) -> RecoveryPoint:
+    """The point that a person named.
+
+    Raises:
+        DrengineError: BAD_POINT, UNKNOWN_POINT, SOURCE_NEEDED, UNKNOWN_SOURCE.
+    """
+    selector = PointSelector.parse(text)
+    return store.find_point(pick_source(store, source), selector)

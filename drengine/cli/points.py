@@ -1,0 +1,88 @@
+"""`drengine points`: the recovery points of a source."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_source
+from drengine.model.points import RecoveryPoint
+from drengine.terminal import emit_json, human_age, human_bytes, human_duration, human_time, note, show_table
+
+app = typer.Typer(add_completion=False)
+
+SHOWN = 30
+
+
+@app.command()
+def points(
+    store: StoreOption,
+    source: SourceOption = None,
+    branch: Annotated[int | None, typer.Option(min=1, help="Only points of this branch.")] = None,
+    all_points: Annotated[bool, typer.Option("--all", help=f"Show all, not just the newest {SHOWN}.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """List recovery points, oldest first: when, how each is known to be consistent, verified, lag, pinned."""
+    with open_store(store, read_only=True) as opened:
+        name = pick_source(opened, source)
+        found = opened.points(name, branch=branch)
+    if json:
+        emit_json([describe(point) for point in found])
+        return
+    if not found:
+        note(f"{name} has no recovery point yet")
+        return
+    shown = found if all_points else found[-SHOWN:]
+    if len(shown) < len(found):
+        note(f"the newest {len(shown)} of {len(found)} points; --all shows the rest")
+    now_ns = time.time_ns()
+    show_table(
+        ("point", "time", "age", "kind", "verified", "size", "lag", "pinned", "label"),
+        [_row(point, now_ns) for point in shown],
+        title=f"Recovery points of {name}",
+    )
+
+
+def describe(point: RecoveryPoint) -> dict[str, Any]:
+    """A point for machines."""
+    return {
+        "id": point.id,
+        "source": point.source,
+        "branch": point.branch,
+        "sequence": point.sequence,
+        "time": human_time(point.time_ns).replace(" ", "T"),
+        "time_ns": point.time_ns,
+        "kind": point.kind.value,
+        "label": point.label,
+        "verified_ns": point.verified_ns,
+        "damaged": point.damaged,
+        "size_bytes": point.size_bytes,
+        "lag_seconds": lag_seconds(point),
+        "pinned": point.pinned,
+        "volumes": [
+            {"volume": each.volume, "name": each.name, "identity": each.identity, "size_bytes": each.size_bytes}
+            for each in point.geometry
+        ],
+    }
+
+
+def lag_seconds(point: RecoveryPoint) -> float:
+    """From the moment that the point shows until it was durable here; 0 where the clocks disagree."""
+    return max(0.0, (point.received_ns - point.time_ns) / 1e9)
+
+
+def _row(point: RecoveryPoint, now_ns: int) -> tuple[str, ...]:
+    checked = f"{human_age(point.verified_ns, now_ns)} ago" if point.verified_ns else "at ingest"
+    return (
+        point.id,
+        human_time(point.time_ns),
+        human_age(point.time_ns, now_ns),
+        point.kind.value,
+        "DAMAGED" if point.damaged else checked,
+        human_bytes(point.size_bytes),
+        human_duration(lag_seconds(point)),
+        "pinned" if point.pinned else "",
+        point.label,
+    )
