@@ -66,13 +66,20 @@ def _from_sqlite(error: sqlite3.Error) -> DrengineError:
 class Catalogue:
     """One connection to a store's catalogue."""
 
-    def __init__(self, directory: Path, *, read_only: bool = False, check: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        read_only: bool = False,
+        check: bool = True,
+        name: str = CATALOGUE_NAME,
+    ) -> None:
         """Open an existing catalogue.
 
         Raises:
             DrengineError: CATALOGUE_DAMAGED, STORE_VERSION, STORE_READ_ONLY, STORE_IO.
         """
-        path = directory / CATALOGUE_NAME
+        path = directory / name
         if not path.is_file():
             raise DrengineError(CATALOGUE_DAMAGED, f"{path} is missing")
         self._lock = threading.RLock()
@@ -98,7 +105,8 @@ class Catalogue:
                 db.execute("BEGIN IMMEDIATE")
                 for table in Tables.ALL:
                     columns = ", ".join(
-                        f"{field} {_TYPES[get_type_hints(table.row)[field]]} NOT NULL" for field in table.row._fields
+                        f"{field} {_TYPES[get_type_hints(table.row)[field]]} NOT NULL"
+                        for field in table.row._fields
                     )
                     keys = ", ".join(table.row._fields[: table.keys])
                     db.execute(
@@ -198,7 +206,9 @@ class Catalogue:
 
     def branches(self, source: str) -> list[BranchRow]:
         """All branches of a source, by number."""
-        return cast("list[BranchRow]", self._select(Tables.BRANCH, "WHERE source = ? ORDER BY branch", source))
+        return cast(
+            "list[BranchRow]", self._select(Tables.BRANCH, "WHERE source = ? ORDER BY branch", source)
+        )
 
     def branch(self, source: str, branch: int) -> BranchRow:
         """One branch, closed or not.

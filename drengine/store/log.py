@@ -27,6 +27,7 @@ from drengine.store import segment as codec
 from drengine.store.blobs import Appender
 from drengine.store.catalogue import Catalogue
 from drengine.store.context import StoreContext
+from drengine.store.damage import judge_points
 from drengine.store.errors import FENCED, SEQUENCE_GAP, STORE_FULL, STORE_IO, os_errors
 from drengine.store.leases import lock_branch
 from drengine.store.names import layer_last, parse_segment_name, segment_directory, segment_name
@@ -163,7 +164,11 @@ class BranchWriter:
             return None
         sizes = {number: volume.size_bytes for number, volume in self._geometry.items()}
         fault = codec.table_fault(batch.table, batch.plain_length, sizes)
-        if fault or len(batch.payload) > codec.PAYLOAD_BYTES_MAX or batch.plain_length > BATCH_PLAIN_BYTES_MAX:
+        if (
+            fault
+            or len(batch.payload) > codec.PAYLOAD_BYTES_MAX
+            or batch.plain_length > BATCH_PLAIN_BYTES_MAX
+        ):
             raise DrengineError(BAD_EXTENTS, f"batch {sequence}: {fault or 'the payload is too long'}")
         return self._append(
             RecordType.BATCH,
@@ -219,9 +224,13 @@ class BranchWriter:
             durable_position=self._mark.position,
             geometry=codec.pack_geometry(self._geometry.values()),
         )
+        points = self._points
         with self._guarded(ambiguous=True), self._catalogue.transaction():
             self._catalogue.require_writable(self.source, self.branch, generation)
-            self._catalogue.put(row, *(part.row() for part in written), *self._points)
+            if points and self._catalogue.damage(self.source):
+                # Until it is known whether they need it: see judge_points below.
+                points = [point._replace(damaged=1) for point in points]
+            self._catalogue.put(row, *(part.row() for part in written), *points)
             for number in self._left:
                 left = self._catalogue.segment(self.source, self.branch, number)
                 if left is not None:
@@ -229,6 +238,8 @@ class BranchWriter:
         self._row = row
         self._left = []
         self._points = []
+        if any(point.damaged for point in points):
+            judge_points(self._context, self.source, points)
         finished, self._finished = self._finished, []
         for part in written:
             part.is_new = False
@@ -282,7 +293,9 @@ class BranchWriter:
         if sequence <= self._sequence:
             return False
         if sequence > self._sequence + 1:
-            raise DrengineError(SEQUENCE_GAP, f"position {sequence} of {self.source!r} came after {self._sequence}")
+            raise DrengineError(
+                SEQUENCE_GAP, f"position {sequence} of {self.source!r} came after {self._sequence}"
+            )
         return True
 
     def _check_generation(self, generation: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import Batch, Codec, ExtentKind
@@ -23,7 +24,7 @@ from drengine.store.names import segment_name
 from drengine.store.options import StoreOptions
 from drengine.store.rows import SEALED, SegmentRow
 from drengine.store.segment import FLAG_DROPPED, FOOTER, RECORD, SegmentHeader, SegmentIndex
-from drengine.wire.payload import decode_payload
+from drengine.wire.payload import decode_payload, digest
 
 _V = TypeVar("_V")
 _HEAD_BYTES = 4096
@@ -101,13 +102,10 @@ class SegmentScan:
         self.length = self._header_length
         self.fault: str | None = None
 
-    def extend(self, reader: Reader, until: int, *, payloads: bool = False) -> None:
+    def extend(self, reader: Reader, until: int) -> None:
         """Take up whole records that end at or before file offset `until`; stop at the first that is not intact.
 
-        Args:
-            reader: the segment's file.
-            until: where to stop, in bytes.
-            payloads: verify each payload's checksum as well (reads everything).
+        Payloads are not looked at.
         """
         while self.fault is None and self.length + RECORD.size <= until:
             data = reader.read_at(self.length, min(_HEAD_BYTES, until - self.length))
@@ -117,7 +115,7 @@ class SegmentScan:
             if self.fault:
                 return
             parts = RECORD.unpack(fields)
-            table_length, payload_length, payload_checksum = parts[5], parts[7], parts[13]
+            table_length, payload_length = parts[5], parts[7]
             body = self.length + RECORD.size
             end = body + table_length + payload_length
             if end > until:
@@ -127,10 +125,6 @@ class SegmentScan:
             if len(table) < table_length:
                 table = reader.read_at(body, table_length)
             self.fault = codec.record_fault(self.header, number, fields, table)
-            if self.fault is None and payloads:
-                payload = reader.read_at(body + table_length, payload_length)
-                if codec.checksum(self.header.salt, payload) != payload_checksum:
-                    self.fault = "payload fails its checksum"
             if self.fault:
                 return
             self._headers.append(fields)
@@ -139,7 +133,9 @@ class SegmentScan:
 
     def index(self) -> SegmentIndex:
         """What was walked so far."""
-        return SegmentIndex.make(self.header, self._header_length, b"".join(self._headers), b"".join(self._tables))
+        return SegmentIndex.make(
+            self.header, self._header_length, b"".join(self._headers), b"".join(self._tables)
+        )
 
 
 class Records:
@@ -153,8 +149,10 @@ class Records:
         self._scans: ByteCache[SegmentScan] = ByteCache(options.index_cache_bytes_max)
         self._scan_lock = threading.Lock()
 
-    def index(self, row: SegmentRow) -> SegmentIndex:
+    def index(self, row: SegmentRow, count: int | None = None) -> SegmentIndex:
         """Headers and tables of a segment's committed records.
+
+        With `count` only the first so many must be readable, should the rest be damaged.
 
         Raises:
             DrengineError: DAMAGED, STORE_IO.
@@ -166,11 +164,12 @@ class Records:
             if found is not None:
                 return found
             try:
-                index = self._read_index(row)
+                index = self._read_index(row, count)
             except FileNotFoundError:
                 row = self._again(row)
                 continue
-            self._indexes.put(key, index, index.nbytes)
+            if index.length == row.committed_length:
+                self._indexes.put(key, index, index.nbytes)
             return index
         raise _missing(row)
 
@@ -199,11 +198,32 @@ class Records:
         row = self._catalogue.segment(address.source, address.branch, address.segment)
         if row is None:
             raise DrengineError(DAMAGED, f"{address}: the segment is not there")
+        payload, index = self.payload(row, address.record)
+        return decode_record(index, address.record, payload)
+
+    def payload(self, row: SegmentRow, record: int) -> tuple[bytes, SegmentIndex]:
+        """A record's encoded payload as it is in storage, unchecked, and the index that tells its checksum.
+
+        Raises:
+            DrengineError: DAMAGED, STORE_IO.
+        """
         for _ in range(_READ_ATTEMPTS):
+            index = self.index(row)
+            if not 0 <= record < index.record_count:
+                raise DrengineError(
+                    DAMAGED, f"{Address(row.source, row.branch, row.segment, record)} is not there"
+                )
+            name = segment_name(row.source, row.branch, row.segment, index.header.revision)
+            start, length = index.payload_range(record)
             try:
-                return self._read_record(row, self.index(row), address)
+                with os_errors(f"reading {name}", pass_missing=True):
+                    reader = self._storage.open(name)
+                    try:
+                        return reader.read_at(start, length), index
+                    finally:
+                        reader.close()
             except FileNotFoundError:
-                row = self._again(row)
+                row = self._again(row._replace(revision=index.header.revision))
         raise _missing(row)
 
     def forget(self, address: Address) -> None:
@@ -217,7 +237,7 @@ class Records:
             raise _missing(row)
         return fresh
 
-    def _read_index(self, row: SegmentRow) -> SegmentIndex:
+    def _read_index(self, row: SegmentRow, count: int | None) -> SegmentIndex:
         name = segment_name(row.source, row.branch, row.segment, row.revision)
         with os_errors(f"reading {name}", pass_missing=True):
             reader = self._storage.open(name)
@@ -230,17 +250,17 @@ class Records:
                         if error.kind is not DAMAGED:
                             raise
                 # The index repeats what the records say: when it is damaged, walk the records instead.
-                index = index or self._scan(row, reader)
+                index = index or self._scan(row, reader, count)
             finally:
                 reader.close()
         found, header = index.header, row
         if (found.source, found.branch, found.segment) != (header.source, header.branch, header.segment):
             raise DrengineError(DAMAGED, f"{name} holds another segment")
-        if index.length != row.committed_length:
+        if index.length != row.committed_length and (count is None or index.record_count < count):
             raise DrengineError(DAMAGED, f"{name} ends at {index.length}, not at {row.committed_length}")
         return index
 
-    def _scan(self, row: SegmentRow, reader: Reader) -> SegmentIndex:
+    def _scan(self, row: SegmentRow, reader: Reader, count: int | None) -> SegmentIndex:
         key = (row.source, row.branch, row.segment, row.revision)
         with self._scan_lock:
             scan = self._scans.get(key)
@@ -251,24 +271,11 @@ class Records:
             self._scans.put(key, scan, index.nbytes)
         if scan.fault:
             self._scans.forget(key)
+        if scan.fault and (count is None or index.record_count < count):
             raise DrengineError(
                 DAMAGED, f"segment {row.segment} of branch {row.branch} of {row.source!r}: {scan.fault}"
             )
         return index
-
-    def _read_record(self, row: SegmentRow, index: SegmentIndex, address: Address) -> Record:
-        record = address.record
-        if not 0 <= record < index.record_count:
-            raise DrengineError(DAMAGED, f"{address} is not there")
-        name = segment_name(row.source, row.branch, row.segment, index.header.revision)
-        start, length = index.payload_range(record)
-        with os_errors(f"reading {name}", pass_missing=True):
-            reader = self._storage.open(name)
-            try:
-                payload = reader.read_at(start, length)
-            finally:
-                reader.close()
-        return decode_record(index, record, payload)
 
 
 def decode_record(index: SegmentIndex, record: int, payload: bytes) -> Record:
@@ -283,7 +290,9 @@ def decode_record(index: SegmentIndex, record: int, payload: bytes) -> Record:
         raise DrengineError(DAMAGED, f"{address}: payload fails its checksum")
     dropped: tuple[tuple[int, int], ...] = ()
     if int(fields["flags"]) & FLAG_DROPPED:
-        dropped = _dropped_ranges(table)
+        dropped = tuple(
+            codec.plain_ranges(np.frombuffer(table, dtype=codec.EXTENT_DTYPE), ExtentKind.DROPPED)
+        )
     if not payload and int(fields["plain_length"]) == 0:
         return Record(memoryview(b""), dropped)
     batch = Batch(table, Codec(int(fields["codec"])), int(fields["plain_length"]), payload)
@@ -293,13 +302,32 @@ def decode_record(index: SegmentIndex, record: int, payload: bytes) -> Record:
         raise DrengineError(DAMAGED, f"{address}: {error.message}") from error
 
 
-def _dropped_ranges(table: bytes) -> tuple[tuple[int, int], ...]:
-    rows = np.frombuffer(table, dtype=codec.EXTENT_DTYPE)
-    carries = (rows["kind"] == ExtentKind.DATA) | (rows["kind"] == ExtentKind.DROPPED)
-    lengths = np.where(carries, rows["length"], 0).astype(np.int64)
-    ends = np.cumsum(lengths)
-    gone = rows["kind"] == ExtentKind.DROPPED
-    return tuple(zip((ends - lengths)[gone].tolist(), ends[gone].tolist(), strict=True))
+def check_record(
+    index: SegmentIndex, record: int, payload: bytes, rows: NDArray[np.bool_] | None = None
+) -> memoryview:
+    """Decode a BATCH record and hash its DATA rows again (or only those that `rows` selects).
+
+    Raises:
+        DrengineError: DAMAGED.
+    """
+    plain = decode_record(index, record, payload).plain
+    table = np.frombuffer(index.table(record), dtype=codec.EXTENT_DTYPE)
+    wanted = table["kind"] == ExtentKind.DATA
+    if rows is not None:
+        wanted &= rows
+    if not wanted.any():
+        return plain
+    ends = np.cumsum(codec.carried_lengths(table))
+    header = index.header
+    address = Address(header.source, header.branch, header.segment, record)
+    if int(ends[-1]) != len(plain):
+        raise DrengineError(DAMAGED, f"{address}: its rows do not add up to its plain bytes")
+    for number in np.flatnonzero(wanted).tolist():
+        end = int(ends[number])
+        begin = end - int(table["length"][number])
+        if digest(plain[begin:end]) != bytes(table["digest"][number]):
+            raise DrengineError(DAMAGED, f"{address}: row {number} does not match its hash")
+    return plain
 
 
 def _missing(row: SegmentRow) -> DrengineError:

@@ -352,7 +352,9 @@ def parse_footer(salt: int, data: bytes, file_length: int) -> tuple[int, int, in
     return count, offset, length, index_checksum
 
 
-def parse_index(header: SegmentHeader, header_length: int, count: int, data: bytes, expected: int) -> SegmentIndex:
+def parse_index(
+    header: SegmentHeader, header_length: int, count: int, data: bytes, expected: int
+) -> SegmentIndex:
     """Decode a sealed segment's index.
 
     Raises:
@@ -374,7 +376,9 @@ def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes
     """
     if len(fields) != RECORD.size:
         return "record header is cut short"
-    magic, type_, _, _, found_number, table_length, plain, payload, sequence, *_, found = RECORD.unpack(fields)
+    magic, type_, _, _, found_number, table_length, plain, payload, sequence, *_, found = RECORD.unpack(
+        fields
+    )
     if magic != RECORD_MAGIC or found_number != number or sequence != header.first_sequence + number:
         return "record header is not the one expected"
     if table_length > TABLE_BYTES_MAX or payload > PAYLOAD_BYTES_MAX or plain > BATCH_PLAIN_BYTES_MAX:
@@ -408,6 +412,26 @@ def table_fault(table: bytes, plain_length: int, sizes: dict[int, int]) -> str |
     if int(length[data].sum()) != plain_length:
         return "data rows do not add up to the plain length"
     return None
+
+
+def carried_lengths(rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Plain bytes of each row: DATA, and what was DATA before compaction dropped it; 0 for the others."""
+    carries = (rows["kind"] == ExtentKind.DATA) | (rows["kind"] == ExtentKind.DROPPED)
+    return np.where(carries, rows["length"], 0).astype(np.int64)
+
+
+def plain_ranges(rows: NDArray[Any], kind: ExtentKind) -> list[tuple[int, int]]:
+    """(begin, end) in the plain form of the rows of one kind."""
+    lengths = carried_lengths(rows)
+    ends = np.cumsum(lengths)
+    chosen = rows["kind"] == kind
+    return list(zip((ends - lengths)[chosen].tolist(), ends[chosen].tolist(), strict=True))
+
+
+def live_plain_bytes(table: bytes) -> int:
+    """Plain bytes of a table's DATA rows."""
+    rows = np.frombuffer(table, dtype=EXTENT_DTYPE)
+    return int(rows["length"][rows["kind"] == ExtentKind.DATA].sum())
 
 
 def checksum(salt: int, *parts: bytes | memoryview) -> int:

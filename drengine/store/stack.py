@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from drengine.model.errors import DrengineError
+from drengine.model.points import VolumeGeometry
 from drengine.store.blobs import Storage
 from drengine.store.catalogue import Catalogue
 from drengine.store.errors import DAMAGED
@@ -19,7 +20,7 @@ from drengine.store.layers import FANOUT, cover, open_layer, write_layer
 from drengine.store.names import layer_name
 from drengine.store.options import StoreOptions
 from drengine.store.records import ByteCache, Records
-from drengine.store.rows import OPEN, SegmentRow
+from drengine.store.rows import OPEN, DamageRow, SegmentRow
 from drengine.store.rowset import RowSet, row_set
 
 _log = logging.getLogger(__name__)
@@ -55,18 +56,48 @@ class Layers:
         self._read_only = read_only
         self._open: ByteCache[Maps] = ByteCache(options.index_cache_bytes_max)
 
-    def stack(self, source: str, branch: int, sequence: int) -> list[StackLayer]:
+    def stack(
+        self, source: str, branch: int, sequence: int, geometry: tuple[VolumeGeometry, ...]
+    ) -> list[StackLayer]:
         """Everything visible at a position, through the branches it grew from, newest first.
 
+        Where part of the log is lost, only what was written after it counts, and it must cover every volume.
+
         Raises:
-            DrengineError: DAMAGED when a segment that is needed cannot be read.
+            DrengineError: DAMAGED when what is needed cannot be known.
         """
         layers: list[StackLayer] = []
+        damage = self._catalogue.damage(source)
         while branch:
             row = self._catalogue.branch(source, branch)
-            layers += [StackLayer(branch, maps) for maps in self._of_branch(source, branch, sequence) if maps]
+            lost = [bad for bad in damage if bad.branch == branch and self._is_lost(bad, sequence)]
+            after = max((bad.segment for bad in lost), default=0)
+            found = self._of_branch(source, branch, sequence, after)
+            layers += [StackLayer(branch, maps) for maps in found if maps]
+            if lost:
+                if not _covers(layers, geometry):
+                    raise DrengineError(
+                        DAMAGED,
+                        f"positions from {lost[0].sequence} of branch {branch} of {source!r} are lost",
+                    )
+                break
             branch, sequence = row.parent, row.base_sequence
         return layers
+
+    def _is_lost(self, bad: DamageRow, sequence: int) -> bool:
+        """Whether damage leaves a hole in the log before a position: not even its tables can be read."""
+        if bad.record >= 0 or bad.sequence > sequence:
+            return False
+        row = self._catalogue.segment(bad.source, bad.branch, bad.segment)
+        if row is None or not row.first_sequence <= bad.sequence <= row.last_sequence:
+            return True
+        try:
+            self._records.index(row)
+        except DrengineError as error:
+            if error.kind is not DAMAGED:
+                raise
+            return self._read(layer_name(bad.source, bad.branch, 0, bad.segment)) is None
+        return False
 
     def segment_closed(self, source: str, branch: int, segment: int) -> None:
         """Make the layers that a newly closed segment completes. What fails is left for later: they are derived."""
@@ -80,15 +111,17 @@ class Layers:
         """Drop what is kept in memory of a branch's layers."""
         self._open.forget_all(lambda key: isinstance(key, tuple) and key[:2] == (source, branch))
 
-    def _of_branch(self, source: str, branch: int, sequence: int) -> list[Maps]:
+    def _of_branch(self, source: str, branch: int, sequence: int, after: int) -> list[Maps]:
+        """Layers of a branch up to a position, newest first; only of segments behind `after`."""
         newest = self._catalogue.segment_at(source, branch, sequence)
-        if newest is None:
+        if newest is None or newest.segment <= after:
             return []
         layers, closed = [], newest.segment
         if newest.state == OPEN or newest.last_sequence > sequence:
             layers.append(self._partial(newest, sequence))
             closed -= 1
-        for group in reversed(cover(closed)):
+        groups = [(0, number, number) for number in range(after + 1, closed + 1)] if after else cover(closed)
+        for group in reversed(groups):
             layers += self._group(source, branch, *group)
         return layers
 
@@ -97,7 +130,7 @@ class Layers:
         key = (row.source, row.branch, row.segment, "head", count)
         found = self._open.get(key)
         if found is None:
-            index = self._records.index(row)
+            index = self._records.index(row, count)
             found = resolve_rows(row.segment, row_set(index.head(count)))
             self._open.put(key, found, _memory_bytes(found))
         return found
@@ -159,6 +192,23 @@ def resolve_rows(segment: int, rows: RowSet) -> dict[int, FlatMap]:
             plain_offset=mine.plain_offset,
         )
     return maps
+
+
+def _covers(layers: list[StackLayer], geometry: tuple[VolumeGeometry, ...]) -> bool:
+    """Whether every byte of every volume is mapped."""
+    for volume in geometry:
+        flats = [layer.maps[volume.volume] for layer in layers if volume.volume in layer.maps]
+        spans = sorted(
+            span for flat in flats for span in zip(flat.starts.tolist(), flat.ends.tolist(), strict=True)
+        )
+        reached = 0
+        for start, end in spans:
+            if start > reached:
+                return False
+            reached = max(reached, end)
+        if reached < volume.size_bytes:
+            return False
+    return True
 
 
 def _merged(newest_first: list[Maps]) -> Maps:

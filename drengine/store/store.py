@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,17 +16,24 @@ from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.blobs import LocalStorage, Storage
 from drengine.store.branches import Branches, BranchInfo
 from drengine.store.catalogue import CATALOGUE_NAME, Catalogue
+from drengine.store.compaction import CompactionReport, compact
 from drengine.store.context import StoreContext
+from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_READ_ONLY, UNKNOWN_POINT, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity, sync_directory, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, take_lease
 from drengine.store.log import BranchWriter
 from drengine.store.names import MANIFESTS, SEGMENTS
 from drengine.store.options import StoreOptions
-from drengine.store.records import Records
+from drengine.store.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
+from drengine.store.records import Address, Records
+from drengine.store.retention import RetentionPolicy
+from drengine.store.retire import retain
 from drengine.store.rows import BranchRow, SourceRow
+from drengine.store.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
 from drengine.store.segment import parse_geometry
 from drengine.store.stack import Layers
+from drengine.store.stats import StoreStats, store_stats
 from drengine.store.view import View
 from drengine.store.writable import WritableView
 
@@ -228,7 +237,9 @@ class Store:
         if selector.branch is not None and selector.sequence is not None:
             row = self._context.catalogue.point(source, selector.branch, selector.sequence)
             if row is None:
-                raise DrengineError(UNKNOWN_POINT, f"{source!r} has no point {selector.branch}-{selector.sequence}")
+                raise DrengineError(
+                    UNKNOWN_POINT, f"{source!r} has no point {selector.branch}-{selector.sequence}"
+                )
             return row.value()
         for row in self._branches.ancestry_points(source):
             if not row.damaged and (selector.before_ns is None or row.time_ns <= selector.before_ns):
@@ -255,9 +266,19 @@ class Store:
         lease = self._lease(position)
         try:
             row = self._branches.kept(point)
-            stack = self._context.layers.stack(position.source, position.branch, position.sequence)
             value = row.value()
-            return View(self._context.records, position, value.geometry, stack, lease=lease, point=value)
+            stack = self._context.layers.stack(
+                position.source, position.branch, position.sequence, value.geometry
+            )
+            return View(
+                self._context.records,
+                position,
+                value.geometry,
+                stack,
+                lease=lease,
+                point=value,
+                on_damage=self._on_damage,
+            )
         except BaseException:
             if lease:
                 lease.release()
@@ -274,8 +295,16 @@ class Store:
             try:
                 # A compaction that began before the lease may have dropped what only this position shows.
                 if catalogue.branch(source, number).durable_sequence == row.durable_sequence:
-                    stack = self._context.layers.stack(source, number, row.durable_sequence)
-                    return View(self._context.records, position, parse_geometry(row.geometry), stack, lease=lease)
+                    geometry = parse_geometry(row.geometry)
+                    stack = self._context.layers.stack(source, number, row.durable_sequence, geometry)
+                    return View(
+                        self._context.records,
+                        position,
+                        geometry,
+                        stack,
+                        lease=lease,
+                        on_damage=self._on_damage,
+                    )
             except BaseException:
                 if lease:
                     lease.release()
@@ -290,6 +319,71 @@ class Store:
             DrengineError: FENCED, BRANCH_BUSY, UNKNOWN_BRANCH.
         """
         return WritableView(self._context, self.writer(source, generation=generation, branch=branch))
+
+    def compact(
+        self, *, bytes_max: int | None = None, yield_to: Callable[[], None] = lambda: None
+    ) -> CompactionReport:
+        """Give back the space of what nobody can see any more; see compaction.compact."""
+        self._require_writable()
+        return compact(self._context, bytes_max=bytes_max, yield_to=yield_to)
+
+    def retain(self, policy: RetentionPolicy, now_ns: int) -> list[RecoveryPoint]:
+        """Retire points by policy and return them; `compact` then gives back their space. See retire.retain."""
+        self._require_writable()
+        return retain(self._context, policy, now_ns)
+
+    def verify(self, point: RecoveryPoint, progress: Progress = lambda done, total: None) -> VerifyReport:
+        """Read and hash again everything that a point shows, and note when, or that it is damaged.
+
+        Raises:
+            DrengineError: UNKNOWN_POINT; DAMAGED when not even its extents can be known.
+        """
+        with self.view(point) as view:
+            return verify(self._context, view, progress)
+
+    def scrub(
+        self,
+        progress: Progress = lambda done, total: None,
+        *,
+        yield_to: Callable[[], None] = lambda: None,
+    ) -> ScrubReport:
+        """Read and hash again everything stored; mark the points that need what is damaged; see `damaged_ranges`."""
+        return scrub(self._context, progress, yield_to)
+
+    def damaged_ranges(self, source: str) -> list[DamagedRange]:
+        """What the source should send again: unreadable bytes at the head of its active branch."""
+        self._context.catalogue.source(source)
+        return damaged_ranges(self._context, source)
+
+    def stats(self) -> StoreStats:
+        """Sizes and counts, from the catalogue alone."""
+        return store_stats(self._context)
+
+    @staticmethod
+    def rebuild(
+        path: Path | str,
+        progress: Progress = lambda done, total: None,
+        *,
+        options: StoreOptions | None = None,
+        clock: Clock | None = None,
+        storage: Storage | None = None,
+    ) -> RebuildReport:
+        """Make the catalogue anew from the segments and the newest manifest; the old one is kept aside.
+
+        Raises:
+            DrengineError: NOT_A_STORE, STORE_VERSION, BRANCH_BUSY or MAINTENANCE_BUSY while somebody uses the store.
+        """
+        directory = Path(path)
+        options, clock = options or StoreOptions(), clock or SystemClock()
+        storage = storage or LocalStorage(directory)
+        report = rebuild_catalogue(directory, storage, clock, progress)
+        with Store.open(directory, options=options, clock=clock, storage=storage) as store:
+            finish_rebuild(store.context)
+        return report
+
+    def _on_damage(self, address: Address, reason: str) -> None:
+        with suppress(DrengineError):
+            record_damage(self._context, [damage_row(self._context, address, reason)])
 
     def _lease(self, position: Position) -> Lock | None:
         try:
@@ -314,10 +408,18 @@ class Store:
 def _clear_unfinished(directory: Path) -> None:
     """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
     found = sorted(directory.iterdir())
-    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{CATALOGUE_NAME}-wal", f"{CATALOGUE_NAME}-shm"}
+    ours = {
+        LOCKS_DIRECTORY,
+        SEGMENTS,
+        MANIFESTS,
+        CATALOGUE_NAME,
+        f"{CATALOGUE_NAME}-wal",
+        f"{CATALOGUE_NAME}-shm",
+    }
     ours.add(f"{IDENTITY_NAME}.new")
     if any(
-        entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir())) for entry in found
+        entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir()))
+        for entry in found
     ):
         raise DrengineError(STORE_EXISTS, f"{directory} is not empty")
     for entry in found:

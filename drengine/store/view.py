@@ -7,7 +7,7 @@ read is refused with DAMAGED, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -54,12 +54,15 @@ class View:
         *,
         lease: Lock | None,
         point: RecoveryPoint | None = None,
+        on_damage: Callable[[Address, str], None] | None = None,
     ) -> None:
         self.point = point
         self.position = position
         self._records = records
         self._stack = stack
         self._lease = lease
+        self._on_damage = on_damage
+        self._reported: set[Address] = set()
         self._geometry = {volume.volume: volume for volume in geometry}
 
     @property
@@ -101,7 +104,9 @@ class View:
             part[:] = _ZEROS[: len(part)]
         self._fill(volume, offset, target)
 
-    def extents(self, volume: int, offset: int = 0, length: int | None = None) -> Iterator[tuple[int, int, ExtentType]]:
+    def extents(
+        self, volume: int, offset: int = 0, length: int | None = None
+    ) -> Iterator[tuple[int, int, ExtentType]]:
         """(offset, length, type) of consecutive runs; ZERO was written, HOLE never was, both read as zeros."""
         length = self._size(volume) - offset if length is None else length
         self._check_range(volume, offset, length)
@@ -142,7 +147,9 @@ class View:
         return look_up(self._stack, volume, offset, length)
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
-        self._copy([p for p in self.pieces(volume, offset, len(target)) if p.segment > 0], volume, offset, target)
+        self._copy(
+            [p for p in self.pieces(volume, offset, len(target)) if p.segment > 0], volume, offset, target
+        )
 
     def _copy(self, pieces: list[Piece], volume: int, offset: int, target: memoryview) -> None:
         for piece in pieces:
@@ -150,15 +157,15 @@ class View:
             target[at : at + piece.length] = self._bytes(volume, piece)
 
     def _bytes(self, volume: int, piece: Piece) -> memoryview:
+        address = Address(self.position.source, piece.branch, piece.segment, piece.record)
         try:
-            return self._records.read(
-                Address(self.position.source, piece.branch, piece.segment, piece.record),
-                piece.plain_offset,
-                piece.length,
-            )
+            return self._records.read(address, piece.plain_offset, piece.length)
         except DrengineError as error:
             if error.kind is not DAMAGED:
                 raise
+            if self._on_damage and address not in self._reported:
+                self._reported.add(address)
+                self._on_damage(address, error.message)
             where = self.point.id if self.point else f"{self.position.branch}-{self.position.sequence}"
             raise DrengineError(
                 DAMAGED,

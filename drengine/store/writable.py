@@ -103,8 +103,9 @@ class WritableView(View):
         durable = writer.durable
         position = Position(writer.source, writer.branch, durable.sequence)
         row = context.catalogue.branch(writer.source, writer.branch)
-        stack = context.layers.stack(position.source, position.branch, position.sequence)
-        super().__init__(context.records, position, parse_geometry(row.geometry), stack, lease=None)
+        geometry = parse_geometry(row.geometry)
+        stack = context.layers.stack(position.source, position.branch, position.sequence, geometry)
+        super().__init__(context.records, position, geometry, stack, lease=None)
         self._context = context
         self._writer = writer
         self._epoch = secrets.token_bytes(16)
@@ -172,7 +173,9 @@ class WritableView(View):
             sequence = self._writer.appended_sequence + 1
             cut = Cut(self._context.clock.now_ns(), kind, label)
             with self._replaying_when_full():
-                self._writer.append_cut(sequence, Mark(self._epoch, sequence), cut, generation=self._writer.generation)
+                self._writer.append_cut(
+                    sequence, Mark(self._epoch, sequence), cut, generation=self._writer.generation
+                )
             self._commit()
             row = self._context.catalogue.point(self.position.source, self.branch, sequence)
         if row is None:
@@ -195,7 +198,9 @@ class WritableView(View):
             for piece in pieces:
                 if piece.segment == _MEMORY:
                     plain, at = pending[piece.record].plain, piece.offset - offset
-                    target[at : at + piece.length] = plain[piece.plain_offset : piece.plain_offset + piece.length]
+                    target[at : at + piece.length] = plain[
+                        piece.plain_offset : piece.plain_offset + piece.length
+                    ]
         self._copy([piece for piece in pieces if 0 < piece.segment != _MEMORY], volume, offset, target)
 
     def _clear(self, volume: int, kind: ExtentKind, offset: int, length: int) -> None:
@@ -264,7 +269,9 @@ class WritableView(View):
 
     def _rebase(self, segment: int) -> None:
         """Look through the layers on disk again now that a segment was closed."""
-        self._stack = self._context.layers.stack(self.position.source, self.position.branch, self.position.sequence)
+        self._stack = self._context.layers.stack(
+            self.position.source, self.position.branch, self.position.sequence, tuple(self._geometry.values())
+        )
         self._tail, self._tail_segment = [], segment
 
     @contextmanager

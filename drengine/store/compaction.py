@@ -1,0 +1,295 @@
+"""Compaction: giving back the space of what nobody can see any more.
+
+A segment is rewritten as a new revision of itself: dead DATA rows become DROPPED, their plain bytes are
+zeroed before the payload is compressed anew, so that every plain offset stays as it was and no map changes. A segment
+in which nothing is live is removed whole. Order of a rewrite: new file synced, its name synced, one
+transaction that swaps the revision, old file deleted. Order of a removal: rows leave the catalogue, a manifest says
+so durably, files are deleted. A manifest that knows every retired point is durable before anything else.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drengine.model.errors import DrengineError
+from drengine.model.extents import NO_DIGEST, Codec, ExtentKind
+from drengine.store import segment as codec
+from drengine.store.context import StoreContext
+from drengine.store.errors import BRANCH_BUSY, DAMAGED, os_errors
+from drengine.store.leases import leased_positions, lock_branch, lock_maintenance
+from drengine.store.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
+from drengine.store.manifest import write_manifest
+from drengine.store.names import layer_last, parse_segment_name, segment_directory, segment_name
+from drengine.store.records import check_record
+from drengine.store.rows import CUT_OFF, OPEN, SEALED, SegmentRow
+from drengine.store.segment import FLAG_DROPPED, RecordType, SegmentIndex
+from drengine.wire.payload import encode_payload
+
+_LEVEL = 3
+
+
+@dataclass(slots=True)
+class CompactionReport:
+    """What a compaction did.
+
+    Attributes:
+        segments_rewritten, segments_removed: how many.
+        bytes_freed: file bytes given back (negative if it grew, which only tiny segments do).
+        bytes_written: file bytes written.
+        segments_skipped: segments left alone because they are damaged.
+        complete: False when `bytes_max` ended it early.
+    """
+
+    segments_rewritten: int = 0
+    segments_removed: int = 0
+    bytes_freed: int = 0
+    bytes_written: int = 0
+    segments_skipped: int = 0
+    complete: bool = True
+
+
+def compact(
+    context: StoreContext, *, bytes_max: int | None, yield_to: Callable[[], None]
+) -> CompactionReport:
+    """Give back space.
+
+    Args:
+        context: the open store.
+        bytes_max: stop after writing about so many bytes; None for no bound.
+        yield_to: called between records, so that ingest goes first; it may sleep or raise.
+
+    Raises:
+        DrengineError: MAINTENANCE_BUSY; STORE_FULL, STORE_IO: what was being rewritten is still there as it was.
+    """
+    report = CompactionReport()
+    with lock_maintenance(context.directory), os_errors("compacting"):
+        manifest_due = True
+        for source in context.catalogue.sources():
+            roots_of = branch_roots(
+                context.catalogue, source.name, lambda: leased_positions(context.directory)
+            )
+            for roots in roots_of:
+                if manifest_due:
+                    write_manifest(context)
+                    manifest_due = False
+                _compact_branch(context, roots, report, bytes_max=bytes_max, yield_to=yield_to)
+                clear_strays(context, roots.branch.source, roots.branch.branch)
+                if not report.complete:
+                    return report
+    return report
+
+
+def _compact_branch(
+    context: StoreContext,
+    roots: BranchRoots,
+    report: CompactionReport,
+    *,
+    bytes_max: int | None,
+    yield_to: Callable[[], None],
+) -> None:
+    catalogue, branch = context.catalogue, roots.branch
+    judged: list[SegmentLiveness] = []
+    if roots.dead:
+        removable = [row for row in catalogue.segments(branch.source, branch.branch) if row.state != OPEN]
+    else:
+        try:
+            for liveness in branch_liveness(catalogue, context.records, roots):
+                yield_to()
+                judged.append(liveness)
+        except DrengineError as error:
+            if error.kind is not DAMAGED:
+                raise
+            report.segments_skipped += 1
+        # The newest segment stays: it holds the branch's durable position.
+        removable = [entry.row for entry in judged[1:] if not entry.needed and entry.row.state != OPEN]
+    _remove(context, removable, report)
+    removed = {row.segment for row in removable}
+    for liveness in reversed(judged):
+        row = liveness.row
+        if row.segment in removed or row.state == OPEN:
+            continue
+        dead, fraction = liveness.dead_bytes, context.options.compact_dead_fraction
+        if row.state == CUT_OFF or (dead and dead >= fraction * row.plain_bytes):
+            if bytes_max is not None and report.bytes_written >= bytes_max:
+                report.complete = False
+                return
+            try:
+                rewrite(context, row, liveness, report, yield_to)
+            except DrengineError as error:
+                if error.kind is not DAMAGED:
+                    raise
+                report.segments_skipped += 1
+        elif dead != row.dead_bytes:
+            _replace(context, row, row._replace(dead_bytes=dead))
+
+
+def _remove(context: StoreContext, rows: list[SegmentRow], report: CompactionReport) -> None:
+    if not rows:
+        return
+    catalogue = context.catalogue
+    with catalogue.transaction():
+        damage = catalogue.damage(rows[0].source)
+        gone = {(row.branch, row.segment) for row in rows}
+        catalogue.remove(*rows, *(bad for bad in damage if (bad.branch, bad.segment) in gone))
+    # A rebuild from now on knows that they were not lost.
+    write_manifest(context)
+    for row in rows:
+        context.storage.delete(segment_name(row.source, row.branch, row.segment, row.revision))
+        report.segments_removed += 1
+        report.bytes_freed += row.length
+
+
+def rewrite(
+    context: StoreContext,
+    row: SegmentRow,
+    liveness: SegmentLiveness | None,
+    report: CompactionReport,
+    yield_to: Callable[[], None],
+) -> None:
+    """Write a segment anew as its next revision, sealed, without what is dead (None: nothing is).
+
+    Raises:
+        DrengineError: DAMAGED when something live cannot be read: the segment is left as it was.
+    """
+    index = context.records.index(row)
+    old_name = segment_name(row.source, row.branch, row.segment, row.revision)
+    new_name = segment_name(row.source, row.branch, row.segment, row.revision + 1)
+    header = replace(index.header, revision=row.revision + 1, salt=secrets.randbits(64))
+    context.storage.delete(new_name)
+    appender = context.storage.create(new_name)
+    reader = context.storage.open(old_name)
+    try:
+        headers, tables, plain_bytes = [], [], 0
+        packed = header.pack()
+        appender.append(packed)
+        length = len(packed)
+        for number in range(index.record_count):
+            yield_to()
+            start, size = index.payload_range(number)
+            live = liveness.of_record(number) if liveness else None
+            record, table, payload = _rewritten(header.salt, index, number, reader.read_at(start, size), live)
+            appender.append(record + table)
+            if payload:
+                appender.append(payload)
+            headers.append(record)
+            tables.append(table)
+            plain_bytes += codec.live_plain_bytes(table) if index.type(number) == RecordType.BATCH else 0
+            length += len(record) + len(table) + len(payload)
+        tail = codec.pack_seal(header.salt, headers, tables, length, index.last_sequence)
+        appender.append(tail)
+        appender.sync()
+        context.storage.sync_dir(segment_directory(row.source, row.branch))
+        swapped = row._replace(
+            revision=row.revision + 1,
+            state=SEALED,
+            committed_length=length,
+            length=length + len(tail),
+            plain_bytes=plain_bytes,
+            dead_bytes=0,
+        )
+        _replace(context, row, swapped)
+    except BaseException:
+        appender.close()
+        with suppress(OSError, DrengineError):
+            context.storage.delete(new_name)
+        raise
+    finally:
+        reader.close()
+    appender.close()
+    context.storage.delete(old_name)
+    report.segments_rewritten += 1
+    report.bytes_written += length
+    report.bytes_freed += row.length - swapped.length
+
+
+def _rewritten(
+    salt: int, index: SegmentIndex, number: int, payload: bytes, live: NDArray[np.bool_] | None
+) -> tuple[bytes, bytes, bytes | memoryview]:
+    """One record of the new revision: header, table, payload. Whatever stays has been hashed again."""
+    fields, table = index.records[number], index.table(number)
+    codec_number, plain_length, flags = (
+        int(fields["codec"]),
+        int(fields["plain_length"]),
+        int(fields["flags"]),
+    )
+    new_payload: bytes | memoryview = payload
+    if index.type(number) == RecordType.BATCH:
+        rows = np.frombuffer(table, dtype=codec.EXTENT_DTYPE).copy()
+        dying = (rows["kind"] == ExtentKind.DATA) & (False if live is None else ~live)
+        rows["kind"][dying] = ExtentKind.DROPPED
+        rows["digest"][dying] = np.void(NO_DIGEST)
+        if not (rows["kind"] == ExtentKind.DATA).any():
+            flags |= FLAG_DROPPED if plain_length else 0
+            codec_number, plain_length, new_payload = Codec.RAW, 0, b""
+        else:
+            plain = check_record(index, number, payload, rows["kind"] == ExtentKind.DATA)
+            if dying.any():
+                flags |= FLAG_DROPPED
+                zeroed = bytearray(plain)
+                for begin, end in codec.plain_ranges(rows, ExtentKind.DROPPED):
+                    zeroed[begin:end] = bytes(end - begin)
+                codec_number, new_payload = encode_payload(zeroed, _LEVEL)
+        table = rows.tobytes()
+    mark = index.mark(number)
+    record = codec.pack_record(
+        salt,
+        type=RecordType(index.type(number)),
+        number=number,
+        sequence=int(fields["sequence"]),
+        generation=int(fields["generation"]),
+        mark=mark,
+        time_ns=int(fields["time_ns"]),
+        table=table,
+        codec=codec_number,
+        plain_length=plain_length,
+        payload=new_payload,
+        flags=flags,
+    )
+    return record, table, new_payload
+
+
+def _replace(context: StoreContext, old: SegmentRow, new: SegmentRow) -> None:
+    """Swap a segment's row if it still is what it was."""
+    with context.catalogue.transaction():
+        found = context.catalogue.segment(old.source, old.branch, old.segment)
+        if found != old:
+            raise DrengineError(
+                DAMAGED, f"segment {old.segment} of {old.source!r} changed while it was compacted"
+            )
+        context.catalogue.put(new)
+
+
+def clear_strays(context: StoreContext, source: str, branch: int) -> None:
+    """Delete files that no row names: what a crash left between a transaction and a deletion, or before a swap.
+
+    Files behind the newest segment may belong to a writer; they are touched only when there is none.
+    """
+    rows = context.catalogue.segments(source, branch)
+    named = {segment_name(source, branch, row.segment, row.revision) for row in rows}
+    newest = max((row.segment for row in rows), default=0)
+    strays: list[str] = []
+    unfinished: list[str] = []
+    for name in context.storage.list(segment_directory(source, branch)):
+        place = parse_segment_name(name)
+        if place and name not in named:
+            (strays if place.segment <= newest else unfinished).append(name)
+        elif not rows and layer_last(name):
+            unfinished.append(name)
+    if unfinished:
+        try:
+            with lock_branch(context.directory, source, branch):
+                fresh = context.catalogue.segments(source, branch)
+                strays += unfinished if len(fresh) == len(rows) else []
+        except DrengineError as error:
+            if error.kind is not BRANCH_BUSY:
+                raise
+    if strays:
+        write_manifest(context)
+    for name in strays:
+        context.storage.delete(name)

@@ -1,0 +1,152 @@
+"""What cannot be read, and who needs it.
+
+Damage is recorded per record. A point is damaged when something it shows lies in such a record; one cut later, after
+the source has sent the range again, is not. Damage never shortens a branch: later good data stays (fault 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from drengine.model.errors import DrengineError
+from drengine.model.extents import OFFSET_MAX
+from drengine.model.points import VolumeGeometry
+from drengine.store.catalogue import Catalogue
+from drengine.store.context import StoreContext
+from drengine.store.errors import DAMAGED
+from drengine.store.leases import Position
+from drengine.store.records import Address
+from drengine.store.rows import BranchRow, DamageRow, PointRow
+from drengine.store.rowset import row_set
+from drengine.store.segment import parse_geometry
+from drengine.store.view import look_up
+
+WHOLE_SEGMENT = -1
+"""Record number of damage to a segment of which not even the tables can be read."""
+
+
+class DamagedRange(NamedTuple):
+    """Bytes of a volume that cannot be read at the head of the active branch."""
+
+    volume: int
+    offset: int
+    length: int
+
+
+def damage_row(context: StoreContext, address: Address, reason: str) -> DamageRow:
+    """The row for a record that was found unreadable."""
+    row = context.catalogue.segment(address.source, address.branch, address.segment)
+    first = row.first_sequence if row else 0
+    return DamageRow(*address, first + address.record, context.clock.now_ns(), reason)
+
+
+def record_damage(context: StoreContext, rows: Iterable[DamageRow]) -> None:
+    """Remember damage and mark the points that need it."""
+    found = list(rows)
+    if not found or context.read_only:
+        return
+    with context.catalogue.transaction():
+        context.catalogue.put(*found)
+    for source in {row.source for row in found}:
+        judge_points(context, source)
+
+
+def judge_points(context: StoreContext, source: str, only: Iterable[PointRow] | None = None) -> None:
+    """Decide anew for each point (or some) whether it needs anything that is damaged."""
+    catalogue = context.catalogue
+    damage = catalogue.damage(source)
+    for point in catalogue.points(source) if only is None else only:
+        position = Position(source, point.branch, point.sequence)
+        damaged = bool(damage) and bool(_needed(context, damage, position, parse_geometry(point.geometry)))
+        if damaged == bool(point.damaged):
+            continue
+        with catalogue.transaction():
+            fresh = catalogue.point(point.source, point.branch, point.sequence)
+            if fresh:
+                catalogue.put(fresh._replace(damaged=int(damaged)))
+
+
+def damaged_ranges(context: StoreContext, source: str) -> list[DamagedRange]:
+    """What the source should send again: unreadable bytes at the head of its active branch, in order."""
+    catalogue = context.catalogue
+    damage = catalogue.damage(source)
+    if not damage:
+        return []
+    head = catalogue.branch(source, catalogue.source(source).active_branch)
+    sizes = {volume.volume: volume.size_bytes for volume in parse_geometry(head.geometry)}
+    position = Position(source, head.branch, head.durable_sequence)
+    needed = _needed(context, damage, position, parse_geometry(head.geometry))
+    if needed is _EVERYTHING:
+        return [DamagedRange(volume, 0, size) for volume, size in sorted(sizes.items()) if size]
+    clipped = [
+        DamagedRange(item.volume, item.offset, min(item.length, sizes.get(item.volume, 0) - item.offset))
+        for item in needed
+    ]
+    return _joined(item for item in clipped if item.length > 0)
+
+
+_EVERYTHING: list[DamagedRange] = [DamagedRange(0, 0, OFFSET_MAX)]
+
+
+def _needed(
+    context: StoreContext,
+    damage: list[DamageRow],
+    position: Position,
+    geometry: tuple[VolumeGeometry, ...],
+) -> list[DamagedRange]:
+    """Ranges that a position shows and that lie in damaged records; _EVERYTHING when that cannot be known."""
+    source, branch, sequence = position.source, position.branch, position.sequence
+    visible = [row for row in damage if _sees(context.catalogue, source, branch, sequence, row)]
+    if not visible:
+        return []
+    try:
+        stack = context.layers.stack(source, branch, sequence, geometry)
+        found = []
+        for bad in visible:
+            for volume, start, length in _ranges_of(context, bad, geometry):
+                for piece in look_up(stack, volume, start, length):
+                    if (piece.branch, piece.segment) == (bad.branch, bad.segment) and bad.record in (
+                        piece.record,
+                        WHOLE_SEGMENT,
+                    ):
+                        found.append(DamagedRange(volume, piece.offset, piece.length))
+    except DrengineError as error:
+        if error.kind is not DAMAGED:
+            raise
+        return _EVERYTHING
+    return found
+
+
+def _ranges_of(
+    context: StoreContext, bad: DamageRow, geometry: tuple[VolumeGeometry, ...]
+) -> Iterator[tuple[int, int, int]]:
+    """(volume, start, length) that a damaged record may have written; all of every volume when it cannot be told."""
+    segment = context.catalogue.segment(bad.source, bad.branch, bad.segment)
+    if bad.record == WHOLE_SEGMENT or segment is None:
+        yield from ((volume.volume, 0, volume.size_bytes) for volume in geometry)
+        return
+    rows = row_set(context.records.index(segment), bad.record, 1)
+    rows = rows.take(rows.carries)
+    yield from zip(rows.volume.tolist(), rows.start.tolist(), rows.length.tolist(), strict=True)
+
+
+def _sees(catalogue: Catalogue, source: str, branch: int, sequence: int, row: DamageRow) -> bool:
+    """Whether a position lies behind the damage, on its branch or on one that grew from it later."""
+    at: BranchRow | None = None
+    while branch and branch != row.branch:
+        at = catalogue.branch(source, branch)
+        branch, sequence = at.parent, at.base_sequence
+    return branch == row.branch and sequence >= row.sequence
+
+
+def _joined(ranges: Iterable[DamagedRange]) -> list[DamagedRange]:
+    joined: list[DamagedRange] = []
+    for item in sorted(ranges):
+        last = joined[-1] if joined else None
+        if last and last.volume == item.volume and item.offset <= last.offset + last.length:
+            end = max(last.offset + last.length, item.offset + item.length)
+            joined[-1] = last._replace(length=end - last.offset)
+        else:
+            joined.append(item)
+    return joined

@@ -1,0 +1,272 @@
+"""Making a lost or damaged catalogue anew from the segments and the newest manifest.
+
+The new catalogue is written beside the old one and takes its place by one rename; the old one is
+kept as ``catalogue.sqlite.damaged-N``. Layers are derived data: all of them are made again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+from drengine.store.blobs import Storage
+from drengine.store.catalogue import CATALOGUE_NAME, Catalogue
+from drengine.store.context import StoreContext
+from drengine.store.damage import judge_points
+from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
+from drengine.store.identity import IDENTITY_NAME, read_identity, sync_directory, write_identity
+from drengine.store.leases import LOCKS_DIRECTORY, lock_branch, lock_maintenance
+from drengine.store.manifest import (
+    BranchState,
+    Manifest,
+    branch_row,
+    newest_manifest,
+    point_rows,
+    write_manifest,
+)
+from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
+from drengine.store.records import read_header
+from drengine.store.rows import OPEN, BranchRow, PointRow, SourceRow
+from drengine.store.salvage import SalvagedBranch, salvage_branch
+from drengine.store.segment import Role
+
+_NEW = f"{CATALOGUE_NAME}.new"
+
+
+@dataclass(slots=True)
+class RebuildReport:
+    """What a rebuild found.
+
+    Attributes:
+        sources, branches, segments, points: how many are in the new catalogue.
+        lost: what is missing or unreadable, as text for people.
+        manifest_number: the manifest that was used; 0 when none was readable.
+        kept_aside: where the old catalogue is now; empty when there was none.
+    """
+
+    sources: int = 0
+    branches: int = 0
+    segments: int = 0
+    points: int = 0
+    lost: list[str] = field(default_factory=list)
+    manifest_number: int = 0
+    kept_aside: str = ""
+
+
+def rebuild_catalogue(
+    directory: Path, storage: Storage, clock: Clock, progress: Callable[[int, int], None]
+) -> RebuildReport:
+    """Write a new catalogue and put it in the old one's place; see `Store.rebuild`."""
+    with os_errors(f"rebuilding {directory}"):
+        names = storage.list(SEGMENTS)
+        places = [place for place in map(parse_segment_name, names) if place]
+        if not (directory / IDENTITY_NAME).exists() and not places:
+            raise DrengineError(NOT_A_STORE, f"{directory} has neither a {IDENTITY_NAME} file nor segments")
+        (directory / LOCKS_DIRECTORY).mkdir(exist_ok=True)
+        branches = sorted({(place.source, place.branch) for place in places})
+        with ExitStack() as stack:
+            stack.enter_context(lock_maintenance(directory))
+            for source, branch in branches:
+                stack.enter_context(lock_branch(directory, source, branch))
+            identity = _identity(directory, storage, places)
+            manifest, newest = newest_manifest(storage)
+            if manifest and manifest.store != identity:
+                manifest, newest = None, False
+            report = RebuildReport(manifest_number=manifest.number if manifest else 0)
+            if not newest:
+                report.lost.append(
+                    "the newest manifest is not readable: retired points may come back as damaged"
+                )
+            for name in names:
+                if layer_last(name):
+                    storage.delete(name)
+            for suffix in ("", "-wal", "-shm"):
+                (directory / f"{_NEW}{suffix}").unlink(missing_ok=True)
+            Catalogue.create(directory, _NEW)
+            with _opened(directory) as catalogue, catalogue.transaction():
+                _fill(
+                    catalogue,
+                    report,
+                    storage,
+                    identity=identity,
+                    places=places,
+                    manifest=manifest,
+                    now_ns=clock.now_ns(),
+                    progress=progress,
+                )
+            report.kept_aside = _take_place(directory)
+    return report
+
+
+def finish_rebuild(context: StoreContext) -> None:
+    """Make the layers and judge the points of a store whose catalogue has just been rebuilt."""
+    for source in context.catalogue.sources():
+        for branch in context.catalogue.branches(source.name):
+            closed = [
+                row for row in context.catalogue.segments(source.name, branch.branch) if row.state != OPEN
+            ]
+            if closed:
+                context.layers.segment_closed(source.name, branch.branch, closed[-1].segment)
+        judge_points(context, source.name)
+    write_manifest(context)
+
+
+def _identity(directory: Path, storage: Storage, places: list[SegmentPlace]) -> bytes:
+    """The store's identity; from a segment when its own file cannot be read."""
+    try:
+        return read_identity(directory)
+    except DrengineError as error:
+        if error.kind not in (STORE_IDENTITY_DAMAGED, NOT_A_STORE):
+            raise
+    for place in places:
+        reader = storage.open(segment_name(*place))
+        try:
+            header, _ = read_header(reader)
+        except DrengineError as error:
+            if error.kind is not DAMAGED:
+                raise
+        else:
+            write_identity(directory, header.store)
+            return header.store
+        finally:
+            reader.close()
+    raise DrengineError(NOT_A_STORE, f"no segment in {directory} tells which store it is of")
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[Catalogue]:
+    catalogue = Catalogue(directory, check=False, name=_NEW)
+    try:
+        yield catalogue
+    finally:
+        catalogue.close()
+
+
+def _fill(
+    catalogue: Catalogue,
+    report: RebuildReport,
+    storage: Storage,
+    *,
+    identity: bytes,
+    places: list[SegmentPlace],
+    manifest: Manifest | None,
+    now_ns: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    known: dict[str, dict[int, BranchState]] = {}
+    source_rows: dict[str, SourceRow] = {}
+    for state in manifest.sources if manifest else []:
+        source_rows[state.source().name] = state.source()
+        known[state.source().name] = {branch_row(branch).branch: branch for branch in state.branches}
+        catalogue.put(*state.damage_rows())
+    names = sorted({place.source for place in places} | set(source_rows))
+    for done, name in enumerate(names):
+        mine = [place for place in places if place.source == name]
+        numbers = {place.branch for place in mine} | set(known.get(name, {}))
+        rows: list[BranchRow] = []
+        for number in sorted(numbers):
+            seen = known.get(name, {}).get(number)
+            old = branch_row(seen) if seen else None
+            found = salvage_branch(
+                storage,
+                identity,
+                [place for place in mine if place.branch == number],
+                seen,
+                final=bool(old and (old.closed or old.superseded_ns)),
+                now_ns=now_ns,
+            )
+            row = _branch_row(name, number, old, found, now_ns)
+            rows.append(row)
+            points = _points(found, seen)
+            catalogue.put(row, *found.segments, *found.damage, *points)
+            report.segments += len(found.segments)
+            report.points += len(points)
+            report.lost += [
+                f"branch {bad.branch} of {name!r} from position {bad.sequence}: {bad.reason}"
+                for bad in found.damage
+            ]
+        catalogue.put(*_source_rows(name, source_rows.get(name), rows, now_ns))
+        report.branches += len(rows)
+        report.sources += 1
+        progress(done + 1, len(names))
+
+
+def _branch_row(
+    name: str, number: int, old: BranchRow | None, found: SalvagedBranch, now_ns: int
+) -> BranchRow:
+    header = found.header
+    if old is None:
+        base = header.base_sequence if header else 0
+        old = BranchRow(
+            source=name,
+            branch=number,
+            parent=header.parent if header else 0,
+            base_sequence=base,
+            generation=header.generation if header else 1,
+            role=(header.role if header else Role.TRUNK).name.lower(),
+            label="",
+            closed=0,
+            created_ns=header.created_ns if header else now_ns,
+            superseded_ns=0,
+            durable_sequence=base,
+            durable_epoch=bytes(16),
+            durable_position=0,
+            geometry=b"",
+        )
+    if header is None or found.sequence < old.durable_sequence:
+        # What the manifest saw is more than what is left: positions already given out are not given out again.
+        return old
+    return old._replace(
+        durable_sequence=found.sequence,
+        durable_epoch=found.mark.epoch,
+        durable_position=found.mark.position,
+        geometry=found.geometry,
+    )
+
+
+def _points(found: SalvagedBranch, state: BranchState | None) -> list[PointRow]:
+    """Points the manifest kept, and every cut made after it."""
+    if state is None:
+        return found.cuts
+    seen = branch_row(state).durable_sequence
+    return point_rows(state) + [cut for cut in found.cuts if cut.sequence > seen]
+
+
+def _source_rows(
+    name: str, old: SourceRow | None, branches: list[BranchRow], now_ns: int
+) -> list[SourceRow | BranchRow]:
+    """The source, at the newest generation that any branch but a drill's tells of."""
+    main = [row for row in branches if row.role != "drill"]
+    newest = max(main, key=lambda row: (row.generation, row.branch), default=None)
+    if newest is None or (old and old.generation >= newest.generation):
+        return [old or SourceRow(name, 1, 1)]
+    left = [
+        row._replace(superseded_ns=row.superseded_ns or now_ns) for row in main if row.branch != newest.branch
+    ]
+    return [SourceRow(name, newest.generation, newest.branch), *left]
+
+
+def _take_place(directory: Path) -> str:
+    """Put the new catalogue where the old one was, which is kept aside. One rename decides."""
+    path = directory / CATALOGUE_NAME
+    aside = ""
+    if path.exists():
+        number = 1
+        while (directory / f"{CATALOGUE_NAME}.damaged-{number}").exists():
+            number += 1
+        aside = f"{CATALOGUE_NAME}.damaged-{number}"
+        # The old log must not be replayed into the new file.
+        for suffix in ("-wal", "-shm"):
+            old = directory / f"{CATALOGUE_NAME}{suffix}"
+            if old.exists():
+                old.rename(directory / f"{aside}{suffix}")
+        os.link(path, directory / aside)
+    sync_directory(directory)
+    (directory / _NEW).replace(path)
+    sync_directory(directory)
+    return aside

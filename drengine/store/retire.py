@@ -1,0 +1,86 @@
+"""Carrying out the retention plan: which points leave the catalogue. Their data goes with the next compaction."""
+
+from __future__ import annotations
+
+from drengine.model.points import RecoveryPoint
+from drengine.store.context import StoreContext
+from drengine.store.leases import Position, leased_positions, lock_maintenance
+from drengine.store.manifest import write_manifest
+from drengine.store.retention import RetentionPolicy, plan
+from drengine.store.rows import BranchRow, PointRow
+
+
+def retain(context: StoreContext, policy: RetentionPolicy, now_ns: int) -> list[RecoveryPoint]:
+    """Retire points by policy; never a pinned or leased one, a branch's base, or a branch's newest undamaged one.
+
+    What a promotion left behind is closed when its last own point has gone; a closed drill's points go at once.
+
+    Raises:
+        DrengineError: MAINTENANCE_BUSY, STORE_FULL, STORE_IO.
+    """
+    removed: list[RecoveryPoint] = []
+    with lock_maintenance(context.directory):
+        for source in context.catalogue.sources():
+            with context.catalogue.transaction():
+                removed += _retain_source(context, source.name, policy, now_ns)
+        if removed:
+            write_manifest(context)
+    return removed
+
+
+def _retain_source(
+    context: StoreContext, source: str, policy: RetentionPolicy, now_ns: int
+) -> list[RecoveryPoint]:
+    catalogue = context.catalogue
+    branches, points = catalogue.branches(source), catalogue.points(source)
+    # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
+    leases = leased_positions(context.directory)
+    kept_alive = {row.branch for row in branches if not _is_over(row, points, leases)}
+    bases = {(row.parent, row.base_sequence) for row in branches if row.branch in kept_alive}
+    leased = {(lease.branch, lease.sequence) for lease in leases if lease.source == source}
+    protected = {f"{branch}-{sequence}" for branch, sequence in bases | leased}
+    ended = {row.branch for row in branches if row.closed or row.superseded_ns}
+    by_policy = plan(
+        [row.value() for row in points], now_ns, policy, protected=protected, ended_branches=ended
+    )
+    closed_drills = {row.branch for row in branches if row.closed and row.role == "drill"}
+    going = {point.id: point for point in by_policy}
+    for row in points:
+        value = row.value()
+        if row.branch in closed_drills and not row.pinned and value.id not in protected:
+            going[value.id] = value
+    staying = [row for row in points if f"{row.branch}-{row.sequence}" not in going]
+    catalogue.remove(*(row for row in points if f"{row.branch}-{row.sequence}" in going))
+    for branch in branches:
+        if (
+            branch.superseded_ns
+            and not branch.closed
+            and _outlived(branch, branches, staying, policy, now_ns)
+        ):
+            catalogue.put(branch._replace(closed=1))
+    return [going[key] for key in sorted(going, key=lambda key: (going[key].branch, going[key].sequence))]
+
+
+def _is_over(branch: BranchRow, points: list[PointRow], leases: set[Position]) -> bool:
+    """Closed, and nobody looks at it or keeps a point of it."""
+    if not branch.closed:
+        return False
+    leased = any(lease.source == branch.source and lease.branch == branch.branch for lease in leases)
+    return not leased and not any(point.branch == branch.branch for point in points)
+
+
+def _outlived(
+    branch: BranchRow,
+    branches: list[BranchRow],
+    staying: list[PointRow],
+    policy: RetentionPolicy,
+    now_ns: int,
+) -> bool:
+    """Whether what lies on a superseded branch behind the last base has reached the end of its retention."""
+    parted = max((row.base_sequence for row in branches if row.parent == branch.branch), default=0)
+    if any(point.branch == branch.branch and point.sequence > parted for point in staying):
+        return False
+    ages = [policy.keep_all_seconds, *(step.for_seconds for step in policy.steps)]
+    # As old as the clock says, and as the stream that went on without it says: a leaping clock ends nothing.
+    newest_ns = max((point.received_ns for point in staying if point.branch != branch.branch), default=0)
+    return min(now_ns, newest_ns) - branch.superseded_ns > max(ages) * 1_000_000_000

@@ -1,0 +1,231 @@
+"""Scrub and verify: reading everything again, hashing it again, and remembering what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from drengine.model.errors import DrengineError
+from drengine.model.points import RecoveryPoint
+from drengine.store.compaction import CompactionReport, rewrite
+from drengine.store.context import StoreContext
+from drengine.store.damage import WHOLE_SEGMENT, DamagedRange, damage_row, judge_points
+from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, os_errors
+from drengine.store.leases import lock_maintenance
+from drengine.store.names import segment_name
+from drengine.store.records import Address, check_record, read_sealed
+from drengine.store.rows import OPEN, SEALED, DamageRow, SegmentRow
+from drengine.store.segment import RecordType, SegmentIndex
+from drengine.store.view import View
+
+Progress = Callable[[int, int], None]
+"""Told (bytes done, bytes to do) now and then."""
+
+_WINDOW_BYTES = 1 << 30
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What verifying a point found.
+
+    Attributes:
+        point: the point.
+        bytes_read: plain bytes that were read and hashed.
+        damaged: ranges of it that cannot be read; empty when it is whole.
+    """
+
+    point: RecoveryPoint
+    bytes_read: int = 0
+    damaged: list[DamagedRange] = field(default_factory=list)
+
+    @property
+    def intact(self) -> bool:
+        """Everything was read and matched its hash."""
+        return not self.damaged
+
+
+@dataclass(slots=True)
+class ScrubReport:
+    """What a scrub found.
+
+    Attributes:
+        segments, records, bytes_read: how much was read (file bytes).
+        records_damaged: records whose data cannot be read, as text for people.
+        segments_repaired: segments in which one of two copies of the index was damaged, written anew.
+        points_damaged: (source, point id) of points that need damaged data.
+    """
+
+    segments: int = 0
+    records: int = 0
+    bytes_read: int = 0
+    records_damaged: list[str] = field(default_factory=list)
+    segments_repaired: int = 0
+    points_damaged: list[tuple[str, str]] = field(default_factory=list)
+
+
+def verify(context: StoreContext, view: View, progress: Progress) -> VerifyReport:
+    """Read and hash again everything that a point shows; the point then says when, or that it is damaged."""
+    if view.point is None:
+        raise ValueError("only a point can be verified")
+    point = view.point
+    report = VerifyReport(point)
+    bad: list[DamageRow] = []
+    addresses, ranges = _addresses(view)
+    for number, address in enumerate(sorted(addresses)):
+        try:
+            report.bytes_read += _check(context, address)
+        except DrengineError as error:
+            if error.kind is not DAMAGED:
+                raise
+            bad.append(damage_row(context, address, str(error.message)))
+            report.damaged += ranges(address)
+        progress(number + 1, len(addresses))
+    if context.read_only:
+        return report
+    catalogue = context.catalogue
+    with catalogue.transaction():
+        catalogue.put(*bad)
+        row = catalogue.point(point.source, point.branch, point.sequence)
+        if row and not bad:
+            known = {(d.branch, d.segment, d.record): d for d in catalogue.damage(point.source)}
+            healed = [known[address[1:]] for address in addresses if address[1:] in known]
+            catalogue.remove(*healed)
+            catalogue.put(row._replace(verified_ns=context.clock.now_ns()))
+    judge_points(context, point.source)
+    return report
+
+
+def scrub(context: StoreContext, progress: Progress, yield_to: Callable[[], None]) -> ScrubReport:
+    """Read and hash again everything that is stored, whoever needs it."""
+    report = ScrubReport()
+    catalogue = context.catalogue
+    parts = [
+        row
+        for source in catalogue.sources()
+        for branch in catalogue.branches(source.name)
+        for row in catalogue.segments(source.name, branch.branch)
+    ]
+    total = sum(row.committed_length for row in parts)
+    found: list[DamageRow] = []
+    for row in parts:
+        fresh = catalogue.segment(row.source, row.branch, row.segment)
+        if fresh is None:
+            continue
+        found += _scrub_segment(context, fresh, report, yield_to)
+        report.bytes_read += fresh.committed_length
+        progress(report.bytes_read, total)
+    report.records_damaged = [
+        f"{Address(row.source, row.branch, row.segment, row.record)}: {row.reason}" for row in found
+    ]
+    if not context.read_only:
+        _remember(context, found, parts)
+    for source in catalogue.sources():
+        damaged = [point for point in catalogue.points(source.name) if point.damaged]
+        report.points_damaged += [(point.source, point.value().id) for point in damaged]
+    return report
+
+
+def _remember(context: StoreContext, found: list[DamageRow], looked_at: list[SegmentRow]) -> None:
+    """Replace what was known of these segments by what was found."""
+    catalogue = context.catalogue
+    seen = {(row.source, row.branch, row.segment) for row in looked_at}
+    with catalogue.transaction():
+        for source in catalogue.sources():
+            known = catalogue.damage(source.name)
+            catalogue.remove(*(row for row in known if (row.source, row.branch, row.segment) in seen))
+        catalogue.put(*found)
+    for source in catalogue.sources():
+        judge_points(context, source.name)
+
+
+def _scrub_segment(
+    context: StoreContext, row: SegmentRow, report: ScrubReport, yield_to: Callable[[], None]
+) -> Iterator[DamageRow]:
+    report.segments += 1
+    try:
+        index = context.records.index(row)
+    except DrengineError as error:
+        if error.kind is not DAMAGED:
+            raise
+        first = row.first_sequence + _readable_records(context, row)
+        place = (row.source, row.branch, row.segment)
+        yield DamageRow(*place, WHOLE_SEGMENT, first, context.clock.now_ns(), error.message)
+        return
+    bad = 0
+    for number in range(index.record_count):
+        yield_to()
+        report.records += 1
+        if index.type(number) != RecordType.BATCH:
+            continue
+        address = Address(row.source, row.branch, row.segment, number)
+        try:
+            _check(context, address)
+        except DrengineError as error:
+            if error.kind is not DAMAGED:
+                raise
+            bad += 1
+            context.records.forget(address)
+            yield damage_row(context, address, error.message)
+    if not bad and row.state != OPEN and not context.read_only and not _copies_agree(context, row, index):
+        try:
+            with lock_maintenance(context.directory):
+                rewrite(context, row, None, CompactionReport(), yield_to)
+            report.segments_repaired += 1
+        except DrengineError as error:
+            if error.kind is not MAINTENANCE_BUSY:
+                raise
+
+
+def _readable_records(context: StoreContext, row: SegmentRow) -> int:
+    """How many records from the start of a damaged segment can be read."""
+    try:
+        return context.records.index(row, 0).record_count
+    except DrengineError:
+        return 0
+
+
+def _copies_agree(context: StoreContext, row: SegmentRow, index: SegmentIndex) -> bool:
+    """Whether a sealed segment's index is intact on disk and repeats what its records say."""
+    name = segment_name(row.source, row.branch, row.segment, index.header.revision)
+    with os_errors(f"reading {name}"):
+        reader = context.storage.open(name)
+        try:
+            if row.state == SEALED:
+                read_sealed(reader, row.length)
+            for number, offset in enumerate(index.offsets.tolist()):
+                expected = index.records[number].tobytes() + index.table(number)
+                if reader.read_at(offset, len(expected)) != expected:
+                    return False
+        except DrengineError as error:
+            if error.kind is not DAMAGED:
+                raise
+            return False
+        finally:
+            reader.close()
+    return True
+
+
+def _addresses(view: View) -> tuple[set[Address], Callable[[Address], list[DamagedRange]]]:
+    """Every record that a view shows, and a way to ask which ranges of it come from one of them."""
+
+    def walk() -> Iterator[tuple[int, Address, int, int]]:
+        for volume, geometry in view.geometry.items():
+            for at in range(0, geometry.size_bytes, _WINDOW_BYTES):
+                for piece in view.pieces(volume, at, min(_WINDOW_BYTES, geometry.size_bytes - at)):
+                    if piece.segment > 0:
+                        address = Address(view.position.source, piece.branch, piece.segment, piece.record)
+                        yield volume, address, piece.offset, piece.length
+
+    def ranges(wanted: Address) -> list[DamagedRange]:
+        return [DamagedRange(volume, at, size) for volume, address, at, size in walk() if address == wanted]
+
+    return {address for _, address, _, _ in walk()}, ranges
+
+
+def _check(context: StoreContext, address: Address) -> int:
+    """Read a record from storage and hash it; returns its plain bytes."""
+    row = context.catalogue.segment(address.source, address.branch, address.segment)
+    if row is None:
+        raise DrengineError(DAMAGED, f"{address}: the segment is not there")
+    payload, index = context.records.payload(row, address.record)
+    return len(check_record(index, address.record, payload))
