@@ -161,7 +161,8 @@ class DirtySet:
         return sum(bitmap.dirty_blocks for bitmap in self._maps.values())
 
     def ranges(self, start: int, blocks_max: int) -> tuple[list[Range], int]:
-        """Up to `blocks_max` dirty blocks from the `start`-th on, as ranges inside the volumes, and the next `start`.
+        """Up to `blocks_max` dirty blocks from the `start`-th on, as ranges inside the volumes, and the next
+        `start`.
 
         Only meaningful while nothing is marked between calls. Going on where the last call ended costs
         nothing extra; any other place is looked for from the beginning.

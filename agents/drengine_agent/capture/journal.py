@@ -1,15 +1,17 @@
 """The ring that remembers every write of all volumes, in order, until the target has it.
 
-Positions are bytes since the epoch began and never go back; a position's place in the ring is `position % capacity`.
-One record holds the writes of one batch (they were in flight together, so a cut may follow any record)::
+Positions are bytes since the epoch began and never go back; a position's place in the ring is `position %
+capacity`. One record holds the writes of one batch (they were in flight together, so a cut may follow any
+record)::
 
-    u64 xxh3-64 of everything after this field | u64 tag (the epoch's first 8 bytes) | u64 position | u64 time_ns
-    u64 previous record's xxh3-64 | u64 length of the record, all included | u32 rows | u32 zero | 8 zero bytes
+    u64 xxh3-64 of everything after it | u64 tag (the epoch's first 8 bytes) | u64 position | u64 time_ns
+    u64 xxh3-64 of the record before | u64 length of the record, with this | u32 rows | u32 zero | 8 zero bytes
     rows x (u32 volume | u32 kind | u64 offset | u64 length)
     the DATA rows' bytes, in order
 
-A record never wraps: one without rows fills up the end of the ring; fewer than a header's bytes there are skipped.
-Tag, position and the chain of checksums make stale records of earlier laps, epochs and torn tails recognisable.
+A record never wraps: one without rows fills up the end of the ring; fewer than a header's bytes there are
+skipped. Tag, position and the chain of checksums make stale records of earlier laps, epochs and torn tails
+recognisable.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ class Journal:
         self._find_oldest()
 
     def recover(self, epoch: bytes, base: int, *, head: int, acked: int) -> int:
-        """Take up an epoch whose process was killed in this boot: prove each unacknowledged record, find the end.
+        """Take up an epoch whose process was killed in this boot: prove each unacknowledged record, find the
+        end.
 
         Returns:
             The end; at or after `head` (a record written whole just before the kill counts).
@@ -140,7 +143,9 @@ class Journal:
             self._pad(place, pad, time_ns)
             place = 0
         position = self.head
-        body = _BODY.pack(self._tag, position, time_ns, self.previous, length, len(rows) // ROW.size, 0) + rows
+        body = (
+            _BODY.pack(self._tag, position, time_ns, self.previous, length, len(rows) // ROW.size, 0) + rows
+        )
         hasher = xxhash.xxh3_64(body)
         for part in parts:
             hasher.update(part)
@@ -239,10 +244,12 @@ class Journal:
             try:
                 self.oldest_ns = self._header(self.acked, self.head)[1][3]
             except (JournalDamagedError, OSError):
-                self.oldest_ns = 1  # unknown: the reader will meet the damage; until then the lag is not hidden
+                self.oldest_ns = (
+                    1  # unknown: the reader will meet the damage; until then the lag is not hidden
+                )
 
     def _header(self, position: int, end: int) -> tuple[int, tuple[int, ...]]:
-        """The header at `position`, or after the ring's end if too few bytes are left there, and its position."""
+        """The header at `position` (or after the ring's end, if too few bytes are left) and its position."""
         left = self.capacity_bytes - position % self.capacity_bytes
         if left < HEADER.size:
             position, left = position + left, self.capacity_bytes

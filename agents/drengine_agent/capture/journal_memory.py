@@ -1,10 +1,12 @@
-"""The journal's directory: what the last run of the tap left behind, how far it can be believed, and how to leave it.
+"""The journal's directory: what the last run of the tap left behind, how far it can be believed, and how to
+leave it.
 
 ::
 
     control   the control file (journal_state.py)
     ring      the journal (journal.py)
-    dirty     dirty blocks, when a run ended cleanly without order: u64 xxh3-64 of the rest, then JSON (Remains)
+    dirty     dirty blocks, when a run ended cleanly without order: u64 xxh3-64 of the rest, then JSON
+    (Remains)
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class Remains(msgspec.Struct, frozen=True):
 
     Attributes:
         maps: dirty bits by volume number.
-        epochs: by epoch (hex), the least position that a target's mark must have for the maps to be all it lacks.
-        reason: how order was lost, a code of states.REASONS.
+        epochs: by epoch (hex), the least position that a target's mark must have for the maps to be all it
+        lacks. reason: how order was lost, a code of states.REASONS.
     """
 
     maps: dict[int, bytes]
@@ -61,12 +63,13 @@ class Memory:
     """The open directory. `journal` and `registers` are the tap's to use.
 
     Attributes:
-        doubt: why nothing of the last run can be used, a code of states.REASONS; empty if `taken_up` says how to go on.
-        taken_up: see there; None when there is doubt.
+        doubt: why nothing of the last run can be used, a code of states.REASONS; empty if `taken_up` says
+        how to go on. taken_up: see there; None when there is doubt.
     """
 
     def __init__(self, directory: Path, volumes: Mapping[int, Volume], capacity_bytes: int) -> None:
-        """Open what is there, or make it; after a kill in this boot, prove the journal and finish its last batch.
+        """Open what is there, or make it; after a kill in this boot, prove the journal and finish its last
+        batch.
 
         Raises:
             DrengineError: JOURNAL_UNUSABLE.
@@ -99,7 +102,9 @@ class Memory:
             OSError: the disk failed; what was written before still counts.
         """
         journal = self.journal
-        records = tuple(VolumeRecord(n, v.identity, v.size_bytes, v.stamp()) for n, v in self._volumes.items())
+        records = tuple(
+            VolumeRecord(n, v.identity, v.size_bytes, v.stamp()) for n, v in self._volumes.items()
+        )
         control = Control(
             FORMAT,
             journal.epoch.hex(),

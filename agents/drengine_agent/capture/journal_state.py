@@ -3,10 +3,10 @@
 ::
 
     0      registers: u64 each, native order, in a shared mapping of the file (REGISTERS)
-    4096   slot A, slot B, SLOT_BYTES each: u64 count | u32 length | u64 xxh3-64 of count, length and JSON | JSON
+    4096   slot A, slot B, SLOT_BYTES each: u64 count | u32 length | u64 xxh3-64 of those and JSON | JSON
 
-The newest valid slot counts. A register is one aligned store, so it is whole after the process is killed; after a
-loss of power nobody believes the registers, because the boot id in the slot differs.
+The newest valid slot counts. A register is one aligned store, so it is whole after the process is killed;
+after a loss of power nobody believes the registers, because the boot id in the slot differs.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ class ControlFile:
         """
         text = msgspec.json.encode(control)
         if len(text) > SLOT_BYTES - _SLOT.size:
-            raise DrengineError(JOURNAL_UNUSABLE, f"{len(control.volumes)} volumes are too many for one journal")
+            raise DrengineError(
+                JOURNAL_UNUSABLE, f"{len(control.volumes)} volumes are too many for one journal"
+            )
         count = self._count + 1
         slot = _SLOT.pack(count, len(text), _checksum(count, text)) + text
         os.pwrite(self._fd, slot, _REGISTER_BYTES + count % 2 * SLOT_BYTES)

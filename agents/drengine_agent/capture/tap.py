@@ -4,12 +4,14 @@ Invariants (each has a test that attacks it):
 
 - A write is in the journal, or its blocks are in the dirty set, *before* it touches the volume. So whatever a
   reader of the volume can see is known to tracking, and a kill between the two is mended by `open`.
-- The replica, brought to mark m, equals the volumes as they were at m, if every range before was read by then.
+- The replica, brought to mark m, equals the volumes as they were at m, if every range before was read by
+  then.
 - A cut is offered only at or after `order_from`: the end of the journal when the last range had been read.
 
-Positions of an epoch: below `base` they count dirty blocks handed out as ranges (a resync), or stand for a scan that
-is not finished; from `base` on they are the journal's. `base` is the number of blocks of all volumes plus 1, whatever
-is dirty, so that a resync can begin in an instant. See docs/capture.md.
+Positions of an epoch: below `base` they count dirty blocks handed out as ranges (a resync), or stand for a
+scan that is not finished; from `base` on they are the journal's. `base` is the number of blocks of all
+volumes plus 1,
+whatever is dirty, so that a resync can begin in an instant. See docs/capture.md.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ VOLUME_RESIZED = error_kind(
 _WRITE, _TRIM = int(Command.WRITE), int(Command.TRIM)
 _DATA, _ZERO, _DISCARD = int(ExtentKind.DATA), int(ExtentKind.ZERO), int(ExtentKind.DISCARD)
 _EPOCHS_MAX: Final = 64
-"""Resyncs begun without one acknowledgement between them, after which a target that comes back is rescanned."""
+"""So many resyncs may begin without an acknowledgement; then a target that comes back is rescanned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,11 @@ class TapStatus:
 
 
 class Tap:
-    """The tracker of all volumes of a source that are served over NBD. See tracker.Tracker for the pipeline's part.
+    """The tracker of all volumes of a source that are served over NBD. See tracker.Tracker for the
+    pipeline's part.
 
-    Two locks: `_lock` is held for each batch of writes and for quick looks; `_reading` by `changes` and `close`, which
-    may take longer. `_reading` is always taken first.
+    Two locks: `_lock` is held for each batch of writes and for quick looks; `_reading` by `changes` and
+    `close`, which may take longer. `_reading` is always taken first.
     """
 
     abilities = Abilities("nbd", ordered=True, live=True, point_kinds=(PointKind.WRITE_ORDER,))
@@ -175,7 +178,7 @@ class Tap:
                 self._memory.close()
 
     def _leave_remains(self) -> bool:
-        """Everything that is not acknowledged, as dirty blocks for the next run; False if it can't be known."""
+        """What is not acknowledged, as dirty blocks for the next run; False if it can't be known."""
         try:
             remains = self._journaled()
         except JournalDamagedError:
@@ -184,7 +187,9 @@ class Tap:
         if self._resync is not None:
             self._resync.clear_first(self._acked)
             remains.merge(self._resync)
-        self._memory.save_remains(remains, {**self._older_epochs, self._journal.epoch: self._acked}, self._reason)
+        self._memory.save_remains(
+            remains, {**self._older_epochs, self._journal.epoch: self._acked}, self._reason
+        )
         return True
 
     def _check_declared(self, volumes: Sequence[VolumeGeometry]) -> None:
@@ -192,7 +197,9 @@ class Tap:
             volume = self.volumes.get(declared.volume)
             if volume is None or declared.identity not in ("", volume.identity):
                 found = volume.identity if volume else "not there"
-                raise DrengineError(VOLUME_REPLACED, f"volume {declared.name} is {found}, expected {declared.identity}")
+                raise DrengineError(
+                    VOLUME_REPLACED, f"volume {declared.name} is {found}, expected {declared.identity}"
+                )
 
     # ---- the clients' side
 
@@ -466,7 +473,7 @@ class Tap:
             self._lost_since_ns = self._journal.oldest_ns or self._clock.now_ns()
 
     def _degrade(self, reason: str) -> None:
-        """Stop journaling: from here on writes go to the dirty set. What the journal holds stays for the resync."""
+        """Stop journaling: writes go to the dirty set. What the journal holds stays for the resync."""
         if not self._degraded:
             self._note_lost(reason)
             self._degraded = True

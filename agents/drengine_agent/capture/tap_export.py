@@ -1,8 +1,9 @@
 """The tap as an NBD export: batches of requests in, replies out, some later (FLUSH, FUA, protocol `sync`).
 
-Runs on the loop of the NBD server. FLUSH and FUA wait for fdatasync of volume and journal in a thread; those that
-arrive meanwhile share the next one. With protocol `sync` a write is completed when the target has acknowledged it.
-While the target can't follow in order (initial sync, resync, rescan) nobody could wait that long: `sync` then
+Runs on the loop of the NBD server. FLUSH and FUA wait for fdatasync of volume and journal in a thread; those
+that arrive meanwhile share the next one. With protocol `sync` a write is completed when the target has
+acknowledged it. While the target can't follow in order (initial sync, resync, rescan) nobody could wait that
+long: `sync` then
 behaves like `async` and says so (`SyncGate.state`).
 """
 
@@ -201,7 +202,7 @@ class TapExport:
             self._flusher = asyncio.get_running_loop().create_task(self._flush_all())
 
     async def _flush_all(self) -> None:
-        """Sync until nobody waits; who comes during a sync is served by the next one (it may have missed them)."""
+        """Sync until nobody waits; who comes during a sync is served by the next (it may have missed them)."""
         loop = asyncio.get_running_loop()
         while self._flushes:
             served, self._flushes = self._flushes, []

@@ -43,7 +43,9 @@ def start_child(path: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.fault(22)
 @pytest.mark.fault(63)
-def test_killed_under_load_the_journal_is_a_prefix_of_what_was_sent_and_has_all_that_was_answered(tmp_path) -> None:
+def test_killed_under_load_the_journal_is_a_prefix_of_what_was_sent_and_has_all_that_was_answered(
+    tmp_path,
+) -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rng = random.Random(seed)
@@ -90,7 +92,9 @@ def test_killed_under_load_the_journal_is_a_prefix_of_what_was_sent_and_has_all_
 
 
 @pytest.mark.fault(30)
-def test_a_flush_is_answered_after_volume_and_journal_are_durable_and_fails_when_they_are_not(tmp_path) -> None:
+def test_a_flush_is_answered_after_volume_and_journal_are_durable_and_fails_when_they_are_not(
+    tmp_path,
+) -> None:
     site = Site(tmp_path)
     calls: list[str] = []
     volume = site.tap.volumes[1]
@@ -123,7 +127,10 @@ def test_sync_answers_a_write_when_the_target_has_it(tmp_path) -> None:
     with served(site, sync=True) as server, NbdClient(str(site.path / "socket"), "disk1") as client:
         assert server.protocol_state == "sync"
         arrived = threading.Event()
-        site.tap._journal.applied = lambda position, really=site.tap._journal.applied: (really(position), arrived.set())
+        site.tap._journal.applied = lambda position, really=site.tap._journal.applied: (
+            really(position),
+            arrived.set(),
+        )
         answered = threading.Event()
         writer = threading.Thread(target=lambda: (client.write(0, b"x"), answered.set()))
         writer.start()
@@ -169,7 +176,13 @@ def test_qemu_io_and_nbdcopy_agree_with_the_replica(tmp_path) -> None:
     replica.catch_up()
     with served(site):
         uri = f"nbd+unix:///disk1?socket={site.path / 'socket'}"
-        script = ["write -P 7 512 5000", "write -z 1000 3000", "discard 8192 8192", "aio_write -P 9 20k 8k", "flush"]
+        script = [
+            "write -P 7 512 5000",
+            "write -z 1000 3000",
+            "discard 8192 8192",
+            "aio_write -P 9 20k 8k",
+            "flush",
+        ]
         command = [word for line in script for word in ("-c", line)]
         subprocess.run(["qemu-io", "-f", "raw", *command, uri], check=True, capture_output=True, timeout=60)
         replica.catch_up()

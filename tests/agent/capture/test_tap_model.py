@@ -1,7 +1,7 @@
 """The tap against an oracle, under random schedules of clients, pipeline, target, kills and clean restarts.
 
-The key invariant: whenever a cut is offered, the replica equals all disks together as they were after some batch of
-writes, in order: no earlier than the cut before it, and the newest one when nothing was waiting.
+The key invariant: whenever a cut is offered, the replica equals all disks together as they were after some
+batch of writes, in order: no earlier than the cut before it, and the newest one when nothing was waiting.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class World:
     rotten = False
 
     def rot(self) -> None:
-        """A bit of the ring flips: what is unacknowledged there is never shipped wrong, at worst rescanned."""
+        """A bit of the ring flips: nothing unacknowledged there is shipped wrong, at worst it is rescanned."""
         ring = self.site.path / "journal" / "ring"
         with ring.open("r+b") as file:
             place = self.random.randrange(ring.stat().st_size)
@@ -191,7 +191,9 @@ class World:
 @pytest.mark.fault(28)
 @pytest.mark.fault(31)
 @pytest.mark.fault(63)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.integers(0, 2**32), st.lists(STEPS, min_size=5, max_size=60))
 def test_every_cut_is_a_moment_of_all_disks(seed: int, steps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as path:
