@@ -5,7 +5,7 @@ capacity`. One record holds the writes of one batch (they were in flight togethe
 record)::
 
     u64 xxh3-64 of everything after it | u64 tag (the epoch's first 8 bytes) | u64 position | u64 time_ns
-    u64 xxh3-64 of the record before | u64 length of the record, with this | u32 rows | u32 zero | 8 zero bytes
+    u64 xxh3-64 of the record before | u64 length of this record | u32 rows | u32 zero | 8 zero bytes
     rows x (u32 volume | u32 kind | u64 offset | u64 length)
     the DATA rows' bytes, in order
 

@@ -202,7 +202,7 @@ class TapExport:
             self._flusher = asyncio.get_running_loop().create_task(self._flush_all())
 
     async def _flush_all(self) -> None:
-        """Sync until nobody waits; who comes during a sync is served by the next (it may have missed them)."""
+        """Sync until nobody waits; who comes during a sync is served by the next one."""
         loop = asyncio.get_running_loop()
         while self._flushes:
             served, self._flushes = self._flushes, []

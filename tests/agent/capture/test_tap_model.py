@@ -162,7 +162,7 @@ class World:
     rotten = False
 
     def rot(self) -> None:
-        """A bit of the ring flips: nothing unacknowledged there is shipped wrong, at worst it is rescanned."""
+        """A bit of the ring flips: nothing unacknowledged there is shipped wrong, at worst rescanned."""
         ring = self.site.path / "journal" / "ring"
         with ring.open("r+b") as file:
             place = self.random.randrange(ring.stat().st_size)
