@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from drengine.store.store import Store
 
 StoreOption = Annotated[
-    Path, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store's directory (or DRENGINE_STORE).")
+    Path,
+    typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store's directory (or DRENGINE_STORE)."),
 ]
 SourceOption = Annotated[
     str | None, typer.Option("--source", help="Source server; not needed when the store holds only one.")

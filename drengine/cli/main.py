@@ -25,7 +25,9 @@ COMMANDS = {
 """Module of each command."""
 
 app = lazy_app(
-    "drengine", "Recover servers at the edge: points, exports, restores, and the target that keeps them.", COMMANDS
+    "drengine",
+    "Recover servers at the edge: points, exports, restores, and the target that keeps them.",
+    COMMANDS,
 )
 
 

@@ -62,7 +62,12 @@ def describe(point: RecoveryPoint) -> dict[str, Any]:
         "lag_seconds": lag_seconds(point),
         "pinned": point.pinned,
         "volumes": [
-            {"volume": each.volume, "name": each.name, "identity": each.identity, "size_bytes": each.size_bytes}
+            {
+                "volume": each.volume,
+                "name": each.name,
+                "identity": each.identity,
+                "size_bytes": each.size_bytes,
+            }
             for each in point.geometry
         ],
     }

@@ -1,0 +1,1 @@
+"""The target: takes in what agents ship, keeps the store in order, serves points, and brings disks back."""

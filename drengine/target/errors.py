@@ -1,0 +1,71 @@
+"""What can go wrong at the target and in recovery by hand: kinds with exit codes 60 to 69."""
+
+from __future__ import annotations
+
+from drengine.model.errors import error_kind
+
+SOURCE_BUSY = error_kind(
+    "source-busy",
+    60,
+    "Another living agent ships this source already.",
+    "Two hosts use one identity: stop the wrong agent, or give it a source name of its own.",
+    retryable=True,
+)
+TARGET_BUSY = error_kind(
+    "target-busy",
+    61,
+    "The target's memory budget does not allow another session.",
+    "Raise `memory_budget_bytes` on the target, or use another target; the agent tries again by itself.",
+    retryable=True,
+)
+SOURCE_NEEDED = error_kind(
+    "source-needed",
+    62,
+    "The store holds several sources (or none), so one must be named.",
+    "Name one with --source; `drengine status` lists them.",
+)
+DESTINATION_REFUSED = error_kind(
+    "destination-refused",
+    63,
+    "The destination of a restore must not be written.",
+    "Choose a file or device that nothing else uses and that is outside the store.",
+)
+DESTINATION_EXISTS = error_kind(
+    "destination-exists",
+    64,
+    "The destination of a restore is there already.",
+    "Remove it, choose another one, or overwrite it with --force.",
+)
+DESTINATION_SMALL = error_kind(
+    "destination-too-small",
+    65,
+    "The destination is smaller than the volume, or its file system has no room.",
+    "Free space or choose a larger one; a restore that ran out of space goes on where it stopped.",
+    retryable=True,
+)
+RESTORE_FAILED = error_kind(
+    "restore-failed",
+    66,
+    "The destination could not be written or did not keep what was written. It is NOT restored.",
+    "Check the destination's disk and the kernel's log, then run the same command again, or use another disk.",
+)
+RESTORE_INTERRUPTED = error_kind(
+    "restore-interrupted",
+    67,
+    "The restore was interrupted. The destination is NOT restored.",
+    "Run the same command again: it goes on where it stopped.",
+    retryable=True,
+)
+TARGET_FAILED = error_kind(
+    "target-failed",
+    68,
+    "An unexpected failure inside the target ended a session; nothing that was acknowledged is affected.",
+    "This is a defect: please report it with the target's log. The agent tries again by itself.",
+    retryable=True,
+)
+BAD_DESTINATION = error_kind(
+    "bad-destination",
+    69,
+    "The volumes and destinations of a restore do not fit together.",
+    "Give --to DIRECTORY, or --to VOLUME=PATH once for each volume to restore.",
+)
