@@ -1,0 +1,166 @@
+"""The target's options: one definition each, from which come the parser, the help and the reference page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from drengine.config import (
+    ADDRESS,
+    BAD_CONFIG,
+    COUNT,
+    DURATION,
+    FLAG,
+    NETWORKS,
+    PATH,
+    SIZE,
+    TEXT,
+    Address,
+    choice,
+    load,
+    option,
+    parse,
+    section,
+)
+from drengine.model.errors import DrengineError
+from drengine.store.retention import RetentionPolicy
+from drengine.transport import TlsFiles
+from drengine.wire.frames import BATCH_FRAME_BYTES_MAX
+
+WORKERS_MAX = 64
+
+
+def _workers(count: int) -> None:
+    if not 1 <= count <= WORKERS_MAX:
+        raise ValueError(f"1 to {WORKERS_MAX} are possible")
+
+
+def _credit(size: int) -> None:
+    if size < BATCH_FRAME_BYTES_MAX:
+        raise ValueError(f"one frame alone may have {BATCH_FRAME_BYTES_MAX} bytes")
+
+
+def _replication(address: Address) -> None:
+    if address.path:
+        raise ValueError("agents connect by TCP: a host and port are needed")
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """[tls]"""
+
+    certificate: Path | None = option(
+        PATH, default=None, help="PEM file with this target's certificate and its chain."
+    )
+    key: Path | None = option(PATH, default=None, help="PEM file with its key.")
+    ca: Path | None = option(
+        PATH, default=None, help="PEM file with the CA that signs agents and NBD clients."
+    )
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """The three files, or None when TLS is not configured."""
+        if self.certificate is None or self.key is None or self.ca is None:
+            return None
+        return TlsFiles(self.certificate, self.key, self.ca)
+
+
+@dataclass(frozen=True)
+class MaintenanceOptions:
+    """[maintenance]"""
+
+    retention: str = option(
+        TEXT,
+        default=str(RetentionPolicy()),
+        help="How long points are kept. The newest verified point and pinned ones are never removed.",
+        check=RetentionPolicy.parse,
+    )
+    retention_interval: float = option(
+        DURATION, default=60.0, help="From one thinning of points to the next."
+    )
+    compaction_interval: float = option(
+        DURATION,
+        default=300.0,
+        help="From one giving back of space to the next; it lets replication go first.",
+    )
+    scrub_interval: float = option(
+        DURATION,
+        default=604800.0,
+        help="From one re-reading and re-hashing of everything stored to the next.",
+    )
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Everything a target is told."""
+
+    store: Path = option(
+        PATH,
+        help="Directory of the replica store; made when it is missing or empty.",
+        example="/var/lib/drengine/store",
+    )
+    listen: Address = option(
+        ADDRESS, default=Address("127.0.0.1", 7440), help="Where agents connect.", check=_replication
+    )
+    nbd_socket: Path | None = option(
+        PATH, default=None, help="Unix socket on which points and branches are served over NBD; absent: none."
+    )
+    nbd_listen: Address | None = option(
+        ADDRESS,
+        default=None,
+        help="TCP address on which points and branches are served over NBD; absent: none.",
+    )
+    metrics: Address | None = option(
+        ADDRESS,
+        default=None,
+        help="Address of the Prometheus endpoint (/metrics, /healthz, /readyz); absent: none.",
+    )
+    data_networks: tuple[str, ...] = option(
+        NETWORKS,
+        default=(),
+        help="Networks that block data may use, checked on the peer's address; and loopback.",
+    )
+    allow_plain: bool = option(
+        FLAG,
+        default=False,
+        help="Allow sessions without TLS beyond loopback; the log repeats it at each one.",
+    )
+    workers: int = option(
+        COUNT, default=2, help="Threads that decompress and hash what arrives.", check=_workers
+    )
+    memory_budget: int = option(
+        SIZE, default=512 << 20, help="What all sessions together may have in flight.", check=_credit
+    )
+    session_credit: int = option(
+        SIZE, default=16 << 20, help="What one session may have in flight at most.", check=_credit
+    )
+    free_space_min: int = option(
+        SIZE,
+        default=64 << 20,
+        help="Below so much free space nothing is taken in, so that compaction has room.",
+    )
+    stop_seconds: float = option(
+        DURATION, default=20.0, help="How long stopping may take: commit, acknowledge, say goodbye."
+    )
+    log_level: str = option(
+        choice("debug", "info", "warning", "error"), default="info", help="What is logged."
+    )
+    log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
+    tls: TlsOptions = section(TlsOptions, help="TLS 1.3, both sides authenticated; needed beyond loopback.")
+    maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")
+
+
+def load_target_config(path: Path | None, overrides: dict[str, object]) -> TargetConfig:
+    """From a file, or from command-line options alone.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
+    config = load(TargetConfig, path, overrides=overrides) if path else parse(TargetConfig, overrides)
+    where, tls = str(path or "command line"), config.tls
+    if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
+        raise DrengineError(BAD_CONFIG, f"{where}: [tls] needs certificate, key and ca together")
+    for address in (config.nbd_listen, config.metrics):
+        if address and address.path:
+            raise DrengineError(BAD_CONFIG, f"{where}: {address} is no HOST:PORT (nbd_socket takes a path)")
+    return config

@@ -1,0 +1,243 @@
+"""The target daemon: its parts put together, started in order and stopped in order.
+
+Start: open (or make) the store, listen, tell the service manager READY. Stop: no new peers; every session is
+committed, acknowledged and said goodbye to; NBD clients finish what is in flight; then the store is closed. Being
+killed instead loses nothing that was acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+from drengine.nbd.export import Peer
+from drengine.nbd.server import NbdServer
+from drengine.store.retention import RetentionPolicy
+from drengine.store.store import Store
+from drengine.target import metrics as m
+from drengine.target.admission import CreditBudget
+from drengine.target.config import TargetConfig
+from drengine.target.exports import StoreExports
+from drengine.target.ingest import IngestLimits
+from drengine.target.listener import Reception
+from drengine.target.maintenance import Maintenance
+from drengine.target.metrics import TargetMetrics
+from drengine.target.session import ended_because
+from drengine.target.sources import Sources
+from drengine.telemetry import MetricsEndpoint, notify
+from drengine.transport import DataNetworks, serve, server_context
+from drengine.transport.networks import is_loopback
+
+log = logging.getLogger("drengine.target")
+
+EXPORT_THREADS = 4
+BLOCKING_THREADS = 32
+NBD_GRACE_SECONDS = 5.0
+SECOND_SIGNAL_EXIT_CODE = 143
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a started daemon can be reached."""
+
+    replication: tuple[str, int]
+    nbd: tuple[str, int] | None
+    nbd_socket: Path | None
+    metrics_port: int | None
+
+
+class TargetDaemon:
+    """One target. `start` and `stop` belong to one event loop."""
+
+    def __init__(
+        self,
+        config: TargetConfig,
+        *,
+        store: Store | None = None,
+        clock: Clock | None = None,
+        ingest_limits: IngestLimits | None = None,
+    ) -> None:
+        """Prepare it; with `store` an open one is used (and left open), otherwise the configured one is opened."""
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.networks = DataNetworks.parse(config.data_networks)
+        self.sources = Sources()
+        self.metrics = TargetMetrics(self.sources, self.clock)
+        self._given_store = store
+        self._ingest_limits = ingest_limits or IngestLimits(free_bytes_min=config.free_space_min)
+        self._cleanup = contextlib.AsyncExitStack()
+        self._ready = False
+
+    async def start(self) -> Addresses:
+        """Open the store, recover, listen.
+
+        Raises:
+            DrengineError: the store can't be opened, an address can't be listened on; nothing was left behind.
+        """
+        try:
+            return await self._start()
+        except BaseException:
+            await self._cleanup.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Stop in order, within `stop_seconds`."""
+        self._ready = False
+        await self._cleanup.aclose()
+
+    async def _start(self) -> Addresses:
+        config, cleanup = self.config, self._cleanup
+        asyncio.get_running_loop().set_default_executor(
+            ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
+        )
+        tls = server_context(config.tls.files) if config.tls.files else None
+        store = self._given_store
+        if store is None:
+            store = await asyncio.to_thread(open_or_create, config.store, self.clock)
+            cleanup.push_async_callback(asyncio.to_thread, store.close)
+        self.store = store
+        await asyncio.to_thread(self.sources.load, store)
+        verifiers = ThreadPoolExecutor(config.workers, thread_name_prefix="verify")
+        readers = ThreadPoolExecutor(EXPORT_THREADS, thread_name_prefix="export")
+        cleanup.callback(verifiers.shutdown, wait=False)
+        cleanup.callback(readers.shutdown, wait=False)
+
+        self.reception = Reception(
+            store,
+            self.sources,
+            self.metrics,
+            verifiers,
+            CreditBudget(config.memory_budget, config.session_credit),
+            self.clock,
+            ingest_limits=self._ingest_limits,
+        )
+        self.metrics.sessions = lambda: len(self.reception.sessions)
+        self.maintenance = self._maintenance(store)
+        self.maintenance.start()
+        cleanup.push_async_callback(self.maintenance.stop)
+
+        nbd_address = await self._serve_nbd(store, readers)
+        cleanup.push_async_callback(self.reception.close, config.stop_seconds)
+        server = await serve(
+            config.listen.host,
+            config.listen.port,
+            self.reception.receive,
+            networks=self.networks,
+            tls=tls,
+            allow_plain=config.allow_plain,
+            observer=self.metrics,
+            failed=lambda error: self.metrics.count(m.ENDED, 1, ended_because(error)),
+            clock=self.clock,
+        )
+        cleanup.push_async_callback(server.wait_closed)
+        cleanup.callback(server.close)
+        metrics_port = self._serve_metrics()
+        self._ready = True
+        host, port = server.sockets[0].getsockname()[:2]
+        return Addresses((host, port), nbd_address, config.nbd_socket, metrics_port)
+
+    def _maintenance(self, store: Store) -> Maintenance:
+        options = self.config.maintenance
+        return Maintenance(
+            store,
+            self.metrics,
+            self.clock,
+            RetentionPolicy.parse(options.retention),
+            options.retention_interval,
+            options.compaction_interval,
+            options.scrub_interval,
+            is_ingest_busy=lambda: self.reception.is_busy,
+            on_scrubbed=self.reception.ask_again,
+        )
+
+    async def _serve_nbd(self, store: Store, readers: ThreadPoolExecutor) -> tuple[str, int] | None:
+        config = self.config
+        if config.nbd_socket is None and config.nbd_listen is None:
+            return None
+        tls = server_context(config.tls.files) if config.tls.files else None
+        exports = StoreExports(store, readers)
+        self._cleanup.push_async_callback(exports.close)
+        server = NbdServer(exports, tls=tls, tls_required=tls is not None, allow=self._may_read)
+        self._cleanup.push_async_callback(server.close, NBD_GRACE_SECONDS)
+        self.metrics.nbd_connections = lambda: server.connections
+        if config.nbd_socket is not None:
+            await server.start_unix(config.nbd_socket)
+        if config.nbd_listen is None:
+            return None
+        return await server.start_tcp(config.nbd_listen.host, config.nbd_listen.port)
+
+    def _may_read(self, peer: Peer) -> bool:
+        """Data leaves only into the data networks (rule 7), and in the clear only over loopback or when told to."""
+        try:
+            self.networks.label(peer.address)
+        except DrengineError as error:
+            log.warning("refused %s", peer.address, extra={"reason": error.kind.id})
+            self.metrics.count(m.REFUSED, 1, error.kind.id)
+            return False
+        if self.config.tls.files or is_loopback(peer.address) or self.config.allow_plain:
+            return True
+        self.metrics.count(m.REFUSED, 1, "plain-refused")
+        return False
+
+    def _serve_metrics(self) -> int | None:
+        address = self.config.metrics
+        if address is None:
+            return None
+        endpoint = MetricsEndpoint(
+            address.host, address.port, self.metrics.metrics, ready=lambda: self._ready
+        )
+        self._cleanup.push_async_callback(asyncio.to_thread, endpoint.close)
+        return endpoint.port
+
+
+def open_or_create(path: Path, clock: Clock) -> Store:
+    """The store in a directory; a new one where the directory is missing or empty.
+
+    Raises:
+        DrengineError: see Store.open and Store.create.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        log.info("a new store is made", extra={"store": str(path)})
+        return Store.create(path, clock=clock)
+    return Store.open(path, clock=clock)
+
+
+async def run_target(config: TargetConfig) -> int:
+    """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            os._exit(SECOND_SIGNAL_EXIT_CODE)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    daemon = TargetDaemon(config)
+    where = await daemon.start()
+    log.info(
+        "target is ready",
+        extra={
+            "store": str(config.store),
+            "replication": "{}:{}".format(*where.replication),
+            "nbd": "{}:{}".format(*where.nbd) if where.nbd else "",
+            "nbd_socket": str(where.nbd_socket or ""),
+            "metrics_port": where.metrics_port or 0,
+        },
+    )
+    notify("READY=1")
+    await stopping.wait()
+    notify("STOPPING=1")
+    log.info("target is stopping")
+    await daemon.stop()
+    log.info("target has stopped")
+    return 0

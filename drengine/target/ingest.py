@@ -1,0 +1,280 @@
+"""Taking one source's stream into the store: verified, in order, durable before it is acknowledged.
+
+For each session one thread owns the branch's writer. What the session receives is queued in order; the hashes of a
+batch are recomputed in a shared pool while it waits, so both cores work and the order stays. The thread appends, and
+commits when its queue is empty, or when enough has been gathered or enough time has passed (group commit): one
+fdatasync and one transaction for many batches. Invariants:
+
+- `on_durable` is called only with what `BranchWriter.commit` returned (rule 2), never with what was appended;
+- a batch whose hashes differ is never appended, nor is anything behind it;
+- after any failure nothing more is appended, and the session is told why.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+from drengine.model.points import RecoveryPoint
+from drengine.store.errors import STORE_FULL, from_os_error
+from drengine.store.log import BranchWriter, Durable
+from drengine.store.store import Store
+from drengine.target.errors import TARGET_FAILED
+from drengine.target.queries import HashAnswers, answer
+from drengine.wire.events import BatchEvent, CutEvent, Geometry, HashQuery
+from drengine.wire.frames import batch_frame_bytes
+from drengine.wire.payload import verify_batch
+
+log = logging.getLogger("drengine.target")
+
+Item = BatchEvent | CutEvent | Geometry | HashQuery
+
+
+@dataclass(frozen=True, slots=True)
+class IngestLimits:
+    """When to commit.
+
+    Attributes:
+        commit_bytes: a commit is made once so many bytes were appended since the last one.
+        commit_seconds: ... or so much time has passed since the first of them.
+        free_bytes_min: below so much free space nothing is taken in: compaction needs room to make room.
+    """
+
+    commit_bytes: int = 32 << 20
+    commit_seconds: float = 0.02
+    free_bytes_min: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What one commit made durable.
+
+    Attributes:
+        durable: the position to acknowledge.
+        credit_bytes: frame bytes that are held no longer.
+        points: recovery points that became visible.
+        batches, plain_bytes, payload_bytes: what it added to the store.
+        commit_seconds: how long the commit took.
+    """
+
+    durable: Durable
+    credit_bytes: int
+    points: tuple[RecoveryPoint, ...]
+    batches: int
+    plain_bytes: int
+    payload_bytes: int
+    commit_seconds: float
+
+
+class IngestSink(Protocol):
+    """Who is told; called on the ingest thread (hashes: on the pool's)."""
+
+    def on_durable(self, stored: Stored) -> None:
+        """Something became durable: acknowledge it."""
+        ...
+
+    def on_hashes(self, query: int, digests: bytes) -> None:
+        """The answer to a query."""
+        ...
+
+    def on_idle(self) -> None:
+        """Nothing is queued any more."""
+        ...
+
+    def on_failed(self, error: DrengineError) -> None:
+        """This can't go on: end the session with this reason. It may be told several times; the first counts."""
+        ...
+
+
+class Ingest:
+    """The ingest of one session."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: BranchWriter,
+        sink: IngestSink,
+        pool: Executor,
+        *,
+        clock: Clock,
+        limits: IngestLimits,
+    ) -> None:
+        """Take over `writer`, which is closed when the ingest ends, and start the thread."""
+        self._store = store
+        self._writer = writer
+        self._sink = sink
+        self._pool = pool
+        self._clock = clock
+        self._limits = limits
+        self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = queue.SimpleQueue()
+        self._answers = HashAnswers(store, writer.source, writer.branch)
+        self._cuts: list[CutEvent] = []
+        self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
+        self._since = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"ingest-{writer.source}", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Items not yet handled."""
+        return self._queue.qsize()
+
+    def put(self, item: Item) -> None:
+        """Queue what was received, in order; a batch's hashes begin to be recomputed at once."""
+        verified = self._pool.submit(_verify, item) if isinstance(item, BatchEvent) else None
+        self._queue.put((item, verified))
+
+    def finish(self) -> None:
+        """Handle what is queued, commit it, close the writer; returns when the thread has ended. Not on the loop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except DrengineError as error:
+            self._sink.on_failed(error)
+        except Exception as error:  # a thread that died in silence would look like a slow disk for ever
+            log.exception("ingest failed", extra={"source": self._writer.source})
+            self._sink.on_failed(_unexpected(error))
+        finally:
+            self._answers.close()
+            self._writer.close()
+
+    def _work(self) -> None:
+        while True:
+            entry = self._next()
+            if entry is None:
+                self._commit()
+                return
+            item, verified = entry
+            if isinstance(item, HashQuery):
+                self._ask(item)
+            elif item.sequence <= self._writer.appended_sequence:
+                self._drop_duplicate(item)
+            else:
+                self._await_verdict(verified)
+                self._append(item)
+                if self._held_bytes >= self._limits.commit_bytes or self._is_late():
+                    self._commit()
+
+    def _next(self) -> tuple[Item, Future[None] | None] | None:
+        """The next item; what was appended is committed before waiting for more."""
+        try:
+            return self._queue.get_nowait()
+        except queue.Empty:
+            self._commit()
+            self._sink.on_idle()
+            return self._queue.get()
+
+    def _await_verdict(self, verified: Future[None] | None) -> None:
+        """Return when the batch has proved itself; otherwise what came before it is still made durable."""
+        try:
+            if verified:
+                verified.result()
+        except DrengineError:
+            self._commit()
+            raise
+
+    def _is_late(self) -> bool:
+        return self._clock.monotonic() - self._since >= self._limits.commit_seconds
+
+    def _append(self, item: BatchEvent | CutEvent | Geometry) -> None:
+        writer = self._writer
+        if not self._is_uncommitted():
+            self._since = self._clock.monotonic()
+            self._require_room()
+        if isinstance(item, BatchEvent):
+            writer.append_batch(item.sequence, item.mark, item.batch, generation=writer.generation)
+            self._answers.note_table(item.batch.table)
+            self._batches += 1
+            self._plain_bytes += item.batch.plain_length
+            self._payload_bytes += len(item.batch.payload)
+            self._held_bytes += batch_frame_bytes(item.batch)
+        elif isinstance(item, CutEvent):
+            writer.append_cut(item.sequence, item.mark, item.cut, generation=writer.generation)
+            self._cuts.append(item)
+        else:
+            writer.append_geometry(item.sequence, item.mark, item.volumes, generation=writer.generation)
+            self._answers.note_geometry()
+
+    def _drop_duplicate(self, item: BatchEvent | CutEvent | Geometry) -> None:
+        """A position that is here already (fault 32): only its credit is given back, with the next commit."""
+        if isinstance(item, BatchEvent):
+            self._held_bytes += batch_frame_bytes(item.batch)
+
+    def _is_uncommitted(self) -> bool:
+        return self._writer.appended_sequence > self._writer.durable.sequence
+
+    def _commit(self) -> None:
+        if not self._is_uncommitted() and not self._held_bytes:
+            return
+        writer, begin = self._writer, self._clock.monotonic()
+        durable = writer.commit(generation=writer.generation)
+        seconds = self._clock.monotonic() - begin
+        stored = Stored(
+            durable=durable,
+            credit_bytes=self._held_bytes,
+            points=tuple(self._point(cut) for cut in self._cuts),
+            batches=self._batches,
+            plain_bytes=self._plain_bytes,
+            payload_bytes=self._payload_bytes,
+            commit_seconds=seconds,
+        )
+        self._cuts = []
+        self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
+        self._sink.on_durable(stored)
+
+    def _point(self, cut: CutEvent) -> RecoveryPoint:
+        return RecoveryPoint(
+            source=self._writer.source,
+            branch=self._writer.branch,
+            sequence=cut.sequence,
+            time_ns=cut.cut.time_ns,
+            kind=cut.cut.kind,
+            received_ns=self._clock.now_ns(),
+            geometry=tuple(self._writer.geometry.values()),
+            label=cut.cut.label,
+        )
+
+    def _require_room(self) -> None:
+        free, kept_back = self._store.context.storage.free_bytes(), self._limits.free_bytes_min
+        if free is not None and free < kept_back:
+            raise DrengineError(STORE_FULL, f"{free >> 20} MiB are free, {kept_back >> 20} MiB are kept back")
+
+    def _ask(self, query: HashQuery) -> None:
+        if not self._answers.is_current(query):
+            self._commit()
+        shared = self._answers.begin(query)
+
+        def work() -> None:
+            try:
+                digests = answer(shared.view, query)
+            except DrengineError as error:
+                self._sink.on_failed(error)
+            except Exception as error:
+                log.exception("a hash query failed", extra={"source": self._writer.source})
+                self._sink.on_failed(_unexpected(error))
+            else:
+                self._sink.on_hashes(query.query, digests)
+            finally:
+                shared.release()
+
+        self._pool.submit(work)
+
+
+def _unexpected(error: Exception) -> DrengineError:
+    if isinstance(error, OSError):
+        return from_os_error(error, "ingest")
+    return DrengineError(TARGET_FAILED, f"{type(error).__name__}: {error}")
+
+
+def _verify(item: BatchEvent) -> None:
+    """Recompute the hashes; the plain bytes are not kept."""
+    verify_batch(item.batch)

@@ -1,0 +1,156 @@
+"""The target's metrics: what there is, and where the values come from.
+
+Labels are bounded: sources and volumes by the store's content, reasons by the tables of errors and states, networks
+by the configuration.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from drengine.model.clock import Clock
+from drengine.model.points import RecoveryPoint
+from drengine.model.states import ReplicationState
+from drengine.target.sources import Sources, SourceState
+from drengine.telemetry import Family, Kind, Metrics, Sample
+
+COUNTER, GAUGE, HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+LAG = Family(
+    "target_replication_lag_seconds",
+    GAUGE,
+    "Seconds since a durable recovery point last held all of the volume; grows while the agent is gone.",
+    ("source", "volume"),
+)
+POINT_AGE = Family(
+    "target_recovery_point_age_seconds",
+    GAUGE,
+    "Age of the newest durable recovery point.",
+    ("source", "volume"),
+)
+STATE = Family(
+    "target_replication_state",
+    GAUGE,
+    "1 for the state that the source is in, 0 for the others.",
+    ("source", "state", "reason"),
+)
+CONNECTED = Family("target_agent_connected", GAUGE, "1 while the source's agent has a session.", ("source",))
+BACKLOG = Family(
+    "target_backlog_bytes", GAUGE, "Bytes not yet durable here, as the agent last said.", ("source",)
+)
+DAMAGED_RANGES = Family(
+    "target_damaged_ranges",
+    GAUGE,
+    "Unreadable ranges of the head that the source is to send again.",
+    ("source",),
+)
+POINTS = Family("target_recovery_points", GAUGE, "Recovery points kept.", ("source",))
+VOLUME_BYTES = Family(
+    "target_volume_bytes", GAUGE, "Size of the volume at its newest point.", ("source", "volume")
+)
+STORE_BYTES = Family("target_store_bytes", GAUGE, "Bytes of segments on the store's disk.")
+STORE_LIVE = Family("target_store_live_bytes", GAUGE, "Plain bytes in the store that a kept point can see.")
+STORE_FREE = Family("target_store_free_bytes", GAUGE, "Bytes free on the store's disk.")
+SESSIONS = Family("target_sessions", GAUGE, "Sessions open now.")
+NBD_CONNECTIONS = Family("target_nbd_connections", GAUGE, "NBD connections open now.")
+MAINTENANCE_AGE = Family(
+    "target_maintenance_success_age_seconds", GAUGE, "Seconds since the task last succeeded.", ("task",)
+)
+RECEIVED = Family("target_received_bytes_total", COUNTER, "Bytes received by peer network.", ("network",))
+SENT = Family("target_sent_bytes_total", COUNTER, "Bytes sent by peer network.", ("network",))
+PLAIN = Family("target_stored_plain_bytes_total", COUNTER, "Bytes stored, before compression.", ("source",))
+STORED = Family("target_stored_bytes_total", COUNTER, "Bytes stored, as they lie on disk.", ("source",))
+BATCHES = Family("target_batches_total", COUNTER, "Batches verified and stored.", ("source",))
+COMMITS = Family("target_commits_total", COUNTER, "Commits to the store.", ("source",))
+CUTS = Family("target_cuts_total", COUNTER, "Recovery points received.", ("source",))
+ENDED = Family("target_sessions_ended_total", COUNTER, "Sessions ended, by reason.", ("reason",))
+REFUSED = Family("target_peers_refused_total", COUNTER, "Peers turned away before a session.", ("reason",))
+COMMIT_SECONDS = Family("target_commit_seconds", HISTOGRAM, "How long a commit took.")
+ACK_SECONDS = Family("target_ack_seconds", HISTOGRAM, "From receiving a batch or cut to acknowledging it.")
+SCRUBBED = Family("target_scrubbed_bytes_total", COUNTER, "Bytes re-read and re-hashed by scrubs.")
+SCRUB_DAMAGE = Family("target_scrub_damaged_records_total", COUNTER, "Damaged records that scrubs found.")
+FREED = Family("target_compaction_freed_bytes_total", COUNTER, "Bytes that compaction gave back.")
+RETIRED = Family("target_points_retired_total", COUNTER, "Recovery points that retention removed.")
+MAINTENANCE_FAILURES = Family(
+    "target_maintenance_failures_total", COUNTER, "Failed runs of a task.", ("task",)
+)
+
+FAMILIES: tuple[Family, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Family))
+
+
+@dataclass
+class StoreFigures:
+    """The newest figures of the store, gathered by maintenance rather than at each scrape."""
+
+    bytes: int = 0
+    live_bytes: int = 0
+    free_bytes: int | None = None
+    points: dict[str, int] = field(default_factory=dict)
+
+
+class TargetMetrics:
+    """What the daemon counts, and what it answers when it is asked."""
+
+    def __init__(self, sources: Sources, clock: Clock) -> None:
+        self.figures = StoreFigures()
+        self.sessions: Callable[[], int] = lambda: 0
+        self.nbd_connections: Callable[[], int] = lambda: 0
+        self.last_success: dict[str, float] = {}
+        self._sources = sources
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.metrics = Metrics(FAMILIES, self._gauges)
+
+    def count(self, family: Family, amount: float = 1, *labels: str) -> None:
+        """Add to a counter, from any thread."""
+        self.metrics.count(family, amount, labels)
+
+    def observe(self, family: Family, value: float) -> None:
+        """Add to a histogram, from any thread."""
+        self.metrics.observe(family, value)
+
+    # What transport tells.
+
+    def bytes_received(self, network: str, count: int) -> None:
+        """See TrafficObserver."""
+        self.metrics.count(RECEIVED, count, (network,))
+
+    def bytes_sent(self, network: str, count: int) -> None:
+        """See TrafficObserver."""
+        self.metrics.count(SENT, count, (network,))
+
+    def _gauges(self) -> Iterable[Sample]:
+        now_ns = self._clock.now_ns()
+        for state in self._sources.all():
+            yield from _source_samples(state, now_ns)
+        figures = self.figures
+        yield Sample(STORE_BYTES, figures.bytes)
+        yield Sample(STORE_LIVE, figures.live_bytes)
+        if figures.free_bytes is not None:
+            yield Sample(STORE_FREE, figures.free_bytes)
+        for source, points in sorted(figures.points.items()):
+            yield Sample(POINTS, points, (source,))
+        yield Sample(SESSIONS, self.sessions())
+        yield Sample(NBD_CONNECTIONS, self.nbd_connections())
+        for task, moment in sorted(self.last_success.items()):
+            yield Sample(MAINTENANCE_AGE, self._clock.monotonic() - moment, (task,))
+
+
+def _source_samples(state: SourceState, now_ns: int) -> Iterator[Sample]:
+    for each in ReplicationState:
+        reason = state.reason if each is state.state else "none"
+        yield Sample(STATE, float(each is state.state), (state.name, each.value, reason))
+    yield Sample(CONNECTED, float(state.connected), (state.name,))
+    yield Sample(BACKLOG, state.backlog_bytes, (state.name,))
+    yield Sample(DAMAGED_RANGES, state.damaged_ranges, (state.name,))
+    point: RecoveryPoint | None = state.newest_point
+    lag, age = state.lag_seconds(now_ns), state.point_age_seconds(now_ns)
+    if point is None or lag is None or age is None:
+        return
+    for volume in point.geometry:
+        labels = (state.name, volume.name)
+        yield Sample(LAG, lag, labels)
+        yield Sample(POINT_AGE, age, labels)
+        yield Sample(VOLUME_BYTES, volume.size_bytes, labels)

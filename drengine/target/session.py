@@ -1,0 +1,298 @@
+"""One agent's session: greeting, receiving, acknowledging, and an end with a reason.
+
+Three parties: a task that receives and queues (`_receive`), a task that sends (`_send`), and the ingest thread, which
+reports through `loop.call_soon_threadsafe`. The first failure ends the session; other sessions never hear of it.
+Silence and peers that take nothing are the transport's to notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX
+from drengine.store.damage import DamagedRange
+from drengine.store.log import BranchWriter
+from drengine.store.store import Store
+from drengine.target import metrics as m
+from drengine.target.errors import SOURCE_BUSY, TARGET_FAILED
+from drengine.target.ingest import Ingest, IngestLimits, Stored
+from drengine.target.metrics import TargetMetrics
+from drengine.target.sources import Sources, SourceState
+from drengine.transport import FramedStream, reason_of
+from drengine.wire.connection import negotiate_version
+from drengine.wire.events import (
+    ABILITIES,
+    Ack,
+    BatchEvent,
+    Credit,
+    CutEvent,
+    Event,
+    Geometry,
+    Goodbye,
+    Hashes,
+    HashQuery,
+    Hello,
+    Ping,
+    Pong,
+    Refuse,
+    Resend,
+    Status,
+    Welcome,
+)
+
+log = logging.getLogger("drengine.target")
+
+OUTBOX_MAX = 256
+QUEUED_MAX = 4200
+QUERIES_MAX = 64
+LAST_WORDS_SECONDS = 2.0
+
+
+class Replaced(DrengineError):
+    """A newer session has taken this one's place."""
+
+    def __init__(self) -> None:
+        super().__init__(SOURCE_BUSY, "a newer session of this agent took its place")
+
+
+class Session:
+    """An admitted session, from WELCOME to its end."""
+
+    def __init__(
+        self,
+        stream: FramedStream,
+        hello: Hello,
+        state: SourceState,
+        metrics: TargetMetrics,
+        *,
+        clock: Clock,
+        probe_seconds: float,
+    ) -> None:
+        self.source = hello.source
+        self.instance = hello.instance
+        self.ended = asyncio.Event()
+        self._stream = stream
+        self._hello = hello
+        self._state = state
+        self._metrics = metrics
+        self._clock = clock
+        self._probe_seconds = probe_seconds
+        self._loop = asyncio.get_running_loop()
+        self._ingest: Ingest | None = None
+        self._outbox: deque[Event] = deque()
+        self._to_send = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._ending: asyncio.Future[None] = self._loop.create_future()
+        self._queries = 0
+        self._heard = asyncio.Event()
+        self._arrivals: deque[tuple[int, float]] = deque()
+
+    async def run(
+        self,
+        store: Store,
+        writer: BranchWriter,
+        pool: Executor,
+        *,
+        credit_bytes: int,
+        ingest_limits: IngestLimits,
+        damaged: list[DamagedRange],
+    ) -> None:
+        """Serve the agent until the session ends; the writer is closed then.
+
+        Raises:
+            DrengineError: why it ended, unless in peace; the agent has not been told yet.
+        """
+        await self._stream.send(
+            Welcome(
+                version=negotiate_version(self._hello),
+                abilities=self._hello.abilities & ABILITIES,
+                session=secrets.token_bytes(16),
+                generation=writer.generation,
+                durable_sequence=writer.durable.sequence,
+                durable_mark=writer.durable.mark,
+                credit_bytes=credit_bytes,
+                batch_plain_bytes_max=BATCH_PLAIN_BYTES_MAX,
+                geometry=tuple(writer.geometry.values()),
+            )
+        )
+        self._state.durable_sequence = writer.durable.sequence
+        self._ingest = Ingest(store, writer, self, pool, clock=self._clock, limits=ingest_limits)
+        self.ask_again(damaged)
+        tasks = [asyncio.ensure_future(task) for task in (self._receive(), self._send())]
+        try:
+            await asyncio.wait([*tasks, self._ending], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # What arrived is worth keeping, and the writer must be free before anyone is let in again.
+            await asyncio.shield(self._loop.run_in_executor(None, self._ingest.finish))
+        cause = next((why for done in [self._ending, *tasks] if (why := _failure(done))), None)
+        Sources.note_closed(self._state, goodbye=cause is None, error=cause)
+        await self._say_last(None if cause else Goodbye())
+        if cause:
+            raise cause
+        log.info("session ended", extra={"source": self.source})
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything that was received waits to be stored."""
+        return bool(self._ingest and self._ingest.queued)
+
+    def end(self, cause: DrengineError | None) -> None:
+        """End the session for this reason (None: in peace)."""
+        if not self._ending.done():
+            if cause is None:
+                self._ending.set_result(None)
+            else:
+                self._ending.set_exception(cause)
+
+    async def is_alive(self) -> bool:
+        """Whether the agent still answers, in time."""
+        self._heard.clear()
+        self._post(Ping(secrets.randbits(63)))
+        try:
+            async with asyncio.timeout(self._probe_seconds):
+                await self._heard.wait()
+        except TimeoutError:
+            return False
+        return not self.ended.is_set()
+
+    def ask_again(self, damaged: list[DamagedRange]) -> None:
+        """Ask the source to send unreadable ranges of its newest data again."""
+        self._state.damaged_ranges = len(damaged)
+        if "resend" in self._hello.abilities:
+            for damage in damaged[: OUTBOX_MAX // 2]:
+                self._post(Resend(damage.volume, damage.offset, damage.length))
+
+    # What the ingest thread and the pool tell.
+
+    def on_durable(self, stored: Stored) -> None:
+        """See IngestSink."""
+        self._tell(self._stored, stored)
+
+    def on_hashes(self, query: int, digests: bytes) -> None:
+        """See IngestSink."""
+        self._tell(self._answered, Hashes(query, digests))
+
+    def on_failed(self, error: DrengineError) -> None:
+        """See IngestSink."""
+        self._tell(self.end, error)
+
+    def on_idle(self) -> None:
+        """See IngestSink."""
+        self._tell(self._progress.set)
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    # The tasks.
+
+    async def _receive(self) -> None:
+        assert self._ingest
+        while True:
+            await self._await_room(self._ingest)
+            event = await self._stream.receive()
+            self._heard.set()
+            match event:
+                case BatchEvent() | CutEvent() | Geometry():
+                    self._arrivals.append((event.sequence, self._clock.monotonic()))
+                    self._ingest.put(event)
+                case HashQuery():
+                    self._queries += 1
+                    self._ingest.put(event)
+                case Status():
+                    Sources.note_status(self._state, event, self._clock.now_ns())
+                case Ping(token=token):
+                    self._post(Pong(token))
+                case Refuse(code=code, message=message):
+                    told = {"source": self.source, "code": code, "detail": message}
+                    log.warning("the agent ended the session", extra=told)
+                    return
+                case Goodbye():
+                    return
+
+    async def _send(self) -> None:
+        while True:
+            while self._outbox:
+                await self._stream.send(self._outbox.popleft())
+                self._progress.set()
+            self._to_send.clear()
+            await self._to_send.wait()
+
+    async def _await_room(self, ingest: Ingest) -> None:
+        """Receive no more while too much is queued: TCP then holds the agent back."""
+        while self._is_crowded(ingest):
+            self._progress.clear()
+            if self._is_crowded(ingest):
+                await self._progress.wait()
+
+    def _is_crowded(self, ingest: Ingest | None) -> bool:
+        queued = ingest.queued if ingest else 0
+        return queued > QUEUED_MAX or len(self._outbox) > OUTBOX_MAX or self._queries > QUERIES_MAX
+
+    def _post(self, event: Event) -> None:
+        self._outbox.append(event)
+        self._to_send.set()
+
+    def _answered(self, hashes: Hashes) -> None:
+        self._queries -= 1
+        self._post(hashes)
+
+    def _stored(self, stored: Stored) -> None:
+        durable, now = stored.durable, self._clock.monotonic()
+        if durable.sequence > self._state.durable_sequence:
+            self._state.durable_sequence = durable.sequence
+            self._post(Ack(durable.sequence, durable.mark))
+        if stored.credit_bytes:
+            self._post(Credit(stored.credit_bytes))
+        Sources.note_points(self._state, stored.points)
+        self._progress.set()
+        metrics = self._metrics
+        metrics.count(m.COMMITS, 1, self.source)
+        metrics.count(m.BATCHES, stored.batches, self.source)
+        metrics.count(m.PLAIN, stored.plain_bytes, self.source)
+        metrics.count(m.STORED, stored.payload_bytes, self.source)
+        metrics.count(m.CUTS, len(stored.points), self.source)
+        metrics.observe(m.COMMIT_SECONDS, stored.commit_seconds)
+        oldest = None
+        while self._arrivals and self._arrivals[0][0] <= durable.sequence:
+            _, arrived = self._arrivals.popleft()
+            oldest = arrived if oldest is None else oldest
+        if oldest is not None:
+            metrics.observe(m.ACK_SECONDS, now - oldest)
+
+    async def _say_last(self, last: Goodbye | None) -> None:
+        """Send what is left (the last acknowledgements), and the goodbye."""
+        await asyncio.sleep(0)  # what the ingest thread told last arrives now
+        with contextlib.suppress(DrengineError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                while self._outbox:
+                    await self._stream.send(self._outbox.popleft())
+                if last:
+                    await self._stream.send(last)
+
+
+def _failure(done: asyncio.Future[None]) -> DrengineError | None:
+    """Why a part of the session ended, or None: it has not, or in peace."""
+    if not done.done() or done.cancelled():
+        return None
+    error = done.exception()
+    if error is None or isinstance(error, DrengineError):
+        return error
+    log.error("a session failed", exc_info=error)
+    return DrengineError(TARGET_FAILED, f"{type(error).__name__}: {error}")
+
+
+def ended_because(error: DrengineError) -> str:
+    """A bounded word for metrics."""
+    return "session-replaced" if isinstance(error, Replaced) else reason_of(error)
