@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -35,6 +35,7 @@ from drengine_agent.sweep import Readable, Sweep, SweepCancelled, SweepReport
 
 PERMITS = 8
 REMOTE_WORKERS = 8
+CHECK_SECONDS = 1.0
 INLINE_BYTES = 64 << 10
 """Up to here a batch is encoded on the capture thread: handing it to the pool would cost more than it takes."""
 
@@ -92,11 +93,13 @@ class Pipeline:
         lag: LagMeter,
         progress: Progress,
         clock: Clock,
+        check: Callable[[], None] = lambda: None,
         workers: int = 2,
         point_interval_seconds: float = 0.05,
         idle_seconds: float = 0.02,
     ) -> None:
-        """`volumes` are read for ranges; `idle_seconds` is how often a tracker that doesn't call `wake` is asked."""
+        """`volumes` are read for ranges; `check` looks whether they are still what they were, and raises if not;
+        `idle_seconds` is how often a tracker that doesn't call `wake` is asked."""
         self._tracker = tracker
         self._volumes = volumes
         self._geometry = geometry
@@ -110,6 +113,8 @@ class Pipeline:
         self._lag = lag
         self._progress = progress
         self._clock = clock
+        self._check = check
+        self._checked_at = clock.monotonic()
         self._workers = workers
         self._point_interval_seconds = point_interval_seconds
         self._idle_seconds = idle_seconds
@@ -277,6 +282,9 @@ class Pipeline:
             since = self._since
             while not self._stopping.is_set():
                 asked_at = self._clock.monotonic()
+                if asked_at >= self._checked_at + CHECK_SECONDS:
+                    self._check()
+                    self._checked_at = asked_at
                 self._send_again(since)
                 changes = self._tracker.changes(since, bytes_max=self._plain_bytes_max)
                 if changes.ranges or changes.rescan_reason is not None:
@@ -351,6 +359,7 @@ class Pipeline:
 
     def _ship_ranges(self, changes: Changes, since: Mark) -> None:
         """Sweep what the tracker asks for. The last batch carries the answer's mark, the others the one before."""
+        self._check()
         progress, reason = self._progress, changes.rescan_reason
         ranges = list(changes.ranges)
         if reason is not None:
@@ -365,6 +374,7 @@ class Pipeline:
         if self._indexes is not None:
             self._wait_drained()
         self._sweep_ranges(ranges, baseline, since, changes.mark)
+        self._check()
         self._swept = True
         progress.syncing, progress.rescan_reason = False, ""
 

@@ -18,9 +18,7 @@ from random import Random
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS
-from drengine.transport.framed import TrafficObserver, connect
-from drengine.transport.networks import DataNetworks
-from drengine.transport.tls import TlsFiles, client_context
+from drengine.transport import DataNetworks, TlsFiles, TrafficObserver, client_context, connect
 from drengine.wire.events import Resend, Status, Welcome
 from drengine_agent.backoff import backoff_seconds
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
@@ -303,6 +301,7 @@ class Agent:
                 lag=self.lag,
                 progress=self.progress,
                 clock=self._clock,
+                check=capture.check,
                 workers=self.config.workers,
                 point_interval_seconds=self.config.point_interval,
             )

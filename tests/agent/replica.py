@@ -7,8 +7,8 @@ every recovery point. A seeded fate decides how much of what it was sent becomes
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
 
 import xxhash
 
@@ -60,19 +60,18 @@ class State:
 class Replica:
     """The target's memory; outlives sessions."""
 
-    def __init__(self, *, seed: int = 0, credit_bytes: int = CREDIT_BYTES) -> None:
+    def __init__(self, *, credit_bytes: int = CREDIT_BYTES) -> None:
         self.state = State()
         self.points: list[Point] = []
-        self.random = Random(seed)
         self.credit_bytes = credit_bytes
         self.sessions = 0
         self.queries = 0
         self.received_plain_bytes = 0
         self.received_extents: list[tuple[int, int, int, int]] = []
-        self.break_after_events: int | None = None
+        self.events_until_break: Callable[[], int | None] = lambda: None
         self.refuse: Refuse | None = None
-        self.hold_acks = False
-        self.inbox_peak_bytes = 0
+        self.drop_acks = False
+        self.withhold_credit = False
 
     async def connect(self) -> ReplicaStream:
         self.sessions += 1
@@ -88,7 +87,7 @@ class ReplicaStream:
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.received: asyncio.Queue[Event] = asyncio.Queue()
-        self.left = replica.break_after_events
+        self.left = replica.events_until_break()
         self.broken = False
         self.sent: list[Event] = []
 
@@ -119,9 +118,8 @@ class ReplicaStream:
     def resend(self, volume: int, offset: int, length: int) -> None:
         self.received.put_nowait(Resend(volume, offset, length))
 
-    def release_acks(self) -> None:
-        self.replica.hold_acks = False
-        self.received.put_nowait(Ack(self.replica.state.sequence, self.replica.state.mark))
+    def give_credit(self, count: int) -> None:
+        self.received.put_nowait(Credit(count))
 
     def _take(self, event: Event) -> list[Event]:
         state, replica = self.replica.state, self.replica
@@ -147,7 +145,7 @@ class ReplicaStream:
                 self._next(event.sequence, event.mark)
                 self._apply(event)
                 cost = batch_frame_bytes(event.batch)
-                return [*self._ack(), Credit(cost)]
+                return self._ack() if replica.withhold_credit else [*self._ack(), Credit(cost)]
             case CutEvent():
                 self._next(event.sequence, event.mark)
                 images = {number: bytes(image) for number, image in state.images.items()}
@@ -168,7 +166,7 @@ class ReplicaStream:
         self.replica.state.mark = mark
 
     def _ack(self) -> list[Event]:
-        if self.replica.hold_acks:
+        if self.replica.drop_acks:
             return []
         return [Ack(self.replica.state.sequence, self.replica.state.mark)]
 
