@@ -30,7 +30,11 @@ class Site:
         """Start `python -m ...` with its output in NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
                 env=self._environment(),
             )
         self._running.append(process)
@@ -39,7 +43,11 @@ class Site:
     def run(self, *arguments: str) -> Any:
         """Run `python -m ... --json` to its end and return what it printed."""
         done = subprocess.run(
-            [sys.executable, "-m", *arguments, "--json"], capture_output=True, text=True, check=False, cwd=self.folder,
+            [sys.executable, "-m", *arguments, "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
             env=self._environment(),
         )
         if done.returncode:
