@@ -1,0 +1,178 @@
+"""`drengine export`: serve a point, or a branch, over NBD at once, whatever its size."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_point, pick_source
+from drengine.model.errors import DrengineError
+from drengine.model.points import VolumeGeometry
+from drengine.terminal import emit_json, human_bytes, note
+
+if TYPE_CHECKING:
+    from drengine.nbd.export import Export
+    from drengine.store.branches import BranchInfo
+    from drengine.store.store import Store
+    from drengine.target.exports import StoreExports
+
+app = typer.Typer(add_completion=False)
+
+GRACE_SECONDS = 5.0
+THREADS = 4
+
+
+@app.command()
+def export(
+    store: StoreOption,
+    point: Annotated[str, typer.Argument(help="A point's id, `latest`, or `before:TIME`.")] = "latest",
+    branch: Annotated[int | None, typer.Option("--branch", min=2, help="Serve this branch instead.")] = None,
+    source: SourceOption = None,
+    volume: Annotated[str | None, typer.Option("--volume", help="Only this volume.")] = None,
+    socket: Annotated[Path | None, typer.Option("--socket", help="Unix socket; by default a new one.")] = None,
+    listen: Annotated[str | None, typer.Option("--listen", help="HOST:PORT on loopback, instead.")] = None,
+    writable: Annotated[
+        bool,
+        typer.Option("--writable", help="Make a drill's branch of the point and serve that for writing."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Serve the volumes of a point over NBD until interrupted; read-only unless --writable or --branch.
+
+    The replica, its other points and replication are not touched, whatever is written to a branch.
+    """
+    address = _address(listen) if listen else None
+    with open_store(store, read_only=not writable and branch is None) as opened:
+        name = pick_source(opened, source)
+        told: dict[str, Any] = {"source": name}
+        if branch is not None:
+            chosen = _branch(opened, name, branch)
+        elif writable:
+            chosen = opened.create_branch(pick_point(opened, name, point), role="drill", label="export")
+        else:
+            chosen = None
+        if chosen is None:
+            found = pick_point(opened, name, point)
+            volumes, mark = found.geometry, f"@{found.id}"
+            told |= {"point": found.id, "time_ns": found.time_ns, "writable": False}
+        else:
+            with opened.head_view(name, chosen.number) as head:
+                volumes, mark = tuple(head.geometry.values()), f"#{chosen.number}"
+            told |= {"branch": chosen.number, "writable": True}
+        volumes = _only(volumes, volume)
+        exports = [f"{name}/{each.name}{mark}" for each in volumes]
+        asyncio.run(_serve(opened, exports, volumes, socket, address, told, json))
+
+
+async def _serve(
+    store: Store,
+    names: list[str],
+    volumes: tuple[VolumeGeometry, ...],
+    socket: Path | None,
+    address: tuple[str, int] | None,
+    told: dict[str, Any],
+    json: bool,
+) -> None:
+    from drengine.nbd.server import NbdServer  # noqa: PLC0415
+    from drengine.target.exports import StoreExports  # noqa: PLC0415
+
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    with (
+        ThreadPoolExecutor(THREADS, thread_name_prefix="export") as pool,
+        tempfile.TemporaryDirectory() as made,
+    ):
+        exports = StoreExports(store, pool, default=names[0] if len(names) == 1 else "", only=tuple(names))
+        server = NbdServer(exports)
+        try:
+            if address:
+                host, port = await server.start_tcp(*address)
+                told["uris"] = [f"nbd://{host}:{port}/{quote(name)}" for name in names]
+            else:
+                place = await server.start_unix(socket or Path(made) / "nbd.sock")
+                told["uris"] = [f"nbd+unix:///{quote(name)}?socket={quote(str(place))}" for name in names]
+            held = await _hold(exports, names)
+            _tell(told, names, volumes, json)
+            await stopping.wait()
+            held.close()
+        finally:
+            await server.close(GRACE_SECONDS)
+            await exports.close()
+
+
+async def _hold(exports: StoreExports, names: list[str]) -> Export:
+    """Open one export before anything is announced: what can't be served fails now, and retention sees the lease."""
+    from drengine.nbd.export import Peer  # noqa: PLC0415
+
+    held = await exports.open(names[0], Peer("unix"))
+    return held
+
+
+def _tell(told: dict[str, Any], names: list[str], volumes: tuple[VolumeGeometry, ...], json: bool) -> None:
+    if json:
+        sizes = [{"name": each.name, "size_bytes": each.size_bytes} for each in volumes]
+        emit_json({**told, "exports": names, "volumes": sizes, "pid": os.getpid()})
+        return
+    what = f"point {told['point']}, read-only" if "point" in told else f"branch {told['branch']}, writable"
+    print(f"{told['source']}: {what}")
+    for uri, each in zip(told["uris"], volumes, strict=True):
+        print(f"  {each.name}  {human_bytes(each.size_bytes)}  {uri}")
+    first = told["uris"][0]
+    print(f"look at it:  nbdinfo '{first}'", f"copy it:     nbdcopy '{first}' disk.img", sep="\n")
+    keep = " -snapshot" if "point" in told else ""
+    print(f"boot it:     qemu-system-x86_64 -m 1024{keep} -drive file='{first}',format=raw", flush=True)
+    note("serving until Ctrl-C")
+
+
+def _branch(store: Store, source: str, number: int) -> BranchInfo:
+    from drengine.store.errors import UNKNOWN_BRANCH  # noqa: PLC0415
+
+    found = next((each for each in store.branches(source) if each.number == number and not each.closed), None)
+    if found is None:
+        raise DrengineError(UNKNOWN_BRANCH, f"{source!r} has no open branch {number}")
+    return found
+
+
+def _only(volumes: tuple[VolumeGeometry, ...], name: str | None) -> tuple[VolumeGeometry, ...]:
+    from drengine.store.errors import UNKNOWN_VOLUME  # noqa: PLC0415
+
+    chosen = tuple(each for each in volumes if name is None or each.name == name)
+    if not chosen:
+        known = ", ".join(each.name for each in volumes)
+        raise DrengineError(UNKNOWN_VOLUME, f"there is no volume {name!r} here; there are {known}")
+    return chosen
+
+
+def _address(text: str) -> tuple[str, int]:
+    """A loopback address: this command has no TLS, so nothing leaves the machine.
+
+    Raises:
+        DrengineError: BAD_CONFIG, PLAIN_REFUSED.
+    """
+    from drengine.config import ADDRESS, BAD_CONFIG  # noqa: PLC0415
+    from drengine.transport.errors import PLAIN_REFUSED  # noqa: PLC0415
+    from drengine.transport.networks import is_loopback  # noqa: PLC0415
+
+    try:
+        address = ADDRESS.parse(text)
+        if address.path:
+            raise ValueError("use --socket for a unix socket")  # noqa: TRY301
+        loopback = is_loopback(address.host)
+    except ValueError as error:
+        raise DrengineError(BAD_CONFIG, f"--listen: {error}", hint="Write for example 127.0.0.1:10809.") from error
+    if not loopback:
+        raise DrengineError(
+            PLAIN_REFUSED,
+            f"--listen {text} would serve block data in the clear beyond this machine",
+            hint="Use 127.0.0.1, or configure `nbd_listen` with TLS on the target.",
+        )
+    return address.host, address.port
