@@ -115,8 +115,7 @@ class Story:
         return slots
 
     def _start_target(self) -> subprocess.Popen[bytes]:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         (self._folder / "target.toml").write_text(TARGET.format(port=self._port))
         (self._folder / "agent.toml").write_text(AGENT.format(port=self._port))
         target = self._site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
@@ -226,6 +225,12 @@ class Story:
         target.send_signal(signal.SIGTERM)
         if code := target.wait(timeout=20):
             self.outcome.problems.append(f"the target ended with {code} after SIGTERM")
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _accepts(port: int) -> bool:

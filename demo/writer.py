@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from demo.disks import SLOT_BYTES
+from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 
 _STAMP = struct.Struct("<8sQQ16s")
@@ -39,17 +41,34 @@ def slots_in_order(seed: int, slot_count: int) -> Iterator[int]:
 
 
 def write_forever(plan: Path) -> None:
-    """Write through the tap until killed; append (number, time) to the journal after each acknowledgement."""
+    """Write through the tap until killed; append (number, time) to the journal after each acknowledgement.
+
+    A write whose answer was lost, because the agent died, is written again before the next one: it stays the next.
+    """
     settings = json.loads(plan.read_text())
-    disks = {name: NbdClient(settings["sockets"][name], name) for name in settings["sockets"]}
+    disks = _connect(settings)
     places = settings["places"]
     with Path(settings["acknowledged"]).open("ab", buffering=0) as acknowledged:
         for number, slot in enumerate(slots_in_order(settings["seed"], len(places)), start=1):
             volume, offset = places[slot]
-            disks[volume].write(offset, stamp(number, slot))
+            while True:
+                try:
+                    disks[volume].write(offset, stamp(number, slot))
+                    break
+                except OSError:
+                    disks = _connect(settings)
             acknowledged.write(_RECORD.pack(number, time.time()))
             if number % 64 == 0:
                 time.sleep(settings["pause_seconds"])
+
+
+def _connect(settings: dict[str, Any]) -> dict[str, NbdClient]:
+    """Connections to all disks, as soon as the agent serves them (again)."""
+    while True:
+        try:
+            return {name: NbdClient(path, name) for name, path in settings["sockets"].items()}
+        except (OSError, DrengineError):
+            time.sleep(0.02)
 
 
 def acknowledged_writes(path: Path) -> list[float]:
