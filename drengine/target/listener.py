@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.store.errors import FENCED
+from drengine.store.errors import FENCED, STORE_IO
 from drengine.store.log import BranchWriter
 from drengine.store.store import SourceInfo, Store
 from drengine.target.admission import Admission, CreditBudget, decide_admission
 from drengine.target.errors import SOURCE_BUSY, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
 from drengine.target.metrics import TargetMetrics
+from drengine.target.reread import reread_newest
 from drengine.target.session import Replaced, Session
 from drengine.target.sources import Sources
 from drengine.transport import FramedStream
@@ -46,6 +47,8 @@ class Reception:
     ingest_limits: IngestLimits = field(default_factory=IngestLimits)
     sessions: dict[str, Session] = field(default_factory=dict)
     _doors: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _suspect: set[str] = field(default_factory=set)
+    """Sources whose last write failed: what is stored is read again before anything is added."""
     _closing: bool = False
 
     async def receive(self, stream: FramedStream) -> None:
@@ -104,7 +107,9 @@ class Reception:
                 ingest_limits=self.ingest_limits,
                 damaged=damaged,
             )
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DrengineError) and error.kind is STORE_IO:
+                self._suspect.add(session.source)
             await asyncio.shield(asyncio.to_thread(writer.close))
             Sources.note_broken(self.sources.get(session.source))
             raise
@@ -141,6 +146,11 @@ class Reception:
                 FENCED,
                 f"{hello.source!r} ships generation {hello.generation}, the store is at {info.generation}",
             )
+        if hello.source in self._suspect:
+            damaged = reread_newest(self.store, hello.source)
+            told = {"source": hello.source, "records_damaged": damaged}
+            log.warning("the store is used again after a failure of its disk", extra=told)
+            self._suspect.discard(hello.source)
         return self.store.writer(hello.source, generation=info.generation, branch=info.active_branch)
 
     async def ask_again(self) -> None:

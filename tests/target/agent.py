@@ -191,6 +191,12 @@ class Site:
         self.agents.append(agent)
         return agent
 
+    async def left(self, source: str) -> None:
+        """Wait until the source's session has ended."""
+        if session := self.daemon.reception.sessions.get(source):
+            async with asyncio.timeout(SECONDS):
+                await session.ended.wait()
+
 
 @contextlib.asynccontextmanager
 async def running(

@@ -1,0 +1,41 @@
+"""After a disk has failed a write or a sync: look at what is said to be there before building on it (fault 5).
+
+What was committed was synced without an error, so it should be whole. But the disk has shown that it can fail, and
+nobody should find out at recovery: the newest segments are read again and their checksums compared.
+"""
+
+from __future__ import annotations
+
+from drengine.model.errors import DrengineError
+from drengine.store.damage import damage_row, record_damage
+from drengine.store.errors import DAMAGED
+from drengine.store.records import Address
+from drengine.store.store import Store
+
+SEGMENTS = 2
+
+
+def reread_newest(store: Store, source: str) -> int:
+    """Read the newest segments of a source's active branch again; returns how many records are damaged.
+
+    What is damaged is remembered with the points that need it, so the next session asks the source for it again.
+
+    Raises:
+        DrengineError: STORE_IO, the disk still fails; nothing may be written yet.
+    """
+    context = store.context
+    branch = store.source(source).active_branch
+    found = []
+    for row in context.catalogue.segments(source, branch)[-SEGMENTS:]:
+        count = context.records.index(row).record_count
+        for record in range(count):
+            address = Address(source, branch, row.segment, record)
+            context.records.forget(address)
+            try:
+                context.records.load(address)
+            except DrengineError as error:
+                if error.kind is not DAMAGED:
+                    raise
+                found.append(damage_row(context, address, error.message))
+    record_damage(context, found)
+    return len(found)
