@@ -57,7 +57,7 @@ _KINDS: dict[str, ErrorKind] = {
 }
 
 
-def _from_sqlite(error: sqlite3.Error) -> DrengineError:
+def _from_sqlite(error: Exception) -> DrengineError:
     name = getattr(error, "sqlite_errorname", "") or ""
     kind = next((kind for prefix, kind in _KINDS.items() if name.startswith(prefix)), CATALOGUE_DAMAGED)
     return DrengineError(kind, f"catalogue: {error}")
@@ -86,7 +86,7 @@ class Catalogue:
         self._depth = 0
         try:
             self._db = _connect(path, read_only=read_only)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _from_sqlite(error) from error
         try:
             self._check_identity()
@@ -103,23 +103,15 @@ class Catalogue:
             db = _connect(directory / name, read_only=False)
             try:
                 db.execute("BEGIN IMMEDIATE")
-                for table in Tables.ALL:
-                    columns = ", ".join(
-                        f"{field} {_TYPES[get_type_hints(table.row)[field]]} NOT NULL"
-                        for field in table.row._fields
-                    )
-                    keys = ", ".join(table.row._fields[: table.keys])
-                    db.execute(
-                        f"CREATE TABLE {table.name} ({columns}, checksum INTEGER NOT NULL, PRIMARY KEY ({keys}))"
-                        " STRICT, WITHOUT ROWID"
-                    )
+                for statement in _schema().values():
+                    db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute("COMMIT")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 db.close()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _from_sqlite(error) from error
 
     def close(self) -> None:
@@ -293,17 +285,34 @@ class Catalogue:
         with self._errors():
             (application,) = self._db.execute("PRAGMA application_id").fetchone()
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            schema = dict(self._db.execute("SELECT name, sql FROM sqlite_master").fetchall())
         if application != APPLICATION_ID:
             raise DrengineError(CATALOGUE_DAMAGED, "catalogue: the file is not a catalogue of drengine")
         if version != SCHEMA_VERSION:
             raise DrengineError(STORE_VERSION, f"catalogue has version {version}, this is {SCHEMA_VERSION}")
+        if schema != _schema():
+            raise DrengineError(CATALOGUE_DAMAGED, "catalogue: its tables are not those of a catalogue")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _from_sqlite(error) from error
+
+
+def _schema() -> dict[str, str]:
+    """The statement that makes each table."""
+    statements = {}
+    for table in Tables.ALL:
+        types = get_type_hints(table.row)
+        columns = ", ".join(f"{field} {_TYPES[types[field]]} NOT NULL" for field in table.row._fields)
+        keys = ", ".join(table.row._fields[: table.keys])
+        statements[table.name] = (
+            f"CREATE TABLE {table.name} ({columns}, checksum INTEGER NOT NULL, PRIMARY KEY ({keys}))"
+            " STRICT, WITHOUT ROWID"
+        )
+    return statements
 
 
 def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:

@@ -132,16 +132,25 @@ def from_os_error(error: OSError, doing: str) -> DrengineError:
 
 
 @contextmanager
-def os_errors(doing: str, *, pass_missing: bool = False) -> Iterator[None]:
-    """Turn OSError inside the block into a DrengineError naming what was being done.
+def os_errors(doing: str) -> Iterator[None]:
+    """Turn OSError inside the block into a DrengineError naming what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, doing) from error
 
-    `pass_missing`: FileNotFoundError goes through as it is, for callers that know what to do about it.
+
+@contextmanager
+def read_errors(name: str) -> Iterator[None]:
+    """For reading stored data: bytes that the disk cannot give are damaged, like bytes that fail their checksum.
+
+    FileNotFoundError goes through as it is: compaction may have replaced the file.
     """
     try:
         yield
-    except FileNotFoundError as error:
-        if pass_missing:
-            raise
-        raise from_os_error(error, doing) from error
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        raise from_os_error(error, doing) from error
+        if error.errno in (errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
+            raise DrengineError(DAMAGED, f"{name} cannot be read: {error.strerror}") from error
+        raise from_os_error(error, f"reading {name}") from error

@@ -17,7 +17,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
 from drengine.store.catalogue import Catalogue
 from drengine.store.context import StoreContext
-from drengine.store.errors import DAMAGED, os_errors
+from drengine.store.errors import DAMAGED, os_errors, read_errors
 from drengine.store.leases import lock_manifests
 from drengine.store.names import MANIFESTS, manifest_name, parse_manifest_name
 from drengine.store.rows import BranchRow, DamageRow, PointRow, SegmentRow, SourceRow
@@ -125,7 +125,7 @@ def read_manifest(storage: Storage, number: int) -> Manifest:
     Raises:
         DrengineError: DAMAGED.
     """
-    with os_errors(f"reading manifest {number}", pass_missing=True):
+    with read_errors(manifest_name(number)):
         reader = storage.open(manifest_name(number))
         try:
             data = reader.read_at(0, min(reader.size(), MANIFEST_BYTES_MAX))

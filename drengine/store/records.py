@@ -19,7 +19,7 @@ from drengine.model.extents import Batch, Codec, ExtentKind
 from drengine.store import segment as codec
 from drengine.store.blobs import Reader, Storage
 from drengine.store.catalogue import Catalogue
-from drengine.store.errors import DAMAGED, os_errors
+from drengine.store.errors import DAMAGED, read_errors
 from drengine.store.names import segment_name
 from drengine.store.options import StoreOptions
 from drengine.store.rows import SEALED, SegmentRow
@@ -216,7 +216,7 @@ class Records:
             name = segment_name(row.source, row.branch, row.segment, index.header.revision)
             start, length = index.payload_range(record)
             try:
-                with os_errors(f"reading {name}", pass_missing=True):
+                with read_errors(name):
                     reader = self._storage.open(name)
                     try:
                         return reader.read_at(start, length), index
@@ -239,7 +239,7 @@ class Records:
 
     def _read_index(self, row: SegmentRow, count: int | None) -> SegmentIndex:
         name = segment_name(row.source, row.branch, row.segment, row.revision)
-        with os_errors(f"reading {name}", pass_missing=True):
+        with read_errors(name):
             reader = self._storage.open(name)
             try:
                 index = None

@@ -20,7 +20,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import Mark
 from drengine.store.blobs import Reader, Storage
 from drengine.store.damage import WHOLE_SEGMENT
-from drengine.store.errors import DAMAGED, os_errors
+from drengine.store.errors import DAMAGED, read_errors
 from drengine.store.manifest import BranchState, branch_row
 from drengine.store.names import SegmentPlace, segment_name
 from drengine.store.records import SegmentScan, read_sealed
@@ -186,7 +186,7 @@ def _best(storage: Storage, store: bytes | None, places: list[SegmentPlace]) -> 
 
 def _read(storage: Storage, store: bytes | None, place: SegmentPlace) -> _Found | None:
     name = segment_name(*place)
-    with os_errors(f"reading {name}"):
+    with read_errors(name):
         reader = storage.open(name)
         try:
             try:
@@ -223,7 +223,7 @@ def _cut_torn(storage: Storage, found: dict[int, _Found], number: int, durable: 
         return
     index = item.index
     name = segment_name(index.header.source, index.header.branch, number, item.revision)
-    with os_errors(f"reading {name}"):
+    with read_errors(name):
         reader = storage.open(name)
         try:
             for record in range(max(0, durable - index.header.first_sequence + 1), index.record_count):

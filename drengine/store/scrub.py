@@ -10,7 +10,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.store.compaction import CompactionReport, rewrite
 from drengine.store.context import StoreContext
 from drengine.store.damage import WHOLE_SEGMENT, DamagedRange, damage_row, judge_points
-from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, os_errors
+from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, read_errors
 from drengine.store.leases import lock_maintenance
 from drengine.store.names import segment_name
 from drengine.store.records import Address, check_record, read_sealed
@@ -187,7 +187,7 @@ def _readable_records(context: StoreContext, row: SegmentRow) -> int:
 def _copies_agree(context: StoreContext, row: SegmentRow, index: SegmentIndex) -> bool:
     """Whether a sealed segment's index is intact on disk and repeats what its records say."""
     name = segment_name(row.source, row.branch, row.segment, index.header.revision)
-    with os_errors(f"reading {name}"):
+    with read_errors(name):
         reader = context.storage.open(name)
         try:
             if row.state == SEALED:

@@ -45,9 +45,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.writer = None
         self.durable: dict[int, tuple[int, Disk]] = {1: (0, Disk())}
         self.disk = Disk()
-        self.tail: list[tuple[int, Disk, str | None]] = []
-        """States after what was appended since the last commit; a rebuild may find them in the files."""
-        self.tail_is_open = True
+        self.tails: list[list[tuple[int, Disk, str | None]]] = [[]]
+        """For each writer since the last commit, the states it appended; a rebuild may find one in the files."""
         self.pending: dict[str, Disk] = {}
         self.points: dict[str, Disk] = {}
 
@@ -61,13 +60,11 @@ class StoreMachine(RuleBasedStateMachine):
             sequence, disk = self.durable[self.branch]
             assert self.writer.durable.sequence == sequence
             self.disk, self.pending = disk.copy(), {}
-            self.tail_is_open = False
+            self.tails.append([])
         return self.writer
 
     def appended(self, sequence: int, point: str | None = None) -> None:
-        if not self.tail_is_open:
-            self.tail, self.tail_is_open = [], True
-        self.tail.append((sequence, self.disk.copy(), point))
+        self.tails[-1].append((sequence, self.disk.copy(), point))
 
     @initialize()
     def declare(self) -> None:
@@ -114,13 +111,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         writer = self.open_writer()
+        before = writer.durable.sequence
         durable = writer.commit(generation=self.generation)
         assert durable.sequence == writer.appended_sequence
         self.durable[self.branch] = (durable.sequence, self.disk.copy())
         self.points.update(self.pending)
         self.pending = {}
-        if self.tail_is_open:
-            self.tail = []
+        if durable.sequence != before:
+            self.tails = [[]]
 
     @rule(kill=st.booleans())
     def end_writer(self, kill: bool) -> None:
@@ -130,8 +128,6 @@ class StoreMachine(RuleBasedStateMachine):
             crash(self.writer)
         else:
             self.writer.close()
-            if self.tail_is_open:
-                self.tail = []
         self.writer = None
 
     @rule()
@@ -145,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
     def promote(self, data) -> None:
         point = data.draw(st.sampled_from(self.kept()))
         self.end_writer(kill=False)
-        self.tail, self.tail_is_open = [], True
+        self.tails = [[]]
         info = self.store.promote(point, expected_generation=self.generation)
         self.generation, self.branch = info.generation, info.number
         self.durable[info.number] = (point.sequence, self.points[point.id].copy())
@@ -211,11 +207,22 @@ class StoreMachine(RuleBasedStateMachine):
         sequence, _ = self.durable[self.branch]
         if row.durable_sequence != sequence:
             # Whole records that were never committed are still a prefix of the stream.
-            found = [state for state in self.tail if state[0] <= row.durable_sequence]
-            assert found and found[-1][0] == row.durable_sequence
-            self.durable[self.branch] = (found[-1][0], found[-1][1].copy())
-            self.points.update({name: disk for _, disk, name in found if name})
-        self.tail = []
+            for tail in self.tails:
+                found = [state for state in tail if state[0] <= row.durable_sequence]
+                if found and found[-1][0] == row.durable_sequence and self.head_is(found[-1][1]):
+                    self.durable[self.branch] = (found[-1][0], found[-1][1].copy())
+                    self.points.update({name: disk for _, disk, name in found if name})
+                    break
+            else:
+                raise AssertionError("the rebuilt head is not a prefix of any stream")
+        self.tails = [[]]
+
+    def head_is(self, disk: Disk) -> bool:
+        try:
+            check_head(self.store, "web1", self.branch, disk)
+        except AssertionError:
+            return False
+        return True
 
     def kept(self):
         return sorted(self.store.points("web1"), key=lambda point: (point.branch, point.sequence))
