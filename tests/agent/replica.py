@@ -70,7 +70,7 @@ class Replica:
         self.received_extents: list[tuple[int, int, int, int]] = []
         self.events_until_break: Callable[[], int | None] = lambda: None
         self.refuse: Refuse | None = None
-        self.drop_acks = False
+        self.batches_are_not_acknowledged = False
         self.withhold_credit = False
 
     async def connect(self) -> ReplicaStream:
@@ -140,7 +140,7 @@ class ReplicaStream:
                     del image[volume.size_bytes :]
                     image.extend(bytes(volume.size_bytes - len(image)))
                 state.geometry = event.volumes
-                return self._ack()
+                return self._ack(at_once=True)
             case BatchEvent():
                 self._next(event.sequence, event.mark)
                 self._apply(event)
@@ -150,7 +150,7 @@ class ReplicaStream:
                 self._next(event.sequence, event.mark)
                 images = {number: bytes(image) for number, image in state.images.items()}
                 replica.points.append(Point(event.sequence, event.cut, images))
-                return self._ack()
+                return self._ack(at_once=True)
             case HashQuery():
                 replica.queries += 1
                 return [Hashes(event.query, self._hashes(event))]
@@ -165,8 +165,8 @@ class ReplicaStream:
         self.replica.state.sequence = sequence
         self.replica.state.mark = mark
 
-    def _ack(self) -> list[Event]:
-        if self.replica.drop_acks:
+    def _ack(self, *, at_once: bool = False) -> list[Event]:
+        if self.replica.batches_are_not_acknowledged and not at_once:
             return []
         return [Ack(self.replica.state.sequence, self.replica.state.mark)]
 

@@ -84,8 +84,8 @@ class Source:
         def make(stream: object, welcome: object) -> Session:
             return Session(
                 stream, welcome, self.clock, self.traffic,  # type: ignore[arg-type]
-                on_durable=lambda sent, sequence: pipelines[0].durable(sent, sequence),
-                on_resend=lambda event: pipelines[0].resend(event),
+                on_durable=lambda sent, sequence: pipelines[0].durable(sent, sequence),  # noqa: PLW0108 - made later
+                on_resend=lambda event: pipelines[0].resend(event),  # noqa: PLW0108
             )  # fmt: skip
 
         session = await open_session(replica.connect, hello_for("server", bytes(16), 1), make)

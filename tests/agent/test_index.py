@@ -80,9 +80,7 @@ def test_an_index_of_another_volume_is_not_believed(tmp_path: Path, other: Volum
 
 @settings(max_examples=150, deadline=None)
 @given(place=st.integers(0, 4096 + 4 * PAGE_BYTES - 1), bit=st.integers(0, 7))
-def test_no_flipped_bit_makes_it_claim_something_else(
-    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
-) -> None:
+def test_no_flipped_bit_makes_it_lie(tmp_path_factory: pytest.TempPathFactory, place: int, bit: int) -> None:
     path = tmp_path_factory.mktemp("flip") / "i"
     filled(path)
     content = bytearray(path.read_bytes())

@@ -93,7 +93,7 @@ async def test_zeros_holes_and_discards_become_zeros_without_payload(tmp_path: P
 
 @pytest.mark.fault(24)
 @pytest.mark.fault(28)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32),
     sizes=st.lists(st.integers(1, 2 * MIB + 70_000), min_size=1, max_size=3),
@@ -171,7 +171,7 @@ async def test_a_writer_with_the_file_open_means_no_point(tmp_path: Path) -> Non
     assert len(replica.points) == 1
 
 
-async def test_a_writer_that_comes_during_the_round_waits_only_for_a_moment_and_spoils_the_point(
+async def test_a_writer_that_comes_during_the_round_waits_for_a_moment_and_spoils_the_point(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "file"
@@ -219,7 +219,7 @@ async def test_a_target_that_takes_nothing_holds_the_scan_in_bounded_memory(tmp_
 
 
 @pytest.mark.fault(35)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 async def test_a_sync_that_breaks_anywhere_is_resumed_until_it_is_whole(tmp_path: Path, seed: int) -> None:
     random = Random(seed)
     source = Source(tmp_path, {1: 12 * MIB + 300, 2: 700})
@@ -229,7 +229,7 @@ async def test_a_sync_that_breaks_anywhere_is_resumed_until_it_is_whole(tmp_path
     source.open()
     for _ in range(12):
         replica.events_until_break = lambda: random.randrange(1, 30)
-        replica.drop_acks = random.random() < 0.5
+        replica.batches_are_not_acknowledged = random.random() < 0.5
         try:
             await source.replicate(replica)
         except EOFError:
@@ -238,7 +238,7 @@ async def test_a_sync_that_breaks_anywhere_is_resumed_until_it_is_whole(tmp_path
             source.close(clean=random.random() < 0.5)
             source.open()
     replica.events_until_break = lambda: None
-    replica.drop_acks = False
+    replica.batches_are_not_acknowledged = False
     await source.replicate(replica)
     source.close()
     for number in (1, 2):
