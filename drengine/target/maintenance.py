@@ -24,6 +24,7 @@ from drengine.target.metrics import StoreFigures, TargetMetrics
 log = logging.getLogger("drengine.target")
 
 FIGURES_SECONDS = 10.0
+REMOVING = frozenset({"retention", "compaction"})
 YIELD_SECONDS = 0.02
 YIELDS_MAX = 50
 
@@ -52,6 +53,8 @@ class Maintenance:
     on_scrubbed: Callable[[], Awaitable[None]]
     _stop: threading.Event = field(default_factory=threading.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Retention and compaction exclude each other in the store: here they queue instead of failing."""
 
     def start(self) -> None:
         """Begin, on the running loop. The first scrub comes after an interval, the others at once."""
@@ -132,7 +135,11 @@ class Maintenance:
         if wait_first:
             await self.clock.sleep(seconds)
         while not self._stop.is_set():
-            done = await self.run_once(task, work)
+            if task in REMOVING:
+                async with self._turn:
+                    done = await self.run_once(task, work)
+            else:
+                done = await self.run_once(task, work)
             if done and task == "scrub":
                 await self.on_scrubbed()
             await self.clock.sleep(seconds)

@@ -32,6 +32,7 @@ from drengine.wire.events import (
     Ping,
     Pong,
     Refuse,
+    Resend,
     Welcome,
 )
 from drengine.wire.payload import digest, encode_payload
@@ -112,6 +113,10 @@ class Agent:
     async def refused(self) -> Refuse:
         await self.until(lambda: any(isinstance(event, Refuse) for event in self.events))
         return next(event for event in self.events if isinstance(event, Refuse))
+
+    async def resend(self) -> Resend:
+        await self.until(lambda: any(isinstance(event, Resend) for event in self.events))
+        return next(event for event in self.events if isinstance(event, Resend))
 
     async def ended(self) -> None:
         await self.until(lambda: False)

@@ -145,9 +145,8 @@ async def test_what_the_failing_disk_has_damaged_is_found_and_asked_for_again(tm
         data[at + 6] ^= 0x10
         segment.write_bytes(data)
         again = await site.join()
-        await again.until(lambda: again.events)
-        resend = again.events[0]
-        assert (resend.volume, resend.offset, resend.length) == (1, 65536, 4096)  # type: ignore[union-attr]
+        resend = await again.resend()
+        assert (resend.volume, resend.offset, resend.length) == (1, 65536, 4096)
         await again.write(65536, b"1" * 4096)
         last = await again.cut()
         await again.acknowledged(last)
