@@ -54,8 +54,8 @@ class Cut:
     """A recovery point as the agent declares it, over all volumes of the source.
 
     Attributes:
-        time_ns: source's wall clock at the moment the point shows, nanoseconds since the epoch (information only:
-            order comes from the sequence, never from this).
+        time_ns: source's wall clock at the moment the point shows, nanoseconds since the epoch (information
+            only: order comes from the sequence, never from this).
         kind: how consistency is known.
         label: what a person called it, or empty.
     """

@@ -6,6 +6,7 @@ Source: the NBD protocol, https://github.com/NetworkBlockDevice/nbd/blob/master/
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from types import TracebackType
@@ -62,9 +63,7 @@ class NbdClient:
         flags = struct.unpack(">H", self._receive(2))[0]
         name = export.encode()
         body = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
-        self._socket.sendall(
-            struct.pack(">I", flags & 3) + _OPTION + struct.pack(">II", _OPT_GO, len(body)) + body
-        )
+        self._socket.sendall(struct.pack(">I", flags & 3) + _OPTION + struct.pack(">II", _OPT_GO, len(body)) + body)
         while True:
             magic, _, kind, length = struct.unpack(">QIII", self._receive(20))
             if magic != _OPTION_REPLY or length > _OPTION_REPLY_MAX:
@@ -124,14 +123,14 @@ class NbdClient:
 
     def close(self) -> None:
         """Say goodbye and close."""
-        try:
+        with contextlib.suppress(OSError):  # a server that is gone needs no goodbye
             self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _DISC, 0, 0, 0))
-        except OSError:
-            pass  # the server is gone already; nothing is lost by not saying goodbye
         self._socket.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -7,10 +7,12 @@ position never goes back (no acknowledged position is lost); a killed agent take
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,6 +84,7 @@ class Soak:
         Raises:
             StoryFailed: a prefix is broken, a position was lost, a rescan was needed, or it does not go on.
         """
+        self._site.wait("the target serves points", self._serves, seconds=60)
         status = self._site.wait("replication goes on", self._continuous, seconds=60)
         if status["durable_sequence"] < self.durable:
             raise StoryFailed(f"the durable position went back from {self.durable} to {status['durable_sequence']}")
@@ -115,6 +118,13 @@ class Soak:
         except StoryFailed:
             return None  # the agent is not up yet
         return status if status["state"] == "CONTINUOUS" and status["durable_sequence"] > self.durable else None
+
+    def _serves(self) -> bool:
+        """Whether a target listens on the recovery socket: a killed one leaves the socket's file behind."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(self._folder / "recovery.sock"))
+            return True
+        return False
 
     def pause(self) -> None:
         """Let it run for a random moment."""
