@@ -174,9 +174,7 @@ def rewrite(
             start, size = index.payload_range(number)
             live = liveness.of_record(number) if liveness else None
             record, table, payload = _rewritten(header.salt, index, number, reader.read_at(start, size), live)
-            appender.append(record + table)
-            if payload:
-                appender.append(payload)
+            appender.append(record, table, payload)
             headers.append(record)
             tables.append(table)
             plain_bytes += codec.live_plain_bytes(table) if index.type(number) == RecordType.BATCH else 0

@@ -341,9 +341,7 @@ class BranchWriter:
                 plain_length=plain_length,
                 payload=payload,
             )
-            part.appender.append(header + table)
-            if payload:
-                part.appender.append(payload)
+            part.appender.append(header, table, payload)
         part.headers.append(header)
         part.tables.append(table)
         part.length += len(header) + len(table) + len(payload)
