@@ -94,6 +94,7 @@ class Restore:
         self._digests: list[bytes] = [_NOT_DONE] * self._units
         self._stop = threading.Event()
         self._sync_failed = False
+        self._fresh = True
 
     def run(self, progress: Progress) -> RestoreReport:
         """Write, sync, read back, rename.
@@ -102,11 +103,12 @@ class Restore:
             DrengineError: DESTINATION_SMALL, RESTORE_FAILED, RESTORE_INTERRUPTED, DAMAGED; what was written and
                 synced stays, for the next run.
         """
-        fresh = not self._load()
+        self._fresh = fresh = not self._load()
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_EXCL if self._is_device else os.O_CREAT)
         with self._failures():
             descriptor = os.open(self._path, flags, 0o600)
         try:
+            _lock(descriptor, self._path)
             with self._failures():
                 if not self._is_device:
                     if fresh:
@@ -197,8 +199,13 @@ class Restore:
         return unit, xxh3_128_digest(buffer)
 
     def _zero(self, descriptor: int, offset: int, length: int) -> None:
-        """A partial file began as a hole of its full size; a device holds whatever it held."""
+        """A new partial file is a hole of its full size; a device, or what an earlier run left, may hold anything."""
         if not self._is_device:
+            if not self._fresh:
+                for at in range(offset, offset + length, UNIT_BYTES):
+                    size = min(UNIT_BYTES, offset + length - at)
+                    if os.pread(descriptor, size, at) != _ZERO_UNIT[:size]:
+                        _write_at(descriptor, at, memoryview(_ZERO_UNIT)[:size])
             return
         try:
             fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("<QQ", offset, length))
@@ -280,8 +287,8 @@ def check_destination(destination: Path, volume: VolumeGeometry, store: Path, *,
     """Refuse what must not be written, before anything is.
 
     Raises:
-        DrengineError: DESTINATION_REFUSED (inside the store, a link, mounted or in use, not a file or device),
-            DESTINATION_EXISTS, DESTINATION_SMALL.
+        DrengineError: DESTINATION_REFUSED (inside the store, a link, mounted or in use, the source's own volume, not a
+            file or device), DESTINATION_EXISTS, DESTINATION_SMALL.
     """
     folder = destination.parent
     if destination.is_symlink() or not folder.is_dir():
@@ -300,12 +307,40 @@ def check_destination(destination: Path, volume: VolumeGeometry, store: Path, *,
     status = destination.stat()
     if stat.S_ISBLK(status.st_mode):
         _check_device(destination, volume, status.st_rdev)
-    elif not stat.S_ISREG(status.st_mode):
+    elif stat.S_ISREG(status.st_mode):
+        _check_file(destination, volume, status)
+    else:
         raise DrengineError(
             DESTINATION_REFUSED, f"{destination} is neither a regular file nor a block device"
         )
     if not force:
         raise DrengineError(DESTINATION_EXISTS, f"{destination} exists")
+
+
+def _check_file(file: Path, volume: VolumeGeometry, status: os.stat_result) -> None:
+    """It must be nobody's disk: not the protected one, not an agent's, not a loop device's."""
+    if volume.identity.startswith(f"file:{os.statvfs(file).f_fsid:x}:{status.st_ino}:"):
+        raise DrengineError(DESTINATION_REFUSED, f"{file} is the protected volume itself")
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if backing.read_text(encoding="utf-8", errors="replace").rstrip("\n") == str(file.resolve()):
+                raise DrengineError(DESTINATION_REFUSED, f"{file} is in use by {backing.parts[3]}")
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DrengineError(DESTINATION_REFUSED, f"{file}: {error.strerror}") from error
+    try:
+        _lock(descriptor, file)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Agents and other restores lock what they use; the lock goes with the descriptor."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise DrengineError(DESTINATION_REFUSED, f"{path} is in use by another process") from error
 
 
 def _check_device(device: Path, volume: VolumeGeometry, number: int) -> None:

@@ -46,7 +46,7 @@ async def test_two_maintainers_of_one_store_take_turns(tmp_path: Path) -> None:
             task.cancel()
         await asyncio.gather(*maintenance._tasks, return_exceptions=True)
         async with asyncio.timeout(20):
-            while not await maintenance.run_once("compaction", maintenance.compact):
+            while not await maintenance.run_once("compaction", maintenance.compact):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # a thread of the first turn may be at work still
         with lock_maintenance(tmp_path / "store"):
             assert not await maintenance.run_once("compaction", maintenance.compact)
