@@ -270,3 +270,22 @@ def test_a_scan_promises_only_quiet_points_and_no_liveness(tmp_path: Path) -> No
         assert isinstance(source.tracker, ScanTracker)
         abilities = source.tracker.abilities
         assert (abilities.live, abilities.ordered, abilities.point_kinds) == (False, False, (PointKind.QUIET,))
+
+
+async def test_a_block_that_was_sent_without_an_ack_and_then_changed_back_is_sent_again(tmp_path: Path) -> None:
+    source = Source(tmp_path, {1: MIB})
+    source.write(0, b"a" * 4096)
+    replica = Replica()
+    with source.opened():
+        await source.replicate(replica)
+        source.write(0, b"b" * 4096)
+        replica.batches_are_not_acknowledged = True
+        replica.events_until_break = lambda: 2  # HELLO and the batch; the cut breaks the link
+        with pytest.raises(EOFError):
+            await source.replicate(replica)
+        assert replica.image().startswith(b"b")
+        replica.batches_are_not_acknowledged = False
+        replica.events_until_break = lambda: None
+        source.write(0, b"a" * 4096)
+        await source.replicate(replica)
+    assert replica.image() == source.contents()
