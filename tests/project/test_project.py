@@ -1,0 +1,76 @@
+"""The project holds to its own rules: documents are current, names exist, metrics and rules are clean."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from drengine.model.errors import error_kinds
+from drengine.target.metrics import FAMILIES as TARGET_FAMILIES
+from drengine.telemetry import Family, Metrics
+from drengine_agent.metrics import FAMILIES as AGENT_FAMILIES
+from tools import documents
+
+ROOT = Path(__file__).parent.parent.parent
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing: apt prometheus")
+
+
+@pytest.mark.parametrize("name", documents.DOCUMENTS)
+def test_a_generated_document_is_current(name: str) -> None:
+    assert (ROOT / name).read_text() == documents.DOCUMENTS[name](), "run make docs"
+
+
+def test_every_fault_that_is_promised_has_a_test() -> None:
+    assert documents.missing_faults() == []
+
+
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_architecture_names_folders_that_exist() -> None:
+    for name in re.findall(r"^((?:drengine|agents)/[a-z_]+)  ", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE):
+        assert (ROOT / name).is_dir(), name
+
+
+def test_an_exit_code_means_one_thing() -> None:
+    kinds = error_kinds()
+    assert len({kind.exit_code for kind in kinds}) == len({kind.id for kind in kinds}) == len(kinds)
+    assert all(kind.hint and kind.summary for kind in kinds)
+
+
+@needs_promtool
+@pytest.mark.parametrize("families", [TARGET_FAMILIES, AGENT_FAMILIES], ids=["target", "agent"])
+def test_promtool_finds_nothing_to_say_about_the_metrics(families: tuple[Family, ...]) -> None:
+    text = Metrics(families, lambda: ()).render()
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+@needs_promtool
+def test_the_alerts_ring_when_they_should() -> None:
+    folder = ROOT / "deploy/prometheus"
+    tested = subprocess.run(
+        ["promtool", "test", "rules", "drengine.rules.test.yml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_alerts_and_dashboard_name_only_metrics_that_exist() -> None:
+    known = {family.full_name for family in (*TARGET_FAMILIES, *AGENT_FAMILIES)}
+    rules = (ROOT / "deploy/prometheus/drengine.rules.yml").read_text()
+    board = json.loads((ROOT / "deploy/grafana/drengine.json").read_text())
+    queries = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    for name in re.findall(r"drengine_[a-z_]+", rules + queries):
+        assert name.removesuffix("_bucket") in known, name
