@@ -1,6 +1,11 @@
-"""What can go wrong between two hosts."""
+"""What can go wrong between two hosts: kinds for people and exit codes, reasons for metrics."""
 
-from drengine.model.errors import error_kind
+from __future__ import annotations
+
+import ssl
+
+from drengine.model.errors import DrengineError, ErrorKind, error_kind
+from drengine.wire.errors import ProtocolError
 
 OUTSIDE_DATA_NETWORK = error_kind(
     "outside-data-network",
@@ -30,7 +35,51 @@ UNREACHABLE = error_kind(
 TIMED_OUT = error_kind(
     "peer-silent",
     24,
-    "The peer said nothing for too long.",
+    "The peer said or took nothing for too long.",
     "The network may be half open or the peer overloaded; the session is made anew.",
     retryable=True,
 )
+
+REASONS: dict[str, str] = {
+    "outside-data-network": "the peer's address is outside the data networks",
+    "plain-refused": "plain TCP to or from another machine was not allowed",
+    "unreachable": "the address does not resolve, or nothing answers there",
+    "too-many-connections": "as many connections as may be are open",
+    "tls-failed": "the TLS handshake failed, or a certificate was refused",
+    "opening-timeout": "the session was not agreed upon in time",
+    "silent": "nothing was heard from the peer for too long",
+    "stalled": "the peer took nothing of what was sent for too long",
+    "truncated": "the peer closed the stream without a goodbye",
+    "broken": "the connection broke",
+    "closed": "the connection is closed",
+}
+"""Every reason a connection can fail for, besides those of wire.errors.REASONS."""
+
+
+class TransportError(DrengineError):
+    """A connection failed or was refused. `reason` is a key of REASONS."""
+
+    def __init__(self, kind: ErrorKind, reason: str, message: str) -> None:
+        super().__init__(kind, message)
+        assert reason in REASONS
+        self.reason = reason
+
+
+def reason_of(error: DrengineError) -> str:
+    """A bounded code for metrics and for REFUSE: a protocol or transport reason, else the error's id."""
+    return error.reason if isinstance(error, TransportError | ProtocolError) else error.kind.id
+
+
+def broken(peer: str, error: Exception | None) -> TransportError:
+    """What a socket's or TLS's own error means."""
+    match error:
+        case None:
+            return TransportError(UNREACHABLE, "closed", f"{peer}: the connection is closed")
+        case ssl.SSLCertVerificationError():
+            return TransportError(
+                UNREACHABLE, "tls-failed", f"{peer}: certificate refused: {error.verify_message}"
+            )
+        case ssl.SSLError():
+            return TransportError(UNREACHABLE, "tls-failed", f"{peer}: TLS: {error.reason or error}")
+        case _:
+            return TransportError(UNREACHABLE, "broken", f"{peer}: {error}")

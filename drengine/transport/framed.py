@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
-import ssl
-from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
-from drengine.transport.errors import PLAIN_REFUSED, TIMED_OUT, UNREACHABLE
-from drengine.transport.networks import DataNetworks, is_loopback
-from drengine.wire.connection import Connection, Role
-from drengine.wire.errors import ProtocolError
-from drengine.wire.events import Event
+from drengine.transport.errors import TIMED_OUT, UNREACHABLE, TransportError, broken, reason_of
+from drengine.wire.connection import Connection, Role, State
+from drengine.wire.errors import LocalProtocolError, ProtocolError
+from drengine.wire.events import Event, Refuse
+from drengine.wire.frames import Buffer
 
-log = logging.getLogger("drengine.transport")
+JOINED_BYTES_MAX = 16384
+"""Smaller payloads are copied behind their header: one system call is cheaper than two."""
 
-HANDSHAKE_SECONDS = 10.0
-SOCKET_BUFFER_BYTES = 4 << 20
-WRITE_HIGH_BYTES = 4 << 20
-EVENTS_PENDING_MAX = 64
+LINGER_SECONDS = 2.0
+"""Whoever said the last word waits so long for the peer to take it, because closing could destroy it."""
 
 
 class TrafficObserver(Protocol):
-    """Told what travels, for metrics; called on the event loop."""
+    """Told what travels (frame bytes, before TLS), for metrics; called on the event loop."""
 
     def bytes_received(self, network: str, count: int) -> None:
         """So many bytes came from a peer in that data network."""
@@ -38,23 +35,63 @@ class TrafficObserver(Protocol):
         ...
 
 
-class FramedStream(asyncio.BufferedProtocol):
-    """One session's stream of events over one socket. Used by one task for receiving and one for sending."""
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What a stream puts up with.
 
-    def __init__(self, role: Role, *, observer: TrafficObserver | None = None) -> None:
+    Attributes:
+        opening_seconds: from the connection (TLS included) to WELCOME, together.
+        idle_seconds: without a byte from the peer, or without it taking any; sessions PING more often than this.
+        events_pending_max: received and not yet taken; reading pauses above it.
+        write_pending_bytes: written and not yet taken by the kernel; sending waits above it.
+    """
+
+    opening_seconds: float = 15.0
+    idle_seconds: float = 20.0
+    events_pending_max: int = 64
+    write_pending_bytes: int = 1 << 20
+
+
+class FramedStream(asyncio.BufferedProtocol):
+    """One session's stream of events over one socket.
+
+    One task receives; any number may send. Made by `endpoints.connect` and `endpoints.serve`.
+
+    Attributes:
+        connection: the protocol of this session.
+        peer: the peer's address.
+        network: the data network that holds it, a bounded label.
+        peer_certificate: as `ssl.SSLSocket.getpeercert()`; None without TLS.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        network: str,
+        observer: TrafficObserver | None = None,
+        limits: StreamLimits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.connection = Connection(role)
-        self.peer = ""
-        self.network = ""
-        self.peer_certificate: dict[str, object] | None = None
+        self.peer = "the peer"
+        self.network = network
+        self.peer_certificate: dict[str, Any] | None = None
         self._observer = observer
+        self._limits = limits or StreamLimits()
+        self._clock = clock or SystemClock()
         self._transport: asyncio.Transport | None = None
-        self._events: deque[Event] = deque()
+        self._watchdog: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
         self._closed = asyncio.Event()
-        self._error: Exception | None = None
+        self._error: DrengineError | None = None
         self._reading = True
+        self._said_last = False
+        self._heard_at = self._opened_at = self._clock.monotonic()
+        self._stuck_at = 0.0
+        self._stuck_bytes = 0
 
     # What asyncio calls.
 
@@ -62,14 +99,14 @@ class FramedStream(asyncio.BufferedProtocol):
         """See asyncio.BaseProtocol."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        name = transport.get_extra_info("peername")
-        self.peer = str(name[0]) if name else ""
+        transport.set_write_buffer_limits(high=self._limits.write_pending_bytes)
+        self.peer = str((transport.get_extra_info("peername") or (self.peer,))[0])
         self.peer_certificate = transport.get_extra_info("peercert")
-        if raw := transport.get_extra_info("socket"):
-            with contextlib.suppress(OSError):
-                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        raw = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._watchdog = asyncio.get_running_loop().create_task(self._watch())
 
     def get_buffer(self, _: int) -> memoryview:
         """See asyncio.BufferedProtocol: the connection's own buffer."""
@@ -77,36 +114,38 @@ class FramedStream(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         """See asyncio.BufferedProtocol."""
-        if self._observer and self.network:
+        self._heard_at = self._clock.monotonic()
+        if self._observer:
             self._observer.bytes_received(self.network, count)
         try:
-            event = self.connection.received(count)
+            self.connection.received(count)
         except ProtocolError as error:
             self._fail(error)
-            return
-        if event is not None:
-            self._events.append(event)
+        if self.connection.events:
             self._arrived.set()
-            if len(self._events) >= EVENTS_PENDING_MAX and self._reading and self._transport:
-                self._transport.pause_reading()
-                self._reading = False
+            if len(self.connection.events) >= self._limits.events_pending_max:
+                self._set_reading(False)
 
     def eof_received(self) -> bool:
         """See asyncio.BaseProtocol."""
         try:
             self.connection.receive_eof()
         except ProtocolError as error:
-            self._fail(error)
+            self._fail(TransportError(UNREACHABLE, "truncated", f"{self.peer}: {error.message}"))
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.BaseProtocol."""
-        self._fail(error or ConnectionResetError("the connection was closed"))
+        self._fail(broken(self.peer, error))
+        if self._watchdog:
+            self._watchdog.cancel()
         self._closed.set()
 
     def pause_writing(self) -> None:
         """See asyncio.BaseProtocol."""
         self._writable.clear()
+        self._stuck_at = self._clock.monotonic()
+        self._stuck_bytes = self._unsent()
 
     def resume_writing(self) -> None:
         """See asyncio.BaseProtocol."""
@@ -118,18 +157,17 @@ class FramedStream(asyncio.BufferedProtocol):
         """The next event, in order; events that came before an error are delivered first.
 
         Raises:
-            ProtocolError: the peer broke the protocol.
-            DrengineError: UNREACHABLE, the connection ended or broke.
+            RemoteProtocolError: the peer broke the protocol.
+            TransportError: TIMED_OUT or UNREACHABLE, the connection ended or broke.
         """
-        while not self._events:
+        while not self.connection.events:
             if self._error:
-                raise self._reported()
+                raise self._error
             self._arrived.clear()
             await self._arrived.wait()
-        event = self._events.popleft()
-        if not self._reading and len(self._events) < EVENTS_PENDING_MAX // 2 and self._transport:
-            self._transport.resume_reading()
-            self._reading = True
+        event = self.connection.events.popleft()
+        if len(self.connection.events) <= self._limits.events_pending_max // 2:
+            self._set_reading(True)
         return event
 
     async def send(self, event: Event) -> None:
@@ -137,27 +175,35 @@ class FramedStream(asyncio.BufferedProtocol):
 
         Raises:
             LocalProtocolError: the event is not legal now; nothing was sent.
-            DrengineError: UNREACHABLE, the connection ended or broke.
+            RemoteProtocolError, TransportError: as `receive`.
         """
-        await self._writable.wait()
-        if self._error or self._transport is None or self._transport.is_closing():
-            raise self._reported()
-        buffers = self.connection.send(event)
-        if self._observer:
-            self._observer.bytes_sent(self.network, sum(map(len, buffers)))
-        if len(buffers) == 1:
-            self._transport.write(buffers[0])
-        else:
-            self._transport.writelines(buffers)
+        while not self._writable.is_set():
+            await self._writable.wait()
+        if self._error:
+            raise self._error
+        self._write(self.connection.send(event))
+        self._said_last = self.connection.state is State.CLOSED
 
-    async def close(self, *, seconds: float = 2.0) -> None:
-        """Send what was written, at most for so long, then close; harmless when closed already."""
-        if self._transport is None:
+    async def refuse(self, error: DrengineError) -> None:
+        """Tell the peer why the session ends, if it still listens, and close."""
+        with contextlib.suppress(LocalProtocolError):
+            self._write(self.connection.send(Refuse(reason_of(error), error.message, error.kind.retryable)))
+            self._said_last = True
+        await self.close()
+
+    async def close(self) -> None:
+        """Close in peace if the peer lets us, in LINGER_SECONDS at most; harmless when closed already."""
+        if self._transport is None or self._closed.is_set():
             return
-        self._transport.close()
+        if self._said_last:
+            self._set_reading(True)
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        else:
+            self._transport.close()
         try:
-            await asyncio.wait_for(self._closed.wait(), seconds)
-        except TimeoutError:
+            await asyncio.wait_for(self._closed.wait(), LINGER_SECONDS)
+        finally:
             self._transport.abort()
 
     def abort(self) -> None:
@@ -165,120 +211,50 @@ class FramedStream(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _fail(self, error: Exception) -> None:
-        if self._error is None:
-            self._error = error
+    def _write(self, buffers: list[Buffer]) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        count = sum(map(len, buffers))
+        if self._observer:
+            self._observer.bytes_sent(self.network, count)
+        for buffer in buffers if count > JOINED_BYTES_MAX else (b"".join(buffers),):
+            self._transport.write(buffer)
+
+    def _fail(self, error: DrengineError) -> None:
+        """The first error counts. After a broken protocol the socket stays, so that the peer can be told."""
+        if self._error is not None:
+            return
+        self._error = error
         self._arrived.set()
         self._writable.set()
-        if self._transport is not None and not self._transport.is_closing():
-            if isinstance(error, ProtocolError):
-                self._transport.pause_reading()
-            else:
-                self._transport.abort()
+        if self._transport is not None and not isinstance(error, ProtocolError):
+            self._transport.abort()
 
-    def _reported(self) -> Exception:
-        if isinstance(self._error, DrengineError):
-            return self._error
-        return DrengineError(UNREACHABLE, f"{self.peer or 'the peer'}: {self._error or 'the connection is closed'}")
+    def _set_reading(self, reading: bool) -> None:
+        if reading is self._reading or self._transport is None or self._transport.is_closing():
+            return
+        self._reading = reading
+        self._heard_at = self._clock.monotonic()
+        (self._transport.resume_reading if reading else self._transport.pause_reading)()
 
+    def _unsent(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport else 0
 
-async def connect(
-    host: str,
-    port: int,
-    *,
-    networks: DataNetworks,
-    tls: ssl.SSLContext | None,
-    allow_plain: bool = False,
-    observer: TrafficObserver | None = None,
-    handshake_seconds: float = HANDSHAKE_SECONDS,
-) -> FramedStream:
-    """Connect an agent to a target. The resolved address is checked before a connection is made to it.
+    async def _watch(self) -> None:
+        """A peer that is silent, or takes nothing, is gone, whatever TCP believes (faults 34 and 38)."""
+        limits = self._limits
+        while self._error is None:
+            await self._clock.sleep(min(limits.opening_seconds, limits.idle_seconds) / 4)
+            now = self._clock.monotonic()
+            if self._unsent() < self._stuck_bytes or self._writable.is_set():
+                self._stuck_at, self._stuck_bytes = now, self._unsent()
+            if self.connection.state in (State.OPENING, State.GREETED):
+                if now - self._opened_at >= limits.opening_seconds:
+                    self._give_up("opening-timeout", limits.opening_seconds)
+            elif self._reading and now - self._heard_at >= limits.idle_seconds:
+                self._give_up("silent", limits.idle_seconds)
+            elif now - self._stuck_at >= limits.idle_seconds:
+                self._give_up("stalled", limits.idle_seconds)
 
-    Raises:
-        DrengineError: OUTSIDE_DATA_NETWORK, PLAIN_REFUSED, UNREACHABLE, TIMED_OUT.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        found = await asyncio.wait_for(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM), handshake_seconds)
-    except (OSError, TimeoutError) as error:
-        raise DrengineError(UNREACHABLE, f"{host}:{port}: {error}") from error
-    address = str(found[0][4][0])
-    network = networks.label(address)
-    _check_plain(address, tls, allow_plain)
-    stream = FramedStream(Role.AGENT, observer=observer)
-    try:
-        async with asyncio.timeout(handshake_seconds):
-            await loop.create_connection(
-                lambda: stream, address, port, ssl=tls, server_hostname=host if tls is not None else None
-            )
-    except TimeoutError as error:
-        raise DrengineError(TIMED_OUT, f"{host}:{port} did not answer in {handshake_seconds:g} s") from error
-    except (OSError, ssl.SSLError) as error:
-        raise DrengineError(UNREACHABLE, f"{host}:{port}: {error}") from error
-    stream.network = network
-    return stream
-
-
-async def serve(
-    host: str,
-    port: int,
-    handler: Callable[[FramedStream], Awaitable[None]],
-    *,
-    networks: DataNetworks,
-    tls: ssl.SSLContext | None,
-    allow_plain: bool = False,
-    observer: TrafficObserver | None = None,
-    refused: Callable[[DrengineError], None] | None = None,
-    handshake_seconds: float = HANDSHAKE_SECONDS,
-) -> asyncio.Server:
-    """Listen for agents; each accepted peer inside the data networks gets `handler` in a task of its own.
-
-    `refused` is told of each peer that was turned away before its handler ran.
-
-    Raises:
-        DrengineError: UNREACHABLE, the address can't be listened on.
-    """
-    tasks: set[asyncio.Task[None]] = set()
-
-    class Accepted(FramedStream):
-        """A stream that begins its session when its peer has been found allowed."""
-
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            try:
-                self.network = networks.label(self.peer)
-                _check_plain(self.peer, tls, allow_plain)
-            except DrengineError as error:
-                log.warning("refused %s: %s", self.peer, error)
-                if refused:
-                    refused(error)
-                self.abort()
-                return
-            task = asyncio.get_running_loop().create_task(_run(self))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    async def _run(stream: FramedStream) -> None:
-        try:
-            await handler(stream)
-        finally:
-            await stream.close()
-
-    try:
-        return await asyncio.get_running_loop().create_server(
-            lambda: Accepted(Role.TARGET, observer=observer),
-            host,
-            port,
-            ssl=tls,
-            ssl_handshake_timeout=handshake_seconds if tls is not None else None,
-        )
-    except OSError as error:
-        raise DrengineError(UNREACHABLE, f"{host}:{port} can't be listened on: {error.strerror or error}") from error
-
-
-def _check_plain(address: str, tls: ssl.SSLContext | None, allow_plain: bool) -> None:
-    if tls is not None or is_loopback(address):
-        return
-    if not allow_plain:
-        raise DrengineError(PLAIN_REFUSED, f"{address} would be spoken to without TLS")
-    log.warning("block data goes to and from %s WITHOUT encryption, because allow_plain is set", address)
+    def _give_up(self, reason: str, seconds: float) -> None:
+        self._fail(TransportError(TIMED_OUT, reason, f"{self.peer}: {reason} after {seconds:g} s"))

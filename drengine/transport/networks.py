@@ -6,8 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from drengine.model.errors import DrengineError
-from drengine.transport.errors import OUTSIDE_DATA_NETWORK
+from drengine.transport.errors import OUTSIDE_DATA_NETWORK, TransportError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -46,7 +45,7 @@ class DataNetworks:
         """The configured network that holds `peer`: a bounded metric label.
 
         Raises:
-            DrengineError: OUTSIDE_DATA_NETWORK.
+            TransportError: OUTSIDE_DATA_NETWORK.
         """
         if is_loopback(peer):
             return "loopback"
@@ -55,4 +54,5 @@ class DataNetworks:
             if network.version == address.version and address in network:
                 return str(network)
         allowed = ", ".join(map(str, self.networks)) or "loopback only"
-        raise DrengineError(OUTSIDE_DATA_NETWORK, f"{peer} is outside the data networks ({allowed})")
+        message = f"{peer} is outside the data networks ({allowed})"
+        raise TransportError(OUTSIDE_DATA_NETWORK, "outside-data-network", message)

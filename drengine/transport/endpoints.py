@@ -1,0 +1,285 @@
+"""Making sessions: an agent connects, a target listens. Addresses are judged before a byte of data is exchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+from drengine.transport.errors import (
+    PLAIN_REFUSED,
+    TIMED_OUT,
+    UNREACHABLE,
+    TransportError,
+    broken,
+    reason_of,
+)
+from drengine.transport.framed import FramedStream, StreamLimits, TrafficObserver
+from drengine.transport.networks import DataNetworks, is_loopback
+from drengine.wire.connection import Role
+
+log = logging.getLogger("drengine.transport")
+
+CONNECTIONS_MAX = 256
+ACCEPT_RETRY_SECONDS = 1.0
+
+Handler = Callable[[FramedStream], Awaitable[None]]
+
+
+async def connect(
+    host: str,
+    port: int,
+    *,
+    networks: DataNetworks,
+    tls: ssl.SSLContext | None,
+    allow_plain: bool = False,
+    observer: TrafficObserver | None = None,
+    limits: StreamLimits | None = None,
+    clock: Clock | None = None,
+) -> FramedStream:
+    """Connect an agent to a target: to the first address of `host` that lies in the data networks and answers.
+
+    Raises:
+        TransportError: OUTSIDE_DATA_NETWORK, PLAIN_REFUSED, UNREACHABLE, TIMED_OUT.
+    """
+    limits = limits or StreamLimits()
+    try:
+        async with asyncio.timeout(limits.opening_seconds):
+            sock, network = await _connect_inside(host, port, networks, tls, allow_plain)
+            with _closing_on_error(sock):
+                _, stream = await asyncio.get_running_loop().create_connection(
+                    lambda: FramedStream(
+                        Role.AGENT, network=network, observer=observer, limits=limits, clock=clock
+                    ),
+                    sock=sock,
+                    ssl=tls,
+                    server_hostname=host if tls is not None else None,
+                )
+    except TimeoutError as error:
+        message = f"{host}:{port} did not answer in {limits.opening_seconds:g} s"
+        raise TransportError(TIMED_OUT, "opening-timeout", message) from error
+    except OSError as error:
+        raise broken(f"{host}:{port}", error) from error
+    return stream
+
+
+async def _connect_inside(
+    host: str, port: int, networks: DataNetworks, tls: ssl.SSLContext | None, allow_plain: bool
+) -> tuple[socket.socket, str]:
+    """A connected socket to an allowed address, and that address's network."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise TransportError(UNREACHABLE, "unreachable", f"{host}: {error.strerror or error}") from error
+    failure = TransportError(UNREACHABLE, "unreachable", f"{host} has no address")
+    for family, kind, protocol, _, address in found:
+        peer = str(address[0])
+        try:
+            network = networks.label(peer)
+            _check_plain(peer, tls, allow_plain)
+        except TransportError as error:
+            failure = error
+            continue
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        try:
+            with _closing_on_error(sock):
+                await loop.sock_connect(sock, address)
+        except OSError as error:
+            failure = TransportError(UNREACHABLE, "unreachable", f"{peer}:{port}: {error.strerror or error}")
+            continue
+        return sock, network
+    raise failure
+
+
+class Listener:
+    """Accepts agents, each in a task of its own: what goes wrong in one session stays in it.
+
+    Attributes:
+        sockets: listened on.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        handler: Handler,
+        *,
+        networks: DataNetworks,
+        tls: ssl.SSLContext | None,
+        allow_plain: bool,
+        observer: TrafficObserver | None,
+        failed: Callable[[DrengineError], None],
+        limits: StreamLimits,
+        clock: Clock,
+        connections_max: int,
+    ) -> None:
+        self.sockets = tuple(sockets)
+        self._handler = handler
+        self._networks = networks
+        self._tls = tls
+        self._allow_plain = allow_plain
+        self._observer = observer
+        self._failed = failed
+        self._limits = limits
+        self._clock = clock
+        self._connections_max = connections_max
+        self._sessions: set[asyncio.Task[None]] = set()
+        self._acceptors = [asyncio.create_task(self._accept(sock)) for sock in self.sockets]
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Accept no more; sessions go on until their handlers end."""
+        for acceptor in self._acceptors:
+            acceptor.cancel()
+        for sock in self.sockets:
+            sock.close()
+
+    async def wait_closed(self) -> None:
+        """Return when every session has ended."""
+        await asyncio.gather(*self._acceptors, *self._sessions, return_exceptions=True)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listening)
+            except OSError as error:
+                log.error("can't accept connections, trying again: %s", error)
+                await self._clock.sleep(ACCEPT_RETRY_SECONDS)
+                continue
+            session = loop.create_task(self._run(sock, str(address[0])))
+            self._sessions.add(session)
+            session.add_done_callback(self._sessions.discard)
+
+    async def _run(self, sock: socket.socket, peer: str) -> None:
+        try:
+            with _closing_on_error(sock):
+                stream = await self._open(sock, peer)
+        except TransportError as error:
+            self._report(peer, error)
+            return
+        try:
+            await self._handler(stream)
+        except DrengineError as error:
+            self._report(peer, error)
+            await stream.refuse(error)
+        except Exception:
+            log.exception("the session of %s failed", peer)
+        finally:
+            await stream.close()
+
+    async def _open(self, sock: socket.socket, peer: str) -> FramedStream:
+        """The stream of an accepted peer.
+
+        Raises:
+            TransportError: it was turned away, or failed TLS.
+        """
+        network = self._networks.label(peer)
+        _check_plain(peer, self._tls, self._allow_plain)
+        if len(self._sessions) > self._connections_max:
+            message = f"{peer} is one too many, {self._connections_max} are connected"
+            raise TransportError(UNREACHABLE, "too-many-connections", message)
+        try:
+            _, stream = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: FramedStream(
+                    Role.TARGET,
+                    network=network,
+                    observer=self._observer,
+                    limits=self._limits,
+                    clock=self._clock,
+                ),
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._limits.opening_seconds if self._tls else None,
+            )
+        except ConnectionAbortedError as error:  # asyncio's word for a TLS handshake that takes too long
+            raise TransportError(TIMED_OUT, "opening-timeout", f"{peer}: {error}") from error
+        except OSError as error:
+            raise broken(peer, error) from error
+        return stream
+
+    def _report(self, peer: str, error: DrengineError) -> None:
+        log.warning("connection of %s ended, %s: %s", peer, reason_of(error), error.message)
+        self._failed(error)
+
+
+async def serve(
+    host: str,
+    port: int,
+    handler: Handler,
+    *,
+    networks: DataNetworks,
+    tls: ssl.SSLContext | None,
+    allow_plain: bool = False,
+    observer: TrafficObserver | None = None,
+    failed: Callable[[DrengineError], None] = lambda _: None,
+    limits: StreamLimits | None = None,
+    clock: Clock | None = None,
+    connections_max: int = CONNECTIONS_MAX,
+) -> Listener:
+    """Listen for agents; each accepted peer inside the data networks gets `handler` in a task of its own.
+
+    When `handler` raises a DrengineError the peer is told by REFUSE; in any case the stream is closed after it.
+    `failed` is told of each connection that was turned away or ended by an error (`errors.reason_of` gives its label).
+
+    Raises:
+        TransportError: UNREACHABLE, the address can't be listened on.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, _, _, _, address in dict.fromkeys(found):
+            sockets.append(_listen(family, address))
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        message = f"{host}:{port} can't be listened on: {error.strerror or error}"
+        raise TransportError(UNREACHABLE, "unreachable", message) from error
+    return Listener(
+        sockets,
+        handler,
+        networks=networks,
+        tls=tls,
+        allow_plain=allow_plain,
+        observer=observer,
+        failed=failed,
+        limits=limits or StreamLimits(),
+        clock=clock or SystemClock(),
+        connections_max=connections_max,
+    )
+
+
+def _listen(family: int, address: Any) -> socket.socket:
+    sock = socket.create_server(address[:2], family=family, backlog=128)
+    sock.setblocking(False)
+    return sock
+
+
+class _closing_on_error(contextlib.AbstractContextManager[None]):  # noqa: N801 (reads as a statement)
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._sock.close()
+
+
+def _check_plain(peer: str, tls: ssl.SSLContext | None, allow_plain: bool) -> None:
+    if tls is not None or is_loopback(peer):
+        return
+    if not allow_plain:
+        raise TransportError(PLAIN_REFUSED, "plain-refused", f"{peer} would be spoken to without TLS")
+    log.warning("block data goes to and from %s WITHOUT encryption, because allow_plain is set", peer)
