@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?\s*([KMGT]i?)?B?", re.ASCII)
 _FACTORS = {unit: 1024**power for power, unit in enumerate("KMGT", start=1)}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|d|w)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _HOST_PORT = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]/\s]+)):(\d{1,5})", re.ASCII)
 UNIX_PATH_BYTES_MAX = 107
+COUNT_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,18 @@ def parse_size(text: str) -> int:
     """``64MiB``, ``1.5 GiB``, ``4096``: bytes, by powers of 1024.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, not a whole number of bytes, or beyond COUNT_MAX.
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text[:40]!r} is no size; write for example 256MiB")
-    return int(float(match[1]) * (_FACTORS[match[2][0]] if match[2] else 1))
+    fraction = match[2] or ""
+    factor = _FACTORS[match[3][0]] if match[3] else 1
+    count, part = divmod(int(match[1] + fraction) * factor, 10 ** len(fraction))
+    if part or count > COUNT_MAX:
+        what = "too large" if count > COUNT_MAX else "not a whole number of bytes"
+        raise ValueError(f"{text[:40]!r} is {what}; write for example 256MiB")
+    return count
 
 
 def parse_duration(text: str) -> float:
@@ -101,7 +108,7 @@ def _flag(value: Any) -> bool:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= COUNT_MAX:
         raise ValueError("a whole number that is not negative is needed")
     return value
 

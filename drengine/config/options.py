@@ -98,12 +98,15 @@ def load(cls: type[T], path: Path, *, overrides: Mapping[str, Any] | None = None
         DrengineError: BAD_CONFIG, naming file, key and what is wrong.
     """
     try:
-        if path.stat().st_size > CONFIG_BYTES_MAX:
-            raise DrengineError(BAD_CONFIG, f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
-        raise DrengineError(BAD_CONFIG, f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DrengineError(BAD_CONFIG, f"{path}: {error.strerror or error}") from error
+    if len(text) > CONFIG_BYTES_MAX:
+        raise DrengineError(BAD_CONFIG, f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
+    try:
+        values = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number or a nesting beyond reason
         raise DrengineError(BAD_CONFIG, f"{path}: {error}") from error
     return parse(cls, {**values, **(overrides or {})}, where=str(path))
 

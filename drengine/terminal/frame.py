@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from drengine import __version__
 from drengine.model.errors import DrengineError, error_kind
+from drengine.terminal.output import OUTPUT_FAILED, write_output
 
 INTERNAL = error_kind(
     "internal",
@@ -29,16 +30,28 @@ INTERRUPTED_EXIT_CODE = 130
 BROKEN_PIPE_EXIT_CODE = 141
 
 
-def app(name: str, help: str) -> typer.Typer:
-    """A command line or a group of commands."""
-    return typer.Typer(
+def app(name: str, help: str, *, group: type[TyperGroup] | None = None, program: bool = False) -> typer.Typer:
+    """A command line or a group of commands; a `program` has the option --version."""
+    made = typer.Typer(
         name=name,
         help=help,
+        cls=group,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    if program:
+
+        @made.callback(help=help)
+        def options(
+            version: bool = typer.Option(
+                False, "--version", is_eager=True, callback=_print_version, help="Print it and end."
+            ),
+        ) -> None:
+            """The options of the program itself."""
+
+    return made
 
 
 def lazy_app(name: str, help: str, modules: Mapping[str, str]) -> typer.Typer:
@@ -61,27 +74,12 @@ def lazy_app(name: str, help: str, modules: Mapping[str, str]) -> typer.Typer:
             command.name = cmd_name
             return command
 
-    made = typer.Typer(
-        name=name,
-        help=help,
-        cls=Lazy,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    return app(name, help, group=Lazy, program=True)
 
-    @made.callback()
-    def program(
-        version: bool = typer.Option(
-            False, "--version", is_eager=True, callback=_print_version, help="Print it and end."
-        ),
-    ) -> None:
-        """The options of the program itself."""
 
-    program.__doc__ = help
-    made.info.help = help
-    return made
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal or break a line: names and messages may come from anywhere."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _print_version(wanted: bool) -> None:
@@ -94,7 +92,10 @@ def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command and return the exit code; no failure reaches the user as a traceback."""
     try:
         result = typer.main.get_command(commands).main(list(arguments), standalone_mode=False)
+        write_output("")
     except DrengineError as error:
+        if error.kind is OUTPUT_FAILED:
+            _drop_output()
         return _tell(arguments, error.kind.id, error.message, error.hint, error.kind.exit_code)
     except typer.Abort:
         return INTERRUPTED_EXIT_CODE
@@ -106,24 +107,32 @@ def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return BROKEN_PIPE_EXIT_CODE
     except Exception as error:  # noqa: BLE001 (the last resort: a person gets a line, the traceback goes to a file)
         return _tell_internal(arguments, error)
     return result if isinstance(result, int) else 0
 
 
+def _drop_output() -> None:
+    """Send what is still buffered nowhere, or the interpreter would complain about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _tell_internal(arguments: Sequence[str], error: Exception) -> int:
     if os.environ.get("DRENGINE_DEBUG"):
         traceback.print_exc()
-    with tempfile.NamedTemporaryFile("w", prefix="drengine-failure-", suffix=".log", delete=False) as report:
-        traceback.print_exc(file=report)
-    hint = f"Please report it with {report.name}."
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="drengine-failure-", suffix=".log", delete=False) as report:
+            traceback.print_exc(file=report)
+        hint = f"Please report it with {report.name}."
+    except OSError:
+        hint = "Please report it with what DRENGINE_DEBUG=1 shows."
     return _tell(arguments, INTERNAL.id, f"{type(error).__name__}: {error}", hint, INTERNAL.exit_code)
 
 
 def _tell(arguments: Sequence[str], id: str, message: str, hint: str, exit_code: int) -> int:
-    one_line = " ".join(message.split())
+    one_line = printable(" ".join(message.split()))
     if "--json" in arguments:
         print(json.dumps({"error": id, "message": one_line, "hint": hint, "exit_code": exit_code}), file=sys.stderr)
     else:

@@ -12,6 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from drengine.model.errors import DrengineError, error_kind
+
+OUTPUT_FAILED = error_kind(
+    "output-failed",
+    52,
+    "Standard output could not be written.",
+    "Free space where it goes, or send it elsewhere; what the command did is done.",
+)
+
 
 def is_terminal() -> bool:
     """Whether a person looks at standard output."""
@@ -20,7 +29,23 @@ def is_terminal() -> bool:
 
 def emit_json(value: Any) -> None:
     """Print one JSON value on a line of its own; dataclasses become objects."""
-    print(json.dumps(value, default=_plain, separators=(", ", ": ")), flush=True)
+    write_output(json.dumps(value, default=_plain) + "\n")
+
+
+def write_output(text: str) -> None:
+    """Write to standard output now, with what was printed before.
+
+    Raises:
+        DrengineError: OUTPUT_FAILED.
+        BrokenPipeError: whoever read it has gone.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DrengineError(OUTPUT_FAILED, f"standard output: {error.strerror or error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,11 @@ from drengine.terminal import app, emit_json, human_bytes, human_duration, main,
 from drengine_agent.config import AgentConfig, load_config, parse_config
 from drengine_agent.errors import CONFIG_EXISTS
 
-commands = app("drengine-agent", "Protects this server's disks: captures their changes and ships them to a target.")
+commands = app(
+    "drengine-agent",
+    "Protects this server's disks: captures their changes and ships them to a target.",
+    program=True,
+)
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
