@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from drengine.model.errors import DrengineError
+from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import Mark, RecoveryPoint
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
@@ -101,11 +102,9 @@ class Branches:
     def ancestry_points(self, source: str) -> Iterator[PointRow]:
         """Points of the active branch and of what it grew from, newest first."""
         branch = self._context.catalogue.source(source).active_branch
-        sequence: int | None = None
+        sequence = OFFSET_MAX
         while branch:
-            for point in reversed(self._context.catalogue.points(source, branch)):
-                if sequence is None or point.sequence <= sequence:
-                    yield point
+            yield from self._context.catalogue.points_newest_first(source, branch, sequence)
             row = self._context.catalogue.branch(source, branch)
             branch, sequence = row.parent, row.base_sequence
 

@@ -43,6 +43,7 @@ CATALOGUE_NAME = "catalogue.sqlite"
 APPLICATION_ID = 0x4452454E
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
+_POINTS_AT_ONCE = 32
 
 _TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
 
@@ -130,7 +131,12 @@ class Catalogue:
         if found is None or found[0] != "ok":
             raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: {found[0] if found else 'no answer'}")
         for table in Tables.ALL:
-            self._select(table, "")
+            with self._lock, self._errors():
+                rows = self._db.execute(f"SELECT * FROM {table.name}")
+                if not all(row_checksum(table.name, row[:-1]) == row[-1] for row in rows):
+                    raise DrengineError(
+                        CATALOGUE_DAMAGED, f"catalogue: a row of {table.name} fails its checksum"
+                    )
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -241,6 +247,16 @@ class Catalogue:
             found = self._select(Tables.POINT, where, source, branch)
         return cast("list[PointRow]", found)
 
+    def points_newest_first(self, source: str, branch: int, until: int) -> Iterator[PointRow]:
+        """Points of a branch at or before a position, newest first, read a few at a time."""
+        where = "WHERE source = ? AND branch = ? AND sequence <= ? ORDER BY sequence DESC LIMIT ?"
+        while True:
+            found = self._select(Tables.POINT, where, source, branch, until, _POINTS_AT_ONCE)
+            yield from found
+            if len(found) < _POINTS_AT_ONCE:
+                return
+            until = found[-1].sequence - 1
+
     def point(self, source: str, branch: int, sequence: int) -> PointRow | None:
         """One point, or None."""
         where = "WHERE source = ? AND branch = ? AND sequence = ?"
@@ -316,20 +332,29 @@ def _schema() -> dict[str, str]:
 
 
 def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    mode = "ro" if read_only else "rwc"
+    if not read_only:
+        return _configured(path, "mode=rwc", ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"))
+    try:
+        return _configured(path, "mode=ro", ("SELECT count(*) FROM sqlite_master",))
+    except sqlite3.OperationalError:
+        # A reader needs a -shm file. Where none can be made nobody writes either, unless a log is left to replay.
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise
+        return _configured(path, "mode=ro&immutable=1", ("SELECT count(*) FROM sqlite_master",))
+
+
+def _configured(path: Path, mode: str, statements: tuple[str, ...]) -> sqlite3.Connection:
     db = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
+        f"{path.absolute().as_uri()}?{mode}",
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
     try:
-        if not read_only:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA cell_size_check = ON")
-        db.execute("PRAGMA trusted_schema = OFF")
+        for statement in (*statements, "PRAGMA cell_size_check = ON", "PRAGMA trusted_schema = OFF"):
+            db.execute(statement).fetchall()
     except BaseException:
         db.close()
         raise

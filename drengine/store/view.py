@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+import numpy as np
+
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE, UNKNOWN_VOLUME
+from drengine.store.extentmap import FlatMap, coalesce, merge
 from drengine.store.leases import Lock, Position
 from drengine.store.records import Address, Records
 from drengine.store.stack import StackLayer
@@ -21,7 +24,7 @@ from drengine.wire.payload import digest
 
 ExtentType = Literal["data", "zero", "hole"]
 
-_WINDOW_BYTES = 1 << 30
+_WINDOW_BYTES = 1 << 34
 _READ_BYTES = 4 << 20
 _ZEROS = bytes(1 << 16)
 
@@ -112,15 +115,32 @@ class View:
         self._check_range(volume, offset, length)
         held: tuple[int, int, ExtentType] | None = None
         for at in range(offset, offset + length, _WINDOW_BYTES):
-            for piece in self.pieces(volume, at, min(_WINDOW_BYTES, offset + length - at)):
-                if held and held[2] == piece.type:
-                    held = (held[0], held[1] + piece.length, held[2])
+            for run in self._runs(volume, at, min(at + _WINDOW_BYTES, offset + length)):
+                if held and held[2] == run[2]:
+                    held = (held[0], held[1] + run[1], held[2])
                     continue
                 if held:
                     yield held
-                held = (piece.offset, piece.length, piece.type)
+                held = run
         if held:
             yield held
+
+    def _runs(self, volume: int, start: int, end: int) -> Iterator[tuple[int, int, ExtentType]]:
+        """Runs of one type between two offsets; neighbours may be of one type."""
+        at = start
+        for run_start, run_length, segment, _, _ in merged_types(self._layers(), volume, start, end).lookup(
+            start, end - start
+        ):
+            if run_start > at:
+                yield at, run_start - at, "hole"
+            yield run_start, run_length, "data" if segment else "zero"
+            at = run_start + run_length
+        if at < end:
+            yield at, end - at, "hole"
+
+    def _layers(self) -> list[StackLayer]:
+        """What the view looks through, newest first."""
+        return self._stack
 
     def digests(self, volume: int, offset: int, chunk_bytes: int, count: int) -> bytes:
         """xxh3-128 of `count` chunks, from real reads; a chunk is cut off at the volume's end (beyond it: empty)."""
@@ -144,7 +164,7 @@ class View:
 
     def pieces(self, volume: int, offset: int, length: int) -> list[Piece]:
         """Where the bytes of a range come from, in order, without gaps."""
-        return look_up(self._stack, volume, offset, length)
+        return look_up(self._layers(), volume, offset, length)
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
         self._copy(
@@ -209,3 +229,25 @@ def look_up(stack: Sequence[StackLayer], volume: int, offset: int, length: int) 
     found += [Piece(start, size, 0, -1, 0, 0) for start, size in gaps]
     found.sort()
     return found
+
+
+def merged_types(stack: Sequence[StackLayer], volume: int, start: int, end: int) -> FlatMap:
+    """What is data (segment 1) and what is zeros (segment 0) around a range, joined into few rows."""
+    merged = FlatMap.empty()
+    for layer in reversed(stack):
+        flat = layer.maps.get(volume)
+        if flat is None or not len(flat):
+            continue
+        first = max(0, int(np.searchsorted(flat.starts, np.uint64(start), "right")) - 1)
+        last = int(np.searchsorted(flat.starts, np.uint64(end), "left"))
+        part = flat.take(slice(first, last))
+        # Plain offsets that follow the volume's let any neighbouring data join.
+        types = FlatMap(
+            part.starts,
+            part.lengths,
+            (part.segments > 0).astype(np.uint32),
+            np.zeros(len(part), dtype=np.uint32),
+            part.starts.astype(np.uint32),
+        )
+        merged = merge(coalesce(types), merged)
+    return merged

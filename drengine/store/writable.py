@@ -25,7 +25,7 @@ from drengine.store.log import Appended, BranchWriter
 from drengine.store.rowset import RowSet
 from drengine.store.segment import parse_geometry
 from drengine.store.stack import StackLayer, resolve_rows
-from drengine.store.view import Piece, View, look_up
+from drengine.store.view import Piece, View
 from drengine.wire.payload import digest, encode_payload
 
 _MEMORY = 0xFFFFFFFF
@@ -185,11 +185,14 @@ class WritableView(View):
     def pieces(self, volume: int, offset: int, length: int) -> list[Piece]:
         """See View; bytes not durable yet appear as those of segment 2**32 - 1."""
         with self._lock:
-            branch = self.branch
+            return super().pieces(volume, offset, length)
+
+    def _layers(self) -> list[StackLayer]:
+        with self._lock:
             newest = [self._buffer, *reversed(self._packed)]
-            stack = [StackLayer(branch, pending.maps()) for pending in newest]
-            stack += [StackLayer(branch, maps) for maps in reversed(self._tail)]
-            return look_up([*stack, *self._stack], volume, offset, length)
+            stack = [StackLayer(self.branch, pending.maps()) for pending in newest]
+            stack += [StackLayer(self.branch, maps) for maps in reversed(self._tail)]
+            return [*stack, *self._stack]
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
         with self._lock:

@@ -1,7 +1,7 @@
 """Makes the sample stores under tests/store/samples: run it when the format gets a new version, beside the old ones.
 
 ``python -m tests.store.make_samples DIRECTORY`` writes ``v1-good`` and its damaged relatives, each named by defect.
-Everything in them is fixed (content, clock, salts, identity), so that a second run gives the same bytes but for SQLite's.
+Everything in them is fixed (content, clock, salts, identity): a second run gives the same bytes but SQLite's.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 
 from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
-from drengine.model.points import PointKind, PointSelector
+from drengine.model.points import PointSelector
 from drengine.store.catalogue import CATALOGUE_NAME
 from drengine.store.damage import DamagedRange
 from drengine.store.errors import (
@@ -21,7 +21,6 @@ from drengine.store.errors import (
     NOT_A_STORE,
     STORE_IDENTITY_DAMAGED,
     STORE_VERSION,
-    UNKNOWN_POINT,
 )
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
@@ -439,13 +438,25 @@ def test_a_symbolic_link_in_a_segments_place_is_not_followed(sample, tmp_path):
         assert served(copy, source) != "same"
 
 
-def test_a_read_only_open_works_on_files_that_nobody_may_write(sample):
+def test_a_store_on_a_disk_that_nobody_may_write_is_read_all_the_same(sample):
     path, source = sample
     with scratch() as space:
+        space.chmod(0o755)
         copy = space / "copy"
         shutil.copytree(path, copy)
         Store.open(copy).close()
-        assert served(copy, source) == "same"
-    with raises(UNKNOWN_POINT), Store.open(path, read_only=True) as store:
-        store.find_point("web1", PointSelector(before_ns=1))
-    assert PointKind.QUIET
+        for entry in (copy, *copy.rglob("*")):
+            entry.chmod(0o555 if entry.is_dir() else 0o444)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                os._exit(0 if served(copy, source) == "same" else 1)
+            finally:
+                os._exit(2)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for entry in (copy, *copy.rglob("*")):
+            entry.chmod(0o755)
+        assert status == 0
+        assert not list((copy / "locks").glob("lease-*"))
