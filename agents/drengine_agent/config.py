@@ -1,5 +1,5 @@
 """The agent's options: defined once; parser, example file and reference page come from here."""
-# ruff: noqa: RUF009 - `option` makes a dataclass field, as `field` does
+
 
 from __future__ import annotations
 

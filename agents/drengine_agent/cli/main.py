@@ -89,7 +89,7 @@ def check_config(config: Config = DEFAULT_CONFIG, json: Json = False) -> None:
 
 
 @commands.command()
-def protect(  # noqa: PLR0917 - typer passes them by name
+def protect(
     target: Annotated[str, typer.Option(help="The target's HOST:PORT.")],
     source: Annotated[str, typer.Option(help="This server's name at the target.")],
     volume: Annotated[list[str], typer.Option(help="NAME=PATH; once for each volume.")],
