@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +44,25 @@ def make_image(path: Path, size_bytes: int, *, seed: int = 1) -> None:
             left -= run
 
 
+def random_blocks(size_bytes: int, share: float, *, seed: int) -> Iterator[tuple[int, bytes]]:
+    """A share of the 4 KiB blocks in random places, in the order of their offsets, with half-random contents."""
+    blocks = size_bytes // GRAIN_BYTES
+    for block in sorted(random.Random(seed).sample(range(blocks), int(blocks * share))):
+        yield (
+            block * GRAIN_BYTES,
+            random.Random(seed + block).randbytes(GRAIN_BYTES // 2) + bytes(GRAIN_BYTES // 2),
+        )
+
+
 def change_random(path: Path, share: float, *, seed: int) -> int:
-    """Overwrite a share of the 4 KiB blocks at random places with random bytes; returns how many."""
-    blocks = path.stat().st_size // GRAIN_BYTES
-    chosen = random.Random(seed).sample(range(blocks), int(blocks * share))
+    """Overwrite a share of the 4 KiB blocks at random places; returns how many."""
+    count = 0
     with path.open("r+b") as image:
-        for block in sorted(chosen):
-            image.seek(block * GRAIN_BYTES)
-            image.write(random.Random(seed + block).randbytes(GRAIN_BYTES // 2) + bytes(GRAIN_BYTES // 2))
-    return len(chosen)
+        for offset, data in random_blocks(path.stat().st_size, share, seed=seed):
+            image.seek(offset)
+            image.write(data)
+            count += 1
+    return count
 
 
 def change_contiguous(path: Path, share: float, *, seed: int) -> int:

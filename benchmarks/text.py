@@ -1,0 +1,48 @@
+"""The tables for people, in plain text."""
+
+from __future__ import annotations
+
+from benchmarks.results import Figure, Table
+
+_UNIT_OF_LIMITS = 1e9
+
+
+def limits_text(limits: dict[str, float]) -> str:
+    """The machine's limits, in GB/s."""
+    width = max(map(len, limits), default=0)
+    rows = [f"  {name:<{width}}  {value / _UNIT_OF_LIMITS:6.2f} GB/s" for name, value in limits.items()]
+    return "\n".join(["Limits of this machine, in this run", *rows])
+
+
+def table_text(table: Table) -> str:
+    """One table: value, ratio to the baseline, spread, bytes, aim, remark of the row."""
+    width = max(len(figure.name) for figure in table.figures)
+    better = "higher" if table.higher_is_better else "lower"
+    lines = [f"{table.title}  [{table.unit}, {better} is better]"]
+    lines += [_row(table, figure, width) for figure in table.figures]
+    if table.remark:
+        lines.append(f"  ({table.remark})")
+    return "\n".join(lines)
+
+
+def _row(table: Table, figure: Figure, width: int) -> str:
+    mark = "*" if figure.ours else " "
+    if figure.value is None:
+        return f"{mark} {figure.name:<{width}}  FAILED: {figure.failed}"
+    ratio = table.ratio(figure)
+    parts = [
+        f"{mark} {figure.name:<{width}}  {number(figure.value):>9}",
+        f"x {ratio:<6.2f}" if ratio is not None else " " * 8,
+    ]
+    if len(figure.runs) > 1:
+        parts.append(f"[{number(min(figure.runs))} - {number(max(figure.runs))}]")
+    if figure.wire_bytes is not None:
+        parts.append(f"{figure.wire_bytes / 1e6:,.1f} MB")
+    if figure.name in table.aims:
+        parts.append(f"aim {number(table.aims[figure.name])}: {table.verdict(figure)}")
+    return "  ".join(parts) + (f"  {figure.note}" if figure.note else "")
+
+
+def number(value: float) -> str:
+    """A few significant digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" if value >= 1 else f"{value:.3f}"

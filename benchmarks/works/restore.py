@@ -1,0 +1,94 @@
+"""Bringing a point back as a raw file: by `drengine restore`, and over NBD from the running target."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.bench import Bench
+from benchmarks.peers import qemu_nbd, run, serving, uri
+from benchmarks.results import Contestant, Measured, Table, clocked, contest
+from benchmarks.site import Target, environment, site
+
+RESTORE, UNVERIFIED = "drengine restore, read back and compared", "drengine restore --no-verify"
+
+
+def measure(bench: Bench) -> list[Table]:
+    """Ours beside copies from an uncompressed image."""
+    with site(bench.fresh("restored")) as here:
+        target = here.start_target()
+        since_ns = time.time_ns()
+        here.start_agent(target, "source", {"disk": bench.image})
+        target.wait_point("source", since_ns)
+        output = bench.folder / "restored.img"
+
+        def checked(measured: Measured) -> Measured:
+            run("cmp", bench.image, output)
+            output.unlink()
+            return measured
+
+        def from_qemu() -> Measured:
+            socket = bench.folder / "restore.sock"
+            with serving(socket, *qemu_nbd(socket, bench.image, "-r")):
+                return checked(clocked(lambda: _nbdcopy(uri(socket), output)))
+
+        figures = contest(
+            [
+                Contestant(RESTORE, lambda: checked(clocked(lambda: _restore(target, output))), ours=True),
+                Contestant(
+                    UNVERIFIED,
+                    lambda: checked(clocked(lambda: _restore(target, output, "--no-verify"))),
+                    ours=True,
+                ),
+                Contestant(
+                    "nbdcopy from drengine's export",
+                    lambda: checked(clocked(lambda: _nbdcopy(uri(target.nbd, "source/disk@latest"), output))),
+                    ours=True,
+                ),
+                Contestant("nbdcopy from qemu-nbd", from_qemu),
+                Contestant("cp", lambda: checked(clocked(lambda: _copy(bench.image, output)))),
+            ],
+            bench.rounds,
+        )
+    return [
+        Table(
+            "restore",
+            f"Restore of {bench.image_bytes >> 20} MiB to a file",
+            "s",
+            figures,
+            baseline=RESTORE,
+            remark="Whole commands, synced; ours decompress and check what the peers read plain. All results were compared.",
+        )
+    ]
+
+
+def _restore(target: Target, output: Path, *options: str) -> None:
+    command = (
+        "restore",
+        "latest",
+        "--store",
+        str(target.store),
+        "--to",
+        f"disk={output}",
+        "--json",
+        *options,
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "drengine.cli.main", *command],
+        capture_output=True,
+        env=environment(),
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"drengine restore failed: {done.stderr.decode()[-300:]}")
+
+
+def _nbdcopy(source: str, output: Path) -> None:
+    run("nbdcopy", "--flush", source, str(output))
+
+
+def _copy(image: Path, output: Path) -> None:
+    run("cp", "--sparse=never", "--reflink=never", image, output)
+    run("sync", "-d", output)
