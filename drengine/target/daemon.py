@@ -33,7 +33,7 @@ from drengine.target.metrics import TargetMetrics
 from drengine.target.session import ended_because
 from drengine.target.sources import Sources
 from drengine.telemetry import MetricsEndpoint, notify
-from drengine.transport import DataNetworks, serve, server_context
+from drengine.transport import DataNetworks, Listener, serve, server_context
 from drengine.transport.networks import is_loopback
 
 log = logging.getLogger("drengine.target")
@@ -41,6 +41,7 @@ log = logging.getLogger("drengine.target")
 EXPORT_THREADS = 4
 BLOCKING_THREADS = 32
 NBD_GRACE_SECONDS = 5.0
+CONNECTIONS_GRACE_SECONDS = 3.0
 SECOND_SIGNAL_EXIT_CODE = 143
 
 
@@ -125,7 +126,6 @@ class TargetDaemon:
         cleanup.push_async_callback(self.maintenance.stop)
 
         nbd_address = await self._serve_nbd(store, readers)
-        cleanup.push_async_callback(self.reception.close, config.stop_seconds)
         server = await serve(
             config.listen.host,
             config.listen.port,
@@ -137,12 +137,19 @@ class TargetDaemon:
             failed=lambda error: self.metrics.count(m.ENDED, 1, ended_because(error)),
             clock=self.clock,
         )
-        cleanup.push_async_callback(server.wait_closed)
+        cleanup.push_async_callback(self._drain, server)
         cleanup.callback(server.close)
         metrics_port = self._serve_metrics()
         self._ready = True
         host, port = server.sockets[0].getsockname()[:2]
         return Addresses((host, port), nbd_address, config.nbd_socket, metrics_port)
+
+    async def _drain(self, server: Listener) -> None:
+        """End all sessions in peace; whoever does not let go in time is left to its fate."""
+        seconds = self.config.stop_seconds
+        await self.reception.close(seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(server.wait_closed(), CONNECTIONS_GRACE_SECONDS)
 
     def _maintenance(self, store: Store) -> Maintenance:
         options = self.config.maintenance

@@ -10,8 +10,8 @@ from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeo
 from drengine.store.store import Store
 from tests.target.agent import data_batch
 
-SIZE = (20 << 20) + 512
-"""Several restore units and an odd tail."""
+SIZE = (6 << 20) + 512
+"""Several (shrunken) restore units and an odd tail."""
 
 
 def make(
@@ -27,7 +27,7 @@ def make(
         sequence = 1
         writer.append_geometry(1, Mark(), (VolumeGeometry(1, "data", identity, SIZE),), generation=1)
         for number in range(2):
-            for _ in range(40):
+            for _ in range(24):
                 sequence += 1
                 offset = rng.randrange(SIZE // 65536) * 65536
                 if rng.random() < 0.2:
