@@ -98,6 +98,7 @@ class Branches:
             if catalogue.source(source).active_branch == branch:
                 raise DrengineError(POINT_IN_USE, f"branch {branch} is the active one of {source!r}")
             catalogue.put(catalogue.branch(source, branch)._replace(closed=1))
+        write_manifest(self._context)
 
     def ancestry_points(self, source: str) -> Iterator[PointRow]:
         """Points of the active branch and of what it grew from, newest first."""

@@ -134,9 +134,7 @@ class Catalogue:
             with self._lock, self._errors():
                 rows = self._db.execute(f"SELECT * FROM {table.name}")
                 if not all(row_checksum(table.name, row[:-1]) == row[-1] for row in rows):
-                    raise DrengineError(
-                        CATALOGUE_DAMAGED, f"catalogue: a row of {table.name} fails its checksum"
-                    )
+                    raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: a row of {table.name} fails its checksum")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -204,9 +202,7 @@ class Catalogue:
 
     def branches(self, source: str) -> list[BranchRow]:
         """All branches of a source, by number."""
-        return cast(
-            "list[BranchRow]", self._select(Tables.BRANCH, "WHERE source = ? ORDER BY branch", source)
-        )
+        return cast("list[BranchRow]", self._select(Tables.BRANCH, "WHERE source = ? ORDER BY branch", source))
 
     def branch(self, source: str, branch: int) -> BranchRow:
         """One branch, closed or not.

@@ -54,9 +54,7 @@ class CompactionReport:
     complete: bool = True
 
 
-def compact(
-    context: StoreContext, *, bytes_max: int | None, yield_to: Callable[[], None]
-) -> CompactionReport:
+def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[[], None]) -> CompactionReport:
     """Give back space.
 
     Args:
@@ -69,11 +67,10 @@ def compact(
     """
     report = CompactionReport()
     with lock_maintenance(context.directory), os_errors("compacting"):
+        context.storage.sweep()
         manifest_due = True
         for source in context.catalogue.sources():
-            roots_of = branch_roots(
-                context.catalogue, source.name, lambda: leased_positions(context.directory)
-            )
+            roots_of = branch_roots(context.catalogue, source.name, lambda: leased_positions(context.directory))
             for roots in roots_of:
                 if manifest_due:
                     write_manifest(context)
@@ -257,9 +254,7 @@ def _replace(context: StoreContext, old: SegmentRow, new: SegmentRow) -> None:
     with context.catalogue.transaction():
         found = context.catalogue.segment(old.source, old.branch, old.segment)
         if found != old:
-            raise DrengineError(
-                DAMAGED, f"segment {old.segment} of {old.source!r} changed while it was compacted"
-            )
+            raise DrengineError(DAMAGED, f"segment {old.segment} of {old.source!r} changed while it was compacted")
         context.catalogue.put(new)
 
 

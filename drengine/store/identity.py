@@ -47,9 +47,7 @@ def read_identity(directory: Path) -> bytes:
     """
     path = directory / IDENTITY_NAME
     if not path.is_file():
-        raise DrengineError(
-            NOT_A_STORE, f"{directory} is not a replica store: it has no {IDENTITY_NAME} file"
-        )
+        raise DrengineError(NOT_A_STORE, f"{directory} is not a replica store: it has no {IDENTITY_NAME} file")
     with os_errors(f"reading {path}"), path.open("rb") as file:
         data = file.read(IDENTITY_BYTES_MAX)
     lines = data.split(b"\n")

@@ -66,9 +66,7 @@ class BranchRoots:
         return not self.positions and bool(self.branch.closed)
 
 
-def branch_roots(
-    catalogue: Catalogue, source: str, read_leases: Callable[[], set[Position]]
-) -> list[BranchRoots]:
+def branch_roots(catalogue: Catalogue, source: str, read_leases: Callable[[], set[Position]]) -> list[BranchRoots]:
     """Roots of every branch of a source, children first.
 
     Heads are read before leases: a reader of a head takes its lease first and then looks whether the head has moved.
@@ -120,9 +118,7 @@ def branch_liveness(catalogue: Catalogue, records: Records, roots: BranchRoots) 
         yield SegmentLiveness(segment, rows, live, bool(visible.any()) or bool(last > first))
 
 
-def _judge(
-    rows: RowSet, numbers: NDArray[np.int64], live: NDArray[np.bool_], cover: dict[int, FlatMap]
-) -> None:
+def _judge(rows: RowSet, numbers: NDArray[np.int64], live: NDArray[np.bool_], cover: dict[int, FlatMap]) -> None:
     """Mark which of these rows show past `cover`, and add them to it."""
     for volume in np.unique(rows.volume[numbers]).tolist():
         mine = numbers[rows.volume[numbers] == volume]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from drengine.model.errors import BAD_EXTENTS, DrengineError
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, EXTENT, Batch
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, EXTENT, OFFSET_MAX, Batch
 from drengine.model.points import Cut, Mark, VolumeGeometry
 from drengine.store import segment as codec
 from drengine.store.blobs import Appender
@@ -33,6 +33,8 @@ from drengine.store.leases import lock_branch
 from drengine.store.names import layer_last, parse_segment_name, segment_directory, segment_name
 from drengine.store.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
 from drengine.store.segment import RecordType, Role, SegmentHeader
+
+EPOCH_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,12 @@ class BranchWriter:
         self, sequence: int, mark: Mark, volumes: tuple[VolumeGeometry, ...], *, generation: int
     ) -> Appended | None:
         """Append a declaration of all volumes; see `append_batch`."""
-        if not self._accept(sequence, generation):
+        if not self._accept(sequence, mark, generation):
             return None
-        where = self._append(RecordType.GEOMETRY, sequence, mark, codec.pack_geometry(volumes))
+        table = codec.pack_geometry(volumes)
+        if len(table) > codec.GEOMETRY_BYTES_MAX or len({v.volume for v in volumes}) < len(volumes):
+            raise DrengineError(BAD_EXTENTS, f"geometry {sequence}: too long, or a volume is declared twice")
+        where = self._append(RecordType.GEOMETRY, sequence, mark, table)
         self._geometry = {volume.volume: volume for volume in volumes}
         return where
 
@@ -160,15 +165,11 @@ class BranchWriter:
                 STORE_FULL (the writer is back at the durable position and may be used again);
                 STORE_IO (it is of no more use).
         """
-        if not self._accept(sequence, generation):
+        if not self._accept(sequence, mark, generation):
             return None
         sizes = {number: volume.size_bytes for number, volume in self._geometry.items()}
         fault = codec.table_fault(batch.table, batch.plain_length, sizes)
-        if (
-            fault
-            or len(batch.payload) > codec.PAYLOAD_BYTES_MAX
-            or batch.plain_length > BATCH_PLAIN_BYTES_MAX
-        ):
+        if fault or len(batch.payload) > codec.PAYLOAD_BYTES_MAX or batch.plain_length > BATCH_PLAIN_BYTES_MAX:
             raise DrengineError(BAD_EXTENTS, f"batch {sequence}: {fault or 'the payload is too long'}")
         return self._append(
             RecordType.BATCH,
@@ -182,8 +183,10 @@ class BranchWriter:
 
     def append_cut(self, sequence: int, mark: Mark, cut: Cut, *, generation: int) -> Appended | None:
         """Append a recovery point; it becomes visible with the commit. See `append_batch`."""
-        if not self._accept(sequence, generation):
+        if not self._accept(sequence, mark, generation):
             return None
+        if not 0 <= cut.time_ns <= OFFSET_MAX or len(cut.label.encode()) > codec.LABEL_BYTES_MAX:
+            raise DrengineError(BAD_EXTENTS, f"cut {sequence}: its time is out of range or its label too long")
         now_ns = self._context.clock.now_ns()
         where = self._append(RecordType.CUT, sequence, mark, codec.pack_cut(cut), time_ns=now_ns)
         self._points.append(
@@ -287,15 +290,15 @@ class BranchWriter:
         self._geometry = {volume.volume: volume for volume in codec.parse_geometry(self._row.geometry)}
         self._points = []
 
-    def _accept(self, sequence: int, generation: int) -> bool:
+    def _accept(self, sequence: int, mark: Mark, generation: int) -> bool:
         """Whether this position is the next one (False: a duplicate)."""
         self._check_generation(generation)
+        if len(mark.epoch) != EPOCH_BYTES or not 0 <= mark.position <= OFFSET_MAX:
+            raise DrengineError(BAD_EXTENTS, f"position {sequence}: its mark is out of range")
         if sequence <= self._sequence:
             return False
         if sequence > self._sequence + 1:
-            raise DrengineError(
-                SEQUENCE_GAP, f"position {sequence} of {self.source!r} came after {self._sequence}"
-            )
+            raise DrengineError(SEQUENCE_GAP, f"position {sequence} of {self.source!r} came after {self._sequence}")
         return True
 
     def _check_generation(self, generation: int) -> None:

@@ -79,9 +79,7 @@ def rebuild_catalogue(
                 manifest, newest = None, False
             report = RebuildReport(manifest_number=manifest.number if manifest else 0)
             if not newest:
-                report.lost.append(
-                    "the newest manifest is not readable: retired points may come back as damaged"
-                )
+                report.lost.append("the newest manifest is not readable: retired points may come back as damaged")
             for name in names:
                 if layer_last(name):
                     storage.delete(name)
@@ -107,9 +105,7 @@ def finish_rebuild(context: StoreContext) -> None:
     """Make the layers and judge the points of a store whose catalogue has just been rebuilt."""
     for source in context.catalogue.sources():
         for branch in context.catalogue.branches(source.name):
-            closed = [
-                row for row in context.catalogue.segments(source.name, branch.branch) if row.state != OPEN
-            ]
+            closed = [row for row in context.catalogue.segments(source.name, branch.branch) if row.state != OPEN]
             if closed:
                 context.layers.segment_closed(source.name, branch.branch, closed[-1].segment)
         judge_points(context, source.name)
@@ -187,8 +183,7 @@ def _fill(
             report.segments += len(found.segments)
             report.points += len(points)
             report.lost += [
-                f"branch {bad.branch} of {name!r} from position {bad.sequence}: {bad.reason}"
-                for bad in found.damage
+                f"branch {bad.branch} of {name!r} from position {bad.sequence}: {bad.reason}" for bad in found.damage
             ]
         catalogue.put(*_source_rows(name, source_rows.get(name), rows, now_ns))
         report.branches += len(rows)
@@ -196,9 +191,7 @@ def _fill(
         progress(done + 1, len(names))
 
 
-def _branch_row(
-    name: str, number: int, old: BranchRow | None, found: SalvagedBranch, now_ns: int
-) -> BranchRow:
+def _branch_row(name: str, number: int, old: BranchRow | None, found: SalvagedBranch, now_ns: int) -> BranchRow:
     header = found.header
     if old is None:
         base = header.base_sequence if header else 0
@@ -245,9 +238,7 @@ def _source_rows(
     newest = max(main, key=lambda row: (row.generation, row.branch), default=None)
     if newest is None or (old and old.generation >= newest.generation):
         return [old or SourceRow(name, 1, 1)]
-    left = [
-        row._replace(superseded_ns=row.superseded_ns or now_ns) for row in main if row.branch != newest.branch
-    ]
+    left = [row._replace(superseded_ns=row.superseded_ns or now_ns) for row in main if row.branch != newest.branch]
     return [SourceRow(name, newest.generation, newest.branch), *left]
 
 

@@ -133,9 +133,7 @@ class SegmentScan:
 
     def index(self) -> SegmentIndex:
         """What was walked so far."""
-        return SegmentIndex.make(
-            self.header, self._header_length, b"".join(self._headers), b"".join(self._tables)
-        )
+        return SegmentIndex.make(self.header, self._header_length, b"".join(self._headers), b"".join(self._tables))
 
 
 class Records:
@@ -210,9 +208,7 @@ class Records:
         for _ in range(_READ_ATTEMPTS):
             index = self.index(row)
             if not 0 <= record < index.record_count:
-                raise DrengineError(
-                    DAMAGED, f"{Address(row.source, row.branch, row.segment, record)} is not there"
-                )
+                raise DrengineError(DAMAGED, f"{Address(row.source, row.branch, row.segment, record)} is not there")
             name = segment_name(row.source, row.branch, row.segment, index.header.revision)
             start, length = index.payload_range(record)
             try:
@@ -290,9 +286,7 @@ def decode_record(index: SegmentIndex, record: int, payload: bytes) -> Record:
         raise DrengineError(DAMAGED, f"{address}: payload fails its checksum")
     dropped: tuple[tuple[int, int], ...] = ()
     if int(fields["flags"]) & FLAG_DROPPED:
-        dropped = tuple(
-            codec.plain_ranges(np.frombuffer(table, dtype=codec.EXTENT_DTYPE), ExtentKind.DROPPED)
-        )
+        dropped = tuple(codec.plain_ranges(np.frombuffer(table, dtype=codec.EXTENT_DTYPE), ExtentKind.DROPPED))
     if not payload and int(fields["plain_length"]) == 0:
         return Record(memoryview(b""), dropped)
     batch = Batch(table, Codec(int(fields["codec"])), int(fields["plain_length"]), payload)
@@ -302,9 +296,7 @@ def decode_record(index: SegmentIndex, record: int, payload: bytes) -> Record:
         raise DrengineError(DAMAGED, f"{address}: {error.message}") from error
 
 
-def check_record(
-    index: SegmentIndex, record: int, payload: bytes, rows: NDArray[np.bool_] | None = None
-) -> memoryview:
+def check_record(index: SegmentIndex, record: int, payload: bytes, rows: NDArray[np.bool_] | None = None) -> memoryview:
     """Decode a BATCH record and hash its DATA rows again (or only those that `rows` selects).
 
     Raises:

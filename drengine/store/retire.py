@@ -28,9 +28,7 @@ def retain(context: StoreContext, policy: RetentionPolicy, now_ns: int) -> list[
     return removed
 
 
-def _retain_source(
-    context: StoreContext, source: str, policy: RetentionPolicy, now_ns: int
-) -> list[RecoveryPoint]:
+def _retain_source(context: StoreContext, source: str, policy: RetentionPolicy, now_ns: int) -> list[RecoveryPoint]:
     catalogue = context.catalogue
     branches, points = catalogue.branches(source), catalogue.points(source)
     # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
@@ -40,9 +38,7 @@ def _retain_source(
     leased = {(lease.branch, lease.sequence) for lease in leases if lease.source == source}
     protected = {f"{branch}-{sequence}" for branch, sequence in bases | leased}
     ended = {row.branch for row in branches if row.closed or row.superseded_ns}
-    by_policy = plan(
-        [row.value() for row in points], now_ns, policy, protected=protected, ended_branches=ended
-    )
+    by_policy = plan([row.value() for row in points], now_ns, policy, protected=protected, ended_branches=ended)
     closed_drills = {row.branch for row in branches if row.closed and row.role == "drill"}
     going = {point.id: point for point in by_policy}
     for row in points:
@@ -52,11 +48,7 @@ def _retain_source(
     staying = [row for row in points if f"{row.branch}-{row.sequence}" not in going]
     catalogue.remove(*(row for row in points if f"{row.branch}-{row.sequence}" in going))
     for branch in branches:
-        if (
-            branch.superseded_ns
-            and not branch.closed
-            and _outlived(branch, branches, staying, policy, now_ns)
-        ):
+        if branch.superseded_ns and not branch.closed and _outlived(branch, branches, staying, policy, now_ns):
             catalogue.put(branch._replace(closed=1))
     return [going[key] for key in sorted(going, key=lambda key: (going[key].branch, going[key].sequence))]
 

@@ -108,9 +108,7 @@ def _with_truncations(rows: RowSet, index: SegmentIndex, first: int, end: int) -
     )
 
 
-def truncations(
-    old: tuple[VolumeGeometry, ...], new: tuple[VolumeGeometry, ...]
-) -> list[tuple[int, int, int]]:
+def truncations(old: tuple[VolumeGeometry, ...], new: tuple[VolumeGeometry, ...]) -> list[tuple[int, int, int]]:
     """(volume, start, length) of what a new geometry takes away; a volume no longer named loses everything."""
     sizes = {volume.volume: volume.size_bytes for volume in new}
     lost = []

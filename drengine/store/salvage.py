@@ -152,14 +152,10 @@ def salvage_branch(
     durable = branch_row(known).durable_sequence if known else 0
     if result.header is not None and result.sequence < durable:
         reason = f"the log ends before position {durable}, which was durable"
-        result.damage.append(
-            DamageRow(source, branch, previous, WHOLE_SEGMENT, result.sequence + 1, now_ns, reason)
-        )
+        result.damage.append(DamageRow(source, branch, previous, WHOLE_SEGMENT, result.sequence + 1, now_ns, reason))
     if first_place is not None and result.header is None and known is None:
         result.damage.append(
-            DamageRow(
-                source, branch, first_place, WHOLE_SEGMENT, 1, now_ns, "no segment of the branch is readable"
-            )
+            DamageRow(source, branch, first_place, WHOLE_SEGMENT, 1, now_ns, "no segment of the branch is readable")
         )
     return result
 

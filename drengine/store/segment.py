@@ -45,6 +45,8 @@ CUT_FIXED = struct.Struct("<QBxH")
 GEOMETRY_ROW = struct.Struct("<IHHQ")
 
 TAIL_BYTES_MAX = 1 << 20
+GEOMETRY_BYTES_MAX = TAIL_BYTES_MAX - 256
+LABEL_BYTES_MAX = 1024
 TABLE_BYTES_MAX = max(BATCH_EXTENTS_MAX * EXTENT.size, TAIL_BYTES_MAX)
 PAYLOAD_BYTES_MAX = BATCH_PLAIN_BYTES_MAX + (1 << 16)
 
@@ -352,9 +354,7 @@ def parse_footer(salt: int, data: bytes, file_length: int) -> tuple[int, int, in
     return count, offset, length, index_checksum
 
 
-def parse_index(
-    header: SegmentHeader, header_length: int, count: int, data: bytes, expected: int
-) -> SegmentIndex:
+def parse_index(header: SegmentHeader, header_length: int, count: int, data: bytes, expected: int) -> SegmentIndex:
     """Decode a sealed segment's index.
 
     Raises:
@@ -376,9 +376,7 @@ def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes
     """
     if len(fields) != RECORD.size:
         return "record header is cut short"
-    magic, type_, _, _, found_number, table_length, plain, payload, sequence, *_, found = RECORD.unpack(
-        fields
-    )
+    magic, type_, _, _, found_number, table_length, plain, payload, sequence, *_, found = RECORD.unpack(fields)
     if magic != RECORD_MAGIC or found_number != number or sequence != header.first_sequence + number:
         return "record header is not the one expected"
     if table_length > TABLE_BYTES_MAX or payload > PAYLOAD_BYTES_MAX or plain > BATCH_PLAIN_BYTES_MAX:
@@ -446,7 +444,7 @@ def checksum(salt: int, *parts: bytes | memoryview) -> int:
 
 def pack_cut(cut: Cut) -> bytes:
     """A CUT record's table."""
-    label = cut.label.encode()[:0xFFFF]
+    label = cut.label.encode()
     return CUT_FIXED.pack(cut.time_ns, _POINT_KINDS.index(cut.kind) + 1, len(label)) + label
 
 

@@ -56,9 +56,7 @@ class Layers:
         self._read_only = read_only
         self._open: ByteCache[Maps] = ByteCache(options.index_cache_bytes_max)
 
-    def stack(
-        self, source: str, branch: int, sequence: int, geometry: tuple[VolumeGeometry, ...]
-    ) -> list[StackLayer]:
+    def stack(self, source: str, branch: int, sequence: int, geometry: tuple[VolumeGeometry, ...]) -> list[StackLayer]:
         """Everything visible at a position, through the branches it grew from, newest first.
 
         Where part of the log is lost, only what was written after it counts, and it must cover every volume.
@@ -198,9 +196,7 @@ def _covers(layers: list[StackLayer], geometry: tuple[VolumeGeometry, ...]) -> b
     """Whether every byte of every volume is mapped."""
     for volume in geometry:
         flats = [layer.maps[volume.volume] for layer in layers if volume.volume in layer.maps]
-        spans = sorted(
-            span for flat in flats for span in zip(flat.starts.tolist(), flat.ends.tolist(), strict=True)
-        )
+        spans = sorted(span for flat in flats for span in zip(flat.starts.tolist(), flat.ends.tolist(), strict=True))
         reached = 0
         for start, end in spans:
             if start > reached:

@@ -83,9 +83,7 @@ def store_stats(context: StoreContext) -> StoreStats:
                 generation=source.generation,
                 branches=len(branches),
                 segments=len(segments),
-                stored_bytes=sum(
-                    row.committed_length if row.state == OPEN else row.length for row in segments
-                ),
+                stored_bytes=sum(row.committed_length if row.state == OPEN else row.length for row in segments),
                 plain_bytes=sum(row.plain_bytes for row in segments),
                 dead_bytes=sum(row.dead_bytes for row in segments),
                 points=len(points),

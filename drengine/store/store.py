@@ -23,6 +23,7 @@ from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_READ_ONLY, UN
 from drengine.store.identity import IDENTITY_NAME, read_identity, sync_directory, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, take_lease
 from drengine.store.log import BranchWriter
+from drengine.store.manifest import write_manifest
 from drengine.store.names import MANIFESTS, SEGMENTS
 from drengine.store.options import StoreOptions
 from drengine.store.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
@@ -237,9 +238,7 @@ class Store:
         if selector.branch is not None and selector.sequence is not None:
             row = self._context.catalogue.point(source, selector.branch, selector.sequence)
             if row is None:
-                raise DrengineError(
-                    UNKNOWN_POINT, f"{source!r} has no point {selector.branch}-{selector.sequence}"
-                )
+                raise DrengineError(UNKNOWN_POINT, f"{source!r} has no point {selector.branch}-{selector.sequence}")
             return row.value()
         for row in self._branches.ancestry_points(source):
             if not row.damaged and (selector.before_ns is None or row.time_ns <= selector.before_ns):
@@ -267,9 +266,7 @@ class Store:
         try:
             row = self._branches.kept(point)
             value = row.value()
-            stack = self._context.layers.stack(
-                position.source, position.branch, position.sequence, value.geometry
-            )
+            stack = self._context.layers.stack(position.source, position.branch, position.sequence, value.geometry)
             return View(
                 self._context.records,
                 position,
@@ -320,9 +317,7 @@ class Store:
         """
         return WritableView(self._context, self.writer(source, generation=generation, branch=branch))
 
-    def compact(
-        self, *, bytes_max: int | None = None, yield_to: Callable[[], None] = lambda: None
-    ) -> CompactionReport:
+    def compact(self, *, bytes_max: int | None = None, yield_to: Callable[[], None] = lambda: None) -> CompactionReport:
         """Give back the space of what nobody can see any more; see compaction.compact."""
         self._require_writable()
         return compact(self._context, bytes_max=bytes_max, yield_to=yield_to)
@@ -399,6 +394,7 @@ class Store:
         with catalogue.transaction():
             row = self._branches.kept(point)
             catalogue.put(row._replace(pinned=pinned, note=note))
+        write_manifest(self._context)
 
     def _require_writable(self) -> None:
         if self._context.read_only:
@@ -418,8 +414,7 @@ def _clear_unfinished(directory: Path) -> None:
     }
     ours.add(f"{IDENTITY_NAME}.new")
     if any(
-        entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir()))
-        for entry in found
+        entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir())) for entry in found
     ):
         raise DrengineError(STORE_EXISTS, f"{directory} is not empty")
     for entry in found:

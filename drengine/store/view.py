@@ -107,9 +107,7 @@ class View:
             part[:] = _ZEROS[: len(part)]
         self._fill(volume, offset, target)
 
-    def extents(
-        self, volume: int, offset: int = 0, length: int | None = None
-    ) -> Iterator[tuple[int, int, ExtentType]]:
+    def extents(self, volume: int, offset: int = 0, length: int | None = None) -> Iterator[tuple[int, int, ExtentType]]:
         """(offset, length, type) of consecutive runs; ZERO was written, HOLE never was, both read as zeros."""
         length = self._size(volume) - offset if length is None else length
         self._check_range(volume, offset, length)
@@ -167,9 +165,7 @@ class View:
         return look_up(self._layers(), volume, offset, length)
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
-        self._copy(
-            [p for p in self.pieces(volume, offset, len(target)) if p.segment > 0], volume, offset, target
-        )
+        self._copy([p for p in self.pieces(volume, offset, len(target)) if p.segment > 0], volume, offset, target)
 
     def _copy(self, pieces: list[Piece], volume: int, offset: int, target: memoryview) -> None:
         for piece in pieces:

@@ -173,9 +173,7 @@ class WritableView(View):
             sequence = self._writer.appended_sequence + 1
             cut = Cut(self._context.clock.now_ns(), kind, label)
             with self._replaying_when_full():
-                self._writer.append_cut(
-                    sequence, Mark(self._epoch, sequence), cut, generation=self._writer.generation
-                )
+                self._writer.append_cut(sequence, Mark(self._epoch, sequence), cut, generation=self._writer.generation)
             self._commit()
             row = self._context.catalogue.point(self.position.source, self.branch, sequence)
         if row is None:
@@ -201,9 +199,7 @@ class WritableView(View):
             for piece in pieces:
                 if piece.segment == _MEMORY:
                     plain, at = pending[piece.record].plain, piece.offset - offset
-                    target[at : at + piece.length] = plain[
-                        piece.plain_offset : piece.plain_offset + piece.length
-                    ]
+                    target[at : at + piece.length] = plain[piece.plain_offset : piece.plain_offset + piece.length]
         self._copy([piece for piece in pieces if 0 < piece.segment != _MEMORY], volume, offset, target)
 
     def _clear(self, volume: int, kind: ExtentKind, offset: int, length: int) -> None:

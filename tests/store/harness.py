@@ -45,8 +45,7 @@ def mark(sequence: int) -> Mark:
 def geometry(**sizes: int) -> tuple[VolumeGeometry, ...]:
     """Volumes numbered in the order given."""
     return tuple(
-        VolumeGeometry(number, name, f"id-{name}", size)
-        for number, (name, size) in enumerate(sizes.items(), 1)
+        VolumeGeometry(number, name, f"id-{name}", size) for number, (name, size) in enumerate(sizes.items(), 1)
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from drengine.model.errors import BAD_EXTENTS, BAD_NAME, DrengineError
 from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
-from drengine.model.points import PointKind, PointSelector
+from drengine.model.points import Cut, Mark, PointKind, PointSelector
 from drengine.store.compaction import CompactionReport
 from drengine.store.errors import (
     BRANCH_BUSY,
@@ -27,7 +27,7 @@ from drengine.store.errors import (
 from drengine.store.leases import lock_maintenance
 from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
-from tests.store.harness import Source, batch, check_head, check_point, crash, mark, tiny_store
+from tests.store.harness import Source, batch, check_head, check_point, crash, geometry, mark, tiny_store
 
 KEEP_NEWEST = RetentionPolicy(keep_all_seconds=0, steps=())
 
@@ -115,6 +115,26 @@ def test_an_extent_that_breaks_a_rule_is_refused_before_it_is_written(source, ex
     with raises(BAD_EXTENTS):
         source.writer.append_batch(source.next, mark(1), bad, generation=1)
     source.write(1, 0, b"fine")
+    source.commit()
+    source.check()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda w: w.append_cut(2, mark(2), Cut(2**63, PointKind.QUIET), generation=1),
+        lambda w: w.append_cut(2, mark(2), Cut(-1, PointKind.QUIET), generation=1),
+        lambda w: w.append_cut(2, mark(2), Cut(0, PointKind.QUIET, "x" * 2000), generation=1),
+        lambda w: w.append_cut(2, Mark(bytes(16), 2**63), Cut(0, PointKind.QUIET), generation=1),
+        lambda w: w.append_cut(2, Mark(bytes(15), 0), Cut(0, PointKind.QUIET), generation=1),
+        lambda w: w.append_geometry(2, mark(2), geometry(a=1) * 2, generation=1),
+        lambda w: w.append_geometry(2, mark(2), geometry(**{f"v{n}": 1 for n in range(60_000)}), generation=1),
+    ],
+)
+def test_values_that_no_catalogue_could_hold_are_refused_before_they_are_written(source, act):
+    with raises(BAD_EXTENTS):
+        act(source.writer)
+    source.cut("fine")
     source.commit()
     source.check()
 
@@ -395,6 +415,23 @@ def test_a_point_being_read_survives_retention_and_compaction(source):
     view.close()
     assert [point.id for point in source.store.retain(KEEP_NEWEST, now_ns)] == [name]
     source.store.compact()
+    source.check()
+
+
+@pytest.mark.fault(12)
+def test_a_head_being_read_survives_being_overwritten_and_compacted(source):
+    source.write(1, 0, os.urandom(90_000))
+    source.commit()
+    expected = source.committed.copy()
+    with Store.open(source.store.context.directory) as other, other.head_view("web1") as view:
+        source.write(1, 0, os.urandom(90_000))
+        source.write(1, 0, os.urandom(90_000))
+        source.commit()
+        source.store.compact()
+        assert view.read(1, 0, 300_000) == expected.data[1]
+    before = source.store.stats().stored_bytes
+    source.store.compact()
+    assert source.store.stats().stored_bytes < before, "the lease was all that kept it"
     source.check()
 
 
