@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +21,36 @@ METRICS_ADDRESS = error_kind(
     "Choose another `metrics` address, or leave it out.",
 )
 REQUEST_SECONDS = 5
+REQUESTS_MAX = 8
+"""Served at once; who comes beyond that is turned away, so that a flood costs neither threads nor memory."""
+_log = logging.getLogger(__name__)
+
+
+class _Server(ThreadingHTTPServer):
+    """Bounded, quiet, for IPv4 and IPv6."""
+
+    daemon_threads = True
+    request_queue_size = 16
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._free = threading.BoundedSemaphore(REQUESTS_MAX)
+        super().__init__((host, port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.debug("a client of the metrics endpoint went away", exc_info=True)
 
 
 class MetricsEndpoint:
@@ -31,18 +63,33 @@ class MetricsEndpoint:
             DrengineError: METRICS_ADDRESS.
         """
 
+        one_scrape = threading.Lock()
+
         class Handler(BaseHTTPRequestHandler):
             timeout = REQUEST_SECONDS
+            server_version = "drengine"
+            sys_version = ""
 
             def do_GET(self) -> None:
-                if self.path == "/metrics":
-                    self._answer(200, metrics.render(), CONTENT_TYPE_LATEST)
-                elif self.path == "/healthz":
-                    self._answer(200, b"ok\n")
-                elif self.path == "/readyz":
-                    self._answer(*((200, b"ready\n") if ready() else (503, b"not ready\n")))
+                match self.path.partition("?")[0]:
+                    case "/metrics":
+                        self._metrics()
+                    case "/healthz":
+                        self._answer(200, b"ok\n")
+                    case "/readyz":
+                        self._answer(*((200, b"ready\n") if ready() else (503, b"not ready\n")))
+                    case _:
+                        self._answer(404, b"try /metrics, /healthz or /readyz\n")
+
+            def _metrics(self) -> None:
+                try:
+                    with one_scrape:
+                        text = metrics.render()
+                except Exception:  # noqa: BLE001 (whatever it is, the daemon goes on and the scraper is told)
+                    _log.exception("the metrics could not be gathered")
+                    self._answer(500, b"the metrics could not be gathered; see the log\n")
                 else:
-                    self._answer(404, b"try /metrics, /healthz or /readyz\n")
+                    self._answer(200, text, CONTENT_TYPE_LATEST)
 
             def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
                 self.send_response(status)
@@ -55,10 +102,9 @@ class MetricsEndpoint:
                 """Scrapes are not news."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server(host, port, Handler)
         except OSError as error:
             raise DrengineError(METRICS_ADDRESS, f"{host}:{port}: {error.strerror or error}") from error
-        self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()

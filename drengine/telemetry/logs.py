@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_PLAIN = "\x1b[0m"
 _COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[1;31m"}
 
 
@@ -45,8 +46,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **fields_of(record),
         }
+        line |= {key: value for key, value in fields_of(record).items() if key not in line}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -60,5 +61,11 @@ class TextFormatter(logging.Formatter):
         moment = time.strftime("%H:%M:%S", time.gmtime(record.created))
         extra = "".join(f" {key}={value}" for key, value in fields_of(record).items())
         colour = _COLOURS.get(record.levelno, "") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ""
-        line = f"{moment} {colour}{record.levelname.lower():7}{colour and chr(27) + '[0m'} {record.getMessage()}{extra}"
+        said = _one_line(f"{record.getMessage()}{extra}")
+        line = f"{moment} {colour}{record.levelname.lower():7}{colour and _PLAIN} {said}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _one_line(text: str) -> str:
+    """What a peer sent may be in a message: it must neither look like another line nor steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
