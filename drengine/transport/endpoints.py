@@ -7,7 +7,8 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from drengine.model.clock import Clock, SystemClock
@@ -132,6 +133,8 @@ class Listener:
         self._connections_max = connections_max
         self._sessions: set[asyncio.Task[None]] = set()
         self._acceptors = [asyncio.create_task(self._accept(sock)) for sock in self.sockets]
+        for sock, acceptor in zip(self.sockets, self._acceptors, strict=True):
+            acceptor.add_done_callback(partial(_close, sock))
 
     @property
     def port(self) -> int:
@@ -142,8 +145,6 @@ class Listener:
         """Accept no more; sessions go on until their handlers end."""
         for acceptor in self._acceptors:
             acceptor.cancel()
-        for sock in self.sockets:
-            sock.close()
 
     async def wait_closed(self) -> None:
         """Return when every session has ended."""
@@ -155,7 +156,7 @@ class Listener:
             try:
                 sock, address = await loop.sock_accept(listening)
             except OSError as error:
-                log.error("can't accept connections, trying again: %s", error)
+                log.warning("can't accept connections, trying again: %s", error)
                 await self._clock.sleep(ACCEPT_RETRY_SECONDS)
                 continue
             session = loop.create_task(self._run(sock, str(address[0])))
@@ -268,13 +269,17 @@ def _listen(family: int, address: Any) -> socket.socket:
     return sock
 
 
-class _closing_on_error(contextlib.AbstractContextManager[None]):  # noqa: N801 (reads as a statement)
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+def _close(sock: socket.socket, _: object) -> None:
+    sock.close()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._sock.close()
+
+@contextlib.contextmanager
+def _closing_on_error(sock: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _check_plain(peer: str, tls: ssl.SSLContext | None, allow_plain: bool) -> None:

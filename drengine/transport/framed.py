@@ -202,7 +202,8 @@ class FramedStream(asyncio.BufferedProtocol):
         else:
             self._transport.close()
         try:
-            await asyncio.wait_for(self._closed.wait(), LINGER_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), LINGER_SECONDS)
         finally:
             self._transport.abort()
 
