@@ -21,7 +21,7 @@ from drengine.nbd.server import NbdServer
 from tests.nbd import wire as nbd
 from tests.nbd.conftest import Client, Serve, until
 
-_REFUSED = error_kind("test-nbd-refused", 125, "Only for a test.", "Nothing.")
+_REFUSED = error_kind("test-nbd-refused", 124, "Only for a test.", "Nothing.")
 
 
 class HeldExport:
