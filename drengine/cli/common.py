@@ -21,14 +21,25 @@ SourceOption = Annotated[
     str | None, typer.Option("--source", help="Source server; not needed when the store holds only one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-PointArgument = Annotated[str, typer.Argument(help="A point's id, `latest`, or `before:2026-11-23T10:00:00Z`.")]
+PointArgument = Annotated[
+    str, typer.Argument(help="A point's id, `latest`, or `before:2026-11-23T10:00:00Z`.")
+]
 
 
-def open_store(path: Path, *, read_only: bool = False) -> Store:
-    """Open the store; the store package is imported here, so that `--help` does not wait for numpy."""
+def open_store(path: Path, *, read_only: bool = False, may_be_read_only: bool = False) -> Store:
+    """Open the store; the store package is imported here, so that `--help` does not wait for numpy.
+
+    `may_be_read_only`: where it can't be written it is read all the same, and what was found is not remembered in it.
+    """
+    from drengine.store.errors import STORE_READ_ONLY  # noqa: PLC0415
     from drengine.store.store import Store  # noqa: PLC0415
 
-    return Store.open(path, read_only=read_only)
+    try:
+        return Store.open(path, read_only=read_only)
+    except DrengineError as error:
+        if error.kind is not STORE_READ_ONLY or not may_be_read_only:
+            raise
+        return Store.open(path, read_only=True)
 
 
 def pick_source(store: Store, name: str | None) -> str:

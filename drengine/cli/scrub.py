@@ -16,7 +16,7 @@ def scrub(store: StoreOption, json: JsonOption = False) -> None:
     """Re-read and re-hash every segment; damage is recorded, so that the source can be asked for it again."""
     from drengine.store.errors import DAMAGED  # noqa: PLC0415
 
-    with open_store(store) as opened, progress_bar("scrubbing", quiet=json) as advance:
+    with open_store(store, may_be_read_only=True) as opened, progress_bar("scrubbing", quiet=json) as advance:
         report = opened.scrub(advance)
     if json:
         emit_json(report)
