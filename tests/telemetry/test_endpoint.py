@@ -114,13 +114,16 @@ def test_a_query_is_ignored_and_the_banner_says_little() -> None:
 
 
 def test_a_scraper_that_leaves_in_the_middle_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
-    big = [Family(f"f{number}_bytes", Kind.GAUGE, "x" * 10_000) for number in range(300)]
+    big = [Family(f"f{number}_bytes", Kind.GAUGE, "x" * 10_000) for number in range(1000)]
     with serving(Metrics(big, lambda: ())) as port:
         with closing(connect(port)) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             client.recv(10)
+        for each in threading.enumerate():
+            if "process_request_thread" in each.name:
+                each.join(30)
         assert get(port, "/healthz")[0] == 200
     assert "Traceback" not in capfd.readouterr().err
 
