@@ -40,6 +40,9 @@ from drengine.store.rows import (
 )
 
 CATALOGUE_NAME = "catalogue.sqlite"
+SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
+"""What SQLite may keep beside the file, and would replay into whatever takes its name."""
+
 APPLICATION_ID = 0x4452454E
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0

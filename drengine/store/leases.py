@@ -19,7 +19,7 @@ from drengine.store.errors import BRANCH_BUSY, MAINTENANCE_BUSY, os_errors
 
 LOCKS_DIRECTORY = "locks"
 _LEASE_PREFIX = "lease-"
-_LEASE_BYTES_MAX = 256
+_UNFINISHED = ".new"
 _LEASE_ATTEMPTS = 16
 
 
@@ -87,21 +87,22 @@ def lock_manifests(directory: Path) -> Lock:
 
 def take_lease(directory: Path, position: Position) -> Lock:
     """Keep what is visible at `position` from being removed while it is read."""
-    path = directory / LOCKS_DIRECTORY / f"{_LEASE_PREFIX}{secrets.token_hex(8)}"
-    making = path.with_suffix(".new")
+    # The name says it all: a disk that is full still has room for an empty file.
+    name = f"{position.source}-{position.branch}-{position.sequence}-{secrets.token_hex(8)}"
+    path = directory / LOCKS_DIRECTORY / f"{_LEASE_PREFIX}{name}"
+    making = path.with_name(f"{path.name}{_UNFINISHED}")
     with os_errors("taking a lease"):
         # Another process may take the file for a dead one's between its creation and its lock: then try again.
         for _ in range(_LEASE_ATTEMPTS - 1):
             with suppress(FileNotFoundError):
-                return _make_lease(making, path, position)
-        return _make_lease(making, path, position)
+                return _make_lease(making, path)
+        return _make_lease(making, path)
 
 
-def _make_lease(making: Path, path: Path, position: Position) -> Lock:
+def _make_lease(making: Path, path: Path) -> Lock:
     fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(fd, f"{position.source} {position.branch} {position.sequence}\n".encode())
         making.rename(path)
     except BlockingIOError:
         os.close(fd)
@@ -126,9 +127,9 @@ def leased_positions(directory: Path) -> set[Position]:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
             except BlockingIOError:
-                if path.suffix == ".new":
+                if path.name.endswith(_UNFINISHED):
                     continue
-                source, branch, sequence = os.read(fd, _LEASE_BYTES_MAX).decode().split()
+                source, branch, sequence, _ = path.name.removeprefix(_LEASE_PREFIX).rsplit("-", 3)
                 positions.add(Position(source, int(branch), int(sequence)))
             finally:
                 os.close(fd)

@@ -15,7 +15,7 @@ from pathlib import Path
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
-from drengine.store.catalogue import CATALOGUE_NAME, Catalogue
+from drengine.store.catalogue import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
@@ -83,7 +83,7 @@ def rebuild_catalogue(
             for name in names:
                 if layer_last(name):
                     storage.delete(name)
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", *SIDE_SUFFIXES):
                 (directory / f"{_NEW}{suffix}").unlink(missing_ok=True)
             Catalogue.create(directory, _NEW)
             with _opened(directory) as catalogue, catalogue.transaction():
@@ -252,7 +252,7 @@ def _take_place(directory: Path) -> str:
             number += 1
         aside = f"{CATALOGUE_NAME}.damaged-{number}"
         # The old log must not be replayed into the new file.
-        for suffix in ("-wal", "-shm"):
+        for suffix in SIDE_SUFFIXES:
             old = directory / f"{CATALOGUE_NAME}{suffix}"
             if old.exists():
                 old.rename(directory / f"{aside}{suffix}")

@@ -15,11 +15,11 @@ from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.blobs import LocalStorage, Storage
 from drengine.store.branches import Branches, BranchInfo
-from drengine.store.catalogue import CATALOGUE_NAME, Catalogue
+from drengine.store.catalogue import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.compaction import CompactionReport, compact
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
-from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_READ_ONLY, UNKNOWN_POINT, os_errors
+from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_FULL, STORE_READ_ONLY, UNKNOWN_POINT, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity, sync_directory, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, take_lease
 from drengine.store.log import BranchWriter
@@ -384,7 +384,9 @@ class Store:
         try:
             return take_lease(self._context.directory, position)
         except DrengineError as error:
-            if self._context.read_only and error.kind is STORE_READ_ONLY:
+            # Where nobody can write nobody compacts; and on a full disk reading matters more. Without a lease, data
+            # that compaction takes away meanwhile is refused, never replaced by something else.
+            if error.kind is STORE_FULL or (self._context.read_only and error.kind is STORE_READ_ONLY):
                 return None
             raise
 
@@ -404,15 +406,8 @@ class Store:
 def _clear_unfinished(directory: Path) -> None:
     """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
     found = sorted(directory.iterdir())
-    ours = {
-        LOCKS_DIRECTORY,
-        SEGMENTS,
-        MANIFESTS,
-        CATALOGUE_NAME,
-        f"{CATALOGUE_NAME}-wal",
-        f"{CATALOGUE_NAME}-shm",
-    }
-    ours.add(f"{IDENTITY_NAME}.new")
+    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{IDENTITY_NAME}.new"}
+    ours |= {f"{CATALOGUE_NAME}{suffix}" for suffix in SIDE_SUFFIXES}
     if any(
         entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir())) for entry in found
     ):

@@ -549,6 +549,7 @@ def test_a_foreign_directory_is_neither_opened_nor_taken_over(tmp_path):
 def test_an_interrupted_create_is_finished_by_the_next(tmp_path):
     Store.create(tmp_path / "s").close()
     (tmp_path / "s" / "STORE").unlink()
+    (tmp_path / "s" / "catalogue.sqlite-journal").touch()
     Store.create(tmp_path / "s").close()
     with raises(STORE_EXISTS):
         Store.create(tmp_path / "s")
