@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-_SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?\s*([KMGT]i?)?B?", re.ASCII)
-_FACTORS = {unit: 1024**power for power, unit in enumerate("KMGT", start=1)}
+_SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?\s*([KkMGT]i?)?B?", re.ASCII)
+_FACTORS = {"": 1, "k": 1000, "K": 1000, "ki": 1 << 10, "Ki": 1 << 10, "M": 1000**2, "Mi": 1 << 20}
+_FACTORS |= {"G": 1000**3, "Gi": 1 << 30, "T": 1000**4, "Ti": 1 << 40}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|d|w)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _HOST_PORT = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]/\s]+)):(\d{1,5})", re.ASCII)
@@ -50,7 +51,7 @@ class Address:
 
 
 def parse_size(text: str) -> int:
-    """``64MiB``, ``1.5 GiB``, ``4096``: bytes, by powers of 1024.
+    """``64MiB``, ``1.5 GiB``, ``4096``, ``10GB``: bytes; KiB, MiB... are powers of 1024, kB, MB... of 1000.
 
     Raises:
         ValueError: it is none, not a whole number of bytes, or beyond COUNT_MAX.
@@ -59,8 +60,7 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(f"{text[:40]!r} is no size; write for example 256MiB")
     fraction = match[2] or ""
-    factor = _FACTORS[match[3][0]] if match[3] else 1
-    count, part = divmod(int(match[1] + fraction) * factor, 10 ** len(fraction))
+    count, part = divmod(int(match[1] + fraction) * _FACTORS[match[3] or ""], int("1" + "0" * len(fraction)))
     if part or count > COUNT_MAX:
         what = "too large" if count > COUNT_MAX else "not a whole number of bytes"
         raise ValueError(f"{text[:40]!r} is {what}; write for example 256MiB")
@@ -81,9 +81,9 @@ def parse_duration(text: str) -> float:
 
 def show_size(count: float) -> str:
     """The shortest exact way to write a size."""
-    for unit in ("T", "G", "M", "K"):
+    for unit in ("Ti", "Gi", "Mi", "Ki"):
         if count and count % _FACTORS[unit] == 0:
-            return f"{int(count) // _FACTORS[unit]}{unit}iB"
+            return f"{int(count) // _FACTORS[unit]}{unit}B"
     return str(int(count))
 
 
@@ -109,7 +109,7 @@ def _flag(value: Any) -> bool:
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= COUNT_MAX:
-        raise ValueError("a whole number that is not negative is needed")
+        raise ValueError(f"a whole number from 0 to {COUNT_MAX} is needed")
     return value
 
 

@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from drengine import __version__
 from drengine.model.errors import DrengineError, error_kind
-from drengine.terminal.output import OUTPUT_FAILED, write_output
+from drengine.terminal.output import OUTPUT_FAILED, printable, write_output
 
 INTERNAL = error_kind(
     "internal",
@@ -77,11 +77,6 @@ def lazy_app(name: str, help: str, modules: Mapping[str, str]) -> typer.Typer:
     return app(name, help, group=Lazy, program=True)
 
 
-def printable(text: str) -> str:
-    """`text` without what could steer a terminal or break a line: names and messages may come from anywhere."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(__version__)
@@ -107,6 +102,11 @@ def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE_EXIT_CODE
+    except SystemExit as end:  # typer's own answer to a broken pipe
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
         _drop_output()
         return BROKEN_PIPE_EXIT_CODE
     except Exception as error:  # noqa: BLE001 (the last resort: a person gets a line, the traceback goes to a file)

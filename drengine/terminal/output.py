@@ -62,6 +62,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal or break a line: names and messages may come from anywhere."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def note(text: str) -> None:
     """Tell a person something that is not the command's result: goes to standard error."""
     print(text, file=sys.stderr, flush=True)
@@ -91,8 +96,8 @@ def human_duration(seconds: float) -> str:
 
 def human_time(time_ns: int) -> str:
     """``2026-11-23 10:00:00.123Z``."""
-    moment = datetime.fromtimestamp(time_ns / 1e9, UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    seconds, rest = divmod(time_ns, 10**9)  # whole numbers: a point must not be shown later than it is
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest // 10**6:03d}Z"
 
 
 def human_age(time_ns: int, now_ns: int) -> str:
@@ -102,6 +107,7 @@ def human_age(time_ns: int, now_ns: int) -> str:
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """A table for people: ruled and coloured at a terminal, plain columns elsewhere."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if not is_terminal():
         widths = [max(len(row[at]) for row in [headings, *rows]) for at in range(len(headings))]
         for row in [headings, *rows]:
