@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,19 @@ class Ring:
     def __init__(self, path: Path) -> None:
         self.path = path / "ring"
         self.registers = memoryview(bytearray(4096)).cast("Q")
-        self.journal = Journal(self.path, CAPACITY, self.registers)
+        self.opened: list[Journal] = []
+        self.journal = self.open()
         self.journal.begin(EPOCH, 1000)
         self.edges = [1000]
+
+    def open(self) -> Journal:
+        journal = Journal(self.path, CAPACITY, self.registers)
+        self.opened.append(journal)
+        return journal
+
+    def close(self) -> None:
+        while self.opened:
+            self.opened.pop().close()
 
     def append(self, *datas: bytes, volume: int = 1) -> int:
         rows = b"".join(ROW.pack(volume, ExtentKind.DATA, i * 100, len(data)) for i, data in enumerate(datas))
@@ -33,15 +44,22 @@ class Ring:
         return head
 
     def reopened(self) -> Journal:
-        journal = Journal(self.path, CAPACITY, self.registers)
+        journal = self.open()
         head, acked = self.registers[Register.HEAD], self.registers[Register.ACKED]
-        journal.recover(EPOCH, 1000, head=head, acked=acked)
+        try:
+            journal.recover(EPOCH, 1000, head=head, acked=acked)
+        except JournalDamagedError:
+            self.opened.remove(journal)
+            journal.close()
+            raise
         return journal
 
 
 @pytest.fixture
-def ring(tmp_path: Path) -> Ring:
-    return Ring(tmp_path)
+def ring(tmp_path: Path) -> Iterator[Ring]:
+    ring = Ring(tmp_path)
+    yield ring
+    ring.close()
 
 
 def read_all(journal: Journal, start: int) -> list[bytes]:
@@ -72,6 +90,7 @@ def test_order_and_bytes_survive_many_laps(tmp_path_factory, steps) -> None:
         assert read_all(journal, acked) == [data for _, data in kept]
         assert journal.used_bytes == journal.head - acked
         assert bool(journal.oldest_ns) == bool(journal.used_bytes)
+    ring.close()
 
 
 @pytest.mark.fault(22)
@@ -88,6 +107,7 @@ def test_a_batch_torn_at_any_byte_is_dropped_whole_and_what_was_before_is_kept(r
         journal = ring.reopened()
         complete = bytes(torn[before:head]) == whole[before:head]
         assert journal.head == (head if complete else before), length
+        ring.opened.remove(journal)
         journal.close()
 
 
