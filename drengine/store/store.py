@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -102,7 +103,7 @@ class Store:
             DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY.
         """
         directory = Path(path)
-        if not directory.is_dir():
+        if not os.path.isdir(directory):  # noqa: PTH112 (a path too long for the system is no directory either)
             raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
         identity = read_identity(directory)
         options = options or StoreOptions()
