@@ -76,7 +76,7 @@ class RecoveryPoint:
         time_ns, kind, label: see Cut.
         received_ns: target's wall clock when it became durable.
         geometry: volumes and their sizes at the cut.
-        verified_ns: when all of it was last re-read and re-hashed; 0 if never since ingest (ingest verified each batch).
+        verified_ns: when all of it was last re-read and re-hashed; 0 if never since ingest, which verified each batch.
         damaged: a scrub or read found data of this point unreadable; it is not offered as `latest`.
         pinned: retention leaves it alone.
     """

@@ -166,6 +166,7 @@ async def test_fio_verifies_random_writes(served: Served, tmp_path: Path) -> Non
         f"--size={IMAGE_BYTES // 2}",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--randseed=7",
         f"--aux-path={tmp_path}",
     )

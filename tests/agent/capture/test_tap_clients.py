@@ -209,7 +209,14 @@ def test_fio_verifies_what_it_wrote_and_the_replica_has_it(tmp_path) -> None:
     with served(site):
         uri = f"nbd+unix:///disk1?socket={site.path / 'socket'}"
         engine = ["--ioengine=nbd", f"--uri={uri}", "--iodepth=16", "--size=4m"]
-        job = ["--rw=randwrite", "--bsrange=512-16k", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1"]
+        job = [
+            "--rw=randwrite",
+            "--bsrange=512-16k",
+            "--verify=crc32c",
+            "--do_verify=1",
+            "--verify_fatal=1",
+            "--verify_state_save=0",
+        ]
         command = [fio, "--name=tap", *engine, *job]
         subprocess.run(command, check=True, capture_output=True, timeout=90)
         replica.catch_up()
