@@ -1,6 +1,5 @@
 """The agent's options: defined once; parser, example file and reference page come from here."""
 
-
 from __future__ import annotations
 
 from collections.abc import Callable

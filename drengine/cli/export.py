@@ -37,9 +37,7 @@ def export(
     branch: Annotated[int | None, typer.Option("--branch", min=2, help="Serve this branch instead.")] = None,
     source: SourceOption = None,
     volume: Annotated[str | None, typer.Option("--volume", help="Only this volume.")] = None,
-    socket: Annotated[
-        Path | None, typer.Option("--socket", help="Unix socket; by default a new one.")
-    ] = None,
+    socket: Annotated[Path | None, typer.Option("--socket", help="Unix socket; by default a new one.")] = None,
     listen: Annotated[str | None, typer.Option("--listen", help="HOST:PORT on loopback, instead.")] = None,
     writable: Annotated[
         bool,
@@ -170,9 +168,7 @@ def _address(text: str) -> tuple[str, int]:
             raise ValueError("use --socket for a unix socket")  # noqa: TRY301
         loopback = is_loopback(address.host)
     except ValueError as error:
-        raise DrengineError(
-            BAD_CONFIG, f"--listen: {error}", hint="Write for example 127.0.0.1:10809."
-        ) from error
+        raise DrengineError(BAD_CONFIG, f"--listen: {error}", hint="Write for example 127.0.0.1:10809.") from error
     if not loopback:
         raise DrengineError(
             PLAIN_REFUSED,

@@ -47,9 +47,7 @@ def restore(
         with opened.view(found) as view:
             identity = opened.context.identity + f"/{found.source}/{found.id}".encode()
             for volume, path in places:
-                work = Restore(
-                    view, volume, path, identity=identity, clock=opened.context.clock, verify=verify
-                )
+                work = Restore(view, volume, path, identity=identity, clock=opened.context.clock, verify=verify)
                 with (
                     progress_bar(f"restoring {volume.name}", quiet=json) as advance,
                     _stopping_on_signals(work),
@@ -83,9 +81,7 @@ def destinations(point: RecoveryPoint, to: list[str]) -> list[tuple[VolumeGeomet
         name, separator, path = text.partition("=")
         if not separator or name not in by_name or not path:
             known = ", ".join(by_name)
-            raise DrengineError(
-                BAD_DESTINATION, f"{text[:80]!r} is not VOLUME=PATH with one of the volumes {known}"
-            )
+            raise DrengineError(BAD_DESTINATION, f"{text[:80]!r} is not VOLUME=PATH with one of the volumes {known}")
         chosen.append((by_name[name], Path(path)))
     paths = [path.absolute() for _, path in chosen]
     if len(set(paths)) != len(paths) or len({volume.volume for volume, _ in chosen}) != len(chosen):

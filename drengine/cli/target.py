@@ -15,27 +15,17 @@ if TYPE_CHECKING:
 
 app = make_app("target", "Receive, keep and serve replicas.")
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file with the target's options.")
-]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the target's options.")]
 
 
 @app.command()
 def run(
     config: ConfigOption = None,
-    store: Annotated[
-        Path | None, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store.")
-    ] = None,
+    store: Annotated[Path | None, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store.")] = None,
     listen: Annotated[str | None, typer.Option("--listen", help="HOST:PORT for agents.")] = None,
-    nbd_socket: Annotated[
-        Path | None, typer.Option("--nbd-socket", help="Unix socket to serve points on.")
-    ] = None,
-    nbd_listen: Annotated[
-        str | None, typer.Option("--nbd-listen", help="HOST:PORT to serve points on.")
-    ] = None,
-    metrics: Annotated[
-        str | None, typer.Option("--metrics", help="HOST:PORT of the Prometheus endpoint.")
-    ] = None,
+    nbd_socket: Annotated[Path | None, typer.Option("--nbd-socket", help="Unix socket to serve points on.")] = None,
+    nbd_listen: Annotated[str | None, typer.Option("--nbd-listen", help="HOST:PORT to serve points on.")] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="HOST:PORT of the Prometheus endpoint.")] = None,
 ) -> None:
     """Run the daemon in the foreground until SIGTERM; a new store is made in an empty directory.
 
@@ -44,9 +34,7 @@ def run(
     from drengine.target.daemon import run_target  # noqa: PLC0415
     from drengine.telemetry import setup_logging  # noqa: PLC0415
 
-    loaded = _load(
-        config, store, listen=listen, nbd_socket=nbd_socket, nbd_listen=nbd_listen, metrics=metrics
-    )
+    loaded = _load(config, store, listen=listen, nbd_socket=nbd_socket, nbd_listen=nbd_listen, metrics=metrics)
     setup_logging(level=loaded.log_level, form=loaded.log_form)
     raise typer.Exit(asyncio.run(run_target(loaded)))
 
@@ -77,6 +65,4 @@ def _load(config: Path | None, store: Path | None, **options: str | Path | None)
     from drengine.target.config import load_target_config  # noqa: PLC0415
 
     given = {**options, "store": store}
-    return load_target_config(
-        config, {name: str(value) for name, value in given.items() if value is not None}
-    )
+    return load_target_config(config, {name: str(value) for name, value in given.items() if value is not None})

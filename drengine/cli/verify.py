@@ -12,9 +12,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def verify(
-    point: PointArgument, store: StoreOption, source: SourceOption = None, json: JsonOption = False
-) -> None:
+def verify(point: PointArgument, store: StoreOption, source: SourceOption = None, json: JsonOption = False) -> None:
     """Read everything a point shows, recompute every hash, and remember the result with the point."""
     from drengine.store.errors import DAMAGED  # noqa: PLC0415
 
@@ -29,10 +27,6 @@ def verify(
         )
     if not report.intact:
         first = report.damaged[0]
-        raise DrengineError(
-            DAMAGED, f"{found.source} {found.id}: {len(report.damaged)} ranges fail, first {first}"
-        )
+        raise DrengineError(DAMAGED, f"{found.source} {found.id}: {len(report.damaged)} ranges fail, first {first}")
     if not json:
-        print(
-            f"{found.source} {found.id} is intact: {human_bytes(report.bytes_read)} read, every hash recomputed"
-        )
+        print(f"{found.source} {found.id} is intact: {human_bytes(report.bytes_read)} read, every hash recomputed")

@@ -64,17 +64,13 @@ class RetentionPolicy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_all_seconds <= _SECONDS_MAX:
-            raise DrengineError(
-                BAD_RETENTION, f"all points for {self.keep_all_seconds} seconds is out of range"
-            )
+            raise DrengineError(BAD_RETENTION, f"all points for {self.keep_all_seconds} seconds is out of range")
         for step in self.steps:
             if not 0 < step.every_seconds <= _SECONDS_MAX or not 0 < step.for_seconds <= _SECONDS_MAX:
                 raise DrengineError(BAD_RETENTION, f"{_step_text(step)!r} is out of range")
         ages = [self.keep_all_seconds, *(step.for_seconds for step in self.steps)]
         if any(later <= sooner for sooner, later in pairwise(ages)):
-            raise DrengineError(
-                BAD_RETENTION, f"{self}: each step must reach further back than the one before"
-            )
+            raise DrengineError(BAD_RETENTION, f"{self}: each step must reach further back than the one before")
         for finer, coarser in pairwise(self.steps):
             if coarser.every_seconds % finer.every_seconds:
                 raise DrengineError(BAD_RETENTION, f"{self}: each period must divide the next")
@@ -136,9 +132,7 @@ def plan(
         if branch not in ended_branches:
             staying.add(max(mine, key=lambda point: (not point.damaged, point.sequence)).sequence)
         removed += [
-            point
-            for point in mine
-            if point.sequence not in staying and not point.pinned and point.id not in protected
+            point for point in mine if point.sequence not in staying and not point.pinned and point.id not in protected
         ]
     return removed
 

@@ -49,13 +49,9 @@ def _replication(address: Address) -> None:
 class TlsOptions:
     """[tls]"""
 
-    certificate: Path | None = option(
-        PATH, default=None, help="PEM file with this target's certificate and its chain."
-    )
+    certificate: Path | None = option(PATH, default=None, help="PEM file with this target's certificate and its chain.")
     key: Path | None = option(PATH, default=None, help="PEM file with its key.")
-    ca: Path | None = option(
-        PATH, default=None, help="PEM file with the CA that signs agents and NBD clients."
-    )
+    ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs agents and NBD clients.")
 
     @property
     def files(self) -> TlsFiles | None:
@@ -75,9 +71,7 @@ class MaintenanceOptions:
         help="How long points are kept. The newest verified point and pinned ones are never removed.",
         check=RetentionPolicy.parse,
     )
-    retention_interval: float = option(
-        DURATION, default=60.0, help="From one thinning of points to the next."
-    )
+    retention_interval: float = option(DURATION, default=60.0, help="From one thinning of points to the next.")
     compaction_interval: float = option(
         DURATION,
         default=300.0,
@@ -125,9 +119,7 @@ class TargetConfig:
         default=False,
         help="Allow sessions without TLS beyond loopback; the log repeats it at each one.",
     )
-    workers: int = option(
-        COUNT, default=2, help="Threads that decompress and hash what arrives.", check=_workers
-    )
+    workers: int = option(COUNT, default=2, help="Threads that decompress and hash what arrives.", check=_workers)
     memory_budget: int = option(
         SIZE, default=512 << 20, help="What all sessions together may have in flight.", check=_credit
     )
@@ -142,9 +134,7 @@ class TargetConfig:
     stop_seconds: float = option(
         DURATION, default=20.0, help="How long stopping may take: commit, acknowledge, say goodbye."
     )
-    log_level: str = option(
-        choice("debug", "info", "warning", "error"), default="info", help="What is logged."
-    )
+    log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3, both sides authenticated; needed beyond loopback.")
     maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")

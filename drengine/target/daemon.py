@@ -198,9 +198,7 @@ class TargetDaemon:
         address = self.config.metrics
         if address is None:
             return None
-        endpoint = MetricsEndpoint(
-            address.host, address.port, self.metrics.metrics, ready=lambda: self._ready
-        )
+        endpoint = MetricsEndpoint(address.host, address.port, self.metrics.metrics, ready=lambda: self._ready)
         self._cleanup.push_async_callback(asyncio.to_thread, endpoint.close)
         return endpoint.port
 

@@ -125,9 +125,7 @@ class StoreExports:
             shared = self._shared.get(key)
             if shared is None:
                 shared = _Shared(await loop.run_in_executor(self.pool, self._view, key))
-            volume = next(
-                (each for each in shared.view.geometry.values() if each.name == parsed.volume), None
-            )
+            volume = next((each for each in shared.view.geometry.values() if each.name == parsed.volume), None)
             if volume is None:
                 if not shared.users:
                     await loop.run_in_executor(self.pool, shared.view.close)

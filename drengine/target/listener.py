@@ -83,13 +83,9 @@ class Reception:
             credit = self.budget.grant()
             if not credit:
                 await asyncio.to_thread(writer.close)
-                raise DrengineError(
-                    TARGET_BUSY, f"{len(self.sessions)} sessions hold all of the memory budget"
-                )
+                raise DrengineError(TARGET_BUSY, f"{len(self.sessions)} sessions hold all of the memory budget")
             state = self.sources.get(hello.source)
-            session = Session(
-                stream, hello, state, self.metrics, clock=self.clock, probe_seconds=self.probe_seconds
-            )
+            session = Session(stream, hello, state, self.metrics, clock=self.clock, probe_seconds=self.probe_seconds)
             self.sessions[hello.source] = session
             Sources.note_opened(state, stream.peer)
             told = {"source": hello.source, "peer": stream.peer, "durable": writer.durable.sequence}

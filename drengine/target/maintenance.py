@@ -82,9 +82,7 @@ class Maintenance:
             if error.kind is MAINTENANCE_BUSY:
                 log.info("maintenance waits for another process", extra={"task": task})
                 return False
-            log.warning(
-                "maintenance failed", extra={"task": task, "reason": error.kind.id, "detail": error.message}
-            )
+            log.warning("maintenance failed", extra={"task": task, "reason": error.kind.id, "detail": error.message})
         except Exception:  # a defect in one task must not take the daemon with it
             log.exception("maintenance failed", extra={"task": task})
         else:
@@ -129,9 +127,7 @@ class Maintenance:
             points={source.name: source.points for source in stats.sources},
         )
 
-    async def _repeat(
-        self, task: str, seconds: float, work: Callable[[], None], *, wait_first: bool = False
-    ) -> None:
+    async def _repeat(self, task: str, seconds: float, work: Callable[[], None], *, wait_first: bool = False) -> None:
         if wait_first:
             await self.clock.sleep(seconds)
         while not self._stop.is_set():

@@ -37,9 +37,7 @@ STATE = Family(
     ("source", "state", "reason"),
 )
 CONNECTED = Family("target_agent_connected", GAUGE, "1 while the source's agent has a session.", ("source",))
-BACKLOG = Family(
-    "target_backlog_bytes", GAUGE, "Bytes not yet durable here, as the agent last said.", ("source",)
-)
+BACKLOG = Family("target_backlog_bytes", GAUGE, "Bytes not yet durable here, as the agent last said.", ("source",))
 DAMAGED_RANGES = Family(
     "target_damaged_ranges",
     GAUGE,
@@ -47,9 +45,7 @@ DAMAGED_RANGES = Family(
     ("source",),
 )
 POINTS = Family("target_recovery_points", GAUGE, "Recovery points kept.", ("source",))
-VOLUME_BYTES = Family(
-    "target_volume_bytes", GAUGE, "Size of the volume at its newest point.", ("source", "volume")
-)
+VOLUME_BYTES = Family("target_volume_bytes", GAUGE, "Size of the volume at its newest point.", ("source", "volume"))
 STORE_BYTES = Family("target_store_bytes", GAUGE, "Bytes of segments on the store's disk.")
 STORE_LIVE = Family("target_store_live_bytes", GAUGE, "Plain bytes in the store that a kept point can see.")
 STORE_FREE = Family("target_store_free_bytes", GAUGE, "Bytes free on the store's disk.")
@@ -73,9 +69,7 @@ SCRUBBED = Family("target_scrubbed_bytes_total", COUNTER, "Bytes re-read and re-
 SCRUB_DAMAGE = Family("target_scrub_damaged_records_total", COUNTER, "Damaged records that scrubs found.")
 FREED = Family("target_compaction_freed_bytes_total", COUNTER, "Bytes that compaction gave back.")
 RETIRED = Family("target_points_retired_total", COUNTER, "Recovery points that retention removed.")
-MAINTENANCE_FAILURES = Family(
-    "target_maintenance_failures_total", COUNTER, "Failed runs of a task.", ("task",)
-)
+MAINTENANCE_FAILURES = Family("target_maintenance_failures_total", COUNTER, "Failed runs of a task.", ("task",))
 
 FAMILIES: tuple[Family, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Family))
 

@@ -118,9 +118,7 @@ def _digests(view: View, query: HashQuery, count: int) -> bytes:
     found = []
     for number in range(count):
         try:
-            found.append(
-                view.digests(query.volume, query.offset + number * query.chunk_bytes, query.chunk_bytes, 1)
-            )
+            found.append(view.digests(query.volume, query.offset + number * query.chunk_bytes, query.chunk_bytes, 1))
         except DrengineError as error:
             if error.kind is not DAMAGED:
                 raise

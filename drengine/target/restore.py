@@ -140,9 +140,7 @@ class Restore:
     def _write_all(self, descriptor: int, progress: Progress) -> int:
         """Write all units that are not done; returns bytes written."""
         missing = iter([unit for unit, digest in enumerate(self._digests) if digest == _NOT_DONE])
-        done_bytes = sum(
-            self._length(unit) for unit, digest in enumerate(self._digests) if digest != _NOT_DONE
-        )
+        done_bytes = sum(self._length(unit) for unit, digest in enumerate(self._digests) if digest != _NOT_DONE)
         finished: list[tuple[int, bytes]] = []
         saved_at, written = self._clock.monotonic(), 0
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="restore") as pool:
@@ -174,9 +172,7 @@ class Restore:
             finished += [each.result() for each in running]
         self._save(descriptor, finished)
         if self._stop.is_set():
-            raise DrengineError(
-                RESTORE_INTERRUPTED, f"{self._path} is NOT restored; {written} bytes were written"
-            )
+            raise DrengineError(RESTORE_INTERRUPTED, f"{self._path} is NOT restored; {written} bytes were written")
         return written
 
     def _length(self, unit: int) -> int:
@@ -218,9 +214,7 @@ class Restore:
         """Compare what the disk gives back, past the page cache as far as the kernel drops it."""
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="verify") as pool:
-            for unit, digest in enumerate(
-                pool.map(lambda unit: self._digest_of(descriptor, unit), range(self._units))
-            ):
+            for unit, digest in enumerate(pool.map(lambda unit: self._digest_of(descriptor, unit), range(self._units))):
                 if digest != self._digests[unit]:
                     self._digests[unit] = _NOT_DONE
                     self._save(descriptor, [])
@@ -242,12 +236,7 @@ class Restore:
             return False
         magic, key, units, check = _SIDECAR.unpack_from(data)
         body = data[_SIDECAR.size :]
-        if (
-            magic != _SIDECAR_MAGIC
-            or key != self._key
-            or units != self._units
-            or check != xxh3_64_intdigest(body)
-        ):
+        if magic != _SIDECAR_MAGIC or key != self._key or units != self._units or check != xxh3_64_intdigest(body):
             return False
         self._digests = [body[at : at + 16] for at in range(0, len(body), 16)]
         return True
@@ -266,9 +255,7 @@ class Restore:
         body = b"".join(self._digests)
         aside = self._sidecar.with_name(self._sidecar.name + ".tmp")
         with aside.open("wb") as sidecar:
-            sidecar.write(
-                _SIDECAR.pack(_SIDECAR_MAGIC, self._key, self._units, xxh3_64_intdigest(body)) + body
-            )
+            sidecar.write(_SIDECAR.pack(_SIDECAR_MAGIC, self._key, self._units, xxh3_64_intdigest(body)) + body)
             sidecar.flush()
             os.fsync(sidecar.fileno())
         aside.rename(self._sidecar)
@@ -292,17 +279,13 @@ def check_destination(destination: Path, volume: VolumeGeometry, store: Path, *,
     """
     folder = destination.parent
     if destination.is_symlink() or not folder.is_dir():
-        raise DrengineError(
-            DESTINATION_REFUSED, f"{destination} is a symbolic link, or its folder does not exist"
-        )
+        raise DrengineError(DESTINATION_REFUSED, f"{destination} is a symbolic link, or its folder does not exist")
     if store.resolve() in (folder / destination.name).resolve().parents:
         raise DrengineError(DESTINATION_REFUSED, f"{destination} lies inside the store")
     if not destination.exists():
         room = os.statvfs(folder)
         if volume.size_bytes > room.f_blocks * room.f_frsize:
-            raise DrengineError(
-                DESTINATION_SMALL, f"{folder} is smaller than the volume's {volume.size_bytes} bytes"
-            )
+            raise DrengineError(DESTINATION_SMALL, f"{folder} is smaller than the volume's {volume.size_bytes} bytes")
         return
     status = destination.stat()
     if stat.S_ISBLK(status.st_mode):
@@ -310,9 +293,7 @@ def check_destination(destination: Path, volume: VolumeGeometry, store: Path, *,
     elif stat.S_ISREG(status.st_mode):
         _check_file(destination, volume, status)
     else:
-        raise DrengineError(
-            DESTINATION_REFUSED, f"{destination} is neither a regular file nor a block device"
-        )
+        raise DrengineError(DESTINATION_REFUSED, f"{destination} is neither a regular file nor a block device")
     if not force:
         raise DrengineError(DESTINATION_EXISTS, f"{destination} exists")
 

@@ -55,9 +55,7 @@ async def connect(
             sock, network = await _connect_inside(host, port, networks, tls, allow_plain)
             with _closing_on_error(sock):
                 _, stream = await asyncio.get_running_loop().create_connection(
-                    lambda: FramedStream(
-                        Role.AGENT, network=network, observer=observer, limits=limits, clock=clock
-                    ),
+                    lambda: FramedStream(Role.AGENT, network=network, observer=observer, limits=limits, clock=clock),
                     sock=sock,
                     ssl=tls,
                     server_hostname=host if tls is not None else None,

@@ -76,9 +76,7 @@ def broken(peer: str, error: Exception | None) -> TransportError:
         case None:
             return TransportError(UNREACHABLE, "closed", f"{peer}: the connection is closed")
         case ssl.SSLCertVerificationError():
-            return TransportError(
-                UNREACHABLE, "tls-failed", f"{peer}: certificate refused: {error.verify_message}"
-            )
+            return TransportError(UNREACHABLE, "tls-failed", f"{peer}: certificate refused: {error.verify_message}")
         case ssl.SSLError():
             return TransportError(UNREACHABLE, "tls-failed", f"{peer}: TLS: {error.reason or error}")
         case _:

@@ -260,9 +260,7 @@ class Connection:
         if fault := body_fault(kind, body_length, meta_length):
             raise RemoteProtocolError("bad-length", fault)
         if kind is FrameType.BATCH and HEADER.size + body_length > self.credit_available:
-            raise RemoteProtocolError(
-                "no-credit", f"{body_length} body bytes, {self.credit_available} are left"
-            )
+            raise RemoteProtocolError("no-credit", f"{body_length} body bytes, {self.credit_available} are left")
         self._kind, self._meta_length = kind, meta_length
         return int(body_length)
 

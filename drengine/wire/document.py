@@ -47,9 +47,7 @@ def _diagram() -> str:
     arrows: dict[tuple[State, State], list[str]] = {}
     for (before, role), moves in MOVES.items():
         for kind, after in moves.items():
-            arrows.setdefault((before, after), []).append(
-                f"{kind.name}→" if role is Role.AGENT else f"←{kind.name}"
-            )
+            arrows.setdefault((before, after), []).append(f"{kind.name}→" if role is Role.AGENT else f"←{kind.name}")
     lines = [f"    [*] --> {State.OPENING.upper()}"]
     for (before, after), labels in arrows.items():
         lines.append(f"    {before.upper()} --> {after.upper()}: {' '.join(labels)}")

@@ -42,9 +42,7 @@ def digest(data: bytes | bytearray | memoryview) -> bytes:
     return xxh3_128_digest(data)
 
 
-def encode_payload(
-    plain: bytes | bytearray | memoryview, level: int | None
-) -> tuple[Codec, bytes | memoryview]:
+def encode_payload(plain: bytes | bytearray | memoryview, level: int | None) -> tuple[Codec, bytes | memoryview]:
     """Encode plain bytes at a zstd level, or raw when `level` is None or compression does not pay.
 
     A raw result is a view of `plain` itself: the caller must not change it before it is sent.
@@ -67,9 +65,7 @@ def decode_payload(batch: Batch) -> memoryview:
     if not 0 <= plain_length <= BATCH_PLAIN_BYTES_MAX:
         raise DrengineError(BAD_PAYLOAD, f"a plain length of {plain_length} bytes is out of range")
     if bool(plain_length) != bool(len(payload)):
-        raise DrengineError(
-            BAD_PAYLOAD, f"a payload of {len(payload)} bytes claims to decode to {plain_length}"
-        )
+        raise DrengineError(BAD_PAYLOAD, f"a payload of {len(payload)} bytes claims to decode to {plain_length}")
     if codec == Codec.RAW or not plain_length:
         if len(payload) != plain_length:
             raise DrengineError(BAD_PAYLOAD, f"a raw payload of {len(payload)} bytes claims {plain_length}")
@@ -121,9 +117,7 @@ def verify_batch(batch: Batch) -> memoryview:
 def _raise_mismatch(batch: Batch, found: list[bytes]) -> NoReturn:
     rows = [row for row in iter_table(batch.table) if row.kind == ExtentKind.DATA]
     row = next(row for row, actual in zip(rows, found, strict=True) if row.digest != actual)
-    raise DrengineError(
-        BAD_PAYLOAD, f"hash-mismatch: volume {row.volume} at {row.offset}, {row.length} bytes"
-    )
+    raise DrengineError(BAD_PAYLOAD, f"hash-mismatch: volume {row.volume} at {row.offset}, {row.length} bytes")
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

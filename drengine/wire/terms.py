@@ -48,11 +48,7 @@ class Terms:
             case ev.CutEvent():
                 return self._undeclared_fault() or self._position_fault(event.sequence)
             case ev.BatchEvent():
-                return (
-                    self._undeclared_fault()
-                    or self._batch_fault(event)
-                    or self._position_fault(event.sequence)
-                )
+                return self._undeclared_fault() or self._batch_fault(event) or self._position_fault(event.sequence)
             case ev.Ack():
                 if not self.durable <= event.durable_sequence <= self.position:
                     message = f"{event.durable_sequence} acknowledged, {self.durable} was before, {self.position} sent"

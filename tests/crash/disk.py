@@ -52,9 +52,7 @@ class Disk:
                 self._pending.append(operation)
             case Sync() if operation.inode in self._folders:
                 self._synced[operation.inode] = dict(self._now[operation.inode])
-                kept = [
-                    names for names in self._pending if all(c[0] != operation.inode for c in names.changes)
-                ]
+                kept = [names for names in self._pending if all(c[0] != operation.inode for c in names.changes)]
                 changed = len(kept) < len(self._pending)
                 self._pending = kept
                 return changed

@@ -91,18 +91,14 @@ class Judge:
             f"generation {source.generation} and active branch {source.active_branch} belong to no moment",
         )
         branches = {branch.number: branch for branch in store.branches(SOURCE)}
-        _require(
-            branches.keys() >= before.durable.keys(), f"of the branches only {sorted(branches)} are left"
-        )
+        _require(branches.keys() >= before.durable.keys(), f"of the branches only {sorted(branches)} are left")
         _require(branches.keys() <= after.durable.keys(), f"branches {sorted(branches)} appeared")
         closed = {number for number, branch in branches.items() if branch.closed}
         _require(before.closed <= closed <= after.closed, f"closed branches are {closed}")
         durable = {number: branch.durable_sequence for number, branch in branches.items()}
         for number, sequence in durable.items():
             allowed = {state.durable[number] for state in states if number in state.durable}
-            _require(
-                sequence in allowed, f"branch {number} ends at {sequence}, not at one of {sorted(allowed)}"
-            )
+            _require(sequence in allowed, f"branch {number} ends at {sequence}, not at one of {sorted(allowed)}")
         self._check_points(store, before, after, durable)
         for number, branch in branches.items():
             if not branch.closed:
@@ -118,13 +114,9 @@ class Judge:
         _require(points.keys() <= before.points | after.points, f"points appeared: {sorted(points)}")
         for id in after.points - before.points:
             branch, sequence = map(int, id.split("-"))
-            _require(
-                (durable[branch] >= sequence) == (id in points), f"point {id} and its commit are not one"
-            )
+            _require((durable[branch] >= sequence) == (id in points), f"point {id} and its commit are not one")
         pinned = {id for id, point in points.items() if point.pinned}
-        _require(
-            before.pinned & after.pinned <= pinned <= before.pinned | after.pinned, f"pinned are {pinned}"
-        )
+        _require(before.pinned & after.pinned <= pinned <= before.pinned | after.pinned, f"pinned are {pinned}")
         for id, point in points.items():
             _require(not point.damaged, f"point {id} is damaged")
             with store.view(point) as view:
@@ -205,9 +197,7 @@ class Judge:
                 )
             _require(source.generation >= before.generation, "a rebuild lowered the generation")
             points = {point.id for point in store.points(SOURCE)}
-            lost = {
-                id for id in before.points & after.points if int(id.split("-")[0]) not in before.closed
-            } - points
+            lost = {id for id in before.points & after.points if int(id.split("-")[0]) not in before.closed} - points
             _require(not lost, f"a rebuild lost points {sorted(lost)}")
             self._check_kept_points(store)
 

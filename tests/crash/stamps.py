@@ -119,11 +119,7 @@ def replicate(store: Store, seed: int, say: Callable[[int], None], *, records: i
 def main() -> None:
     """The child: STORE SEED."""
     path, seed = Path(sys.argv[1]), int(sys.argv[2])
-    store = (
-        Store.open(path, options=OPTIONS)
-        if (path / "STORE").exists()
-        else Store.create(path, options=OPTIONS)
-    )
+    store = Store.open(path, options=OPTIONS) if (path / "STORE").exists() else Store.create(path, options=OPTIONS)
     replicate(store, seed, lambda sequence: print(sequence, flush=True))
 
 

@@ -40,9 +40,7 @@ def life() -> Iterator[Life]:
 def test_wherever_the_power_fails_what_was_acknowledged_is_there_and_nothing_is_mixed(
     life: Life, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = crash(
-        life.recording, life.directory, SEED, rounds=ROUNDS, reorderings=2, share=0.4, deep_share=0.08
-    )
+    report = crash(life.recording, life.directory, SEED, rounds=ROUNDS, reorderings=2, share=0.4, deep_share=0.08)
     with capsys.disabled():
         print(
             f" [seed {SEED}: {report.operations} operations, {report.states} crash states,"

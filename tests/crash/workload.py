@@ -72,9 +72,7 @@ def script(seed: int, *, rounds: int = 12) -> list[Step]:
             volume = chosen.randrange(len(sizes))
             kind = chosen.choices((ExtentKind.DATA, ExtentKind.ZERO, ExtentKind.DISCARD), (8, 1, 1))[0]
             offset = chosen.randrange(0, sizes[volume] - 512, 512)
-            length = min(
-                chosen.choice((512, BLOCK, BLOCK, 2 * BLOCK)), sizes[volume] - offset, 65536 - offset % 65536
-            )
+            length = min(chosen.choice((512, BLOCK, BLOCK, 2 * BLOCK)), sizes[volume] - offset, 65536 - offset % 65536)
             made.append(Write(volume + 1, kind, offset, length, chosen.randrange(1 << 30)))
         return tuple(made)
 
@@ -242,9 +240,7 @@ class Runner:
     def _promote(self, step: Step) -> list[Any]:
         assert self.store
         point = self._point(step.point)
-        info = self.store.promote(
-            point, expected_generation=self.store.source(SOURCE).generation, label="failover"
-        )
+        info = self.store.promote(point, expected_generation=self.store.source(SOURCE).generation, label="failover")
         return [info.number, point.id]
 
     def _point(self, which: str) -> RecoveryPoint:

@@ -14,9 +14,7 @@ SIZE = (6 << 20) + 512
 """Several (shrunken) restore units and an odd tail."""
 
 
-def make(
-    directory: Path, *, seed: int = 1, source: str = "shop", identity: str = "file:1"
-) -> dict[str, bytes]:
+def make(directory: Path, *, seed: int = 1, source: str = "shop", identity: str = "file:1") -> dict[str, bytes]:
     """A store with two points of a volume that has data, zeros, holes and a 512-byte tail; contents by point id."""
     rng, model = random.Random(seed), bytearray(SIZE)
     store = Store.open(directory) if (directory / "STORE").exists() else Store.create(directory)

@@ -106,9 +106,7 @@ def test_verify_scrub_and_restore_fail_loudly_on_damage(shell: Shell, contents: 
 
 
 @pytest.mark.fault(3)
-def test_rebuild_brings_back_a_store_whose_catalogue_is_lost(
-    shell: Shell, contents: dict[str, bytes]
-) -> None:
+def test_rebuild_brings_back_a_store_whose_catalogue_is_lost(shell: Shell, contents: dict[str, bytes]) -> None:
     for file in shell.store.glob("catalogue.sqlite*"):
         file.unlink()
     shell("points", exit_code=33)
@@ -240,9 +238,7 @@ def test_a_writable_export_is_a_branch_that_outlives_it(
 
 
 @pytest.mark.fault(18)
-def test_reading_commands_work_on_a_store_that_must_not_be_written(
-    shell: Shell, contents: dict[str, bytes]
-) -> None:
+def test_reading_commands_work_on_a_store_that_must_not_be_written(shell: Shell, contents: dict[str, bytes]) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everything; run the tests unprivileged to see this one")
     folders = [shell.store, *(path for path in shell.store.rglob("*") if path.is_dir())]

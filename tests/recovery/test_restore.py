@@ -137,9 +137,7 @@ def test_a_destination_that_forgets_is_found_out_and_healed_by_the_next_run(
     assert report.resumed_bytes > 0
 
 
-def test_progress_of_another_point_is_not_taken_over(
-    replica: tuple[Store, dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_progress_of_another_point_is_not_taken_over(replica: tuple[Store, dict[str, bytes]], tmp_path: Path) -> None:
     store, contents = replica
     (older, _), (newer, content) = contents.items()
     destination = tmp_path / "disk.img"

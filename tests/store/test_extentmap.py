@@ -57,17 +57,13 @@ def painted(log: list[Row]) -> list[Byte]:
     disk: list[Byte] = [None] * SIZE
     for row in log:
         for i in range(row.length):
-            disk[row.start + i] = (
-                (row.segment, row.record, row.plain_offset + i) if row.segment else (0, 0, 0)
-            )
+            disk[row.start + i] = (row.segment, row.record, row.plain_offset + i) if row.segment else (0, 0, 0)
     return disk
 
 
 def unpacked(flat: FlatMap, base: int = 0) -> list[Byte]:
     disk: list[Byte] = [None] * SIZE
-    for start, length, segment, record, plain_offset in zip(
-        *map(np.ndarray.tolist, flat.columns), strict=True
-    ):
+    for start, length, segment, record, plain_offset in zip(*map(np.ndarray.tolist, flat.columns), strict=True):
         for i in range(length):
             disk[start - base + i] = (segment, record, plain_offset + i) if segment else (0, 0, 0)
     return disk
@@ -106,9 +102,7 @@ def test_a_merge_equals_both_logs_one_after_the_other(older: list[Row], newer: l
 
 
 @given(log=rows, base=bases, offset=st.integers(0, SIZE - 1), length=st.integers(0, SIZE))
-def test_a_lookup_hands_out_the_range_and_nothing_else(
-    log: list[Row], base: int, offset: int, length: int
-) -> None:
+def test_a_lookup_hands_out_the_range_and_nothing_else(log: list[Row], base: int, offset: int, length: int) -> None:
     length = min(length, SIZE - offset)
     found = flat_map(log, base).lookup(base + offset, length)
     disk: list[Byte] = [None] * SIZE
@@ -170,12 +164,8 @@ def test_many_random_extents_over_several_layers(seed: int) -> None:
         for start, length, record in zip(starts, lengths, records, strict=True):
             oracle[start : start + length] = layer * 1_000_000_000 + record * 1000 + np.arange(length)
     found = np.full(4096, -1, dtype=np.int64)
-    for start, length, segment, record, plain_offset in zip(
-        *map(np.ndarray.tolist, whole.columns), strict=True
-    ):
-        found[start : start + length] = (
-            segment * 1_000_000_000 + record * 1000 + plain_offset + np.arange(length)
-        )
+    for start, length, segment, record, plain_offset in zip(*map(np.ndarray.tolist, whole.columns), strict=True):
+        found[start : start + length] = segment * 1_000_000_000 + record * 1000 + plain_offset + np.arange(length)
     assert np.array_equal(found, oracle)
 
 

@@ -95,9 +95,7 @@ def test_each_bucket_keeps_a_point_while_it_had_one(gaps: list[int]) -> None:
             # The oldest bucket may have lost its oldest point, which stood for it, by age.
             assert buckets[0] - buckets[1] <= {min(buckets[0], default=0)}
         assert set(everything[-1:]) <= set(store)
-        assert {p.sequence for p in everything if newest - p.received_ns <= 10 * S} <= {
-            p.sequence for p in store
-        }
+        assert {p.sequence for p in everything if newest - p.received_ns <= 10 * S} <= {p.sequence for p in store}
 
 
 @settings(max_examples=100, deadline=None)
@@ -162,9 +160,7 @@ def test_the_sources_clock_jumps_and_thinning_goes_on(jump_seconds: int) -> None
 @pytest.mark.fault(61)
 def test_one_point_from_the_far_future_is_not_kept_for_ever() -> None:
     points = every(3600, 24 * 9)
-    points[5] = replace(
-        points[5], time_ns=points[5].time_ns + 10**18, received_ns=points[5].received_ns + 10**18
-    )
+    points[5] = replace(points[5], time_ns=points[5].time_ns + 10**18, received_ns=points[5].received_ns + 10**18)
     kept = after(points, now_ns=points[-1].received_ns)
     assert points[5] not in kept
     assert kept[-1] is points[-1]

@@ -44,9 +44,7 @@ async def filled(site: Site, seed: int, cuts: int = 2) -> list[tuple[int, bytes]
 
 
 async def tool(*argv: str) -> subprocess.CompletedProcess[str]:
-    return await asyncio.to_thread(
-        subprocess.run, argv, capture_output=True, text=True, timeout=30, check=False
-    )
+    return await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=30, check=False)
 
 
 async def test_nbdcopy_and_qemu_img_see_each_point_as_it_was(tmp_path: Path) -> None:

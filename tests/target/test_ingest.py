@@ -98,9 +98,7 @@ async def test_hashes_answer_for_everything_that_was_sent_before(tmp_path: Path)
             chunk = rng.choice((4096, 65536))
             count = rng.randrange(1, 9)
             offset = rng.randrange(SIZE // chunk) * chunk
-            expected = b"".join(
-                digest(model[at : at + chunk]) for at in range(offset, offset + count * chunk, chunk)
-            )
+            expected = b"".join(digest(model[at : at + chunk]) for at in range(offset, offset + count * chunk, chunk))
             assert await agent.hashes(offset, chunk, count, query=query) == expected, query
 
 

@@ -54,9 +54,7 @@ def test_lag_grows_while_the_agent_is_gone() -> None:
 def test_lag_grows_while_a_connected_source_falls_behind() -> None:
     state = connected()
     Sources.note_points(state, [point(NOW, NOW)])
-    Sources.note_status(
-        state, status(behind_since_ns=NOW, backlog_bytes=1 << 20, state="BACKLOG"), NOW + SECOND
-    )
+    Sources.note_status(state, status(behind_since_ns=NOW, backlog_bytes=1 << 20, state="BACKLOG"), NOW + SECOND)
     assert state.lag_seconds(NOW + 5 * SECOND) == 5
     Sources.note_points(state, [point(NOW + 4 * SECOND, NOW + 5 * SECOND)])
     assert state.lag_seconds(NOW + 5 * SECOND) == 1

@@ -37,9 +37,7 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def target(
-    store: Path, *arguments: str, environment: dict[str, str] | None = None
-) -> AsyncIterator[Process]:
+async def target(store: Path, *arguments: str, environment: dict[str, str] | None = None) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -58,9 +58,7 @@ async def agent_hears_a_pong(agent: Agent) -> bool:
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("operation", ["append", "create", "sync"])
-async def test_a_full_disk_refuses_and_replication_resumes_when_there_is_space(
-    tmp_path: Path, operation: str
-) -> None:
+async def test_a_full_disk_refuses_and_replication_resumes_when_there_is_space(tmp_path: Path, operation: str) -> None:
     storage = faulty(tmp_path / "store")
     async with running(tmp_path / "store", storage=storage) as site:
         agent = await site.join()

@@ -150,14 +150,10 @@ class Volume:
             if self._device is not None and _sysfs(self._device, "diskseq") != self._disk_sequence:
                 same = False
             if not same:
-                raise DrengineError(
-                    VOLUME_REPLACED, f"volume {self.name}: {self.path} is another device or file now"
-                )
+                raise DrengineError(VOLUME_REPLACED, f"volume {self.name}: {self.path} is another device or file now")
             return _size(self._fd, here)
         except OSError as error:
-            raise DrengineError(
-                VOLUME_MISSING, f"volume {self.name}: {self.path}: {error.strerror}"
-            ) from error
+            raise DrengineError(VOLUME_MISSING, f"volume {self.name}: {self.path}: {error.strerror}") from error
 
     def stamp(self) -> str:
         """A text that changes when anybody writes to the volume: compare it after a stop.
@@ -312,9 +308,7 @@ class Volume:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DrengineError(
-                VOLUME_IN_USE, f"volume {self.name}: another process has locked {self.path}"
-            ) from error
+            raise DrengineError(VOLUME_IN_USE, f"volume {self.name}: another process has locked {self.path}") from error
 
 
 def boot_id() -> str:
@@ -326,9 +320,7 @@ def _open(name: str, path: Path, writable: bool) -> int:
     try:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-            raise DrengineError(
-                VOLUME_UNSUPPORTED, f"volume {name}: {path} is no regular file and no block device"
-            )
+            raise DrengineError(VOLUME_UNSUPPORTED, f"volume {name}: {path} is no regular file and no block device")
         flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
         if writable and stat.S_ISBLK(status.st_mode):
             user = _device_user(status.st_rdev)

@@ -143,9 +143,7 @@ class Journal:
             self._pad(place, pad, time_ns)
             place = 0
         position = self.head
-        body = (
-            _BODY.pack(self._tag, position, time_ns, self.previous, length, len(rows) // ROW.size, 0) + rows
-        )
+        body = _BODY.pack(self._tag, position, time_ns, self.previous, length, len(rows) // ROW.size, 0) + rows
         hasher = xxhash.xxh3_64(body)
         for part in parts:
             hasher.update(part)
@@ -244,9 +242,7 @@ class Journal:
             try:
                 self.oldest_ns = self._header(self.acked, self.head)[1][3]
             except (JournalDamagedError, OSError):
-                self.oldest_ns = (
-                    1  # unknown: the reader will meet the damage; until then the lag is not hidden
-                )
+                self.oldest_ns = 1  # unknown: the reader will meet the damage; until then the lag is not hidden
 
     def _header(self, position: int, end: int) -> tuple[int, tuple[int, ...]]:
         """The header at `position` (or after the ring's end, if too few bytes are left) and its position."""

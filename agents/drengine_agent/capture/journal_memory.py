@@ -102,9 +102,7 @@ class Memory:
             OSError: the disk failed; what was written before still counts.
         """
         journal = self.journal
-        records = tuple(
-            VolumeRecord(n, v.identity, v.size_bytes, v.stamp()) for n, v in self._volumes.items()
-        )
+        records = tuple(VolumeRecord(n, v.identity, v.size_bytes, v.stamp()) for n, v in self._volumes.items())
         control = Control(
             FORMAT,
             journal.epoch.hex(),

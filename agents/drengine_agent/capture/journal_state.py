@@ -135,9 +135,7 @@ class ControlFile:
         """
         text = msgspec.json.encode(control)
         if len(text) > SLOT_BYTES - _SLOT.size:
-            raise DrengineError(
-                JOURNAL_UNUSABLE, f"{len(control.volumes)} volumes are too many for one journal"
-            )
+            raise DrengineError(JOURNAL_UNUSABLE, f"{len(control.volumes)} volumes are too many for one journal")
         count = self._count + 1
         slot = _SLOT.pack(count, len(text), _checksum(count, text)) + text
         os.pwrite(self._fd, slot, _REGISTER_BYTES + count % 2 * SLOT_BYTES)

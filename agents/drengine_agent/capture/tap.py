@@ -187,9 +187,7 @@ class Tap:
         if self._resync is not None:
             self._resync.clear_first(self._acked)
             remains.merge(self._resync)
-        self._memory.save_remains(
-            remains, {**self._older_epochs, self._journal.epoch: self._acked}, self._reason
-        )
+        self._memory.save_remains(remains, {**self._older_epochs, self._journal.epoch: self._acked}, self._reason)
         return True
 
     def _check_declared(self, volumes: Sequence[VolumeGeometry]) -> None:
@@ -197,9 +195,7 @@ class Tap:
             volume = self.volumes.get(declared.volume)
             if volume is None or declared.identity not in ("", volume.identity):
                 found = volume.identity if volume else "not there"
-                raise DrengineError(
-                    VOLUME_REPLACED, f"volume {declared.name} is {found}, expected {declared.identity}"
-                )
+                raise DrengineError(VOLUME_REPLACED, f"volume {declared.name} is {found}, expected {declared.identity}")
 
     # ---- the clients' side
 

@@ -113,9 +113,7 @@ class _Volumes:
     """Finds a tap's volumes by name."""
 
     def __init__(self, tap: Tap, gate: SyncGate, executor: ThreadPoolExecutor) -> None:
-        self._exports = {
-            volume.name: TapExport(tap, volume, gate, executor) for volume in tap.volumes.values()
-        }
+        self._exports = {volume.name: TapExport(tap, volume, gate, executor) for volume in tap.volumes.values()}
 
     async def names(self) -> list[str]:
         """See export.ExportProvider.names."""

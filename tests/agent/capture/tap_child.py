@@ -14,9 +14,7 @@ JOURNAL_BYTES = 64 << 20
 
 
 def open_tap(directory: Path, volumes: int) -> Tap:
-    opened = [
-        Volume.open(n, f"disk{n}", directory / f"disk{n}", writable=True) for n in range(1, volumes + 1)
-    ]
+    opened = [Volume.open(n, f"disk{n}", directory / f"disk{n}", writable=True) for n in range(1, volumes + 1)]
     tap = Tap(opened, directory / "journal", TapOptions(journal_bytes=JOURNAL_BYTES))
     tap.open([volume.geometry for volume in opened])
     return tap

@@ -43,8 +43,7 @@ class Site:
 
     def open(self) -> None:
         self.volumes = [
-            Volume.open(number, f"disk{number}", self.path / f"disk{number}", writable=True)
-            for number in self.sizes
+            Volume.open(number, f"disk{number}", self.path / f"disk{number}", writable=True) for number in self.sizes
         ]
         self.tap = Tap(self.volumes, self.path / "journal", self.options, self.clock)
         self.tap.open([volume.geometry for volume in self.volumes])

@@ -39,9 +39,7 @@ def kind_of(call) -> str:
 @given(
     st.lists(st.tuples(st.sampled_from("wzht"), st.integers(0, SIZE - 1), st.integers(1, 6000)), max_size=10),
 )
-def test_writes_zeros_and_holes_are_byte_exact_to_an_odd_tail(
-    tmp_path_factory, fallocate: bool, steps
-) -> None:
+def test_writes_zeros_and_holes_are_byte_exact_to_an_odd_tail(tmp_path_factory, fallocate: bool, steps) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not fallocate:
 

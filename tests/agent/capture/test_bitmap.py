@@ -36,8 +36,7 @@ def blocks_of(ranges) -> list[tuple[int, int]]:
         assert part.offset + part.length <= SIZES[part.volume]
         assert part.length % BLOCK_BYTES == 0 or part.offset + part.length == SIZES[part.volume]
         found += [
-            (part.volume, b)
-            for b in range(part.offset // BLOCK_BYTES, -(-(part.offset + part.length) // BLOCK_BYTES))
+            (part.volume, b) for b in range(part.offset // BLOCK_BYTES, -(-(part.offset + part.length) // BLOCK_BYTES))
         ]
     return found
 

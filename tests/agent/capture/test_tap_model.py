@@ -191,9 +191,7 @@ class World:
 @pytest.mark.fault(28)
 @pytest.mark.fault(31)
 @pytest.mark.fault(63)
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.integers(0, 2**32), st.lists(STEPS, min_size=5, max_size=60))
 def test_every_cut_is_a_moment_of_all_disks(seed: int, steps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as path:

@@ -50,9 +50,7 @@ def test_no_symbolic_link_leads_out(storage: LocalStorage, tmp_path: Path) -> No
 
 def test_short_writes_are_continued(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.writev
-    monkeypatch.setattr(
-        os, "writev", lambda fd, parts: real(fd, [memoryview(parts[0])[: max(1, len(parts[0]) // 2)]])
-    )
+    monkeypatch.setattr(os, "writev", lambda fd, parts: real(fd, [memoryview(parts[0])[: max(1, len(parts[0]) // 2)]]))
     appender = storage.create("f")
     appender.append(b"abcdefg", b"", b"hij", b"k")
     appender.close()
