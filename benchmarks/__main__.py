@@ -28,9 +28,7 @@ def main() -> int:
         help=", ".join(works.WORKS),
     )
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of the results")
-    parser.add_argument(
-        "--scratch", type=Path, default=None, help="folder on the disk to measure (about 20 GiB)"
-    )
+    parser.add_argument("--scratch", type=Path, default=None, help="folder on the disk to measure (about 20 GiB)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     report = begin(quick=options.quick)

@@ -10,13 +10,24 @@ from benchmarks.results import Figure, Table
 from benchmarks.text import number
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d252c; background: #fff }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.4rem; border-top: 1px solid #dde2e6; padding-top: 1rem }
-table { border-collapse: collapse; width: 100%; font-size: .87rem } td, th { padding: .25rem .6rem; text-align: left; vertical-align: top }
-th { border-bottom: 2px solid #1d252c } tr + tr td { border-top: 1px solid #eceff1 }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } .ours { font-weight: 600; color: #0b6e99 }
-.met { color: #1e7d34 } .short, .failed { color: #c0392b } .remark { color: #5b6770; font-size: .87rem } svg { max-width: 100%; height: auto }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d252c }
+body { background: #fff }
+h1 { font-size: 1.6rem }
+h2 { font-size: 1.15rem; margin-top: 2.4rem; border-top: 1px solid #dde2e6; padding-top: 1rem }
+table { border-collapse: collapse; width: 100%; font-size: .87rem }
+td, th { padding: .25rem .6rem; text-align: left; vertical-align: top }
+th { border-bottom: 2px solid #1d252c }
+tr + tr td { border-top: 1px solid #eceff1 }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.ours { font-weight: 600; color: #0b6e99 }
+.met { color: #1e7d34; white-space: nowrap }
+.short { color: #c0392b; white-space: nowrap }
+.failed { color: #c0392b }
+.remark { color: #5b6770; font-size: .87rem }
+svg { max-width: 100%; height: auto }
 """
+_HEADS = "<tr><th><th class=n>{unit}<th class=n>ratio<th class=n>runs<th class=n>on the wire<th>aim<th>"
+_QUICK = "<p class=failed>A quick round: it shows that everything works; its figures mean little."
 
 
 def render(report: Report) -> str:
@@ -25,20 +36,14 @@ def render(report: Report) -> str:
         f"<tr><td>{escape(name)}<td class=n>{value / 1e9:.2f} GB/s" for name, value in report.limits.items()
     )
     sections = "".join(_section(table) for table in report.tables)
-    failures = "".join(
-        f"<p class=failed>{escape(name)} failed: {escape(why)}" for name, why in report.failed.items()
-    )
-    quick = (
-        "<p class=failed>A quick round: it shows that everything works; its figures mean little."
-        if report.quick
-        else ""
-    )
+    failures = "".join(f"<p class=failed>{escape(name)} failed: {escape(why)}" for name, why in report.failed.items())
+    quick = _QUICK if report.quick else ""
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>drengine benchmarks</title><style>{_STYLE}</style><h1>drengine benchmarks</h1>"
         f"<p>{escape(report.begun)}; {escape(report.machine)}; {escape(report.load)}.{quick}"
-        "<p class=remark>Bars are medians; black lines span all runs; red ticks are aims; ours are blue. Ratios are to the row "
-        "marked 1.00. Trust ratios inside a table, not absolute values."
+        "<p class=remark>Bars are medians; black lines span all runs; red ticks are aims; ours are blue. "
+        "Ratios are to the row marked 1.00. Trust ratios inside a table, not absolute values."
         f"{failures}<h2>Limits of this machine, in this run</h2><table>{limits}</table>{sections}</html>\n"
     )
 
@@ -47,7 +52,7 @@ def _section(table: Table) -> str:
     rows = "".join(_row(table, figure) for figure in table.figures)
     return (
         f"<h2 id={table.name}>{escape(table.title)}</h2>{svg(table)}"
-        f"<table><tr><th><th class=n>{escape(table.unit)}<th class=n>ratio<th class=n>runs<th class=n>on the wire<th>aim<th>{rows}</table>"
+        f"<table>{_HEADS.format(unit=escape(table.unit))}{rows}</table>"
         f"<p class=remark>{escape(table.remark)}"
     )
 
@@ -59,11 +64,7 @@ def _row(table: Table, figure: Figure) -> str:
     ratio, aim = table.ratio(figure), table.aims.get(figure.name)
     spread = f"{number(min(figure.runs))} - {number(max(figure.runs))}" if len(figure.runs) > 1 else ""
     wire = f"{figure.wire_bytes / 1e6:,.1f} MB" if figure.wire_bytes is not None else ""
-    verdict = (
-        f"<td class={table.verdict(figure)}>{number(aim)}: {table.verdict(figure)}"
-        if aim is not None
-        else "<td>"
-    )
+    verdict = f"<td class={table.verdict(figure)}>{number(aim)}: {table.verdict(figure)}" if aim is not None else "<td>"
     return (
         f"<tr>{name}<td class=n>{number(figure.value)}<td class=n>{'' if ratio is None else f'{ratio:.2f}'}"
         f"<td class=n>{spread}<td class=n>{wire}{verdict}<td class=remark>{escape(figure.note)}"

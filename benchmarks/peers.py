@@ -1,4 +1,4 @@
-"""What users would pick instead, run on the same image in the same run. A peer that isn't installed is shown as such."""
+"""What users would pick instead, on the same image in the same run. A peer that isn't installed is shown as such."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def serving(socket: Path, *command: str | Path) -> Iterator[None]:
     """Run a server until the block ends; it is ready when its unix socket exists."""
     require(str(command[0]))
     socket.unlink(missing_ok=True)
-    server = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    server = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 20
         while not socket.exists():
@@ -106,9 +104,7 @@ def copies(image: Path, folder: Path) -> list[Contestant]:
         with target.open("wb") as empty:
             empty.truncate(image.stat().st_size)
         return checked(
-            clocked(
-                lambda: _quietly("blocksync-fast", "-s", image, "-d", target, "-f", digests, "--no-progress")
-            )
+            clocked(lambda: _quietly("blocksync-fast", "-s", image, "-d", target, "-f", digests, "--no-progress"))
         )
 
     plain = ("rsync", "--whole-file", "--fsync", "--stats", image, target)
@@ -141,7 +137,7 @@ def updates(image: Path, folder: Path) -> list[Contestant]:
         def once() -> Measured:
             if not replica.exists():
                 shutil.copyfile(image, replica)
-            command = (
+            command: tuple[str | Path, ...] = (
                 "rsync",
                 "--no-whole-file",
                 "--inplace",
@@ -167,9 +163,7 @@ def updates(image: Path, folder: Path) -> list[Contestant]:
 def rsync(*command: str | Path) -> int:
     """Run rsync; returns the bytes that its two ends exchanged."""
     report = run(*command)
-    totals = [
-        line for line in report.splitlines() if line.startswith(("Total bytes sent", "Total bytes received"))
-    ]
+    totals = [line for line in report.splitlines() if line.startswith(("Total bytes sent", "Total bytes received"))]
     return sum(int(line.split(":")[1].replace(",", "").replace(".", "")) for line in totals)
 
 

@@ -63,9 +63,7 @@ class Process:
     def check(self) -> None:
         """Raise if it has ended."""
         if (code := self.popen.poll()) is not None:
-            raise SiteFailedError(
-                f"{self.log.stem} ended with {code}: {self.log.read_text(errors='replace')[-300:]}"
-            )
+            raise SiteFailedError(f"{self.log.stem} ended with {code}: {self.log.read_text(errors='replace')[-300:]}")
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,13 @@ class Target(Process):
         catalogue = self.store / "catalogue.sqlite"
         with contextlib.closing(sqlite3.connect(f"{catalogue.as_uri()}?mode=ro", uri=True)) as db:
             rows = db.execute(
-                "SELECT sequence, time_ns FROM point WHERE source = ? AND branch = 1 AND sequence > ? ORDER BY sequence",
+                "SELECT sequence, time_ns FROM point WHERE source = ? AND branch = 1 AND sequence > ? ORDER BY 1",
                 (source, after),
             ).fetchall()
         return [Point(*row) for row in rows]
 
     def wait_point(self, source: str, since_ns: int, *, seconds: float = 120.0) -> float:
-        """Wait for a durable point that shows the source at `since_ns` or later; returns perf_counter at that moment."""
+        """Wait for a durable point that shows the source at `since_ns` or later; returns perf_counter then."""
         reached = 0
 
         def seen() -> bool:
@@ -259,9 +257,7 @@ def check_replica(target: Target, source: str, image: Path) -> None:
         with store.view(point) as view, image.open("rb") as file:
             for offset in range(0, volume.size_bytes, COMPARED_BYTES):
                 expected = file.read(COMPARED_BYTES)
-                if xxh3_128_digest(view.read(volume.volume, offset, len(expected))) != xxh3_128_digest(
-                    expected
-                ):
+                if xxh3_128_digest(view.read(volume.volume, offset, len(expected))) != xxh3_128_digest(expected):
                     raise SiteFailedError(f"point {point.id} differs from {image.name} at {offset}")
 
 

@@ -34,9 +34,7 @@ def write_stream(path: Path, size_bytes: int, offsets: NDArray[np.uint64], exten
         generation = store.ensure_source(SOURCE).generation
         writer = store.writer(SOURCE, generation=generation)
         try:
-            writer.append_geometry(
-                1, mark, (VolumeGeometry(VOLUME, "disk", "", size_bytes),), generation=generation
-            )
+            writer.append_geometry(1, mark, (VolumeGeometry(VOLUME, "disk", "", size_bytes),), generation=generation)
             sequence = 1
             for number, first in enumerate(range(0, len(offsets), per_batch)):
                 part = offsets[first : first + per_batch]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,10 @@ def measure(bench: Bench) -> list[Table]:
         write_stream(store, gib * GIB, offsets, EXTENT_BYTES)
         title = f"{gib} GiB, {len(offsets):,} mappings"
         middle = gib * GIB // 2
-        first = Contestant(f"{title}, first time", lambda store=store, at=middle: _open(store, at), ours=True)  # type: ignore[misc]
-        again = Contestant(title, lambda store=store, at=middle: _open(store, at), ours=True)  # type: ignore[misc]
+        first = Contestant(f"{title}, first time", partial(_open, store, middle), ours=True)
+        again = Contestant(title, partial(_open, store, middle), ours=True)
+        command = Contestant(title, partial(_export, store, middle), ours=True)
         opened += [*contest([first], 1), *contest([again], bench.rounds)]
-        command = Contestant(title, lambda store=store, at=middle: _export(store, at), ours=True)  # type: ignore[misc]
         served += contest([command], bench.rounds)
     return [
         Table(
@@ -89,9 +90,7 @@ def _export(path: Path, offset: int) -> Measured:
         str(socket),
         "--json",
     ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
         assert process.stdout and process.stderr
         try:
             line = process.stdout.readline()

@@ -37,9 +37,7 @@ def copy_once(bench: Bench, *, compression: str) -> Measured:
     """One initial copy by scan, agent and target in processes of their own."""
     with site(bench.fresh("copy")) as here:
         target = here.start_target()
-        agent = here.start_agent(
-            target, "source", {"disk": bench.image}, paused=True, compression=compression
-        )
+        agent = here.start_agent(target, "source", {"disk": bench.image}, paused=True, compression=compression)
         agent_cpu, target_cpu = agent.cpu_seconds(), target.cpu_seconds()
         since_ns, begun = time.time_ns(), time.perf_counter()
         agent.ask("resume")

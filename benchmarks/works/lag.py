@@ -36,7 +36,8 @@ def measure(bench: Bench) -> list[Table]:
             raise SiteFailedError(f"fio failed: {output[-300:]!r}")
         reached = _load_rate(output)
         quiet = _probe(target, agent, min(5.0, seconds))
-    note = f"{len(lags)} probes; load {reached:,.0f} writes/s; CPU: agent {busy[0] / (seconds - 1.5):.0%}, target {busy[1] / (seconds - 1.5):.0%}"
+    shares = [used / (seconds - 1.5) for used in busy]
+    note = f"{len(lags)} probes; load {reached:,.0f} writes/s; CPU: agent {shares[0]:.0%}, target {shares[1]:.0%}"
     failed = "" if reached > 0.95 * RATE else f"the load reached only {reached:,.0f} of {RATE} writes/s"
     figures = [
         *_figures(lags, f"under {RATE:,} writes/s", note, failed),
@@ -50,8 +51,8 @@ def measure(bench: Bench) -> list[Table]:
             tuple(figures),
             aims={f"{MEDIAN}, under {RATE:,} writes/s": 50, f"{P99}, under {RATE:,} writes/s": 250},
             baseline=f"{MEDIAN}, under {RATE:,} writes/s",
-            remark="From the write's completion to the moment at which another process reads from the catalogue a point "
-            "that shows the source at that moment or later; point interval 50 ms (the default).",
+            remark="From the write's completion to the moment at which another process finds in the catalogue a "
+            "point that shows the source at that moment or later; point interval 50 ms (the default).",
         )
     ]
 
@@ -71,7 +72,8 @@ def _start_load(agent: Agent, seconds: float) -> subprocess.Popen[bytes]:
     command = [
         "fio", "--name=load", "--ioengine=nbd", f"--uri={uri(agent.tap, 'disk')}", "--rw=randwrite", "--bs=4k",
         "--iodepth=4", f"--rate_iops={RATE}", "--rate_process=linear", "--time_based", f"--runtime={seconds}",
-        "--size=192M", "--offset=1M", "--randrepeat=0", "--refill_buffers", "--buffer_compress_percentage=50", "--output-format=json",
+        "--size=192M", "--offset=1M", "--randrepeat=0", "--refill_buffers",
+        "--buffer_compress_percentage=50", "--output-format=json",
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -115,9 +117,7 @@ def _probe(target: Target, agent: Agent, seconds: float) -> list[float]:
     finally:
         ending.set()
         watcher.join()
-    return [
-        (next(visible for shown, visible in seen if shown >= moment) - moment) / 1e6 for moment in completed
-    ]
+    return [(next(visible for shown, visible in seen if shown >= moment) - moment) / 1e6 for moment in completed]
 
 
 def _figures(lags: list[float], where: str, note: str, failed: str) -> list[Figure]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from functools import partial
 
 from benchmarks.bench import MIB, Bench
-from benchmarks.image import make_image
 from benchmarks.results import Contestant, Figure, Measured, Table, contest
 from benchmarks.site import check_replica, site
+from drengine.model.extents import BLOCK_BYTES
 
 
 def measure(bench: Bench) -> list[Table]:
@@ -17,14 +17,7 @@ def measure(bench: Bench) -> list[Table]:
     total = 64 * MIB if bench.quick else 640 * MIB
     figures: list[Figure] = []
     for count in counts:
-        figures += contest(
-            [
-                Contestant(
-                    _name(count), lambda count=count: _together(bench, count, total // count), ours=True
-                )
-            ],
-            1,
-        )  # type: ignore[misc]
+        figures += contest([Contestant(_name(count), partial(_together, bench, count, total), ours=True)], 1)
     return [
         Table(
             "many_agents",
@@ -41,16 +34,17 @@ def _name(count: int) -> str:
     return "1 agent" if count == 1 else f"{count} agents"
 
 
-def _together(bench: Bench, count: int, size_bytes: int) -> Measured:
+def _together(bench: Bench, count: int, total_bytes: int) -> Measured:
+    """Each agent has its part of the image's first bytes."""
+    size = total_bytes // count // BLOCK_BYTES * BLOCK_BYTES
     with site(bench.fresh("many")) as here:
         target = here.start_target()
-        first = here.folder / "0.img"
-        make_image(first, size_bytes // 65536 * 65536)
-        agents = []
-        for number in range(count):
-            image = here.folder / f"{number}.img"
-            if number:
-                shutil.copyfile(first, image)
+        images, agents = [], []
+        with bench.image.open("rb") as whole:
+            for number in range(count):
+                images.append(here.folder / f"{number}.img")
+                images[-1].write_bytes(whole.read(size))
+        for number, image in enumerate(images):
             agents.append(here.start_agent(target, f"source-{number}", {"disk": image}, paused=True))
         cpu = target.cpu_seconds(), sum(agent.cpu_seconds() for agent in agents)
         since_ns, begun = time.time_ns(), time.perf_counter()
@@ -63,6 +57,6 @@ def _together(bench: Bench, count: int, size_bytes: int) -> Measured:
             f"an agent {agents[0].resident_bytes() >> 20} MiB"
         )
         wire = sum(agent.wire_bytes() for agent in agents)
-        for agent in agents:
-            check_replica(target, agent.source, first)
+        for agent, image in zip(agents, images, strict=True):
+            check_replica(target, agent.source, image)
     return Measured(ended - begun, wire, note)

@@ -59,7 +59,7 @@ def measure(bench: Bench) -> list[Table]:
             "s",
             figures,
             baseline=RESTORE,
-            remark="Whole commands, synced; ours decompress and check what the peers read plain. All results were compared.",
+            remark="Whole commands, synced; ours decompress and check. All results were compared with the image.",
         )
     ]
 

@@ -69,9 +69,7 @@ def _at_depth(bench: Bench, depth: int) -> Table:
         Contestant(TAP, lambda: tap(replicating=False), ours=True),
         Contestant(REPLICATING, lambda: tap(replicating=True), ours=True),
         Contestant(QEMU, lambda: served("qemu", *qemu_nbd(socket, disk("qemu"), "--aio=threads"))),
-        Contestant(
-            "qemu-nbd, io_uring", lambda: served("qemu", *qemu_nbd(socket, disk("qemu"), "--aio=io_uring"))
-        ),
+        Contestant("qemu-nbd, io_uring", lambda: served("qemu", *qemu_nbd(socket, disk("qemu"), "--aio=io_uring"))),
         Contestant(
             "nbdkit, file plugin",
             lambda: served("nbdkit", "nbdkit", "-f", "-U", socket, "file", disk("nbdkit")),
@@ -87,7 +85,7 @@ def _at_depth(bench: Bench, depth: int) -> Table:
         higher_is_better=True,
         aims={TAP: AIM_OF_QEMU * qemu} if qemu else {},
         baseline=QEMU,
-        remark="The tap writes each block twice, to its journal and to the volume; the others once. The aim is 0.7 of qemu-nbd.",
+        remark="The tap writes each block to its journal and to the volume, the others once. Aim: 0.7 of qemu-nbd.",
     )
 
 
