@@ -112,9 +112,13 @@ def one_of(code: str, numbers: Mapping[Any, int], text: str) -> FieldType:
 
 def raw(length: int) -> FieldType:
     """So many bytes as they are."""
-    return FieldType(
-        f"{length} bytes", length, length, struct.Struct(f"{length}s").pack, lambda r: r.take_bytes(length)
-    )
+
+    def write(value: bytes) -> bytes:
+        if len(value) != length:
+            raise FieldError(f"{len(value)} bytes are not {length}")
+        return value
+
+    return FieldType(f"{length} bytes", length, length, write, lambda reader: reader.take_bytes(length))
 
 
 def zeros(length: int) -> FieldType:
@@ -226,6 +230,10 @@ def _read_volumes(reader: FieldReader) -> tuple[VolumeGeometry, ...]:
     return tuple(volumes)
 
 
+def _write_mark(mark: Mark) -> bytes:
+    return _EPOCH.write(mark.epoch) + U64.write(mark.position)
+
+
 def _read_mark(reader: FieldReader) -> Mark:
     return Mark(*reader.take(_MARK))
 
@@ -259,6 +267,7 @@ U16 = integer("H", 0, 2**16 - 1, "u16")
 U32 = integer("I", 0, 2**32 - 1, "u32")
 U64 = integer("Q", 0, 2**64 - 1, "u64")
 U63 = integer("Q", 0, 2**63 - 1, "u64, below 2^63")
+_EPOCH = raw(16)
 FLAG = one_of("B", {False: 0, True: 1}, "u8: 0 or 1")
 NAME = FieldType(
     f"name: u16 length (at most {NAME_BYTES_MAX}), characters a-z 0-9 . _ -",
@@ -271,7 +280,7 @@ MARK = FieldType(
     "mark: 16 bytes epoch, u64 position",
     _MARK.size,
     _MARK.size,
-    lambda mark: _MARK.pack(mark.epoch, mark.position),
+    _write_mark,
     _read_mark,
 )
 ABILITIES = FieldType(

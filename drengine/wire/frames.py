@@ -160,7 +160,7 @@ def _build_cut(values: list[Any], _: memoryview) -> ev.CutEvent:
 def _refuse_parts(event: ev.Refuse) -> tuple[Any, ...]:
     """A message is prose from anywhere: what can't be sent of it is dropped rather than the session's reason."""
     printable = "".join(char if char.isprintable() else " " for char in event.message)
-    encoded = printable.encode("utf-8", "replace")[: f.TEXT_BYTES_MAX]
+    encoded = printable.encode("utf-8")[: f.TEXT_BYTES_MAX]
     return event.code, encoded.decode("utf-8", "ignore"), event.retryable
 
 

@@ -1,0 +1,182 @@
+"""One of everything that can be said, strategies for more, and a short recorded conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from drengine.model.extents import BLOCK_BYTES, Batch, Codec, Extent, ExtentKind, pack_table
+from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
+from drengine.model.states import REASONS, ReplicationState
+from drengine.wire import events as ev
+from drengine.wire.connection import Connection, Role
+from drengine.wire.frames import BATCH_FRAME_BYTES_MAX, CREDIT_BYTES_MAX
+from drengine.wire.payload import digest, encode_payload
+
+EPOCH = bytes(range(16))
+VOLUMES = (VolumeGeometry(1, "root", "ext4:7f", 1 << 30), VolumeGeometry(7, "data", "", 12345))
+
+
+def mark(position: int) -> Mark:
+    return Mark(EPOCH, position)
+
+
+def batch_of(writes: Sequence[tuple[int, bytes]], *, level: int | None = 1, volume: int = 1) -> Batch:
+    """Writes, none crossing a block; None-like empty bytes are not allowed."""
+    extents = [Extent(volume, ExtentKind.DATA, at, len(data), digest(data)) for at, data in writes]
+    plain = b"".join(data for _, data in writes)
+    codec, payload = encode_payload(plain, level)
+    return Batch(pack_table(extents), codec, len(plain), bytes(payload))
+
+
+def zeros(offset: int, length: int, *, volume: int = 1) -> Batch:
+    return Batch(pack_table([Extent(volume, ExtentKind.ZERO, offset, length)]), Codec.RAW, 0, b"")
+
+
+HELLO = ev.Hello(1, 3, ev.ABILITIES | {"from-the-future"}, "server-1", bytes(range(16)), 4)
+WELCOME = ev.Welcome(1, ev.ABILITIES, b"s" * 16, 4, 10, mark(900), BATCH_FRAME_BYTES_MAX, 1 << 20, VOLUMES)
+GEOMETRY = ev.Geometry(11, mark(901), VOLUMES)
+BATCH = ev.BatchEvent(12, mark(902), batch_of([(0, b"a" * 4096), (BLOCK_BYTES, bytes(range(256)) * 2)]))
+ZEROS = ev.BatchEvent(13, mark(903), zeros(65536, 1 << 20))
+CUT = ev.CutEvent(
+    14, mark(904), Cut(1_700_000_000_000_000_000, PointKind.QUIET, "before the update \u2013 \u00fc")
+)
+QUERY = ev.HashQuery(5, 1, 65536, 65536, 2)
+STATUS = ev.Status("CONTINUOUS", "none", 4096, 1_700_000_000_000_000_000)
+
+CONVERSATION: tuple[tuple[Role, ev.Event], ...] = (
+    (Role.AGENT, HELLO),
+    (Role.TARGET, WELCOME),
+    (Role.AGENT, GEOMETRY),
+    (Role.AGENT, BATCH),
+    (Role.AGENT, ZEROS),
+    (Role.TARGET, ev.Ack(12, mark(902))),
+    (Role.AGENT, CUT),
+    (Role.TARGET, ev.Credit(1000)),
+    (Role.AGENT, QUERY),
+    (Role.TARGET, ev.Hashes(5, b"h" * 32)),
+    (Role.TARGET, ev.Resend(7, 0, 12345)),
+    (Role.AGENT, STATUS),
+    (Role.AGENT, ev.Ping(2**64 - 1)),
+    (Role.TARGET, ev.Pong(2**64 - 1)),
+    (Role.TARGET, ev.Ping(0)),
+    (Role.AGENT, ev.Pong(0)),
+    (Role.TARGET, ev.Ack(14, mark(904))),
+    (Role.AGENT, ev.Goodbye()),
+)
+"""Says everything but REFUSE."""
+
+
+def joined(buffers: Sequence[bytes | bytearray | memoryview]) -> bytes:
+    return b"".join(buffers)
+
+
+def record(
+    conversation: Sequence[tuple[Role, ev.Event]] = CONVERSATION,
+) -> list[tuple[Role, ev.Event, bytes]]:
+    """Each event with its bytes, said by connections that hear each other."""
+    sides = {role: Connection(role) for role in Role}
+    recorded = []
+    for role, event in conversation:
+        data = joined(sides[role].send(event))
+        assert sides[role.peer].receive(data) == [event]
+        recorded.append((role, event, data))
+    return recorded
+
+
+def listener(role: Role, upto: int | None = None) -> tuple[Connection, list[bytes]]:
+    """A side that has said its part (all of it, so that answers fit), and what it is about to hear."""
+    side = Connection(role)
+    other = Connection(role.peer)
+    heard = []
+    for who, event in CONVERSATION[:upto]:
+        if who is role:
+            other.receive(joined(side.send(event)))
+        else:
+            data = joined(other.send(event))
+            side.receive(data)
+            heard.append(data)
+    return side, heard
+
+
+def opened(welcome: ev.Welcome = WELCOME, hello: ev.Hello = HELLO) -> tuple[Connection, Connection]:
+    """An agent and a target that have greeted each other."""
+    agent, target = Connection(Role.AGENT), Connection(Role.TARGET)
+    target.receive(joined(agent.send(hello)))
+    agent.receive(joined(target.send(welcome)))
+    return agent, target
+
+
+u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
+u63 = st.integers(0, 2**63 - 1)
+names = st.from_regex(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,40}", fullmatch=True)
+texts = st.text(st.characters(exclude_categories=("C", "Z")), max_size=60)
+marks = st.builds(Mark, st.binary(min_size=16, max_size=16), u64)
+volumes = st.lists(
+    st.builds(VolumeGeometry, st.integers(1, 2**32 - 1), names, texts, st.integers(1, 2**63 - 1)),
+    max_size=5,
+    unique_by=(lambda each: each.volume, lambda each: each.name),
+).map(tuple)
+abilities = st.frozensets(names, max_size=6)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    writes = []
+    for _ in range(draw(st.integers(0, 4))):
+        length = draw(st.integers(1, 3000))
+        at = draw(st.integers(0, 1 << 20)) * BLOCK_BYTES + draw(st.integers(0, BLOCK_BYTES - length))
+        writes.append((at, draw(st.sampled_from([b"x" * length, bytes(range(256)) * 12]))[:length]))
+    if not writes:
+        return zeros(draw(u32), draw(st.integers(1, 2**40)), volume=draw(u32))
+    return batch_of(writes, level=draw(st.sampled_from([None, -1, 3])), volume=draw(u32))
+
+
+@st.composite
+def hellos(draw: st.DrawFn) -> ev.Hello:
+    low = draw(st.integers(1, 2**16 - 1))
+    high = draw(st.integers(low, 2**16 - 1))
+    return ev.Hello(
+        low, high, draw(abilities), draw(names), draw(st.binary(min_size=16, max_size=16)), draw(u64)
+    )
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> ev.HashQuery:
+    chunk = draw(st.sampled_from([4096, 65536]))
+    return ev.HashQuery(
+        draw(u32), draw(u32), draw(st.integers(0, 2**40)) * chunk, chunk, draw(st.integers(1, 4096))
+    )
+
+
+anything: st.SearchStrategy[ev.Event] = st.one_of(
+    hellos(),
+    st.builds(
+        ev.Welcome,
+        u16,
+        abilities,
+        st.binary(min_size=16, max_size=16),
+        u64,
+        u64,
+        marks,
+        st.integers(BATCH_FRAME_BYTES_MAX, CREDIT_BYTES_MAX),
+        st.integers(65536, 4 << 20),
+        volumes,
+    ),
+    st.builds(ev.Geometry, u64, marks, volumes.filter(bool)),
+    st.builds(ev.BatchEvent, u64, marks, batches()),
+    st.builds(ev.CutEvent, u64, marks, st.builds(Cut, u63, st.sampled_from(PointKind), texts)),
+    st.builds(ev.Ack, u64, marks),
+    st.builds(ev.Credit, st.integers(1, CREDIT_BYTES_MAX)),
+    queries(),
+    st.builds(ev.Hashes, u32, st.integers(0, 40).map(lambda count: b"0123456789abcdef" * count)),
+    st.builds(ev.Resend, u32, st.integers(0, 2**62), st.integers(1, 2**62)),
+    st.builds(
+        ev.Status, st.sampled_from([*ReplicationState]).map(str), st.sampled_from(sorted(REASONS)), u64, u64
+    ),
+    st.builds(ev.Ping, u64),
+    st.builds(ev.Pong, u64),
+    st.builds(ev.Refuse, names, texts, st.booleans()),
+    st.just(ev.Goodbye()),
+)
