@@ -21,7 +21,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Codec, ExtentKind
 from drengine.store import segment as codec
 from drengine.store.context import StoreContext
-from drengine.store.errors import BRANCH_BUSY, DAMAGED, os_errors
+from drengine.store.errors import BRANCH_BUSY, DAMAGED, STORE_IO, os_errors
 from drengine.store.leases import leased_positions, lock_branch, lock_maintenance
 from drengine.store.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
 from drengine.store.manifest import write_manifest
@@ -177,6 +177,9 @@ def rewrite(
             plain_bytes += codec.live_plain_bytes(table) if index.type(number) == RecordType.BATCH else 0
             length += len(record) + len(table) + len(payload)
         tail = codec.pack_seal(header.salt, headers, tables, length, index.last_sequence)
+        if context.storage.abilities.append:
+            # Where a seal is found after a crash, the records before it are whole.
+            appender.sync()
         appender.append(tail)
         appender.sync()
         context.storage.sync_dir(segment_directory(row.source, row.branch))
@@ -189,10 +192,12 @@ def rewrite(
             dead_bytes=0,
         )
         _replace(context, row, swapped)
-    except BaseException:
+    except BaseException as error:
         appender.close()
-        with suppress(OSError, DrengineError):
-            context.storage.delete(new_name)
+        # A transaction that failed with STORE_IO may still come to light: then the new file is the one that counts.
+        if not isinstance(error, DrengineError) or error.kind is not STORE_IO:
+            with suppress(OSError, DrengineError):
+                context.storage.delete(new_name)
         raise
     finally:
         reader.close()

@@ -62,6 +62,7 @@ class _Segment:
     length: int
     is_new: bool = True
     sealed: bool = False
+    synced: bool = False
     file_length: int = 0
     plain_bytes: int = 0
     extents: int = 0
@@ -277,7 +278,8 @@ class BranchWriter:
         self._next_segment = newest + 1
         # Files behind the newest committed segment were never committed: their writer died first.
         with os_errors("clearing unfinished segments"):
-            for name in self._context.storage.list(segment_directory(source, branch)):
+            # Newest first, so that a crash in between leaves no gap.
+            for name in reversed(self._context.storage.list(segment_directory(source, branch))):
                 place = parse_segment_name(name)
                 if (place and place.segment > newest) or layer_last(name) > newest:
                     self._context.storage.delete(name)
@@ -345,6 +347,7 @@ class BranchWriter:
                 payload=payload,
             )
             part.appender.append(header, table, payload)
+        part.synced = False
         part.headers.append(header)
         part.tables.append(table)
         part.length += len(header) + len(table) + len(payload)
@@ -357,6 +360,9 @@ class BranchWriter:
         return Appended(part.header.segment, number)
 
     def _start_segment(self) -> _Segment:
+        # Whole before the next one begins: so only a branch's newest segment is ever torn by a crash, and a
+        # rebuild can tell that from a loss.
+        self._sync(self._finished)
         row = self._row
         header = SegmentHeader(
             store=self._context.identity,
@@ -383,7 +389,10 @@ class BranchWriter:
         return self._segment
 
     def _seal(self, part: _Segment) -> None:
-        """Append index and footer; it becomes the sealed state with the next commit."""
+        """Append index and footer; it becomes the sealed state with the next commit.
+
+        The records are made durable first: where a seal is found after a crash, they are whole.
+        """
         tail = codec.pack_seal(
             part.header.salt,
             part.headers,
@@ -392,7 +401,10 @@ class BranchWriter:
             part.header.first_sequence + len(part.headers) - 1,
         )
         with self._guarded():
+            if self._context.storage.abilities.append:
+                self._sync([part])
             part.appender.append(tail)
+        part.synced = False
         part.sealed, part.file_length = True, part.length + len(tail)
         self._finished.append(part)
         self._segment = None
@@ -410,11 +422,14 @@ class BranchWriter:
         self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
 
     def _sync(self, parts: list[_Segment]) -> None:
-        for part in parts:
+        """Make segments and their names durable; those that are already are left alone."""
+        fresh = [part for part in parts if not part.synced]
+        for part in fresh:
             part.appender.sync()
-        if any(part.is_new for part in parts):
+        if any(part.is_new for part in fresh):
             self._context.storage.sync_dir(segment_directory(self.source, self.branch))
-        for part in parts:
+        for part in fresh:
+            part.synced = True
             if part.sealed:
                 part.appender.close()
 
@@ -436,7 +451,7 @@ class BranchWriter:
     def _abandon(self, *, keep_files: bool = False) -> None:
         parts = [*self._finished, *([self._segment] if self._segment else [])]
         self._finished, self._segment = [], None
-        for part in parts:
+        for part in reversed(parts):
             with suppress(OSError, DrengineError):
                 part.appender.close()
             if not part.is_new:

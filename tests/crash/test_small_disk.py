@@ -34,9 +34,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(DISK_BYTES)
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    mount = subprocess.run(
-        ["mount", "-o", "loop", str(image), str(mounted)], capture_output=True, check=False
-    )
+    mount = subprocess.run(["mount", "-o", "loop", str(image), str(mounted)], capture_output=True, check=False)
     if mount.returncode:
         pytest.skip(f"loop devices are not to be had here: {mount.stderr.decode().strip()}")
     try:
@@ -144,6 +142,21 @@ def test_a_compaction_that_finds_no_room_leaves_everything_as_it_was(small_disk:
         assert failures, "there was always room"
         store.compact()
         writer.close()
+        assert check(store, SEED, durable) == durable
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("leave_bytes", [0, 4096, 16384])
+def test_a_full_disk_keeps_nobody_from_recovering(small_disk: Path, leave_bytes: int) -> None:
+    with Store.create(small_disk / "store", options=OPTIONS) as store:
+        store.ensure_source(SOURCE)
+        writer = store.writer(SOURCE, generation=1)
+        for _ in range(60):
+            append_next(writer, SEED)
+        durable = writer.commit(generation=1).sequence
+        writer.close()
+    fill(small_disk / "filler", leave_bytes)
+    with Store.open(small_disk / "store", options=OPTIONS, read_only=True) as store:
         assert check(store, SEED, durable) == durable
 
 
