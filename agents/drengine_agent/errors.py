@@ -10,13 +10,6 @@ BAD_SCHEDULE = error_kind(
     "The bandwidth limit can't be read.",
     "Write `unlimited`, `20MiB/s` or `08:00-18:00=20MiB/s, otherwise unlimited`.",
 )
-SOURCE_READ = error_kind(
-    "source-read-error",
-    81,
-    "The source's disk returned an error.",
-    "Look at the kernel's log and the disk's health; replication goes on with the other blocks and cuts no point.",
-    retryable=True,
-)
 AGENT_RUNNING = error_kind(
     "agent-running",
     82,

@@ -129,7 +129,6 @@ class Sent:
     sequence: int
     mark: Mark
     sent_at: float
-    captured_bytes: int
     notes: Sequence[Note]
 
 
@@ -140,10 +139,8 @@ class Traffic:
     plain_bytes: int = 0
     payload_bytes: int = 0
     captured_bytes: int = 0
-    acknowledged_bytes: int = 0
     batches: int = 0
     cuts: int = 0
-    credit_wait_seconds: float = 0.0
     ack_seconds_last: float = 0.0
 
 
@@ -214,14 +211,10 @@ class Session:
     async def send_batch(self, batch: Batch, mark: Mark, *, captured_bytes: int = 0, notes: Sequence[Note] = ()) -> int:
         """Send a batch when there is credit for it; returns its position."""
         cost = batch_frame_bytes(batch)
-        started = self.clock.monotonic()
         while self._credit < cost:
             await self._wait_change()
         self._credit -= cost
-        self.traffic.credit_wait_seconds += self.clock.monotonic() - started
-        number = await self._send(
-            lambda number: BatchEvent(number, mark, batch), mark, captured_bytes=captured_bytes, notes=notes
-        )
+        number = await self._send(lambda number: BatchEvent(number, mark, batch), mark, notes=notes)
         self.traffic.batches += 1
         self.traffic.plain_bytes += batch.plain_length
         self.traffic.payload_bytes += len(batch.payload)
@@ -285,15 +278,13 @@ class Session:
         event: Callable[[int], Event],
         mark: Mark,
         *,
-        captured_bytes: int = 0,
         notes: Sequence[Note] = (),
-        is_cut: bool = False,
     ) -> int:
         while len(self._unacknowledged) >= UNACKNOWLEDGED_MAX:
             await self._wait_change()
         self.sequence += 1
         number = self.sequence
-        self._unacknowledged.append(Sent(number, mark, self.clock.monotonic(), captured_bytes, notes))
+        self._unacknowledged.append(Sent(number, mark, self.clock.monotonic(), notes))
         await self.stream.send(event(number))
         return number
 
@@ -337,7 +328,6 @@ class Session:
         self.durable_sequence = sequence
         if durable:
             self.traffic.ack_seconds_last = self.clock.monotonic() - durable[-1].sent_at
-            self.traffic.acknowledged_bytes += sum(sent.captured_bytes for sent in durable)
             self.observe_ack(self.traffic.ack_seconds_last)
             self.on_durable(durable, sequence)
         self._notify()

@@ -79,11 +79,6 @@ class Batch:
     plain_length: int
     payload: bytes | memoryview
 
-    @property
-    def extent_count(self) -> int:
-        """Rows in the table."""
-        return len(self.table) // EXTENT.size
-
 
 def pack_table(extents: Iterable[Extent]) -> bytes:
     """Pack rows in order."""

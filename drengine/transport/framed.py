@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
@@ -61,7 +61,6 @@ class FramedStream(asyncio.BufferedProtocol):
         connection: the protocol of this session.
         peer: the peer's address.
         network: the data network that holds it, a bounded label.
-        peer_certificate: as `ssl.SSLSocket.getpeercert()`; None without TLS.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class FramedStream(asyncio.BufferedProtocol):
         self.connection = Connection(role)
         self.peer = "the peer"
         self.network = network
-        self.peer_certificate: dict[str, Any] | None = None
         self._observer = observer
         self._limits = limits or StreamLimits()
         self._clock = clock or SystemClock()
@@ -101,7 +99,6 @@ class FramedStream(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.write_pending_bytes)
         self.peer = str((transport.get_extra_info("peername") or (self.peer,))[0])
-        self.peer_certificate = transport.get_extra_info("peercert")
         raw = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

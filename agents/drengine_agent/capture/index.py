@@ -107,7 +107,6 @@ class BlockIndex:
         self._blank_body = _UNKNOWN_BODY
         self._last_page = max(0, -(-self._size // SLAB_BYTES) - 1)
         self._blank_last = _UNKNOWN_BODY
-        self.damaged_pages = 0
         self.resized = False
 
     def load(self) -> IndexState | None:
@@ -180,7 +179,6 @@ class BlockIndex:
             return body
         if not any(raw) and len(raw) == PAGE_BYTES:
             return self._blank_last if page == self._last_page else self._blank_body
-        self.damaged_pages += 1
         return _UNKNOWN_BODY
 
     def _write_page(self, page: int, body: bytearray) -> None:
