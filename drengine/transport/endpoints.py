@@ -64,7 +64,7 @@ async def connect(
         message = f"{host}:{port} did not answer in {limits.opening_seconds:g} s"
         raise TransportError(TIMED_OUT, "opening-timeout", message) from error
     except OSError as error:
-        raise broken(f"{host}:{port}", error) from error
+        raise broken(f"{host}:{port}", error, handshake=tls is not None) from error
     return stream
 
 
@@ -205,7 +205,7 @@ class Listener:
         except ConnectionAbortedError as error:  # asyncio's word for a TLS handshake that takes too long
             raise TransportError(TIMED_OUT, "opening-timeout", f"{peer}: {error}") from error
         except OSError as error:
-            raise broken(peer, error) from error
+            raise broken(peer, error, handshake=self._tls is not None) from error
         return stream
 
     def _report(self, peer: str, error: DrengineError) -> None:

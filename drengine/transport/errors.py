@@ -70,8 +70,9 @@ def reason_of(error: DrengineError) -> str:
     return error.reason if isinstance(error, TransportError | ProtocolError) else error.kind.id
 
 
-def broken(peer: str, error: Exception | None) -> TransportError:
-    """What a socket's or TLS's own error means."""
+def broken(peer: str, error: Exception | None, *, handshake: bool = False) -> TransportError:
+    """What a socket's or TLS's own error means; `handshake` while TLS is being agreed upon, when a peer that refuses
+    our certificate may just hang up."""
     match error:
         case None:
             return TransportError(UNREACHABLE, "closed", f"{peer}: the connection is closed")
@@ -79,5 +80,7 @@ def broken(peer: str, error: Exception | None) -> TransportError:
             return TransportError(UNREACHABLE, "tls-failed", f"{peer}: certificate refused: {error.verify_message}")
         case ssl.SSLError():
             return TransportError(UNREACHABLE, "tls-failed", f"{peer}: TLS: {error.reason or error}")
+        case _ if handshake:
+            return TransportError(UNREACHABLE, "tls-failed", f"{peer}: the TLS handshake was broken off")
         case _:
-            return TransportError(UNREACHABLE, "broken", f"{peer}: {error}")
+            return TransportError(UNREACHABLE, "broken", f"{peer}: {error or type(error).__name__}")

@@ -220,12 +220,8 @@ def _read_volumes(reader: FieldReader) -> tuple[VolumeGeometry, ...]:
         number, size_bytes = reader.take(_VOLUME)
         volumes.append(VolumeGeometry(number, _read_name(reader), _read_identity(reader), size_bytes))
         if not number or not 0 < size_bytes <= OFFSET_MAX:
-            raise FieldError(
-                f"volume {number} of {size_bytes} bytes: a number of 0, or a size of 0 or above 2^63-1"
-            )
-    if len({each.volume for each in volumes}) < len(volumes) or len({each.name for each in volumes}) < len(
-        volumes
-    ):
+            raise FieldError(f"volume {number} of {size_bytes} bytes: a number of 0, or a size of 0 or above 2^63-1")
+    if len({each.volume for each in volumes}) < len(volumes) or len({each.name for each in volumes}) < len(volumes):
         raise FieldError("a volume is declared twice")
     return tuple(volumes)
 

@@ -112,9 +112,7 @@ class Layout:
 
     def encode(self, event: Any) -> bytes:
         """The meta bytes."""
-        values = (
-            self.parts(event) if self.parts else tuple(getattr(event, field.name) for field in self.fields)
-        )
+        values = self.parts(event) if self.parts else tuple(getattr(event, field.name) for field in self.fields)
         return b"".join(field.type.write(value) for field, value in zip(self.fields, values, strict=True))
 
     def decode(self, meta: memoryview, payload: memoryview) -> ev.Event:
@@ -260,9 +258,7 @@ LAYOUTS: dict[FrameType, Layout] = {
     FrameType.ACK: Layout(
         ev.Ack,
         (
-            Field(
-                "durable_sequence", f.U64, "everything up to here is on stable storage, every hash recomputed"
-            ),
+            Field("durable_sequence", f.U64, "everything up to here is on stable storage, every hash recomputed"),
             Field("durable_mark", f.MARK, "the mark of that position"),
         ),
     ),

@@ -39,9 +39,7 @@ WELCOME = ev.Welcome(1, ev.ABILITIES, b"s" * 16, 4, 10, mark(900), BATCH_FRAME_B
 GEOMETRY = ev.Geometry(11, mark(901), VOLUMES)
 BATCH = ev.BatchEvent(12, mark(902), batch_of([(0, b"a" * 4096), (BLOCK_BYTES, bytes(range(256)) * 2)]))
 ZEROS = ev.BatchEvent(13, mark(903), zeros(65536, 1 << 20))
-CUT = ev.CutEvent(
-    14, mark(904), Cut(1_700_000_000_000_000_000, PointKind.QUIET, "before the update \u2013 \u00fc")
-)
+CUT = ev.CutEvent(14, mark(904), Cut(1_700_000_000_000_000_000, PointKind.QUIET, "before the update \u2013 \u00fc"))
 QUERY = ev.HashQuery(5, 1, 65536, 65536, 2)
 STATUS = ev.Status("CONTINUOUS", "none", 4096, 1_700_000_000_000_000_000)
 
@@ -137,17 +135,13 @@ def batches(draw: st.DrawFn) -> Batch:
 def hellos(draw: st.DrawFn) -> ev.Hello:
     low = draw(st.integers(1, 2**16 - 1))
     high = draw(st.integers(low, 2**16 - 1))
-    return ev.Hello(
-        low, high, draw(abilities), draw(names), draw(st.binary(min_size=16, max_size=16)), draw(u64)
-    )
+    return ev.Hello(low, high, draw(abilities), draw(names), draw(st.binary(min_size=16, max_size=16)), draw(u64))
 
 
 @st.composite
 def queries(draw: st.DrawFn) -> ev.HashQuery:
     chunk = draw(st.sampled_from([4096, 65536]))
-    return ev.HashQuery(
-        draw(u32), draw(u32), draw(st.integers(0, 2**40)) * chunk, chunk, draw(st.integers(1, 4096))
-    )
+    return ev.HashQuery(draw(u32), draw(u32), draw(st.integers(0, 2**40)) * chunk, chunk, draw(st.integers(1, 4096)))
 
 
 anything: st.SearchStrategy[ev.Event] = st.one_of(
@@ -172,9 +166,7 @@ anything: st.SearchStrategy[ev.Event] = st.one_of(
     queries(),
     st.builds(ev.Hashes, u32, st.integers(0, 40).map(lambda count: b"0123456789abcdef" * count)),
     st.builds(ev.Resend, u32, st.integers(0, 2**62), st.integers(1, 2**62)),
-    st.builds(
-        ev.Status, st.sampled_from([*ReplicationState]).map(str), st.sampled_from(sorted(REASONS)), u64, u64
-    ),
+    st.builds(ev.Status, st.sampled_from([*ReplicationState]).map(str), st.sampled_from(sorted(REASONS)), u64, u64),
     st.builds(ev.Ping, u64),
     st.builds(ev.Pong, u64),
     st.builds(ev.Refuse, names, texts, st.booleans()),

@@ -154,9 +154,7 @@ def test_no_interleaving_of_legal_moves_is_ever_refused_by_the_other_side() -> N
 def _thinned(frames: tuple[FrameType, ...]) -> tuple[FrameType, ...]:
     """Frames that change nothing when OPEN are alike: one of each role stands for all."""
     alike = {kind: FrameType.STATUS for kind in MOVES[State.OPEN, Role.AGENT] if kind not in _ENDS}
-    alike |= {
-        kind: FrameType.ACK for kind in MOVES[State.OPEN, Role.TARGET] if kind not in _ENDS | set(alike)
-    }
+    alike |= {kind: FrameType.ACK for kind in MOVES[State.OPEN, Role.TARGET] if kind not in _ENDS | set(alike)}
     return tuple(alike.get(kind, kind) for kind in frames)
 
 
@@ -168,9 +166,7 @@ _ENDS = {FrameType.REFUSE, FrameType.GOODBYE, FrameType.PING, FrameType.PONG}
 @pytest.mark.fault(33)
 def test_a_missing_repeated_or_reordered_frame_ends_the_session(pair: tuple[int, int]) -> None:
     agent, target = opened()
-    frames = [joined(agent.send(event)) for event in (GEOMETRY, BATCH, CUT)[:2]] + [
-        joined(agent.send(STATUS))
-    ]
+    frames = [joined(agent.send(event)) for event in (GEOMETRY, BATCH, CUT)[:2]] + [joined(agent.send(STATUS))]
     if pair == (0, 1):
         order = [frames[1]]  # the first is missing
     elif pair == (1, 2):
@@ -272,9 +268,7 @@ def test_an_ability_that_was_not_agreed_upon_is_not_used(ability: str) -> None:
     if ability == "resend":
         both_refuse(ev.Resend(1, 0, 1), "no-ability", target, agent)
     else:
-        both_refuse(
-            QUERY if ability == "hash-query" else replace(BATCH, sequence=11), "no-ability", agent, target
-        )
+        both_refuse(QUERY if ability == "hash-query" else replace(BATCH, sequence=11), "no-ability", agent, target)
     raw, _ = opened(replace(WELCOME, abilities=frozenset()))
     raw.send(ev.BatchEvent(11, mark(0), batch_of([(0, bytes(4096))], level=None)))
     raw.send(ev.BatchEvent(12, mark(0), zeros(0, 4096)))

@@ -174,9 +174,7 @@ def test_a_huge_window_is_refused() -> None:
     assert payload[4] & 0x20, "a single segment: no window descriptor"
     payload[4] &= ~0x20
     payload[5:5] = bytes([(27 - 10) << 3])
-    table = pack_table(
-        [Extent(1, ExtentKind.DATA, at, 65536, digest(bytes(65536))) for at in range(0, 1 << 20, 65536)]
-    )
+    table = pack_table([Extent(1, ExtentKind.DATA, at, 65536, digest(bytes(65536))) for at in range(0, 1 << 20, 65536)])
     batch = Batch(table, Codec.ZSTD, len(plain), bytes(payload))
     assert zstandard.get_frame_parameters(batch.payload).window_size == 1 << 27 > WINDOW_BYTES_MAX
     assert "window" in refused(batch)

@@ -67,9 +67,7 @@ class Source:
     def hear(self, event: ev.Event) -> None:
         match event:
             case ev.Welcome():
-                assert event.durable_sequence >= self.known_durable, (
-                    "the target forgot what it had acknowledged"
-                )
+                assert event.durable_sequence >= self.known_durable, "the target forgot what it had acknowledged"
                 assert event.durable_mark.epoch in (EPOCH, bytes(16))
                 self.next_write = event.durable_mark.position
                 self.sequence = event.durable_sequence
@@ -205,9 +203,7 @@ class Link:
 
     def deliver(self) -> bytes:
         """Some bytes: a part of a frame, one, or several."""
-        data = b"".join(
-            self.frames.popleft() for _ in range(min(len(self.frames), self.random.randrange(1, 4)))
-        )
+        data = b"".join(self.frames.popleft() for _ in range(min(len(self.frames), self.random.randrange(1, 4))))
         if data and self.random.random() < 0.3:
             cut = self.random.randrange(1, len(data) + 1)
             if cut < len(data):
