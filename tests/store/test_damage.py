@@ -32,6 +32,13 @@ SMALL = StoreOptions(segment_bytes_max=1500)
 KEEP_NEWEST = RetentionPolicy(keep_all_seconds=0, steps=())
 
 
+@pytest.fixture
+def tmp_path():
+    """In memory where there is such a place: these tests are about order, not about disks."""
+    with scratch() as path:
+        yield path
+
+
 def raises(kind):
     return pytest.raises(DrengineError, check=lambda error: error.kind is kind)
 
@@ -110,14 +117,14 @@ def test_every_flipped_bit_of_a_segment_is_found_or_harmless(sample):
     found = 0
     for number, file in enumerate(files(path, ".seg")):
         size = file.stat().st_size
-        for at in range(0, size, 1 if number == 0 else 5):
+        for at in range(0, size, 2 if number == 0 else 17):
             bit = bits.randrange(8)
             flip(file, at, bit)
             outcome = served(path, source)
             flip(file, at, bit)
             assert outcome in ("same", "damaged"), (seed, file, at, bit, outcome)
             found += outcome == "damaged"
-    assert found > 100
+    assert found > 50
 
 
 @pytest.mark.fault(2)
@@ -156,7 +163,7 @@ def test_every_flipped_bit_of_the_catalogue_is_found_or_harmless(sample):
         bits = random.Random(11)
         outcomes = set()
         used = [at for at in range(len(data)) if data[at]]
-        for at in used[::2] + list(range(0, len(data), 997)):
+        for at in used[::4] + list(range(0, len(data), 997)):
             flip(file, at, bits.randrange(8))
             outcome = served(copy, source)
             outcomes.add(outcome)

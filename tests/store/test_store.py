@@ -27,9 +27,16 @@ from drengine.store.errors import (
 from drengine.store.leases import lock_maintenance
 from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
-from tests.store.harness import Source, batch, check_head, check_point, crash, geometry, mark, tiny_store
+from tests.store.harness import Source, batch, check_head, check_point, crash, geometry, mark, scratch, tiny_store
 
 KEEP_NEWEST = RetentionPolicy(keep_all_seconds=0, steps=())
+
+
+@pytest.fixture
+def tmp_path():
+    """In memory where there is such a place: these tests are about order, not about disks."""
+    with scratch() as path:
+        yield path
 
 
 def raises(kind):

@@ -209,7 +209,7 @@ class StoreMachine(RuleBasedStateMachine):
             # Whole records that were never committed are still a prefix of the stream.
             for tail in self.tails:
                 found = [state for state in tail if state[0] <= row.durable_sequence]
-                if found and found[-1][0] == row.durable_sequence and self.head_is(found[-1][1]):
+                if found and found[-1][0] == row.durable_sequence and self.is_rebuilt_from(found):
                     self.durable[self.branch] = (found[-1][0], found[-1][1].copy())
                     self.points.update({name: disk for _, disk, name in found if name})
                     break
@@ -217,9 +217,12 @@ class StoreMachine(RuleBasedStateMachine):
                 raise AssertionError("the rebuilt head is not a prefix of any stream")
         self.tails = [[]]
 
-    def head_is(self, disk: Disk) -> bool:
+    def is_rebuilt_from(self, tail: list[tuple[int, Disk, str | None]]) -> bool:
+        points = set(self.points) | {name for _, _, name in tail if name}
+        if {point.id for point in self.store.points("web1")} != points:
+            return False
         try:
-            check_head(self.store, "web1", self.branch, disk)
+            check_head(self.store, "web1", self.branch, tail[-1][1])
         except AssertionError:
             return False
         return True
@@ -240,7 +243,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=30,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
