@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,14 +30,17 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder of the results")
     parser.add_argument("--scratch", type=Path, default=None, help="folder on the disk to measure (about 20 GiB)")
+    parser.add_argument("--image-mib", type=int, default=0, help="size of the copied image; aims are for 2048")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end what was started, as after Ctrl-C
     options.out.mkdir(parents=True, exist_ok=True)
     report = begin(quick=options.quick)
     with tempfile.TemporaryDirectory(prefix="drengine-bench-", dir=options.scratch) as folder:
-        bench = Bench(Path(folder), options.quick)
+        bench = Bench(Path(folder), options.quick, options.image_mib)
         _say(f"{report.begun}; {report.machine}; {report.load}")
         report.limits = limits.measure(bench.image, bench.folder)
-        _say(limits_text(report.limits))
+        report.sync_ms = limits.sync_latency(bench.folder)
+        _say(limits_text(report.limits, report.sync_ms))
         for name in options.only:
             _measure(name, bench, report)
             (options.out / "results.json").write_text(report.to_json())

@@ -20,15 +20,24 @@ class Bench:
     Attributes:
         folder: scratch space on the disk that is measured; removed at the end.
         quick: a short round, to see that everything works; its figures mean little.
+        image_mib: size of the image, if not the usual one.
     """
 
     folder: Path
     quick: bool = False
+    image_mib: int = 0
 
     @property
     def image_bytes(self) -> int:
         """Size of the image that is copied."""
+        if self.image_mib:
+            return self.image_mib * MIB
         return 256 * MIB if self.quick else 2 * GIB
+
+    @property
+    def has_aims(self) -> bool:
+        """Whether the aims for copies, which are for the usual image, can be compared."""
+        return self.image_bytes == 2 * GIB
 
     @property
     def rounds(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,24 @@ def _best(action: Callable[[], int], rounds: int = 3) -> float:
         done = action()
         best = max(best, done / (time.perf_counter() - begun))
     return best
+
+
+SYNCED = 200
+_SYNCED_BYTES = 4096
+
+
+def sync_latency(folder: Path) -> dict[str, float]:
+    """Milliseconds of an appended 4 KiB block and its fdatasync: every durable point waits for two such syncs."""
+    path, runs, block = folder / "limit.sync", [], os.urandom(_SYNCED_BYTES)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(SYNCED):
+            begun = time.perf_counter()
+            file.write(block)
+            os.fdatasync(file.fileno())
+            runs.append((time.perf_counter() - begun) * 1e3)
+    path.unlink()
+    ranks = statistics.quantiles(runs, n=100)
+    return {"median": ranks[49], "99th percentile": ranks[98], "worst": max(runs)}
 
 
 def measure(image: Path, folder: Path) -> dict[str, float]:

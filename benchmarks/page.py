@@ -7,7 +7,7 @@ from html import escape
 from benchmarks.plots import svg
 from benchmarks.report import Report
 from benchmarks.results import Figure, Table
-from benchmarks.text import number
+from benchmarks.text import number, sync_name
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d252c }
@@ -34,6 +34,9 @@ def render(report: Report) -> str:
     """The page."""
     limits = "".join(
         f"<tr><td>{escape(name)}<td class=n>{value / 1e9:.2f} GB/s" for name, value in report.limits.items()
+    )
+    limits += "".join(
+        f"<tr><td>{escape(sync_name(name))}<td class=n>{value:.2f} ms" for name, value in report.sync_ms.items()
     )
     sections = "".join(_section(table) for table in report.tables)
     failures = "".join(f"<p class=failed>{escape(name)} failed: {escape(why)}" for name, why in report.failed.items())

@@ -18,7 +18,7 @@ mpl.rcParams["font.size"] = 9
 def draw(table: Table) -> Canvas:
     """Horizontal bars in the order of the table."""
     figures = table.figures
-    canvas = Canvas(figsize=(8.2, 0.62 + 0.34 * len(figures)), layout="constrained")
+    canvas = Canvas(figsize=(8.2, 0.9 + 0.34 * len(figures)), layout="constrained")
     axes = canvas.subplots()
     values = [figure.value or 0.0 for figure in figures]
     places = range(len(figures))

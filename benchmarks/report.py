@@ -21,6 +21,7 @@ class Report:
         load: how busy the machine was with other work.
         quick: see Bench.quick.
         limits: bytes per second; see limits.measure.
+        sync_ms: milliseconds of a small sync; see limits.sync_latency.
         tables: results.
         failed: works that could not be measured, and why.
     """
@@ -30,6 +31,7 @@ class Report:
     load: str
     quick: bool
     limits: dict[str, float] = field(default_factory=dict)
+    sync_ms: dict[str, float] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 

@@ -7,11 +7,17 @@ from benchmarks.results import Figure, Table
 _UNIT_OF_LIMITS = 1e9
 
 
-def limits_text(limits: dict[str, float]) -> str:
-    """The machine's limits, in GB/s."""
-    width = max(map(len, limits), default=0)
+def limits_text(limits: dict[str, float], sync_ms: dict[str, float]) -> str:
+    """The machine's limits, in GB/s and milliseconds."""
+    width = max(map(len, [*limits, *map(sync_name, sync_ms)]), default=0)
     rows = [f"  {name:<{width}}  {value / _UNIT_OF_LIMITS:6.2f} GB/s" for name, value in limits.items()]
+    rows += [f"  {sync_name(name):<{width}}  {value:6.2f} ms" for name, value in sync_ms.items()]
     return "\n".join(["Limits of this machine, in this run", *rows])
+
+
+def sync_name(rank: str) -> str:
+    """What a rank of the sync latency is called."""
+    return f"4 KiB and fdatasync, {rank}"
 
 
 def table_text(table: Table) -> str:

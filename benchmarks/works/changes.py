@@ -42,30 +42,35 @@ def measure(bench: Bench) -> list[Table]:
         def table(
             name: str, title: str, change: Change, write: Callable[[Agent, int], None], aims: dict[str, float]
         ) -> Table:
-            """Every contestant meets a new change of the same kind; the peers' own replicas follow along."""
-            turn = [0]
+            """In each round whoever comes first makes one change, and every replica meets it once."""
+            newest = 0
+            met: dict[str, int] = {}
 
-            def changed(run: Callable[[], Measured]) -> Callable[[], Measured]:
+            def changed(contestant: str, run: Callable[[], Measured]) -> Callable[[], Measured]:
                 def both() -> Measured:
-                    turn[0] += 1
-                    change(image, turn[0])
+                    nonlocal newest
+                    if met.get(contestant, 0) == newest:
+                        newest += 1
+                        change(image, newest)
+                    met[contestant] = newest
                     return run()
 
                 return both
 
+            _scan(scan_target, scanner)
             contestants = [
-                Contestant(SCAN, changed(lambda: _scan(scan_target, scanner)), ours=True),
+                Contestant(SCAN, changed(SCAN, lambda: _scan(scan_target, scanner)), ours=True),
                 Contestant(TRACKED, lambda: _ship(tap_target, tap, write), ours=True),
             ]
             for peer in peers:
-                peer.run()  # its replica is up to date with everything before this change
-                contestants.append(Contestant(peer.name, changed(peer.run)))
+                peer.run()  # its replica has everything before the first change
+                contestants.append(Contestant(peer.name, changed(peer.name, peer.run)))
             return Table(
                 name,
                 title,
                 "s",
                 contest(contestants, bench.rounds),
-                aims={} if bench.quick else aims,
+                aims={} if not bench.has_aims else aims,
                 baseline=SCAN,
                 remark=REMARK,
             )
@@ -118,7 +123,7 @@ def _unchanged(
         "No change",
         "s",
         contest(contestants, bench.rounds),
-        aims={} if bench.quick else {SCAN: 0.35},
+        aims={} if not bench.has_aims else {SCAN: 0.35},
         baseline=SCAN,
         remark=REMARK,
     )

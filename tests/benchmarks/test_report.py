@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +14,7 @@ from benchmarks.text import table_text
 
 
 def test_a_contestant_that_fails_once_has_no_value_and_the_others_go_on() -> None:
-    answers = iter([Measured(1.0), RuntimeError("the server went away")])
+    answers: Iterator[Measured | Exception] = iter([Measured(1.0), RuntimeError("the server went away")])
 
     def sometimes() -> Measured:
         answer = next(answers)
