@@ -28,11 +28,17 @@ from drengine.transport import TlsFiles
 from drengine.wire.frames import BATCH_FRAME_BYTES_MAX
 
 WORKERS_MAX = 64
+INTERVAL_SECONDS_MIN = 1.0
 
 
 def _workers(count: int) -> None:
     if not 1 <= count <= WORKERS_MAX:
         raise ValueError(f"1 to {WORKERS_MAX} are possible")
+
+
+def _interval(seconds: float) -> None:
+    if seconds < INTERVAL_SECONDS_MIN:
+        raise ValueError(f"at least {INTERVAL_SECONDS_MIN:g} s are needed: the task would never rest")
 
 
 def _credit(size: int) -> None:
@@ -71,16 +77,20 @@ class MaintenanceOptions:
         help="How long points are kept. The newest verified point and pinned ones are never removed.",
         check=RetentionPolicy.parse,
     )
-    retention_interval: float = option(DURATION, default=60.0, help="From one thinning of points to the next.")
+    retention_interval: float = option(
+        DURATION, default=60.0, help="From one thinning of points to the next.", check=_interval
+    )
     compaction_interval: float = option(
         DURATION,
         default=300.0,
         help="From one giving back of space to the next; it lets replication go first.",
+        check=_interval,
     )
     scrub_interval: float = option(
         DURATION,
         default=604800.0,
         help="From one re-reading and re-hashing of everything stored to the next.",
+        check=_interval,
     )
 
 

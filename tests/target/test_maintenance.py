@@ -10,6 +10,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.store.errors import STORE_IO
 from drengine.target import metrics as m
+from drengine.target.config import load_target_config
 from tests.target.agent import running
 
 pytestmark = pytest.mark.timeout(60)
@@ -98,3 +99,10 @@ def test_every_metric_has_a_base_unit_and_a_bounded_set_of_labels() -> None:
         assert family.name.startswith("target_")
         assert set(family.labels) <= {"source", "volume", "state", "reason", "network", "task"}
         assert family.name.endswith("_total") == (family.kind is m.COUNTER), family.name
+
+
+@pytest.mark.parametrize("task", ["retention", "compaction", "scrub"])
+def test_a_task_that_would_never_rest_is_refused(task: str, tmp_path: Path) -> None:
+    values = {"store": str(tmp_path), "maintenance": {f"{task}_interval": "0s"}}
+    with pytest.raises(DrengineError, match="never rest"):
+        load_target_config(None, values)
