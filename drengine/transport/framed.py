@@ -170,6 +170,9 @@ class FramedStream(asyncio.BufferedProtocol):
     async def send(self, event: Event) -> None:
         """Send one event, waiting while the peer takes no more.
 
+        What is said to a peer that has said GOODBYE or REFUSE goes nowhere: it ignores it, and whoever receives
+        here may still be busy with what came before that.
+
         Raises:
             LocalProtocolError: the event is not legal now; nothing was sent.
             RemoteProtocolError, TransportError: as `receive`.
@@ -178,6 +181,8 @@ class FramedStream(asyncio.BufferedProtocol):
             await self._writable.wait()
         if self._error:
             raise self._error
+        if self.connection.state is State.CLOSED and not self._said_last:
+            return
         self._write(self.connection.send(event))
         self._said_last = self.connection.state is State.CLOSED
 

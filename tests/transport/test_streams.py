@@ -344,6 +344,28 @@ async def test_a_reset_is_a_break_to_retry() -> None:
         assert there.failures == ["broken"]
 
 
+async def test_a_goodbye_overtakes_no_answer_and_makes_none_an_error() -> None:
+    """The agent says goodbye at once; the target still works on what came before, and acknowledges into the void."""
+
+    async def careful(stream: FramedStream, heard: list[ev.Event]) -> None:
+        await stream.receive()
+        await stream.send(WELCOME)
+        await there.until(lambda: len(stream.connection.events) == 2)
+        heard.append(await stream.receive())
+        await stream.send(ev.Ack(11, GEOMETRY.mark))
+        heard.append(await stream.receive())
+
+    async with target(careful) as there:
+        here = await agent(there.port)
+        await here.send(GEOMETRY)
+        await here.send(ev.Goodbye())
+        await here.close()
+        with pytest.raises(DrengineError):
+            await here.send(ev.Ping(1))
+        assert there.heard == [GEOMETRY, ev.Goodbye()]
+        assert there.failures == []
+
+
 async def test_what_is_not_legal_now_is_not_sent() -> None:
     async with target() as there:
         here = await agent(there.port)
