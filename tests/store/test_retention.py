@@ -60,7 +60,9 @@ def test_two_weeks_of_minutely_points_thin_out_to_dozens() -> None:
     gaps=st.lists(st.integers(1, 40), min_size=1, max_size=60),
     runs=st.lists(st.booleans(), min_size=60, max_size=60),
 )
-def test_running_it_often_ends_where_running_it_once_would(gaps: list[int], runs: list[bool]) -> None:
+def test_running_it_often_ends_where_running_it_once_would_but_for_the_ends_of_steps(
+    gaps: list[int], runs: list[bool]
+) -> None:
     seconds, store, everything = 0, [], []
     for number, (gap, run) in enumerate(zip(gaps, runs, strict=False)):
         seconds += gap
@@ -70,7 +72,13 @@ def test_running_it_often_ends_where_running_it_once_would(gaps: list[int], runs
             store = after(store, SMALL)
             # Repeating it at once changes nothing.
             assert after(store, SMALL) == store
-    assert after(store, SMALL) == after(everything, SMALL)
+    once, often = after(everything, SMALL), after(store, SMALL)
+    missing = {p.sequence for p in once} - {p.sequence for p in often}
+    assert {p.sequence for p in often} <= {p.sequence for p in once}
+    # A bucket that lies across the end of a step has a point on both sides of it when all is thinned at once; the one
+    # that stood for it before has aged into the next step, or out of the last.
+    assert len(missing) <= len(SMALL.steps)
+    assert often[-1] == once[-1]
 
 
 @settings(max_examples=60, deadline=None)
