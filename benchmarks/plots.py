@@ -23,7 +23,7 @@ def draw(table: Table) -> Canvas:
     values = [figure.value or 0.0 for figure in figures]
     places = range(len(figures))
     axes.barh(places, values, color=[OURS if figure.ours else PEER for figure in figures], height=0.66)
-    largest = max([*values, *table.aims.values(), 1e-9])
+    largest = max([*values, *(run for figure in figures for run in figure.runs), *table.aims.values(), 1e-9])
     for place, figure in zip(places, figures, strict=True):
         if figure.value is None:
             axes.text(
