@@ -179,10 +179,10 @@ class FramedStream(asyncio.BufferedProtocol):
         """
         while not self._writable.is_set():
             await self._writable.wait()
-        if self._error:
-            raise self._error
         if self.connection.state is State.CLOSED and not self._said_last:
             return
+        if self._error:
+            raise self._error
         self._write(self.connection.send(event))
         self._said_last = self.connection.state is State.CLOSED
 

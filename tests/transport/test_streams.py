@@ -286,17 +286,27 @@ async def test_a_peer_is_told_why_even_when_it_was_still_talking() -> None:
         await stream.receive()
         await stream.send(WELCOME)
         await stream.receive()
+        stream._set_reading(False)
+        await there.until(lambda: sent)
         raise DrengineError(OUTSIDE_DATA_NETWORK, "for example")
 
-    batch = batch_of([(at, NOISE[at : at + BLOCK_BYTES]) for at in range(0, MIB, BLOCK_BYTES)], level=None)
-    for _ in range(5):
-        async with target(full) as there:
-            here = await agent(there.port)
-            for sequence in range(11, 14):
-                await here.send(ev.BatchEvent(sequence, mark(sequence), batch))
-            assert await here.receive() == ev.Refuse("outside-data-network", "for example", False)
-            await here.close()
-            assert there.failures == ["outside-data-network"]
+    sent = False
+    async with target(full) as there:
+        here = await agent(there.port)
+        here._set_reading(False)  # it is busy reading its disk
+        await here.send(GEOMETRY)
+        await there.until(lambda: not there.streams[0]._reading)
+        await here.send(ev.CutEvent(12, mark(12), Cut(0, PointKind.QUIET)))
+        sent = True
+        await there.until(lambda: bool(there.failures))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await here.send(ev.CutEvent(13, mark(13), Cut(0, PointKind.QUIET)))
+        await here.send(ev.CutEvent(14, mark(14), Cut(0, PointKind.QUIET)))
+        here._set_reading(True)
+        assert await here.receive() == ev.Refuse("outside-data-network", "for example", False)
+        await here.close()
+        assert there.failures == ["outside-data-network"]
 
 
 async def test_a_defect_in_one_session_is_logged_and_disturbs_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -362,6 +372,7 @@ async def test_a_goodbye_overtakes_no_answer_and_makes_none_an_error() -> None:
         await here.close()
         with pytest.raises(DrengineError):
             await here.send(ev.Ping(1))
+        await there.until(lambda: len(there.heard) == 2)
         assert there.heard == [GEOMETRY, ev.Goodbye()]
         assert there.failures == []
 
