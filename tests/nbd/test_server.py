@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from drengine.model.errors import DrengineError, error_kind
+from drengine.model.errors import DrengineError, ErrorKind
 from drengine.nbd.errors import NBD_LISTEN
 from drengine.nbd.export import Complete, Export, ExportInfo, NbdError, Peer, Reply, Request
 from drengine.nbd.file_export import FileExport, FileProvider
@@ -21,7 +21,7 @@ from drengine.nbd.server import NbdServer
 from tests.nbd import wire as nbd
 from tests.nbd.conftest import Client, Serve, until
 
-_REFUSED = error_kind("test-nbd-refused", 124, "Only for a test.", "Nothing.")
+_REFUSED = ErrorKind("test-nbd-refused", 124, "Only for a test.", "Nothing.")
 
 
 class HeldExport:

@@ -99,8 +99,11 @@ class Server:
 
     def kill(self) -> None:
         """As a power cut would: its children notice and are gone before this returns."""
-        listing = run("ps", "-o", "pid=", "--ppid", str(self.process.pid)) if self.process.poll() is None else ""
-        children = [int(pid) for pid in re.findall(r"\d+", listing)]
+        # ps ends with 1 when there are none: the server may be ending by itself, its disk being gone
+        listing = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        children = [int(pid) for pid in re.findall(r"\d+", listing.stdout)]
         if self.process.poll() is None:
             self.process.kill()
         for pid in children:
