@@ -1,0 +1,97 @@
+"""What travels over the broker, as values. JSON on the wire; docs/control.md shows each message and its topic.
+
+Commands carry an id, the generation they were decided under and an absolute expiry; whoever executes one answers with
+a message of our own (a broker's PUBACK proves nothing) and answers a repeated id with the first answer. Commands are
+never retained (rule 9, fault 50). Payloads stay far below the 128 KiB that AWS IoT Core allows.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+
+class PartyKind(enum.StrEnum):
+    """Who speaks."""
+
+    AGENT = "agent"
+    HOST = "host"
+    TARGET = "target"
+    ORCHESTRATOR = "orchestrator"
+
+
+class Verb(enum.StrEnum):
+    """What an agent (on a source server or a recovery host) can be told to do. See docs/control.md for arguments."""
+
+    SYNC = "sync"
+    CUT = "cut"
+    PAUSE = "pause"
+    RESUME = "resume"
+    THROTTLE = "throttle"
+    FENCE = "fence"
+    """Stop serving and shipping, for good, until released: {generation}."""
+    QUIESCE = "quiesce"
+    """Planned switch: stop serving, cut a last point, wait until it is durable; answers {sequence, point}."""
+    PRESERVE = "preserve"
+    """A fenced source ships what its disks hold beyond the replica onto a branch of its own: {branch, generation}."""
+    REVERSE = "reverse"
+    """A fenced source makes its disks equal to a point of the promoted branch, shipping only differences: {point}."""
+    RELEASE = "release"
+    """The source is in charge again: {generation, branch}. Serve and ship."""
+    ATTACH = "attach"
+    """Recovery host: attach exports, mount, start services: {instance, ...}."""
+    DETACH = "detach"
+    STATUS = "status"
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """Retained; `online` False is also the last will."""
+
+    online: bool
+    since_ns: int
+    instance: str
+    version: str
+
+
+class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Retained state of a source's agent or a recovery host, published on change and every few seconds."""
+
+    name: str
+    kind: PartyKind
+    state: str
+    reason: str
+    generation: int
+    fenced: bool
+    serving: bool
+    lag_seconds: float
+    backlog_bytes: int
+    at_ns: int
+    sequence: int
+    """Counts the reports of one instance: order comes from it, not from clocks."""
+    volumes: list[dict[str, Any]] = []
+    details: dict[str, Any] = {}
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """An order to one party."""
+
+    id: str
+    verb: Verb
+    generation: int
+    expires_ns: int
+    arguments: dict[str, Any] = {}
+    run: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a command. `done` False is progress: more answers follow."""
+
+    id: str
+    done: bool
+    ok: bool
+    code: str = ""
+    """An error id when not ok."""
+    message: str = ""
+    result: dict[str, Any] = {}

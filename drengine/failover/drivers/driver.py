@@ -1,0 +1,101 @@
+"""The interface of a launch driver.
+
+Every call is idempotent under the instance's name: an executor that was killed calls again (rule 9). A driver keeps
+nothing of its own that `inspect` could not find again from the name: pid files, unit names, tags carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One promoted volume as a workload may use it.
+
+    Attributes:
+        volume: its name.
+        size_bytes: its size.
+        uri: NBD URI, writable, of the branch.
+    """
+
+    volume: str
+    size_bytes: int
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """What is to be started.
+
+    Attributes:
+        instance: unique name of this launch: the same after a restart of the orchestrator.
+        run, source: what it belongs to.
+        isolated: a drill: it must not reach production's networks.
+        settings: the runbook's settings for this driver, drill's over them.
+        directory: the driver's own place for this instance's files, made and empty at first.
+        host: name of the recovery host, for drivers that need one.
+    """
+
+    instance: str
+    run: str
+    source: str
+    disks: tuple[Disk, ...]
+    isolated: bool
+    settings: Mapping[str, Any]
+    directory: Path
+    host: str = ""
+    hydrate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A workload, as found.
+
+    Attributes:
+        running: it was started and has not ended.
+        healthy: its own check (console marker, health command) passed.
+        details: for people and reports: pid, addresses, console's last lines (bounded).
+    """
+
+    instance: str
+    running: bool
+    healthy: bool
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class LaunchDriver(Protocol):
+    """One way of starting workloads. Calls may block; they are made in threads and may be cancelled by timeout."""
+
+    name: str
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Whether a runbook's settings make sense here, before anything is started.
+
+        Raises:
+            DrengineError: LAUNCH_SETTINGS, naming the key.
+        """
+        ...
+
+    def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
+        """Start it and wait until it is healthy; if it runs already, only wait.
+
+        Raises:
+            DrengineError: LAUNCH_FAILED with the workload's last words.
+        """
+        ...
+
+    def inspect(self, request: LaunchRequest) -> Instance:
+        """How it is, changing nothing."""
+        ...
+
+    def quiesce(self, request: LaunchRequest) -> None:
+        """Stop it cleanly, so that its disks are flushed and nobody writes them any more."""
+        ...
+
+    def stop(self, request: LaunchRequest) -> None:
+        """End it and remove everything that `launch` made; nothing is left behind. No error if there is nothing."""
+        ...
