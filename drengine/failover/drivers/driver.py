@@ -38,6 +38,8 @@ class LaunchRequest:
         settings: the runbook's settings for this driver, drill's over them.
         directory: the driver's own place for this instance's files, made and empty at first.
         host: name of the recovery host, for drivers that need one.
+        hydrate: copy the disks to local storage in the background while they are served.
+        timeout_seconds: how long `launch` may wait for health; threads can't be cancelled from outside.
     """
 
     instance: str
@@ -49,6 +51,7 @@ class LaunchRequest:
     directory: Path
     host: str = ""
     hydrate: bool = False
+    timeout_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,39 @@
+"""What can go wrong when a run acts upon the world."""
+
+from __future__ import annotations
+
+from drengine.model.errors import error_kind
+
+LAUNCH_SETTINGS = error_kind(
+    "launch-settings",
+    113,
+    "A launch driver can't work with the runbook's settings.",
+    "The message names the key; docs/drivers.md lists each driver's settings.",
+)
+LAUNCH_FAILED = error_kind(
+    "launch-failed",
+    114,
+    "A workload did not start, or was not healthy in time.",
+    "Read its last words in the report; launch it by hand from the same branch, then resume or roll back the run.",
+    retryable=True,
+)
+CHECK_FAILED = error_kind(
+    "check-failed",
+    115,
+    "A check of a runbook did not pass in time.",
+    "The message says what was seen last and what was expected.",
+    retryable=True,
+)
+COMMAND_FAILED = error_kind(
+    "command-failed",
+    116,
+    "A command of a runbook failed or took too long.",
+    "Its last output is in the report; run it by hand with the same environment.",
+    retryable=True,
+)
+BAD_REFERENCE = error_kind(
+    "bad-reference",
+    117,
+    "A text of a runbook refers to something that its run does not know.",
+    "${SOURCE.KEY} stands for a detail of a launched source, such as its address; the report lists them.",
+)

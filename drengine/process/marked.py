@@ -1,0 +1,51 @@
+"""Processes that carry a mark in their environment: found again after any crash of whoever started them.
+
+A file with a process number can be lost between starting and noting, and names another process after a reboot. The mark
+is inherited by children too, so ending an instance ends all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+_LOOK_SECONDS = 0.02
+
+
+def find_marked(name: str, value: str) -> list[int]:
+    """Process numbers of all living processes that were started with NAME=VALUE, ours excepted."""
+    mark = f"{name}={value}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+            if mark in (entry / "environ").read_bytes().split(b"\0") and not _is_zombie(entry):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def end_marked(name: str, value: str, *, grace_seconds: float) -> bool:
+    """SIGTERM to all of them, SIGKILL to those that are left after the grace; False if SIGKILL was needed."""
+    gently = True
+    deadline = time.monotonic() + grace_seconds
+    _signal(find_marked(name, value), signal.SIGTERM)
+    while left := find_marked(name, value):
+        if time.monotonic() > deadline:
+            gently = False
+            _signal(left, signal.SIGKILL)
+        time.sleep(_LOOK_SECONDS)
+    return gently
+
+
+def _signal(processes: list[int], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def _is_zombie(entry: Path) -> bool:
+    return b") Z " in (entry / "stat").read_bytes()
