@@ -30,7 +30,9 @@ def load_driver(name: str) -> LaunchDriver:
     """
     known = available_drivers()
     if name not in known:
-        raise DrengineError(LAUNCH_SETTINGS, f"there is no launch driver {name!r}; there are {', '.join(sorted(known))}")
+        raise DrengineError(
+            LAUNCH_SETTINGS, f"there is no launch driver {name!r}; there are {', '.join(sorted(known))}"
+        )
     module, _, attribute = known[name].partition(":")
     try:
         driver: LaunchDriver = getattr(import_module(module), attribute)()

@@ -1,0 +1,107 @@
+"""The `command` driver keeps the contract, and some promises of its own."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.failover.drivers.available import available_drivers, load_driver
+from drengine.failover.drivers.command import CommandDriver
+from drengine.failover.drivers.contract import LaunchDriverContract
+from drengine.failover.drivers.driver import Disk, LaunchRequest
+from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
+from drengine.model.errors import DrengineError
+
+SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
+
+def request(directory: Path, settings: dict[str, Any], seconds: float = 20.0) -> LaunchRequest:
+    return LaunchRequest(
+        instance=f"test-{secrets.token_hex(4)}",
+        run="run-1",
+        source="shop",
+        disks=(Disk("data", 1 << 20, "nbd+unix:///shop/data%232?socket=/x"),),
+        isolated=True,
+        settings=settings,
+        directory=directory,
+        timeout_seconds=seconds,
+    )
+
+
+class TestContract(LaunchDriverContract):
+    def driver(self) -> CommandDriver:
+        return CommandDriver()
+
+    def request(self, directory: Path) -> LaunchRequest:
+        return request(directory, {"run": SLEEPER, "health": ["true"], "details": {"address": "x"}})
+
+    def failing(self, directory: Path) -> LaunchRequest:
+        return request(directory, {"run": SLEEPER, "health": ["false"]}, seconds=0.5)
+
+
+class TestContractOfManagedServices(LaunchDriverContract):
+    """`start` and `stop` return; the state is the service's own."""
+
+    def driver(self) -> CommandDriver:
+        return CommandDriver()
+
+    def request(self, directory: Path) -> LaunchRequest:
+        flag = directory.with_suffix(".flag")
+        return request(directory, {"start": ["touch", str(flag)], "stop": ["rm", "-f", str(flag)]})
+
+
+def test_the_workload_learns_its_disks(tmp_path: Path) -> None:
+    script = (
+        "import os, time; open('env', 'w').write(os.environ['DRENGINE_DISKS'] + '|' + os.environ['DRENGINE_DISK_DATA'])"
+    )
+    wanted = request(
+        tmp_path / "i",
+        {
+            "run": [sys.executable, "-c", script + "; time.sleep(600)"],
+            "health": ["test", "-s", str(tmp_path / "i/env")],
+        },
+    )
+    try:
+        CommandDriver().launch(wanted, lambda _: None)
+        disks, _, data = (tmp_path / "i/env").read_text().partition("|")
+        assert json.loads(disks) == {"data": wanted.disks[0].uri}
+        assert data == wanted.disks[0].uri
+    finally:
+        CommandDriver().stop(wanted)
+
+
+@pytest.mark.fault(58)
+def test_a_workload_that_ends_at_once_is_a_failure_with_its_last_words(tmp_path: Path) -> None:
+    wanted = request(tmp_path / "i", {"run": [sys.executable, "-c", "raise SystemExit('no database here')"]})
+    with pytest.raises(DrengineError, match="no database here") as raised:
+        for _ in range(100):  # it may be seen alive for a moment; then it must be seen gone
+            CommandDriver().launch(wanted, lambda _: None)
+    assert raised.value.kind is LAUNCH_FAILED
+    CommandDriver().stop(wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "exactly one of"),
+        ({"run": ["a"], "start": ["b"]}, "exactly one of"),
+        ({"start": ["a"]}, "needs `stop`"),
+        ({"run": "rm -rf /"}, r"\$\.run"),
+        ({"run": ["a"], "grace": "soon"}, "grace"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(DrengineError, match=told) as raised:
+        CommandDriver().check_settings(settings)
+    assert raised.value.kind is LAUNCH_SETTINGS
+
+
+def test_an_unknown_driver_is_refused_with_those_there_are() -> None:
+    assert "command" in available_drivers()
+    with pytest.raises(DrengineError, match="command"):
+        load_driver("no-such")
