@@ -1,0 +1,127 @@
+"""A run of a runbook and what its journal holds, as values. The registry keeps them, the executor writes them."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from drengine.failover.runbook.values import Mode
+
+
+class RunState(enum.StrEnum):
+    """Where a run is. All but FINISHED hold the run's sources: no other run may touch them."""
+
+    RUNNING = "running"
+    """An executor works on it, or, if that was killed, the next one goes on."""
+    WAITING = "waiting"
+    """For a person's approval; an executor may be watching or not."""
+    STOPPED = "stopped"
+    """Something critical failed, or fencing did; a person decides: resume, roll back or abort."""
+    FINISHED = "finished"
+
+
+class Outcome(enum.StrEnum):
+    """How a run ended, or why it stopped. There is one authoritative state: nothing goes on behind COMPLETED."""
+
+    NONE = ""
+    COMPLETED = "completed"
+    """Everything critical was done and checked."""
+    FAILED = "failed"
+    BLOCKED = "blocked"
+    """A source could not be fenced, so nothing was promoted."""
+    ABORTED = "aborted"
+    ROLLED_BACK = "rolled-back"
+
+
+class Event(enum.StrEnum):
+    """Kinds of journal entries."""
+
+    INTENT = "intent"
+    """Before a step is tried."""
+    PROGRESS = "progress"
+    RESULT = "result"
+    """After: what became of the try."""
+    DECISION = "decision"
+    """The plan, what was decided about the run as a whole, who asked for it; of no step."""
+
+
+class RequestKind(enum.StrEnum):
+    """What a person may ask of a run while somebody else executes it."""
+
+    APPROVE = "approve"
+    ABORT = "abort"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    RESUME = "resume"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as the registry lists it.
+
+    Attributes:
+        id: ``20261123T081500-shop-4f2a``: sorts by time, names the runbook, unique.
+        version: content hash of the runbook that it began with, and keeps.
+        sources: what it holds while it is unfinished.
+        options: JSON values: point selector, force, the operator's words.
+        reason: code of the last decision: why it waits, stopped or ended.
+        finished_ns: 0 until it is finished.
+    """
+
+    id: str
+    mode: Mode
+    runbook: str
+    version: str
+    sources: tuple[str, ...]
+    started_by: str
+    created_ns: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    state: RunState = RunState.RUNNING
+    outcome: Outcome = Outcome.NONE
+    reason: str = ""
+    finished_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One line of a run's journal. `seq` is given by the registry when it is appended: order comes from it."""
+
+    step: str
+    event: Event
+    attempt: int
+    at_ns: int
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a person asked for; never changed, never removed."""
+
+    run: str
+    kind: RequestKind
+    step: str
+    by: str
+    note: str
+    at_ns: int
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to execute a run. A later holder has a higher token; appends with an older one are refused."""
+
+    name: str
+    owner: str
+    token: int
+    expires_ns: int
+
+
+def new_run_id(runbook: str, now_ns: int) -> str:
+    """``20261123T081500-shop-4f2a``."""
+    moment = datetime.fromtimestamp(now_ns // 10**9, UTC)
+    return f"{moment:%Y%m%dT%H%M%S}-{runbook}-{secrets.token_hex(2)}"
