@@ -1,0 +1,16 @@
+"""`drengine-agent pause`: stop shipping until `resume`."""
+
+from __future__ import annotations
+
+import typer
+
+from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, ask_agent
+from drengine_agent.cli.standing import show_standing
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def pause(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
+    """Stop shipping until `resume`, also over restarts. Changes are still captured."""
+    show_standing(ask_agent(config, "pause"), json)

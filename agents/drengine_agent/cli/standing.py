@@ -1,0 +1,33 @@
+"""How an agent stands, for people: what `status` and the commands that change it print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drengine.terminal import emit_json, human_bytes, human_duration
+
+
+def show_standing(answer: dict[str, Any], json: bool) -> None:
+    """Print what the agent answered to `status`."""
+    if json:
+        emit_json(answer)
+        return
+    reason = "" if answer["reason"] == "none" else f" ({answer['reason']})"
+    lag = human_duration(answer["lag_seconds"]) if answer["has_point"] else "no recovery point yet"
+    rows = [
+        ("source", f"{answer['source']} to {answer['target']}, tracker {answer['tracker']}"),
+        ("state", f"{answer['state']}{reason}"),
+        ("hint", answer["hint"]),
+        ("detail", answer["detail"]),
+        ("lag", lag),
+        ("backlog", human_bytes(answer["backlog_bytes"])),
+        ("sent", f"{human_bytes(answer['bytes_sent'])} for {human_bytes(answer['bytes_sent_plain'])} of changes"),
+        ("points", str(answer["points_cut"])),
+    ]
+    if answer["state"] in ("INITIAL_SYNC", "RESCAN"):
+        done, total = answer["sweep_scanned_bytes"], answer["sweep_bytes"]
+        rows.insert(2, ("progress", f"{human_bytes(done)} of {human_bytes(total)}"))
+    rows += [("volume", f"{v['name']}  {human_bytes(v['size_bytes'])}  {v['path']}") for v in answer["volumes"]]
+    for name, text in rows:
+        if text:
+            print(f"{name:9} {text}")

@@ -1,0 +1,1 @@
+"""Putting the agent onto a server and taking it off again."""
