@@ -13,6 +13,7 @@ from drengine.model.errors import DrengineError
 GROUP = "drengine.launch_drivers"
 OURS: Mapping[str, str] = {
     "command": "drengine.failover.drivers.command:CommandDriver",
+    "qemu": "drengine.failover.drivers.qemu:QemuDriver",
 }
 """Loaded by name, so that a checkout that was never installed has them too."""
 
