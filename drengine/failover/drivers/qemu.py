@@ -1,8 +1,8 @@
 """The `qemu` driver: boots a source's promoted disks as a virtual machine on this host, straight over NBD.
 
 The machine's process carries the instance's mark (see drengine.process.marked); its console goes to a file, and a QMP
-socket in the instance's directory takes orders. In a drill `network` does not count, only `drill_network`, which is none by
-default: a copy of production never meets production.
+socket in the instance's directory takes orders. In a drill only `drill_network` counts, which is none by default: a
+copy of production never meets production.
 """
 
 from __future__ import annotations
