@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _LOOK_SECONDS = 0.02
@@ -26,6 +28,35 @@ def find_marked(name: str, value: str) -> list[int]:
             if mark in (entry / "environ").read_bytes().split(b"\0") and not _is_zombie(entry):
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def start_marked(
+    argv: Sequence[str],
+    name: str,
+    value: str,
+    *,
+    output: Path,
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Start a process that goes on without us, in a session of its own; what it says is added to a file.
+
+    Raises:
+        OSError, ValueError: it can't be started.
+    """
+    with output.open("ab") as said:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, **(environment or {}), name: value},
+            cwd=directory,
+            start_new_session=True,
+        )
+    # For a moment in exec(2) a process shows no environment.
+    while process.poll() is None and process.pid not in find_marked(name, value):
+        time.sleep(_LOOK_SECONDS)
 
 
 def end_marked(name: str, value: str, *, grace_seconds: float) -> bool:

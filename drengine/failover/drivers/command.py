@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from drengine.failover.drivers.driver import Instance, LaunchRequest
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
-from drengine.process import Finished, end_marked, find_marked, run_command
+from drengine.process import Finished, end_marked, find_marked, run_command, start_marked
 
 MARK = "DRENGINE_INSTANCE"
 LOOK_SECONDS = 0.05
@@ -120,16 +119,14 @@ class CommandDriver:
             (request.directory / "started").touch()
             return
         try:
-            with (request.directory / _OUTPUT).open("ab") as output:
-                subprocess.Popen(
-                    settings.run,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**os.environ, **self._environment(request, settings)},
-                    cwd=request.directory,
-                    start_new_session=True,
-                )
+            start_marked(
+                settings.run,
+                MARK,
+                request.instance,
+                output=request.directory / _OUTPUT,
+                directory=request.directory,
+                environment=self._environment(request, settings),
+            )
         except (OSError, ValueError) as error:
             raise DrengineError(LAUNCH_FAILED, f"{settings.run[0]} can't be started: {error}") from error
 

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from drengine.failover.drivers.driver import Instance, LaunchRequest
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
-from drengine.process import end_marked, find_marked, run_command
+from drengine.process import end_marked, find_marked, run_command, start_marked
 
 MARK = "DRENGINE_INSTANCE"
 LOOK_SECONDS = 0.1
@@ -150,16 +149,13 @@ class QemuDriver:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / _CONSOLE).unlink(missing_ok=True)
         try:
-            with (directory / _NOTES).open("ab") as notes:
-                subprocess.Popen(
-                    machine_arguments(request, settings),
-                    stdin=subprocess.DEVNULL,
-                    stdout=notes,
-                    stderr=notes,
-                    env={**os.environ, MARK: request.instance},
-                    cwd=directory,
-                    start_new_session=True,
-                )
+            start_marked(
+                machine_arguments(request, settings),
+                MARK,
+                request.instance,
+                output=directory / _NOTES,
+                directory=directory,
+            )
         except (OSError, ValueError) as error:
             raise DrengineError(LAUNCH_FAILED, f"{settings.program} can't be started: {error}") from error
 
