@@ -9,6 +9,7 @@ from drengine.terminal import lazy_app, main
 COMMANDS = {
     name: f"drengine_agent.cli.{name.replace('-', '_')}"
     for name in (
+        "doctor",
         "run",
         "status",
         "pause",

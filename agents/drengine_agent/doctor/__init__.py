@@ -1,0 +1,1 @@
+"""What this host can do, before anything is installed: facts, gathered apart from their judgement."""

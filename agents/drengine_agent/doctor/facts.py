@@ -1,0 +1,160 @@
+"""What was seen on a host: plain values, so that any host can be described by writing them down."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class Presence(enum.StrEnum):
+    """Whether a kernel file system can be used."""
+
+    MOUNTED = "mounted"
+    MOUNTABLE = "mountable"
+    ABSENT = "absent"
+
+
+class DeviceKind(enum.StrEnum):
+    """What stands behind a volume's path.
+
+    Attributes:
+        REQUEST: a block device that completes requests (disks, partitions of them, loop).
+        BIO: a block device that completes bios (device mapper, md).
+        FILE: a regular file.
+        OTHER: a block device that no tracker can watch, or no device and no file at all.
+    """
+
+    REQUEST = "request"
+    BIO = "bio"
+    FILE = "file"
+    OTHER = "other"
+
+
+class Outcome(enum.StrEnum):
+    """How the self-test went."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_RUN = "not-run"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """The tracker tried on a small loop device made for it: written, and the bits read back.
+
+    Attributes:
+        outcome: how it went.
+        seen: what was seen, or why it was not run.
+        events: the tracepoints that it used; nothing is known about others.
+    """
+
+    outcome: Outcome
+    seen: str
+    events: tuple[str, ...] = ()
+
+    @classmethod
+    def skipped(cls, why: str) -> SelfTest:
+        """It was not run."""
+        return cls(Outcome.NOT_RUN, why)
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume that is, or would be, protected.
+
+    Attributes:
+        name: its name.
+        path: where it is.
+        problem: why it can't be looked at; the rest means nothing then.
+        kind: what it is.
+        driver: `loop`, `nvme`, `dm`...: the kernel's name for such devices without the number.
+        size_bytes: its size.
+        read_only: it can't be written, by anybody.
+        direct_access: a file system may write it past the block layer (DAX).
+    """
+
+    name: str
+    path: Path
+    problem: str = ""
+    kind: DeviceKind = DeviceKind.OTHER
+    driver: str = ""
+    size_bytes: int = 0
+    read_only: bool = False
+    direct_access: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory that the agent or a store on this host writes to.
+
+    Attributes:
+        role: `state directory` or `store`.
+        path: the directory, which may not exist yet.
+        on_volumes: names of protected volumes that it lies on.
+        free_bytes: free space there.
+        problem: why it can't be looked at.
+    """
+
+    role: str
+    path: Path
+    on_volumes: tuple[str, ...] = ()
+    free_bytes: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whether the target answers.
+
+    Attributes:
+        address: HOST:PORT.
+        problem: why not; empty when a connection was made. Nothing more than a connection is tried.
+    """
+
+    address: str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Everything that the doctor looks at.
+
+    Attributes:
+        python: version of the interpreter that asks.
+        modules_missing: modules of the standard library that the agent needs and this Python lacks.
+        machine: `x86_64`, `aarch64`...
+        kernel: its release, as `uname -r` says.
+        user_id: effective user.
+        capabilities_missing: of those that tracking needs, in effect.
+        lockdown: the kernel's mode: `none`, `integrity`, `confidentiality`, or empty where there is no such thing.
+        container: `docker`, `lxc`, `wsl1`, `wsl2`...; empty on a host of its own.
+        bpf_filesystem: where pins live.
+        trace_filesystem: where events are described.
+        events: tracepoints of the block layer: present or not; empty when tracefs can't be read.
+        systemd: `running`, `installed` or `absent`.
+        self_test: how the tracker did.
+        wanted: the tracker that the configuration or the person asks for; `auto` for the best that will do.
+        volumes: what is to be protected.
+        places: what is written to.
+        target: whether it answers; None if nobody named one.
+    """
+
+    python: tuple[int, int, int]
+    modules_missing: tuple[str, ...]
+    machine: str
+    kernel: str
+    user_id: int
+    capabilities_missing: tuple[str, ...]
+    lockdown: str
+    container: str
+    bpf_filesystem: Presence
+    trace_filesystem: Presence
+    events: Mapping[str, bool]
+    systemd: str
+    self_test: SelfTest
+    wanted: str = "auto"
+    volumes: tuple[Volume, ...] = field(default=())
+    places: tuple[Place, ...] = field(default=())
+    target: Reach | None = None

@@ -1,0 +1,202 @@
+"""Looking at a host. Nothing is changed; only the self-test makes something, and takes it away again."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from drengine.config import Address
+from drengine_agent.doctor.beneath import Identity, beneath, identity
+from drengine_agent.doctor.facts import DeviceKind, Host, Place, Presence, Reach, SelfTest, Volume
+from drengine_agent.doctor.selftest import self_test
+
+ROOT = Path("/")
+MODULES_NEEDED = ("ssl", "ctypes", "zlib", "mmap", "fcntl", "asyncio", "socket", "tomllib")
+CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_DAC_READ_SEARCH": 2, "CAP_IPC_LOCK": 14}
+"""What tracking, freezing and reading disks take; SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
+NOT_WATCHED = frozenset({"ram", "zram", "pmem", "sr", "fd", "mtdblock", "zd"})
+"""Devices of memory, of removable media, or that complete nothing through the block layer's events."""
+CONNECT_SECONDS = 3.0
+
+
+def gather(
+    *,
+    wanted: str = "auto",
+    volumes: Mapping[str, Path] | None = None,
+    places: Mapping[str, Path] | None = None,
+    target: Address | None = None,
+    try_tracker: bool = True,
+    root: Path = ROOT,
+) -> Host:
+    """Look at this host.
+
+    Args:
+        wanted: the tracker asked for, or `auto`.
+        volumes: what is to be protected, by name.
+        places: directories that are written to, by role.
+        target: tried by a connection.
+        try_tracker: run the self-test, where it matters.
+        root: where `proc`, `sys` and `run` are found.
+    """
+    volumes = volumes or {}
+    events_at = _tracefs(root)
+    if wanted in ("nbd", "scan"):
+        test = SelfTest.skipped("the tracker asked for does not need it")
+    elif not try_tracker:
+        test = SelfTest.skipped("asked not to")
+    else:
+        test = self_test()
+    return Host(
+        python=sys.version_info[:3],
+        modules_missing=tuple(name for name in MODULES_NEEDED if importlib.util.find_spec(name) is None),
+        machine=platform.machine(),
+        kernel=platform.release(),
+        user_id=os.geteuid(),
+        capabilities_missing=_capabilities_missing(root),
+        lockdown=_lockdown(root),
+        container=_container(root),
+        bpf_filesystem=_presence(root, "bpf"),
+        trace_filesystem=_presence(root, "tracefs"),
+        events={name: (events_at / "block" / name / "format").exists() for name in _EVENTS} if events_at else {},
+        systemd=_systemd(root),
+        self_test=test,
+        wanted=wanted,
+        volumes=tuple(volume_at(name, path, root=root) for name, path in volumes.items()),
+        places=tuple(_place(role, path, volumes, root) for role, path in (places or {}).items()),
+        target=_reach(target) if target else None,
+    )
+
+
+_EVENTS = ("block_rq_complete", "block_bio_complete")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _capabilities_missing(root: Path) -> tuple[str, ...]:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", _text(root / "proc/self/status"), re.MULTILINE)
+    held = int(found[1], 16) if found else 0
+    return tuple(name for name, bit in CAPABILITIES.items() if not held >> bit & 1)
+
+
+def _lockdown(root: Path) -> str:
+    found = re.search(r"\[(\w+)\]", _text(root / "sys/kernel/security/lockdown"))
+    return found[1] if found else ""
+
+
+def _container(root: Path) -> str:
+    release = _text(root / "proc/sys/kernel/osrelease")
+    if "microsoft" in release.lower():
+        return "wsl2" if "wsl2" in release.lower() or "-standard" in release else "wsl1"
+    named = _text(root / "run/systemd/container")
+    if named:
+        return named
+    for mark, name in ((".dockerenv", "docker"), ("run/.containerenv", "podman")):
+        if (root / mark).exists() and not _root_is_a_disk(root):  # a virtual machine made from an image has marks, too
+            return name
+    found = re.search(r"(?:^|\0)container=([\w-]+)", _text(root / "proc/1/environ"))
+    return found[1] if found else ""
+
+
+def _root_is_a_disk(root: Path) -> bool:
+    mounts = [line.split() for line in _text(root / "proc/self/mountinfo").splitlines()]
+    return any(each[3:5] == ["/", "/"] and not each[2].startswith("0:") for each in mounts)
+
+
+def _presence(root: Path, kind: str) -> Presence:
+    mounted = re.search(rf" - {kind} ", _text(root / "proc/self/mountinfo"))
+    if mounted:
+        return Presence.MOUNTED
+    known = re.search(rf"^nodev\s+{kind}$", _text(root / "proc/filesystems"), re.MULTILINE)
+    return Presence.MOUNTABLE if known else Presence.ABSENT
+
+
+def _tracefs(root: Path) -> Path | None:
+    """Where the events are described, as far as this user may look."""
+    places = (root / "sys/kernel/tracing/events", root / "sys/kernel/debug/tracing/events")
+    return next((place for place in places if os.access(place / "block", os.R_OK | os.X_OK)), None)
+
+
+def _systemd(root: Path) -> str:
+    if (root / "run/systemd/system").is_dir():
+        return "running"
+    return "installed" if shutil.which("systemctl") else "absent"
+
+
+def volume_at(name: str, path: Path, *, root: Path = ROOT) -> Volume:
+    """What stands behind a path."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return Volume(name, path, problem=error.strerror or str(error))
+    if stat.S_ISREG(found.st_mode):
+        return Volume(name, path, kind=DeviceKind.FILE, size_bytes=found.st_size)
+    if not stat.S_ISBLK(found.st_mode):
+        return Volume(name, path)
+    node = root / f"sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    if not node.exists():
+        return Volume(name, path, problem="the kernel has no device behind this name")
+    disk = node.resolve()
+    if (disk / "partition").exists():
+        disk = disk.parent
+    driver = re.sub(r"(\d+n\d+|\d+|(?<=vd|sd|hd)[a-z]+|(?<=xvd)[a-z]+)$", "", disk.name)
+    size_bytes = int(_text(node / "size") or 0) * 512
+    return Volume(
+        name,
+        path,
+        problem="" if size_bytes else "it has no size: no medium, or nothing behind it",
+        kind=_kind(disk, driver),
+        driver=driver,
+        size_bytes=size_bytes,
+        read_only=_text(node / "ro") == "1",
+        direct_access=_text(disk / "queue/dax") == "1",
+    )
+
+
+def _kind(disk: Path, driver: str) -> DeviceKind:
+    if driver in NOT_WATCHED:
+        return DeviceKind.OTHER
+    return DeviceKind.REQUEST if (disk / "mq").is_dir() else DeviceKind.BIO
+
+
+def _place(role: str, path: Path, volumes: Mapping[str, Path], root: Path) -> Place:
+    try:
+        under = beneath(path, root=root)
+        free = _free_bytes(path)
+    except OSError as error:
+        return Place(role, path, problem=error.strerror or str(error))
+    on = tuple(name for name, volume in volumes.items() if _identity_of(volume) in under)
+    return Place(role, path, on_volumes=on, free_bytes=free)
+
+
+def _identity_of(path: Path) -> Identity | None:
+    try:
+        return identity(path)
+    except OSError:
+        return None
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _reach(target: Address) -> Reach:
+    try:
+        socket.create_connection((target.host, target.port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        return Reach(str(target), error.strerror or str(error))
+    return Reach(str(target))

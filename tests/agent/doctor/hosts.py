@@ -1,0 +1,40 @@
+"""Hosts as the doctor's facts describe them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Presence, SelfTest, Volume
+
+PASSED = SelfTest(Outcome.PASSED, "a write to a loop device was seen", ("block_rq_complete",))
+NOT_RUN = SelfTest.skipped("not root")
+
+DISK = Volume("data", Path("/dev/vdb"), kind=DeviceKind.REQUEST, driver="vd", size_bytes=1 << 40)
+GOOD = Host(
+    python=(3, 11, 2),
+    modules_missing=(),
+    machine="x86_64",
+    kernel="6.1.0-18-amd64",
+    user_id=0,
+    capabilities_missing=(),
+    lockdown="none",
+    container="",
+    bpf_filesystem=Presence.MOUNTED,
+    trace_filesystem=Presence.MOUNTED,
+    events={"block_rq_complete": True, "block_bio_complete": True},
+    systemd="running",
+    self_test=PASSED,
+    volumes=(DISK,),
+    places=(Place("state directory", Path("/var/lib/drengine-agent"), free_bytes=1 << 33),),
+)
+
+
+def host(**changes: Any) -> Host:
+    return dataclasses.replace(GOOD, **changes)
+
+
+def untried(**changes: Any) -> Host:
+    """A host whose self-test did not run, or failed: what the kernel says about itself has to do."""
+    return host(self_test=NOT_RUN, **changes)
