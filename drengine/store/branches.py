@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from drengine.model.errors import DrengineError
@@ -64,11 +64,14 @@ class Branches:
         write_manifest(self._context)
         return _info(row, source.active_branch)
 
-    def promote(self, point: RecoveryPoint, *, expected_generation: int, label: str) -> BranchInfo:
+    def promote(
+        self, point: RecoveryPoint, *, expected_generation: int, label: str, permit: Callable[[], None]
+    ) -> BranchInfo:
         """The new active branch, under the next generation. The transaction lets one of two promoters win."""
         catalogue = self._context.catalogue
         mark = self._mark_of(point)
         with catalogue.transaction():
+            permit()
             source = catalogue.source(point.source)
             if source.generation != expected_generation:
                 raise DrengineError(

@@ -198,14 +198,39 @@ class Store:
         self._require_writable()
         return self._branches.create(point, role=role, label=label)
 
-    def promote(self, point: RecoveryPoint, *, expected_generation: int, label: str = "") -> BranchInfo:
+    def promote(
+        self,
+        point: RecoveryPoint,
+        *,
+        expected_generation: int,
+        label: str = "",
+        permit: Callable[[], None] = lambda: None,
+    ) -> BranchInfo:
         """Make a branch at a point the source's active one, under a new generation; of two promoters one wins.
+
+        Args:
+            point: where it grows from.
+            expected_generation: the source's generation when this was decided.
+            label: what the branch is called.
+            permit: called inside the transaction; what it raises ends it and nothing is promoted (fault 60).
 
         Raises:
             DrengineError: FENCED when the source's generation is not `expected_generation`; UNKNOWN_POINT; DAMAGED.
         """
         self._require_writable()
-        return self._branches.promote(point, expected_generation=expected_generation, label=label)
+        return self._branches.promote(point, expected_generation=expected_generation, label=label, permit=permit)
+
+    def settle(self) -> None:
+        """Wait until no other process has a transaction of this store under way.
+
+        A promotion that somebody began before is decided after this: it was committed, or will ask its `permit` again.
+
+        Raises:
+            DrengineError: MAINTENANCE_BUSY when it does not end.
+        """
+        self._require_writable()
+        with self._context.catalogue.transaction():
+            pass
 
     def close_branch(self, source: str, branch: int) -> None:
         """End a drill: nobody may write the branch any more, and its data goes with the next retention."""

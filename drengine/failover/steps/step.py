@@ -152,6 +152,7 @@ class StepContext:
         attempt: 1 at first.
         options: of the run: point selector, force, who started it.
         say: one line of progress for people.
+        permit: raises when another executor has taken the run over; asked right before what can't be undone.
     """
 
     run: str
@@ -163,6 +164,7 @@ class StepContext:
     options: Mapping[str, Any]
     approvals: Mapping[str, str]
     say: Callable[[str], None]
+    permit: Callable[[], None] = lambda: None
 
 
 class StepHandler(Protocol):

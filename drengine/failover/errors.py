@@ -1,0 +1,49 @@
+"""How a run may end or be refused, as kinds with exit codes 106 to 112. 0 means: completed."""
+
+from __future__ import annotations
+
+from drengine.model.errors import error_kind
+
+RUN_FAILED = error_kind(
+    "run-failed",
+    106,
+    "A run failed, or was rolled back because it failed.",
+    "`drengine run show RUN` says which step and why; then `drengine run resume RUN` or `drengine rollback RUN`.",
+)
+UNFENCED = error_kind(
+    "unfenced",
+    107,
+    "A source could not be fenced: it may still be writing, so nothing was promoted.",
+    "Switch it off or give the runbook a fence command, then `drengine run resume RUN`; --force goes on without it, "
+    "and the report says so in its first lines.",
+)
+RUN_WAITING = error_kind(
+    "run-waiting",
+    108,
+    "A run waits for a person's approval and --no-wait was given.",
+    "`drengine approve RUN --by NAME`, then `drengine run resume RUN`.",
+)
+RUN_ABORTED = error_kind(
+    "run-aborted",
+    109,
+    "A run was aborted by a person.",
+    "`drengine run show RUN` says how far it came; `drengine rollback RUN` undoes a failover.",
+)
+RUN_STATE = error_kind(
+    "run-state",
+    110,
+    "The run, or the source, is not in a state in which this can be done.",
+    "The message says what it is in; `drengine runs` lists the runs, `drengine branches` who writes a source.",
+)
+BAD_APPROVAL = error_kind(
+    "bad-approval",
+    111,
+    "An approval by nobody, by somebody who may not give it, or for a step that does not ask for one.",
+    "`drengine run show RUN` lists what is waiting and who may approve; name yourself with --by.",
+)
+WOULD_LOSE = error_kind(
+    "would-lose",
+    112,
+    "This would lose what was written on the recovered side.",
+    "Fail back instead to keep it, or repeat the command with --yes; the branch stays until its retention ends.",
+)

@@ -1,0 +1,382 @@
+"""Carries out a run: observes, asks `decide`, acts, and journals each intent before and each result after.
+
+One executor at a time has a run, by a lease; every journal entry carries the lease's token, so one that was paused past
+its lease can write nothing more, and a promotion asks for the lease inside the store's own transaction (`permit`).
+A killed executor leaves the journal; the next one folds it, asks the handlers of interrupted steps whether they got
+through, and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from drengine.failover.decide import Action, Decision, Reason, decide
+from drengine.failover.plan import plan, plan_rollback
+from drengine.failover.run import Event, JournalEntry, Lease, Outcome, Request, RequestKind, RunRecord, RunState
+from drengine.failover.runbook.values import Runbook
+from drengine.failover.snapshot import (
+    ABORT,
+    FINISHED,
+    PLANNED,
+    RESUMED,
+    ROLLBACK,
+    STOPPED,
+    Snapshot,
+    Status,
+    StepState,
+    observe,
+    plan_payload,
+)
+from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepHandler, StepKind, StepResult
+from drengine.failover.steps.texts import without_secrets
+from drengine.model.errors import DrengineError
+
+log = logging.getLogger("drengine.failover")
+
+POLL_SECONDS = 0.5
+"""How often people's requests are looked for while nothing else happens."""
+
+GRACE_SECONDS = 5.0
+"""Beyond a step's own time limit: a handler that keeps its limit itself ends first."""
+
+OUTPUT_CHARACTERS_MAX = 8192
+FORCE = "force"
+"""Note of a resume request: go on without fencing."""
+
+T = TypeVar("T")
+
+
+class RunKeeper(Protocol):
+    """What the executor asks of the registry."""
+
+    def acquire_lease(self, name: str, owner: str, seconds: float) -> Lease:
+        """Become its holder, or raise LEASE_HELD."""
+        ...
+
+    def renew_lease(self, lease: Lease, seconds: float) -> Lease:
+        """Hold it longer, or raise LEASE_LOST."""
+        ...
+
+    def release_lease(self, lease: Lease) -> None:
+        """Let it go; no error when it is lost."""
+        ...
+
+    def run(self, id: str) -> RunRecord:
+        """One run."""
+        ...
+
+    def update_run(
+        self,
+        id: str,
+        *,
+        token: int,
+        state: RunState | None = None,
+        outcome: Outcome | None = None,
+        reason: str | None = None,
+        finished_ns: int | None = None,
+    ) -> None:
+        """Change what the list of runs says, or raise LEASE_LOST."""
+        ...
+
+    def append(self, run: str, token: int, entry: JournalEntry) -> int:
+        """Append to a run's journal, or raise LEASE_LOST; the entry's number."""
+        ...
+
+    def entries(self, run: str, after: int = 0) -> list[JournalEntry]:
+        """A run's journal behind a number."""
+        ...
+
+    def requests(self, run: str, after: int = 0) -> list[Request]:
+        """What people asked of a run, behind a number."""
+        ...
+
+
+Watcher = Callable[[RunRecord, Snapshot, Decision], None]
+
+
+class _Abandoned(Exception):
+    """Nobody wants the step any more."""
+
+
+class Executor:
+    """Executes one run in this process."""
+
+    def __init__(
+        self,
+        registry: RunKeeper,
+        site: Site,
+        handlers: Mapping[StepKind, StepHandler],
+        runbook: Runbook,
+        *,
+        owner: str,
+        lease_seconds: float = 15.0,
+        watch: Watcher = lambda run, snapshot, decision: None,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._registry = registry
+        self._site = site
+        self._handlers = handlers
+        self._runbook = runbook
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        self._watch = watch
+        self._poll_seconds = poll_seconds
+        self._entries: list[JournalEntry] = []
+        self._requests: list[Request] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._abandoned = asyncio.Event()
+        self._lease: Lease
+        self._run: RunRecord
+        self._last: Snapshot
+
+    async def execute(self, run: str, *, wait: bool = True) -> RunRecord:
+        """Work on a run until it is finished, stopped, or (unless `wait`) only waits for people.
+
+        Raises:
+            DrengineError: LEASE_HELD, LEASE_LOST, UNKNOWN_RUN; those of the registry.
+        """
+        self._lease = await asyncio.to_thread(
+            self._registry.acquire_lease, f"run:{run}", self._owner, self._lease_seconds
+        )
+        working = asyncio.create_task(self._work(run, wait))
+        keeping = asyncio.create_task(self._keep_lease())
+        try:
+            await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
+            if keeping.done() and not working.done():
+                await _cancelled(working)
+                keeping.result()
+            return await working
+        finally:
+            await _cancelled(working, keeping, *self._tasks.values())
+            await asyncio.to_thread(self._registry.release_lease, self._lease)
+
+    async def _work(self, run: str, wait: bool) -> RunRecord:
+        self._run = await asyncio.to_thread(self._registry.run, run)
+        self._entries = await asyncio.to_thread(self._registry.entries, run)
+        if not self._entries:
+            steps = plan(self._run.mode, self._runbook, self._run.options)
+            await self._note(plan_payload(steps, PLANNED, owner=self._owner))
+        else:
+            # Whatever an earlier holder of the lease still had under way at the store has happened or never will.
+            await asyncio.to_thread(self._site.store.settle)
+        snapshot = await self._observe()
+        if self._run.state is RunState.FINISHED and not snapshot.rollback_by:
+            return self._run
+        if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
+            forced = any(each.note == FORCE for each in self._requests if each.kind is RequestKind.RESUME)
+            told = {"decision": RESUMED, "by": snapshot.resumed_by, "request": snapshot.newest_request}
+            await self._note({**told, "force": forced})
+        await self._set(RunState.RUNNING, Outcome.NONE, "")
+        while True:
+            self._last = snapshot = await self._observe()
+            decision = decide(self._run.mode, snapshot)
+            self._watch(self._run, snapshot, decision)
+            if await self._act(decision, snapshot, wait):
+                return self._run
+
+    async def _act(self, decision: Decision, snapshot: Snapshot, wait: bool) -> bool:
+        """Carry out a decision; whether this executor is through with the run."""
+        match decision.action:
+            case Action.START:
+                await self._set(RunState.RUNNING, Outcome.NONE, decision.reason)
+                for id in decision.steps:
+                    await self._begin(snapshot.state(id), snapshot)
+            case Action.WAIT:
+                asked = decision.reason is Reason.APPROVAL_NEEDED
+                await self._set(RunState.WAITING if asked else RunState.RUNNING, Outcome.NONE, decision.reason)
+                if asked and not wait:
+                    return True
+                if snapshot.rollback_by and not snapshot.rolling_back:
+                    self._abandoned.set()
+                await self._pause(decision.wake_ns)
+            case Action.ABORT:
+                told = {"decision": ABORT, "by": snapshot.aborted_by, "request": snapshot.newest_request}
+                await self._note(told)
+                self._abandoned.set()
+            case Action.ROLL_BACK:
+                self._abandoned = asyncio.Event()
+                begun = [each.step.id for each in snapshot.steps if each.begun]
+                steps = plan_rollback(self._run.mode, self._runbook, self._run.options, begun)
+                more = {"by": snapshot.rollback_by, "request": snapshot.newest_request, "cause": decision.cause}
+                await self._note(plan_payload(steps, ROLLBACK, reason=decision.reason.value, **more))
+            case Action.STOP | Action.FINISH:
+                stopped = decision.action is Action.STOP
+                told = {
+                    "decision": STOPPED if stopped else FINISHED,
+                    "outcome": decision.outcome.value,
+                    "reason": decision.reason.value,
+                    "cause": decision.cause,
+                }
+                await self._note(told)
+                await self._set(
+                    RunState.STOPPED if stopped else RunState.FINISHED, decision.outcome, decision.reason.value
+                )
+                self._watch(self._run, snapshot, decision)
+                return True
+        return False
+
+    async def _begin(self, state: StepState, snapshot: Snapshot) -> None:
+        """Note the intent, then work on the step in a task of its own."""
+        again = state.status in (Status.INTERRUPTED, Status.WAITING)
+        attempt = state.attempt if again else state.attempt + 1
+        if state.status is not Status.WAITING:
+            told = {"kind": state.step.kind.value, "owner": self._owner, "again": again}
+            await self._append(JournalEntry(state.step.id, Event.INTENT, attempt, self._now_ns(), told))
+        step = state.step
+        context = StepContext(
+            run=self._run.id,
+            mode=self._run.mode,
+            runbook=self._runbook,
+            site=self._site,
+            results=snapshot.results,
+            attempt=attempt,
+            options={**self._run.options, "by": self._run.started_by, "forced_by": self._forced_by(snapshot)},
+            approvals=snapshot.approvals,
+            say=self._sayer(step),
+            permit=self._permit,
+        )
+        self._tasks[step.id] = asyncio.create_task(self._carry_out(step, context), name=step.id)
+
+    async def _carry_out(self, step: PlannedStep, context: StepContext) -> None:
+        began = self._site.clock.monotonic()
+        result = await self._result(step, context)
+        payload = {
+            "ok": result.ok,
+            "message": without_secrets(result.message),
+            "code": result.code,
+            "waiting": result.waiting,
+            "data": dict(result.data),
+            "output": without_secrets(result.output)[-OUTPUT_CHARACTERS_MAX:],
+            "retryable": result.retryable,
+            "seconds": round(self._site.clock.monotonic() - began, 6),
+        }
+        await self._append(JournalEntry(step.id, Event.RESULT, context.attempt, self._now_ns(), payload))
+
+    async def _result(self, step: PlannedStep, context: StepContext) -> StepResult:
+        """What the handler found or did; every failure is a result."""
+        handler = self._handlers[step.kind]
+
+        async def check_then_act() -> StepResult:
+            return await handler.check(step, context) or await handler.act(step, context)
+
+        try:
+            return await self._within(check_then_act(), step.timeout_seconds + GRACE_SECONDS, step.cleanup)
+        except _Abandoned:
+            return StepResult(False, "aborted", ABORT, retryable=False)
+        except TimeoutError:
+            return StepResult(False, f"took longer than {step.timeout_seconds:g} s", "timeout")
+        except DrengineError as error:
+            return StepResult(False, error.message, error.kind.id, retryable=error.kind.retryable)
+        except Exception as error:
+            log.exception("a step failed unexpectedly", extra={"step": step.id, "run": context.run})
+            return StepResult(False, f"{type(error).__name__}: {error}", "internal", retryable=False)
+
+    async def _within(self, work: Awaitable[StepResult], seconds: float, cleanup: bool) -> StepResult:
+        """The work's result, unless its time is up or the run is aborted before."""
+        working = asyncio.ensure_future(work)
+        limit = asyncio.ensure_future(self._site.clock.sleep(seconds))
+        ended = {limit} if cleanup else {limit, asyncio.ensure_future(self._abandoned.wait())}
+        try:
+            await asyncio.wait({working, *ended}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            await _cancelled(working)
+            raise TimeoutError if limit.done() else _Abandoned
+        finally:
+            await _cancelled(working, *ended)
+
+    def _sayer(self, step: PlannedStep) -> Callable[[str], None]:
+        """A step's words for people: shown now, from any thread; only results go to the journal."""
+        loop = asyncio.get_running_loop()
+
+        def show(text: str) -> None:
+            states = (replace(each, message=text) if each.step.id == step.id else each for each in self._last.steps)
+            self._last = replace(self._last, steps=tuple(states))
+            self._watch(self._run, self._last, Decision(Action.WAIT, Reason.STEPS_RUNNING))
+
+        def say(text: str) -> None:
+            with suppress(RuntimeError):  # the loop has gone, and with it whoever would read this
+                loop.call_soon_threadsafe(show, without_secrets(text))
+
+        return say
+
+    def _permit(self) -> None:
+        """Raises LEASE_LOST when another executor has the run: called inside the store's transaction."""
+        self._registry.renew_lease(self._lease, self._lease_seconds)
+
+    def _forced_by(self, snapshot: Snapshot) -> str:
+        return snapshot.forced_by or (self._run.started_by if self._run.options.get("force") else "")
+
+    async def _observe(self) -> Snapshot:
+        newest = self._requests[-1].seq if self._requests else 0
+        self._requests += await asyncio.to_thread(self._registry.requests, self._run.id, newest)
+        self._tasks = {id: task for id, task in self._tasks.items() if not self._collect(task)}
+        return observe(self._entries, self._requests, self._tasks, self._now_ns())
+
+    @staticmethod
+    def _collect(task: asyncio.Task[None]) -> bool:
+        """Whether a task has ended; what it raised (a lost lease) ends the executor."""
+        if task.done() and not task.cancelled():
+            task.result()
+        return task.done()
+
+    async def _pause(self, wake_ns: int) -> None:
+        seconds = self._poll_seconds
+        if wake_ns:
+            seconds = min(seconds, max(0.0, (wake_ns - self._now_ns()) / 1e9))
+        sleeping = asyncio.ensure_future(self._site.clock.sleep(seconds))
+        try:
+            await asyncio.wait({sleeping, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancelled(sleeping)
+
+    async def _keep_lease(self) -> None:
+        """Renew it in good time; ends only by failing."""
+        clock = self._site.clock
+        until = clock.monotonic() + self._lease_seconds
+        while True:
+            await clock.sleep(self._lease_seconds / 3)
+            if clock.monotonic() >= until:
+                log.warning("slept past the lease", extra={"lease": self._lease.name})
+            self._lease = await asyncio.to_thread(self._registry.renew_lease, self._lease, self._lease_seconds)
+            until = clock.monotonic() + self._lease_seconds
+
+    async def _note(self, payload: Mapping[str, Any]) -> None:
+        await self._append(JournalEntry("", Event.DECISION, 0, self._now_ns(), payload))
+
+    async def _append(self, entry: JournalEntry) -> None:
+        seq = await asyncio.to_thread(self._registry.append, self._run.id, self._lease.token, entry)
+        self._entries.append(replace(entry, seq=seq))
+
+    async def _set(self, state: RunState, outcome: Outcome, reason: str) -> None:
+        if (self._run.state, self._run.outcome, self._run.reason) == (state, outcome, reason):
+            return
+        if state is self._run.state is RunState.RUNNING:
+            return  # why it runs is in the journal; the list need not follow every step
+        finished_ns = self._now_ns() if state is RunState.FINISHED else 0
+        await asyncio.to_thread(
+            lambda: self._registry.update_run(
+                self._run.id,
+                token=self._lease.token,
+                state=state,
+                outcome=outcome,
+                reason=reason,
+                finished_ns=finished_ns,
+            )
+        )
+        self._run = replace(self._run, state=state, outcome=outcome, reason=reason, finished_ns=finished_ns)
+
+    def _now_ns(self) -> int:
+        return self._site.clock.now_ns()
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """End tasks and wait until they are; what they raise is nobody's concern any more."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,233 @@
+"""What is known about a run at one moment, as one immutable value folded from its journal and people's requests."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from drengine.failover.run import Event, JournalEntry, Outcome, Request, RequestKind
+from drengine.failover.steps.step import PlannedStep, StepKind
+
+
+class Status(enum.StrEnum):
+    """Where a step is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """Its intent is in the journal, its result is not, and nobody works on it."""
+    WAITING = "waiting"
+    """For a person."""
+    RETRY = "retry"
+    """Failed, with tries left."""
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """A step and how far it is.
+
+    Attributes:
+        tries: failed tries since the run was last resumed.
+        attempt: number of the newest try, 0 before the first.
+        retry_ns: when the next try is due, while RETRY.
+        code, message, output, data: of its newest result.
+        began_ns, ended_ns: of its first try and of its newest result; 0 if there is none.
+    """
+
+    step: PlannedStep
+    status: Status = Status.PENDING
+    tries: int = 0
+    attempt: int = 0
+    retry_ns: int = 0
+    code: str = ""
+    message: str = ""
+    output: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    began_ns: int = 0
+    ended_ns: int = 0
+
+    @property
+    def through(self) -> bool:
+        """Whether those that need it may begin: it is done, or is not needed."""
+        return self.status in (Status.DONE, Status.SKIPPED) or (self.status is Status.FAILED and self.tolerated)
+
+    @property
+    def tolerated(self) -> bool:
+        """Whether the run goes on when it fails."""
+        return not self.step.critical or self.step.on_failure.value == "continue"
+
+    @property
+    def begun(self) -> bool:
+        """Whether it may have done something."""
+        return self.attempt > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a decision depends on.
+
+    Attributes:
+        steps: of the plan, in its order; then those of a rollback, if one was decided.
+        rolling_back: only the rollback's steps count any more.
+        ending: why the run is ending early (ABORTED), or NONE.
+        aborted_by, rollback_by, resumed_by: who asked for it since it was last heeded; empty: nobody.
+        forced_by: who resumed a run that was blocked with the word to go on unfenced; empty: nobody.
+        newest_request: number of the newest request that this snapshot has seen.
+        approvals: who approved which step.
+        now_ns: of the moment.
+    """
+
+    steps: tuple[StepState, ...]
+    rolling_back: bool = False
+    ending: Outcome = Outcome.NONE
+    aborted_by: str = ""
+    rollback_by: str = ""
+    resumed_by: str = ""
+    forced_by: str = ""
+    newest_request: int = 0
+    approvals: Mapping[str, str] = field(default_factory=dict)
+    now_ns: int = 0
+
+    def state(self, id: str) -> StepState:
+        """The state of one step."""
+        return next(each for each in self.steps if each.step.id == id)
+
+    @property
+    def results(self) -> dict[str, Mapping[str, Any]]:
+        """Data of the steps that are done, by id."""
+        return {each.step.id: each.data for each in self.steps if each.status is Status.DONE}
+
+
+PLANNED = "planned"
+ROLLBACK = "rollback"
+ABORT = "abort"
+RESUMED = "resumed"
+STOPPED = "stopped"
+FINISHED = "finished"
+COMMITTED = "committed"
+"""What `decision` entries say, under the key ``decision``."""
+
+
+def observe(
+    entries: Sequence[JournalEntry], requests: Sequence[Request], running: Collection[str], now_ns: int
+) -> Snapshot:
+    """Fold a journal into the run's state.
+
+    Args:
+        entries: all of them, in order.
+        requests: what people asked for.
+        running: ids of the steps on which the asking executor works.
+        now_ns: wall clock.
+    """
+    states: dict[str, StepState] = {}
+    rolling_back, ending, handled, forced_by = False, Outcome.NONE, 0, ""
+    for entry in entries:
+        if entry.event is not Event.DECISION:
+            state = states.get(entry.step)
+            if state is not None:
+                states[entry.step] = _after(state, entry)
+            continue
+        match entry.payload.get("decision"):
+            case "planned" | "rollback" as what:
+                rolling_back = what == ROLLBACK
+                states |= {step.id: StepState(step) for step in steps_of(entry)}
+                handled = entry.payload.get("request", handled)
+            case "abort":
+                ending = Outcome.ABORTED
+                handled = entry.payload.get("request", handled)
+            case "resumed":
+                ending = Outcome.NONE
+                handled = entry.payload.get("request", handled)
+                forced_by = str(entry.payload.get("by")) if entry.payload.get("force") else forced_by
+                states = {id: _again(state) for id, state in states.items()}
+            case _:
+                pass
+    states = {id: _settled(state, id in running) for id, state in states.items()}
+    new = [each for each in requests if each.seq > handled]
+    return Snapshot(
+        steps=tuple(states.values()),
+        rolling_back=rolling_back,
+        ending=ending,
+        aborted_by=_asked(new, RequestKind.ABORT),
+        rollback_by=_asked(new, RequestKind.ROLLBACK),
+        resumed_by=_asked(new, RequestKind.RESUME),
+        forced_by=forced_by,
+        newest_request=max((each.seq for each in requests), default=0),
+        approvals=approvals_of([state.step for state in states.values()], requests),
+        now_ns=now_ns,
+    )
+
+
+def _asked(requests: Iterable[Request], kind: RequestKind) -> str:
+    return next((each.by for each in requests if each.kind is kind), "")
+
+
+def approvals_of(steps: Iterable[PlannedStep], requests: Iterable[Request]) -> dict[str, str]:
+    """Who approved which step: the first who may. An approval by nobody is none."""
+    found: dict[str, str] = {}
+    asked = {step.id: step for step in steps if step.kind is StepKind.APPROVAL}
+    for each in requests:
+        if each.kind is RequestKind.APPROVE and each.step in asked and may_approve(asked[each.step], each.by):
+            found.setdefault(each.step, each.by)
+    return found
+
+
+def may_approve(step: PlannedStep, by: str) -> bool:
+    """Whether this person may approve this step."""
+    allowed = step.settings.get("approval", {}).get("by") or []
+    return bool(by.strip()) and (not allowed or by in allowed)
+
+
+def plan_payload(steps: Iterable[PlannedStep], decision: str, **more: Any) -> dict[str, Any]:
+    """A `decision` entry's payload that carries steps: the plan of a run is part of its journal."""
+    return {"decision": decision, "steps": [msgspec.to_builtins(step) for step in steps], **more}
+
+
+def steps_of(entry: JournalEntry) -> tuple[PlannedStep, ...]:
+    """The steps that a `planned` or `rollback` entry carries."""
+    return msgspec.convert(entry.payload["steps"], tuple[PlannedStep, ...])
+
+
+def _after(state: StepState, entry: JournalEntry) -> StepState:
+    payload = entry.payload
+    if entry.event is Event.INTENT:
+        began = state.began_ns or entry.at_ns
+        return replace(state, status=Status.INTERRUPTED, attempt=entry.attempt, began_ns=began)
+    if entry.event is Event.PROGRESS:
+        return replace(state, message=str(payload.get("message", state.message)))
+    told = replace(
+        state,
+        code=str(payload.get("code", "")),
+        message=str(payload.get("message", "")),
+        output=str(payload.get("output", "")),
+        data=payload.get("data", {}),
+        ended_ns=entry.at_ns,
+    )
+    if payload.get("skipped"):
+        return replace(told, status=Status.SKIPPED)
+    if payload.get("waiting"):
+        return replace(told, status=Status.WAITING)
+    if payload.get("ok"):
+        return replace(told, status=Status.DONE)
+    tries = state.tries + 1
+    if tries <= state.step.retries and payload.get("retryable", True):
+        retry_ns = entry.at_ns + int(state.step.every_seconds * 1e9)
+        return replace(told, status=Status.RETRY, tries=tries, retry_ns=retry_ns)
+    return replace(told, status=Status.FAILED, tries=tries)
+
+
+def _again(state: StepState) -> StepState:
+    """What a person wants tried again, from the first try."""
+    failed = state.status in (Status.FAILED, Status.RETRY)
+    return replace(state, status=Status.PENDING if failed else state.status, tries=0)
+
+
+def _settled(state: StepState, running: bool) -> StepState:
+    return replace(state, status=Status.RUNNING) if running else state
