@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import apsw
 
@@ -38,18 +37,9 @@ def make_database_disk(image: Path) -> None:
         file.truncate(DISK_BYTES)
 
 
-def open_disk(uri: str) -> NbdClient:
-    """Connect to an NBD URI of a unix socket or a TCP address."""
-    parts = urlsplit(uri)
-    export = unquote(parts.path.removeprefix("/"))
-    if parts.scheme == "nbd+unix":
-        return NbdClient(parse_qs(parts.query)["socket"][0], export)
-    return NbdClient((parts.hostname or "127.0.0.1", parts.port or 10809), export)
-
-
 def open_database(uri: str) -> apsw.Connection:
     """The database on the disk at an NBD URI; what a crash left half done is rolled back by SQLite."""
-    filesystem = DiskVfs(open_disk(uri))
+    filesystem = DiskVfs(NbdClient.of(uri))
     connection = apsw.Connection("disk", vfs=filesystem.name)
     connection.execute("pragma journal_mode = persist; pragma synchronous = full; pragma locking_mode = exclusive")
     return connection

@@ -11,6 +11,7 @@ import socket
 import struct
 from types import TracebackType
 from typing import Self
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from drengine.model.errors import DrengineError, error_kind
 
@@ -21,6 +22,7 @@ NBD_CLIENT = error_kind(
     "Check the export's name with `nbdinfo --list` and look at the server's log.",
 )
 
+DEFAULT_PORT = 10809
 _INIT = b"NBDMAGIC"
 _OPTION = b"IHAVEOPT"
 _OPTION_REPLY = 0x3E889045565A9
@@ -32,6 +34,24 @@ _OPT_GO, _REP_ACK, _REP_INFO = 7, 1, 3
 _READ, _WRITE, _DISC, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 _LENGTH_MAX = 32 << 20
 _OPTION_REPLY_MAX = 65536
+
+
+def parse_uri(uri: str) -> tuple[str | tuple[str, int], str]:
+    """Address (a unix socket's path, or host and port) and export name of ``nbd://`` and ``nbd+unix://``.
+
+    Raises:
+        DrengineError: NBD_CLIENT.
+    """
+    try:
+        parts = urlsplit(uri)
+        export = unquote(parts.path.removeprefix("/"))
+        if parts.scheme == "nbd+unix":
+            return parse_qs(parts.query)["socket"][0], export
+        if parts.scheme == "nbd" and parts.hostname:
+            return (parts.hostname, parts.port or DEFAULT_PORT), export
+    except (ValueError, KeyError):
+        pass
+    raise DrengineError(NBD_CLIENT, f"{uri[:200]!r} is no NBD address", hint="Write nbd://HOST:PORT/EXPORT.")
 
 
 class NbdClient:
@@ -56,6 +76,16 @@ class NbdClient:
         except BaseException:
             self._socket.close()
             raise
+
+    @staticmethod
+    def of(uri: str, *, timeout_seconds: float = 30.0) -> NbdClient:
+        """Connect to an NBD URI without TLS.
+
+        Raises:
+            DrengineError: NBD_CLIENT when it is none or the server refuses; OSError when it can't be reached.
+        """
+        address, export = parse_uri(uri)
+        return NbdClient(address, export, timeout_seconds=timeout_seconds)
 
     def _negotiate(self, export: str) -> None:
         if self._receive(16) != _INIT + _OPTION:

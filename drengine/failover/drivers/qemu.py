@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
@@ -26,6 +25,7 @@ from drengine.failover.drivers.driver import Instance, LaunchRequest
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
+from drengine.nbd.client import parse_uri
 from drengine.process import end_marked, find_marked, run_command, start_marked
 
 MARK = "DRENGINE_INSTANCE"
@@ -239,16 +239,13 @@ def nbd_node(uri: str) -> dict[str, Any]:
     """An NBD URI as a block node of QEMU; a server that is restarted is waited for.
 
     Raises:
-        ValueError: it is none.
+        DrengineError: NBD_CLIENT, it is none.
     """
-    parts = urlsplit(uri)
-    export = unquote(parts.path.removeprefix("/"))
-    if parts.scheme in {"nbd+unix", "nbds+unix"}:
-        server = {"type": "unix", "path": parse_qs(parts.query)["socket"][0]}
-    elif parts.scheme in {"nbd", "nbds"} and parts.hostname:
-        server = {"type": "inet", "host": parts.hostname, "port": str(parts.port or 10809)}
+    address, export = parse_uri(uri.replace("nbds", "nbd", 1))
+    if isinstance(address, str):
+        server = {"type": "unix", "path": address}
     else:
-        raise ValueError(f"{uri} is no NBD address")
+        server = {"type": "inet", "host": address[0], "port": str(address[1])}
     return {"driver": "nbd", "server": server, "export": export, "reconnect-delay": 30}
 
 

@@ -72,7 +72,7 @@ def test_the_boot_disk_comes_first_and_names_stay_values() -> None:
 
 @pytest.mark.parametrize("uri", ["http://x/y", "nbd:///x", ""])
 def test_what_is_no_nbd_address_is_refused(uri: str) -> None:
-    with pytest.raises(ValueError, match="no NBD address"):
+    with pytest.raises(DrengineError, match="no NBD address"):
         nbd_node(uri)
 
 
