@@ -1,0 +1,311 @@
+"""The orchestrator's side: what the parties last said, and commands to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import msgspec
+
+from drengine.control.config import BrokerOptions
+from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
+from drengine.control.link import Link, Message
+from drengine.control.messages import AgentReport, Answer, Command, PartyKind, Presence, Verb
+from drengine.control.topics import Leaf, Topic, everyone, parse_topic
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+
+log = logging.getLogger("drengine.control")
+
+CONNECT_SECONDS = 3.0
+ASK_AGAIN_SECONDS = 2.0
+PARTIES_MAX = 10_000
+HOST_VERBS = frozenset({Verb.ATTACH, Verb.DETACH})
+
+Progress = Callable[[Answer], None]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one party. `report_at`: monotonic moment at which the report came to us."""
+
+    kind: PartyKind
+    report: AgentReport | None = None
+    report_at: float = 0.0
+    presence: Presence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Somebody waits for the answer to a command given to `name`."""
+
+    name: str
+    answered: asyncio.Future[Answer]
+    progress: Progress
+
+
+class BrokerAgents:
+    """The parties of one site, over the broker. Belongs to the event loop in which it was started.
+
+    Use as ``async with BrokerAgents(options) as agents``.
+    """
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        on_report: Callable[[AgentReport], None] = lambda _: None,
+        on_presence: Callable[[PartyKind, str, Presence], None] = lambda *_: None,
+    ) -> None:
+        """`on_report` and `on_presence` are called in the event loop for each that is news; they must not block.
+
+        Raises:
+            DrengineError: BAD_CONFIG, BAD_NAME, BAD_TLS_FILES.
+        """
+        self._site = options.site
+        self._clock = clock or SystemClock()
+        self._on_report = on_report
+        self._on_presence = on_presence
+        self._known: dict[str, _Known] = {}
+        self._waiting: dict[str, list[_Waiting]] = {}
+        self._running: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self._own = Topic(self._site, PartyKind.ORCHESTRATOR, secrets.token_hex(8), Leaf.PRESENCE)
+        self.link = Link(
+            options,
+            client_id=f"orchestrator-{self._own.name}",
+            filters=[everyone(self._site, leaf) for leaf in (Leaf.PRESENCE, Leaf.REPORT, Leaf.ANSWER)],
+            receive=self._receive,
+            greeting=self._greeting,
+            clock=self._clock,
+            random=random or Random(secrets.randbits(64)),
+        )
+
+    async def __aenter__(self) -> BrokerAgents:
+        self._running = asyncio.create_task(self.link.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    # ---- what is known ---------------------------------------------------------------------------------------
+
+    def reports(self) -> Mapping[str, AgentReport]:
+        """Newest report of each party, by name; known even while the broker is away."""
+        return {name: known.report for name, known in self._known.items() if known.report is not None}
+
+    def is_online(self, name: str) -> bool:
+        """Whether the broker sees the party; False while we don't see the broker."""
+        known = self._known.get(name)
+        return bool(self.link.is_connected and known and known.presence and known.presence.online)
+
+    def report_age_seconds(self, name: str) -> float | None:
+        """Seconds since its newest report came to us, by our monotonic clock; None when there is none.
+
+        It may be older than that (it was retained), never younger: fit for waiting until a lease is over.
+        """
+        known = self._known.get(name)
+        return self._clock.monotonic() - known.report_at if known and known.report else None
+
+    async def settled(self, seconds: float = CONNECT_SECONDS) -> bool:
+        """Wait until what the broker retained has arrived; False when there was no broker in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._settled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _greeting(self) -> list[Message]:
+        """A broker may have forgotten who is there, so we forget it as well; a message of our own, which it brings
+        back after what it retained, shows that we have heard everything.
+        """
+        self._settled.clear()
+        for known in self._known.values():
+            known.presence = None
+        return [Message(str(self._own), b"")]
+
+    # ---- commands --------------------------------------------------------------------------------------------
+
+    async def command(
+        self,
+        name: str,
+        verb: Verb,
+        arguments: Mapping[str, Any],
+        *,
+        generation: int,
+        id: str,
+        timeout_seconds: float,
+        progress: Progress = lambda _: None,
+        run: str = "",
+    ) -> Answer:
+        """Send and wait for the final answer; the same `id` again gives the same answer.
+
+        It is sent again and again until it is answered, so a broker may come and go meanwhile. The deadline that
+        travels with it is ours: after it the party neither begins it nor goes on with it.
+
+        Raises:
+            DrengineError: BROKER_UNREACHABLE, NO_ANSWER, BAD_NAME.
+        """
+        topic = Topic(self._site, self._kind_of(name, verb), name, Leaf.COMMAND)
+        expires_ns = self._clock.now_ns() + int(timeout_seconds * 1e9)
+        command = Command(
+            id=id, verb=verb, generation=generation, expires_ns=expires_ns, arguments=dict(arguments), run=run
+        )
+        message = Message(str(topic), msgspec.json.encode(command), expiry_seconds=max(1, round(timeout_seconds)))
+        if not await self.link.wait_connected(min(CONNECT_SECONDS, timeout_seconds)):
+            raise DrengineError(BROKER_UNREACHABLE, f"no connection with the broker: {self.link.detail}")
+        with self._waiting_for(id, name, progress) as answered:
+            sending = asyncio.create_task(self._keep_sending(message))
+            out_of_time = asyncio.ensure_future(self._clock.sleep(timeout_seconds))
+            either: set[asyncio.Future[Any]] = {answered, out_of_time}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sending.cancel()
+                out_of_time.cancel()
+            if answered.done():
+                return answered.result()
+        raise self._unanswered(name, verb, timeout_seconds)
+
+    async def _keep_sending(self, message: Message) -> None:
+        while True:
+            with contextlib.suppress(DrengineError):
+                await self.link.publish(message)
+            await self._clock.sleep(ASK_AGAIN_SECONDS)
+
+    @contextlib.contextmanager
+    def _waiting_for(self, id: str, name: str, progress: Progress) -> Iterator[asyncio.Future[Answer]]:
+        waiting = _Waiting(name, asyncio.get_running_loop().create_future(), progress)
+        self._waiting.setdefault(id, []).append(waiting)
+        try:
+            yield waiting.answered
+        finally:
+            self._waiting[id].remove(waiting)
+            if not self._waiting[id]:
+                del self._waiting[id]
+
+    def _kind_of(self, name: str, verb: Verb) -> PartyKind:
+        known = self._known.get(name)
+        if known is not None:
+            return known.kind
+        return PartyKind.HOST if verb in HOST_VERBS else PartyKind.AGENT
+
+    def _unanswered(self, name: str, verb: Verb, timeout_seconds: float) -> DrengineError:
+        if not self.link.is_connected:
+            return DrengineError(BROKER_UNREACHABLE, f"the broker went away before {name} answered: {self.link.detail}")
+        known = self._known.get(name)
+        if known is None:
+            seen = "nothing was ever heard of it"
+        elif not self.is_online(name):
+            seen = "it is not connected with the broker"
+        else:
+            ignored = known.report.details.get("commands_ignored") if known.report else None
+            seen = f"it is connected; commands it ignored so far: {ignored or 'none'} (compare the clocks)"
+        return DrengineError(NO_ANSWER, f"{name} did not answer {verb.value} within {timeout_seconds:g} s: {seen}")
+
+    # ---- what arrives ----------------------------------------------------------------------------------------
+
+    def _receive(self, message: Message) -> None:
+        topic = parse_topic(message.topic)
+        if topic == self._own:
+            self._settled.set()
+        if topic is None or topic.kind is PartyKind.ORCHESTRATOR:
+            return
+        try:
+            match topic.leaf:
+                case Leaf.ANSWER if not message.retained:
+                    self._take_answer(topic.name, msgspec.json.decode(message.payload, type=Answer))
+                case Leaf.PRESENCE:
+                    self._take_presence(topic, msgspec.json.decode(message.payload, type=Presence))
+                case Leaf.REPORT:
+                    self._take_report(topic, msgspec.json.decode(message.payload, type=AgentReport))
+        except (msgspec.MsgspecError, RecursionError) as error:
+            log.warning("a message on %s can't be read: %s", topic, error)
+
+    def _take_answer(self, name: str, answer: Answer) -> None:
+        for waiting in self._waiting.get(answer.id, []):
+            if waiting.name != name:
+                log.warning("%s answered a command that was not given to it", name, extra={"id": answer.id})
+            elif not answer.done:
+                waiting.progress(answer)
+            elif not waiting.answered.done():
+                waiting.answered.set_result(answer)
+
+    def _take_presence(self, topic: Topic, presence: Presence) -> None:
+        known = self._party(topic)
+        if known is None or presence == known.presence:
+            return
+        last = known.presence
+        if last is not None and not presence.online and presence.instance != last.instance and last.online:
+            return  # the will of a process that has a successor already
+        known.presence = presence
+        self._on_presence(topic.kind, topic.name, presence)
+
+    def _take_report(self, topic: Topic, report: AgentReport) -> None:
+        known = self._party(topic)
+        if known is None or (report.name, report.kind) != (topic.name, topic.kind):
+            return
+        last = known.report
+        if last is not None and last.instance == report.instance and report.sequence <= last.sequence:
+            return  # delayed or repeated
+        known.report, known.report_at = report, self._clock.monotonic()
+        self._on_report(report)
+
+    def _party(self, topic: Topic) -> _Known | None:
+        """What is known of the party, a new record for a new one; None where one of another kind has the name."""
+        known = self._known.get(topic.name)
+        if known is None and len(self._known) < PARTIES_MAX:
+            known = self._known[topic.name] = _Known(topic.kind)
+        if known is None or known.kind is not topic.kind:
+            log.warning("%s is left out: the name is taken, or there are too many parties", topic)
+            return None
+        return known
+
+
+class NoAgents:
+    """The parties where no broker is configured: nothing is known and nobody can be told anything."""
+
+    def reports(self) -> Mapping[str, AgentReport]:
+        """Nothing."""
+        return {}
+
+    def is_online(self, name: str) -> bool:
+        """Not as far as is known."""
+        return False
+
+    def report_age_seconds(self, name: str) -> float | None:
+        """Nothing came."""
+        return None
+
+    async def settled(self, seconds: float = 0.0) -> bool:
+        """There is no broker."""
+        return False
+
+    async def command(
+        self,
+        name: str,
+        verb: Verb,
+        arguments: Mapping[str, Any],
+        *,
+        generation: int,
+        id: str,
+        timeout_seconds: float,
+        progress: Progress = lambda _: None,
+        run: str = "",
+    ) -> Answer:
+        """
+        Raises:
+            DrengineError: BROKER_UNREACHABLE, always.
+        """
+        raise DrengineError(BROKER_UNREACHABLE, f"no broker is configured, so {name} can't be told to {verb.value}")

@@ -1,0 +1,231 @@
+"""One connection to the broker that comes back by itself: MQTT 5, QoS 1, clean sessions.
+
+Nothing is queued for us at the broker and nothing is queued here: what matters is said again after each connection
+(the greeting), and whoever commands asks again until it is answered. A PUBACK proves nothing, because its reason is
+not looked at by the library; so nobody here relies on one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from drengine.control.config import BrokerOptions
+from drengine.control.errors import BROKER_UNREACHABLE
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+
+if TYPE_CHECKING:
+    import aiomqtt
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.subscribeoptions import SubscribeOptions
+
+log = logging.getLogger("drengine.control")
+mqtt_log = logging.getLogger("drengine.control.mqtt")
+mqtt_log.setLevel(logging.CRITICAL)  # what it has to say comes to us as exceptions
+
+PAYLOAD_BYTES_MAX = 128 << 10
+PACKET_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096
+INCOMING_MAX = 4096
+CALL_SECONDS = 5.0
+BACKOFF_SECONDS_MIN = 0.2
+BACKOFF_SECONDS_MAX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is published or arrives. `expiry_seconds` 0: the broker may keep it for ever."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    expiry_seconds: int = 0
+
+
+class Link:
+    """A connection to the broker, for one event loop."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        *,
+        client_id: str,
+        filters: Sequence[str],
+        receive: Callable[[Message], None],
+        greeting: Callable[[], Sequence[Message]] = tuple,
+        will: Message | None = None,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        """
+        Args:
+            options: where the broker is.
+            client_id: unique among all clients; another with the same id would throw us out.
+            filters: what is subscribed to.
+            receive: is given what arrives; must not block.
+            greeting: what is published after each connection, before anything else.
+            will: what the broker says when we are gone.
+            clock: paces the attempts.
+            random: spreads them.
+
+        Raises:
+            DrengineError: BAD_CONFIG, BAD_TLS_FILES.
+        """
+        options.check("the broker's section")
+        self._options = options
+        self._client_id = client_id
+        self._filters = tuple(filters)
+        self._receive = receive
+        self._greeting = greeting
+        self._will = will
+        self._clock = clock
+        self._random = random
+        self._tls = options.tls_context()
+        self._client: aiomqtt.Client | None = None
+        self._connected = asyncio.Event()
+        self.connections = 0
+        self.detail = "not connected yet"
+        """Why there is no connection."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connected.is_set()
+
+    async def wait_connected(self, seconds: float) -> bool:
+        """Wait for a connection; False when there was none in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connected.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def publish(self, message: Message) -> None:
+        """Hand a message to the broker.
+
+        Raises:
+            DrengineError: BROKER_UNREACHABLE.
+        """
+        client = self._client
+        if client is None:
+            raise DrengineError(BROKER_UNREACHABLE, f"{self._where}: {self.detail}")
+        import aiomqtt  # noqa: PLC0415 - imported by `run` already
+
+        try:
+            await _publish(client, message)
+        except aiomqtt.MqttError as error:
+            raise DrengineError(BROKER_UNREACHABLE, f"{self._where}: {_said(error)}") from error
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        if self._options.address is None:
+            self.detail = "no broker is configured"
+            await asyncio.Event().wait()
+        import aiomqtt  # noqa: PLC0415 - only those who are told to connect wait for it at their start
+
+        attempts = 0
+        while True:
+            before = self.connections
+            try:
+                await self._serve(self._new_client())
+            except (aiomqtt.MqttError, OSError, ValueError) as error:
+                self.detail = _said(error)
+            attempts = 1 if self.connections > before else attempts + 1
+            if attempts == 1:
+                log.warning("the broker %s is not reachable: %s", self._where, self.detail)
+            ceiling = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2 ** min(attempts, 8))
+            await self._clock.sleep(self._random.uniform(BACKOFF_SECONDS_MIN, ceiling))
+
+    async def _serve(self, client: aiomqtt.Client) -> None:
+        try:
+            async with client:
+                await client.subscribe([(each, _subscription()) for each in self._filters], timeout=CALL_SECONDS)
+                for message in self._greeting():
+                    await _publish(client, message)
+                self._client = client
+                self.connections += 1
+                self.detail = ""
+                self._connected.set()
+                log.info("connected with the broker %s", self._where)
+                async for arrived in client.messages:
+                    self._take(arrived)
+        finally:
+            self._client = None
+            self._connected.clear()
+
+    def _take(self, message: aiomqtt.Message) -> None:
+        payload = message.payload
+        if not isinstance(payload, bytes | bytearray) or len(payload) > PAYLOAD_BYTES_MAX:
+            log.warning("a message on %s was dropped: %s", message.topic, "no payload of ours")
+            return
+        try:
+            self._receive(Message(message.topic.value, bytes(payload), retained=message.retain))
+        except Exception:
+            log.exception("a message on %s could not be taken", message.topic)
+
+    def _new_client(self) -> aiomqtt.Client:
+        import aiomqtt  # noqa: PLC0415
+        from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415
+        from paho.mqtt.properties import Properties  # noqa: PLC0415
+
+        address, will = self._options.address, self._will
+        assert address is not None
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = PACKET_BYTES_MAX
+        return aiomqtt.Client(
+            address.host,
+            address.port,
+            identifier=self._client_id,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=True,
+            keepalive=max(1, round(self._options.keepalive)),
+            timeout=CALL_SECONDS,
+            will=aiomqtt.Will(will.topic, will.payload, 1, will.retained) if will else None,
+            tls_context=self._tls,
+            max_queued_incoming_messages=INCOMING_MAX,
+            properties=properties,
+            logger=mqtt_log,
+        )
+
+    @property
+    def _where(self) -> str:
+        return str(self._options.address or "(none)")
+
+
+async def _publish(client: aiomqtt.Client, message: Message) -> None:
+    await client.publish(
+        message.topic,
+        message.payload,
+        qos=1,
+        retain=message.retained,
+        properties=_expiry(message.expiry_seconds),
+        timeout=CALL_SECONDS,
+    )
+
+
+def _expiry(seconds: int) -> Properties | None:
+    if not seconds:
+        return None
+    from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415
+    from paho.mqtt.properties import Properties  # noqa: PLC0415
+
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.MessageExpiryInterval = seconds
+    return properties
+
+
+def _subscription() -> SubscribeOptions:
+    """QoS 1, and a retained message keeps its flag on its way to us, so that a retained command shows itself."""
+    from paho.mqtt.subscribeoptions import SubscribeOptions  # noqa: PLC0415
+
+    return SubscribeOptions(qos=1, retainAsPublished=True)
+
+
+def _said(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{cause}" or type(cause).__name__

@@ -1,0 +1,202 @@
+"""A party on the broker: an agent or a recovery host. It says that it is there and how it stands, and obeys.
+
+The broker tells others when we are gone (last will). Two processes may follow each other quickly, and the will of the
+old one may come after the new one has said hello; so a party watches its own presence and corrects an `offline` that
+is not true. Another process that says `online` in our name is never answered (that would go to and fro), but told to
+the operator: one identity is used twice (fault 41).
+
+Our own reports come back to us as well: that, and no PUBACK, proves that the broker carries what we say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from drengine import __version__
+from drengine.control.config import BrokerOptions
+from drengine.control.dispatch import Action, Dispatcher
+from drengine.control.link import PAYLOAD_BYTES_MAX, Link, Message
+from drengine.control.memory import CommandMemory
+from drengine.control.messages import AgentReport, Answer, PartyKind, Presence, Verb
+from drengine.control.topics import Leaf, Topic
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+
+log = logging.getLogger("drengine.control")
+
+LOOK_SECONDS = 0.5
+REPORTS_REMEMBERED = 64
+
+
+class Party:
+    """One party's side of the control messages."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        kind: PartyKind,
+        name: str,
+        *,
+        actions: Mapping[Verb, Action],
+        report: Callable[[], AgentReport],
+        memory: Path,
+        clock: Clock,
+        random: Random,
+        report_seconds: float = 5.0,
+        on_confirmed: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            options: where the broker is.
+            kind: agent or host.
+            name: of the source or host; its certificate's CN where the broker goes by certificates.
+            actions: what it can be told to do.
+            report: how it stands; name, kind, instance, sequence and moment are filled in here.
+            memory: file for the commands' memory; its directory is there.
+            clock: of the process.
+            random: spreads attempts to connect.
+            report_seconds: a report is sent when something changed, and at least so often.
+            on_confirmed: is given the (monotonic) moment at which a report was sent that has come back.
+
+        Raises:
+            DrengineError: BAD_NAME, BAD_CONFIG, BAD_TLS_FILES.
+        """
+        self._kind = kind
+        self._name = name
+        self._report = report
+        self._clock = clock
+        self._report_seconds = report_seconds
+        self._on_confirmed = on_confirmed
+        self._topics = {leaf: Topic(options.site, kind, name, leaf) for leaf in Leaf}
+        self._instance = secrets.token_hex(8)
+        self._since_ns = clock.now_ns()
+        self._sequence = 0
+        self._sent_at: dict[int, float] = {}
+        self._leaving = False
+        self._correcting: set[asyncio.Task[None]] = set()
+        self._memory = CommandMemory(memory)
+        self._dispatcher = Dispatcher(
+            actions, self._memory, generation=lambda: self._report().generation, answer=self._send_answer, clock=clock
+        )
+        self.link = Link(
+            options,
+            client_id=f"{kind}-{name}-{self._instance[:8]}",
+            filters=[str(self._topics[leaf]) for leaf in (Leaf.COMMAND, Leaf.PRESENCE, Leaf.REPORT)],
+            receive=self._receive,
+            greeting=lambda: [self._presence(online=True), self._next_report()],
+            will=self._presence(online=False),
+            clock=clock,
+            random=random,
+        )
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Its counters are for metrics."""
+        return self._dispatcher
+
+    async def run(self) -> None:
+        """Be there until cancelled; then say goodbye.
+
+        Raises:
+            OSError: the commands' memory can't be used.
+        """
+        await self._memory.load()
+        connecting = asyncio.create_task(self.link.run())
+        reporting = asyncio.create_task(self._keep_reporting())
+        try:
+            done, _ = await asyncio.wait((connecting, reporting), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._leaving = True
+            reporting.cancel()
+            with contextlib.suppress(DrengineError):
+                await self.link.publish(self._presence(online=False))
+            connecting.cancel()
+            await self._dispatcher.close()
+            await asyncio.gather(connecting, reporting, *self._correcting, return_exceptions=True)
+
+    async def _keep_reporting(self) -> None:
+        last: tuple[object, ...] = ()
+        last_at = 0.0
+        while True:
+            await self._clock.sleep(LOOK_SECONDS)
+            if not self.link.is_connected:
+                continue
+            report, now = self._report(), self._clock.monotonic()
+            essence = (report.state, report.reason, report.generation, report.fenced, report.serving)
+            if essence != last or now - last_at >= self._report_seconds:
+                last, last_at = essence, now
+                with contextlib.suppress(DrengineError):
+                    await self.link.publish(self._next_report())
+
+    def _next_report(self) -> Message:
+        self._sequence += 1
+        self._sent_at[self._sequence] = self._clock.monotonic()
+        if len(self._sent_at) > REPORTS_REMEMBERED:
+            del self._sent_at[min(self._sent_at)]
+        report = msgspec.structs.replace(
+            self._report(),
+            name=self._name,
+            kind=self._kind,
+            at_ns=self._clock.now_ns(),
+            sequence=self._sequence,
+            instance=self._instance,
+        )
+        payload = msgspec.json.encode(report)
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            payload = msgspec.json.encode(msgspec.structs.replace(report, volumes=[], details={"shortened": True}))
+        return Message(str(self._topics[Leaf.REPORT]), payload, retained=True)
+
+    def _presence(self, *, online: bool) -> Message:
+        presence = Presence(online=online, since_ns=self._since_ns, instance=self._instance, version=__version__)
+        return Message(str(self._topics[Leaf.PRESENCE]), msgspec.json.encode(presence), retained=True)
+
+    async def _send_answer(self, answer: Answer) -> None:
+        with contextlib.suppress(DrengineError):  # who waits asks again
+            await self.link.publish(Message(str(self._topics[Leaf.ANSWER]), msgspec.json.encode(answer)))
+
+    # ---- what arrives ----------------------------------------------------------------------------------------
+
+    def _receive(self, message: Message) -> None:
+        if message.topic == str(self._topics[Leaf.COMMAND]):
+            self._dispatcher.receive(message.payload, retained=message.retained)
+        elif message.topic == str(self._topics[Leaf.REPORT]):
+            self._receive_report(message.payload)
+        elif message.topic == str(self._topics[Leaf.PRESENCE]):
+            self._receive_presence(message.payload)
+
+    def _receive_report(self, payload: bytes) -> None:
+        with contextlib.suppress(msgspec.MsgspecError):
+            report = msgspec.json.decode(payload, type=AgentReport)
+            sent_at = self._sent_at.pop(report.sequence, None) if report.instance == self._instance else None
+            if sent_at is not None:
+                self._on_confirmed(sent_at)
+
+    def _receive_presence(self, payload: bytes) -> None:
+        try:
+            presence = msgspec.json.decode(payload, type=Presence)
+        except msgspec.MsgspecError:
+            return
+        if not presence.online:
+            self._say_online()
+        elif presence.instance != self._instance:
+            log.error("another process is at the broker as %s %s", self._kind, self._name)
+
+    def _say_online(self) -> None:
+        async def say() -> None:
+            with contextlib.suppress(DrengineError):
+                await self.link.publish(self._presence(online=True))
+
+        if self.link.is_connected and not self._leaving:
+            task = asyncio.create_task(say())
+            self._correcting.add(task)
+            task.add_done_callback(self._correcting.discard)

@@ -1,0 +1,102 @@
+"""Parties and orchestrators over real brokers: Mosquitto, and the embedded one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from drengine.config import Address
+from drengine.control.broker import EmbeddedBroker
+from drengine.control.config import BrokerOptions
+from drengine.control.messages import Answer, Verb
+from drengine.model.errors import DrengineError
+from tests.control.site import Mosquitto, Worker, free_port, options_for, orchestrator, party, until
+
+
+@pytest.fixture(params=["mosquitto", "embedded"])
+async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BrokerOptions]:
+    if request.param == "mosquitto":
+        server = Mosquitto(tmp_path)
+        server.start()
+        yield options_for(server.port)
+        server.kill()
+    else:
+        embedded = EmbeddedBroker(Address("127.0.0.1", free_port()))
+        await embedded.start()
+        yield BrokerOptions(address=embedded._address)
+        await embedded.stop()
+
+
+async def test_an_agent_is_seen_reports_and_obeys(broker: BrokerOptions, tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    async with orchestrator(broker) as agents:
+        async with party(broker, worker):
+            await until(lambda: agents.is_online("shop") and "shop" in agents.reports(), "its report")
+            answer = await agents.command(
+                "shop", Verb.SYNC, {"why": "test"}, generation=1, id="one", timeout_seconds=30
+            )
+            assert answer == Answer(id="one", done=True, ok=True, result={"count": 1, "why": "test"})
+            report = agents.reports()["shop"]
+            assert (report.name, report.state, report.generation) == ("shop", "CONTINUOUS", 1)
+        await until(lambda: not agents.is_online("shop"), "its goodbye")
+        assert "shop" in agents.reports()
+
+
+async def test_who_comes_later_learns_what_was_retained(broker: BrokerOptions, tmp_path: Path) -> None:
+    async with party(broker, Worker(tmp_path)) as made:
+        await until(lambda: made.link.is_connected)
+        async with orchestrator(broker) as agents:
+            assert agents.is_online("shop")
+            assert agents.reports()["shop"].serving
+
+
+async def test_an_agent_that_dies_is_reported_by_its_last_will(broker: BrokerOptions, tmp_path: Path) -> None:
+    async with orchestrator(broker) as agents, party(broker, Worker(tmp_path)) as made:
+        await until(lambda: agents.is_online("shop") and made.link.is_connected)
+        seen = []
+        agents._on_presence = lambda kind, name, presence: seen.append(presence.online)
+        client = made.link._client
+        assert client is not None
+        client._client.socket().shutdown(socket.SHUT_RDWR)  # as if it had been killed: no goodbye is sent
+        await until(lambda: seen, "its last will")
+        assert seen[0] is False
+        await until(lambda: agents.is_online("shop"), "its return")
+
+
+async def test_the_same_id_gets_the_same_answer(broker: BrokerOptions, tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    async with orchestrator(broker) as agents, party(broker, worker):
+        await until(lambda: agents.is_online("shop"))
+        for _ in range(3):
+            answer = await agents.command("shop", Verb.CUT, {}, generation=1, id="cut-1", timeout_seconds=30)
+            assert answer.result == {"count": 1}
+        async with orchestrator(broker) as other:
+            answer = await other.command("shop", Verb.CUT, {}, generation=1, id="cut-1", timeout_seconds=30)
+            assert answer.result == {"count": 1}
+        assert worker.done() == ["cut-1"]
+
+
+async def test_progress_reaches_who_waits(broker: BrokerOptions, tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    worker.hold.clear()
+    told: list[Answer] = []
+    async with orchestrator(broker) as agents, party(broker, worker):
+        await until(lambda: agents.is_online("shop"))
+        asking = asyncio.create_task(
+            agents.command("shop", Verb.SYNC, {}, generation=1, id="long", timeout_seconds=30, progress=told.append)
+        )
+        await until(lambda: told, "progress")
+        assert told[0] == Answer(id="long", done=False, ok=True, result={"step": 1})
+        worker.hold.set()
+        assert (await asking).ok
+
+
+async def test_a_party_that_is_not_there_does_not_answer(broker: BrokerOptions) -> None:
+    async with orchestrator(broker) as agents:
+        with pytest.raises(DrengineError, match="nothing was ever heard of it") as raised:
+            await agents.command("ghost", Verb.SYNC, {}, generation=1, id="x", timeout_seconds=0.3)
+        assert raised.value.kind.id == "no-answer"
