@@ -20,6 +20,7 @@ COMMANDS = {
         "unpin",
         "branches",
         "target",
+        "hydrate",
     )
 }
 """Module of each command."""

@@ -13,12 +13,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import msgspec
 
 from drengine.config import parse_duration
 from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.hydrators import end_hydrators, hydrated_disks, hydration_progress
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
@@ -77,7 +79,7 @@ class CommandDriver:
         settings = read_settings(CommandSettings, request.settings, self.name)
         deadline = time.monotonic() + request.timeout_seconds
         if not self._is_running(request, settings):
-            self._start(request, settings)
+            self._start(replace(request, disks=hydrated_disks(request)), settings)
             progress("started")
         finished = None
         while time.monotonic() < deadline:
@@ -135,6 +137,7 @@ class CommandDriver:
             self._must(request, settings, settings.stop)
             (request.directory / "started").unlink(missing_ok=True)
         end_marked(MARK, request.instance, grace_seconds=parse_duration(settings.grace))
+        end_hydrators(request)
 
     def _is_running(self, request: LaunchRequest, settings: CommandSettings) -> bool:
         if settings.start:
@@ -163,7 +166,8 @@ class CommandDriver:
     def _found(self, request: LaunchRequest, settings: CommandSettings, *, healthy: bool) -> Instance:
         processes = find_marked(MARK, request.instance)
         running = self._is_running(request, settings)
-        details = {**settings.details, "pids": processes, "output": self._last_words(request)}
+        details: dict[str, Any] = {**settings.details, "pids": processes, "output": self._last_words(request)}
+        details |= {"hydrated": hydration_progress(request)} if request.hydrate else {}
         return Instance(request.instance, running, running and healthy, details)
 
     def _last_words(self, request: LaunchRequest) -> str:

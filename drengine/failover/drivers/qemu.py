@@ -15,6 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ import msgspec
 
 from drengine.config import parse_duration
 from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.hydrators import end_hydrators, hydrated_disks, hydration_progress
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
@@ -150,7 +152,7 @@ class QemuDriver:
         (directory / _CONSOLE).unlink(missing_ok=True)
         try:
             start_marked(
-                machine_arguments(request, settings),
+                machine_arguments(replace(request, disks=hydrated_disks(request)), settings),
                 MARK,
                 request.instance,
                 output=directory / _NOTES,
@@ -162,6 +164,7 @@ class QemuDriver:
     def _end(self, request: LaunchRequest) -> None:
         """QEMU writes what it holds and closes its disks on SIGTERM."""
         end_marked(MARK, request.instance, grace_seconds=KILL_SECONDS)
+        end_hydrators(request)
 
     def _order(self, request: LaunchRequest, command: str) -> None:
         """One QMP command.
@@ -191,7 +194,9 @@ class QemuDriver:
 
     def _found(self, request: LaunchRequest, settings: QemuSettings, *, healthy: bool) -> Instance:
         processes = find_marked(MARK, request.instance)
-        details = {**settings.details, "pids": processes, "console": self._console(request)[-CONSOLE_BYTES_MAX:]}
+        details: dict[str, Any] = {**settings.details, "pids": processes}
+        details["console"] = self._console(request)[-CONSOLE_BYTES_MAX:]
+        details |= {"hydrated": hydration_progress(request)} if request.hydrate else {}
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
 
     def _console(self, request: LaunchRequest) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
+from drengine.nbd.file_export import FileProvider
+from drengine.nbd.server import NbdServer
+from drengine.process import find_marked
 
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 
@@ -73,6 +79,43 @@ def test_the_workload_learns_its_disks(tmp_path: Path) -> None:
         assert data == wanted.disks[0].uri
     finally:
         CommandDriver().stop(wanted)
+
+
+def test_a_hydrated_workload_writes_through_to_the_branch(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "branch").write_bytes(b"x" * 300_000)
+        server = NbdServer(FileProvider({"data": tmp_path / "branch"}))
+        place = await server.start_unix(tmp_path / "s")
+        script = (
+            "import os, time; from drengine.nbd.client import NbdClient\n"
+            "disk = NbdClient.of(os.environ['DRENGINE_DISK_DATA']); assert disk.read(0, 3) == b'xxx'\n"
+            "disk.write(1, b'new'); disk.flush(); open('done', 'w').close(); time.sleep(600)"
+        )
+        wanted = replace(
+            request(
+                tmp_path / "i",
+                {
+                    "run": [sys.executable, "-c", script],
+                    "health": ["test", "-e", str(tmp_path / "i/done")],
+                    "environment": {"PYTHONPATH": os.pathsep.join(sys.path)},
+                },
+            ),
+            disks=(Disk("data", 300_000, f"nbd+unix:///data?socket={place}"),),
+            hydrate=True,
+        )
+        driver = CommandDriver()
+        try:
+            found = await asyncio.to_thread(driver.launch, wanted, lambda _: None)
+            assert found.healthy
+            while (await asyncio.to_thread(driver.inspect, wanted)).details["hydrated"] != {"data": 1.0}:
+                pass
+        finally:
+            await asyncio.to_thread(driver.stop, wanted)
+            await server.close()
+        assert (tmp_path / "branch").read_bytes()[:5] == b"xnewx"
+        assert not find_marked("DRENGINE_HYDRATOR", wanted.instance)
+
+    asyncio.run(story())
 
 
 @pytest.mark.fault(58)
