@@ -24,11 +24,13 @@ from drengine.config import (
 from drengine.config import load as load_options
 from drengine.config import parse as parse_options
 from drengine.config.options import BAD_CONFIG
+from drengine.control.config import BrokerOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine_agent.bandwidth import BandwidthSchedule
 
 WORKERS_MAX = 64
+LEASE_SECONDS_MIN = 5.0
 
 
 def _name(what: str) -> Callable[[str], str]:
@@ -38,6 +40,11 @@ def _name(what: str) -> Callable[[str], str]:
 def _workers(count: int) -> None:
     if not 1 <= count <= WORKERS_MAX:
         raise ValueError(f"1 to {WORKERS_MAX} are possible")
+
+
+def _lease(seconds: float) -> None:
+    if seconds and seconds < LEASE_SECONDS_MIN:
+        raise ValueError(f"at least {LEASE_SECONDS_MIN:g} s are needed, or 0s for none: networks hiccup")
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,22 @@ class VolumeOptions:
 
 
 @dataclass(frozen=True)
+class ControlOptions(BrokerOptions):
+    """[control]"""
+
+    report_interval: float = option(
+        DURATION, default=5.0, help="A report of the agent's state is sent when it changes, and at least so often."
+    )
+    lease: float = option(
+        DURATION,
+        default=0.0,
+        help="Self-fencing: without contact to the broker and to the target for so long, the agent stops serving its "
+        "volumes until it is released. `0s`: never, so that a cut network does not stop production (docs/control.md).",
+        check=_lease,
+    )
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Everything an agent is told."""
 
@@ -151,6 +174,7 @@ class AgentConfig:
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3 to the target; needed beyond loopback.")
     nbd: NbdOptions = section(NbdOptions, help="The tap: tracker `nbd`.")
     scan: ScanOptions = section(ScanOptions, help="Tracker `scan`.")
+    control: ControlOptions = section(ControlOptions, help="Control messages over MQTT; none without an address.")
     volume: tuple[VolumeOptions, ...] = tables(VolumeOptions, help="A volume to protect; one table for each.")
 
     @property
@@ -190,6 +214,7 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
         raise DrengineError(BAD_CONFIG, f"{where}: two volumes have the same name")
     if not config.target.host:
         raise DrengineError(BAD_CONFIG, f"{where}: option target: a host and port are needed")
+    config.control.check(f"{where}: [control]")
     tls = config.tls
     if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
         raise DrengineError(BAD_CONFIG, f"{where}: [tls] needs certificate, key and ca together")

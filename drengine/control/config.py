@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,6 @@ from pathlib import Path
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, Address, option
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
-from drengine.transport import TlsFiles, client_context
-from drengine.transport.networks import is_loopback
 
 
 def _keepalive(seconds: float) -> None:
@@ -65,6 +64,8 @@ class BrokerOptions:
         """
         if self.certificate is None or self.key is None or self.ca is None:
             return None
+        from drengine.transport import TlsFiles, client_context  # noqa: PLC0415 - commands read options, too
+
         return client_context(TlsFiles(self.certificate, self.key, self.ca))
 
 
@@ -91,6 +92,6 @@ def _is_local(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return is_loopback(host)
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
