@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 ARGS ?=
 
-.PHONY: help demo test check bench soak crash lock docs clean
+.PHONY: help demo test check bench soak crash agent lock docs clean
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -38,11 +38,16 @@ soak: $(VENV)/.test ## kill agent and target again and again under load (ARGS="-
 crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--seed N")
 	@$(PY) -m tests.crash.campaign $(ARGS)
 
+agent: $(VENV)/.runtime ## the agent as one file, dist/drengine-agent: needs nothing but CPython 3.11 to 3.14
+	@$(PY) -m tools.onefile $(ARGS)
+
 lock: ## renew the lock files from pyproject.toml
 	@for set in runtime test check bench; do \
 	  group=$$([ $$set = runtime ] || echo --group $$set); \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    $$group -o requirements/$$set.lock pyproject.toml || exit 1; done
+	$(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --group pyproject.toml:agent -o requirements/agent.lock
 
 clean: ## remove what make made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench-results
