@@ -240,11 +240,12 @@ class Executor:
             say=self._sayer(step),
             permit=self._permit,
         )
-        self._tasks[step.id] = asyncio.create_task(self._carry_out(step, context), name=step.id)
+        looking = again or attempt > 1
+        self._tasks[step.id] = asyncio.create_task(self._carry_out(step, context, looking), name=step.id)
 
-    async def _carry_out(self, step: PlannedStep, context: StepContext) -> None:
+    async def _carry_out(self, step: PlannedStep, context: StepContext, looking: bool) -> None:
         began = self._site.clock.monotonic()
-        result = await self._result(step, context)
+        result = await self._result(step, context, looking)
         payload = {
             "ok": result.ok,
             "message": without_secrets(result.message),
@@ -257,12 +258,13 @@ class Executor:
         }
         await self._append(JournalEntry(step.id, Event.RESULT, context.attempt, self._now_ns(), payload))
 
-    async def _result(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """What the handler found or did; every failure is a result."""
+    async def _result(self, step: PlannedStep, context: StepContext, looking: bool) -> StepResult:
+        """What the handler found or did; every failure is a result. `looking`: an earlier try may have got through."""
         handler = self._handlers[step.kind]
 
         async def check_then_act() -> StepResult:
-            return await handler.check(step, context) or await handler.act(step, context)
+            found = await handler.check(step, context) if looking else None
+            return found or await handler.act(step, context)
 
         try:
             return await self._within(check_then_act(), step.timeout_seconds + GRACE_SECONDS, step.cleanup)

@@ -23,15 +23,15 @@ from drengine.config import parse_duration
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Step, Wave
 from drengine.failover.steps.step import PlannedStep, StepKind
 
-FENCE_ANSWER_SECONDS = 10.0
+FENCE_ANSWER_SECONDS = 5.0
 """How long a source's agent may take to answer that it is fenced, before the runbook's command is tried."""
 
 QUICK_SECONDS = 60.0
 STORE_TRIES = 20
 """Steps at the store are tried again while another process is busy there."""
 
-SHIPPING_SECONDS = 7 * 86400.0
-"""A bound for steps that ship data: they take as long as the difference needs."""
+SHIPPING_SECONDS = 6 * 86400.0
+"""A bound for steps that ship data: they take as long as the difference needs. Commands may hold for a week."""
 
 SWITCH_SECONDS = 3600.0
 

@@ -103,6 +103,10 @@ class Agents(Protocol):
         """Presence, by last will."""
         ...
 
+    def report_age_seconds(self, name: str) -> float | None:
+        """Seconds since its newest report came to us, by our monotonic clock; None when there is none."""
+        ...
+
     async def command(
         self,
         name: str,

@@ -1,0 +1,112 @@
+"""Fencing: making sure, with evidence, that the source serves and ships no more."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
+from drengine.control.messages import Verb
+from drengine.failover.errors import UNFENCED
+from drengine.failover.plan import FENCE_ANSWER_SECONDS
+from drengine.failover.steps.command import run_cancellable
+from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.telling import tell
+from drengine.failover.steps.texts import environment_of, without_secrets
+from drengine.model.errors import DrengineError
+
+CLOCK_DRIFT = 1.1
+LEASE_SECONDS_MAX = 600.0
+LOOK_SECONDS = 0.2
+
+
+class FenceStep:
+    """Evidence, in this order: `agent` (it answered), `command` (the runbook's ended with 0), `lease` (it has not been
+    heard of for longer than after which it fences itself), `none` (only when forced).
+    """
+
+    kind: ClassVar[StepKind] = StepKind.FENCE
+
+    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
+        """Fencing again is harmless, and its evidence is newer."""
+        return None
+
+    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
+        """See StepHandler."""
+        tried: list[str] = []
+        for attempt in (self._by_agent, self._by_command, self._by_lease):
+            evidence = await attempt(step, context, tried)
+            if evidence is not None:
+                return evidence
+        found = "; ".join(tried)
+        by = context.options.get("forced_by")
+        if by and not step.settings["agent_only"]:
+            message = f"NOT FENCED, forced by {by}: {step.source} may still be writing ({found})"
+            return StepResult(True, message, data={"evidence": "none", "forced_by": by, "tried": tried})
+        return StepResult(False, f"{step.source} could not be fenced: {found}", UNFENCED.id, retryable=False)
+
+    async def _by_agent(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
+        agents = context.site.agents
+        if not agents.is_online(step.source):
+            tried.append("its agent is not connected")
+            return None
+        generation = context.results["declare"]["sources"][step.source]["generation"]
+        try:
+            answer = await tell(
+                step,
+                context,
+                Verb.FENCE,
+                {"generation": generation},
+                generation=generation,
+                timeout_seconds=FENCE_ANSWER_SECONDS,
+            )
+        except DrengineError as error:
+            if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
+                raise
+            tried.append(error.message)
+            return None
+        if not answer.ok:
+            tried.append(f"its agent refused: {answer.message or answer.code}")
+            return None
+        told: dict[str, Any] = {"evidence": "agent", "answer": dict(answer.result)}
+        return StepResult(True, f"the agent of {step.source} has stopped serving and shipping", data=told)
+
+    async def _by_command(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
+        argv = step.settings["command"]
+        if not argv:
+            tried.append("the runbook has no fence command")
+            return None
+        for _ in range(step.settings["command_tries"]):
+            finished = await run_cancellable(argv, step.settings["command_seconds"], environment_of(step, context))
+            if finished.ok:
+                return StepResult(
+                    True,
+                    f"{argv[0]} says that {step.source} is off",
+                    data={"evidence": "command", "command": argv[0]},
+                    output=without_secrets(finished.output),
+                )
+            why = "took too long" if finished.timed_out else f"ended with {finished.code}"
+            context.say(f"{argv[0]} {why}")
+        tried.append(f"{argv[0]} {why}: {without_secrets(finished.output)[-200:]}".rstrip(": "))
+        return None
+
+    async def _by_lease(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
+        """An agent that fences itself when it hears nobody has done so once its time has passed in silence.
+
+        Its last report may be as young as its coming to us: the time counts from then, by our own clock.
+        """
+        agents, clock = context.site.agents, context.site.clock
+        report = agents.reports().get(step.source)
+        seconds = float(report.details.get("lease_seconds", 0) or 0) if report else 0.0
+        if not 0 < seconds <= LEASE_SECONDS_MAX:
+            tried.append("it does not fence itself")
+            return None
+        until = clock.monotonic() + step.timeout_seconds
+        while clock.monotonic() < until:
+            age = agents.report_age_seconds(step.source)
+            if age is not None and age > seconds * CLOCK_DRIFT and not agents.is_online(step.source):
+                message = f"{step.source} was silent for {age:.0f} s and fences itself after {seconds:g} s"
+                return StepResult(True, message, data={"evidence": "lease", "lease_seconds": seconds})
+            context.say(f"waiting until {step.source} must have fenced itself")
+            await clock.sleep(LOOK_SECONDS)
+        tried.append(f"it was heard of less than {seconds:g} s ago")
+        return None

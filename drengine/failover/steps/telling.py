@@ -1,0 +1,62 @@
+"""Commands of a step to the agent of its source."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from drengine.control.messages import Answer, Verb
+from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
+
+
+async def tell(
+    step: PlannedStep,
+    context: StepContext,
+    verb: Verb,
+    arguments: Mapping[str, Any],
+    *,
+    generation: int,
+    timeout_seconds: float,
+    part: str = "",
+) -> Answer:
+    """Tell the source's agent and wait for its answer.
+
+    The command's id is that of the try, so a try that was interrupted asks for the answer to the same command.
+
+    Args:
+        step, context: on whose behalf.
+        verb, arguments: what it is to do.
+        generation: under which this was decided.
+        timeout_seconds: how long the command holds.
+        part: tells several commands of one try apart.
+
+    Raises:
+        DrengineError: BROKER_UNREACHABLE, NO_ANSWER; LEASE_LOST before anything is sent.
+    """
+
+    def progress(answer: Answer) -> None:
+        context.say(answer.message or ", ".join(f"{key} {value}" for key, value in answer.result.items()))
+
+    await asyncio.to_thread(context.permit)
+    return await context.site.agents.command(
+        step.source,
+        verb,
+        arguments,
+        generation=generation,
+        id=f"{context.run}.{step.id}.{context.attempt}{part}",
+        timeout_seconds=timeout_seconds,
+        progress=progress,
+    )
+
+
+def refused(answer: Answer) -> StepResult:
+    """What a failed answer means for the step."""
+    return StepResult(False, answer.message or answer.code, answer.code)
+
+
+def agent_generation(step: PlannedStep, context: StepContext) -> int:
+    """The generation that the source's agent was last heard to be at; the one that was declared if it was not heard."""
+    report = context.site.agents.reports().get(step.source)
+    declared: int = context.results["declare"]["sources"][step.source]["generation"]
+    return report.generation if report else declared
