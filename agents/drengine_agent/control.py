@@ -97,10 +97,19 @@ class ControlServer:
             case "sync":
                 agent.sync()
             case "cut":
-                if len(command.label) > LABEL_LENGTH_MAX or not command.label.isprintable():
-                    raise DrengineError(COMMAND_REFUSED, f"a label has at most {LABEL_LENGTH_MAX} printable characters")
-                sequence = await asyncio.wait_for(agent.cut(command.label), command.seconds)
+                sequence = await asyncio.wait_for(agent.cut(check_label(command.label)), command.seconds)
                 return {"sequence": sequence}
             case other:
                 raise DrengineError(COMMAND_REFUSED, f"there is no command {other[:40]!r}")
         return agent.status()
+
+
+def check_label(label: str) -> str:
+    """A point's label, if it may be one.
+
+    Raises:
+        DrengineError: COMMAND_REFUSED.
+    """
+    if len(label) > LABEL_LENGTH_MAX or not label.isprintable():
+        raise DrengineError(COMMAND_REFUSED, f"a label has at most {LABEL_LENGTH_MAX} printable characters")
+    return label

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import signal
 from pathlib import Path
+from random import Random
 
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.telemetry.endpoint import MetricsEndpoint
 from drengine.telemetry.notify import notify
@@ -34,8 +37,10 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     loop.add_signal_handler(signal.SIGHUP, _reload, agent, config_path)
     control = ControlServer(agent, config.control_socket)
     endpoint: MetricsEndpoint | None = None
+    party: asyncio.Task[None] | None = None
     try:
         await control.start()
+        party = _start_party(agent)
         if config.metrics is not None:
             endpoint = MetricsEndpoint(
                 config.metrics.host, config.metrics.port, metrics, ready=lambda: agent.pipeline is not None
@@ -47,9 +52,27 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
         raise
     finally:
         await running
+        if party is not None:
+            party.cancel()
+            await asyncio.gather(party, return_exceptions=True)
         if endpoint is not None:
             endpoint.close()
         await control.close()
+
+
+def _start_party(agent: Agent) -> asyncio.Task[None] | None:
+    """Be at the broker, if one is configured; whatever happens there, replication goes on."""
+    if agent.config.control.address is None:
+        return None
+    from drengine_agent.remote import agent_party  # noqa: PLC0415 - who is told no broker starts faster without it
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("control messages have ended: %s", error)
+
+    task = asyncio.create_task(agent_party(agent, SystemClock(), Random(secrets.randbits(64))).run())
+    task.add_done_callback(ended)
+    return task
 
 
 def _stop(agent: Agent) -> None:

@@ -34,6 +34,7 @@ log = logging.getLogger("drengine.control")
 
 LOOK_SECONDS = 0.5
 REPORTS_REMEMBERED = 64
+GOODBYE_SECONDS = 1.0
 
 
 class Party:
@@ -118,8 +119,9 @@ class Party:
         finally:
             self._leaving = True
             reporting.cancel()
-            with contextlib.suppress(DrengineError):
-                await self.link.publish(self._presence(online=False))
+            with contextlib.suppress(DrengineError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self.link.publish(self._presence(online=False))
             connecting.cancel()
             await self._dispatcher.close()
             await asyncio.gather(connecting, reporting, *self._correcting, return_exceptions=True)
