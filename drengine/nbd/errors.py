@@ -28,3 +28,11 @@ NBD_LISTEN = error_kind(
     "The NBD server cannot listen at the address it was given.",
     "Free the address, remove a stale socket, or choose another one.",
 )
+
+HYDRATION_FAILED = error_kind(
+    "hydration-failed",
+    122,
+    "A remote disk could not be served from a local copy.",
+    "Check the disk's NBD address, the space for the copy, and that nobody else uses its socket.",
+    retryable=True,
+)

@@ -1,9 +1,17 @@
-"""Serving a hydration on a unix socket while it fills, until told to stop."""
+"""Serving a hydration on a unix socket while it fills, until told to stop.
+
+    python -m drengine.nbd.hydrator URI COPY SOCKET REPORT
+
+is the process behind a hydrated workload: it says `serving` when clients may connect and keeps its progress in REPORT.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from drengine.model.errors import DrengineError
+from drengine.nbd.client import NbdClient
+from drengine.nbd.errors import HYDRATION_FAILED
 from drengine.nbd.hydration import HydratingExport, HydratingProvider, Hydration
 from drengine.nbd.server import NbdServer
 
@@ -20,6 +30,28 @@ THREADS = 6
 GRACE_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 1.0
+
+
+def open_hydration(uri: str, copy: Path) -> Hydration:
+    """A hydration of the disk at an NBD URI.
+
+    Raises:
+        DrengineError: HYDRATION_FAILED, or the server's refusal.
+    """
+    try:
+        return Hydration(lambda: NbdClient.of(uri), copy)
+    except OSError as error:
+        raise DrengineError(HYDRATION_FAILED, f"{uri} to {copy}: {error}") from error
+
+
+async def serve_until_signalled(
+    hydration: Hydration, socket: Path, *, served: Callable[[], None], progress: Callable[[int, int], None]
+) -> None:
+    """`serve_hydration` until SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await serve_hydration(hydration, socket, stopping, served=served, progress=progress)
 
 
 async def serve_hydration(
@@ -79,3 +111,31 @@ def _close(hydration: Hydration) -> None:
     except (OSError, DrengineError) as error:
         log.warning("the last writes may not be durable: %s", error)
     hydration.close()
+
+
+def keep_progress(report: Path, done: int, total: int) -> None:
+    """Replace a report of the progress, whole."""
+    fresh = report.with_name(report.name + ".new")
+    fresh.write_text(json.dumps({"hydrated_bytes": done, "size_bytes": total}))
+    fresh.replace(report)
+
+
+def main(uri: str, copy: str, socket: str, report: str) -> int:
+    """See the module."""
+    try:
+        asyncio.run(
+            serve_until_signalled(
+                open_hydration(uri, Path(copy)),
+                Path(socket),
+                served=lambda: print("serving", flush=True),
+                progress=lambda done, total: keep_progress(Path(report), done, total),
+            )
+        )
+    except DrengineError as error:
+        print(error, file=sys.stderr)
+        return error.kind.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -13,14 +13,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import msgspec
 
 from drengine.config import parse_duration
 from drengine.failover.drivers.driver import Instance, LaunchRequest
-from drengine.failover.drivers.hydrators import end_hydrators, hydrated_disks, hydration_progress
+from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
@@ -79,7 +78,7 @@ class CommandDriver:
         settings = read_settings(CommandSettings, request.settings, self.name)
         deadline = time.monotonic() + request.timeout_seconds
         if not self._is_running(request, settings):
-            self._start(replace(request, disks=hydrated_disks(request)), settings)
+            self._start(hydrated(request), settings)
             progress("started")
         finished = None
         while time.monotonic() < deadline:
@@ -137,7 +136,7 @@ class CommandDriver:
             self._must(request, settings, settings.stop)
             (request.directory / "started").unlink(missing_ok=True)
         end_marked(MARK, request.instance, grace_seconds=parse_duration(settings.grace))
-        end_hydrators(request)
+        end_hydrated(request)
 
     def _is_running(self, request: LaunchRequest, settings: CommandSettings) -> bool:
         if settings.start:
@@ -167,7 +166,7 @@ class CommandDriver:
         processes = find_marked(MARK, request.instance)
         running = self._is_running(request, settings)
         details: dict[str, Any] = {**settings.details, "pids": processes, "output": self._last_words(request)}
-        details |= {"hydrated": hydration_progress(request)} if request.hydrate else {}
+        details |= hydration_details(request)
         return Instance(request.instance, running, running and healthy, details)
 
     def _last_words(self, request: LaunchRequest) -> str:

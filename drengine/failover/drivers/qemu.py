@@ -15,7 +15,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ import msgspec
 
 from drengine.config import parse_duration
 from drengine.failover.drivers.driver import Instance, LaunchRequest
-from drengine.failover.drivers.hydrators import end_hydrators, hydrated_disks, hydration_progress
+from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
@@ -152,7 +151,7 @@ class QemuDriver:
         (directory / _CONSOLE).unlink(missing_ok=True)
         try:
             start_marked(
-                machine_arguments(replace(request, disks=hydrated_disks(request)), settings),
+                machine_arguments(hydrated(request), settings),
                 MARK,
                 request.instance,
                 output=directory / _NOTES,
@@ -164,7 +163,7 @@ class QemuDriver:
     def _end(self, request: LaunchRequest) -> None:
         """QEMU writes what it holds and closes its disks on SIGTERM."""
         end_marked(MARK, request.instance, grace_seconds=KILL_SECONDS)
-        end_hydrators(request)
+        end_hydrated(request)
 
     def _order(self, request: LaunchRequest, command: str) -> None:
         """One QMP command.
@@ -196,7 +195,7 @@ class QemuDriver:
         processes = find_marked(MARK, request.instance)
         details: dict[str, Any] = {**settings.details, "pids": processes}
         details["console"] = self._console(request)[-CONSOLE_BYTES_MAX:]
-        details |= {"hydrated": hydration_progress(request)} if request.hydrate else {}
+        details |= hydration_details(request)
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
 
     def _console(self, request: LaunchRequest) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Presence, SelfTest, Volume
 
-PASSED = SelfTest(Outcome.PASSED, "a write to a loop device was seen", ("block_rq_complete",))
+PASSED = SelfTest(Outcome.PASSED, "a write to a loop device was seen", (DeviceKind.REQUEST,))
 NOT_RUN = SelfTest.skipped("not root")
 
-DISK = Volume("data", Path("/dev/vdb"), kind=DeviceKind.REQUEST, driver="vd", size_bytes=1 << 40)
+DISK = Volume("data", Path("/dev/vdb"), kind=DeviceKind.REQUEST, device="vdb", size_bytes=1 << 40)
 GOOD = Host(
     python=(3, 11, 2),
     modules_missing=(),
@@ -22,8 +22,7 @@ GOOD = Host(
     lockdown="none",
     container="",
     bpf_filesystem=Presence.MOUNTED,
-    trace_filesystem=Presence.MOUNTED,
-    events={"block_rq_complete": True, "block_bio_complete": True},
+    kernel_types=True,
     systemd="running",
     self_test=PASSED,
     volumes=(DISK,),

@@ -40,8 +40,7 @@ REFUSED = {
     "not root": (untried(user_id=1000, wanted="ebpf"), "privileges"),
     "root without its powers": (untried(capabilities_missing=("CAP_SYS_ADMIN",), wanted="ebpf"), "privileges"),
     "no bpffs": (untried(bpf_filesystem=Presence.ABSENT, wanted="ebpf"), "bpffs"),
-    "no tracefs": (untried(trace_filesystem=Presence.ABSENT, events={}, wanted="ebpf"), "tracefs"),
-    "no event": (untried(events={"block_rq_complete": False}, wanted="ebpf"), "events"),
+    "no types": (untried(kernel_types=False, wanted="ebpf"), "kernel-types"),
     "wsl 1": (untried(kernel="4.4.0-19041-Microsoft", container="wsl1", wanted="scan"), "container"),
     "a self-test that failed": (
         host(self_test=SelfTest(Outcome.FAILED, "a write left no bit"), wanted="ebpf"),
@@ -51,12 +50,13 @@ REFUSED = {
         host(wanted="ebpf", volumes=(Volume("f", Path("/f"), kind=DeviceKind.FILE, size_bytes=1),)),
         "volume",
     ),
-    "a device of memory": (
-        host(wanted="ebpf", volumes=(Volume("z", Path("/dev/zram0"), driver="zram", size_bytes=1),)),
-        "volume",
-    ),
-    "a disk written past the block layer": (
-        host(wanted="ebpf", volumes=(dataclasses.replace(DISK, direct_access=True),)),
+    "a device of no known kind": (
+        host(
+            wanted="ebpf",
+            volumes=(
+                Volume("z", Path("/dev/zd0"), kind=DeviceKind.BIO, device="zd0", refusal="a zd device", size_bytes=1),
+            ),
+        ),
         "volume",
     ),
     "a volume that is not there": (host(volumes=(dataclasses.replace(DISK, problem="No such file"),)), "volume"),
@@ -87,7 +87,7 @@ WARNED = {
     "a container": (host(container="docker"), "container"),
     "wsl 2": (host(container="wsl2"), "container"),
     "device mapper": (
-        host(volumes=(Volume("m", Path("/dev/mapper/m"), kind=DeviceKind.BIO, driver="dm-", size_bytes=1),)),
+        host(volumes=(Volume("m", Path("/dev/mapper/m"), kind=DeviceKind.BIO, device="dm-0", size_bytes=1),)),
         "volume",
     ),
     "little space": (host(places=(Place("state directory", Path("/s"), free_bytes=1 << 20),)), "state-directory"),
@@ -159,7 +159,8 @@ volumes = st.builds(
     st.just(Path("/dev/x")),
     st.sampled_from(["", "Permission denied"]),
     st.sampled_from(DeviceKind),
-    st.sampled_from(["", "loop", "dm-", "zram"]),
+    st.sampled_from(["", "loop0", "dm-0"]),
+    st.sampled_from(["", "memory"]),
     st.integers(0, 1 << 50),
 )
 hosts = st.builds(
@@ -173,8 +174,7 @@ hosts = st.builds(
     lockdown=st.sampled_from(["", "none", "integrity", "confidentiality"]),
     container=st.sampled_from(["", "wsl1", "docker"]),
     bpf_filesystem=st.sampled_from(Presence),
-    trace_filesystem=st.sampled_from(Presence),
-    events=st.sampled_from([{}, {"block_rq_complete": True}, {"block_rq_complete": False}]),
+    kernel_types=st.booleans(),
     systemd=st.sampled_from(["running", "absent"]),
     self_test=st.builds(SelfTest, st.sampled_from(Outcome), st.just("seen"), st.just(())),
     wanted=st.sampled_from(["auto", "ebpf", "nbd", "scan"]),

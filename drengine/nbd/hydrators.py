@@ -1,0 +1,74 @@
+"""Hydrators of an instance: one process for each disk, serving it to a workload while it becomes local.
+
+They outlive whoever started them, and are found again by their mark (see drengine.process.marked).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from drengine.model.errors import DrengineError
+from drengine.nbd.errors import HYDRATION_FAILED
+from drengine.process import end_marked, find_marked, start_marked
+
+MARK = "DRENGINE_HYDRATOR"
+DISK_MARK = "DRENGINE_HYDRATOR_DISK"
+READY = "serving"
+READY_SECONDS = 10.0
+GRACE_SECONDS = 15.0
+LOOK_SECONDS = 0.02
+OUTPUT_CHARACTERS_MAX = 2000
+
+
+def start_hydrators(instance: str, directory: Path, disks: Mapping[str, str]) -> dict[str, str]:
+    """Serve disks (URIs by volume) locally while they fill; one that runs already is left alone. Returns new URIs.
+
+    Raises:
+        DrengineError: HYDRATION_FAILED.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    return {volume: _start(instance, directory, volume, uri) for volume, uri in disks.items()}
+
+
+def end_hydrators(instance: str) -> None:
+    """End them, after the workload: what it wrote is flushed first."""
+    end_marked(MARK, instance, grace_seconds=GRACE_SECONDS)
+
+
+def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, float]:
+    """How much of each disk is local, 0 to 1; disks of which nothing is known yet are left out."""
+    found = {}
+    for volume in volumes:
+        with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
+            told = json.loads((directory / f"{volume}.json").read_text())
+            found[volume] = round(told["hydrated_bytes"] / told["size_bytes"], 4)
+    return found
+
+
+def _start(instance: str, directory: Path, volume: str, uri: str) -> str:
+    mark, output, socket = f"{instance}/{volume}", directory / f"{volume}.log", directory / f"{volume}.sock"
+    if not find_marked(DISK_MARK, mark):
+        output.write_bytes(b"")
+        places = (directory / f"{volume}.img", socket, directory / f"{volume}.json")
+        start_marked(
+            [sys.executable, "-m", "drengine.nbd.hydrator", uri, *map(str, places)],
+            DISK_MARK,
+            mark,
+            output=output,
+            directory=directory,
+            environment={MARK: instance, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    deadline = time.monotonic() + READY_SECONDS
+    while READY.encode() not in output.read_bytes():
+        if time.monotonic() > deadline or not find_marked(DISK_MARK, mark):
+            said = output.read_text(errors="replace")[-OUTPUT_CHARACTERS_MAX:].strip()
+            raise DrengineError(HYDRATION_FAILED, f"disk {volume} can't be hydrated: {said}")
+        time.sleep(LOOK_SECONDS)
+    return f"nbd+unix:///?socket={quote(str(socket))}"
