@@ -427,7 +427,7 @@ class Watch:
         tags = hashlib.sha256()
         built = program.programs(layout.regions, offsets, program.Maps(control, bits, self._fds.get(_INFLIGHT, -1)))
         for each in built:
-            fd = self._fds[f"program-{each.name}"] = _load(each, offsets)
+            fd = self._fds[f"program-{each.name}"] = load(each, offsets)
             tags.update(syscalls.program_info(fd).tag)
         store_bytes(view, at.AT_TAGS, tags.digest()[:16])
         for each in built:
@@ -555,8 +555,12 @@ def _write_control(view: mmap.mmap, layout: Layout) -> None:
         store_word(view, here + at.REGION_COARSE, region.coarse_bit)
 
 
-def _load(each: program.Program, offsets: program.Offsets) -> int:
-    """Load a program; if the verifier refuses, load again with its log, for the error."""
+def load(each: program.Program, offsets: program.Offsets) -> int:
+    """Have the kernel take a program; if the verifier refuses, again with its log, for the error.
+
+    Raises:
+        OSError: refused; a VerifierError with the end of the log if the verifier did.
+    """
     name, btf_id = f"dr_{each.name.replace('-', '_')}", offsets.events[each.event]
     try:
         return syscalls.program_load(each.code, attach_btf_id=btf_id, name=name)
