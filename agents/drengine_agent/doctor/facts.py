@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,7 @@ class DeviceKind(enum.StrEnum):
         REQUEST: a block device that completes requests (disks, partitions of them, loop).
         BIO: a block device that completes bios (device mapper, md).
         FILE: a regular file.
-        OTHER: a block device that no tracker can watch, or no device and no file at all.
+        OTHER: neither a device nor a file.
     """
 
     REQUEST = "request"
@@ -47,12 +46,12 @@ class SelfTest:
     Attributes:
         outcome: how it went.
         seen: what was seen, or why it was not run.
-        events: the tracepoints that it used; nothing is known about others.
+        kinds: of devices that it tried; nothing is known about others.
     """
 
     outcome: Outcome
     seen: str
-    events: tuple[str, ...] = ()
+    kinds: tuple[DeviceKind, ...] = ()
 
     @classmethod
     def skipped(cls, why: str) -> SelfTest:
@@ -69,20 +68,18 @@ class Volume:
         path: where it is.
         problem: why it can't be looked at; the rest means nothing then.
         kind: what it is.
-        driver: `loop`, `nvme`, `dm`...: the kernel's name for such devices without the number.
+        device: the kernel's name of the device, such as `nvme0n1p2`.
+        refusal: why the kernel's events would not show all its writes; empty if they do.
         size_bytes: its size.
-        read_only: it can't be written, by anybody.
-        direct_access: a file system may write it past the block layer (DAX).
     """
 
     name: str
     path: Path
     problem: str = ""
     kind: DeviceKind = DeviceKind.OTHER
-    driver: str = ""
+    device: str = ""
+    refusal: str = ""
     size_bytes: int = 0
-    read_only: bool = False
-    direct_access: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +128,7 @@ class Host:
         lockdown: the kernel's mode: `none`, `integrity`, `confidentiality`, or empty where there is no such thing.
         container: `docker`, `lxc`, `wsl1`, `wsl2`...; empty on a host of its own.
         bpf_filesystem: where pins live.
-        trace_filesystem: where events are described.
-        events: tracepoints of the block layer: present or not; empty when tracefs can't be read.
+        kernel_types: the kernel describes its own types (BTF), by which the programs find their way.
         systemd: `running`, `installed` or `absent`.
         self_test: how the tracker did.
         wanted: the tracker that the configuration or the person asks for; `auto` for the best that will do.
@@ -150,8 +146,7 @@ class Host:
     lockdown: str
     container: str
     bpf_filesystem: Presence
-    trace_filesystem: Presence
-    events: Mapping[str, bool]
+    kernel_types: bool
     systemd: str
     self_test: SelfTest
     wanted: str = "auto"

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drengine.config import Address
+from drengine.model.errors import DrengineError
+from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.doctor.beneath import Identity, beneath, identity
 from drengine_agent.doctor.facts import DeviceKind, Host, Place, Presence, Reach, SelfTest, Volume
 from drengine_agent.doctor.selftest import self_test
@@ -22,8 +24,6 @@ ROOT = Path("/")
 MODULES_NEEDED = ("ssl", "ctypes", "zlib", "mmap", "fcntl", "asyncio", "socket", "tomllib")
 CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_DAC_READ_SEARCH": 2, "CAP_IPC_LOCK": 14}
 """What tracking, freezing and reading disks take; SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
-NOT_WATCHED = frozenset({"ram", "zram", "pmem", "sr", "fd", "mtdblock", "zd"})
-"""Devices of memory, of removable media, or that complete nothing through the block layer's events."""
 CONNECT_SECONDS = 3.0
 
 
@@ -47,7 +47,6 @@ def gather(
         root: where `proc`, `sys` and `run` are found.
     """
     volumes = volumes or {}
-    events_at = _tracefs(root)
     if wanted in ("nbd", "scan"):
         test = SelfTest.skipped("the tracker asked for does not need it")
     elif not try_tracker:
@@ -63,9 +62,8 @@ def gather(
         capabilities_missing=_capabilities_missing(root),
         lockdown=_lockdown(root),
         container=_container(root),
-        bpf_filesystem=_presence(root, "bpf"),
-        trace_filesystem=_presence(root, "tracefs"),
-        events={name: (events_at / "block" / name / "format").exists() for name in _EVENTS} if events_at else {},
+        bpf_filesystem=_bpf_filesystem(root),
+        kernel_types=(root / "sys/kernel/btf/vmlinux").exists(),
         systemd=_systemd(root),
         self_test=test,
         wanted=wanted,
@@ -73,9 +71,6 @@ def gather(
         places=tuple(_place(role, path, volumes, root) for role, path in (places or {}).items()),
         target=_reach(target) if target else None,
     )
-
-
-_EVENTS = ("block_rq_complete", "block_bio_complete")
 
 
 def _text(path: Path) -> str:
@@ -115,18 +110,11 @@ def _root_is_a_disk(root: Path) -> bool:
     return any(each[3:5] == ["/", "/"] and not each[2].startswith("0:") for each in mounts)
 
 
-def _presence(root: Path, kind: str) -> Presence:
-    mounted = re.search(rf" - {kind} ", _text(root / "proc/self/mountinfo"))
-    if mounted:
+def _bpf_filesystem(root: Path) -> Presence:
+    if re.search(r" - bpf ", _text(root / "proc/self/mountinfo")):
         return Presence.MOUNTED
-    known = re.search(rf"^nodev\s+{kind}$", _text(root / "proc/filesystems"), re.MULTILINE)
+    known = re.search(r"^nodev\s+bpf$", _text(root / "proc/filesystems"), re.MULTILINE)
     return Presence.MOUNTABLE if known else Presence.ABSENT
-
-
-def _tracefs(root: Path) -> Path | None:
-    """Where the events are described, as far as this user may look."""
-    places = (root / "sys/kernel/tracing/events", root / "sys/kernel/debug/tracing/events")
-    return next((place for place in places if os.access(place / "block", os.R_OK | os.X_OK)), None)
 
 
 def _systemd(root: Path) -> str:
@@ -139,36 +127,25 @@ def volume_at(name: str, path: Path, *, root: Path = ROOT) -> Volume:
     """What stands behind a path."""
     try:
         found = path.stat()
+        if stat.S_ISREG(found.st_mode):
+            return Volume(name, path, kind=DeviceKind.FILE, size_bytes=found.st_size)
+        if not stat.S_ISBLK(found.st_mode):
+            return Volume(name, path)
+        numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
+        device = BlockDevice.of_number(*numbers, sysfs=root / "sys/dev/block")
     except OSError as error:
         return Volume(name, path, problem=error.strerror or str(error))
-    if stat.S_ISREG(found.st_mode):
-        return Volume(name, path, kind=DeviceKind.FILE, size_bytes=found.st_size)
-    if not stat.S_ISBLK(found.st_mode):
-        return Volume(name, path)
-    node = root / f"sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
-    if not node.exists():
-        return Volume(name, path, problem="the kernel has no device behind this name")
-    disk = node.resolve()
-    if (disk / "partition").exists():
-        disk = disk.parent
-    driver = re.sub(r"(\d+n\d+|\d+|(?<=vd|sd|hd)[a-z]+|(?<=xvd)[a-z]+)$", "", disk.name)
-    size_bytes = int(_text(node / "size") or 0) * 512
+    except DrengineError as error:
+        return Volume(name, path, problem=error.message)
     return Volume(
         name,
         path,
-        problem="" if size_bytes else "it has no size: no medium, or nothing behind it",
-        kind=_kind(disk, driver),
-        driver=driver,
-        size_bytes=size_bytes,
-        read_only=_text(node / "ro") == "1",
-        direct_access=_text(disk / "queue/dax") == "1",
+        problem="" if device.size_bytes else "it has no size: no medium, or nothing behind it",
+        kind=DeviceKind.BIO if device.bio else DeviceKind.REQUEST,
+        device=device.name,
+        refusal=device.refusal,
+        size_bytes=device.size_bytes,
     )
-
-
-def _kind(disk: Path, driver: str) -> DeviceKind:
-    if driver in NOT_WATCHED:
-        return DeviceKind.OTHER
-    return DeviceKind.REQUEST if (disk / "mq").is_dir() else DeviceKind.BIO
 
 
 def _place(role: str, path: Path, volumes: Mapping[str, Path], root: Path) -> Place:

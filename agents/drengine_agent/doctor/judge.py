@@ -12,9 +12,7 @@ from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Presen
 
 PYTHON_OLDEST = (3, 11)
 KERNEL_OLDEST = (5, 15)
-"""A BPF link on a tracepoint's perf event came with it; a distribution may have brought it to an older kernel."""
-EVENTS = {DeviceKind.REQUEST: "block_rq_complete", DeviceKind.BIO: "block_bio_complete"}
-TRIED_DRIVERS = frozenset({"loop", "vd", "sd", "nvme", "xvd", "mmcblk"})
+"""It tells a disk that was exchanged from the same one; distributions bring such things to older kernels, too."""
 FREE_BYTES_LEAST = 64 << 20
 
 
@@ -185,17 +183,17 @@ def _kernel(host: Host) -> Iterator[Finding]:
         yield Finding(
             "lockdown", Level.OK, f"kernel lockdown is {f'`{host.lockdown}`' if host.lockdown else 'not built in'}"
         )
-    for id, name, where, presence in (
-        ("bpffs", "bpf", "/sys/fs/bpf", host.bpf_filesystem),
-        ("tracefs", "tracefs", "/sys/kernel/tracing", host.trace_filesystem),
-    ):
-        if presence is Presence.ABSENT and not passed:
-            hint = "The kernel needs CONFIG_BPF_SYSCALL and CONFIG_BPF_EVENTS; or protect by comparing: --tracker scan."
-            yield Finding(id, Level.FAIL, f"this kernel has no file system `{name}`", hint)
-        else:
-            text = "is mounted" if presence is Presence.MOUNTED else "is not mounted; tracking mounts it"
-            yield Finding(id, Level.OK, f"{where} {text}")
-    yield from _events(host)
+    if host.bpf_filesystem is Presence.ABSENT and not passed:
+        hint = "The kernel needs CONFIG_BPF_SYSCALL; or protect by comparing: --tracker scan."
+        yield Finding("bpffs", Level.FAIL, "this kernel has no BPF file system", hint)
+    else:
+        mounted = host.bpf_filesystem is Presence.MOUNTED
+        yield Finding("bpffs", Level.OK, f"/sys/fs/bpf {'is mounted' if mounted else 'will be mounted'}")
+    if host.kernel_types or passed:
+        yield Finding("kernel-types", Level.OK, "the kernel describes its types (BTF)")
+    else:
+        hint = "The kernel needs CONFIG_DEBUG_INFO_BTF; or protect by comparing: --tracker scan."
+        yield Finding("kernel-types", Level.FAIL, "this kernel does not describe its types (BTF)", hint)
     yield _self_test(host)
 
 
@@ -220,24 +218,6 @@ def _privileges(host: Host) -> Iterator[Finding]:
         yield Finding("privileges", Level.OK, "root, with the capabilities that tracking needs")
 
 
-def _events(host: Host) -> Iterator[Finding]:
-    if not host.events:
-        if host.trace_filesystem is not Presence.ABSENT:
-            yield Finding("events", Level.WARN, "the block layer's events could not be looked at", "Ask again as root.")
-        return
-    kinds = {volume.kind for volume in host.volumes} & EVENTS.keys() or {DeviceKind.REQUEST}
-    for kind in sorted(kinds):
-        if host.events.get(EVENTS[kind]):
-            yield Finding("events", Level.OK, f"the kernel has the event block:{EVENTS[kind]}")
-        else:
-            yield Finding(
-                "events",
-                Level.FAIL,
-                f"the kernel has no event block:{EVENTS[kind]}",
-                "The kernel needs CONFIG_BLK_DEV_IO_TRACE or CONFIG_EVENT_TRACING; or use --tracker scan.",
-            )
-
-
 def _self_test(host: Host) -> Finding:
     test = host.self_test
     if test.outcome is Outcome.PASSED:
@@ -252,7 +232,7 @@ def _choice(host: Host, volume: Volume, refused: str) -> Choice:
     path = str(volume.path)
     if volume.problem:
         return Choice(volume.name, path, "", volume.problem)
-    if volume.kind is DeviceKind.OTHER and not volume.driver:
+    if volume.kind is DeviceKind.OTHER:
         return Choice(volume.name, path, "", "it is neither a block device nor a regular file")
     if host.wanted in ("nbd", "scan"):
         return Choice(volume.name, path, host.wanted, "asked for")
@@ -260,17 +240,14 @@ def _choice(host: Host, volume: Volume, refused: str) -> Choice:
         return Choice(volume.name, path, "scan", refused)
     if volume.kind is DeviceKind.FILE:
         return Choice(volume.name, path, "scan", "a regular file: the kernel's events name devices, not files")
-    if volume.kind is DeviceKind.OTHER:
-        return Choice(volume.name, path, "scan", f"{volume.driver} devices can't be watched")
-    if volume.direct_access:
-        return Choice(volume.name, path, "scan", "file systems may write it past the block layer (DAX)")
-    event = EVENTS[volume.kind]
+    if volume.refusal:
+        return Choice(volume.name, path, "scan", f"{volume.device} is {volume.refusal}")
     tried = "which was not tried here" if _untried(host, volume) else "which the self-test saw work"
-    return Choice(volume.name, path, "ebpf", f"{volume.driver}: completed {volume.kind}s, block:{event}, {tried}")
+    return Choice(volume.name, path, "ebpf", f"{volume.device} completes {volume.kind}s, {tried}")
 
 
 def _untried(host: Host, volume: Volume) -> bool:
-    return host.self_test.outcome is not Outcome.PASSED or EVENTS[volume.kind] not in host.self_test.events
+    return host.self_test.outcome is not Outcome.PASSED or volume.kind not in host.self_test.kinds
 
 
 def _volumes(host: Host, choices: list[Choice], refused: str) -> Iterator[Finding]:
