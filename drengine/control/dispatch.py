@@ -148,10 +148,6 @@ class Dispatcher:
         if reason is not None:
             self._ignore(*reason, command)
             return
-        if not self._right_generation(command):
-            self.ignored[Ignored.GENERATION] += 1
-            self._start(self._answer(self._refusal(command)))
-            return
         running = self._running[command.id] = _Running(self._deadline(command))
         running.task = self._start(self._carry_out(command, running, interrupted=known is not None))
 
@@ -190,22 +186,15 @@ class Dispatcher:
             return Ignored.MEMORY, "there is no room to remember it"
         return None
 
-    def _right_generation(self, command: Command) -> bool:
-        action = self._actions.get(command.verb)
+    def _right_generation(self, command: Command, action: Action) -> bool:
         ours = self._generation()
-        match action.generations if action else Generations.ANY:
+        match action.generations:
             case Generations.EQUAL:
                 return command.generation == ours
             case Generations.NOT_OLDER:
                 return command.generation >= ours
             case Generations.ANY:
                 return True
-
-    def _refusal(self, command: Command) -> Answer:
-        ours = self._generation()
-        message = f"it was decided under generation {command.generation}, here {ours} holds"
-        log.warning("command refused: %s", message, extra={"verb": command.verb.value, "id": command.id})
-        return _failed(command, COMMAND_DROPPED, message)
 
     def _ignore(self, reason: Ignored, message: str, command: Command | None = None) -> None:
         self.ignored[reason] += 1
@@ -243,6 +232,11 @@ class Dispatcher:
         action = self._actions.get(command.verb)
         if action is None:
             return _failed(command, COMMAND_DROPPED, f"this party does not know {command.verb.value!r}")
+        if not self._right_generation(command, action):
+            self.ignored[Ignored.GENERATION] += 1
+            ours = self._generation()
+            message = f"it was decided under generation {command.generation}, here {ours} holds"
+            return _failed(command, COMMAND_DROPPED, message)
         if not action.repeatable:
             if interrupted:
                 return _failed(command, COMMAND_DROPPED, "it was interrupted; whether it was done is not known")
@@ -278,7 +272,10 @@ class Dispatcher:
                     break
             if action.bounded and not doing.done():
                 raise TimeoutError
-            return await doing
+            await asyncio.wait({doing})
+            if doing.cancelled():
+                raise RuntimeError("it was cancelled from within")
+            return doing.result()
         finally:
             doing.cancel()
             await asyncio.gather(doing, return_exceptions=True)
