@@ -9,7 +9,7 @@ import errno
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,18 @@ class Desk:
         return self.dispatcher.ignored[reason]
 
 
+async def turn_until(true: Callable[[], object]) -> None:
+    """Let the event loop turn, without the clock, until something is true."""
+    for _ in range(10_000):
+        if true():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never happened")
+
+
 async def began(desk: Desk) -> None:
     """Let what was delivered reach the point where it is held."""
-    while not any(not answer.done for answer in desk.answers):
-        await asyncio.sleep(0)
+    await turn_until(lambda: any(not answer.done for answer in desk.answers))
 
 
 @pytest.mark.fault(50)
@@ -259,8 +267,7 @@ async def test_a_command_is_given_up_when_its_time_is_over_unless_somebody_asks_
             await asyncio.sleep(0)
         assert not desk.finals()
     desk.clock.advance(2)
-    while not desk.finals():
-        await asyncio.sleep(0)
+    await turn_until(desk.finals)
     assert desk.finals()[0].code == "command-dropped"
     assert desk.done == {}
 
