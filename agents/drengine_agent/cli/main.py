@@ -17,6 +17,7 @@ COMMANDS = {
         "sync",
         "cut",
         "protect",
+        "standby",
         "check-config",
         "example-config",
     )

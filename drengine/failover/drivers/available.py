@@ -14,6 +14,7 @@ GROUP = "drengine.launch_drivers"
 OURS: Mapping[str, str] = {
     "command": "drengine.failover.drivers.command:CommandDriver",
     "qemu": "drengine.failover.drivers.qemu:QemuDriver",
+    "standby": "drengine.failover.drivers.standby:StandbyDriver",
 }
 """Loaded by name, so that a checkout that was never installed has them too."""
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from drengine.control.messages import Answer, Verb
+
+HostOrder = Callable[[Verb, Mapping[str, Any], float, Callable[[str], None]], Answer]
+
 
 @dataclass(frozen=True, slots=True)
 class Disk:
@@ -39,6 +43,8 @@ class LaunchRequest:
         directory: the driver's own place for this instance's files, made and empty at first.
         host: name of the recovery host, for drivers that need one.
         hydrate: copy the disks to local storage in the background while they are served.
+        order: tells the recovery host `host` something and waits for its answer: (verb, arguments, seconds, progress);
+            raises DrengineError when the broker or the host is silent. None without a broker.
         timeout_seconds: how long `launch` may wait for health; threads can't be cancelled from outside.
     """
 
@@ -52,6 +58,7 @@ class LaunchRequest:
     host: str = ""
     hydrate: bool = False
     timeout_seconds: float = 300.0
+    order: HostOrder | None = None
 
 
 @dataclass(frozen=True, slots=True)

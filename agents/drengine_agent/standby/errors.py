@@ -1,0 +1,19 @@
+"""What can go wrong on a recovery host."""
+
+from __future__ import annotations
+
+from drengine.model.errors import error_kind
+
+STANDBY_FAILED = error_kind(
+    "standby-failed",
+    123,
+    "A recovery host could not attach, mount or start a workload, or it was not healthy in time.",
+    "The message holds the tool's own words; try the same by hand on that host, then resume the run.",
+    retryable=True,
+)
+STANDBY_SETTINGS = error_kind(
+    "standby-settings",
+    124,
+    "A recovery host can't work with what it was told.",
+    "docs/drivers.md lists the settings of the driver `standby`.",
+)

@@ -1,0 +1,165 @@
+"""A recovery host's process: takes orders over the broker and carries them out on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+
+import msgspec
+
+from drengine.control.attach import AttachOrder
+from drengine.control.dispatch import Action, Generations, Tell
+from drengine.control.messages import AgentReport, Command, PartyKind, Verb
+from drengine.control.party import Party
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+from drengine.model.names import check_name
+from drengine.nbd.client import parse_uri
+from drengine.telemetry.notify import notify
+from drengine.transport.networks import DataNetworks
+from drengine_agent.standby.config import StandbyConfig
+from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
+from drengine_agent.standby.workload import Workload
+
+log = logging.getLogger("drengine.standby")
+
+HEALTH_SECONDS = 10.0
+
+
+class StandbyHost:
+    """The workloads of this host, by instance; one thing at a time is done to each."""
+
+    def __init__(self, config: StandbyConfig, *, clock: Clock | None = None) -> None:
+        """
+        Raises:
+            DrengineError: STANDBY_FAILED, the state directory can't be used; BAD_TLS_FILES.
+        """
+        self._config = config
+        self._instances = config.state_directory / "instances"
+        self._networks = DataNetworks.parse(config.data_networks)
+        self._locks: dict[str, asyncio.Lock] = {}
+        try:
+            self._instances.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise DrengineError(STANDBY_FAILED, f"{self._instances}: {error.strerror}") from error
+        self.party = Party(
+            config.control,
+            PartyKind.HOST,
+            config.name,
+            actions={
+                verb: Action(act, Generations.ANY, remembered=remembered)
+                for verb, act, remembered in (
+                    (Verb.ATTACH, self.attach, True),
+                    (Verb.QUIESCE, self.quiesce, True),
+                    (Verb.DETACH, self.detach, True),
+                    (Verb.STATUS, self.status, False),
+                )
+            },
+            report=self._report,
+            memory=config.state_directory / "commands",
+            clock=clock or SystemClock(),
+            random=Random(secrets.randbits(64)),
+        )
+
+    async def attach(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        """ATTACH: bring a workload up; asked again it goes on where it was."""
+        order = msgspec.convert(command.arguments, AttachOrder)
+        for uri in order.disks.values():
+            await asyncio.to_thread(self._check_route, uri)
+        workload = Workload(order, self._instances / check_name(order.instance, what="instance"))
+        loop = asyncio.get_running_loop()
+
+        def say(text: str) -> None:
+            loop.call_soon_threadsafe(tell, {"message": text})
+
+        async with self._lock(order.instance):
+            details = await asyncio.to_thread(workload.start, say)
+        log.info("workload is up", extra={"instance": order.instance, "run": command.run})
+        return {"details": details}
+
+    async def quiesce(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        """QUIESCE: stop it cleanly; its disks are flushed and let go of."""
+        return await self._with(command, Workload.quiesce)
+
+    async def detach(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        """DETACH: stop it and leave nothing behind."""
+        return await self._with(command, Workload.stop)
+
+    async def status(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        """STATUS: how an instance is."""
+        workload = self._find(command)
+        if workload is None:
+            return {"running": False, "healthy": False, "details": {}}
+        healthy = await asyncio.to_thread(workload.healthy, HEALTH_SECONDS)
+        running, details = await asyncio.to_thread(lambda: (workload.running(), workload.details()))
+        return {"running": running, "healthy": healthy, "details": details}
+
+    async def _with(self, command: Command, act: Callable[[Workload], None]) -> Mapping[str, Any]:
+        workload = self._find(command)
+        if workload is None:
+            return {"found": False}
+        async with self._lock(command.arguments["instance"]):
+            await asyncio.to_thread(act, workload)
+        return {"found": True}
+
+    def _find(self, command: Command) -> Workload | None:
+        return Workload.load(self._instances / check_name(str(command.arguments.get("instance", "")), what="instance"))
+
+    def _lock(self, instance: str) -> asyncio.Lock:
+        return self._locks.setdefault(instance, asyncio.Lock())
+
+    def _check_route(self, uri: str) -> None:
+        """Block data comes from inside the data networks only (rule 7).
+
+        Raises:
+            DrengineError: OUTSIDE_DATA_NETWORK, NBD_CLIENT, STANDBY_SETTINGS.
+        """
+        address, _ = parse_uri(uri)
+        if isinstance(address, str):
+            return
+        try:
+            found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise DrengineError(STANDBY_SETTINGS, f"{address[0]} has no address: {error}") from error
+        for each in found:
+            self._networks.label(str(each[4][0]))
+
+    def _report(self) -> AgentReport:
+        instances = sorted(entry.name for entry in self._instances.iterdir())
+        return AgentReport(
+            name=self._config.name,
+            kind=PartyKind.HOST,
+            state="READY",
+            reason="none",
+            generation=0,
+            fenced=False,
+            serving=bool(instances),
+            lag_seconds=0.0,
+            backlog_bytes=0,
+            at_ns=0,
+            sequence=0,
+            details={"instances": instances},
+        )
+
+
+async def serve_standby(config: StandbyConfig) -> None:
+    """Take orders until SIGTERM or SIGINT. Workloads stay up: only an order ends them.
+
+    Raises:
+        DrengineError: it can't start.
+    """
+    host = StandbyHost(config)
+    running = asyncio.create_task(host.party.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    notify("READY=1")
+    log.info("recovery host %s is ready", config.name)
+    with contextlib.suppress(asyncio.CancelledError):
+        await running

@@ -1,0 +1,211 @@
+"""A workload on this host: disks, mounts, services. Every step looks first, so all of it can be asked for again.
+
+What is to be is noted in `workload.json` before anything is done, so that it can be undone after any crash.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drengine.control.attach import AttachOrder, StandbyMount
+from drengine.model.errors import DrengineError
+from drengine.model.names import check_name
+from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
+from drengine.process import Finished, end_marked, run_command
+from drengine_agent.standby.disk import AttachedDisk, is_mounted, run_tool
+from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
+
+MARK = "DRENGINE_INSTANCE"
+LOOK_SECONDS = 0.1
+GRACE_SECONDS = 15.0
+OUTPUT_CHARACTERS_MAX = 2000
+
+Tell = Callable[[str], None]
+
+
+class Workload:
+    """One instance in a directory of its own. Calls block."""
+
+    def __init__(self, order: AttachOrder, directory: Path) -> None:
+        """
+        Raises:
+            DrengineError: BAD_NAME, STANDBY_SETTINGS.
+        """
+        check_name(order.instance, what="instance")
+        for volume in order.disks:
+            check_name(volume, what="volume")
+        self._order = order
+        self._settings = order.settings
+        self._directory = directory
+        _check(order)
+
+    @staticmethod
+    def load(directory: Path) -> Workload | None:
+        """The one that was noted in a directory, if any."""
+        try:
+            order = msgspec.json.decode((directory / "workload.json").read_bytes(), type=AttachOrder)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return Workload(order, directory)
+
+    def start(self, tell: Tell) -> dict[str, Any]:
+        """Attach, mount, start, and wait until it is healthy.
+
+        Raises:
+            DrengineError: STANDBY_FAILED, HYDRATION_FAILED; what was done stays, for the next try or for `stop`.
+        """
+        deadline = time.monotonic() + self._order.timeout_seconds
+        self._directory.mkdir(parents=True, exist_ok=True)
+        _note(self._directory / "workload.json", msgspec.json.encode(self._order))
+        for disk in self._attachments(hydrate=True):
+            tell(f"disk {disk.volume} attached as {disk.attach()}")
+        for mount in self._settings.mounts:
+            self._mount(mount)
+            tell(f"{mount.at} mounted")
+        if self._isolated_network:
+            self._make_network()
+        if self._settings.start and not self._started.exists():
+            self._must(self._settings.start, deadline)
+            self._started.touch()
+            tell("services started")
+        while not (finished := self._health(deadline)).ok:
+            if time.monotonic() > deadline:
+                raise DrengineError(STANDBY_FAILED, f"not healthy in time: {finished.output[-OUTPUT_CHARACTERS_MAX:]}")
+            time.sleep(LOOK_SECONDS)
+        return self.details()
+
+    def quiesce(self) -> None:
+        """Stop the services, unmount, detach: everything is flushed to the branch and nobody writes it.
+
+        Raises:
+            DrengineError: STANDBY_FAILED.
+        """
+        if not self._directory.exists():
+            return  # nothing is done before it is noted there
+        if self._settings.stop and (self._has_network or not self._isolated_network):
+            self._must(self._settings.stop, time.monotonic() + self._order.timeout_seconds)
+        self._started.unlink(missing_ok=True)
+        end_marked(MARK, self._order.instance, grace_seconds=GRACE_SECONDS)
+        for mount in reversed(self._settings.mounts):
+            if is_mounted(Path(mount.at)):
+                run_tool("umount", mount.at)
+        for disk in self._attachments(hydrate=False):
+            disk.detach()
+        end_hydrators(self._order.instance)
+        if self._has_network:
+            run_tool("ip", "netns", "delete", self._network)
+
+    def stop(self) -> None:
+        """`quiesce`, and nothing is left of it."""
+        self.quiesce()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def running(self) -> bool:
+        """Attached, mounted and started."""
+        return (
+            all(disk.device() is not None for disk in self._attachments(hydrate=False))
+            and all(is_mounted(Path(mount.at)) for mount in self._settings.mounts)
+            and (not self._settings.start or self._started.exists())
+        )
+
+    def healthy(self, seconds: float) -> bool:
+        """Whether its own check passes now."""
+        return self.running() and self._health(time.monotonic() + seconds).ok
+
+    def details(self) -> dict[str, Any]:
+        """For reports: devices, mounts, how far hydration is."""
+        devices = {disk.volume: str(disk.device() or "") for disk in self._attachments(hydrate=False)}
+        told: dict[str, Any] = {**self._settings.details, "devices": devices}
+        told["mounts"] = [mount.at for mount in self._settings.mounts]
+        if self._order.hydrate:
+            told["hydrated"] = hydration_progress(self._directory / "hydration", self._order.disks)
+        return told
+
+    @property
+    def _started(self) -> Path:
+        return self._directory / "started"
+
+    @property
+    def _isolated_network(self) -> bool:
+        return self._order.isolated and self._settings.network == "none"
+
+    @property
+    def _network(self) -> str:
+        return f"dr-{self._order.instance}"
+
+    @property
+    def _has_network(self) -> bool:
+        return (Path("/run/netns") / self._network).exists()
+
+    def _attachments(self, *, hydrate: bool) -> list[AttachedDisk]:
+        uris = self._order.disks
+        if hydrate and self._order.hydrate:
+            uris = start_hydrators(self._order.instance, self._directory / "hydration", uris)
+        return [
+            AttachedDisk(self._order.instance, volume, uri, self._directory, self._settings.attach)
+            for volume, uri in uris.items()
+        ]
+
+    def _mount(self, mount: StandbyMount) -> None:
+        place = Path(mount.at)
+        if is_mounted(place):
+            return
+        disk = next(each for each in self._attachments(hydrate=False) if each.volume == mount.volume)
+        device = f"{disk.device()}{f'p{mount.partition}' if mount.partition else ''}"
+        place.mkdir(parents=True, exist_ok=True)
+        run_tool("mount", *(["-o", ",".join(mount.options)] if mount.options else []), device, place)
+
+    def _make_network(self) -> None:
+        if not self._has_network:
+            run_tool("ip", "netns", "add", self._network)
+        run_tool("ip", "-n", self._network, "link", "set", "lo", "up")
+
+    def _health(self, deadline: float) -> Finished:
+        if not self._settings.health:
+            return Finished(0, "")
+        return self._run(self._settings.health, max(0.1, deadline - time.monotonic()), mark=False)
+
+    def _must(self, argv: list[str], deadline: float) -> None:
+        finished = self._run(argv, max(0.1, deadline - time.monotonic()), mark=argv is self._settings.start)
+        if not finished.ok:
+            said = finished.output[-OUTPUT_CHARACTERS_MAX:] or f"status {finished.code}"
+            raise DrengineError(STANDBY_FAILED, f"{argv[0]}: {said}")
+
+    def _run(self, argv: list[str], seconds: float, *, mark: bool) -> Finished:
+        inside = ["ip", "netns", "exec", self._network, *argv] if self._isolated_network else argv
+        told = {
+            MARK: self._order.instance if mark else "",
+            "DRENGINE_SOURCE": self._order.source,
+            "DRENGINE_ISOLATED": "1" if self._order.isolated else "",
+        }
+        return run_command(inside, timeout_seconds=seconds, environment=told, directory=self._directory)
+
+
+def _check(order: AttachOrder) -> None:
+    settings = order.settings
+    if settings.attach not in {"fuse", "kernel"}:
+        raise DrengineError(STANDBY_SETTINGS, f"attach {settings.attach!r} is neither fuse nor kernel")
+    if settings.network not in {"none", "host"}:
+        raise DrengineError(STANDBY_SETTINGS, f"network {settings.network!r} is neither none nor host")
+    for mount in settings.mounts:
+        if mount.volume not in order.disks:
+            raise DrengineError(STANDBY_SETTINGS, f"there is no volume {mount.volume!r} to mount at {mount.at}")
+        if not mount.at.startswith("/") or ".." in mount.at.split("/"):
+            raise DrengineError(STANDBY_SETTINGS, f"{mount.at!r} is no absolute path to mount at")
+
+
+def _note(path: Path, content: bytes) -> None:
+    """Durably, before anything is done."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -1,0 +1,255 @@
+"""A recovery host attaches real disks, mounts them and starts services; its driver keeps the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.config import Address
+from drengine.control.attach import AttachOrder, StandbyMount, StandbySettings
+from drengine.control.config import BrokerOptions
+from drengine.control.messages import Answer, Command, Verb
+from drengine.failover.drivers.contract import LaunchDriverContract
+from drengine.failover.drivers.driver import Disk, LaunchRequest
+from drengine.failover.drivers.standby import StandbyDriver
+from drengine.model.errors import BAD_NAME, DrengineError
+from drengine.nbd.file_export import FileProvider
+from drengine.nbd.server import NbdServer
+from drengine.transport.errors import OUTSIDE_DATA_NETWORK
+from drengine_agent.standby.config import StandbyConfig
+from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
+from drengine_agent.standby.host import StandbyHost
+from drengine_agent.standby.workload import Workload
+
+MISSING = [tool for tool in ("nbdfuse", "fusermount3", "losetup", "mkfs.ext4", "ip") if not shutil.which(tool)]
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or bool(MISSING), reason=f"only root can attach disks; not installed: {MISSING or 'nothing'}"
+)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """An ext4 disk with a file on it, served over NBD by a thread of its own."""
+    image, content = tmp_path / "disk.img", tmp_path / "content"
+    content.mkdir()
+    (content / "hello").write_text("from the source")
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-d", content, image], check=True)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = NbdServer(FileProvider({"data": image}))
+    place = asyncio.run_coroutine_threadsafe(server.start_unix(tmp_path / "nbd.sock"), loop).result()
+    yield f"nbd+unix:///data?socket={place}"
+    asyncio.run_coroutine_threadsafe(server.close(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def order(uri: str, **settings: Any) -> AttachOrder:
+    return AttachOrder(
+        instance=f"t{secrets.token_hex(4)}",
+        source="shop",
+        disks={"data": uri},
+        settings=StandbySettings(**settings),
+        isolated=bool(settings.get("network", "") == "none"),
+        timeout_seconds=15.0,
+    )
+
+
+def traces(instance: str, folder: Path) -> str:
+    """Whatever a workload may leave behind."""
+    listed = [
+        subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+        for argv in (["losetup", "--list", "--output", "BACK-FILE"], ["ip", "netns", "list"], ["cat", "/proc/mounts"])
+    ]
+    return "".join(line for text in listed for line in text.splitlines() if instance in line or str(folder) in line)
+
+
+@needs_root
+@pytest.mark.parametrize("hydrate", [False, True])
+def test_a_workload_comes_up_on_its_disk_and_leaves_nothing_behind(served: str, tmp_path: Path, hydrate: bool) -> None:
+    at, place = tmp_path / "mnt", tmp_path / "instance"
+    wanted = order(
+        served,
+        mounts=[StandbyMount(volume="data", at=str(at))],
+        start=["sh", "-c", f"echo recovered >> {at}/log"],
+        stop=["sync"],
+        health=["grep", "-q", "source", str(at / "hello")],
+    )
+    wanted = replace_struct(wanted, hydrate=hydrate)
+    workload = Workload(wanted, place)
+    said: list[str] = []
+    try:
+        details = workload.start(said.append)
+        assert details["mounts"] == [str(at)]
+        assert Workload(wanted, place).start(said.append)["devices"] == details["devices"]  # by another process, later
+        assert (at / "log").read_text() == "recovered\n", "it was started twice"
+        found = Workload.load(place)
+        assert found is not None
+        assert found.healthy(5.0)
+    finally:
+        workload.stop()
+    workload.stop()
+    assert not place.exists()
+    assert traces(wanted.instance, tmp_path) == ""
+    again = Workload(order(served, mounts=[StandbyMount(volume="data", at=str(at))]), place)
+    try:
+        again.start(said.append)
+        assert (at / "log").read_text() == "recovered\n", "what was written did not reach the branch"
+    finally:
+        again.stop()
+
+
+def replace_struct(wanted: AttachOrder, **changes: Any) -> AttachOrder:
+    import msgspec
+
+    return msgspec.structs.replace(wanted, **changes)
+
+
+@needs_root
+@pytest.mark.fault(62)
+def test_a_drill_runs_in_a_network_with_nothing_but_loopback(served: str, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    wanted = order(served, network="none", start=["sh", "-c", f"ip -o link > {seen}"], stop=["true"])
+    workload = Workload(wanted, tmp_path / "instance")
+    try:
+        workload.start(lambda _: None)
+        assert [line.split(": ")[1] for line in seen.read_text().splitlines()] == ["lo"]
+    finally:
+        workload.stop()
+    assert traces(wanted.instance, tmp_path) == ""
+
+
+@needs_root
+@pytest.mark.fault(58)
+def test_what_does_not_get_healthy_fails_with_its_words_and_can_be_undone(served: str, tmp_path: Path) -> None:
+    wanted = replace_struct(order(served, health=["sh", "-c", "echo no database; false"]), timeout_seconds=0.5)
+    workload = Workload(wanted, tmp_path / "instance")
+    with pytest.raises(DrengineError, match="no database") as raised:
+        workload.start(lambda _: None)
+    assert raised.value.kind is STANDBY_FAILED
+    workload.stop()
+    assert traces(wanted.instance, tmp_path) == ""
+
+
+@needs_root
+def test_a_disk_that_is_not_served_fails_with_the_tools_words(tmp_path: Path) -> None:
+    workload = Workload(order("nbd+unix:///x?socket=/no/such"), tmp_path / "instance")
+    with pytest.raises(DrengineError, match="/no/such"):
+        workload.start(lambda _: None)
+    workload.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"attach": "magic"}, "magic"),
+        ({"network": "bridge"}, "bridge"),
+        ({"mounts": [StandbyMount(volume="other", at="/x")]}, "other"),
+        ({"mounts": [StandbyMount(volume="data", at="relative")]}, "relative"),
+        ({"mounts": [StandbyMount(volume="data", at="/a/../etc")]}, "absolute"),
+    ],
+)
+def test_orders_that_make_no_sense_are_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(DrengineError, match=told) as raised:
+        Workload(order("nbd+unix:///x?socket=/y", **changes), tmp_path)
+    assert raised.value.kind is STANDBY_SETTINGS
+
+
+@pytest.mark.fault(53)
+@pytest.mark.parametrize("name", ["../up", "a/b", "", "a\0b", "A"])
+def test_instances_and_volumes_can_not_escape_their_directory(name: str, tmp_path: Path) -> None:
+    for wanted in (
+        replace_struct(order("nbd://x/y"), instance=name),
+        replace_struct(order("nbd://x/y"), disks={name: "nbd://x/y"}),
+    ):
+        with pytest.raises(DrengineError) as raised:
+            Workload(wanted, tmp_path)
+        assert raised.value.kind is BAD_NAME
+
+
+def host(folder: Path) -> StandbyHost:
+    broker = BrokerOptions(address=Address("127.0.0.1", 1))
+    return StandbyHost(StandbyConfig(name="recovery-1", state_directory=folder, control=broker))
+
+
+def command(verb: Verb, arguments: Mapping[str, Any]) -> Command:
+    return Command(id=secrets.token_hex(4), verb=verb, generation=1, expires_ns=2**62, arguments=dict(arguments))
+
+
+async def test_disks_from_outside_the_data_networks_are_not_attached(tmp_path: Path) -> None:
+    import msgspec
+
+    told = msgspec.to_builtins(order("nbd://203.0.113.7:10809/shop/data%232"))
+    with pytest.raises(DrengineError) as raised:
+        await host(tmp_path).attach(command(Verb.ATTACH, told), lambda _: None)
+    assert raised.value.kind is OUTSIDE_DATA_NETWORK
+
+
+async def test_nothing_is_known_of_an_instance_that_never_was(tmp_path: Path) -> None:
+    found = await host(tmp_path).status(command(Verb.STATUS, {"instance": "never"}), lambda _: None)
+    assert (found["running"], found["healthy"]) == (False, False)
+    assert await host(tmp_path).detach(command(Verb.DETACH, {"instance": "never"}), lambda _: None) == {"found": False}
+
+
+def ordering(folder: Path) -> Callable[..., Answer]:
+    """What the engine gives the driver, without the broker between: a fresh host object for each order."""
+
+    def tell(verb: Verb, arguments: Mapping[str, Any], seconds: float, progress: Callable[[str], None]) -> Answer:
+        async def act() -> Answer:
+            made = host(folder)
+            actions = {
+                Verb.ATTACH: made.attach,
+                Verb.STATUS: made.status,
+                Verb.QUIESCE: made.quiesce,
+                Verb.DETACH: made.detach,
+            }
+            try:
+                result = await actions[verb](command(verb, arguments), lambda told: progress(told["message"]))
+            except DrengineError as error:
+                return Answer(id="x", done=True, ok=False, code=error.kind.id, message=error.message)
+            return Answer(id="x", done=True, ok=True, result=dict(result))
+
+        return asyncio.run(act())
+
+    return tell
+
+
+@needs_root
+class TestContract(LaunchDriverContract):
+    @pytest.fixture(autouse=True)
+    def disk(self, served: str, tmp_path: Path) -> None:
+        self.uri, self.folder = served, tmp_path
+
+    def driver(self) -> StandbyDriver:
+        return StandbyDriver()
+
+    def request(self, directory: Path) -> LaunchRequest:
+        return LaunchRequest(
+            instance=f"t{secrets.token_hex(4)}",
+            run="run-1",
+            source="shop",
+            disks=(Disk("data", 8 << 20, self.uri),),
+            isolated=False,
+            settings={"mounts": [{"volume": "data", "at": str(self.folder / directory.name)}]},
+            directory=directory,
+            host="recovery-1",
+            timeout_seconds=20.0,
+            order=ordering(self.folder / "state"),
+        )
+
+    def failing(self, directory: Path) -> LaunchRequest:
+        return replace(self.request(directory), settings={"health": ["false"]}, timeout_seconds=0.5)
