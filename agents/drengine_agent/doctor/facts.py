@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-
-class Presence(enum.StrEnum):
-    """Whether a kernel file system can be used."""
-
-    MOUNTED = "mounted"
-    MOUNTABLE = "mountable"
-    ABSENT = "absent"
 
 
 class DeviceKind(enum.StrEnum):
@@ -127,8 +120,7 @@ class Host:
         capabilities_missing: of those that tracking needs, in effect.
         lockdown: the kernel's mode: `none`, `integrity`, `confidentiality`, or empty where there is no such thing.
         container: `docker`, `lxc`, `wsl1`, `wsl2`...; empty on a host of its own.
-        bpf_filesystem: where pins live.
-        kernel_types: the kernel describes its own types (BTF), by which the programs find their way.
+        trials: what tracking needs of the kernel, each tried: its own reason why not, or nothing. Empty if not tried.
         systemd: `running`, `installed` or `absent`.
         self_test: how the tracker did.
         wanted: the tracker that the configuration or the person asks for; `auto` for the best that will do.
@@ -145,8 +137,7 @@ class Host:
     capabilities_missing: tuple[str, ...]
     lockdown: str
     container: str
-    bpf_filesystem: Presence
-    kernel_types: bool
+    trials: Mapping[str, str]
     systemd: str
     self_test: SelfTest
     wanted: str = "auto"

@@ -16,9 +16,11 @@ from pathlib import Path
 from drengine.config import Address
 from drengine.model.errors import DrengineError
 from drengine_agent.capture.ebpf.device import BlockDevice
+from drengine_agent.capture.ebpf.probe import probe, self_test
+from drengine_agent.capture.ebpf.program import REQUEST_EVENT
 from drengine_agent.doctor.beneath import Identity, beneath, identity
-from drengine_agent.doctor.facts import DeviceKind, Host, Place, Presence, Reach, SelfTest, Volume
-from drengine_agent.doctor.selftest import self_test
+from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Reach, SelfTest, Volume
+from drengine_agent.doctor.judge import BIO_TRIAL, TRIALS
 
 ROOT = Path("/")
 MODULES_NEEDED = ("ssl", "ctypes", "zlib", "mmap", "fcntl", "asyncio", "socket", "tomllib")
@@ -47,12 +49,13 @@ def gather(
         root: where `proc`, `sys` and `run` are found.
     """
     volumes = volumes or {}
+    trials: dict[str, str] = {}
     if wanted in ("nbd", "scan"):
         test = SelfTest.skipped("the tracker asked for does not need it")
     elif not try_tracker:
         test = SelfTest.skipped("asked not to")
     else:
-        test = self_test()
+        trials, test = _try_tracker()
     return Host(
         python=sys.version_info[:3],
         modules_missing=tuple(name for name in MODULES_NEEDED if importlib.util.find_spec(name) is None),
@@ -62,8 +65,7 @@ def gather(
         capabilities_missing=_capabilities_missing(root),
         lockdown=_lockdown(root),
         container=_container(root),
-        bpf_filesystem=_bpf_filesystem(root),
-        kernel_types=(root / "sys/kernel/btf/vmlinux").exists(),
+        trials=trials,
         systemd=_systemd(root),
         self_test=test,
         wanted=wanted,
@@ -71,6 +73,15 @@ def gather(
         places=tuple(_place(role, path, volumes, root) for role, path in (places or {}).items()),
         target=_reach(target) if target else None,
     )
+
+
+def _try_tracker() -> tuple[dict[str, str], SelfTest]:
+    facts = probe()
+    trials = {name: getattr(facts, name) for name in (*TRIALS, BIO_TRIAL)}
+    done = self_test()
+    outcome = Outcome.PASSED if done.passed else Outcome.FAILED
+    kinds = (DeviceKind.REQUEST,) if REQUEST_EVENT in done.events else ()
+    return trials, SelfTest(outcome, done.seen, kinds)
 
 
 def _text(path: Path) -> str:
@@ -108,13 +119,6 @@ def _container(root: Path) -> str:
 def _root_is_a_disk(root: Path) -> bool:
     mounts = [line.split() for line in _text(root / "proc/self/mountinfo").splitlines()]
     return any(each[3:5] == ["/", "/"] and not each[2].startswith("0:") for each in mounts)
-
-
-def _bpf_filesystem(root: Path) -> Presence:
-    if re.search(r" - bpf ", _text(root / "proc/self/mountinfo")):
-        return Presence.MOUNTED
-    known = re.search(r"^nodev\s+bpf$", _text(root / "proc/filesystems"), re.MULTILINE)
-    return Presence.MOUNTABLE if known else Presence.ABSENT
 
 
 def _systemd(root: Path) -> str:

@@ -8,11 +8,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from drengine.terminal import human_bytes
-from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Presence, Volume
+from drengine_agent.capture.ebpf.probe import KERNEL_MIN
+from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Volume
 
 PYTHON_OLDEST = (3, 11)
-KERNEL_OLDEST = (5, 15)
-"""It tells a disk that was exchanged from the same one; distributions bring such things to older kernels, too."""
+BIO_TRIAL = "bio_programs"
+"""Matters only to volumes on device mapper and md."""
+TRIALS = {
+    "system_call": "the system call bpf(2)",
+    "types": "the kernel's description of its types (BTF)",
+    "maps": "maps in memory",
+    "request_programs": "programs for disks",
+    "attaching": "attaching to the block layer's events",
+    "pinning": "pinning in /sys/fs/bpf",
+    "grace_period": "waiting for programs (membarrier)",
+}
 FREE_BYTES_LEAST = 64 << 20
 
 
@@ -137,8 +147,6 @@ def _needs_kernel(host: Host) -> bool:
 
 def _kernel_refuses(host: Host) -> str:
     """Why this kernel can't track, or nothing."""
-    if host.self_test.outcome is Outcome.PASSED:
-        return ""
     failed = [finding for finding in _kernel(host) if finding.level is Level.FAIL]
     return failed[0].seen if failed else ""
 
@@ -160,62 +168,46 @@ def _python(host: Host) -> Iterator[Finding]:
 
 
 def _kernel(host: Host) -> Iterator[Finding]:
-    passed = host.self_test.outcome is Outcome.PASSED
-    wanted = ".".join(map(str, KERNEL_OLDEST))
-    if passed or kernel_version(host.kernel) >= KERNEL_OLDEST:
-        yield Finding("kernel", Level.OK, f"Linux {host.kernel}")
+    """Trials decide. Of what failed together the cause is told, not each effect."""
+    obstacles = {name: why for name, why in host.trials.items() if why and name != BIO_TRIAL}
+    able = bool(host.trials) and not obstacles
+    oldest = KERNEL_MIN.get(host.machine, (0, 0))
+    old = not able and kernel_version(host.kernel) < oldest
+    missing = "" if able else _privilege_missing(host)
+    if old:
+        wanted = f"{'.'.join(map(str, oldest))} on {host.machine}"
+        hint = f"Boot a kernel of {wanted} or later, or protect by comparing: --tracker scan."
+        yield Finding("kernel", Level.FAIL, f"Linux {host.kernel} is older than {wanted}", hint)
     else:
-        yield Finding(
-            "kernel",
-            Level.FAIL,
-            f"Linux {host.kernel} is older than {wanted}",
-            f"Boot a kernel of {wanted} or later, or protect by comparing: --tracker scan.",
-        )
-    yield from _privileges(host)
-    if host.lockdown == "confidentiality" and not passed:
-        yield Finding(
-            "lockdown",
-            Level.FAIL,
-            "kernel lockdown is `confidentiality`, which forbids BPF to read the kernel's events",
-            "Boot with lockdown=integrity, or protect by comparing: --tracker scan.",
-        )
+        yield Finding("kernel", Level.OK, f"Linux {host.kernel} on {host.machine}")
+    if missing:
+        hint = "Ask again as root of the host itself (sudo drengine-agent doctor); the agent runs as root."
+        yield Finding("privileges", Level.FAIL, missing, hint)
     else:
-        yield Finding(
-            "lockdown", Level.OK, f"kernel lockdown is {f'`{host.lockdown}`' if host.lockdown else 'not built in'}"
-        )
-    if host.bpf_filesystem is Presence.ABSENT and not passed:
-        hint = "The kernel needs CONFIG_BPF_SYSCALL; or protect by comparing: --tracker scan."
-        yield Finding("bpffs", Level.FAIL, "this kernel has no BPF file system", hint)
-    else:
-        mounted = host.bpf_filesystem is Presence.MOUNTED
-        yield Finding("bpffs", Level.OK, f"/sys/fs/bpf {'is mounted' if mounted else 'will be mounted'}")
-    if host.kernel_types or passed:
-        yield Finding("kernel-types", Level.OK, "the kernel describes its types (BTF)")
-    else:
-        hint = "The kernel needs CONFIG_DEBUG_INFO_BTF; or protect by comparing: --tracker scan."
-        yield Finding("kernel-types", Level.FAIL, "this kernel does not describe its types (BTF)", hint)
-    yield _self_test(host)
+        yield Finding("privileges", Level.OK, f"user {host.user_id}, with the capabilities that tracking needs")
+    if host.lockdown not in ("", "none"):
+        yield Finding("lockdown", Level.OK, f"kernel lockdown is `{host.lockdown}`; the trials show what it leaves")
+    if not (old or missing):
+        for name, why in obstacles.items():
+            yield Finding(name.replace("_", "-"), Level.FAIL, f"{TRIALS.get(name, name)}: {why}", _hint_for(host))
+    if able:
+        yield Finding("trials", Level.OK, "the kernel takes the tracker's maps, programs, attachments and pins")
+    if not obstacles or host.self_test.outcome is not Outcome.FAILED:
+        yield _self_test(host)
 
 
-def _privileges(host: Host) -> Iterator[Finding]:
-    if host.self_test.outcome is Outcome.PASSED:
-        yield Finding("privileges", Level.OK, f"user {host.user_id} may load BPF programs and attach them")
-    elif host.user_id != 0:
-        yield Finding(
-            "privileges",
-            Level.FAIL,
-            f"user {host.user_id} is not root",
-            "Ask again as root (sudo drengine-agent doctor); the agent itself runs as root.",
-        )
-    elif host.capabilities_missing:
-        yield Finding(
-            "privileges",
-            Level.FAIL,
-            f"root without {', '.join(host.capabilities_missing)}",
-            "Run it on the host itself, or give the container or unit these capabilities.",
-        )
-    else:
-        yield Finding("privileges", Level.OK, "root, with the capabilities that tracking needs")
+def _privilege_missing(host: Host) -> str:
+    if host.user_id != 0:
+        return f"user {host.user_id} is not root"
+    return f"root without {', '.join(host.capabilities_missing)}" if host.capabilities_missing else ""
+
+
+def _hint_for(host: Host) -> str:
+    if host.lockdown == "confidentiality":
+        return "Boot with lockdown=integrity, or protect by comparing: --tracker scan."
+    if host.container:
+        return "Ask on the host itself: a container's rules may stand in the way."
+    return "docs/ebpf.md says which kernel options it takes; or protect by comparing: --tracker scan."
 
 
 def _self_test(host: Host) -> Finding:
@@ -240,6 +232,9 @@ def _choice(host: Host, volume: Volume, refused: str) -> Choice:
         return Choice(volume.name, path, "scan", refused)
     if volume.kind is DeviceKind.FILE:
         return Choice(volume.name, path, "scan", "a regular file: the kernel's events name devices, not files")
+    if volume.kind is DeviceKind.BIO and host.trials.get(BIO_TRIAL):
+        why = f"this kernel refuses programs for device mapper and md: {host.trials[BIO_TRIAL]}"
+        return Choice(volume.name, path, "scan", why)
     if volume.refusal:
         return Choice(volume.name, path, "scan", f"{volume.device} is {volume.refusal}")
     tried = "which was not tried here" if _untried(host, volume) else "which the self-test saw work"

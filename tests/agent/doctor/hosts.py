@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Presence, SelfTest, Volume
+from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, SelfTest, Volume
+from drengine_agent.doctor.judge import BIO_TRIAL, TRIALS
 
 PASSED = SelfTest(Outcome.PASSED, "a write to a loop device was seen", (DeviceKind.REQUEST,))
 NOT_RUN = SelfTest.skipped("not root")
@@ -21,8 +22,7 @@ GOOD = Host(
     capabilities_missing=(),
     lockdown="none",
     container="",
-    bpf_filesystem=Presence.MOUNTED,
-    kernel_types=True,
+    trials=dict.fromkeys([*TRIALS, BIO_TRIAL], ""),
     systemd="running",
     self_test=PASSED,
     volumes=(DISK,),
@@ -35,5 +35,11 @@ def host(**changes: Any) -> Host:
 
 
 def untried(**changes: Any) -> Host:
-    """A host whose self-test did not run, or failed: what the kernel says about itself has to do."""
-    return host(self_test=NOT_RUN, **changes)
+    """A host on which nothing was tried."""
+    return host(self_test=NOT_RUN, trials={}, **changes)
+
+
+def failing(*trials: str, why: str = "Operation not permitted", **changes: Any) -> Host:
+    """A host whose kernel refuses these trials, and the self-test with them."""
+    test = SelfTest(Outcome.FAILED, f"could not be tried: {why}")
+    return host(self_test=test, trials={**GOOD.trials, **dict.fromkeys(trials, why)}, **changes)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Presence, Reach, SelfTest, Volume
-from drengine_agent.doctor.judge import Level, Report, bitmap_bytes, judge, kernel_version
-from tests.agent.doctor.hosts import DISK, host, untried
+from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Reach, SelfTest, Volume
+from drengine_agent.doctor.judge import BIO_TRIAL, TRIALS, Level, Report, bitmap_bytes, judge, kernel_version
+from tests.agent.doctor.hosts import DISK, GOOD, failing, host, untried
 
 
 def levels(report: Report) -> dict[str, Level]:
@@ -34,16 +34,19 @@ def test_a_good_host_has_nothing_to_hear() -> None:
 REFUSED = {
     "an old python": (host(python=(3, 9, 2)), "python"),
     "a minimal python": (host(modules_missing=("ssl",)), "python-modules"),
-    "an old kernel": (untried(kernel="5.10.0-28-amd64", wanted="ebpf"), "kernel"),
-    "a kernel of no known version": (untried(kernel="custom", wanted="ebpf"), "kernel"),
-    "lockdown": (untried(lockdown="confidentiality", wanted="ebpf"), "lockdown"),
-    "not root": (untried(user_id=1000, wanted="ebpf"), "privileges"),
-    "root without its powers": (untried(capabilities_missing=("CAP_SYS_ADMIN",), wanted="ebpf"), "privileges"),
-    "no bpffs": (untried(bpf_filesystem=Presence.ABSENT, wanted="ebpf"), "bpffs"),
-    "no types": (untried(kernel_types=False, wanted="ebpf"), "kernel-types"),
+    "an old kernel": (failing(*TRIALS, kernel="5.4.0-216-generic", wanted="ebpf"), "kernel"),
+    "an old kernel for its processor": (failing("request_programs", kernel="5.15.0", machine="aarch64"), "kernel"),
+    "a kernel of no known version": (failing("types", kernel="custom", wanted="ebpf"), "kernel"),
+    "lockdown": (failing("maps", lockdown="confidentiality", wanted="ebpf"), "maps"),
+    "not root": (failing(*TRIALS, user_id=1000, wanted="ebpf"), "privileges"),
+    "root without its powers": (failing(*TRIALS, capabilities_missing=("CAP_SYS_ADMIN",)), "privileges"),
+    "no bpffs": (failing("pinning", why="/sys/fs/bpf can't be mounted: No such device"), "pinning"),
+    "no types": (failing("types", why="/sys/kernel/btf/vmlinux: No such file or directory"), "types"),
+    "no event": (failing("attaching", why="No such file or directory"), "attaching"),
+    "a container's rules": (failing("system_call", container="docker"), "system-call"),
     "wsl 1": (untried(kernel="4.4.0-19041-Microsoft", container="wsl1", wanted="scan"), "container"),
     "a self-test that failed": (
-        host(self_test=SelfTest(Outcome.FAILED, "a write left no bit"), wanted="ebpf"),
+        host(self_test=SelfTest(Outcome.FAILED, "wrote 0+4096, saw nothing"), wanted="ebpf"),
         "self-test",
     ),
     "a file for the kernel's events": (
@@ -60,6 +63,14 @@ REFUSED = {
         "volume",
     ),
     "a volume that is not there": (host(volumes=(dataclasses.replace(DISK, problem="No such file"),)), "volume"),
+    "device mapper that the kernel refuses": (
+        host(
+            wanted="ebpf",
+            trials={**GOOD.trials, BIO_TRIAL: "invalid argument"},
+            volumes=(Volume("m", Path("/dev/mapper/m"), kind=DeviceKind.BIO, device="dm-0", size_bytes=1),),
+        ),
+        "volume",
+    ),
     "a directory": (host(volumes=(Volume("d", Path("/srv")),)), "volume"),
     "state on a protected volume": (
         host(places=(Place("state directory", Path("/var/lib/x"), ("data",), 1 << 33),)),
@@ -104,14 +115,20 @@ def test_what_is_doubtful_is_said_and_does_not_refuse(facts: Host, finding: str)
     assert all(each.hint for each in report.findings if each.level is not Level.OK)
 
 
-def test_a_test_that_passed_outweighs_a_version_number() -> None:
+def test_what_was_tried_outweighs_a_version_number_and_a_mode() -> None:
     """Distributions bring features to old kernels; what was seen to work, works."""
-    report = judge(host(kernel="5.14.0-427.el9", lockdown="confidentiality", wanted="ebpf"))
+    report = judge(host(kernel="4.18.0-553.el9", lockdown="confidentiality", wanted="ebpf"))
     assert report.ok
+    assert "`confidentiality`" in next(each.seen for each in report.findings if each.id == "lockdown")
 
 
-def test_when_the_kernel_can_t_track_the_host_is_compared_and_the_reason_is_said() -> None:
-    report = judge(untried(kernel="4.18.0-553.el8"))
+def test_of_what_failed_together_the_cause_is_told() -> None:
+    report = judge(failing(*TRIALS, user_id=1000))
+    assert [each.id for each in report.findings if each.level is Level.FAIL] == ["privileges"]
+
+
+def test_when_the_kernel_can_t_track_comparing_is_named_with_the_reason() -> None:
+    report = judge(failing(*TRIALS, kernel="4.18.0-553.el8"))
     assert not report.ok, "comparing gives no recovery point of a disk in use: somebody has to ask for it"
     assert report.tracker == "scan"
     assert report.choices[0].tracker == "scan"
@@ -120,8 +137,8 @@ def test_when_the_kernel_can_t_track_the_host_is_compared_and_the_reason_is_said
 
 def test_files_alone_ask_nothing_of_the_kernel() -> None:
     file = Volume("image", Path("/srv/image"), kind=DeviceKind.FILE, size_bytes=1 << 20)
-    assert judge(untried(kernel="4.18.0", volumes=(file,))).ok
-    assert not judge(untried(kernel="4.18.0", volumes=(file, DISK))).ok
+    assert judge(failing("maps", kernel="4.18.0", volumes=(file,))).ok
+    assert not judge(failing("maps", kernel="4.18.0", volumes=(file, DISK))).ok
 
 
 def test_volumes_share_one_tracker_and_the_odd_one_is_named() -> None:
@@ -173,8 +190,7 @@ hosts = st.builds(
     capabilities_missing=st.sampled_from([(), ("CAP_SYS_ADMIN",)]),
     lockdown=st.sampled_from(["", "none", "integrity", "confidentiality"]),
     container=st.sampled_from(["", "wsl1", "docker"]),
-    bpf_filesystem=st.sampled_from(Presence),
-    kernel_types=st.booleans(),
+    trials=st.dictionaries(st.sampled_from([*TRIALS, BIO_TRIAL]), st.sampled_from(["", "Operation not permitted"])),
     systemd=st.sampled_from(["running", "absent"]),
     self_test=st.builds(SelfTest, st.sampled_from(Outcome), st.just("seen"), st.just(())),
     wanted=st.sampled_from(["auto", "ebpf", "nbd", "scan"]),
