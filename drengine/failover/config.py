@@ -1,0 +1,125 @@
+"""The orchestrator's options: one definition each, from which come the parser, the help and the reference page."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from drengine.config import ADDRESS, BAD_CONFIG, DURATION, PATH, TEXT, Address, choice, load, option, parse, section
+from drengine.control.config import OrchestratorBrokerOptions
+from drengine.model.errors import DrengineError
+from drengine.transport.networks import is_loopback
+
+LEASE_SECONDS_MIN = 2.0
+OPERATOR_VARIABLE = "DRENGINE_OPERATOR"
+
+
+def _lease(seconds: float) -> None:
+    if not LEASE_SECONDS_MIN <= seconds <= 600:
+        raise ValueError(f"{LEASE_SECONDS_MIN:g}s to 10m are possible")
+
+
+def _registry(url: str) -> None:
+    if url and not url.startswith(("sqlite:///", "postgresql://")):
+        raise ValueError("write sqlite:///PATH or postgresql://USER@HOST/DATABASE")
+
+
+def _local(address: Address) -> None:
+    if address.path or not is_loopback(address.host):
+        raise ValueError("only loopback is possible as long as there are no identities")
+
+
+@dataclass(frozen=True)
+class OrchestratorConfig:
+    """Everything an orchestrator is told."""
+
+    store: Path = option(PATH, help="Directory of the replica store, on this host.", example="/var/lib/drengine/store")
+    state: Path = option(
+        PATH,
+        default=Path("/var/lib/drengine/orchestrator"),
+        help="Directory for what the orchestrator keeps: registry, instances' files, reports.",
+    )
+    registry: str = option(
+        TEXT,
+        default="",
+        help="Where runs, journals and leases are kept: sqlite:///PATH or postgresql://...; empty: in `state`.",
+        check=_registry,
+    )
+    export: Address | None = option(
+        ADDRESS,
+        default=None,
+        help="Where the target serves branches over NBD, as workloads reach it: its nbd_socket or nbd_listen.",
+    )
+    operator: str = option(
+        TEXT, default="", help=f"Who acts when nobody says so with --by or {OPERATOR_VARIABLE}; empty: the user's name."
+    )
+    lease: float = option(
+        DURATION,
+        default=15.0,
+        help="How long an orchestrator may be silent before another may go on with its run.",
+        check=_lease,
+    )
+    rest: Address = option(
+        ADDRESS, default=Address("127.0.0.1", 7443), help="REST API of `drengine orchestrator run`.", check=_local
+    )
+    metrics: Address | None = option(
+        ADDRESS, default=None, help="Address of the Prometheus endpoint of `drengine orchestrator run`; absent: none."
+    )
+    log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
+    log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
+    broker: OrchestratorBrokerOptions = section(
+        OrchestratorBrokerOptions, help="The MQTT broker, through which agents are told what to do."
+    )
+
+    @property
+    def registry_url(self) -> str:
+        """Where the registry is."""
+        return self.registry or f"sqlite:///{self.state.absolute()}/registry.sqlite"
+
+    @property
+    def reports(self) -> Path:
+        """Directory of the reports."""
+        return self.state / "reports"
+
+    @property
+    def instances(self) -> Path:
+        """Directory of the launched workloads' files."""
+        return self.state / "instances"
+
+    def export_uri(self, source: str, volume: str, branch: int) -> str:
+        """NBD URI of a branch's volume, as the target serves it.
+
+        Raises:
+            DrengineError: BAD_CONFIG when it is not configured.
+        """
+        if self.export is None:
+            raise DrengineError(
+                BAD_CONFIG,
+                "option export is missing: workloads would not find their disks",
+                hint="Name the target's NBD address: --export unix:/run/drengine/nbd.sock, or `export` in the file.",
+            )
+        name = quote(f"{source}/{volume}#{branch}", safe="/")
+        if self.export.path:
+            return f"nbd+unix:///{name}?socket={quote(self.export.path)}"
+        return f"nbd://{self.export}/{name}"
+
+    def operator_name(self, given: str | None = None) -> str:
+        """Who acts: as given, by the environment, by the file, or the user's name."""
+        return given or os.environ.get(OPERATOR_VARIABLE, "") or self.operator or getpass.getuser()
+
+
+def load_orchestrator_config(path: Path | None, overrides: Mapping[str, Any]) -> OrchestratorConfig:
+    """From a file, or from command-line options alone.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    config = load(OrchestratorConfig, path, overrides=given) if path else parse(OrchestratorConfig, given)
+    config.broker.check(f"{path or 'command line'}: [broker]")
+    return config

@@ -1,0 +1,46 @@
+"""Starting runs in a world, as the session does, without a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drengine.failover.executor import Executor
+from drengine.failover.plan import sources_of
+from drengine.failover.run import RunRecord, new_run_id
+from drengine.failover.runbook.values import Mode, Runbook
+from drengine.failover.snapshot import Snapshot, observe
+from drengine.failover.steps.handlers import step_handlers
+from tests.failover.engine.keeper import MemoryKeeper
+from tests.failover.engine.world import World
+
+
+def create(keeper: MemoryKeeper, mode: Mode, book: Runbook, **options: Any) -> str:
+    run = RunRecord(
+        id=new_run_id(book.name, 1_700_000_000_000_000_000),
+        mode=mode,
+        runbook=book.name,
+        version="v1",
+        sources=sources_of(book),
+        started_by="tester",
+        created_ns=1,
+        options=options,
+    )
+    keeper.create_run(run)
+    return run.id
+
+
+def executor(world: World, keeper: MemoryKeeper, book: Runbook, **more: Any) -> Executor:
+    given: dict[str, Any] = {"owner": "one", "poll_seconds": 0.01, **more}
+    return Executor(keeper, given.pop("site", None) or world.site(), step_handlers(), book, **given)
+
+
+async def carry_out(
+    world: World, keeper: MemoryKeeper, mode: Mode, book: Runbook, **options: Any
+) -> tuple[RunRecord, Snapshot]:
+    run = create(keeper, mode, book, **options)
+    record = await executor(world, keeper, book).execute(run)
+    return record, seen(keeper, run)
+
+
+def seen(keeper: MemoryKeeper, run: str) -> Snapshot:
+    return observe(keeper.entries(run), keeper.requests(run), (), 0)
