@@ -23,9 +23,8 @@ def hydrated(request: LaunchRequest) -> LaunchRequest:
 
 
 def end_hydrated(request: LaunchRequest) -> None:
-    """After the workload has ended."""
-    if request.hydrate:
-        end_hydrators(request.instance)
+    """After the workload has ended. Looked for in any case: who ends it may not know how it was launched."""
+    end_hydrators(request.instance)
 
 
 def hydration_details(request: LaunchRequest) -> dict[str, Any]:

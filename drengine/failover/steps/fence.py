@@ -90,23 +90,22 @@ class FenceStep:
         return None
 
     async def _by_lease(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
-        """An agent that fences itself when it hears nobody has done so once its time has passed in silence.
-
-        Its last report may be as young as its coming to us: the time counts from then, by our own clock.
+        """An agent with a lease serves nobody once the broker has carried no report of it for so long; that silence is
+        only believed for as long as we saw the broker ourselves.
         """
         agents, clock = context.site.agents, context.site.clock
         report = agents.reports().get(step.source)
-        seconds = float(report.details.get("lease_seconds", 0) or 0) if report else 0.0
+        seconds = report.lease_seconds if report else 0.0
         if not 0 < seconds <= LEASE_SECONDS_MAX:
             tried.append("it does not fence itself")
             return None
         until = clock.monotonic() + step.timeout_seconds
         while clock.monotonic() < until:
             age = agents.report_age_seconds(step.source)
-            if age is not None and age > seconds * CLOCK_DRIFT and not agents.is_online(step.source):
-                message = f"{step.source} was silent for {age:.0f} s and fences itself after {seconds:g} s"
+            if age is not None and age > seconds * CLOCK_DRIFT:
+                message = f"{step.source} was silent for {age:.1f} s and fences itself after {seconds:g} s"
                 return StepResult(True, message, data={"evidence": "lease", "lease_seconds": seconds})
             context.say(f"waiting until {step.source} must have fenced itself")
             await clock.sleep(LOOK_SECONDS)
-        tried.append(f"it was heard of less than {seconds:g} s ago")
+        tried.append(f"a silence of {seconds:g} s, after which it fences itself, was not observed")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import ClassVar
 
 from drengine.control.messages import Verb
@@ -73,7 +74,8 @@ class QuiesceRecoveredStep:
 
     async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
         """See StepHandler."""
-        await in_thread(lambda: driver_of(step, context).quiesce(launch_request(step, context)))
+        loop = asyncio.get_running_loop()
+        await in_thread(lambda: driver_of(step, context).quiesce(launch_request(step, context, loop)))
         clock = context.site.clock
         until = clock.monotonic() + LET_GO_SECONDS
         while True:

@@ -104,7 +104,7 @@ class Agents(Protocol):
         ...
 
     def report_age_seconds(self, name: str) -> float | None:
-        """Seconds since its newest report came to us, by our monotonic clock; None when there is none."""
+        """For how long it has certainly sent no newer report than the one we have; None when that is not known."""
         ...
 
     async def command(

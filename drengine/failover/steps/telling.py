@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from drengine.control.messages import Answer, Verb
+from drengine.failover.drivers.driver import HostOrder
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
 
 
@@ -48,6 +49,29 @@ async def tell(
         timeout_seconds=timeout_seconds,
         progress=progress,
     )
+
+
+def host_order(step: PlannedStep, context: StepContext, host: str, loop: asyncio.AbstractEventLoop) -> HostOrder:
+    """What a launch driver, in its thread, tells a recovery host by. `loop` is the one to which the agents belong.
+
+    Hosts have no generation: the store refuses whoever writes a branch under a stale one.
+    """
+
+    def order(
+        verb: Verb, arguments: Mapping[str, Any], timeout_seconds: float, progress: Callable[[str], None]
+    ) -> Answer:
+        told = context.site.agents.command(
+            host,
+            verb,
+            arguments,
+            generation=0,
+            id=f"{context.run}.{step.id}.{context.attempt}.{verb}",
+            timeout_seconds=timeout_seconds,
+            progress=lambda answer: progress(answer.message or str(answer.result.get("message", ""))),
+        )
+        return asyncio.run_coroutine_threadsafe(told, loop).result()
+
+    return order
 
 
 def refused(answer: Answer) -> StepResult:

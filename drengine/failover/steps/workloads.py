@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, ClassVar
 
 from drengine.failover.drivers.driver import Disk, Instance, LaunchDriver, LaunchRequest
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.telling import host_order
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
+from drengine.wire.payload import digest
 
 
 def instance_name(run: str, source: str) -> str:
-    """The same whenever the same run launches the same source."""
-    return f"{run}-{source}"
+    """The same whenever the same run launches the same source; short, and fit for names of files and networks."""
+    return f"{source[:24]}-{digest(f'{run} {source}'.encode()).hex()[:10]}"
 
 
 class LaunchStep:
@@ -23,15 +26,17 @@ class LaunchStep:
 
     async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
         """See StepHandler."""
-        request, driver = await in_thread(lambda: (launch_request(step, context), driver_of(step, context)))
+        loop = asyncio.get_running_loop()
+        request, driver = await in_thread(lambda: (launch_request(step, context, loop), driver_of(step, context)))
         found = await in_thread(lambda: driver.inspect(request))
         return _launched(found, request) if found.running and found.healthy else None
 
     async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
         """See StepHandler."""
+        loop = asyncio.get_running_loop()
 
         def launch() -> StepResult:
-            request = launch_request(step, context)
+            request = launch_request(step, context, loop)
             context.permit()
             found = driver_of(step, context).launch(request, context.say)
             if not (found.running and found.healthy):
@@ -52,19 +57,21 @@ class StopWorkloadStep:
 
     async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
         """See StepHandler."""
+        loop = asyncio.get_running_loop()
 
         def stop() -> str:
-            request = launch_request(step, context)
+            request = launch_request(step, context, loop)
             driver_of(step, context).stop(request)
             return request.instance
 
         return StepResult(True, f"{await in_thread(stop)} is stopped and removed")
 
 
-def launch_request(step: PlannedStep, context: StepContext) -> LaunchRequest:
+def launch_request(step: PlannedStep, context: StepContext, loop: asyncio.AbstractEventLoop) -> LaunchRequest:
     """What the driver is asked, the same for launching, inspecting, quiescing and stopping.
 
-    On the way home the step's settings name the instance and branch of the run that launched it.
+    On the way home the step's settings name the instance and branch of the run that launched it. `loop` is the
+    executor's, for drivers that tell a recovery host.
     """
     settings, source = step.settings, step.source
     branch = int(settings.get("branch") or _branch(source, context))
@@ -84,6 +91,7 @@ def launch_request(step: PlannedStep, context: StepContext) -> LaunchRequest:
         settings=settings["settings"],
         directory=context.site.directory / instance,
         host=settings.get("host", ""),
+        order=host_order(step, context, settings["host"], loop) if settings.get("host") else None,
         hydrate=bool(settings.get("hydrate")),
         timeout_seconds=step.timeout_seconds,
     )
