@@ -116,8 +116,8 @@ class ControlOptions(BrokerOptions):
     lease: float = option(
         DURATION,
         default=0.0,
-        help="Self-fencing: without contact to the broker and to the target for so long, the agent stops serving its "
-        "volumes until it is released. `0s`: never, so that a cut network does not stop production (docs/control.md).",
+        help="Self-fencing: when the broker has heard nothing of the agent for so long, it stops serving its volumes "
+        "until it is released. `0s`: never, so that a cut network does not stop production (docs/control.md).",
         check=_lease,
     )
 
@@ -215,6 +215,8 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
     if not config.target.host:
         raise DrengineError(BAD_CONFIG, f"{where}: option target: a host and port are needed")
     config.control.check(f"{where}: [control]")
+    if config.control.lease and config.control.address is None:
+        raise DrengineError(BAD_CONFIG, f"{where}: option control.lease needs a broker, at control.address")
     tls = config.tls
     if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
         raise DrengineError(BAD_CONFIG, f"{where}: [tls] needs certificate, key and ca together")

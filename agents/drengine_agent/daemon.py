@@ -8,6 +8,7 @@ import secrets
 import signal
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
@@ -18,6 +19,9 @@ from drengine_agent.control import ControlServer
 from drengine_agent.metrics import AgentMetrics
 from drengine_agent.service import Agent
 
+if TYPE_CHECKING:
+    from drengine_agent.remote import RemoteControl
+
 log = logging.getLogger("drengine.agent")
 
 
@@ -27,6 +31,31 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     Raises:
         DrengineError: it can't start, or its state can't be kept.
     """
+    if config.control.address is None:
+        await _replicate(config, config_path, None)
+        return
+    from drengine_agent.remote import RemoteControl  # noqa: PLC0415 - who is told no broker starts faster without it
+
+    remote = RemoteControl(config, SystemClock(), Random(secrets.randbits(64)))
+    at_broker = asyncio.create_task(remote.run())
+    at_broker.add_done_callback(_control_ended)
+    try:
+        if config.control.lease:
+            notify("READY=1\nSTATUS=waiting for the broker before anything is served")
+            await remote.lease.begun()
+        await _replicate(config, config_path, remote)
+    finally:
+        at_broker.cancel()
+        await asyncio.gather(at_broker, return_exceptions=True)
+
+
+def _control_ended(task: asyncio.Task[None]) -> None:
+    """Whatever happens at the broker, replication goes on."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("control messages have ended: %s", error)
+
+
+async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteControl | None) -> None:
     metrics = AgentMetrics(config.source)
     agent = Agent(config, observer=metrics)
     metrics.watch(agent)
@@ -37,10 +66,12 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     loop.add_signal_handler(signal.SIGHUP, _reload, agent, config_path)
     control = ControlServer(agent, config.control_socket)
     endpoint: MetricsEndpoint | None = None
-    party: asyncio.Task[None] | None = None
+    lease: asyncio.Task[None] | None = None
     try:
         await control.start()
-        party = _start_party(agent)
+        if remote is not None:
+            remote.control(agent)
+            lease = asyncio.create_task(remote.keep_lease())
         if config.metrics is not None:
             endpoint = MetricsEndpoint(
                 config.metrics.host, config.metrics.port, metrics, ready=lambda: agent.pipeline is not None
@@ -52,27 +83,11 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
         raise
     finally:
         await running
-        if party is not None:
-            party.cancel()
-            await asyncio.gather(party, return_exceptions=True)
+        if lease is not None:
+            lease.cancel()
         if endpoint is not None:
             endpoint.close()
         await control.close()
-
-
-def _start_party(agent: Agent) -> asyncio.Task[None] | None:
-    """Be at the broker, if one is configured; whatever happens there, replication goes on."""
-    if agent.config.control.address is None:
-        return None
-    from drengine_agent.remote import agent_party  # noqa: PLC0415 - who is told no broker starts faster without it
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("control messages have ended: %s", error)
-
-    task = asyncio.create_task(agent_party(agent, SystemClock(), Random(secrets.randbits(64))).run())
-    task.add_done_callback(ended)
-    return task
 
 
 def _stop(agent: Agent) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -10,56 +10,64 @@ from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
 from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+from drengine.model.states import ReplicationState
 from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.config import AgentConfig
 from drengine_agent.control import check_label
+from drengine_agent.errors import COMMAND_REFUSED
+from drengine_agent.lease import REPORTS_PER_LEASE, SelfFencing
 from drengine_agent.service import Agent
-
-
-def agent_party(
-    agent: Agent, clock: Clock, random: Random, on_confirmed: Callable[[float], None] = lambda _: None
-) -> Party:
-    """The agent as a party at its configured broker.
-
-    Args:
-        agent: the agent.
-        clock: its clock.
-        random: spreads attempts to connect.
-        on_confirmed: see Party.
-
-    Raises:
-        DrengineError: BAD_NAME, BAD_TLS_FILES.
-    """
-    remote = _Remote(agent)
-    config: AgentConfig = agent.config
-    remote.party = Party(
-        config.control,
-        PartyKind.AGENT,
-        config.source,
-        actions=remote.actions(),
-        report=remote.report,
-        memory=config.state_directory / "commands",
-        clock=clock,
-        random=random,
-        report_seconds=config.control.report_interval,
-        on_confirmed=on_confirmed,
-    )
-    return remote.party
-
+from drengine_agent.state import make_state_directory, read_state
 
 DETAILS = ("hint", "detail", "tracker", "target", "points_cut", "durable_sequence", "bandwidth_limit_bytes_per_second")
 """What of the status goes into each report."""
 
 
-class _Remote:
-    """Verbs to methods of the agent."""
+class RemoteControl:
+    """Verbs to methods of the agent. It may be at the broker before there is an agent, and then only says so."""
 
-    party: Party
+    def __init__(self, config: AgentConfig, clock: Clock, random: Random) -> None:
+        """
+        Raises:
+            DrengineError: BAD_NAME, BAD_TLS_FILES; STATE_DAMAGED, the state directory can't be made.
+        """
+        control = config.control
+        self._config = config
+        self._agent: Agent | None = None
+        self.lease = SelfFencing(control.lease, clock)
+        make_state_directory(config.state_directory)
+        self._first_generation = read_state(config.state_directory).generation
+        self.party = Party(
+            control,
+            PartyKind.AGENT,
+            config.source,
+            actions=self._actions(),
+            report=self.report,
+            memory=config.state_directory / "commands",
+            clock=clock,
+            random=random,
+            report_seconds=min(control.report_interval, control.lease / REPORTS_PER_LEASE or control.report_interval),
+            on_confirmed=self.lease.confirm,
+        )
 
-    def __init__(self, agent: Agent) -> None:
+    def control(self, agent: Agent) -> None:
+        """From now on, this one is reported and obeys."""
         self._agent = agent
 
-    def actions(self) -> Mapping[Verb, Action]:
+    async def run(self) -> None:
+        """Be at the broker until cancelled.
+
+        Raises:
+            OSError: the commands' memory can't be used.
+        """
+        await self.party.run()
+
+    async def keep_lease(self) -> None:
+        """Fence the agent when its lease is over; returns then, or at once where there is no lease."""
+        await self.lease.watch(self._fence_itself, lambda: self.party.link.detail)
+
+    def _actions(self) -> Mapping[Verb, Action]:
         return {
             Verb.SYNC: Action(self._sync),
             Verb.CUT: Action(self._cut, repeatable=False),
@@ -71,7 +79,22 @@ class _Remote:
 
     def report(self) -> AgentReport:
         """How the agent stands; who, which and when are filled in by the party."""
-        agent = self._agent
+        agent, lease_seconds = self._agent, self._config.control.lease
+        if agent is None:
+            return AgentReport(
+                name="",
+                kind=PartyKind.AGENT,
+                state=ReplicationState.INITIATING,
+                reason="none",
+                generation=self._first_generation,
+                fenced=False,
+                serving=False,
+                lag_seconds=0.0,
+                backlog_bytes=0,
+                at_ns=0,
+                sequence=0,
+                details={"lease_seconds": lease_seconds},
+            )
         status: dict[str, Any] = agent.status()
         ignored = {reason.value: count for reason, count in self.party.dispatcher.ignored.items()}
         return AgentReport(
@@ -87,34 +110,46 @@ class _Remote:
             at_ns=0,
             sequence=0,
             volumes=status["volumes"],
-            details={**{key: status[key] for key in DETAILS if key in status}, "commands_ignored": ignored},
-            lease_seconds=agent.config.control.lease,
+            details={
+                **{key: status[key] for key in DETAILS if key in status},
+                "lease_seconds": lease_seconds,
+                "commands_ignored": ignored,
+            },
         )
 
+    async def _fence_itself(self) -> None:
+        self._started.stop()
+
+    @property
+    def _started(self) -> Agent:
+        if self._agent is None:
+            raise DrengineError(COMMAND_REFUSED, "the agent has not started yet; it waits for its first lease")
+        return self._agent
+
     async def _sync(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        self._agent.sync()
+        self._started.sync()
         return {}
 
     async def _cut(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         label = check_label(str(command.arguments.get("label", "")))
-        return {"sequence": await self._agent.cut(label)}
+        return {"sequence": await self._started.cut(label)}
 
     async def _pause(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        self._agent.pause()
+        self._started.pause()
         return {}
 
     async def _resume(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        self._agent.resume()
+        self._started.resume()
         return {}
 
     async def _throttle(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         """Until the next restart or reload: the configuration stays what the host's owner wrote."""
         schedule = BandwidthSchedule.parse(str(command.arguments["bandwidth"]))
-        self._agent.set_bandwidth(schedule)
+        self._started.set_bandwidth(schedule)
         return {"bandwidth": str(command.arguments["bandwidth"])}
 
     async def _status(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        return self._agent.status()
+        return self._started.status()
 
 
 def _generation(agent: Agent) -> int:

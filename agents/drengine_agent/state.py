@@ -46,6 +46,26 @@ class AgentState(msgspec.Struct):
         return known.number if known else max((v.number for v in self.volumes.values()), default=0) + 1
 
 
+def make_state_directory(path: Path) -> None:
+    """Make the directory if it is missing.
+
+    Raises:
+        DrengineError: STATE_DAMAGED.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DrengineError(STATE_DAMAGED, f"{path}: {error.strerror}") from error
+
+
+def read_state(path: Path) -> AgentState:
+    """What was saved last in this directory; a fresh state when there is nothing, or nothing readable."""
+    try:
+        return msgspec.json.decode((path / "state.json").read_bytes(), type=AgentState)
+    except (OSError, msgspec.MsgspecError):
+        return AgentState()
+
+
 class StateDirectory:
     """The agent's directory, locked for one process."""
 
@@ -56,8 +76,8 @@ class StateDirectory:
             DrengineError: AGENT_RUNNING, STATE_DAMAGED.
         """
         self.path = path
+        make_state_directory(path)
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DrengineError(STATE_DAMAGED, f"{path}: {error.strerror}") from error
@@ -69,10 +89,7 @@ class StateDirectory:
 
     def load(self) -> AgentState:
         """What was saved last; a fresh state when there is nothing, or nothing readable."""
-        try:
-            return msgspec.json.decode((self.path / "state.json").read_bytes(), type=AgentState)
-        except (OSError, msgspec.MsgspecError):
-            return AgentState()
+        return read_state(self.path)
 
     def save(self, state: AgentState) -> None:
         """Replace the file, old or new after any crash.

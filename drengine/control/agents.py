@@ -25,6 +25,7 @@ log = logging.getLogger("drengine.control")
 
 CONNECT_SECONDS = 3.0
 ASK_AGAIN_SECONDS = 2.0
+PROVE_SECONDS = 1.0
 PARTIES_MAX = 10_000
 HOST_VERBS = frozenset({Verb.ATTACH, Verb.DETACH})
 
@@ -76,8 +77,10 @@ class BrokerAgents:
         self._on_presence = on_presence
         self._known: dict[str, _Known] = {}
         self._waiting: dict[str, list[_Waiting]] = {}
-        self._running: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
         self._settled = asyncio.Event()
+        self._connected_at = 0.0
+        self._proved_at = 0.0
         self._own = Topic(self._site, PartyKind.ORCHESTRATOR, secrets.token_hex(8), Leaf.PRESENCE)
         self.link = Link(
             options,
@@ -90,13 +93,13 @@ class BrokerAgents:
         )
 
     async def __aenter__(self) -> BrokerAgents:
-        self._running = asyncio.create_task(self.link.run())
+        self._running = [asyncio.create_task(self.link.run()), asyncio.create_task(self._keep_proving())]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
     # ---- what is known ---------------------------------------------------------------------------------------
 
@@ -110,12 +113,16 @@ class BrokerAgents:
         return bool(self.link.is_connected and known and known.presence and known.presence.online)
 
     def report_age_seconds(self, name: str) -> float | None:
-        """Seconds since its newest report came to us, by our monotonic clock; None when there is none.
+        """For how long the broker has certainly carried no newer report of the party than the one we have.
 
-        It may be older than that (it was retained), never younger: fit for waiting until a lease is over.
+        It ends at the newest moment for which that is proved: a message of our own, sent then, has come back after
+        everything else. None where no report is known, or we don't see the broker. This is the silence after which
+        an agent with a lease has fenced itself (docs/control.md).
         """
         known = self._known.get(name)
-        return self._clock.monotonic() - known.report_at if known and known.report else None
+        if known is None or known.report is None or not self.link.is_connected:
+            return None
+        return max(0.0, self._proved_at - max(known.report_at, self._connected_at))
 
     async def settled(self, seconds: float = CONNECT_SECONDS) -> bool:
         """Wait until what the broker retained has arrived; False when there was no broker in time."""
@@ -131,9 +138,19 @@ class BrokerAgents:
         back after what it retained, shows that we have heard everything.
         """
         self._settled.clear()
+        self._connected_at = self._clock.monotonic()
         for known in self._known.values():
             known.presence = None
-        return [Message(str(self._own), b"")]
+        return [self._proof()]
+
+    def _proof(self) -> Message:
+        return Message(str(self._own), repr(self._clock.monotonic()).encode())
+
+    async def _keep_proving(self) -> None:
+        while True:
+            await self._clock.sleep(PROVE_SECONDS)
+            with contextlib.suppress(DrengineError):
+                await self.link.publish(self._proof())
 
     # ---- commands --------------------------------------------------------------------------------------------
 
@@ -219,6 +236,7 @@ class BrokerAgents:
     def _receive(self, message: Message) -> None:
         topic = parse_topic(message.topic)
         if topic == self._own:
+            self._proved_at = float(message.payload)
             self._settled.set()
         if topic is None or topic.kind is PartyKind.ORCHESTRATOR:
             return

@@ -72,11 +72,9 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     """Counts the reports of one instance: order comes from it, not from clocks."""
     volumes: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
+    """Free; known keys are in docs/control.md. `lease_seconds`: see drengine_agent/lease.py."""
     instance: str = ""
     """Of the process; `sequence` counts within it."""
-    lease_seconds: float = 0.0
-    """Self-fencing: without contact to the broker *and* to the target for so long it stops serving. 0: it never does.
-    What may be concluded from it, and when, stands in docs/control.md."""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from random import Random
 from drengine.control.messages import Verb
 from drengine.model.clock import SystemClock
 from drengine_agent.config import AgentConfig
-from drengine_agent.remote import agent_party
+from drengine_agent.remote import RemoteControl
 from drengine_agent.service import Agent
 from tests.agent.replica import Replica
 from tests.agent.test_service import configured, running, write
@@ -24,7 +24,9 @@ from tests.control.site import Mosquitto, options_for, orchestrator, until
 @asynccontextmanager
 async def remote(config: AgentConfig, replica: Replica) -> AsyncIterator[Agent]:
     async with running(config, replica) as agent:
-        party = asyncio.create_task(agent_party(agent, SystemClock(), Random(3)).run())
+        control = RemoteControl(config, SystemClock(), Random(3))
+        control.control(agent)
+        party = asyncio.create_task(control.run())
         try:
             yield agent
         finally:
