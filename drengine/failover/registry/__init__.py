@@ -1,0 +1,1 @@
+"""The registry: parties, runbooks, runs with their journals, leases and schedules, in SQLite or PostgreSQL."""

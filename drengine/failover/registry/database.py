@@ -1,0 +1,194 @@
+"""A database by URL, its transactions, and its one clock.
+
+Every change is one transaction that is durable when it returns. On SQLite writers take turns from the beginning
+(BEGIN IMMEDIATE), the log is synchronised at every commit, and the clock is the machine's, which all its users share.
+On PostgreSQL rows are locked where a decision depends on them, and the clock is the server's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from drengine.failover.registry.errors import REGISTRY_UNAVAILABLE
+from drengine.failover.registry.tables import MIGRATIONS, versions
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+
+BUSY_SECONDS = 15.0
+"""How long a writer waits for its turn; and after how long PostgreSQL ends one that is stopped inside a transaction."""
+
+_MIGRATION_LOCK = 0x6472656E67696E65
+_POSTGRES = (
+    f"-c lock_timeout={int(BUSY_SECONDS * 1000)} -c statement_timeout={int(BUSY_SECONDS * 2000)} "
+    f"-c idle_in_transaction_session_timeout={int(BUSY_SECONDS * 1000)} -c timezone=UTC"
+)
+
+
+class Database:
+    """An open database, for any thread."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        """See `parse_url` for what `url` may be.
+
+        Raises:
+            DrengineError: REGISTRY_UNAVAILABLE.
+        """
+        parsed = parse_url(url)
+        self._clock = clock
+        self.shown = parsed.render_as_string(hide_password=True)
+        self.is_server = parsed.get_backend_name() == "postgresql"
+        with self._explained():
+            self._engine = _server_engine(parsed) if self.is_server else _file_engine(parsed)
+            self._migrate()
+
+    def close(self) -> None:
+        """Give its connections back; it may not be used any more."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that changes nothing and sees one state of the database."""
+        with self._explained(), self._engine.connect() as connection:
+            if self.is_server:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that is durable when this returns, and never was when it raises.
+
+        Raises:
+            IntegrityError: two rows want the same key.
+            DrengineError: REGISTRY_UNAVAILABLE.
+        """
+        with self._explained(), self._engine.connect() as connection:
+            connection.execution_options(drengine_writes=True)
+            with connection.begin():
+                yield connection
+
+    def now_ns(self, connection: Connection) -> int:
+        """The clock by which leases are decided."""
+        if not self.is_server:
+            return self._clock.now_ns()
+        return (
+            int(
+                connection.execute(
+                    text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+                ).scalar_one()
+            )
+            * 1000
+        )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except (SQLAlchemyError, OSError, UnicodeError) as error:
+            cause = getattr(error, "orig", None) or error
+            told = " ".join(str(cause).split())[:300]
+            raise DrengineError(REGISTRY_UNAVAILABLE, f"registry {self.shown}: {told}") from error
+
+    def _migrate(self) -> None:
+        with self.writing() as connection:
+            if self.is_server:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+            versions.create(connection, checkfirst=True)
+            found = connection.execute(select(versions.c.version)).scalar_one_or_none()
+            if found is not None and found > len(MIGRATIONS):
+                raise DrengineError(
+                    REGISTRY_UNAVAILABLE,
+                    f"registry {self.shown} has version {found}, this program knows up to {len(MIGRATIONS)}",
+                    hint="Use the newer drengine that wrote it.",
+                )
+            for migration in MIGRATIONS[found or 0 :]:
+                migration(connection)
+            if found is None:
+                connection.execute(insert(versions).values(version=len(MIGRATIONS)))
+            elif found < len(MIGRATIONS):
+                connection.execute(update(versions).values(version=len(MIGRATIONS)))
+
+
+def parse_url(url: str) -> URL:
+    """A path, ``sqlite:///PATH`` or ``postgresql://USER@HOST/DATABASE``.
+
+    Raises:
+        DrengineError: REGISTRY_UNAVAILABLE.
+    """
+    hint = "Give a path for SQLite, or postgresql://USER@HOST/DATABASE."
+    if "://" not in url:
+        if not url or "\0" in url:
+            raise DrengineError(REGISTRY_UNAVAILABLE, "the registry's path is empty or no path", hint=hint)
+        return URL.create("sqlite+pysqlite", database=url)
+    try:
+        parsed = make_url(url)
+        name = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise DrengineError(REGISTRY_UNAVAILABLE, "the registry's URL can't be understood", hint=hint) from error
+    if name == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return URL.create("sqlite+pysqlite", database=parsed.database)
+    if name in ("postgresql", "postgres") and not parsed.query.get("options"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise DrengineError(REGISTRY_UNAVAILABLE, f"the registry can't be kept in {name[:20]!r} like this", hint=hint)
+
+
+def _file_engine(url: URL) -> Engine:
+    path = Path(url.database or "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # It holds runbooks, and with them perhaps passwords: for its owner only, and its log inherits that.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where `begin` below says, not where the module guesses
+        _set_write_ahead(connection)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("drengine_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _set_write_ahead(connection: Any) -> None:
+    """SQLite does not wait for its turn when the mode of a new file changes, so this does."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] == "wal":
+                return
+            raise OSError("its file system can't hold a shared SQLite database (no write-ahead log)")
+        except connection.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= until:
+                raise
+            time.sleep(0.01)
+
+
+def _server_engine(url: URL) -> Engine:
+    try:
+        import psycopg  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise DrengineError(
+            REGISTRY_UNAVAILABLE,
+            "a registry in PostgreSQL needs the psycopg package",
+            hint="pip install 'drengine[postgres]'.",
+        ) from error
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 10, "options": _POSTGRES, "application_name": "drengine"},
+    )

@@ -1,0 +1,96 @@
+"""Leases: who may execute a run. Each holder gets a token higher than any before; only the newest may act.
+
+Invariants (fault 60):
+- A token is never given twice, and grows.
+- At most one token is valid at a time: a change made under another is refused, in the same transaction in which it
+  would have been made. So a holder that slept past its lease can be late, never wrong.
+- The time in a lease decides only when somebody else may ask; a clock that jumps can't make two holders valid, and
+  can't keep a lease alive for longer than it was given for, counted from the jump.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from drengine.failover.registry.errors import LEASE_HELD, LEASE_LOST
+from drengine.failover.registry.tables import leases
+from drengine.failover.run import Lease
+from drengine.model.errors import DrengineError
+
+
+def run_lease(run: str) -> str:
+    """The name of the lease that a run's executor holds."""
+    return f"run:{run}"
+
+
+def acquire(connection: Connection, name: str, owner: str, seconds: float, now_ns: int) -> Lease:
+    """Become the holder. The same owner again gets a new token: what it did before may still be under way.
+
+    Raises:
+        DrengineError: LEASE_HELD.
+    """
+    found = _locked(connection, name)
+    if found is None:
+        try:
+            with connection.begin_nested():
+                connection.execute(insert(leases).values(name=name, owner="", token=0, granted_ns=0, expires_ns=0))
+        except IntegrityError:
+            pass  # somebody was faster: his row is there now
+        found = _locked(connection, name)
+        assert found is not None
+    if found["owner"] not in ("", owner) and _is_alive(found, now_ns):
+        left = max(0.0, (found["expires_ns"] - now_ns) / 1e9)
+        raise DrengineError(LEASE_HELD, f"{name} is held by {found['owner']} for another {left:.1f} s")
+    lease = Lease(name, owner, found["token"] + 1, now_ns + int(seconds * 1e9))
+    _write(connection, lease, now_ns)
+    return lease
+
+
+def renew(connection: Connection, lease: Lease, seconds: float, now_ns: int) -> Lease:
+    """Hold it for so long from now.
+
+    Raises:
+        DrengineError: LEASE_LOST.
+    """
+    check_token(connection, lease.name, lease.token)
+    renewed = Lease(lease.name, lease.owner, lease.token, now_ns + int(seconds * 1e9))
+    _write(connection, renewed, now_ns)
+    return renewed
+
+
+def release(connection: Connection, lease: Lease) -> None:
+    """Let it go, if it is still held."""
+    connection.execute(
+        update(leases).where(leases.c.name == lease.name, leases.c.token == lease.token).values(owner="", expires_ns=0)
+    )
+
+
+def check_token(connection: Connection, name: str, token: int) -> None:
+    """Lock the lease until the transaction ends, and refuse unless `token` is its newest and was not released.
+
+    Raises:
+        DrengineError: LEASE_LOST.
+    """
+    found = _locked(connection, name)
+    if found is None or found["token"] != token or not found["owner"]:
+        holder = found["owner"] if found else ""
+        taken = f"it is held by {holder} now" if holder and found and found["token"] != token else "it was let go"
+        raise DrengineError(LEASE_LOST, f"{name}: token {token} counts no more, {taken}")
+
+
+def _locked(connection: Connection, name: str) -> RowMapping | None:
+    return connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one_or_none()
+
+
+def _is_alive(found: RowMapping, now_ns: int) -> bool:
+    length_ns = found["expires_ns"] - found["granted_ns"]
+    return bool(found["granted_ns"] - length_ns <= now_ns < found["expires_ns"])
+
+
+def _write(connection: Connection, lease: Lease, now_ns: int) -> None:
+    connection.execute(
+        update(leases)
+        .where(leases.c.name == lease.name)
+        .values(owner=lease.owner, token=lease.token, granted_ns=now_ns, expires_ns=lease.expires_ns)
+    )

@@ -1,0 +1,435 @@
+"""The registry's face: parties, runbooks, runs and what people ask of them. Synchronous; made for worker threads."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import xxhash
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from drengine.control.messages import AgentReport, PartyKind, Presence
+from drengine.failover.errors import BAD_APPROVAL
+from drengine.failover.registry import leases
+from drengine.failover.registry.database import Database
+from drengine.failover.registry.errors import RUN_ACTIVE, UNKNOWN_RUN
+from drengine.failover.registry.tables import (
+    current_runbooks,
+    holds,
+    journal,
+    parties,
+    requests,
+    runbooks,
+    runs,
+    schedules,
+)
+from drengine.failover.registry.values import Party, StoredRunbook
+from drengine.failover.run import Event, JournalEntry, Lease, Outcome, Request, RequestKind, RunRecord, RunState
+from drengine.failover.runbook.errors import UNKNOWN_RUNBOOK
+from drengine.failover.runbook.values import Mode
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+from drengine.model.names import check_name
+
+BY_CHARACTERS_MAX = 200
+NOTE_CHARACTERS_MAX = 2000
+
+
+class Registry:
+    """An open registry. Every method is one transaction, and raises REGISTRY_UNAVAILABLE when there is none."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @staticmethod
+    def open(url: str, *, clock: Clock) -> Registry:
+        """Open it, and make it if there is none.
+
+        Args:
+            url: a path (SQLite), ``sqlite:///PATH`` or ``postgresql://USER@HOST/DATABASE``.
+            clock: of this machine; leases in PostgreSQL go by the server's.
+
+        Raises:
+            DrengineError: REGISTRY_UNAVAILABLE.
+        """
+        return Registry(Database(url, clock))
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._database.close()
+
+    # Runbooks
+
+    def save_runbook(self, name: str, text: str) -> str:
+        """Keep a version of a runbook and make it the current one; gives its version.
+
+        Raises:
+            DrengineError: BAD_NAME.
+        """
+        check_name(name, what="runbook")
+        version = xxhash.xxh3_128_hexdigest(text.encode())
+        with self._database.writing() as connection:
+            # Whoever saves this name takes turns at its current row.
+            _put_once(connection, current_runbooks, {"name": name, "version": version}, ("name",))
+            connection.execute(select(current_runbooks).where(current_runbooks.c.name == name).with_for_update())
+            connection.execute(update(current_runbooks).where(current_runbooks.c.name == name).values(version=version))
+            row = {"name": name, "version": version, "text": text, "at_ns": self._database.now_ns(connection)}
+            _put_once(connection, runbooks, row, ("name", "version"))
+        return version
+
+    def runbook(self, name: str, version: str | None = None) -> StoredRunbook:
+        """The current version of a runbook, or the one asked for.
+
+        Raises:
+            DrengineError: UNKNOWN_RUNBOOK.
+        """
+        chosen = select(runbooks).where(runbooks.c.name == name)
+        if version is None:
+            chosen = chosen.join(current_runbooks, _is_current())
+        else:
+            chosen = chosen.where(runbooks.c.version == version)
+        with self._database.reading() as connection:
+            found = connection.execute(chosen).mappings().one_or_none()
+        if found is None:
+            which = f"version {version[:40]} of runbook" if version else "runbook"
+            raise DrengineError(UNKNOWN_RUNBOOK, f"the registry has no {which} {name[:80]!r}")
+        return StoredRunbook(**found)
+
+    def runbooks(self) -> list[StoredRunbook]:
+        """The current version of each runbook, by name."""
+        chosen = select(runbooks).join(current_runbooks, _is_current()).order_by(runbooks.c.name)
+        with self._database.reading() as connection:
+            return [StoredRunbook(**row) for row in connection.execute(chosen).mappings()]
+
+    # Runs
+
+    def create_run(self, run: RunRecord) -> None:
+        """Note a new run; it holds its sources until it is finished.
+
+        Raises:
+            DrengineError: RUN_ACTIVE when an unfinished run holds one of them.
+        """
+        row = {
+            "id": run.id,
+            "mode": run.mode.value,
+            "runbook": run.runbook,
+            "version": run.version,
+            "sources": _encode(list(run.sources)),
+            "started_by": _clean(run.started_by, "who starts the run", BY_CHARACTERS_MAX),
+            "created_ns": run.created_ns,
+            "options": _encode(run.options),
+            "state": run.state.value,
+            "outcome": run.outcome.value,
+            "reason": run.reason,
+            "finished_ns": run.finished_ns,
+        }
+        try:
+            with self._database.writing() as connection:
+                connection.execute(insert(runs).values(row))
+                if run.state is not RunState.FINISHED:
+                    _hold(connection, run.id, run.sources)
+        except IntegrityError as error:
+            raise self._active(run.id, run.sources) from error
+
+    def run(self, id: str) -> RunRecord:
+        """One run.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN.
+        """
+        with self._database.reading() as connection:
+            return _find(connection, id)
+
+    def runs(
+        self,
+        *,
+        mode: Mode | None = None,
+        runbook: str | None = None,
+        unfinished: bool = False,
+        limit: int = 100,
+    ) -> list[RunRecord]:
+        """Runs, newest first."""
+        chosen = select(runs).order_by(runs.c.created_ns.desc(), runs.c.id.desc()).limit(limit)
+        if mode is not None:
+            chosen = chosen.where(runs.c.mode == mode.value)
+        if runbook is not None:
+            chosen = chosen.where(runs.c.runbook == runbook)
+        if unfinished:
+            chosen = chosen.where(runs.c.state != RunState.FINISHED.value)
+        with self._database.reading() as connection:
+            return [_run_of(row) for row in connection.execute(chosen).mappings()]
+
+    def update_run(
+        self,
+        id: str,
+        *,
+        token: int,
+        state: RunState | None = None,
+        outcome: Outcome | None = None,
+        reason: str | None = None,
+        finished_ns: int | None = None,
+    ) -> None:
+        """Change what the list of runs says. FINISHED frees its sources; leaving FINISHED takes them again.
+
+        Raises:
+            DrengineError: LEASE_LOST, UNKNOWN_RUN, RUN_ACTIVE.
+        """
+        given = {"state": state, "outcome": outcome, "reason": reason, "finished_ns": finished_ns}
+        changes = {key: getattr(value, "value", value) for key, value in given.items() if value is not None}
+        sources: tuple[str, ...] = ()
+        try:
+            with self._database.writing() as connection:
+                leases.check_token(connection, leases.run_lease(id), token)
+                before = _find(connection, id)
+                sources = before.sources
+                if changes:
+                    connection.execute(update(runs).where(runs.c.id == id).values(changes))
+                if state is not None and state is not before.state:
+                    if state is RunState.FINISHED:
+                        connection.execute(delete(holds).where(holds.c.run == id))
+                    elif before.state is RunState.FINISHED:
+                        _hold(connection, id, sources)
+        except IntegrityError as error:
+            raise self._active(id, sources) from error
+
+    # Journal
+
+    def append(self, run: str, token: int, entry: JournalEntry) -> int:
+        """Append to a run's journal; gives the entry's number, which counts from 1 within the run.
+
+        Raises:
+            DrengineError: LEASE_LOST when the token is not the newest of the run's lease; UNKNOWN_RUN.
+        """
+        row = {"run": run, "step": entry.step, "event": entry.event.value, "attempt": entry.attempt}
+        row |= {"at_ns": entry.at_ns, "payload": _encode(entry.payload)}
+        try:
+            with self._database.writing() as connection:
+                leases.check_token(connection, leases.run_lease(run), token)
+                seq = _next(connection, journal.c.seq, journal.c.run == run)
+                connection.execute(insert(journal).values(seq=seq, **row))
+        except IntegrityError as error:
+            raise _unknown(run) from error
+        return seq
+
+    def entries(self, run: str, after: int = 0) -> list[JournalEntry]:
+        """A run's journal behind a number, in order."""
+        chosen = select(journal).where(journal.c.run == run, journal.c.seq > after).order_by(journal.c.seq)
+        with self._database.reading() as connection:
+            return [
+                JournalEntry(
+                    step=row["step"],
+                    event=Event(row["event"]),
+                    attempt=row["attempt"],
+                    at_ns=row["at_ns"],
+                    payload=msgspec.json.decode(row["payload"]),
+                    seq=row["seq"],
+                )
+                for row in connection.execute(chosen).mappings()
+            ]
+
+    # Leases
+
+    def acquire_lease(self, name: str, owner: str, seconds: float) -> Lease:
+        """Become the holder of a lease, when nobody else is, or his time is over. Every holder's token is higher.
+
+        Raises:
+            DrengineError: LEASE_HELD.
+        """
+        with self._database.writing() as connection:
+            return leases.acquire(connection, name, owner, seconds, self._database.now_ns(connection))
+
+    def renew_lease(self, lease: Lease, seconds: float) -> Lease:
+        """Hold a lease for so long from now; also when its time is over and nobody else has taken it.
+
+        Raises:
+            DrengineError: LEASE_LOST.
+        """
+        with self._database.writing() as connection:
+            return leases.renew(connection, lease, seconds, self._database.now_ns(connection))
+
+    def release_lease(self, lease: Lease) -> None:
+        """Let a lease go, if it is still held."""
+        with self._database.writing() as connection:
+            leases.release(connection, lease)
+
+    # What people ask
+
+    def request(self, run: str, kind: RequestKind, step: str, by: str, note: str = "") -> Request:
+        """Note what a person asks of a run; whoever executes it reads it.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN; BAD_APPROVAL when nobody asks.
+        """
+        by = _clean(by, "who asks", BY_CHARACTERS_MAX)
+        note = _clean(note, "the note", NOTE_CHARACTERS_MAX, empty=True)
+        step = _clean(step, "the step", BY_CHARACTERS_MAX, empty=True)
+        with self._database.writing() as connection:
+            found = connection.execute(select(runs.c.id).where(runs.c.id == run).with_for_update()).first()
+            if found is None:
+                raise _unknown(run)
+            seq = _next(connection, requests.c.seq, requests.c.run == run)
+            at_ns = self._database.now_ns(connection)
+            row = {"run": run, "kind": kind.value, "step": step, "by": by, "note": note, "at_ns": at_ns, "seq": seq}
+            connection.execute(insert(requests).values(row))
+        return Request(run, kind, step, by, note, at_ns, seq)
+
+    def requests(self, run: str, after: int = 0) -> list[Request]:
+        """What people asked of a run, behind a number, in order."""
+        chosen = select(requests).where(requests.c.run == run, requests.c.seq > after).order_by(requests.c.seq)
+        with self._database.reading() as connection:
+            rows = connection.execute(chosen).mappings().all()
+        return [Request(**{**row, "kind": RequestKind(row["kind"])}) for row in rows]
+
+    # Parties
+
+    def note_report(self, report: AgentReport) -> None:
+        """Keep a party's report, unless a newer one of the same process is kept."""
+        row: dict[str, Any] = {"report": msgspec.json.encode(report).decode(), "instance": report.instance}
+        row["sequence"] = report.sequence
+        with self._database.writing() as connection:
+            row["reported_ns"] = self._database.now_ns(connection)
+            kept = _party_row(connection, report.kind, report.name)
+            if kept["instance"] != report.instance or kept["sequence"] < report.sequence:
+                connection.execute(update(parties).where(_is_party(report.kind, report.name)).values(row))
+
+    def note_presence(self, kind: PartyKind, name: str, presence: Presence) -> None:
+        """Keep whether a party is there."""
+        row = {"online": presence.online, "since_ns": presence.since_ns, "release": presence.version}
+        with self._database.writing() as connection:
+            _party_row(connection, kind, name)
+            connection.execute(update(parties).where(_is_party(kind, name)).values(row))
+
+    def parties(self) -> list[Party]:
+        """Everybody who was ever heard of, by kind and name."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(parties).order_by(parties.c.kind, parties.c.name)).mappings().all()
+        return [
+            Party(
+                kind=PartyKind(row["kind"]),
+                name=row["name"],
+                online=row["online"],
+                since_ns=row["since_ns"],
+                release=row["release"],
+                report=msgspec.json.decode(row["report"], type=AgentReport) if row["report"] else None,
+                reported_ns=row["reported_ns"],
+            )
+            for row in rows
+        ]
+
+    # Schedules
+
+    def claim_due(self, schedule: str, due_ns: int) -> bool:
+        """Whether the caller is the first to take on this due moment of a schedule, or a later one."""
+        with self._database.writing() as connection:
+            _put_once(connection, schedules, {"name": schedule, "due_ns": -1}, ("name",))
+            taken = connection.execute(
+                update(schedules).where(schedules.c.name == schedule, schedules.c.due_ns < due_ns).values(due_ns=due_ns)
+            )
+            return taken.rowcount == 1
+
+    def _active(self, id: str, sources: Iterable[str]) -> DrengineError:
+        """Why a run could not take its sources."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                select(holds).where(holds.c.source.in_(list(sources)), holds.c.run != id).order_by(holds.c.source)
+            ).first()
+        if found is None:
+            return DrengineError(RUN_ACTIVE, f"run {id} exists already, or another held its sources until just now")
+        return DrengineError(RUN_ACTIVE, f"source {found.source} is held by the unfinished run {found.run}")
+
+
+def _is_current() -> Any:
+    return (runbooks.c.name == current_runbooks.c.name) & (runbooks.c.version == current_runbooks.c.version)
+
+
+def _is_party(kind: PartyKind, name: str) -> Any:
+    return (parties.c.kind == kind.value) & (parties.c.name == name)
+
+
+def _party_row(connection: Connection, kind: PartyKind, name: str) -> RowMapping:
+    """The row of a party, locked; made if there is none."""
+    check_name(name, what=kind.value)
+    _put_once(connection, parties, {"kind": kind.value, "name": name}, ("kind", "name"))
+    chosen = select(parties).where(_is_party(kind, name)).with_for_update()
+    return connection.execute(chosen).mappings().one()
+
+
+def _put_once(connection: Connection, table: Any, row: dict[str, Any], key: tuple[str, ...]) -> None:
+    """Insert a row unless one with its key is there."""
+    there = select(table.c[key[0]]).where(*(table.c[each] == row[each] for each in key))
+    if connection.execute(there).first() is None:
+        try:
+            with connection.begin_nested():
+                connection.execute(insert(table).values(row))
+        except IntegrityError:
+            pass  # somebody was faster with the same
+
+
+def _hold(connection: Connection, run: str, sources: Iterable[str]) -> None:
+    for source in sorted(set(sources)):  # in one order, so that two runs never wait for each other
+        connection.execute(insert(holds).values(source=source, run=run))
+
+
+def _next(connection: Connection, column: Any, where: Any) -> int:
+    return int(connection.execute(select(func.coalesce(func.max(column), 0)).where(where)).scalar_one()) + 1
+
+
+def _find(connection: Connection, id: str) -> RunRecord:
+    found = connection.execute(select(runs).where(runs.c.id == id)).mappings().one_or_none()
+    if found is None:
+        raise _unknown(id)
+    return _run_of(found)
+
+
+def _unknown(id: str) -> DrengineError:
+    return DrengineError(UNKNOWN_RUN, f"there is no run {id[:100]!r}")
+
+
+def _run_of(row: RowMapping) -> RunRecord:
+    return RunRecord(
+        id=row["id"],
+        mode=Mode(row["mode"]),
+        runbook=row["runbook"],
+        version=row["version"],
+        sources=tuple(msgspec.json.decode(row["sources"])),
+        started_by=row["started_by"],
+        created_ns=row["created_ns"],
+        options=msgspec.json.decode(row["options"]),
+        state=RunState(row["state"]),
+        outcome=Outcome(row["outcome"]),
+        reason=row["reason"],
+        finished_ns=row["finished_ns"],
+    )
+
+
+def _encode(value: Any) -> str:
+    """JSON. What a program printed may be no valid text: that must not keep its result out of the journal."""
+    try:
+        return msgspec.json.encode(value, enc_hook=str).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_readable(msgspec.to_builtins(value, enc_hook=str))).decode()
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_readable(key): _readable(each) for key, each in value.items()}
+    return [_readable(each) for each in value] if isinstance(value, list) else value
+
+
+def _clean(text: str, what: str, characters_max: int, *, empty: bool = False) -> str:
+    """A person's words, if they can be kept and shown.
+
+    Raises:
+        DrengineError: BAD_APPROVAL.
+    """
+    text = text.strip()
+    if not text and not empty:
+        raise DrengineError(BAD_APPROVAL, f"{what} is not named")
+    if len(text) > characters_max or any(unicodedata.category(each) in ("Cc", "Cs") for each in text):
+        raise DrengineError(BAD_APPROVAL, f"{what}: more than {characters_max} characters, or control characters")
+    return text

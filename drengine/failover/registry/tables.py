@@ -1,0 +1,116 @@
+"""The registry's tables. JSON is kept as text: it may hold anything that JSON can, which PostgreSQL's jsonb may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import BigInteger, Boolean, Column, Connection, ForeignKey, Index, Integer, MetaData, Table, Text
+
+metadata = MetaData()
+
+versions = Table("drengine_version", metadata, Column("version", Integer, primary_key=True))
+"""One row: the number of migrations that were made."""
+
+parties = Table(
+    "parties",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("report", Text, nullable=False, default=""),
+    Column("reported_ns", BigInteger, nullable=False, default=0),
+    Column("online", Boolean, nullable=False, default=False),
+    Column("since_ns", BigInteger, nullable=False, default=0),
+    Column("instance", Text, nullable=False, default=""),
+    Column("sequence", BigInteger, nullable=False, default=-1),
+    Column("release", Text, nullable=False, default=""),
+)
+runbooks = Table(
+    "runbooks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+)
+current_runbooks = Table(
+    "current_runbooks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Text, nullable=False),
+)
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("mode", Text, nullable=False),
+    Column("runbook", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("sources", Text, nullable=False),
+    Column("started_by", Text, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("finished_ns", BigInteger, nullable=False),
+    Index("runs_by_time", "created_ns"),
+    Index("runs_by_runbook", "runbook", "created_ns"),
+)
+holds = Table(
+    "holds",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("run", Text, ForeignKey("runs.id"), nullable=False, index=True),
+)
+"""A source and the unfinished run that has it: the primary key lets one of two operators win."""
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("run", Text, ForeignKey("runs.id"), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("step", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    Column("payload", Text, nullable=False),
+)
+requests = Table(
+    "requests",
+    metadata,
+    Column("run", Text, ForeignKey("runs.id"), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+)
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("granted_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+)
+"""Rows stay for ever, so that a token is never given twice. `owner` is empty when it was released."""
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("due_ns", BigInteger, nullable=False),
+)
+"""The newest due moment of each schedule that an orchestrator has taken on itself."""
+
+
+def _first(connection: Connection) -> None:
+    metadata.create_all(
+        connection, checkfirst=False, tables=[each for each in metadata.sorted_tables if each is not versions]
+    )
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+"""Each leads from one version to the next; version n has had the first n. Those that are here never change."""
