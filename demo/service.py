@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -22,6 +23,7 @@ from demo.database import open_database
 from drengine.model.errors import DrengineError
 
 BODY_BYTES_MAX = 4096
+BOOT_SECONDS = 20.0
 FIRST_LINK = "0" * 32
 
 
@@ -103,10 +105,22 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(said)
 
 
+def _open_patiently(uri: str) -> apsw.Connection:
+    """At boot the disk may not be there yet."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    while True:
+        try:
+            return open_database(uri)
+        except (OSError, DrengineError) as error:
+            if time.monotonic() > deadline:
+                sys.exit(f"the disk is not there: {error}")
+            time.sleep(0.05)
+
+
 def main() -> None:
     """Serve until killed."""
     uri, port = sys.argv[1] or os.environ["DRENGINE_DISK_ORDERS"], int(sys.argv[2])
-    Handler.orders = Orders(open_database(uri))
+    Handler.orders = Orders(_open_patiently(uri))
     HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 

@@ -60,10 +60,13 @@ def start_marked(
 
 
 def end_marked(name: str, value: str, *, grace_seconds: float) -> bool:
-    """SIGTERM to all of them, SIGKILL to those that are left after the grace; False if SIGKILL was needed."""
+    """SIGTERM to all of them, SIGKILL to those that are left after the grace; False if SIGKILL was needed.
+
+    Without any grace nobody is asked: SIGKILL at once.
+    """
     gently = True
     deadline = time.monotonic() + grace_seconds
-    _signal(find_marked(name, value), signal.SIGTERM)
+    _signal(find_marked(name, value), signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
     while left := find_marked(name, value):
         if time.monotonic() > deadline:
             gently = False
