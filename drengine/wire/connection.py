@@ -72,6 +72,8 @@ MOVES: dict[tuple[State, Role], dict[FrameType, State]] = {
         _T.BATCH: State.OPEN,
         _T.CUT: State.OPEN,
         _T.HASH_QUERY: State.OPEN,
+        _T.FETCH: State.OPEN,
+        _T.CHANGE_QUERY: State.OPEN,
         _T.STATUS: State.OPEN,
         _T.PING: State.OPEN,
         _T.PONG: State.OPEN,
@@ -82,6 +84,8 @@ MOVES: dict[tuple[State, Role], dict[FrameType, State]] = {
         _T.ACK: State.OPEN,
         _T.CREDIT: State.OPEN,
         _T.HASHES: State.OPEN,
+        _T.FETCHED: State.OPEN,
+        _T.CHANGED: State.OPEN,
         _T.RESEND: State.OPEN,
         _T.PING: State.OPEN,
         _T.PONG: State.OPEN,
@@ -261,6 +265,8 @@ class Connection:
             raise RemoteProtocolError("bad-length", fault)
         if kind is FrameType.BATCH and HEADER.size + body_length > self.credit_available:
             raise RemoteProtocolError("no-credit", f"{body_length} body bytes, {self.credit_available} are left")
+        if kind is FrameType.FETCHED and not self._terms.fetches_open:
+            raise RemoteProtocolError("bad-query", f"{body_length} body bytes that nobody asked for")
         self._kind, self._meta_length = kind, meta_length
         return int(body_length)
 

@@ -11,9 +11,10 @@ from drengine.model.extents import BATCH_EXTENTS_MAX, BATCH_PLAIN_BYTES_MAX
 from drengine.wire.connection import MOVES, READ_AHEAD_BYTES, VERSION_MAX, VERSION_MIN, Role, State
 from drengine.wire.errors import REASONS
 from drengine.wire.events import ABILITIES
-from drengine.wire.fields import ABILITIES_MAX, DIGESTS_MAX, TEXT_BYTES_MAX, VOLUMES_MAX
+from drengine.wire.fields import ABILITIES_MAX, DIGESTS_MAX, SPANS_MAX, TEXT_BYTES_MAX, VOLUMES_MAX
 from drengine.wire.frames import (
     BATCH_FRAME_BYTES_MAX,
+    CARRIERS,
     CREDIT_BYTES_MAX,
     HEADER,
     HEADER_FIELDS,
@@ -22,7 +23,7 @@ from drengine.wire.frames import (
     FrameType,
 )
 from drengine.wire.payload import PAYLOAD_BYTES_MAX, RAW_ABOVE, WINDOW_BYTES_MAX
-from drengine.wire.terms import NEEDS, QUERIES_OPEN_MAX
+from drengine.wire.terms import FETCHES_OPEN_MAX, NEEDS, QUERIES_OPEN_MAX
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 
@@ -74,7 +75,7 @@ def _frames() -> str:
     parts = []
     for kind, layout in LAYOUTS.items():
         by = " or ".join(role for role in Role if any(kind in MOVES[state, role] for state in State))
-        extra = f", then a payload of at most {PAYLOAD_BYTES_MAX} bytes" if kind is FrameType.BATCH else ""
+        extra = f", then a payload of at most {PAYLOAD_BYTES_MAX} bytes" if kind in CARRIERS else ""
         parts.append(
             f"### {kind.value} {kind.name}\n\nBy the {by}; meta of at most {META_BYTES_MAX[kind]} bytes{extra}."
         )
@@ -90,7 +91,8 @@ def _abilities() -> str:
     users: dict[str, list[str]] = {name: [] for name in sorted(ABILITIES)}
     for event, ability in NEEDS.items():
         users[ability].append(next(kind.name for kind, layout in LAYOUTS.items() if layout.event is event))
-    users["zstd"].append("BATCH with codec 1")
+    users["zstd"].append("BATCH and FETCHED with codec 1")
+    users["reverse"].append("HELLO with an errand")
     return _table(("ability", "needed for"), [(name, ", ".join(used)) for name, used in users.items()])
 
 
@@ -108,6 +110,8 @@ def _limits() -> str:
         ("abilities", str(ABILITIES_MAX)),
         ("chunks of a question", str(DIGESTS_MAX)),
         ("questions open", str(QUERIES_OPEN_MAX)),
+        ("ranges of a question or answer", str(SPANS_MAX)),
+        ("questions for bytes open", str(FETCHES_OPEN_MAX)),
         ("bytes of a label or message", str(TEXT_BYTES_MAX)),
         ("bytes read ahead", str(READ_AHEAD_BYTES)),
     ]

@@ -36,6 +36,7 @@ REASONS: dict[str, str] = {
     "bad-field": "a field does not decode, or its value is not allowed",
     "bad-terms": "WELCOME names a version or an ability that HELLO did not offer",
     "no-ability": "an ability is used that was not agreed upon",
+    "bad-purpose": "the event does not belong to what the session is for",
     "no-credit": "more BATCH bytes than the credit allows, or more credit than may be given",
     "over-limit": "a batch has more plain bytes than was agreed upon",
     "undeclared": "a batch or cut came before any volume was declared",

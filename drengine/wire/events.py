@@ -6,15 +6,40 @@ the one before, across sessions. A position at or below the durable one is a dup
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from drengine.model.extents import Batch
 from drengine.model.points import Cut, Mark, VolumeGeometry
 
 
+class Purpose(enum.IntEnum):
+    """What a session is for."""
+
+    REPLICATE = 0
+    """Ship the source's stream to the branch that its generation writes."""
+    PRESERVE = 1
+    """Ship what a fenced source's disks hold beyond the replica to a divergent branch."""
+    REVERSE = 2
+    """Read a point, to make a fenced source's disks equal to it."""
+
+
+class Span(NamedTuple):
+    """Bytes of a volume."""
+
+    volume: int
+    offset: int
+    length: int
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Agent opens a session (first event). `abilities` are names both sides may share, see ABILITIES."""
+    """Agent opens a session (first event). `abilities` are names both sides may share, see ABILITIES.
+
+    `branch` is the divergent branch to write, or the branch of the point to read, whose position is `sequence`;
+    both are 0 where the purpose does not need them.
+    """
 
     version_min: int
     version_max: int
@@ -23,11 +48,14 @@ class Hello:
     instance: bytes
     """16 random bytes made at each start of the agent."""
     generation: int
+    purpose: Purpose = Purpose.REPLICATE
+    branch: int = 0
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Target accepts: what is durable, and the limits of this session."""
+    """Target accepts: what is durable (to reverse: the point), and the limits of this session."""
 
     version: int
     abilities: frozenset[str]
@@ -87,7 +115,8 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class HashQuery:
-    """Agent asks for hashes of the target's trunk as of everything sent before: `count` chunks of `chunk_bytes`
+    """Agent asks for hashes of the session's branch as of everything sent before, or of the point that it
+    reads: `count` chunks of `chunk_bytes`
     (GRAIN_BYTES or BLOCK_BYTES) from `offset` (a multiple of it). A chunk never written, or past the end, hashes as
     zeros of its length inside the volume."""
 
@@ -104,6 +133,46 @@ class Hashes:
 
     query: int
     digests: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Agent asks for bytes of the point that it reads: ranges of its volumes, together at most a batch's plain
+    bytes."""
+
+    query: int
+    ranges: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Target answers: extents that are exactly the ranges asked for, in order, each with its hash."""
+
+    query: int
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeQuery:
+    """Agent asks where a volume may differ between position `since` of the point's branch and the point, looking from
+    `offset` on."""
+
+    query: int
+    volume: int
+    since: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Target answers: ranges in ascending order, all that there are between the offset asked for and `end`.
+
+    `end` is the volume's size when nothing is left.
+    """
+
+    query: int
+    end: int
+    ranges: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +235,10 @@ Event = (
     | Credit
     | HashQuery
     | Hashes
+    | Fetch
+    | Fetched
+    | ChangeQuery
+    | Changed
     | Resend
     | Status
     | Ping
@@ -174,4 +247,4 @@ Event = (
     | Goodbye
 )
 
-ABILITIES = frozenset({"zstd", "hash-query", "resend"})
+ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse"})

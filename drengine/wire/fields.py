@@ -12,6 +12,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import BATCH_EXTENTS_MAX, EXTENT, OFFSET_MAX
 from drengine.model.names import check_name
 from drengine.model.points import Mark, VolumeGeometry
+from drengine.wire.events import Purpose, Span
 
 NAME_BYTES_MAX = 63
 TEXT_BYTES_MAX = 1024
@@ -19,12 +20,15 @@ IDENTITY_BYTES_MAX = 255
 VOLUMES_MAX = 1024
 ABILITIES_MAX = 32
 DIGESTS_MAX = 4096
+SPANS_MAX = 4096
 DIGEST_BYTES = 16
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _MARK = struct.Struct("<16sQ")
 _VOLUME = struct.Struct("<IQ")
+_SPAN = struct.Struct("<IQQ")
+_ERRAND = struct.Struct("<BIQ")
 
 
 class FieldError(ValueError):
@@ -54,6 +58,11 @@ class FieldReader:
         taken = bytes(self._data[self._at : end])
         self._at = end
         return taken
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether everything has been taken."""
+        return self._at == len(self._data)
 
     def end(self) -> None:
         """All must have been taken.
@@ -257,6 +266,35 @@ def _write_digests(digests: bytes) -> bytes:
     return _U32.pack(len(digests) // DIGEST_BYTES) + digests
 
 
+def _write_spans(spans: tuple[Span, ...]) -> bytes:
+    return _U16.pack(len(spans)) + b"".join(_SPAN.pack(*span) for span in spans)
+
+
+def _read_spans(reader: FieldReader) -> tuple[Span, ...]:
+    spans = tuple(Span(*reader.take(_SPAN)) for _ in range(_read_count(reader, _U16, SPANS_MAX)))
+    for span in spans:
+        if not span.length or span.offset + span.length > OFFSET_MAX:
+            raise FieldError(f"a range {span.offset}+{span.length} is empty or ends above 2^63-1")
+    return spans
+
+
+Errand = tuple[Purpose, int, int]
+"""Purpose, branch and sequence of a session."""
+
+
+def _write_errand(errand: Errand) -> bytes:
+    return b"" if errand == (Purpose.REPLICATE, 0, 0) else _ERRAND.pack(*errand)
+
+
+def _read_errand(reader: FieldReader) -> Errand:
+    if reader.is_at_end:
+        return Purpose.REPLICATE, 0, 0
+    purpose, branch, sequence = reader.take(_ERRAND)
+    if purpose not in (Purpose.PRESERVE, Purpose.REVERSE):
+        raise FieldError(f"purpose {purpose} is unknown")
+    return Purpose(purpose), branch, sequence
+
+
 _VOLUME_BYTES_MIN = _VOLUME.size + 2 + 2
 
 U16 = integer("H", 0, 2**16 - 1, "u16")
@@ -300,6 +338,20 @@ TABLE = FieldType(
     4 + BATCH_EXTENTS_MAX * EXTENT.size,
     _write_table,
     _read_table,
+)
+SPANS = FieldType(
+    f"u16 count (at most {SPANS_MAX}), ranges: u32 volume, u64 offset, u64 length",
+    2,
+    2 + SPANS_MAX * _SPAN.size,
+    _write_spans,
+    _read_spans,
+)
+ERRAND = FieldType(
+    "nothing, or u8: 1 preserve, 2 reverse; u32 branch; u64 sequence",
+    0,
+    _ERRAND.size,
+    _write_errand,
+    _read_errand,
 )
 DIGESTS = FieldType(
     f"u32 count (at most {DIGESTS_MAX}), digests of {DIGEST_BYTES} bytes",

@@ -1,8 +1,8 @@
 """Frames: the bytes of each event, and the caps on each length. The tables in docs/protocol.md are made from here.
 
 The check in the header is xxh3-64 over the header's first 24 bytes and the meta bytes, which are the body's beginning.
-For BATCH the rest of the body is the payload, covered by the blocks' hashes instead, so that bulk data is hashed once,
-as plain bytes; for every other type the meta is the whole body.
+For BATCH and FETCHED the rest of the body is the payload, covered by the blocks' hashes instead, so that bulk data is
+hashed once, as plain bytes; for every other type the meta is the whole body.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADER_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("type", "u8", "see Frames"),
     ("flags", "u16", "0; a set flag is refused"),
     ("body length", "u32", "bytes that follow the header"),
-    ("meta length", "u32", "how many of them the check covers: all, but for BATCH all before the payload"),
+    ("meta length", "u32", "how many of them the check covers: all, or all before a payload"),
     ("sequence", "u64", "from 1, one more for each frame of a direction"),
     ("check", "u64", "xxh3-64 of the 24 bytes before it and the meta bytes"),
 )
@@ -68,6 +68,14 @@ class FrameType(enum.IntEnum):
     PONG = 13
     REFUSE = 14
     GOODBYE = 15
+    FETCH = 16
+    FETCHED = 17
+    CHANGE_QUERY = 18
+    CHANGED = 19
+
+
+CARRIERS = frozenset({FrameType.BATCH, FrameType.FETCHED})
+"""Types whose body ends with a payload."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class Layout:
         fields: in order.
         rules: between fields.
         parts: from the event to the fields' values.
-        build: from the fields' values, and a BATCH's payload, to the event.
+        build: from the fields' values, and the payload, to the event.
     """
 
     event: type
@@ -146,6 +154,35 @@ def _build_batch(values: list[Any], payload: memoryview) -> ev.BatchEvent:
     return ev.BatchEvent(sequence, mark, Batch(table, codec, plain_length, payload.toreadonly()))
 
 
+def _fetched_parts(event: ev.Fetched) -> tuple[Any, ...]:
+    batch = event.batch
+    return event.query, batch.codec, None, batch.plain_length, batch.table
+
+
+def _build_fetched(values: list[Any], payload: memoryview) -> ev.Fetched:
+    query, codec, _, plain_length, table = values
+    return ev.Fetched(query, Batch(table, codec, plain_length, payload.toreadonly()))
+
+
+def _hello_parts(event: ev.Hello) -> tuple[Any, ...]:
+    errand = event.purpose, event.branch, event.sequence
+    return event.version_min, event.version_max, event.abilities, event.source, event.instance, event.generation, errand
+
+
+def _build_hello(values: list[Any], _: memoryview) -> ev.Hello:
+    *greeting, errand = values
+    return ev.Hello(*greeting, *errand)
+
+
+def _errand_fits(hello: ev.Hello) -> bool:
+    match hello.purpose:
+        case ev.Purpose.REPLICATE:
+            return not (hello.branch or hello.sequence)
+        case ev.Purpose.PRESERVE:
+            return hello.branch > 0 and not hello.sequence
+    return hello.branch > 0 and hello.sequence > 0
+
+
 def _cut_parts(event: ev.CutEvent) -> tuple[Any, ...]:
     return event.sequence, event.mark, event.cut.time_ns, event.cut.kind, event.cut.label
 
@@ -184,9 +221,19 @@ LAYOUTS: dict[FrameType, Layout] = {
             Field("abilities", f.ABILITIES, "what the agent can do; unknown ones are passed over"),
             Field("source", f.NAME, "name of the source server"),
             Field("instance", f.raw(16), "random, made at each start of the agent"),
-            Field("generation", f.U64, "that the agent believes to be current"),
+            Field("generation", f.U64, "that the agent believes to be current; of the branch, to preserve"),
+            Field("errand", f.ERRAND, "what the session is for, unless to replicate"),
         ),
-        (Rule("1 <= version_min <= version_max", lambda e: 1 <= e.version_min <= e.version_max),),
+        (
+            Rule("1 <= version_min <= version_max", lambda e: 1 <= e.version_min <= e.version_max),
+            Rule("to preserve names a branch only, to reverse names a point: branch and sequence", _errand_fits),
+            Rule(
+                "an errand needs the ability reverse",
+                lambda e: e.purpose is ev.Purpose.REPLICATE or "reverse" in e.abilities,
+            ),
+        ),
+        _hello_parts,
+        _build_hello,
     ),
     FrameType.WELCOME: Layout(
         ev.Welcome,
@@ -327,12 +374,65 @@ LAYOUTS: dict[FrameType, Layout] = {
         _refuse_parts,
     ),
     FrameType.GOODBYE: Layout(ev.Goodbye),
+    FrameType.FETCH: Layout(
+        ev.Fetch,
+        (
+            Field("query", f.U32, "number of the question; not one that is still open"),
+            Field("ranges", f.SPANS, "what is wanted"),
+        ),
+        (
+            Rule("at least one range is wanted", lambda e: len(e.ranges) > 0),
+            Rule(
+                f"together the ranges have at most {BATCH_PLAIN_BYTES_MAX} bytes",
+                lambda e: sum(span.length for span in e.ranges) <= BATCH_PLAIN_BYTES_MAX,
+            ),
+        ),
+    ),
+    FrameType.FETCHED: Layout(
+        ev.Fetched,
+        (
+            Field("query", f.U32, "the question that is answered"),
+            Field("codec", f.one_of("B", _CODECS, f"u8: {_named(_CODECS)}"), "of the payload"),
+            Field("reserved", f.zeros(3)),
+            Field(
+                "plain_length",
+                f.integer("I", 0, BATCH_PLAIN_BYTES_MAX, f"u32, at most {BATCH_PLAIN_BYTES_MAX}"),
+                "bytes of the decoded payload",
+            ),
+            Field("table", f.TABLE, "extents: the ranges asked for, in order; the payload follows"),
+        ),
+        (
+            Rule(
+                "the payload is empty exactly when plain_length is 0",
+                lambda e: bool(e.batch.plain_length) == bool(len(e.batch.payload)),
+            ),
+        ),
+        _fetched_parts,
+        _build_fetched,
+    ),
+    FrameType.CHANGE_QUERY: Layout(
+        ev.ChangeQuery,
+        (
+            Field("query", f.U32, "number of the question; not one that is still open"),
+            Field("volume", f.U32),
+            Field("since", f.U64, "a position of the point's branch, not after the point"),
+            Field("offset", f.U63, "where to begin looking"),
+        ),
+    ),
+    FrameType.CHANGED: Layout(
+        ev.Changed,
+        (
+            Field("query", f.U32, "the question that is answered"),
+            Field("end", f.U63, "the ranges are all there are up to here; the volume's size when nothing is left"),
+            Field("ranges", f.SPANS, "where the volume may differ, ascending"),
+        ),
+    ),
 }
 
 TYPE_OF: dict[type, FrameType] = {layout.event: kind for kind, layout in LAYOUTS.items()}
 
 META_BYTES_MAX: dict[FrameType, int] = {kind: layout.meta_bytes_max for kind, layout in LAYOUTS.items()}
-"""Largest meta of each type, in bytes; only BATCH may have more body than that, by PAYLOAD_BYTES_MAX."""
+"""Largest meta of each type, in bytes; only CARRIERS may have more body than that, by PAYLOAD_BYTES_MAX."""
 
 BATCH_FIXED_BYTES = sum(field.type.bytes_min for field in LAYOUTS[FrameType.BATCH].fields)
 
@@ -354,9 +454,10 @@ def body_fault(kind: FrameType, body_length: int, meta_length: int) -> str | Non
     """What is wrong with a header's lengths, before anything is allocated; None if nothing."""
     if meta_length > META_BYTES_MAX[kind]:
         return f"{kind.name} has {meta_length} meta bytes, at most {META_BYTES_MAX[kind]} are allowed"
-    if kind is FrameType.BATCH:
-        if not 0 <= body_length - meta_length <= PAYLOAD_BYTES_MAX:
-            return f"BATCH has a payload of {body_length - meta_length} bytes, at most {PAYLOAD_BYTES_MAX} are allowed"
+    if kind in CARRIERS:
+        payload_length = body_length - meta_length
+        if not 0 <= payload_length <= PAYLOAD_BYTES_MAX:
+            return f"{kind.name} has a payload of {payload_length} bytes, at most {PAYLOAD_BYTES_MAX} are allowed"
     elif body_length != meta_length:
         return f"{kind.name} has {body_length} body bytes but {meta_length} meta bytes"
     return None
@@ -371,7 +472,7 @@ def encode_frame(event: ev.Event, frame_sequence: int) -> list[Buffer]:
         FieldError: a value is not allowed on the wire.
     """
     kind = TYPE_OF[type(event)]
-    payload: Buffer = event.batch.payload if isinstance(event, ev.BatchEvent) else b""
+    payload: Buffer = event.batch.payload if isinstance(event, ev.BatchEvent | ev.Fetched) else b""
     try:
         meta = LAYOUTS[kind].encode(event)
     except (struct.error, KeyError) as error:

@@ -3,14 +3,31 @@ both enforce the same rules: the sender before it sends, the receiver again."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from drengine.model.extents import Codec
 from drengine.wire import events as ev
 from drengine.wire.frames import CREDIT_BYTES_MAX, batch_frame_bytes
 
 QUERIES_OPEN_MAX = 256
+FETCHES_OPEN_MAX = 16
+"""Of them, questions for bytes: what they ask for is all that may be under way."""
 
-NEEDS: dict[type, str] = {ev.HashQuery: "hash-query", ev.Hashes: "hash-query", ev.Resend: "resend"}
+NEEDS: dict[type, str] = {
+    ev.HashQuery: "hash-query",
+    ev.Hashes: "hash-query",
+    ev.Resend: "resend",
+    ev.Fetch: "reverse",
+    ev.Fetched: "reverse",
+    ev.ChangeQuery: "reverse",
+    ev.Changed: "reverse",
+}
 """Which ability an event needs; a BATCH whose payload is zstd needs `zstd`."""
+
+SHIPPING: Final = frozenset({ev.Geometry, ev.BatchEvent, ev.CutEvent, ev.Ack, ev.Credit, ev.Resend})
+"""Not to reverse."""
+READING: Final = frozenset({ev.Fetch, ev.Fetched, ev.ChangeQuery, ev.Changed})
+"""Only to reverse."""
 
 Fault = tuple[str, str]
 """A key of errors.REASONS, and what happened."""
@@ -33,13 +50,20 @@ class Terms:
         self._abilities: frozenset[str] = frozenset()
         self._batch_plain_bytes_max = 0
         self._declared = False
-        self._queries: dict[int, int] = {}
+        self._queries: dict[int, ev.HashQuery | ev.Fetch | ev.ChangeQuery] = {}
+
+    @property
+    def fetches_open(self) -> int:
+        """Questions for bytes that are not answered yet."""
+        return sum(isinstance(query, ev.Fetch) for query in self._queries.values())
 
     def fault(self, event: ev.Event) -> Fault | None:
         """Which rule `event` breaks now, or None."""
         need = NEEDS.get(type(event))
         if need and need not in self._abilities:
             return "no-ability", need
+        if self._offer and type(event) in (SHIPPING if self._offer.purpose is ev.Purpose.REVERSE else READING):
+            return "bad-purpose", f"{type(event).__name__} in a session to {self._offer.purpose.name.lower()}"
         match event:
             case ev.Welcome():
                 return self._welcome_fault(event)
@@ -59,12 +83,10 @@ class Terms:
                         "no-credit",
                         f"{event.bytes} more than {self.credit_available} are over {CREDIT_BYTES_MAX}",
                     )
-            case ev.HashQuery():
-                if event.query in self._queries or len(self._queries) >= QUERIES_OPEN_MAX:
-                    return "bad-query", f"number {event.query}, {len(self._queries)} are open"
-            case ev.Hashes():
-                if self._queries.get(event.query) != len(event.digests) // 16:
-                    return "bad-query", f"{len(event.digests) // 16} digests for number {event.query}"
+            case ev.HashQuery() | ev.Fetch() | ev.ChangeQuery():
+                return self._query_fault(event)
+            case ev.Hashes() | ev.Fetched() | ev.Changed():
+                return self._answer_fault(event)
         return None
 
     def note(self, event: ev.Event) -> None:
@@ -88,9 +110,9 @@ class Terms:
                 self.durable = event.durable_sequence
             case ev.Credit():
                 self.credit_available += event.bytes
-            case ev.HashQuery():
-                self._queries[event.query] = event.count
-            case ev.Hashes():
+            case ev.HashQuery() | ev.Fetch() | ev.ChangeQuery():
+                self._queries[event.query] = event
+            case ev.Hashes() | ev.Fetched() | ev.Changed():
                 del self._queries[event.query]
 
     def _welcome_fault(self, welcome: ev.Welcome) -> Fault | None:
@@ -100,6 +122,27 @@ class Terms:
         if surplus := welcome.abilities - offer.abilities:
             return "bad-terms", f"abilities {', '.join(sorted(surplus))}"
         return None
+
+    def _query_fault(self, event: ev.HashQuery | ev.Fetch | ev.ChangeQuery) -> Fault | None:
+        full = len(self._queries) >= QUERIES_OPEN_MAX
+        full |= isinstance(event, ev.Fetch) and self.fetches_open >= FETCHES_OPEN_MAX
+        if event.query in self._queries or full:
+            return "bad-query", f"number {event.query}, {len(self._queries)} are open"
+        return None
+
+    def _answer_fault(self, event: ev.Hashes | ev.Fetched | ev.Changed) -> Fault | None:
+        """Whether it can be the answer; that a batch holds exactly what was asked for is for the agent to check."""
+        match self._queries.get(event.query), event:
+            case ev.HashQuery(count=count), ev.Hashes(digests=digests) if len(digests) == 16 * count:
+                return None
+            case ev.Fetch(ranges=ranges), ev.Fetched(batch=batch):
+                if batch.codec is Codec.ZSTD and "zstd" not in self._abilities:
+                    return "no-ability", "zstd"
+                if batch.plain_length <= sum(span.length for span in ranges):
+                    return None
+            case ev.ChangeQuery(), ev.Changed():
+                return None
+        return "bad-query", f"{type(event).__name__} does not answer number {event.query}"
 
     def _undeclared_fault(self) -> Fault | None:
         return None if self._declared else ("undeclared", "GEOMETRY comes first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -63,7 +64,23 @@ CONVERSATION: tuple[tuple[Role, ev.Event], ...] = (
     (Role.TARGET, ev.Ack(14, mark(904))),
     (Role.AGENT, ev.Goodbye()),
 )
-"""Says everything but REFUSE."""
+REVERSE = ev.Hello(1, 1, ev.ABILITIES, "server-1", bytes(range(16)), 5, ev.Purpose.REVERSE, 2, 10)
+FETCH = ev.Fetch(5, (ev.Span(1, 0, 4096), ev.Span(1, BLOCK_BYTES, 512)))
+FETCHED = ev.Fetched(5, batch_of([(0, b"a" * 4096), (BLOCK_BYTES, bytes(range(256)) * 2)]))
+LOOK = ev.ChangeQuery(6, 7, 3, 0)
+
+REVERSAL: tuple[tuple[Role, ev.Event], ...] = (
+    (Role.AGENT, REVERSE),
+    (Role.TARGET, replace(WELCOME, version=1)),
+    (Role.AGENT, FETCH),
+    (Role.AGENT, LOOK),
+    (Role.TARGET, FETCHED),
+    (Role.TARGET, ev.Changed(6, 12345, (ev.Span(7, 0, 512), ev.Span(7, 4096, 8249)))),
+    (Role.AGENT, replace(QUERY, query=7)),
+    (Role.TARGET, ev.Hashes(7, b"h" * 32)),
+    (Role.AGENT, ev.Goodbye()),
+)
+"""With CONVERSATION, says everything but REFUSE."""
 
 
 def joined(buffers: Sequence[bytes | bytearray | memoryview]) -> bytes:
@@ -135,7 +152,19 @@ def batches(draw: st.DrawFn) -> Batch:
 def hellos(draw: st.DrawFn) -> ev.Hello:
     low = draw(st.integers(1, 2**16 - 1))
     high = draw(st.integers(low, 2**16 - 1))
-    return ev.Hello(low, high, draw(abilities), draw(names), draw(st.binary(min_size=16, max_size=16)), draw(u64))
+    greeting = low, high, draw(abilities), draw(names), draw(st.binary(min_size=16, max_size=16)), draw(u64)
+    match draw(st.sampled_from(ev.Purpose)):
+        case ev.Purpose.REPLICATE:
+            return ev.Hello(*greeting)
+        case purpose:
+            branch = draw(st.integers(1, 2**32 - 1))
+            sequence = draw(st.integers(1, 2**64 - 1)) if purpose is ev.Purpose.REVERSE else 0
+            hello = ev.Hello(*greeting, purpose, branch, sequence)
+            return replace(hello, abilities=hello.abilities | {"reverse"})
+
+
+def spans(length_max: int) -> st.SearchStrategy[ev.Span]:
+    return st.builds(ev.Span, u32, st.integers(0, 2**62), st.integers(1, length_max))
 
 
 @st.composite
@@ -165,7 +194,11 @@ anything: st.SearchStrategy[ev.Event] = st.one_of(
     st.builds(ev.Credit, st.integers(1, CREDIT_BYTES_MAX)),
     queries(),
     st.builds(ev.Hashes, u32, st.integers(0, 40).map(lambda count: b"0123456789abcdef" * count)),
-    st.builds(ev.Resend, u32, st.integers(0, 2**62), st.integers(1, 2**62)),
+    st.builds(ev.Resend, u32, st.integers(0, 2**61), st.integers(1, 2**62)),
+    st.builds(ev.Fetch, u32, st.lists(spans(1 << 20), min_size=1, max_size=4).map(tuple)),
+    st.builds(ev.Fetched, u32, batches()),
+    st.builds(ev.ChangeQuery, u32, u32, u64, u63),
+    st.builds(ev.Changed, u32, u63, st.lists(spans(2**62), max_size=4).map(tuple)),
     st.builds(ev.Status, st.sampled_from([*ReplicationState]).map(str), st.sampled_from(sorted(REASONS)), u64, u64),
     st.builds(ev.Ping, u64),
     st.builds(ev.Pong, u64),

@@ -27,13 +27,17 @@ from drengine.wire.frames import (
     batch_frame_bytes,
     encode_frame,
 )
-from drengine.wire.terms import QUERIES_OPEN_MAX
+from drengine.wire.terms import FETCHES_OPEN_MAX, QUERIES_OPEN_MAX, READING
 from tests.wire.samples import (
     BATCH,
     CUT,
+    FETCH,
+    FETCHED,
     GEOMETRY,
     HELLO,
+    LOOK,
     QUERY,
+    REVERSE,
     STATUS,
     WELCOME,
     batch_of,
@@ -61,19 +65,27 @@ SAYINGS: dict[FrameType, ev.Event] = {
         ev.Pong(1),
         ev.Refuse("store-full", "no space", True),
         ev.Goodbye(),
+        FETCH,
+        FETCHED,
+        LOOK,
+        ev.Changed(6, 0, ()),
     )
 }
+TO_REVERSE = {TYPE_OF[kind] for kind in READING}
 
 
-def in_state(state: State) -> dict[Role, Connection]:
-    """Both sides in a state; in OPEN a question (number 9, one chunk) is open."""
+def in_state(state: State, hello: ev.Hello = HELLO) -> dict[Role, Connection]:
+    """Both sides in a state; in OPEN a question (number 9, one chunk) is open, and to reverse two more."""
     sides = {role: Connection(role) for role in Role}
     agent, target = sides[Role.AGENT], sides[Role.TARGET]
     if state in (State.GREETED, State.OPEN):
-        target.receive(joined(agent.send(HELLO)))
+        target.receive(joined(agent.send(hello)))
     if state is State.OPEN:
         agent.receive(joined(target.send(WELCOME)))
         target.receive(joined(agent.send(ev.HashQuery(9, 1, 0, 4096, 1))))
+    if state is State.OPEN and hello is REVERSE:
+        target.receive(joined(agent.send(FETCH)))
+        target.receive(joined(agent.send(LOOK)))
     if state is State.CLOSED:
         target.receive(joined(agent.send(ev.Refuse("bad-move", "", False))))
     if state is State.BROKEN:
@@ -93,11 +105,14 @@ def test_every_event_has_a_place_in_the_table() -> None:
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("state", State)
 def test_a_move_is_legal_exactly_when_the_table_has_it(state: State, role: Role, kind: FrameType) -> None:
-    sides = in_state(state)
+    sides = in_state(state, REVERSE if kind in TO_REVERSE else HELLO)
     me, peer = sides[role], sides[role.peer]
     after = MOVES[state, role].get(kind)
     if after is not None:
-        peer.receive(joined(me.send(SAYINGS[kind])))
+        saying = SAYINGS[kind]
+        if isinstance(saying, ev.Fetch | ev.ChangeQuery):
+            saying = replace(saying, query=10)
+        peer.receive(joined(me.send(saying)))
         assert me.state is after
         assert peer.state is (after if state not in DEAF else state)
         return
@@ -197,6 +212,44 @@ def test_a_stream_position_is_never_skipped(event: ev.Geometry, sequence: int) -
     both_refuse(replace(event, sequence=sequence), "bad-position", *opened())
 
 
+@pytest.mark.parametrize("event", [GEOMETRY, BATCH, CUT])
+def test_whoever_reads_a_point_ships_nothing(event: ev.Event) -> None:
+    both_refuse(event, "bad-purpose", *opened(hello=REVERSE))
+
+
+@pytest.mark.parametrize("event", [ev.Ack(10, mark(1)), ev.Credit(5), ev.Resend(1, 0, 1)])
+def test_a_session_that_only_reads_has_nothing_to_acknowledge(event: ev.Event) -> None:
+    agent, target = opened(hello=REVERSE)
+    both_refuse(event, "bad-purpose", target, agent)
+
+
+@pytest.mark.parametrize("event", [FETCH, LOOK])
+def test_whoever_ships_reads_no_points(event: ev.Event) -> None:
+    both_refuse(event, "bad-purpose", *opened())
+
+
+def test_only_so_many_bytes_are_under_way_back_to_the_source() -> None:
+    agent, target = opened(hello=REVERSE)
+    for number in range(FETCHES_OPEN_MAX):
+        target.receive(joined(agent.send(replace(FETCH, query=number))))
+    both_refuse(replace(FETCH, query=FETCHES_OPEN_MAX), "bad-query", agent, target)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        replace(FETCHED, query=4),
+        ev.Fetched(5, batch_of([(0, b"more" * 4096)])),
+        ev.Hashes(5, b"h" * 16),
+        ev.Changed(5, 0, ()),
+    ],
+)
+def test_an_answer_that_does_not_fit_its_question_is_refused(answer: ev.Event) -> None:
+    agent, target = opened(hello=REVERSE)
+    target.receive(joined(agent.send(FETCH)))
+    both_refuse(answer, "bad-query", target, agent)
+
+
 @pytest.mark.fault(32)
 def test_a_position_that_is_known_already_passes_for_the_target_to_ignore() -> None:
     agent, target = opened()
@@ -264,8 +317,11 @@ def test_a_batch_is_no_larger_than_agreed() -> None:
 
 @pytest.mark.parametrize("ability", sorted(ev.ABILITIES))
 def test_an_ability_that_was_not_agreed_upon_is_not_used(ability: str) -> None:
-    agent, target = opened(replace(WELCOME, abilities=ev.ABILITIES - {ability}))
-    if ability == "resend":
+    hello = REVERSE if ability == "reverse" else HELLO
+    agent, target = opened(replace(WELCOME, version=1, abilities=ev.ABILITIES - {ability}), hello)
+    if ability == "reverse":
+        both_refuse(FETCH, "no-ability", agent, target)
+    elif ability == "resend":
         both_refuse(ev.Resend(1, 0, 1), "no-ability", target, agent)
     else:
         both_refuse(QUERY if ability == "hash-query" else replace(BATCH, sequence=11), "no-ability", agent, target)
