@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -30,41 +33,87 @@ _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC = 0x25609513
 _REPLY = struct.Struct(">IIQ")
 _REPLY_MAGIC = 0x67446698
-_OPT_GO, _REP_ACK, _REP_INFO = 7, 1, 3
+_OPT_STARTTLS, _OPT_GO, _REP_ACK, _REP_INFO = 5, 7, 1, 3
 _READ, _WRITE, _DISC, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 _LENGTH_MAX = 32 << 20
 _OPTION_REPLY_MAX = 65536
 
 
-def parse_uri(uri: str) -> tuple[str | tuple[str, int], str]:
-    """Address (a unix socket's path, or host and port) and export name of ``nbd://`` and ``nbd+unix://``.
+@dataclass(frozen=True, slots=True)
+class NbdAddress:
+    """What an NBD URI says.
 
-    Raises:
-        DrengineError: NBD_CLIENT.
+    Attributes:
+        place: a unix socket's path, or host and port.
+        export: name.
+        tls: the scheme asks for TLS.
+        certificates: directory of ca-cert.pem, client-cert.pem and client-key.pem, as libnbd names them.
     """
-    try:
-        parts = urlsplit(uri)
-        export = unquote(parts.path.removeprefix("/"))
-        if parts.scheme == "nbd+unix":
-            return parse_qs(parts.query)["socket"][0], export
-        if parts.scheme == "nbd" and parts.hostname:
-            return (parts.hostname, parts.port or DEFAULT_PORT), export
-    except (ValueError, KeyError):
-        pass
-    raise DrengineError(NBD_CLIENT, f"{uri[:200]!r} is no NBD address", hint="Write nbd://HOST:PORT/EXPORT.")
+
+    place: str | tuple[str, int]
+    export: str
+    tls: bool = False
+    certificates: str = ""
+
+    @staticmethod
+    def parse(uri: str) -> NbdAddress:
+        """From ``nbd://``, ``nbds://``, ``nbd+unix://`` or ``nbds+unix://``.
+
+        Raises:
+            DrengineError: NBD_CLIENT.
+        """
+        try:
+            parts = urlsplit(uri)
+            export, query = unquote(parts.path.removeprefix("/")), parse_qs(parts.query)
+            certificates = query.get("tls-certificates", [""])[0]
+            if parts.scheme in {"nbd+unix", "nbds+unix"}:
+                return NbdAddress(query["socket"][0], export, parts.scheme.startswith("nbds"), certificates)
+            if parts.scheme in {"nbd", "nbds"} and parts.hostname:
+                place = (parts.hostname, parts.port or DEFAULT_PORT)
+                return NbdAddress(place, export, parts.scheme == "nbds", certificates)
+        except (ValueError, KeyError):
+            pass
+        raise DrengineError(NBD_CLIENT, f"{uri[:200]!r} is no NBD address", hint="Write nbd://HOST:PORT/EXPORT.")
+
+    def context(self) -> ssl.SSLContext | None:
+        """For connecting; None for a plain connection. TLS 1.3, both sides authenticated.
+
+        Raises:
+            DrengineError: NBD_CLIENT, the certificates can't be used.
+        """
+        if not self.tls:
+            return None
+        folder = Path(self.certificates)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = not isinstance(self.place, str)
+        try:
+            context.load_verify_locations(cafile=folder / "ca-cert.pem")
+            context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
+        except (OSError, ValueError) as error:
+            raise DrengineError(NBD_CLIENT, f"the certificates in {folder} can't be used: {error}") from error
+        return context
 
 
 class NbdClient:
     """One connection to one export."""
 
-    def __init__(self, address: str | tuple[str, int], export: str, *, timeout_seconds: float = 30.0) -> None:
-        """Connect to a unix socket's path or a (host, port) and open `export`.
+    def __init__(
+        self,
+        address: str | tuple[str, int],
+        export: str,
+        *,
+        timeout_seconds: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Connect to a unix socket's path or a (host, port) and open `export`; with `tls` nothing goes in the clear.
 
         Raises:
             DrengineError: NBD_CLIENT when the server refuses; OSError when it can't be reached.
         """
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket: socket.socket = socket.socket(family, socket.SOCK_STREAM)
+        self._server_name = None if isinstance(address, str) else address[0]
         self._cookie = 0
         self.size_bytes = 0
         try:
@@ -72,28 +121,40 @@ class NbdClient:
             self._socket.connect(address)
             if family == socket.AF_INET:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._negotiate(export)
+            self._negotiate(export, tls)
         except BaseException:
             self._socket.close()
             raise
 
     @staticmethod
     def of(uri: str, *, timeout_seconds: float = 30.0) -> NbdClient:
-        """Connect to an NBD URI without TLS.
+        """Connect to an NBD URI.
 
         Raises:
             DrengineError: NBD_CLIENT when it is none or the server refuses; OSError when it can't be reached.
         """
-        address, export = parse_uri(uri)
-        return NbdClient(address, export, timeout_seconds=timeout_seconds)
+        address = NbdAddress.parse(uri)
+        return NbdClient(address.place, address.export, timeout_seconds=timeout_seconds, tls=address.context())
 
-    def _negotiate(self, export: str) -> None:
+    def _negotiate(self, export: str, tls: ssl.SSLContext | None) -> None:
         if self._receive(16) != _INIT + _OPTION:
             raise DrengineError(NBD_CLIENT, "the server does not speak NBD's newstyle handshake")
         flags = struct.unpack(">H", self._receive(2))[0]
+        self._socket.sendall(struct.pack(">I", flags & 3))
+        if tls is not None:
+            self._option(_OPT_STARTTLS, b"", "TLS")
+            self._socket = tls.wrap_socket(self._socket, server_hostname=self._server_name)
         name = export.encode()
         body = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
-        self._socket.sendall(struct.pack(">I", flags & 3) + _OPTION + struct.pack(">II", _OPT_GO, len(body)) + body)
+        self._option(_OPT_GO, body, f"export {export!r}")
+
+    def _option(self, option: int, body: bytes, what: str) -> None:
+        """Ask for an option and take its answers until it is granted.
+
+        Raises:
+            DrengineError: NBD_CLIENT, it is refused.
+        """
+        self._socket.sendall(_OPTION + struct.pack(">II", option, len(body)) + body)
         while True:
             magic, _, kind, length = struct.unpack(">QIII", self._receive(20))
             if magic != _OPTION_REPLY or length > _OPTION_REPLY_MAX:
@@ -102,7 +163,7 @@ class NbdClient:
             if kind == _REP_ACK:
                 return
             if kind & 0x80000000:
-                raise DrengineError(NBD_CLIENT, f"export {export!r} refused: {data.decode('utf-8', 'replace')}")
+                raise DrengineError(NBD_CLIENT, f"{what} refused: {data.decode('utf-8', 'replace')}")
             if kind == _REP_INFO and data[:2] == b"\0\0":
                 self.size_bytes = struct.unpack(">Q", data[2:10])[0]
 

@@ -26,6 +26,11 @@ class StandbyConfig:
     data_networks: tuple[str, ...] = option(
         NETWORKS, default=(), help="Networks from which disks may be attached, checked on the address; and loopback."
     )
+    tls_directory: Path | None = option(
+        PATH,
+        default=None,
+        help="ca-cert.pem, client-cert.pem and client-key.pem for attaching disks over the network; absent: no TLS.",
+    )
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
     control: BrokerOptions = section(BrokerOptions, help="The MQTT broker over which it gets its orders.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.model.errors import DrengineError
-from drengine.nbd.client import parse_uri
+from drengine.nbd.client import NbdAddress
 from drengine.process import end_marked, find_marked, run_command, start_marked
 from drengine_agent.standby.errors import STANDBY_FAILED
 
@@ -127,9 +127,14 @@ class AttachedDisk:
         if not free:
             raise DrengineError(STANDBY_FAILED, "there is no free /dev/nbdN; load the module nbd, or attach by fuse")
         device = Path("/dev") / free[0].name
-        address, export = parse_uri(self.uri)
-        where = ["-unix", address] if isinstance(address, str) else [address[0], str(address[1])]
-        run_tool("nbd-client", *where, device, "-name", export, "-persist")
+        address = NbdAddress.parse(self.uri)
+        where = (
+            ["-unix", address.place] if isinstance(address.place, str) else [address.place[0], str(address.place[1])]
+        )
+        folder = Path(address.certificates)
+        files = ("-cacertfile", "ca-cert.pem", "-certfile", "client-cert.pem", "-keyfile", "client-key.pem")
+        tls = [each if each.startswith("-") else str(folder / each) for each in files] if address.tls else []
+        run_tool("nbd-client", *where, device, "-name", address.export, "-persist", *tls)
         (self.directory / f"{self.volume}.nbd").write_text(str(device))
         return device
 

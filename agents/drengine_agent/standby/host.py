@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -21,7 +22,7 @@ from drengine.control.party import Party
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
-from drengine.nbd.client import parse_uri
+from drengine.nbd.client import NbdAddress
 from drengine.telemetry.notify import notify
 from drengine.transport.networks import DataNetworks
 from drengine_agent.standby.config import StandbyConfig
@@ -73,6 +74,7 @@ class StandbyHost:
         order = msgspec.convert(command.arguments, AttachOrder)
         for uri in order.disks.values():
             await asyncio.to_thread(self._check_route, uri)
+        order = msgspec.structs.replace(order, disks={name: self._secured(uri) for name, uri in order.disks.items()})
         workload = Workload(order, self._instances / check_name(order.instance, what="instance"))
         loop = asyncio.get_running_loop()
 
@@ -115,19 +117,25 @@ class StandbyHost:
     def _lock(self, instance: str) -> asyncio.Lock:
         return self._locks.setdefault(instance, asyncio.Lock())
 
+    def _secured(self, uri: str) -> str:
+        """Over TLS with this host's certificates, where it has any and the disk comes over a network."""
+        if self._config.tls_directory is None or not uri.startswith("nbd://"):
+            return uri
+        return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(str(self._config.tls_directory))}"
+
     def _check_route(self, uri: str) -> None:
         """Block data comes from inside the data networks only (rule 7).
 
         Raises:
             DrengineError: OUTSIDE_DATA_NETWORK, NBD_CLIENT, STANDBY_SETTINGS.
         """
-        address, _ = parse_uri(uri)
-        if isinstance(address, str):
+        place = NbdAddress.parse(uri).place
+        if isinstance(place, str):
             return
         try:
-            found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise DrengineError(STANDBY_SETTINGS, f"{address[0]} has no address: {error}") from error
+            raise DrengineError(STANDBY_SETTINGS, f"{place[0]} has no address: {error}") from error
         for each in found:
             self._networks.label(str(each[4][0]))
 

@@ -26,7 +26,7 @@ from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
-from drengine.nbd.client import parse_uri
+from drengine.nbd.client import NbdAddress
 from drengine.process import end_marked, find_marked, run_command, start_marked
 
 MARK = "DRENGINE_INSTANCE"
@@ -245,12 +245,12 @@ def nbd_node(uri: str) -> dict[str, Any]:
     Raises:
         DrengineError: NBD_CLIENT, it is none.
     """
-    address, export = parse_uri(uri.replace("nbds", "nbd", 1))
-    if isinstance(address, str):
-        server = {"type": "unix", "path": address}
+    address = NbdAddress.parse(uri)
+    if isinstance(address.place, str):
+        server = {"type": "unix", "path": address.place}
     else:
-        server = {"type": "inet", "host": address[0], "port": str(address[1])}
-    return {"driver": "nbd", "server": server, "export": export, "reconnect-delay": 30}
+        server = {"type": "inet", "host": address.place[0], "port": str(address.place[1])}
+    return {"driver": "nbd", "server": server, "export": address.export, "reconnect-delay": 30}
 
 
 def _network_arguments(network: str, mac: str) -> list[str]:
