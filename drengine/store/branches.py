@@ -12,7 +12,7 @@ from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
 from drengine.store.leases import lock_branch
 from drengine.store.manifest import write_manifest
-from drengine.store.rows import BranchRow, PointRow
+from drengine.store.rows import SIDE_ROLES, BranchRow, PointRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class BranchInfo:
         number: 1 is the trunk.
         parent, base_sequence: where it grew from; 0 for the trunk.
         generation: of its writer when it was made.
-        role: ``trunk``, ``promoted`` or ``drill``.
+        role: ``trunk``, ``promoted``, ``drill`` or ``divergent`` (what a source had beyond the replica).
         closed: nobody may write it any more.
         durable_sequence: its newest durable position.
         active: the branch that the source's generation writes.
@@ -53,8 +53,8 @@ class Branches:
 
     def create(self, point: RecoveryPoint, *, role: str, label: str) -> BranchInfo:
         """A branch beside the active one; it is fenced by its own generation only."""
-        if role != "drill":
-            raise ValueError(f"a branch beside the active one is a drill, not {role!r}")
+        if role not in SIDE_ROLES:
+            raise ValueError(f"a branch beside the active one is no {role!r}")
         catalogue = self._context.catalogue
         mark = self._mark_of(point)
         with catalogue.transaction():
@@ -111,6 +111,16 @@ class Branches:
             yield from self._context.catalogue.points_newest_first(source, branch, sequence)
             row = self._context.catalogue.branch(source, branch)
             branch, sequence = row.parent, row.base_sequence
+
+    def is_in_history(self, point: RecoveryPoint) -> bool:
+        """Whether a point lies on the active branch or on what it grew from."""
+        branch, sequence = self._context.catalogue.source(point.source).active_branch, OFFSET_MAX
+        while branch:
+            if branch == point.branch:
+                return point.sequence <= sequence
+            row = self._context.catalogue.branch(point.source, branch)
+            branch, sequence = row.parent, min(sequence, row.base_sequence)
+        return False
 
     def kept(self, point: RecoveryPoint) -> PointRow:
         """A point's row.

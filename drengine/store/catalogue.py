@@ -28,6 +28,7 @@ from drengine.store.errors import (
     UNKNOWN_SOURCE,
 )
 from drengine.store.rows import (
+    SIDE_ROLES,
     TABLE_OF,
     BranchRow,
     DamageRow,
@@ -269,7 +270,7 @@ class Catalogue:
     def require_writable(self, source: str, branch: int, generation: int) -> tuple[SourceRow, BranchRow]:
         """The rows of a branch that this generation may write now (rule 4).
 
-        A drill's branch is fenced by its own generation; any other must be the active one.
+        A branch beside the history is fenced by its own generation; any other must be the active one.
 
         Raises:
             DrengineError: FENCED, UNKNOWN_BRANCH.
@@ -277,8 +278,9 @@ class Catalogue:
         source_row, row = self.source(source), self.branch(source, branch)
         if row.closed:
             raise DrengineError(UNKNOWN_BRANCH, f"branch {branch} of {source!r} is closed")
-        wanted = row.generation if row.role == "drill" else source_row.generation
-        if generation != wanted or (row.role != "drill" and source_row.active_branch != branch):
+        beside = row.role in SIDE_ROLES
+        wanted = row.generation if beside else source_row.generation
+        if generation != wanted or not (beside or source_row.active_branch == branch):
             raise DrengineError(
                 FENCED,
                 f"generation {generation} may not write branch {branch} of {source!r}: "

@@ -31,7 +31,7 @@ from drengine.store.manifest import (
 )
 from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
 from drengine.store.records import read_header
-from drengine.store.rows import OPEN, BranchRow, PointRow, SourceRow
+from drengine.store.rows import OPEN, SIDE_ROLES, BranchRow, PointRow, SourceRow
 from drengine.store.salvage import SalvagedBranch, salvage_branch
 from drengine.store.segment import Role
 
@@ -233,8 +233,8 @@ def _points(found: SalvagedBranch, state: BranchState | None) -> list[PointRow]:
 def _source_rows(
     name: str, old: SourceRow | None, branches: list[BranchRow], now_ns: int
 ) -> list[SourceRow | BranchRow]:
-    """The source, at the newest generation that any branch but a drill's tells of."""
-    main = [row for row in branches if row.role != "drill"]
+    """The source, at the newest generation that any branch of its history tells of."""
+    main = [row for row in branches if row.role not in SIDE_ROLES]
     newest = max(main, key=lambda row: (row.generation, row.branch), default=None)
     if newest is None or (old and old.generation >= newest.generation):
         return [old or SourceRow(name, 1, 1)]

@@ -10,6 +10,9 @@ import xxhash
 from drengine.model.points import Mark, PointKind, RecoveryPoint
 from drengine.store.segment import parse_geometry
 
+SIDE_ROLES = frozenset({"drill", "divergent"})
+"""Branches beside the source's history: fenced by a generation of their own, never the active one."""
+
 
 class SourceRow(NamedTuple):
     """A source server. `generation` is the newest; only `active_branch` may be written under it."""

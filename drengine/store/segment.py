@@ -101,6 +101,7 @@ class Role(enum.IntEnum):
     TRUNK = 1
     PROMOTED = 2
     DRILL = 3
+    DIVERGENT = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.blobs import LocalStorage, Storage
 from drengine.store.branches import Branches, BranchInfo
 from drengine.store.catalogue import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
+from drengine.store.changes import Spans, changed_since
 from drengine.store.compaction import CompactionReport, compact
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
@@ -154,8 +155,10 @@ class Store:
         """
         return SourceInfo(*self._context.catalogue.source(name))
 
-    def ensure_source(self, name: str) -> SourceInfo:
-        """The source, made with its trunk (branch 1, generation 1) if it is new.
+    def ensure_source(self, name: str, *, generation: int = 1) -> SourceInfo:
+        """The source, made with its trunk (branch 1, under this generation) if it is new.
+
+        A source that has been failed back comes to a new store under the generation that it has reached.
 
         Raises:
             DrengineError: BAD_NAME, STORE_READ_ONLY, STORE_FULL.
@@ -169,13 +172,13 @@ class Store:
         with catalogue.transaction():
             known = {row.name: row for row in catalogue.sources()}
             if name not in known:
-                known[name] = SourceRow(name, 1, 1)
+                known[name] = SourceRow(name, generation, 1)
                 trunk = BranchRow(
                     source=name,
                     branch=1,
                     parent=0,
                     base_sequence=0,
-                    generation=1,
+                    generation=generation,
                     role="trunk",
                     label="",
                     closed=0,
@@ -194,7 +197,11 @@ class Store:
         return self._branches.list(source)
 
     def create_branch(self, point: RecoveryPoint, *, role: str = "drill", label: str = "") -> BranchInfo:
-        """Grow a branch from a point, at once and without copying anything. `role`: ``drill``."""
+        """Grow a branch beside the history from a point, at once and without copying anything.
+
+        `role`: ``drill``, whose data goes when it is closed; or ``divergent``, for what a source had written beyond
+        the replica, which stays by the retention policy (rule 5).
+        """
         self._require_writable()
         return self._branches.create(point, role=role, label=label)
 
@@ -233,7 +240,7 @@ class Store:
             pass
 
     def close_branch(self, source: str, branch: int) -> None:
-        """End a drill: nobody may write the branch any more, and its data goes with the next retention."""
+        """Nobody may write the branch any more. A drill's data goes with the next retention, any other's by policy."""
         self._require_writable()
         self._branches.close(source, branch)
 
@@ -334,6 +341,19 @@ class Store:
                 raise
             if lease:
                 lease.release()
+
+    def is_in_history(self, point: RecoveryPoint) -> bool:
+        """Whether a point lies on the source's active branch or on what that one grew from."""
+        return self._branches.is_in_history(point)
+
+    def changed_since(self, point: RecoveryPoint, sequence: int) -> dict[int, Spans]:
+        """Where a kept point may differ from an earlier position of its branch, by volume.
+
+        Raises:
+            DrengineError: UNKNOWN_POINT; OUT_OF_RANGE when the position is not on the branch, or the volumes changed
+                in between; DAMAGED when it cannot be told.
+        """
+        return changed_since(self._context, self._branches.kept(point), sequence)
 
     def writable(self, source: str, branch: int, *, generation: int) -> WritableView:
         """Open a branch for reading and writing, as its only writer.

@@ -116,6 +116,15 @@ class WritableView(View):
         """Maps of durable records that `_stack` does not show yet, oldest first."""
         self._tail_segment = 0
         self._must_replay = False
+        self._uncut = context.catalogue.point(writer.source, writer.branch, durable.sequence) is None and (
+            durable.sequence > row.base_sequence
+        )
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether anything was written since the newest point on the branch."""
+        with self._lock:
+            return self._uncut or bool(self._buffer.rows or self._packed)
 
     @property
     def branch(self) -> int:
@@ -175,6 +184,7 @@ class WritableView(View):
             with self._replaying_when_full():
                 self._writer.append_cut(sequence, Mark(self._epoch, sequence), cut, generation=self._writer.generation)
             self._commit()
+            self._uncut = False
             row = self._context.catalogue.point(self.position.source, self.branch, sequence)
         if row is None:
             raise DrengineError(UNKNOWN_POINT, f"the point at {sequence} was retired at once")
@@ -255,6 +265,7 @@ class WritableView(View):
             if entry.place is not None:
                 self._extend_tail(entry.resolved(entry.place))
         newest = self._packed[-1].place if self._packed else None
+        self._uncut = self._uncut or newest is not None
         self._packed = []
         if newest and newest.segment != self._tail_segment:
             self._rebase(newest.segment)
