@@ -4,6 +4,7 @@ import os
 import sys
 
 KEY = "BUILD-ID"
+ARCHIVE = os.path.realpath(sys.path[0])
 
 
 def refuse(message, hint):
@@ -140,10 +141,7 @@ def prepare(archive, kind):
 
 def main():
     """Start the agent."""
-    kind = check()
-    archive = os.path.realpath(sys.path[0])
-    os.environ["DRENGINE_PROGRAM"] = archive
-    sys.path[0] = prepare(archive, kind)
+    sys.path[0] = prepare(ARCHIVE, check())
     from drengine_agent.cli.main import run
 
     run()

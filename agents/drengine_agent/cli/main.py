@@ -10,6 +10,11 @@ COMMANDS = {
     name: f"drengine_agent.cli.{name.replace('-', '_')}"
     for name in (
         "doctor",
+        "install",
+        "upgrade",
+        "uninstall",
+        "track",
+        "untrack",
         "run",
         "status",
         "pause",

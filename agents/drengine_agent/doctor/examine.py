@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from drengine.config import Address
+from drengine.config import ADDRESS, Address
 from drengine.model.errors import DrengineError
 from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.doctor.errors import DOCTOR_REFUSES
@@ -16,6 +16,7 @@ from drengine_agent.doctor.gather import gather
 from drengine_agent.doctor.judge import Report, judge
 
 TRACKERS = ("auto", "ebpf", "nbd", "scan")
+STATE_DIRECTORY = Path("/var/lib/drengine-agent")
 TARGET_CONFIG = Path("/etc/drengine/target.toml")
 
 
@@ -33,7 +34,7 @@ class Asked:
 
     volumes: Mapping[str, Path]
     tracker: str = "auto"
-    state_directory: Path = Path("/var/lib/drengine-agent")
+    state_directory: Path = STATE_DIRECTORY
     store: Path | None = None
     target: Address | None = None
 
@@ -51,25 +52,39 @@ class Asked:
         Raises:
             DrengineError: BAD_CONFIG, DOCTOR_REFUSES.
         """
-        if tracker and tracker not in TRACKERS:
-            raise DrengineError(
-                DOCTOR_REFUSES, f"there is no tracker {tracker!r}", hint=f"One of {', '.join(TRACKERS)}."
-            )
+        if tracker:
+            _check_tracker(tracker)
         known: AgentConfig | None = load_config(config) if config.exists() else None
         if known is None:
-            return cls(volumes, tracker or "auto", state_directory or cls.state_directory_default(), store or _store())
+            return cls(volumes, tracker or "auto", state_directory or STATE_DIRECTORY, store or store_here())
         return cls(
             volumes or {volume.name: volume.path for volume in known.volume},
             tracker or known.tracker,
             state_directory or known.state_directory,
-            store or _store(),
+            store or store_here(),
             known.target,
         )
 
-    @staticmethod
-    def state_directory_default() -> Path:
-        """Where an agent keeps its state when nobody says otherwise."""
-        return Path("/var/lib/drengine-agent")
+    @classmethod
+    def of(
+        cls, volumes: Mapping[str, Path], tracker: str, state_directory: Path, store: Path | None, target: str
+    ) -> Asked:
+        """What a person said; the target as it is written.
+
+        Raises:
+            DrengineError: DOCTOR_REFUSES.
+        """
+        try:
+            address = ADDRESS.parse(target)
+        except ValueError as error:
+            raise DrengineError(DOCTOR_REFUSES, f"target {target!r}: {error}", hint="Write HOST:PORT.") from error
+        _check_tracker(tracker)
+        return cls(volumes, tracker, state_directory, store, address)
+
+
+def _check_tracker(tracker: str) -> None:
+    if tracker not in TRACKERS:
+        raise DrengineError(DOCTOR_REFUSES, f"there is no tracker {tracker!r}", hint=f"One of {', '.join(TRACKERS)}.")
 
 
 def examine(asked: Asked, *, try_tracker: bool = True) -> tuple[Host, Report]:
@@ -81,7 +96,7 @@ def examine(asked: Asked, *, try_tracker: bool = True) -> tuple[Host, Report]:
     return host, judge(host)
 
 
-def _store(path: Path = TARGET_CONFIG) -> Path | None:
+def store_here(path: Path = TARGET_CONFIG) -> Path | None:
     """The store of a target that is configured on this host: shipping to it would change the disk it lies on."""
     try:
         with path.open("rb") as file:

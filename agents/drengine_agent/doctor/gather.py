@@ -70,7 +70,7 @@ def gather(
         self_test=test,
         wanted=wanted,
         volumes=tuple(volume_at(name, path, root=root) for name, path in volumes.items()),
-        places=tuple(_place(role, path, volumes, root) for role, path in (places or {}).items()),
+        places=tuple(place_of(role, path, volumes, root=root) for role, path in (places or {}).items()),
         target=_reach(target) if target else None,
     )
 
@@ -152,7 +152,8 @@ def volume_at(name: str, path: Path, *, root: Path = ROOT) -> Volume:
     )
 
 
-def _place(role: str, path: Path, volumes: Mapping[str, Path], root: Path) -> Place:
+def place_of(role: str, path: Path, volumes: Mapping[str, Path], *, root: Path = ROOT) -> Place:
+    """A directory that is written to, or would be, and the protected volumes that it lies on."""
     try:
         under = beneath(path, root=root)
         free = _free_bytes(path)

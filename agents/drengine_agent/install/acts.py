@@ -1,0 +1,109 @@
+"""What installing and removing can do, as values: a plan is a list of them and can be shown without being done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    """A directory that is not there yet."""
+
+    path: Path
+    mode: int
+
+    def __str__(self) -> str:
+        return f"make    {self.path}/ ({self.mode:o})"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """A file, replaced whole: old or new at any moment.
+
+    Attributes:
+        quiet: the installer's own records; not shown.
+    """
+
+    path: Path
+    content: bytes
+    mode: int
+    replaces: bool = False
+    quiet: bool = False
+
+    def __str__(self) -> str:
+        return f"{'replace' if self.replaces else 'write  '} {self.path} ({self.mode:o}, {len(self.content):,} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeLink:
+    """A symbolic link."""
+
+    path: Path
+    target: str
+
+    def __str__(self) -> str:
+        return f"link    {self.path} -> {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A file or link, or with `whole` a directory and everything in it."""
+
+    path: Path
+    whole: bool = False
+
+    def __str__(self) -> str:
+        return f"remove  {self.path}{'/ and everything in it' if self.whole else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveEmpty:
+    """A directory, if nothing is left in it."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"remove  {self.path}/ if nothing is left in it"
+
+
+@dataclass(frozen=True, slots=True)
+class Untrack:
+    """Remove the kernel's tracking of a source."""
+
+    source: str
+
+    def __str__(self) -> str:
+        return f"untrack {self.source}: take the tracker out of the kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A program of the system."""
+
+    arguments: tuple[str, ...]
+    may_fail: bool = False
+
+    def __str__(self) -> str:
+        return f"run     {' '.join(self.arguments)}"
+
+
+Act = MakeDirectory | WriteFile | MakeLink | Remove | RemoveEmpty | Untrack | Run
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Acts in their order.
+
+    Attributes:
+        acts: to be carried out.
+        notes: what a person should know: what was kept, what is not done here.
+    """
+
+    acts: tuple[Act, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> list[str]:
+        """A line for each act that matters to a person."""
+        return [str(act) for act in self.acts if not (isinstance(act, WriteFile) and act.quiet)]

@@ -1,0 +1,96 @@
+"""Carrying out a plan, act by act; each can be done again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from drengine.model.errors import DrengineError
+from drengine_agent.install.acts import Act, MakeDirectory, MakeLink, Plan, Remove, RemoveEmpty, Run, Untrack, WriteFile
+from drengine_agent.install.errors import INSTALL_FAILED
+from drengine_agent.install.places import within
+
+COMMAND_SECONDS = 120.0
+
+
+def perform(plan: Plan, root: Path, *, told: Callable[[str], None]) -> None:
+    """Carry out a plan.
+
+    Raises:
+        DrengineError: INSTALL_FAILED, or why tracking could not be removed.
+    """
+    shown = set(plan.shown)
+    for act in plan.acts:
+        try:
+            _perform(act, root)
+        except OSError as error:
+            named = f"{error.filename}: " if error.filename else ""
+            raise DrengineError(INSTALL_FAILED, f"{str(act).strip()}: {named}{error.strerror or error}") from error
+        if str(act) in shown:
+            told(str(act))
+
+
+def _perform(act: Act, root: Path) -> None:
+    match act:
+        case MakeDirectory():
+            path = within(root, act.path)
+            path.mkdir(exist_ok=True)
+            path.chmod(act.mode)
+        case WriteFile():
+            _write(within(root, act.path), act.content, act.mode)
+        case MakeLink():
+            path = within(root, act.path)
+            if not path.is_symlink():
+                path.symlink_to(act.target)
+        case Remove():
+            _remove(within(root, act.path), whole=act.whole)
+        case RemoveEmpty():
+            path = within(root, act.path)
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        case Untrack():
+            from drengine_agent.capture.ebpf.watch import Watch  # noqa: PLC0415 - only where there is something
+
+            Watch.detach(act.source)
+        case Run():
+            _run(act)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    fresh = path.with_name(f".{path.name}.drengine-new")
+    fresh.unlink(missing_ok=True)  # of an attempt that was cut off
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:  # noqa: PTH123
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _remove(path: Path, *, whole: bool) -> None:
+    if whole and path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif not whole or path.is_symlink():
+        path.unlink(missing_ok=True)
+
+
+def _run(act: Run) -> None:
+    done = subprocess.run(
+        act.arguments, capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS, check=False
+    )
+    if done.returncode and not act.may_fail:
+        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        hint = "journalctl -u drengine-agent says more; what was installed stays, and the same command goes on."
+        raise DrengineError(INSTALL_FAILED, f"{' '.join(act.arguments)}: {said}", hint=hint)

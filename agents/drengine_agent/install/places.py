@@ -1,0 +1,134 @@
+"""Where everything lies on an installed host, and what is found there now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drengine.model.errors import DrengineError
+from drengine_agent.install.errors import INSTALL_CONFLICT
+
+CONFIG = Path("/etc/drengine/agent.toml")
+PROGRAM = Path("/usr/local/lib/drengine/drengine-agent")
+RECORD = Path("/usr/local/lib/drengine/installed.json")
+COMMAND = Path("/usr/local/bin/drengine-agent")
+UNIT = Path("/etc/systemd/system/drengine-agent.service")
+ENABLED = Path("/etc/systemd/system/multi-user.target.wants/drengine-agent.service")
+STATE = Path("/var/lib/drengine-agent")
+RUNTIME = Path("/run/drengine-agent")
+CACHE = Path("/var/cache/drengine-agent")
+RECORD_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an installation wrote, kept beside it.
+
+    Attributes:
+        version: of the agent.
+        source: its name, by which the kernel's tracking is found.
+        state_directory: where the agent keeps its state.
+        files: digests that each file has had by this installer's hand; one that has another was changed by somebody.
+        directories: those that it made.
+    """
+
+    version: str = ""
+    source: str = ""
+    state_directory: str = ""
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    directories: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """As it is written."""
+        return json.dumps(vars(self), indent=1, sort_keys=True).encode() + b"\n"
+
+    @staticmethod
+    def from_bytes(text: bytes) -> Record:
+        """As it was written.
+
+        Raises:
+            DrengineError: INSTALL_CONFLICT, somebody changed it.
+        """
+        try:
+            values = json.loads(text)
+            files = {str(name): tuple(map(str, digests)) for name, digests in values["files"].items()}
+            names = tuple(str(name) for name in values["directories"])
+            return Record(values["version"], values["source"], values["state_directory"], files, names)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DrengineError(INSTALL_CONFLICT, f"{RECORD} is damaged: remove it and install again") from error
+
+
+@dataclass(frozen=True)
+class Present:
+    """What is there now.
+
+    Attributes:
+        files: digest of each file that is there.
+        links: target of each link that is there.
+        directories: those of the asked ones that are there.
+        record: of the last installation; None without one.
+        systemd: `running`, `installed` or `absent`.
+        image: an image of another host (--root): nothing is started or asked there.
+    """
+
+    files: Mapping[Path, str]
+    links: Mapping[Path, str]
+    directories: frozenset[Path]
+    record: Record | None
+    systemd: str
+    image: bool
+
+
+def digest(content: bytes) -> str:
+    """By which a file is known to be as it was written."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def look(root: Path, directories: Iterable[Path]) -> Present:
+    """Look at the places, and at these directories and those above them.
+
+    Raises:
+        DrengineError: INSTALL_CONFLICT.
+    """
+    files: dict[Path, str] = {}
+    links: dict[Path, str] = {}
+    for path in (CONFIG, PROGRAM, RECORD, COMMAND, UNIT, ENABLED):
+        here = within(root, path)
+        if here.is_symlink():
+            links[path] = str(here.readlink())
+        elif here.is_file():
+            files[path] = digest(here.read_bytes())
+        elif here.exists():
+            raise DrengineError(INSTALL_CONFLICT, f"{path} is neither a file nor a link")
+    wanted = {each for directory in directories for each in (directory, *directory.parents)}
+    there = frozenset(each for each in wanted if within(root, each).is_dir())
+    record = None
+    if RECORD in files:
+        with within(root, RECORD).open("rb") as file:
+            record = Record.from_bytes(file.read(RECORD_BYTES_MAX))
+    return Present(files, links, there, record, _systemd(root), root != Path("/"))
+
+
+def within(root: Path, path: Path) -> Path:
+    """Where a path lies below `root`.
+
+    Raises:
+        DrengineError: INSTALL_CONFLICT, a link on the way leads out of `root`.
+    """
+    here = root / path.relative_to("/")
+    if here != root and root != Path("/") and not here.parent.resolve().is_relative_to(root.resolve()):
+        raise DrengineError(INSTALL_CONFLICT, f"{path} leads out of {root}")
+    return here
+
+
+def _systemd(root: Path) -> str:
+    if root == Path("/"):
+        if Path("/run/systemd/system").is_dir():
+            return "running"
+        return "installed" if shutil.which("systemctl") else "absent"
+    there = any((root / name).exists() for name in ("usr/lib/systemd/systemd", "lib/systemd/systemd"))
+    return "installed" if there else "absent"
