@@ -114,6 +114,12 @@ class TargetConfig:
         default=None,
         help="TCP address on which points and branches are served over NBD; absent: none.",
     )
+    point_interval: float = option(
+        DURATION,
+        default=1.0,
+        help="Least time between two recovery points of a promoted branch that is written over NBD. Its data is "
+        "durable with each flush; the points are what one can go back to.",
+    )
     metrics: Address | None = option(
         ADDRESS,
         default=None,

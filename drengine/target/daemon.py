@@ -18,6 +18,7 @@ from pathlib import Path
 
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.model.points import RecoveryPoint
 from drengine.nbd.export import Peer
 from drengine.nbd.server import NbdServer
 from drengine.store.retention import RetentionPolicy
@@ -30,6 +31,7 @@ from drengine.target.ingest import IngestLimits
 from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
 from drengine.target.metrics import TargetMetrics
+from drengine.target.protection import Protection
 from drengine.target.session import ended_because
 from drengine.target.sources import Sources
 from drengine.telemetry import MetricsEndpoint, notify
@@ -170,8 +172,10 @@ class TargetDaemon:
         if config.nbd_socket is None and config.nbd_listen is None:
             return None
         tls = server_context(config.tls.files) if config.tls.files else None
-        exports = StoreExports(store, readers)
+        protection = Protection(config.point_interval, readers, self.clock, self._note_point)
+        exports = StoreExports(store, readers, protection=protection)
         self._cleanup.push_async_callback(exports.close)
+        self._cleanup.push_async_callback(protection.close)
         server = NbdServer(exports, tls=tls, tls_required=tls is not None, allow=self._may_read)
         self._cleanup.push_async_callback(server.close, NBD_GRACE_SECONDS)
         self.metrics.nbd_connections = lambda: server.connections
@@ -180,6 +184,9 @@ class TargetDaemon:
         if config.nbd_listen is None:
             return None
         return await server.start_tcp(config.nbd_listen.host, config.nbd_listen.port)
+
+    def _note_point(self, point: RecoveryPoint) -> None:
+        Sources.note_points(self.sources.get(point.source), [point])
 
     def _may_read(self, peer: Peer) -> bool:
         """Data leaves only into the data networks (rule 7), and in the clear only over loopback or when told to."""

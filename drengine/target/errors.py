@@ -1,9 +1,16 @@
-"""What can go wrong at the target and in recovery by hand: kinds with exit codes 60 to 69."""
+"""What can go wrong at the target and in recovery by hand: kinds with exit codes 59 to 69."""
 
 from __future__ import annotations
 
 from drengine.model.errors import error_kind
 
+STORE_BEHIND = error_kind(
+    "store-behind",
+    59,
+    "The source comes with a newer generation than the store knows.",
+    "The store is an older copy, or another one: use the right one. Its own agent ships to a new store by itself.",
+    retryable=True,
+)
 SOURCE_BUSY = error_kind(
     "source-busy",
     60,

@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
-from drengine.model.points import PointSelector, VolumeGeometry
+from drengine.model.points import PointSelector, RecoveryPoint, VolumeGeometry
 from drengine.nbd.export import (
     FLAG_FUA,
     STATUS_HOLE,
@@ -41,6 +41,7 @@ from drengine.store.errors import (
 from drengine.store.store import Store
 from drengine.store.view import View
 from drengine.store.writable import WritableView
+from drengine.target.protection import Protection, cut_if_written
 
 log = logging.getLogger("drengine.target")
 
@@ -88,6 +89,7 @@ class _Shared:
 
     view: View
     users: int = 0
+    promoted: bool = False
 
 
 @dataclass
@@ -98,6 +100,7 @@ class StoreExports:
         default: what the empty name means.
         writable: whether branches may be opened for writing at all.
         only: when set, no other names are served or listed.
+        protection: cuts points of promoted branches while they are written.
     """
 
     store: Store
@@ -105,6 +108,7 @@ class StoreExports:
     default: str = ""
     writable: bool = True
     only: tuple[str, ...] = ()
+    protection: Protection | None = None
     _shared: dict[tuple[str, str, int], _Shared] = field(default_factory=dict)
     _doors: dict[tuple[str, str, int], asyncio.Lock] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
@@ -124,7 +128,7 @@ class StoreExports:
         async with self._doors.setdefault(key, asyncio.Lock()):
             shared = self._shared.get(key)
             if shared is None:
-                shared = _Shared(await loop.run_in_executor(self.pool, self._view, key))
+                shared = await loop.run_in_executor(self.pool, self._look, key)
             volume = next((each for each in shared.view.geometry.values() if each.name == parsed.volume), None)
             if volume is None:
                 if not shared.users:
@@ -132,6 +136,8 @@ class StoreExports:
                 raise KeyError(name)
             self._shared[key] = shared
             shared.users += 1
+            if shared.users == 1 and shared.promoted and self.protection and isinstance(shared.view, WritableView):
+                self.protection.watch(shared.view)
         log.info("export opened", extra={"export": str(parsed), "peer": peer.address})
         return ViewExport(wanted, shared.view, volume, self.pool, lambda: self._release(key))
 
@@ -165,10 +171,10 @@ class StoreExports:
             raise
         return (name.source, point.id, 0)
 
-    def _view(self, key: tuple[str, str, int]) -> View:
+    def _look(self, key: tuple[str, str, int]) -> _Shared:
         source, point_id, number = key
         if point_id:
-            return self.store.view(self.store.find_point(source, PointSelector.parse(point_id)))
+            return _Shared(self.store.view(self.store.find_point(source, PointSelector.parse(point_id))))
         branch = next((each for each in self.store.branches(source) if each.number == number), None)
         if branch is None or branch.closed:
             raise KeyError(f"{source}#{number}")
@@ -178,10 +184,11 @@ class StoreExports:
                 f"branch {number} of {source!r} is the replica itself, which nobody may write",
                 hint="Export one of its points, or make a drill's branch with `drengine export POINT --writable`.",
             )
-        if not self.writable:
-            return self.store.head_view(source, number)
-        generation = self.store.source(source).generation if branch.role == "promoted" else branch.generation
-        return self.store.writable(source, number, generation=generation)
+        if not self.writable or branch.role == "divergent":
+            return _Shared(self.store.head_view(source, number))
+        promoted = branch.role == "promoted"
+        generation = self.store.source(source).generation if promoted else branch.generation
+        return _Shared(self.store.writable(source, number, generation=generation), promoted=promoted)
 
     def _release(self, key: tuple[str, str, int]) -> None:
         task = asyncio.ensure_future(self._let_go(key))
@@ -194,18 +201,28 @@ class StoreExports:
             shared.users -= 1
             if not shared.users:
                 del self._shared[key]
-                await asyncio.get_running_loop().run_in_executor(self.pool, _close_view, shared.view)
+                if self.protection and isinstance(shared.view, WritableView):
+                    self.protection.forget(shared.view)
+                point = await asyncio.get_running_loop().run_in_executor(self.pool, _close_view, shared)
+                if self.protection and point:
+                    self.protection.on_point(point)
 
 
-def _close_view(view: View) -> None:
-    """A client that went without a flush leaves its writes durable where that is possible, as a disk would."""
+def _close_view(shared: _Shared) -> RecoveryPoint | None:
+    """A client that went without a flush leaves its writes durable where that is possible, as a disk would; of a
+    promoted branch as a point.
+    """
+    view = shared.view
     try:
         if isinstance(view, WritableView):
+            if shared.promoted and (point := cut_if_written(view)):
+                return point
             view.flush()
     except DrengineError as error:
         log.warning("the last writes of an export are lost", extra={"detail": error.message})
     finally:
         view.close()
+    return None
 
 
 class ViewExport:

@@ -1,28 +1,33 @@
-"""Letting agents in: greeting, generation, admission, one session a source."""
+"""Letting agents in: greeting, generation, admission, one session a source, and one for each errand."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Any
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.store.errors import FENCED, STORE_IO
+from drengine.model.extents import OFFSET_MAX
+from drengine.model.points import PointSelector, RecoveryPoint
+from drengine.store.errors import FENCED, STORE_IO, UNKNOWN_BRANCH, UNKNOWN_POINT
 from drengine.store.log import BranchWriter
 from drengine.store.store import SourceInfo, Store
 from drengine.target.admission import Admission, CreditBudget, decide_admission
-from drengine.target.errors import SOURCE_BUSY, TARGET_BUSY
+from drengine.target.errors import SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
 from drengine.target.metrics import TargetMetrics
 from drengine.target.reread import reread_newest
+from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, Session
-from drengine.target.sources import Sources
+from drengine.target.sources import Sources, SourceState
 from drengine.transport import FramedStream
 from drengine.wire.connection import negotiate_version
-from drengine.wire.events import Hello
+from drengine.wire.events import Hello, Purpose
 
 log = logging.getLogger("drengine.target")
 
@@ -46,6 +51,9 @@ class Reception:
     probe_seconds: float = PROBE_SECONDS
     ingest_limits: IngestLimits = field(default_factory=IngestLimits)
     sessions: dict[str, Session] = field(default_factory=dict)
+    """Those that ship a source's stream, by source."""
+    errands: dict[str, Session | Reversal] = field(default_factory=dict)
+    """Those of fenced sources, by what they are for."""
     _doors: dict[str, asyncio.Lock] = field(default_factory=dict)
     _suspect: set[str] = field(default_factory=set)
     """Sources whose last write failed: what is stored is read again before anything is added."""
@@ -61,12 +69,15 @@ class Reception:
         if not isinstance(hello, Hello):
             return  # it went before it had come
         negotiate_version(hello)
-        await self._run(*await self._admit(stream, hello))
+        if hello.purpose is Purpose.REVERSE:
+            await self._reverse(stream, hello)
+        else:
+            await self._run(*await self._admit(stream, hello))
 
     async def close(self, seconds: float) -> None:
         """End every session in peace: what arrived is committed and acknowledged, at most for so long."""
         self._closing = True
-        living = list(self.sessions.values())
+        living = [*self.sessions.values(), *self.errands.values()]
         for session in living:
             session.end(None)
         with contextlib.suppress(TimeoutError):
@@ -74,19 +85,22 @@ class Reception:
                 await asyncio.gather(*(session.ended.wait() for session in living))
 
     async def _admit(self, stream: FramedStream, hello: Hello) -> tuple[Session, BranchWriter, int]:
-        door = self._doors.setdefault(hello.source, asyncio.Lock())
-        async with door:  # newcomers for one source queue up here, so two never decide at once
-            if self._closing:
-                raise DrengineError(TARGET_BUSY, "the target is stopping")
+        async with self._door(hello):
             await self._make_way(hello)
             writer = await asyncio.to_thread(self._open_writer, hello)
-            credit = self.budget.grant()
-            if not credit:
+            try:
+                credit = self._grant()
+            except DrengineError:
                 await asyncio.to_thread(writer.close)
-                raise DrengineError(TARGET_BUSY, f"{len(self.sessions)} sessions hold all of the memory budget")
-            state = self.sources.get(hello.source)
+                raise
+            # What a divergent branch gets says nothing about the source's replication.
+            preserving = hello.purpose is Purpose.PRESERVE
+            state = SourceState(hello.source) if preserving else self.sources.get(hello.source)
             session = Session(stream, hello, state, self.metrics, clock=self.clock, probe_seconds=self.probe_seconds)
-            self.sessions[hello.source] = session
+            if preserving:
+                self.errands[_place(hello)] = session
+            else:
+                self.sessions[hello.source] = session
             Sources.note_opened(state, stream.peer)
             told = {"source": hello.source, "peer": stream.peer, "durable": writer.durable.sequence}
             log.info("session opened", extra=told)
@@ -94,7 +108,8 @@ class Reception:
 
     async def _run(self, session: Session, writer: BranchWriter, credit: int) -> None:
         try:
-            damaged = await asyncio.to_thread(self.store.damaged_ranges, session.source)
+            shipping = self.sessions.get(session.source) is session
+            damaged = await asyncio.to_thread(self.store.damaged_ranges, session.source) if shipping else []
             await session.run(
                 self.store,
                 writer,
@@ -107,13 +122,48 @@ class Reception:
             if isinstance(error, DrengineError) and error.kind is STORE_IO:
                 self._suspect.add(session.source)
             await asyncio.shield(asyncio.to_thread(writer.close))
-            Sources.note_broken(self.sources.get(session.source))
+            Sources.note_broken(session.state)
             raise
         finally:
             self.budget.give_back(credit)
-            if self.sessions.get(session.source) is session:
-                del self.sessions[session.source]
-            session.ended.set()
+            self._forget(session)
+
+    async def _reverse(self, stream: FramedStream, hello: Hello) -> None:
+        async with self._door(hello):
+            await self._make_way(hello)
+            point = await asyncio.to_thread(self._point_to_read, hello)
+            credit = self._grant()
+            session = Reversal(stream, hello, probe_seconds=self.probe_seconds)
+            self.errands[_place(hello)] = session
+        log.info("a source reads a point", extra={"source": hello.source, "peer": stream.peer, "point": point.id})
+        try:
+            await session.run(self.store, point, self.pool, credit_bytes=credit)
+        finally:
+            self.budget.give_back(credit)
+            self._forget(session)
+
+    @contextlib.asynccontextmanager
+    async def _door(self, hello: Hello) -> AsyncIterator[None]:
+        """Newcomers for one place queue up here, so two never decide at once."""
+        async with self._doors.setdefault(_place(hello), asyncio.Lock()):
+            if self._closing:
+                raise DrengineError(TARGET_BUSY, "the target is stopping")
+            yield
+
+    def _grant(self) -> int:
+        credit = self.budget.grant()
+        if not credit:
+            living = len(self.sessions) + len(self.errands)
+            raise DrengineError(TARGET_BUSY, f"{living} sessions hold all of the memory budget")
+        return credit
+
+    def _forget(self, session: Session | Reversal) -> None:
+        places: list[dict[str, Any]] = [self.sessions, self.errands]
+        for sessions in places:
+            for place, present in list(sessions.items()):
+                if present is session:
+                    del sessions[place]
+        session.ended.set()
 
     async def _make_way(self, hello: Hello) -> None:
         """Decide between the newcomer and who is there.
@@ -121,7 +171,7 @@ class Reception:
         Raises:
             DrengineError: SOURCE_BUSY.
         """
-        present = self.sessions.get(hello.source)
+        present = self.errands.get(_place(hello)) if hello.purpose else self.sessions.get(hello.source)
         choice = decide_admission(hello.instance, present.instance if present else None)
         if present is None or choice is Admission.ADMIT:
             return
@@ -136,10 +186,15 @@ class Reception:
             raise DrengineError(SOURCE_BUSY, f"the old session of {hello.source!r} does not end") from error
 
     def _open_writer(self, hello: Hello) -> BranchWriter:
-        info: SourceInfo = self.store.ensure_source(hello.source)
+        if hello.purpose is Purpose.PRESERVE:
+            return self._open_divergent(hello)
+        if not 0 < hello.generation < OFFSET_MAX:
+            raise DrengineError(STORE_BEHIND, f"{hello.generation} is no generation of {hello.source!r}")
+        info: SourceInfo = self.store.ensure_source(hello.source, generation=hello.generation)
         if hello.generation != info.generation:
+            behind = hello.generation > info.generation
             raise DrengineError(
-                FENCED,
+                STORE_BEHIND if behind else FENCED,
                 f"{hello.source!r} ships generation {hello.generation}, the store is at {info.generation}",
             )
         if hello.source in self._suspect:
@@ -148,6 +203,23 @@ class Reception:
             log.warning("the store is used again after a failure of its disk", extra=told)
             self._suspect.discard(hello.source)
         return self.store.writer(hello.source, generation=info.generation, branch=info.active_branch)
+
+    def _open_divergent(self, hello: Hello) -> BranchWriter:
+        branches = self.store.branches(hello.source)
+        branch = next((each for each in branches if each.number == hello.branch), None)
+        if branch is None or branch.role != "divergent":
+            raise DrengineError(UNKNOWN_BRANCH, f"{hello.source!r} has no divergent branch {hello.branch}")
+        return self.store.writer(hello.source, generation=hello.generation, branch=hello.branch)
+
+    def _point_to_read(self, hello: Hello) -> RecoveryPoint:
+        """Only what the source's history holds: not a drill's branch, nor what a promotion left behind."""
+        if hello.sequence > OFFSET_MAX:
+            raise DrengineError(UNKNOWN_POINT, f"{hello.source!r} has no position {hello.sequence}")
+        selector = PointSelector(branch=hello.branch, sequence=hello.sequence)
+        point = self.store.find_point(hello.source, selector)
+        if not self.store.is_in_history(point):
+            raise DrengineError(UNKNOWN_POINT, f"point {point.id} is not of the branch that {hello.source!r} runs on")
+        return point
 
     async def ask_again(self) -> None:
         """A scrub has ended: ask the connected sources for what it found unreadable."""
@@ -158,3 +230,13 @@ class Reception:
     def is_busy(self) -> bool:
         """Whether any session has batches waiting; from any thread."""
         return any(session.is_busy for session in list(self.sessions.values()))
+
+
+def _place(hello: Hello) -> str:
+    """What only one session at a time may be for."""
+    match hello.purpose:
+        case Purpose.PRESERVE:
+            return f"{hello.source}#{hello.branch}"
+        case Purpose.REVERSE:
+            return f"{hello.source}@"
+    return hello.source

@@ -81,7 +81,7 @@ class Session:
         self.ended = asyncio.Event()
         self._stream = stream
         self._hello = hello
-        self._state = state
+        self.state = state
         self._metrics = metrics
         self._clock = clock
         self._probe_seconds = probe_seconds
@@ -123,7 +123,7 @@ class Session:
                 geometry=tuple(writer.geometry.values()),
             )
         )
-        self._state.durable_sequence = writer.durable.sequence
+        self.state.durable_sequence = writer.durable.sequence
         self._ingest = Ingest(store, writer, self, pool, clock=self._clock, limits=ingest_limits)
         self.ask_again(damaged)
         tasks = [asyncio.ensure_future(task) for task in (self._receive(), self._send())]
@@ -136,7 +136,7 @@ class Session:
             # What arrived is worth keeping, and the writer must be free before anyone is let in again.
             await asyncio.shield(self._loop.run_in_executor(None, self._ingest.finish))
         cause = next((why for done in [self._ending, *tasks] if (why := _failure(done))), None)
-        Sources.note_closed(self._state, goodbye=cause is None, error=cause)
+        Sources.note_closed(self.state, goodbye=cause is None, error=cause)
         await self._say_last(None if cause else Goodbye())
         if cause:
             raise cause
@@ -168,7 +168,7 @@ class Session:
 
     def ask_again(self, damaged: list[DamagedRange]) -> None:
         """Ask the source to send unreadable ranges of its newest data again."""
-        self._state.damaged_ranges = len(damaged)
+        self.state.damaged_ranges = len(damaged)
         if "resend" in self._hello.abilities:
             for damage in damaged[: OUTBOX_MAX // 2]:
                 self._post(Resend(damage.volume, damage.offset, damage.length))
@@ -211,7 +211,7 @@ class Session:
                     self._queries += 1
                     self._ingest.put(event)
                 case Status():
-                    Sources.note_status(self._state, event, self._clock.now_ns())
+                    Sources.note_status(self.state, event, self._clock.now_ns())
                 case Ping(token=token):
                     self._post(Pong(token))
                 case Refuse(code=code, message=message):
@@ -250,12 +250,12 @@ class Session:
 
     def _stored(self, stored: Stored) -> None:
         durable, now = stored.durable, self._clock.monotonic()
-        if durable.sequence > self._state.durable_sequence:
-            self._state.durable_sequence = durable.sequence
+        if durable.sequence > self.state.durable_sequence:
+            self.state.durable_sequence = durable.sequence
             self._post(Ack(durable.sequence, durable.mark))
         if stored.credit_bytes:
             self._post(Credit(stored.credit_bytes))
-        Sources.note_points(self._state, stored.points)
+        Sources.note_points(self.state, stored.points)
         self._progress.set()
         metrics = self._metrics
         metrics.count(m.COMMITS, 1, self.source)

@@ -62,9 +62,16 @@ async def test_a_session_that_answers_nobody_makes_way_for_another_instance(tmp_
 
 async def test_a_generation_that_is_not_the_stores_is_fenced(tmp_path: Path) -> None:
     async with running(tmp_path / "store") as site:
+        agent = await site.join(generation=3)
+        assert agent.welcome.generation == 3, "a new store takes a source as it comes"
+        await agent.close()
+        await site.left("shop")
         with pytest.raises(Refused, match="fenced") as refused:
             await site.join(generation=2)
         assert not refused.value.retryable
+        with pytest.raises(Refused, match="store-behind") as behind:
+            await site.join(generation=4)
+        assert behind.value.retryable, "an older copy of a store stops no source for good"
 
 
 @pytest.mark.fault(44)

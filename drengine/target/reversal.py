@@ -1,0 +1,215 @@
+"""A session that reads a point: a fenced source makes its disks equal to it. Nothing is written here.
+
+Answers are made in the shared pool, a few at a time, and each holds its place until it is sent: so what is in memory is
+bounded whatever the agent asks for. Damage ends the session: bytes that can't be read are never made up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+import numpy as np
+
+from drengine.model.errors import DrengineError
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, BLOCK_BYTES, Batch, Extent, ExtentKind, pack_table
+from drengine.model.points import Mark, RecoveryPoint
+from drengine.store.changes import Spans
+from drengine.store.errors import DAMAGED, OUT_OF_RANGE
+from drengine.store.store import Store
+from drengine.store.view import View
+from drengine.target.queries import answer
+from drengine.transport import FramedStream
+from drengine.wire.connection import negotiate_version
+from drengine.wire.events import (
+    ABILITIES,
+    Changed,
+    ChangeQuery,
+    Event,
+    Fetch,
+    Fetched,
+    Goodbye,
+    Hashes,
+    HashQuery,
+    Hello,
+    Ping,
+    Pong,
+    Refuse,
+    Span,
+    Welcome,
+)
+from drengine.wire.fields import SPANS_MAX
+from drengine.wire.payload import digest, encode_payload
+
+log = logging.getLogger("drengine.target")
+
+ANSWERS_MAX = 4
+LEVEL = 1
+_ZEROS = bytes(BLOCK_BYTES)
+_T = TypeVar("_T")
+
+
+class Reversal:
+    """An admitted session, from WELCOME to its end."""
+
+    def __init__(self, stream: FramedStream, hello: Hello, *, probe_seconds: float) -> None:
+        self.source = hello.source
+        self.instance = hello.instance
+        self.ended = asyncio.Event()
+        self._stream = stream
+        self._hello = hello
+        self._probe_seconds = probe_seconds
+        self._loop = asyncio.get_running_loop()
+        self._ending: asyncio.Future[None] = self._loop.create_future()
+        self._heard = asyncio.Event()
+        self._places = asyncio.Semaphore(ANSWERS_MAX)
+        self._changes: dict[int, dict[int, Spans] | None] = {}
+
+    async def run(self, store: Store, point: RecoveryPoint, pool: Executor, *, credit_bytes: int) -> None:
+        """Serve the agent until the session ends.
+
+        Raises:
+            DrengineError: why it ended, unless in peace; the agent has not been told yet.
+        """
+        view = await asyncio.to_thread(store.view, point)
+        try:
+            await self._stream.send(
+                Welcome(
+                    version=negotiate_version(self._hello),
+                    abilities=self._hello.abilities & ABILITIES,
+                    session=secrets.token_bytes(16),
+                    generation=(await asyncio.to_thread(store.source, self.source)).generation,
+                    durable_sequence=point.sequence,
+                    durable_mark=Mark(),
+                    credit_bytes=credit_bytes,
+                    batch_plain_bytes_max=BATCH_PLAIN_BYTES_MAX,
+                    geometry=point.geometry,
+                )
+            )
+            await self._serve(store, view, pool)
+        finally:
+            await asyncio.shield(asyncio.to_thread(view.close))
+
+    def end(self, cause: DrengineError | None) -> None:
+        """End the session for this reason (None: in peace)."""
+        if not self._ending.done():
+            if cause is None:
+                self._ending.set_result(None)
+            else:
+                self._ending.set_exception(cause)
+
+    async def is_alive(self) -> bool:
+        """Whether the agent still answers, in time."""
+        self._heard.clear()
+        try:
+            async with asyncio.timeout(self._probe_seconds):
+                await self._stream.send(Ping(secrets.randbits(63)))
+                await self._heard.wait()
+        except (TimeoutError, DrengineError):
+            return False
+        return not self.ended.is_set()
+
+    async def _serve(self, store: Store, view: View, pool: Executor) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                receiving = tasks.create_task(self._receive(tasks, store, view, pool))
+                await asyncio.wait({receiving, self._ending}, return_when=asyncio.FIRST_COMPLETED)
+                receiving.cancel()
+                if self._ending.done():
+                    self._ending.result()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        if self._ending.done():
+            await self._stream.send(Goodbye())
+        log.info("the source has read what it wanted", extra={"source": self.source})
+
+    async def _receive(self, tasks: asyncio.TaskGroup, store: Store, view: View, pool: Executor) -> None:
+        while True:
+            event = await self._stream.receive()
+            self._heard.set()
+            match event:
+                case HashQuery():
+                    await self._answer(tasks, pool, lambda query: Hashes(query.query, answer(view, query)), event)
+                case Fetch():
+                    await self._answer(tasks, pool, lambda query: Fetched(query.query, batch_of(view, query)), event)
+                case ChangeQuery():
+                    await self._answer(tasks, pool, lambda query: self._changed(store, view, query), event)
+                case Ping(token=token):
+                    await self._stream.send(Pong(token))
+                case Refuse(code=code, message=message):
+                    told = {"source": self.source, "code": code, "detail": message}
+                    log.warning("the agent ended the session", extra=told)
+                    return
+                case Goodbye():
+                    return
+
+    async def _answer(self, tasks: asyncio.TaskGroup, pool: Executor, make: Callable[[_T], Event], query: _T) -> None:
+        await self._places.acquire()
+
+        async def work() -> None:
+            try:
+                await self._stream.send(await self._loop.run_in_executor(pool, make, query))
+            finally:
+                self._places.release()
+
+        tasks.create_task(work())
+
+    def _changed(self, store: Store, view: View, query: ChangeQuery) -> Changed:
+        """Where the two can't be compared by the log, all of the volume may differ."""
+        volume = view.geometry.get(query.volume)
+        size = volume.size_bytes if volume else 0
+        if query.offset >= size:
+            return Changed(query.query, size, ())
+        changes = self._all_changes(store, view, query.since)
+        if changes is None:
+            return Changed(query.query, size, (Span(query.volume, query.offset, size - query.offset),))
+        if query.volume not in changes:
+            return Changed(query.query, size, ())
+        starts, ends = changes[query.volume]
+        first = int(np.searchsorted(ends, np.uint64(query.offset), "right"))
+        spans: list[Span] = []
+        for start, end in zip(starts[first:].tolist(), ends[first:].tolist(), strict=True):
+            if len(spans) == SPANS_MAX:
+                return Changed(query.query, spans[-1].offset + spans[-1].length, tuple(spans))
+            begin = max(start, query.offset)
+            spans.append(Span(query.volume, begin, min(end, size) - begin))
+        return Changed(query.query, size, tuple(spans))
+
+    def _all_changes(self, store: Store, view: View, since: int) -> dict[int, Spans] | None:
+        assert view.point is not None
+        if since not in self._changes:
+            try:
+                self._changes = {since: store.changed_since(view.point, since)}
+            except DrengineError as error:
+                if error.kind not in (OUT_OF_RANGE, DAMAGED):
+                    raise
+                self._changes = {since: None}
+        return self._changes[since]
+
+
+def batch_of(view: View, query: Fetch) -> Batch:
+    """The ranges asked for as extents with their hashes, and one payload.
+
+    Raises:
+        DrengineError: OUT_OF_RANGE, UNKNOWN_VOLUME, DAMAGED.
+    """
+    extents: list[Extent] = []
+    plain = bytearray()
+    for volume, offset, length in query.ranges:
+        data = memoryview(view.read(volume, offset, length))
+        at = 0
+        while at < length:
+            size = min(length - at, BLOCK_BYTES - (offset + at) % BLOCK_BYTES)
+            part = data[at : at + size]
+            if part == _ZEROS[:size]:
+                extents.append(Extent(volume, ExtentKind.ZERO, offset + at, size))
+            else:
+                extents.append(Extent(volume, ExtentKind.DATA, offset + at, size, digest(part)))
+                plain += part
+            at += size
+    codec, payload = encode_payload(plain, LEVEL)
+    return Batch(pack_table(extents), codec, len(plain), payload)
