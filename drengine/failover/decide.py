@@ -79,14 +79,12 @@ def decide(mode: Mode, snapshot: Snapshot) -> Decision:
         return Decision(Action.ABORT, Reason.ABORT_ASKED)
     if snapshot.rolling_back:
         return _roll_back(snapshot, running)
+    if snapshot.rollback_by and mode is not Mode.DRILL:
+        if running:
+            return Decision(Action.WAIT, Reason.STEPS_RUNNING)
+        return _turn(snapshot, Reason.ROLLBACK_ASKED, "")
     if snapshot.ending is not Outcome.NONE:
         return _wind_up(snapshot, running, snapshot.ending, Reason.ABORT_ASKED, "")
-    if snapshot.rollback_by:
-        return (
-            Decision(Action.WAIT, Reason.STEPS_RUNNING)
-            if running
-            else Decision(Action.ROLL_BACK, Reason.ROLLBACK_ASKED)
-        )
     main = [each for each in steps if not each.step.cleanup]
     broken = next((each for each in main if each.status is Status.FAILED and not each.through), None)
     if broken is not None:

@@ -87,7 +87,7 @@ class SimulatedSource:
             self._pending.append((block * BLOCK, data))
 
     def ship(self, label: str = "") -> RecoveryPoint | None:
-        """Replicate what was written, and cut a point; None when the store refuses, by which a stale agent learns it."""
+        """Replicate what was written, and cut a point; None when the store refuses: a stale agent learns it so."""
         with self._lock, Store.open(self._path) as store:
             store.ensure_source(self.name)
             try:
