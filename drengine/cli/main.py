@@ -21,6 +21,18 @@ COMMANDS = {
         "branches",
         "target",
         "hydrate",
+        "plan",
+        "drill",
+        "failover",
+        "migrate",
+        "failback",
+        "reprotect",
+        "runs",
+        "run",
+        "approve",
+        "abort",
+        "commit",
+        "rollback",
     )
 }
 """Module of each command."""

@@ -95,7 +95,8 @@ class FenceStep:
         """
         agents, clock = context.site.agents, context.site.clock
         report = agents.reports().get(step.source)
-        seconds = report.lease_seconds if report else 0.0
+        told = report.details.get("lease_seconds") if report else None
+        seconds = float(told) if isinstance(told, (int, float)) else 0.0
         if not 0 < seconds <= LEASE_SECONDS_MAX:
             tried.append("it does not fence itself")
             return None

@@ -1,0 +1,156 @@
+"""What a run would do, and what a rollback would lose: looked up, touching nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from drengine.failover.errors import RUN_STATE
+from drengine.failover.plan import plan, predicted_seconds
+from drengine.failover.points import select_point
+from drengine.failover.run import RunRecord
+from drengine.failover.runbook.values import Mode, Runbook
+from drengine.failover.session import Session
+from drengine.failover.snapshot import Snapshot, Status
+from drengine.failover.steps.branches import run_label
+from drengine.failover.steps.points import describe_point, loss
+from drengine.failover.steps.step import PlannedStep, StepKind, branch_named
+from drengine.model.errors import DrengineError
+
+EARLIER_RUNS = 10
+ESTIMATES: Mapping[StepKind, float] = {
+    StepKind.DECLARE: 0.1,
+    StepKind.QUIESCE_SOURCE: 5.0,
+    StepKind.FENCE: 1.0,
+    StepKind.CHOOSE_POINT: 0.1,
+    StepKind.BRANCH: 0.1,
+    StepKind.PROMOTE: 0.1,
+    StepKind.LAUNCH: 30.0,
+    StepKind.PRESERVE: 60.0,
+    StepKind.REVERSE: 60.0,
+    StepKind.QUIESCE_RECOVERED: 5.0,
+    StepKind.REVERSE_LAST: 5.0,
+    StepKind.HAND_BACK: 0.1,
+    StepKind.RELEASE: 5.0,
+    StepKind.STOP_WORKLOAD: 5.0,
+    StepKind.DROP_BRANCH: 1.0,
+    StepKind.APPROVAL: 0.0,
+    StepKind.WAIT: 0.0,
+    StepKind.COMMAND: 2.0,
+    StepKind.HTTP: 2.0,
+    StepKind.TCP: 1.0,
+    StepKind.SQL: 2.0,
+    StepKind.DNS: 1.0,
+    StepKind.NOTIFY: 1.0,
+}
+"""Seconds that a step of a kind is taken to last where no earlier run of the runbook tells; people take none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a run would be.
+
+    Attributes:
+        steps: the plan.
+        seconds: how long each is expected to take, by id.
+        measured: ids of the steps for which an earlier run told.
+        points: the points that would be chosen now, by source; or why there is none (``error``).
+        predicted_seconds: from the declaration to the last step that is no cleanup.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    seconds: Mapping[str, float]
+    measured: frozenset[str]
+    points: Mapping[str, Mapping[str, Any]]
+    predicted_seconds: float
+
+
+def preview(session: Session, mode: Mode, book: Runbook, options: Mapping[str, Any]) -> Preview:
+    """What a run of this runbook would do now.
+
+    Raises:
+        DrengineError: RUN_STATE where there is no way home because nothing was failed over; UNKNOWN_SOURCE.
+    """
+    options = {**options, **session.earlier_launches(mode, book)}
+    steps = plan(mode, book, options)
+    known = durations(earlier_snapshots(session, mode, book.name))
+    seconds = {step.id: known.get(step.id, ESTIMATES[step.kind]) for step in steps}
+    chosen = [step for step in steps if step.kind is StepKind.CHOOSE_POINT]
+    return Preview(
+        steps=steps,
+        seconds=seconds,
+        measured=frozenset(known) & {step.id for step in steps},
+        points={step.source: _point(session, step) for step in chosen},
+        predicted_seconds=predicted_seconds(steps, seconds),
+    )
+
+
+def earlier_snapshots(session: Session, mode: Mode, runbook: str) -> list[Snapshot]:
+    """Of the newest runs of a runbook in a mode; drills tell about failovers too, where nothing better is known."""
+    for modes in ((mode,), (Mode.FAILOVER, Mode.DRILL)):
+        runs = [run for each in modes for run in session.registry.runs(mode=each, runbook=runbook, limit=EARLIER_RUNS)]
+        if runs:
+            return [session.snapshot(run.id) for run in runs]
+    return []
+
+
+def durations(snapshots: Sequence[Snapshot]) -> dict[str, float]:
+    """Median seconds of each step that was done, by id."""
+    found: dict[str, list[float]] = {}
+    for snapshot in snapshots:
+        for state in snapshot.steps:
+            if state.status is Status.DONE and state.step.kind is not StepKind.APPROVAL:
+                found.setdefault(state.step.id, []).append(max(0.0, (state.ended_ns - state.began_ns) / 1e9))
+    return {id: median(each) for id, each in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a rollback gives up on the recovered side of one source.
+
+    Attributes:
+        branch: it stays until its retention ends.
+        records: changes that it holds beyond the point that was promoted.
+        newest_ns: time of its newest point, 0 if it has none.
+    """
+
+    source: str
+    branch: int
+    records: int
+    newest_ns: int
+
+
+def losses(session: Session, run: RunRecord) -> list[Loss]:
+    """What a rollback of a failover would lose; branches on which nothing was written are left out.
+
+    Raises:
+        DrengineError: RUN_STATE when a source was promoted or handed back after the run.
+    """
+    store, found = session.site.store, []
+    for source in run.sources:
+        branch = branch_named(store, source, run_label(run.id))
+        if branch is None or branch.role != "promoted":
+            continue
+        if not branch.active:
+            raise DrengineError(RUN_STATE, f"{source!r} has changed hands since {run.id}: its branch is not active")
+        records = branch.durable_sequence - branch.base_sequence
+        points = store.points(source, branch=branch.number)
+        if records:
+            found.append(Loss(source, branch.number, records, points[-1].time_ns if points else 0))
+    return found
+
+
+def _point(session: Session, step: PlannedStep) -> dict[str, Any]:
+    if "from" in step.settings:
+        return {"error": "", "point": "the one that is cut when the source has stopped"}
+    now_ns = session.site.clock.now_ns()
+    try:
+        point = select_point(session.site.store, step.source, step.settings["point"])
+    except DrengineError as error:
+        return {"error": error.message}
+    received = max(each.received_ns for each in session.site.store.points(step.source))
+    report = session.site.agents.reports().get(step.source)
+    sign_ns = max(received, report.at_ns if report else 0)
+    return describe_point(point) | loss(point.time_ns, now_ns, sign_ns, evidence="", quiesced=False) | {"error": ""}

@@ -1,0 +1,195 @@
+"""A session with everything a run needs: store, registry, agents, drivers, opened from one configuration.
+
+The store is opened directly and the registry is a local file unless configured otherwise, so nothing here needs the
+region, the broker or the source (rule 10). What is missing shows when a step needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drengine.control.agents import BrokerAgents, NoAgents
+from drengine.failover.config import OrchestratorConfig
+from drengine.failover.drivers.available import available_drivers, load_driver
+from drengine.failover.drivers.driver import LaunchDriver
+from drengine.failover.errors import RUN_STATE
+from drengine.failover.executor import Executor, Watcher
+from drengine.failover.plan import sources_of
+from drengine.failover.registry import Registry
+from drengine.failover.run import RunRecord, RunState, new_run_id
+from drengine.failover.runbook.reader import read_runbook, read_runbook_text
+from drengine.failover.runbook.values import Mode, Runbook
+from drengine.failover.snapshot import Snapshot, observe
+from drengine.failover.steps.handlers import step_handlers
+from drengine.failover.steps.step import Site
+from drengine.failover.steps.workloads import instance_name
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+from drengine.store.store import Store
+
+RUN_LABEL = "run:"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """See the module; made by `open_session`."""
+
+    config: OrchestratorConfig
+    registry: Registry
+    site: Site
+    owner: str
+
+    def load_runbook(self, place: str) -> tuple[Runbook, str]:
+        """A runbook by its file or by the name under which it was kept, and the version that a run of it keeps.
+
+        Raises:
+            DrengineError: BAD_RUNBOOK, UNKNOWN_RUNBOOK.
+        """
+        book, text = self.read_runbook(place)
+        return book, self.registry.save_runbook(book.name, text)
+
+    def read_runbook(self, place: str) -> tuple[Runbook, str]:
+        """A runbook and its text; nothing is kept."""
+        if place.endswith((".yaml", ".yml")) or "/" in place:
+            text = read_runbook_text(Path(place))
+            return read_runbook(text, where=place), text
+        stored = self.registry.runbook(place)
+        return read_runbook(stored.text, where=f"{place}@{stored.version[:12]}"), stored.text
+
+    def runbook_of(self, run: RunRecord) -> Runbook:
+        """The version that a run began with, whatever its file says now."""
+        stored = self.registry.runbook(run.runbook, run.version)
+        return read_runbook(stored.text, where=f"{run.runbook}@{run.version[:12]}")
+
+    def create_run(self, mode: Mode, book: Runbook, version: str, by: str, options: Mapping[str, Any]) -> RunRecord:
+        """Begin a run; nothing is done before it is executed.
+
+        Raises:
+            DrengineError: RUN_ACTIVE when an unfinished run holds one of its sources.
+        """
+        now_ns = self.site.clock.now_ns()
+        run = RunRecord(
+            id=new_run_id(book.name, now_ns),
+            mode=mode,
+            runbook=book.name,
+            version=version,
+            sources=sources_of(book),
+            started_by=by,
+            created_ns=now_ns,
+            options={**options, **self.earlier_launches(mode, book)},
+        )
+        self.registry.create_run(run)
+        return run
+
+    async def execute(
+        self, run: RunRecord, *, wait: bool = True, watch: Watcher = lambda run, snapshot, decision: None
+    ) -> RunRecord:
+        """Carry a run out, or go on with it; see Executor.execute."""
+        executor = Executor(
+            self.registry,
+            self.site,
+            step_handlers(),
+            await asyncio.to_thread(self.runbook_of, run),
+            owner=self.owner,
+            lease_seconds=self.config.lease,
+            watch=watch,
+        )
+        return await executor.execute(run.id, wait=wait)
+
+    def snapshot(self, run: str) -> Snapshot:
+        """How far a run is, from its journal."""
+        return observe(self.registry.entries(run), self.registry.requests(run), (), self.site.clock.now_ns())
+
+    def earlier_launches(self, mode: Mode, book: Runbook) -> dict[str, Any]:
+        """For the way home: what runs now on each source's promoted branch, as the run that launched it knew it."""
+        if mode not in (Mode.REPROTECT, Mode.FAILBACK):
+            return {}
+        return {"launches": {source: self._earlier_launch(book, source) for source in sources_of(book)}}
+
+    def _earlier_launch(self, book: Runbook, source: str) -> dict[str, Any]:
+        info = self.site.store.source(source)
+        branch = next(each for each in self.site.store.branches(source) if each.number == info.active_branch)
+        if branch.role != "promoted" or branch.label.count(":") > 1:
+            raise DrengineError(
+                RUN_STATE, f"{source!r} is not failed over: it writes generation {info.generation} itself"
+            )
+        id = branch.label.removeprefix(RUN_LABEL)
+        launch = self._launching_runbook(id, book).sources.get(source, book.sources[source]).launch
+        return {
+            "run": id,
+            "instance": instance_name(id, source),
+            "branch": branch.number,
+            "driver": launch.driver,
+            "host": launch.host,
+            "settings": dict(launch.settings),
+        }
+
+    def _launching_runbook(self, run: str, book: Runbook) -> Runbook:
+        """The runbook of the run that failed over; where the registry was lost, today's has to do."""
+        try:
+            return self.runbook_of(self.registry.run(run))
+        except DrengineError:
+            return book
+
+
+@asynccontextmanager
+async def open_session(config: OrchestratorConfig, *, clock: Clock | None = None) -> AsyncIterator[Session]:
+    """Open everything, and close it in the end.
+
+    Raises:
+        DrengineError: the store's and the registry's own; not that a broker is silent.
+    """
+    clock = clock or SystemClock()
+    config.state.mkdir(parents=True, exist_ok=True)
+    registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock)
+    try:
+        with await asyncio.to_thread(Store.open, config.store, clock=clock) as store:
+            async with _agents(config, clock, registry) as agents:
+                site = Site(
+                    store=store,
+                    agents=agents,
+                    drivers=load_drivers(),
+                    export_uri=config.export_uri,
+                    directory=config.instances,
+                    clock=clock,
+                )
+                owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+                yield Session(config, registry, site, owner)
+    finally:
+        await asyncio.to_thread(registry.close)
+
+
+@asynccontextmanager
+async def _agents(
+    config: OrchestratorConfig, clock: Clock, registry: Registry
+) -> AsyncIterator[BrokerAgents | NoAgents]:
+    if config.broker.address is None:
+        yield NoAgents()
+        return
+    async with BrokerAgents(config.broker, clock=clock) as agents:
+        await agents.settled()
+        yield agents
+
+
+def load_drivers() -> dict[str, LaunchDriver]:
+    """Every driver that can be loaded; a runbook that names another is told so when it is declared."""
+    found: dict[str, LaunchDriver] = {}
+    for name in available_drivers():
+        try:
+            found[name] = load_driver(name)
+        except DrengineError:
+            continue
+    return found
+
+
+def is_open(run: RunRecord) -> bool:
+    """Whether it still holds its sources."""
+    return run.state is not RunState.FINISHED
