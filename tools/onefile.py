@@ -36,6 +36,8 @@ NOT_NEEDED = ("colorama",)
 """Locked for other systems."""
 TARGET_ONLY = [("drengine", part) for part in ("cli", "console", "failover", "store", "target")]
 """Parts of drengine that the agent never imports (import-linter holds it to that)."""
+NOT_FOR_AGENTS = (Path("drengine/control/broker.py"),)
+"""The embedded broker, which only the quickstart and the orchestrator run."""
 DROPPED = re.compile(
     r"\.pyi$|/py\.typed$|^zstandard/_cffi\.|^zstandard/backend_(cffi|rust)|\.dist-info/(?!METADATA|licenses)"
 )
@@ -99,7 +101,12 @@ def own_sources() -> Iterator[tuple[str, bytes]]:
     for base, package in ((ROOT, "drengine"), (ROOT / "agents", "drengine_agent")):
         for path in sorted((base / package).rglob("*")):
             place = path.relative_to(base)
-            if "__pycache__" in place.parts or not path.is_file() or place.parts[:2] in TARGET_ONLY:
+            if (
+                "__pycache__" in place.parts
+                or not path.is_file()
+                or place.parts[:2] in TARGET_ONLY
+                or place in NOT_FOR_AGENTS
+            ):
                 continue
             yield f"common/{place}", path.read_bytes()
 

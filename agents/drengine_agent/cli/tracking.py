@@ -13,6 +13,7 @@ import msgspec
 from drengine.terminal import human_age, human_bytes
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES, WatchedVolume
+from drengine_agent.capture.ebpf.program import COPIES
 from drengine_agent.capture.ebpf.watch import Watch, WatchFacts
 from drengine_agent.config import AgentConfig
 from drengine_agent.state import AgentState, KnownVolume
@@ -58,7 +59,10 @@ def _rows(facts: WatchFacts) -> list[tuple[str, str]]:
         ("tracking", f"in the kernel for {human_age(facts.attached_ns, time.time_ns())}; {by}{whole}"),
         ("dirty", f"{human_bytes(dirty)}, of which {human_bytes(facts.pending_blocks * BLOCK_BYTES)} handed out"),
         ("memory", human_bytes(facts.memory_bytes)),
-        ("changes", f"{facts.statistics.counted} counted, {facts.statistics.faults} faults"),
+        (
+            "changes",
+            f"{facts.statistics.counted // COPIES} counted, {facts.statistics.faults} that could not be marked",
+        ),
         *(("device", f"{each['device']}  {human_bytes(each['size_bytes'])}") for each in facts.volumes),
     ]
 

@@ -1,0 +1,44 @@
+"""A one-file agent for the Python that runs the tests, packed from what is installed here: nothing is fetched."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from tools.onefile import NATIVE, own_sources, pack, requirements, without_sections
+
+
+def build_here(path: Path) -> Path:
+    """Write the file."""
+    found = dict(own_sources())
+    for name in _closure({*NATIVE, *requirements()}):
+        for file in distribution(name).files or ():
+            source = Path(str(file.locate()))
+            if ".." in file.parts or "__pycache__" in file.parts or not source.is_file():
+                continue
+            data = source.read_bytes()
+            suffix = re.search(r"\.(cpython-[\w-]+)\.so$", file.name)
+            if suffix:
+                found[f"native/{suffix[1]}/{file}"] = without_sections(data)
+            elif file.suffix == ".py":
+                found[f"common/{file}"] = data
+    path.write_bytes(pack(found))
+    path.chmod(0o755)
+    return path
+
+
+def _closure(names: set[str]) -> set[str]:
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        try:
+            needed = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue  # for other systems
+        seen.add(name)
+        waiting += [re.match(r"[\w.-]+", each)[0] for each in needed if ";" not in each]  # type: ignore[index]
+    return seen

@@ -1,0 +1,190 @@
+"""The one file: it starts with nothing beside it, refuses clearly what it can't, and unpacks once and safely."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.agent.install.onefile import build_here
+from tools.onefile import pack, requirements, without_sections
+
+Answer = subprocess.CompletedProcess[str]
+Start = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_here(tmp_path_factory.mktemp("onefile") / "drengine-agent")
+
+
+@pytest.fixture
+def start(agent: Path, tmp_path: Path) -> Start:
+    """Start the file in an empty environment."""
+
+    def run(*words: str, python: str = sys.executable, file: Path = agent, **environment: str) -> Answer:
+        environment = {"DRENGINE_CACHE": str(tmp_path / "cache"), **environment}
+        command = [python, "-IS", str(file), *words]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run
+
+
+def test_it_runs_with_nothing_beside_it(start: Start) -> None:
+    for words in (["--version"], ["doctor", "--help"], ["example-config"]):
+        done = start(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_module_of_the_agent_is_inside(start: Start, agent: Path, tmp_path: Path) -> None:
+    assert start("--version").returncode == 0
+    place = next((tmp_path / "cache").iterdir())
+    program = (
+        f"import sys, pkgutil, importlib; sys.path[:0] = [{str(place)!r}]; import drengine_agent as a\n"
+        "names = [m.name for m in pkgutil.walk_packages(a.__path__, 'drengine_agent.') if '__main__' not in m.name]\n"
+        "[importlib.import_module(n) for n in names]; print(len(names))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-ISc", program], capture_output=True, text=True, timeout=60, check=False, env={}
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 30
+
+
+def test_it_is_unpacked_once_for_its_owner_alone(start: Start, tmp_path: Path) -> None:
+    start("--version")
+    (place,) = (tmp_path / "cache").iterdir()
+    before = {path: path.stat().st_ino for path in place.rglob("*") if "__pycache__" not in path.parts}
+    assert all(stat.S_IMODE(path.lstat().st_mode) & 0o077 == 0 for path in [place.parent, place])
+    start("--version")
+    assert {path: path.stat().st_ino for path in place.rglob("*") if "__pycache__" not in path.parts} == before
+
+
+def test_two_first_starts_at_once_both_run(agent: Path, tmp_path: Path) -> None:
+    environment = {"DRENGINE_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-IS", str(agent), "--version"]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [each.wait(60) for each in both] == [0, 0, 0]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_other_versions_are_cleaned_away_unless_they_run(start: Start, tmp_path: Path) -> None:
+    import fcntl
+
+    cache = tmp_path / "cache"
+    for name in ("old", "running", ".unpacking-x"):
+        (cache / name / "drengine").mkdir(parents=True)
+    cache.chmod(0o700)
+    held = os.open(cache / "running", os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert start("--version").returncode == 0
+    finally:
+        os.close(held)
+    left = {path.name for path in cache.iterdir()}
+    assert "running" in left
+    assert not {"old", ".unpacking-x"} & left
+    assert len(left) == 2
+
+
+def test_a_cache_that_others_can_write_is_not_used(start: Start, tmp_path: Path) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    linked = tmp_path / "linked"
+    linked.symlink_to(open_to_all)
+    home = tmp_path / "home"
+    for place in (open_to_all, linked):
+        done = start("--version", DRENGINE_CACHE=str(place), CACHE_DIRECTORY=str(home), TMPDIR=str(tmp_path))
+        assert done.returncode == 0
+        assert list(open_to_all.iterdir()) == []
+    assert len(list(home.iterdir())) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_without_any_place_it_unpacks_for_this_run_only(start: Start, tmp_path: Path) -> None:
+    tmp_path.joinpath("t").mkdir()
+    done = start("--version", DRENGINE_CACHE="/proc/none", XDG_CACHE_HOME="/proc/none", TMPDIR=str(tmp_path / "t"))
+    assert done.returncode == 0
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+def other_pythons() -> list[str]:
+    """Pythons that are too old, where there are any."""
+    versions = Path("/root/.pyenv/versions")
+    if not os.access(versions, os.R_OK | os.X_OK):
+        return []
+    return [str(path) for path in versions.glob("3.[6-9].*/bin/python3")]
+
+
+def test_a_python_that_is_too_old_is_told_so(start: Start) -> None:
+    olds = other_pythons()
+    if not olds:
+        pytest.skip("there is no older Python on this machine")
+    for python in olds:
+        done = start("doctor", python=python)
+        assert done.returncode == 93, done.stderr
+        assert len(done.stderr.splitlines()) == 2
+        assert "[python-unsupported]" in done.stderr
+        told = json.loads(start("doctor", "--json", python=python).stderr)
+        assert (told["error"], told["exit_code"]) == ("python-unsupported", 93)
+
+
+def test_started_by_its_name_it_finds_a_python_or_says_that_there_is_none(agent: Path, tmp_path: Path) -> None:
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "DRENGINE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([str(agent), "--version"], env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
+    nothing = subprocess.run(
+        ["/bin/sh", str(agent), "doctor"],
+        env={"PATH": "/none"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert nothing.returncode == 93
+    assert "no Python 3.11 to 3.14" in nothing.stderr
+
+
+def test_a_machine_that_it_has_nothing_for_is_told_so(agent: Path, start: Start, tmp_path: Path) -> None:
+    poor = tmp_path / "poor"
+    with zipfile.ZipFile(agent) as whole:
+        members = {name: whole.read(name) for name in whole.namelist() if not name.startswith(("native/", "__main__"))}
+    poor.write_bytes(pack(members))
+    done = start("--version", file=poor)
+    assert done.returncode == 93
+    assert "nothing for cpython-" in done.stderr
+
+
+def test_the_same_members_give_the_same_bytes() -> None:
+    members = {"common/b.py": b"b", "common/a.py": b"a" * 1000}
+    assert pack(members) == pack(dict(reversed(members.items())))
+    assert pack(members) != pack({**members, "common/a.py": b"c"})
+
+
+def test_every_locked_package_has_its_hashes() -> None:
+    lines = requirements()
+    assert {"msgspec", "typer", "rich", "xxhash", "zstandard"} <= lines.keys()
+    assert all("--hash=sha256:" in line and "==" in line for line in lines.values())
+    assert "numpy" not in lines
+
+
+def test_sections_are_cut_off_behind_what_is_loaded() -> None:
+    header = b"\x7fELF\x02\x01" + bytes(26) + struct.pack("<QQIHHHHHH", 64, 900, 0, 64, 56, 2, 64, 5, 4)
+    segments = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 200, 200, 4096) * 2
+    elf = header + segments + bytes(1000)
+    kept = without_sections(elf)
+    assert len(kept) == 200
+    assert struct.unpack_from("<Q", kept, 40) == (0,)
+    with pytest.raises(ValueError, match="ELF"):
+        without_sections(b"MZ")
