@@ -13,6 +13,9 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
 from drengine.terminal import human_duration, human_time
 
+SIGN_SECONDS = 1.0
+"""A living source that writes is heard of at least so often: its points come many times a second."""
+
 
 class ChoosePointStep:
     """Picks the point. It is noted, so that a run that is resumed goes on with the same."""
@@ -55,7 +58,8 @@ def loss(time_ns: int, declared_ns: int, sign_ns: int, *, evidence: str, quiesce
     """How much was written after the point, at most, in seconds, and how that is known.
 
     A source that still answered when it was fenced may have written until then; one that was dead by then wrote
-    nothing after its last sign of life; one that was stopped before its last point was cut has lost nothing.
+    nothing after the next sign of life would have been due; one that was stopped before its last point was cut has
+    lost nothing.
     """
     since_declared = max(0.0, (declared_ns - time_ns) / 1e9)
     if quiesced:
@@ -63,7 +67,8 @@ def loss(time_ns: int, declared_ns: int, sign_ns: int, *, evidence: str, quiesce
     elif evidence == "agent" or not 0 < sign_ns < declared_ns:
         seconds, known = since_declared, "from the point to the declaration"
     else:
-        seconds, known = max(0.0, (sign_ns - time_ns) / 1e9), "from the point to the source's last sign of life"
+        seconds = min(since_declared, max(0.0, (sign_ns - time_ns) / 1e9) + SIGN_SECONDS)
+        known = f"from the point to {SIGN_SECONDS:g} s after the source's last sign of life"
     return {
         "rpo_seconds": round(seconds, 6),
         "rpo_known_by": known,
