@@ -199,7 +199,7 @@ class BrokerAgents:
         while True:
             with contextlib.suppress(DrengineError):
                 await self.link.publish(message)
-            await self._clock.sleep(ASK_AGAIN_SECONDS)
+            await self.link.wait_made(ASK_AGAIN_SECONDS)
 
     @contextlib.contextmanager
     def _waiting_for(self, id: str, name: str, progress: Progress) -> Iterator[asyncio.Future[Answer]]:

@@ -62,7 +62,7 @@ class EmbeddedBroker:
             local = False
         if not local:
             raise DrengineError(BROKER_FAILED, f"{address} is not on loopback, and this broker keeps nobody out")
-        self._address = Address(host, address.port)
+        self.address = Address(host, address.port)
         self._clock = clock or SystemClock()
         self._broker: Broker | None = None
 
@@ -81,8 +81,8 @@ class EmbeddedBroker:
         try:
             self._broker = await asyncio.to_thread(self._start)
         except (OSError, RuntimeError, ValueError) as error:
-            raise DrengineError(BROKER_FAILED, f"{self._address}: {error}") from error
-        log.info("embedded broker at %s", self._address)
+            raise DrengineError(BROKER_FAILED, f"{self.address}: {error}") from error
+        log.info("embedded broker at %s", self.address)
 
     async def run(self) -> None:
         """Keep it running until cancelled: a child that ends is started again. Call `start` before."""
@@ -104,6 +104,6 @@ class EmbeddedBroker:
     def _start(self) -> Broker:
         with tempfile.TemporaryDirectory(prefix="drengine-broker-") as directory:
             path = Path(directory) / "rumqttd.toml"
-            path.write_text(CONFIGURATION.format(listen=self._address, packet_bytes_max=PACKET_BYTES_MAX))
+            path.write_text(CONFIGURATION.format(listen=self.address, packet_bytes_max=PACKET_BYTES_MAX))
             broker = Broker(config_path=str(path))
             return broker.start(START_SECONDS)

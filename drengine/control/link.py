@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE
@@ -33,7 +33,7 @@ PACKET_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096
 INCOMING_MAX = 4096
 CALL_SECONDS = 5.0
 BACKOFF_SECONDS_MIN = 0.2
-BACKOFF_SECONDS_MAX = 10.0
+BACKOFF_SECONDS_MAX = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Link:
         self._tls = options.tls_context()
         self._client: aiomqtt.Client | None = None
         self._connected = asyncio.Event()
+        self._made = asyncio.Event()
         self.connections = 0
         self.detail = "not connected yet"
         """Why there is no connection."""
@@ -104,6 +105,17 @@ class Link:
         except TimeoutError:
             return False
         return True
+
+    async def wait_made(self, seconds: float) -> None:
+        """Wait until a connection is made anew, or for so long."""
+        making = asyncio.ensure_future(self._made.wait())
+        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+        either: set[asyncio.Future[Any]] = {making, sleeping}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            making.cancel()
+            sleeping.cancel()
 
     async def publish(self, message: Message) -> None:
         """Hand a message to the broker.
@@ -151,6 +163,8 @@ class Link:
                 self.connections += 1
                 self.detail = ""
                 self._connected.set()
+                self._made.set()  # wakes those who wait now, and nobody later
+                self._made.clear()
                 log.info("connected with the broker %s", self._where)
                 async for arrived in client.messages:
                     self._take(arrived)

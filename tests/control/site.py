@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -77,6 +78,23 @@ class Mosquitto:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def stop(self) -> None:
+        """As a service manager would: it saves what is retained."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(DEADLINE_SECONDS)
+        self._process = None
+
+    def reload(self) -> None:
+        """Make it read its ACL and CRL again, and wait until it has."""
+        assert self._process is not None
+        before = self._log.read_text().count("Reloading config")
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while self._log.read_text().count("Reloading config") == before:
+            assert time.monotonic() < deadline, "it was not reloaded"
+            time.sleep(0.01)
 
     def log(self) -> str:
         return self._log.read_text()

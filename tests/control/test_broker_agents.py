@@ -27,7 +27,7 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     else:
         embedded = EmbeddedBroker(Address("127.0.0.1", free_port()))
         await embedded.start()
-        yield BrokerOptions(address=embedded._address)
+        yield BrokerOptions(address=embedded.address)
         await embedded.stop()
 
 
