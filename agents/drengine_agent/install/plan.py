@@ -125,13 +125,15 @@ def plan_uninstall(present: Present, *, purge: bool) -> Plan:
     if present.links.get(COMMAND) == str(PROGRAM):
         acts.append(Remove(COMMAND))
     state = Path(record.state_directory) if record.state_directory else STATE
-    if str(state) in record.directories or state == STATE:
+    if state == STATE and STATE not in present.directories:
+        pass
+    elif str(state) in record.directories or state == STATE:
         acts.append(Remove(state, whole=True))
     elif not state.is_relative_to(RUNTIME):
         notes.append(f"kept {state}: it was there before; the agent's files in it can be removed")
-    acts += [Remove(RUNTIME, whole=True)] if not present.image else []
+    acts += [Remove(RUNTIME, whole=True)] if RUNTIME in present.directories else []
     acts += [Remove(path) for path in (PROGRAM,) if path in present.files]
-    acts += [Remove(CACHE, whole=True)]
+    acts += [Remove(CACHE, whole=True)] if CACHE in present.directories else []
     if present.systemd == "running" and not present.image:
         acts += [Run(("systemctl", "daemon-reload")), Run(("systemctl", "reset-failed", SERVICE), may_fail=True)]
     made = {CONFIG.parent, RECORD.parent, *map(Path, record.directories)} - {state}

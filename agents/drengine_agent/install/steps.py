@@ -20,7 +20,7 @@ from drengine_agent.doctor.show import as_json, show_report
 from drengine_agent.install.acts import Plan
 from drengine_agent.install.errors import INSTALL_CONFLICT, INSTALL_FAILED
 from drengine_agent.install.perform import perform
-from drengine_agent.install.places import CONFIG, PROGRAM, look
+from drengine_agent.install.places import CACHE, CONFIG, PROGRAM, RUNTIME, STATE, look
 from drengine_agent.install.plan import directories_of, plan_install, plan_uninstall
 from drengine_agent.install.wanted import Said, installed_config, wanted_from
 
@@ -76,7 +76,7 @@ def uninstall(root: Path, *, purge: bool, dry_run: bool, yes: bool, json: bool) 
         DrengineError: INSTALL_CONFLICT, INSTALL_FAILED, or why tracking can't be removed.
     """
     _needs_root(root, dry_run)
-    present = look(root, ())
+    present = look(root, (STATE, RUNTIME, CACHE))
     if present.record is None and not {CONFIG, PROGRAM} & present.files.keys():
         note("nothing is installed here")
     plan = plan_uninstall(present, purge=purge)

@@ -15,6 +15,7 @@ from drengine_agent.install.perform import perform
 from drengine_agent.install.places import CONFIG, ENABLED, PROGRAM, RECORD, STATE, UNIT, Present, look, within
 from drengine_agent.install.plan import Wanted, directories_of, plan_install, plan_uninstall
 
+OWN = (STATE, places.RUNTIME, places.CACHE)
 FIRST = Wanted("1", "shop", STATE, b"program 1", b"config 1", b"unit 1")
 SECOND = Wanted("2", "shop", STATE, b"program 2", None, b"unit 2")
 
@@ -46,7 +47,7 @@ def install(root: Path, wanted: Wanted) -> Plan:
 
 
 def uninstall(root: Path, *, purge: bool = False) -> Plan:
-    plan = plan_uninstall(look(root, ()), purge=purge)
+    plan = plan_uninstall(look(root, OWN), purge=purge)
     perform(plan, root, told=lambda line: None)
     return plan
 
@@ -169,8 +170,8 @@ def test_cut_off_after_any_act_the_same_command_finishes_and_uninstall_leaves_no
 def test_cut_off_in_an_uninstall_the_next_one_finishes(image: Path) -> None:
     before = tree(image)
     install(image, FIRST)
-    for cut in range(len(plan_uninstall(look(image, ()), purge=False).acts)):
-        acts = plan_uninstall(look(image, ()), purge=False).acts
+    for cut in range(len(plan_uninstall(look(image, OWN), purge=False).acts)):
+        acts = plan_uninstall(look(image, OWN), purge=False).acts
         perform(Plan(acts[:cut]), image, told=lambda line: None)
         uninstall(image)
         assert tree(image) == before, cut
@@ -225,7 +226,7 @@ def test_without_systemd_no_unit_is_written_and_it_says_how_to_start() -> None:
 
 def test_a_removal_stops_first_and_takes_the_tracker_out_of_the_kernel(image: Path) -> None:
     install(image, FIRST)
-    found = look(image, ())
+    found = look(image, OWN)
     running = Present(found.files, found.links, found.directories, found.record, "running", image=False)
     plan = plan_uninstall(running, purge=False)
     assert str(plan.acts[0]) == "run     systemctl stop drengine-agent.service"
@@ -237,7 +238,7 @@ def test_the_record_is_written_before_and_removed_after_what_it_names(image: Pat
     written = [act.path for act in acts if isinstance(act, WriteFile)]
     assert written[0] == RECORD
     install(image, FIRST)
-    shown = plan_uninstall(look(image, ()), purge=False).shown
+    shown = plan_uninstall(look(image, OWN), purge=False).shown
     assert shown[-2].endswith(str(RECORD))
     assert str(RECORD.parent) in shown[-1]
 
@@ -246,6 +247,6 @@ def test_a_damaged_record_is_refused(image: Path) -> None:
     install(image, FIRST)
     within(image, RECORD).write_text('{"files": []}')
     with pytest.raises(DrengineError) as refused:
-        look(image, ())
+        look(image, OWN)
     assert refused.value.kind is INSTALL_CONFLICT
     assert places.RECORD.name in refused.value.message
