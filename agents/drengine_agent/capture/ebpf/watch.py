@@ -41,6 +41,7 @@ PIN_ROOT: Final = BPFFS / "drengine"
 _BPFFS_MAGIC: Final = 0xCAFE4A11
 _CONTROL, _BITS, _INFLIGHT = "control", "bits", "inflight"
 _LOCK_TRIES, _LOCK_PAUSE_SECONDS = 20, 0.025
+_AT_CLEARED: Final = 0x0A0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -214,6 +215,11 @@ class Watch:
         return load_word(self._control, at.AT_ANSWER)
 
     @property
+    def cleared(self) -> int:
+        """Number of the newest answer that was durable at the target, kept over restarts; older ones are forgotten."""
+        return load_word(self._control, _AT_CLEARED)
+
+    @property
     def has_pending(self) -> bool:
         """An answer was handed out and not cleared."""
         return load_word(self._control, at.AT_PHASE) == at.PHASE_PENDING
@@ -255,16 +261,20 @@ class Watch:
         if self.has_pending:
             yield from self._inactive.ranges()
 
-    def clear_pending(self, keep: Iterable[Range] = ()) -> None:
+    def clear_pending(self, keep: Iterable[Range] = (), *, through: int | None = None) -> None:
         """The pending answer is durable at the target: forget it.
 
         Args:
             keep: but not these (they could not be read); they stay pending, under a new number.
+            through: the number that is durable, if ranges were added under newer ones since.
         """
         if not self.has_pending:
             return
         half = self._inactive
         kept = list(half.bits_of(keep))
+        # Before any bit is cleared: a target that has less must never be taken for one that has this.
+        store_word(self._control, _AT_CLEARED, self.answer if through is None else through)
+        syscalls.memory_barrier()
         half.clear(kept)
         syscalls.memory_barrier()
         if kept:
