@@ -10,6 +10,7 @@ from drengine.failover.run import RunRecord, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
 from drengine.failover.steps.handlers import step_handlers
+from drengine.failover.steps.workloads import instance_name
 from tests.failover.engine.keeper import MemoryKeeper
 from tests.failover.engine.world import World
 
@@ -44,3 +45,20 @@ async def carry_out(
 
 def seen(keeper: MemoryKeeper, run: str) -> Snapshot:
     return observe(keeper.entries(run), keeper.requests(run), (), 0)
+
+
+def way_home(world: World, failover: str) -> dict[str, Any]:
+    """What the session tells a run on the way home: what runs now on each source's promoted branch."""
+    return {
+        "launches": {
+            source: {
+                "run": failover,
+                "instance": instance_name(failover, source),
+                "branch": world.store.source(source).active_branch,
+                "driver": "simulated",
+                "host": "",
+                "settings": {},
+            }
+            for source in world.sources
+        }
+    }

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import AgentReport, Answer, PartyKind, Verb
 from drengine.failover.drivers.driver import Instance, LaunchRequest
-from drengine.failover.runbook.values import Fence, Launch, Mode, Runbook, Source, Step, Wave
+from drengine.failover.runbook.values import Fence, Launch, Runbook, Source, Step, Wave
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.steps.step import Site
 from drengine.model.clock import Clock, SystemClock
@@ -72,6 +72,7 @@ class SimulatedSource:
         self.preserved = False
         self.answers: dict[str, Answer] = {}
         self.commands: list[Verb] = []
+        self.refused: set[Verb] = set()
         self.shipped_back = 0
         self._clock = clock or SystemClock()
         self._path, self._judge = store_path, judge
@@ -109,6 +110,8 @@ class SimulatedSource:
                 try:
                     if generation < self.generation:
                         raise DrengineError(FENCED, "stale command")  # noqa: TRY301
+                    if verb in self.refused:
+                        raise DrengineError(NO_ANSWER, f"{self.name} does not want to {verb.value}")  # noqa: TRY301
                     result = getattr(self, f"_{verb.value}")(**arguments)
                     self.answers[id] = Answer(id=id, done=True, ok=True, result=result)
                 except DrengineError as error:
@@ -376,6 +379,3 @@ def runbook(
     }
     all_in_one = [Wave(name="all", sources=list(sources), before_steps=before or [], after_steps=then or [])]
     return Runbook(version=1, name="test", sources=sources, waves=waves or all_in_one)
-
-
-MODES_ALL = tuple(Mode)
