@@ -27,7 +27,8 @@ class Capture:
         request_round: begin a round of scanning now; None for trackers that are live.
         check: look whether the volumes are still what they were.
         details: figures of this tracker for `status` and metrics.
-        listening: where clients reach the volumes; empty if they are not served.
+        make_server: makes what serves the volumes, its clients held back or not; None if they are not ours to serve.
+        server: what serves them now.
     """
 
     tracker: Tracker
@@ -36,6 +37,7 @@ class Capture:
     check: Callable[[], None]
     details: Callable[[], dict[str, object]]
     request_round: Callable[[], None] | None = None
+    make_server: Callable[[bool], TapServer] | None = None
     server: TapServer | None = None
 
     @property
@@ -43,10 +45,34 @@ class Capture:
         """The volumes as they are declared."""
         return tuple(volume.geometry for volume in self.volumes.values())
 
+    def serve(self, *, held: bool = False) -> None:
+        """Let clients use the volumes, once `admit` was called if they are `held` back until then.
+
+        Raises:
+            DrengineError: NBD_LISTEN.
+        """
+        if self.make_server is not None and self.server is None:
+            server = self.make_server(held)
+            server.start()
+            self.server = server
+
+    def admit(self) -> None:
+        """Hold clients back no longer."""
+        if self.server is not None:
+            self.server.admit()
+
+    def stop_serving(self, *, cut: bool) -> None:
+        """Serve nobody any more: in peace, or `cut` off with nothing more said to anyone."""
+        server, self.server = self.server, None
+        if server is not None:
+            if cut:
+                server.cut()
+            else:
+                server.stop()
+
     def close(self) -> None:
         """Serve nobody any more, stop tracking cleanly, let go of the volumes."""
-        if self.server is not None:
-            self.server.stop()
+        self.stop_serving(cut=False)
         self.tracker.close()
         if self.indexes is not None:
             self.indexes.close(clean=True)
@@ -108,18 +134,16 @@ def _open_tap(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> 
         list(volumes.values()), config.state_directory / "tap", TapOptions(journal_bytes=config.nbd.journal), clock
     )
     tap.open([volume.geometry for volume in volumes.values()])
-    try:
-        listen = config.nbd.listen
-        server = TapServer(
+    listen = config.nbd.listen
+
+    def make_server(held: bool) -> TapServer:
+        return TapServer(
             tap,
             listen.path or (listen.host, listen.port),
             sync=config.nbd.protocol == "sync",
             sync_fallback_seconds=config.nbd.sync_fallback,
+            held=held,
         )
-        server.start()
-    except BaseException:
-        tap.close()
-        raise
 
     def details() -> dict[str, object]:
         status = tap.status()
@@ -128,11 +152,12 @@ def _open_tap(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> 
             "journal_capacity_bytes": status.journal_capacity_bytes,
             "journaling": status.journaling,
             "captured_bytes": status.captured_bytes,
-            "nbd": _shown(server.address),
-            "nbd_protocol": server.protocol_state,
+            "nbd": _shown(capture.server.address) if capture.server else "",
+            "nbd_protocol": capture.server.protocol_state if capture.server else "",
         }
 
-    return Capture(tap, volumes, None, tap.check, details, server=server)
+    capture = Capture(tap, volumes, None, tap.check, details, make_server=make_server)
+    return capture
 
 
 def _shown(address: str | Path | tuple[str, int]) -> str:

@@ -65,6 +65,13 @@ class NbdOptions:
         default=Address(path="/run/drengine-agent/nbd.sock"),
         help="Where the volumes are served; each by its name. A unix socket, or loopback for clients that need TCP.",
     )
+    await_target: float = option(
+        DURATION,
+        default=5.0,
+        help="After a start, clients wait until the target has confirmed that this source is in charge, but no longer "
+        "than this: then they are served without its word, so that a cut network does not stop production. So a "
+        "source that was failed over and comes back is fenced before anyone believes it (docs/failback.md).",
+    )
     protocol: str = option(
         choice("async", "sync"),
         default="async",

@@ -42,6 +42,12 @@ SESSION_REFUSED = error_kind(
     "The target refused the session.",
     "The target's message says why; its log says more.",
 )
+REVERSE_REFUSED = error_kind(
+    "reverse-refused",
+    119,
+    "The source's disks can't be read whole or overwritten now.",
+    "The message says what is in the way; docs/failback.md tells the way home. Nothing is served meanwhile.",
+)
 CONFIG_EXISTS = error_kind(
     "config-exists",
     87,

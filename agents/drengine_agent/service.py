@@ -19,16 +19,19 @@ from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS
 from drengine.transport import DataNetworks, TlsFiles, TrafficObserver, client_context, connect
-from drengine.wire.events import Resend, Status, Welcome
+from drengine.wire.events import Hello, Purpose, Resend, Status, Welcome
 from drengine_agent.backoff import backoff_seconds
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.captures import Capture, VolumeResizedError, open_capture, volume_reason
 from drengine_agent.compression import CompressionController, levels_of
 from drengine_agent.config import AgentConfig
 from drengine_agent.errors import COMMAND_REFUSED
+from drengine_agent.fencing import SOURCE_FENCED, Fence
 from drengine_agent.health import Facts, derive_state
 from drengine_agent.lag import LagMeter
 from drengine_agent.pipeline import LabelRequest, Pipeline, Progress
+from drengine_agent.preserve import PreserveReport
+from drengine_agent.reverse import ReverseReport
 from drengine_agent.session import (
     Sent,
     Session,
@@ -41,6 +44,7 @@ from drengine_agent.session import (
     open_session,
 )
 from drengine_agent.state import StateDirectory
+from drengine_agent.way_home import Tell, WayHome
 
 log = logging.getLogger("drengine.agent")
 
@@ -70,12 +74,19 @@ class Agent:
         self._clock = clock or SystemClock()
         self._random = random or Random(secrets.randbits(64))
         self._observer = observer
-        self._connect = connector or self._connect_socket
+        self.connect = connector or self._connect_socket
         self._directory = StateDirectory(config.state_directory)
         try:
             self._state = self._directory.load()
+            self.way_home = WayHome(self, Fence(config.state_directory), self._clock)
             self.capture: Capture = open_capture(config, self._state, self._clock)
-            self._directory.save(self._state)
+            try:
+                self._directory.save(self._state)
+                if self.way_home.fence.may_serve:
+                    self.capture.serve(held=config.nbd.await_target > 0)
+            except BaseException:
+                self.capture.close()
+                raise
         except BaseException:
             self._directory.close()
             raise
@@ -89,7 +100,7 @@ class Agent:
         self.pipeline: Pipeline | None = None
         self._session: Session | None = None
         self._replicating: asyncio.Task[None] | None = None
-        self._facts = Facts(paused=self._state.paused)
+        self._facts = Facts(paused=self._state.paused, stopped="" if self.way_home.fence.may_ship else "fenced")
         self._resumed = asyncio.Event()
         self._stop = asyncio.Event()
         self._detail = ""
@@ -150,8 +161,32 @@ class Agent:
                 {"name": v.name, "number": v.volume, "path": str(v.path), "size_bytes": v.size_bytes}
                 for v in self.capture.volumes.values()
             ],
+            "generation": self.generation,
+            "branch": self.branch,
+            "serving": self.is_serving,
+            **self.way_home.status(),
             **self.capture.details(),
         }
+
+    @property
+    def generation(self) -> int:
+        """That this source ships under."""
+        return self._state.generation
+
+    @property
+    def branch(self) -> int:
+        """That this generation writes at the target, as far as it was told."""
+        return self._state.branch
+
+    @property
+    def is_fenced(self) -> bool:
+        """It neither serves nor ships until it is released."""
+        return not self.way_home.fence.may_ship
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether clients may use the volumes now; False where they are not the agent's to serve."""
+        return self.capture.server is not None and self.capture.server.is_admitting
 
     # ---- what an operator may ask ----------------------------------------------------------------------------
 
@@ -208,6 +243,85 @@ class Agent:
         """Take a new limit from now on."""
         self.bandwidth.set_schedule(schedule)
 
+    # ---- being in charge, and not (docs/failback.md) ---------------------------------------------------------
+
+    async def fence(self, generation: int, reason: str = "operator") -> None:
+        """Stop serving and shipping, at once and until `release`, also over restarts.
+
+        Raises:
+            DrengineError: SOURCE_FENCED when `generation` is older than ours: whoever says this is behind;
+                STATE_DAMAGED: it has stopped, but a restart would not know.
+        """
+        if generation < self.generation:
+            raise DrengineError(SOURCE_FENCED, f"generation {generation} is over, this source is at {self.generation}")
+        try:
+            await self.way_home.stand_down(self.generation, reason)
+        finally:
+            self._facts = replace(self._facts, stopped="fenced")
+            if self._replicating is not None:
+                self._replicating.cancel()
+                await asyncio.wait({self._replicating})
+
+    async def quiesce(self, label: str = "") -> dict[str, object]:
+        """For a planned switch: stop serving, cut a last point and wait until it is durable; its id and position.
+
+        Raises:
+            DrengineError: COMMAND_REFUSED, SOURCE_FENCED; the source serves as before.
+        """
+        return await self.way_home.quiesce(label)
+
+    async def preserve(self, branch: int, generation: int, tell: Tell = lambda _: None) -> PreserveReport:
+        """A fenced source ships what its disks hold beyond the replica to this divergent branch, ending in a point.
+
+        Raises:
+            DrengineError: SOURCE_FENCED (it is in charge), REVERSE_REFUSED; COMMAND_REFUSED: try again.
+        """
+        return await self.way_home.preserve(branch, generation, tell)
+
+    async def reverse(self, point: str, tell: Tell = lambda _: None, *, force: bool = False) -> ReverseReport:
+        """A fenced source makes its disks equal to a point of its history at the target. Interrupted, run it again.
+
+        Args:
+            point: its id.
+            tell: is given figures now and then.
+            force: give up what the disks hold and was not preserved.
+
+        Raises:
+            DrengineError: SOURCE_FENCED (it is in charge), REVERSE_REFUSED; COMMAND_REFUSED: try again.
+        """
+        return await self.way_home.reverse(point, tell, force=force)
+
+    async def release(self, generation: int, branch: int = 0, *, force: bool = False) -> None:
+        """The source is in charge, under this generation: serve and ship.
+
+        Args:
+            generation: not older than ours.
+            branch: that it writes at the target; 0 leaves what was known.
+            force: whatever the disks are, and whatever generation this is.
+
+        Raises:
+            DrengineError: SOURCE_FENCED, COMMAND_REFUSED; REVERSE_REFUSED: the disks are half reversed.
+        """
+        await self.way_home.release(generation, branch, force=force)
+        if self._facts.stopped == "fenced":
+            self._facts = replace(self._facts, stopped="", attempts=0)
+            self._detail = ""
+        self._resumed.set()
+
+    def take_generation(self, generation: int, branch: int) -> None:
+        """Ship under this generation from now on, also over restarts.
+
+        Raises:
+            DrengineError: STATE_DAMAGED.
+        """
+        self._state.generation, self._state.branch = generation, branch or self._state.branch
+        self._directory.save(self._state)
+
+    def hello(self, purpose: Purpose, branch: int, *, sequence: int = 0, generation: int = 0) -> Hello:
+        """Our HELLO for an errand."""
+        ours = generation or self.generation
+        return hello_for(self.config.source, self._instance, ours, purpose, branch, sequence)
+
     def stop(self) -> None:
         """Ship what is there, within `drain`, and end."""
         self._stop.set()
@@ -218,6 +332,7 @@ class Agent:
     async def run(self) -> None:
         """Replicate until `stop`; leaves a state that the next run can prove."""
         ticker = asyncio.create_task(self._tick())
+        admission = asyncio.create_task(self._admit_in_the_end())
         try:
             while not self._stop.is_set():
                 if self._facts.paused or self._facts.stopped:
@@ -233,6 +348,7 @@ class Agent:
                     await self._replicating
         finally:
             ticker.cancel()
+            admission.cancel()
             self._save()
             await asyncio.get_running_loop().run_in_executor(None, self.capture.close)
             self._directory.close()
@@ -249,7 +365,14 @@ class Agent:
             await self._replicate()
         except SessionEnded as ended:
             self._detail = str(ended)
-            if ended.retryable:
+            if ended.reason == "fenced":
+                # The store has a newer generation: whatever we serve, somebody else is in charge (fault 45).
+                self._halt(ended.reason, str(ended))
+                try:
+                    await self.way_home.stand_down(self.generation, "stale")
+                except DrengineError as error:
+                    log.error("%s; after a restart the target will say it again", error)  # noqa: TRY400
+            elif ended.retryable:
                 await self._back_off(ended.reason, str(ended))
             else:
                 self._halt(ended.reason, str(ended))
@@ -285,7 +408,8 @@ class Agent:
             return Session(stream, welcome, self._clock, self.traffic, durable, resend, self.observe_ack)
 
         hello = hello_for(self.config.source, self._instance, self._state.generation)
-        session = await open_session(self._connect, hello, make)
+        session = await open_session(self.connect, hello, make)
+        capture.admit()
         try:
             geometry = capture.geometry
             check_declared(session.welcome, geometry)
@@ -353,6 +477,13 @@ class Agent:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.capture.close)
         self.capture = await loop.run_in_executor(None, open_capture, self.config, self._state, self._clock)
+        if self.way_home.fence.may_serve:
+            await loop.run_in_executor(None, self.capture.serve)
+
+    async def _admit_in_the_end(self) -> None:
+        """Nobody said that this source is in charge, nor that it is not: a cut network must not stop production."""
+        await self._clock.sleep(self.config.nbd.await_target)
+        self.capture.admit()
 
     async def _wait_for(self, event: asyncio.Event) -> None:
         event.clear()

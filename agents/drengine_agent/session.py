@@ -33,6 +33,7 @@ from drengine.wire.events import (
     Hello,
     Ping,
     Pong,
+    Purpose,
     Refuse,
     Resend,
     Status,
@@ -371,6 +372,13 @@ def _welcomed(answer: Event) -> Welcome:
     return answer
 
 
-def hello_for(source: str, instance: bytes, generation: int) -> Hello:
+def hello_for(
+    source: str,
+    instance: bytes,
+    generation: int,
+    purpose: Purpose = Purpose.REPLICATE,
+    branch: int = 0,
+    sequence: int = 0,
+) -> Hello:
     """Our HELLO."""
-    return Hello(1, 1, ABILITIES, source, instance, generation)
+    return Hello(1, 1, ABILITIES, source, instance, generation, purpose, branch, sequence)

@@ -19,7 +19,7 @@ from typing import Protocol
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, GRAIN_BYTES
 from drengine_agent.baseline import Baseline
-from drengine_agent.batches import BatchBuilder, Outgoing
+from drengine_agent.batches import BatchBuilder, Notes, Outgoing
 from drengine_agent.capture.index import (
     DIGEST_BYTES,
     GRAIN_DIGEST_BYTES,
@@ -45,6 +45,24 @@ class Readable(Protocol):
 
     def data_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """The range cut into (offset, length, is data), in order. What is no data reads as zeros."""
+        ...
+
+
+class Builder(Protocol):
+    """What a sweep's workers give their pieces to."""
+
+    notes: Notes
+
+    def add(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See BatchBuilder."""
+        ...
+
+    def zero(self, volume: int, offset: int, length: int, *, discard: bool = False) -> None:
+        """See BatchBuilder."""
+        ...
+
+    def flush(self) -> None:
+        """See BatchBuilder."""
         ...
 
 
@@ -78,6 +96,8 @@ class Sweep:
         hand_over: takes a finished batch; may block.
         level: the compression level to use now.
         plain_bytes_max: the session's limit for one batch.
+        make_builder: gives each worker what takes the pieces in place of a BatchBuilder; `hand_over` and what
+            follows it are of no use then.
     """
 
     volumes: Mapping[int, Readable]
@@ -88,6 +108,7 @@ class Sweep:
     hand_over: Callable[[Outgoing], None]
     level: Callable[[], int | None]
     plain_bytes_max: int
+    make_builder: Callable[[], Builder] | None = None
     report: SweepReport = field(default_factory=SweepReport)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -111,9 +132,12 @@ class Sweep:
         """Make `run` end soon; from any thread."""
         self._cancelled.set()
 
+    def _batch_builder(self) -> Builder:
+        return BatchBuilder(self.plain_bytes_max, self.level, self.hand_over)
+
     def _work(self, pieces: Iterator[_Piece]) -> None:
         buffer = memoryview(bytearray(SLAB_BYTES))
-        builder = BatchBuilder(self.plain_bytes_max, self.level, self.hand_over)
+        builder = self.make_builder() if self.make_builder else self._batch_builder()
         try:
             while True:
                 with self._lock:
@@ -127,7 +151,7 @@ class Sweep:
             self.cancel()
             raise
 
-    def _sweep(self, piece: _Piece, view: memoryview, builder: BatchBuilder) -> None:
+    def _sweep(self, piece: _Piece, view: memoryview, builder: Builder) -> None:
         if self._cancelled.is_set():
             raise SweepCancelled
         unread: set[int] = set()
@@ -174,9 +198,7 @@ class Sweep:
                     self.report.read_error = str(error)
         return unread
 
-    def _compare(
-        self, piece: _Piece, view: memoryview, baseline: Baseline, unread: set[int], builder: BatchBuilder
-    ) -> None:
+    def _compare(self, piece: _Piece, view: memoryview, baseline: Baseline, unread: set[int], builder: Builder) -> None:
         volume, page = piece.volume, piece.offset // SLAB_BYTES
         parts = [view[at : at + BLOCK_BYTES] for at in range(0, piece.length, BLOCK_BYTES)]
         mine = list(map(block_digest, parts))

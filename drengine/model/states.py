@@ -46,6 +46,7 @@ REASONS: dict[str, Reason] = {
         Reason("passthrough", "A command that passes by block tracking wrote to a disk; see docs/ebpf.md."),
         Reason("volume-missing", "A volume's path does not open; attach it or remove it from the configuration."),
         Reason("volume-replaced", "Another device appeared under the volume's name; check it, then enrol it anew."),
+        Reason("reversed", "The disks were made equal to the recovered side; a comparison proves it."),
         Reason("changed-outside", "A volume was written while the agent was stopped; a rescan finds the differences."),
         Reason("read-error", "The source's disk returns errors; no point is cut until the blocks can be read."),
         Reason("target-unreachable", "The target does not answer; check its address, service and network."),

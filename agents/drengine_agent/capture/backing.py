@@ -131,6 +131,11 @@ class Volume:
         """The volume as it is declared to the target."""
         return VolumeGeometry(self.volume, self.name, self.identity, self.size_bytes)
 
+    @property
+    def descriptor_path(self) -> str:
+        """A path that opens this very file or device again, whatever lies at `path` now."""
+        return f"/proc/self/fd/{self._fd}"
+
     def check(self) -> int:
         """Look again, at the path and at the open file, and return the size in bytes as it is now.
 
@@ -258,6 +263,10 @@ class Volume:
             OSError: it is unknown what is durable; asking again proves nothing (fsyncgate).
         """
         os.fdatasync(self._fd)
+
+    def forget_cached(self) -> None:
+        """Let the kernel drop what it keeps in memory of the volume: what is read next comes from the disk."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def data_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """Cut a range of a file into (offset, length, is data) by its holes; a device is all data."""

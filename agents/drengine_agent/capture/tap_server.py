@@ -35,6 +35,7 @@ class TapServer:
         tls_required: bool = False,
         allow: Callable[[Peer], bool] | None = None,
         limits: NbdLimits | None = None,
+        held: bool = False,
     ) -> None:
         """Prepare it; `start` serves.
 
@@ -44,6 +45,7 @@ class TapServer:
             sync: complete writes only when the target has acknowledged them (see SyncGate).
             sync_fallback_seconds: see SyncGate.
             tls, tls_required, allow, limits: see NbdServer.
+            held: clients wait until `admit`.
         """
         self._tap = tap
         self.address = address
@@ -52,14 +54,22 @@ class TapServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="drengine-tap", daemon=True)
         self._executor = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="drengine-tap-sync")
+        self._admitted = asyncio.Event()
+        if not held:
+            self._admitted.set()
         self._gate = SyncGate(tap, self._loop, sync=sync, fallback_seconds=sync_fallback_seconds)
         self._server = NbdServer(
-            _Volumes(tap, self._gate, self._executor),
+            _Volumes(tap, self._gate, self._executor, self._admitted),
             limits=limits,
             tls=tls,
             tls_required=tls_required,
             allow=allow,
         )
+
+    @property
+    def is_admitting(self) -> bool:
+        """Whether clients are served, and not held back."""
+        return self._admitted.is_set()
 
     @property
     def protocol_state(self) -> str:
@@ -87,10 +97,23 @@ class TapServer:
             self.stop()
             raise
 
+    def admit(self) -> None:
+        """Hold clients back no longer; from any thread."""
+        self._loop.call_soon_threadsafe(self._admitted.set)
+
     def stop(self, grace_seconds: float = 10.0) -> None:
         """Finish what is in flight, end the connections and the thread. The tap stays open."""
-        if self._thread.is_alive():
-            self._call(self._stop(grace_seconds))
+        self._end(self._stop(grace_seconds))
+
+    def cut(self) -> None:
+        """End the connections at once: who waits for the target's word (SyncGate) never hears that a write is done."""
+        self._end(self._server.close(0))
+
+    def _end(self, ending: Coroutine[Any, Any, None]) -> None:
+        if not self._thread.is_alive():
+            ending.close()
+        else:
+            self._call(ending)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._executor.shutdown()
@@ -112,7 +135,8 @@ class TapServer:
 class _Volumes:
     """Finds a tap's volumes by name."""
 
-    def __init__(self, tap: Tap, gate: SyncGate, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, tap: Tap, gate: SyncGate, executor: ThreadPoolExecutor, admitted: asyncio.Event) -> None:
+        self._admitted = admitted
         self._exports = {volume.name: TapExport(tap, volume, gate, executor) for volume in tap.volumes.values()}
 
     async def names(self) -> list[str]:
@@ -120,7 +144,8 @@ class _Volumes:
         return sorted(self._exports)
 
     async def open(self, name: str, peer: Peer) -> Export:
-        """See export.ExportProvider.open."""
+        """See export.ExportProvider.open; waits until clients are admitted."""
+        await self._admitted.wait()
         if not name and len(self._exports) == 1:
             return next(iter(self._exports.values()))
         return self._exports[name]

@@ -1,0 +1,263 @@
+"""From being in charge to being fenced, and back: quiesce, fence, preserve, reverse, release. See docs/failback.md.
+
+Invariants:
+- A source that is not in charge serves nobody, whatever was restarted; one that is fenced ships nothing either.
+- No byte of the disks is overwritten before what they held is durable at the target, unless somebody forced it.
+- While the disks are being made equal to a point the record says so; only a run that ends, or force, takes that back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+from drengine.model.points import PointSelector
+from drengine.wire.events import Purpose
+from drengine_agent.capture.backing import Volume
+from drengine_agent.errors import COMMAND_REFUSED, REVERSE_REFUSED
+from drengine_agent.fencing import SOURCE_FENCED, Fence, FenceRecord, Preserved, Standing
+from drengine_agent.pipeline import Progress
+from drengine_agent.possession import possessed
+from drengine_agent.preserve import PreserveReport, preserve
+from drengine_agent.reverse import Reversal, ReverseReport
+from drengine_agent.session import SessionEnded
+
+if TYPE_CHECKING:
+    from drengine_agent.service import Agent
+
+log = logging.getLogger("drengine.agent")
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+class WayHome:
+    """What one agent does about its standing. Its methods belong to the agent's event loop."""
+
+    def __init__(self, agent: Agent, fence: Fence, clock: Clock) -> None:
+        self.fence = fence
+        self._agent = agent
+        self._clock = clock
+        self._busy = ""
+        self._work: dict[str, Any] = {}
+
+    def status(self) -> dict[str, object]:
+        """For `status`."""
+        record = self.fence.record
+        return {
+            "standing": record.standing.value,
+            "fence_reason": record.reason,
+            "reversing": record.reversing,
+            "equals": record.equals,
+            "preserved": f"{record.preserved.branch}-{record.preserved.sequence}" if record.preserved else "",
+            "way_home": self._busy,
+            **self._work,
+        }
+
+    async def stand_down(self, generation: int, reason: str) -> None:
+        """Stop serving, now; and remember it. What ships is for the caller to stop.
+
+        Raises:
+            DrengineError: STATE_DAMAGED: it serves nobody, but a restart would not know.
+        """
+        capture = self._agent.capture
+        await asyncio.to_thread(capture.stop_serving, cut=True)
+        record = self.fence.record
+        if record.standing is not Standing.FENCED:
+            fenced = FenceRecord(Standing.FENCED, generation, reason, self._clock.now_ns())
+            await asyncio.to_thread(self.fence.replace, fenced)
+            log.warning("this source is fenced (%s): it serves and ships nothing until it is released", reason)
+
+    async def quiesce(self, label: str) -> dict[str, Any]:
+        """For a planned switch: stop serving in peace, and wait until a last point is durable.
+
+        Raises:
+            DrengineError: COMMAND_REFUSED, SOURCE_FENCED; the source then serves as before.
+        """
+        agent = self._agent
+        if not self.fence.may_ship:
+            raise DrengineError(SOURCE_FENCED, "the source is fenced: it has no last point to give")
+        async with self._only("quiesce"):
+            before = self.fence.record
+            await asyncio.to_thread(agent.capture.stop_serving, cut=False)
+            try:
+                record = FenceRecord(Standing.QUIESCED, agent.generation, "quiesced", self._clock.now_ns())
+                await asyncio.to_thread(self.fence.replace, record)
+                sequence = await agent.cut(label)
+            except BaseException:
+                if before.standing is Standing.IN_CHARGE:
+                    await asyncio.to_thread(self.fence.replace, before)
+                    await asyncio.to_thread(agent.capture.serve)
+                raise
+        return {"sequence": sequence, "point": f"{agent.branch}-{sequence}"}
+
+    async def preserve(self, branch: int, generation: int, tell: Tell) -> PreserveReport:
+        """See Agent.preserve."""
+        agent, record = self._agent, self.fence.record
+        self._require_fenced("preserve")
+        if record.preserved and record.preserved.branch == branch:
+            return PreserveReport(branch, record.preserved.sequence, 0, 0)
+        if record.reversing or record.equals:
+            raise DrengineError(REVERSE_REFUSED, "the disks were written since; what they held is not there any more")
+        progress = Progress()
+        async with (
+            self._only("preserve"),
+            self._possessed() as volumes,
+            self._telling(
+                tell, lambda: {"compared_bytes": progress.sweep.scanned_bytes, "total_bytes": progress.sweep_bytes}
+            ),
+            _errors(),
+        ):
+            report = await preserve(
+                volumes,
+                agent.connect,
+                agent.hello(Purpose.PRESERVE, branch, generation=generation),
+                clock=self._clock,
+                bandwidth=agent.bandwidth,
+                compression=agent.compression,
+                workers=agent.config.workers,
+                progress=progress,
+            )
+            kept = msgspec.structs.replace(self.fence.record, preserved=Preserved(branch, report.sequence))
+            await asyncio.to_thread(self.fence.replace, kept)
+        return report
+
+    async def reverse(self, point: str, tell: Tell, *, force: bool) -> ReverseReport:
+        """See Agent.reverse."""
+        agent, record = self._agent, self.fence.record
+        self._require_fenced("reverse")
+        selector = PointSelector.parse(point)
+        if selector.branch is None or selector.sequence is None:
+            raise DrengineError(REVERSE_REFUSED, f"a point is named by its id, not {point[:60]!r}")
+        if not (record.preserved or record.reversing or record.equals or force):
+            raise DrengineError(
+                REVERSE_REFUSED,
+                "what the disks hold has not been preserved at the target",
+                hint="Preserve it first, or give it up with force.",
+            )
+        async with self._only("reverse"), self._possessed() as volumes:
+            since = self._known_position(volumes, selector.branch, selector.sequence)
+            run = Reversal(
+                volumes,
+                agent.connect,
+                agent.hello(Purpose.REVERSE, selector.branch, sequence=selector.sequence),
+                self._clock,
+                agent.bandwidth,
+                since=since,
+                before_first_write=lambda: self._mark_reversing(point),
+            )
+            async with self._telling(tell, lambda: _told(run.report)), _errors():
+                report = await run.run()
+            equal = msgspec.structs.replace(
+                self.fence.record,
+                reversing="",
+                equals=point,
+                stamps={volume.name: volume.stamp() for volume in volumes.values()},
+            )
+            await asyncio.to_thread(self.fence.replace, equal)
+        return report
+
+    async def release(self, generation: int, branch: int, *, force: bool) -> None:
+        """See Agent.release."""
+        agent, record = self._agent, self.fence.record
+        if self._busy and not force:
+            raise DrengineError(COMMAND_REFUSED, f"the agent is busy: {self._busy}")
+        if record.reversing and not force:
+            raise DrengineError(
+                REVERSE_REFUSED,
+                f"the disks are on the way to point {record.reversing}: they are neither what they were nor that point",
+                hint="Run the reversal again until it ends; it goes on where it is.",
+            )
+        if generation < agent.generation and not force:
+            raise DrengineError(SOURCE_FENCED, f"generation {generation} is over, this source is at {agent.generation}")
+        await asyncio.to_thread(agent.take_generation, generation, branch)
+        if record.equals or record.reversing:
+            # The next session proves that nothing differs, and ships nothing.
+            await asyncio.to_thread(agent.capture.tracker.request_rescan, "reversed")
+        await asyncio.to_thread(self.fence.replace, FenceRecord())
+        await asyncio.to_thread(agent.capture.serve)
+        log.warning("this source is in charge again, under generation %d", generation)
+
+    def _require_fenced(self, verb: str) -> None:
+        if self.fence.record.standing is not Standing.FENCED:
+            raise DrengineError(SOURCE_FENCED, f"the source is in charge: fence it before you {verb}")
+
+    def _mark_reversing(self, point: str) -> None:
+        """Before a byte is changed: durable, and no tracker believes what it knew."""
+        self._agent.capture.tracker.request_rescan("reversed")
+        marked = msgspec.structs.replace(self.fence.record, reversing=point, equals="", stamps={}, preserved=None)
+        self.fence.replace(marked)
+
+    def _known_position(self, volumes: Mapping[int, Volume], branch: int, sequence: int) -> int:
+        """The position on this branch that the disks are known to equal; 0 when nothing is known."""
+        record = self.fence.record
+        if not record.equals or record.reversing:
+            return 0
+        at = PointSelector.parse(record.equals)
+        if at.branch != branch or at.sequence is None or at.sequence > sequence:
+            return 0
+        untouched = record.stamps == {volume.name: volume.stamp() for volume in volumes.values()}
+        return at.sequence if untouched else 0
+
+    @contextlib.asynccontextmanager
+    async def _only(self, verb: str) -> AsyncIterator[None]:
+        if self._busy:
+            raise DrengineError(COMMAND_REFUSED, f"the agent is busy: {self._busy}")
+        self._busy = verb
+        try:
+            yield
+        finally:
+            self._busy, self._work = "", {}
+
+    @contextlib.asynccontextmanager
+    async def _possessed(self) -> AsyncIterator[dict[int, Volume]]:
+        agent = self._agent
+        await asyncio.to_thread(agent.capture.check)
+        with contextlib.ExitStack() as stack:
+            held = possessed(agent.capture.volumes, vouched=agent.config.scan.assume_quiescent)
+            volumes = await asyncio.to_thread(stack.enter_context, held)
+            yield volumes
+
+    @contextlib.asynccontextmanager
+    async def _telling(self, tell: Tell, work: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
+        """Say how far it has come, now and then and at the end."""
+
+        async def keep_telling() -> None:
+            while True:
+                self._work = work()
+                tell(self._work)
+                await self._clock.sleep(1.0)
+
+        telling = asyncio.create_task(keep_telling())
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+
+def _told(report: ReverseReport) -> dict[str, Any]:
+    return {
+        "compared_bytes": report.bytes_compared,
+        "total_bytes": report.bytes_total,
+        "shipped_bytes": report.bytes_shipped,
+        "written_bytes": report.bytes_written,
+    }
+
+
+@contextlib.asynccontextmanager
+async def _errors() -> AsyncIterator[None]:
+    """What ends a session, as an error that says whether to try again."""
+    try:
+        yield
+    except SessionEnded as ended:
+        kind = COMMAND_REFUSED if ended.retryable else REVERSE_REFUSED
+        raise DrengineError(kind, f"{ended.reason}: {ended}") from ended
+    except (OSError, EOFError) as error:
+        raise DrengineError(COMMAND_REFUSED, f"the session with the target broke: {error}") from error
