@@ -158,12 +158,18 @@ def _numbers(node: ast.AST) -> Iterator[int]:
         yield from (each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, int))
 
 
+def runbook_schema() -> str:
+    """docs/runbook.schema.json"""
+    return str(importlib.import_module("drengine.failover.runbook.schema").schema_text())
+
+
 DOCUMENTS = {
     "docs/configuration.md": configuration,
     "docs/errors.md": errors,
     "docs/metrics.md": metrics,
     "docs/cli.md": commands,
     "docs/faults.md": faults,
+    "docs/runbook.schema.json": runbook_schema,
     "deploy/grafana/drengine.json": dashboard,
 }
 

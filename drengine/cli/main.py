@@ -21,6 +21,7 @@ COMMANDS = {
         "branches",
         "target",
         "hydrate",
+        "runbook",
         "plan",
         "drill",
         "failover",

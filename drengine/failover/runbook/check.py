@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from croniter import croniter
 
 from drengine.config import parse_duration
+from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.runbook.document import Node
 from drengine.failover.runbook.findings import Findings, Place, did_you_mean, shown
 from drengine.failover.runbook.fit import node_at, path_text
@@ -18,6 +19,7 @@ from drengine.failover.runbook.values import (
     Approval,
     DnsChange,
     HttpCheck,
+    Launch,
     Mode,
     Notification,
     Runbook,
@@ -52,14 +54,14 @@ def check(
     findings: Findings,
     *,
     sources: Collection[str] | None = None,
-    drivers: Collection[str] | None = None,
+    drivers: Mapping[str, LaunchDriver] | None = None,
 ) -> None:
     """Note what makes no sense.
 
     Args:
         root: the tree that the runbook was made from, for the places.
         sources: names of the sources that are registered; None: not known, not checked.
-        drivers: names of the launch drivers that are installed; None: not checked.
+        drivers: the launch drivers that are installed; None: neither they nor their settings are checked.
     """
     _Checker(book, root, findings, sources, drivers).check()
 
@@ -71,7 +73,7 @@ class _Checker:
         root: Node,
         findings: Findings,
         sources: Collection[str] | None,
-        drivers: Collection[str] | None,
+        drivers: Mapping[str, LaunchDriver] | None,
     ) -> None:
         self._book = book
         self._root = root
@@ -103,9 +105,7 @@ class _Checker:
             hint = did_you_mean(name, self._sources)
             self._error("unknown-source", at, f"no source {shown(name)} is registered", hint)
         launch = source.launch
-        if self._drivers is not None and launch.driver not in self._drivers:
-            hint = did_you_mean(launch.driver, self._drivers)
-            self._error("unknown-driver", (*at, "launch", "driver"), f"no launch driver {shown(launch.driver)}", hint)
+        self._driver(launch, (*at, "launch"))
         if launch.host:
             self._name(launch.host, (*at, "launch", "host"), "recovery host")
         self._seconds(launch.timeout, (*at, "launch", "timeout"), positive=True)
@@ -123,6 +123,20 @@ class _Checker:
             PointSelector.parse(source.point)
         except DrengineError as error:
             self._error("bad-point", (*at, "point"), error.message, error.kind.hint)
+
+    def _driver(self, launch: Launch, at: Path) -> None:
+        if self._drivers is None:
+            return
+        if launch.driver not in self._drivers:
+            hint = did_you_mean(launch.driver, self._drivers)
+            self._error("unknown-driver", (*at, "driver"), f"there is no launch driver {shown(launch.driver)}", hint)
+            return
+        for key, settings in (("settings", launch.settings), ("drill", {**launch.settings, **launch.drill})):
+            try:
+                self._drivers[launch.driver].check_settings(settings)
+            except DrengineError as error:
+                self._error(error.kind.id, (*at, key), error.message, error.hint)
+                return
 
     def _settings(self, value: Any, at: Path) -> None:
         """A driver's own; what leads out of its directory is refused all the same."""

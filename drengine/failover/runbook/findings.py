@@ -38,10 +38,14 @@ class Finding:
     warning: bool = False
 
     def shown(self, where: str) -> str:
-        """``shop.yaml:12:7: error unknown-key: ...``"""
+        """``shop.yaml:12:7: error unknown-key at sources.db: MESSAGE. HINT``"""
+        return f"{self.told(where)}. {self.hint}"
+
+    def told(self, where: str) -> str:
+        """The same without the hint."""
         grade = "warning" if self.warning else "error"
         at = f" at {self.path}" if self.path else ""
-        return f"{where}:{self.place.line}:{self.place.column}: {grade} {self.id}{at}: {self.message}. {self.hint}"
+        return f"{where}:{self.place.line}:{self.place.column}: {grade} {self.id}{at}: {self.message}"
 
 
 class TooMany(Exception):

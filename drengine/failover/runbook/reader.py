@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.runbook.check import check
 from drengine.failover.runbook.document import TEXT_CHARACTERS_MAX, parse
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
@@ -23,7 +24,12 @@ class RunbookError(DrengineError):
 
     def __init__(self, where: str, findings: tuple[Finding, ...]) -> None:
         errors = [each for each in findings if not each.warning]
-        super().__init__(BAD_RUNBOOK, "\n".join(each.shown(where) for each in errors))
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(
+            BAD_RUNBOOK,
+            errors[0].told(where) + more,
+            hint=f"{errors[0].hint} `drengine runbook validate` lists all mistakes.",
+        )
         self.findings = findings
 
 
@@ -56,12 +62,14 @@ def read_runbook(text: str, *, where: str) -> Runbook:
     return examined.runbook
 
 
-def examine(text: str, *, sources: Collection[str] | None = None, drivers: Collection[str] | None = None) -> Examined:
+def examine(
+    text: str, *, sources: Collection[str] | None = None, drivers: Mapping[str, LaunchDriver] | None = None
+) -> Examined:
     """Everything that can be said about a text; never raises, whatever it holds.
 
     Args:
         sources: names of the registered sources, if known.
-        drivers: names of the installed launch drivers, if known.
+        drivers: the installed launch drivers, if their settings are to be checked.
     """
     findings = Findings()
     book: Runbook | None = None

@@ -35,35 +35,50 @@ class HttpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Passes when the answer fits."""
 
     url: str
+    """http or https; ${SOURCE.KEY} stands for what the source's launch told."""
     status: int = 200
+    """Expected status."""
     contains: str = ""
+    """Text that the answer has to contain."""
     headers: dict[str, str] = {}
+    """Sent with the request."""
 
 
 class TcpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Passes when something accepts connections."""
 
     host: str
+    """Name or address, or ${SOURCE.KEY}."""
     port: int
+    """1 to 65535."""
 
 
 class SqlCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Passes when the query's first column of the first row equals `expect` (as text), or any row comes when empty."""
 
     dsn: str
+    """postgresql://USER@HOST/DATABASE or sqlite:///PATH; keep passwords in ~/.pgpass."""
     query: str
+    """One statement."""
     expect: str = ""
+    """First value of the first row, as text; empty: any row will do."""
 
 
 class DnsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """RFC 2136 update of one record set."""
 
     server: str
+    """Address of the authoritative server, with :PORT if it is not 53."""
     zone: str
+    """Zone that is updated."""
     name: str
+    """Name inside the zone."""
     type: str = "A"
+    """Record type."""
     ttl: int = 60
+    """Seconds."""
     values: list[str]
+    """New values; ${SOURCE.KEY} is filled in."""
     key_file: str = ""
     """TSIG key, as BIND writes it."""
 
@@ -72,6 +87,7 @@ class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Wait until a person says yes (`drengine approve`)."""
 
     prompt: str
+    """What is asked."""
     by: list[str] = []
     """Names that may approve; empty: anybody who gives a name."""
 
@@ -80,37 +96,55 @@ class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Tell somebody: a webhook that gets the run as JSON, or a command that gets it on standard input."""
 
     url: str = ""
+    """Webhook, http or https."""
     command: list[str] = []
+    """Program and arguments; no shell."""
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One step before or after a wave: exactly one of the actions is given."""
 
     name: str = ""
+    """Shown to people instead of what it does."""
     approval: Approval | None = None
+    """Ask a person."""
     wait: str | None = None
+    """Let so much time pass."""
     command: list[str] | None = None
+    """Program and arguments; no shell. Exit status 0 passes."""
     http: HttpCheck | None = None
+    """Check an HTTP answer."""
     tcp: TcpCheck | None = None
+    """Check that something accepts connections."""
     sql: SqlCheck | None = None
+    """Check what a query gives."""
     dns: DnsChange | None = None
+    """Move a name."""
     notify: Notification | None = None
+    """Tell somebody."""
     modes: tuple[Mode, ...] = (Mode.DRILL, Mode.FAILOVER, Mode.MIGRATION)
     """In which modes it is run; steps of the way home name `failback`."""
     timeout: str = "30s"
+    """How long it may take; checks are repeated until then."""
     retries: int = 0
+    """How often it is tried again after it failed."""
     every: str = "1s"
     """Between tries of checks and retries."""
     critical: bool = True
+    """false: a failure is noted and the run goes on."""
     on_failure: OnFailure = OnFailure.STOP
+    """What a failure of a critical step means for the run."""
 
 
 class Fence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a source that does not answer is kept from serving: power, hypervisor or switch. Exit 0 means: it is off."""
 
     command: list[str]
+    """Program and arguments; no shell."""
     timeout: str = "30s"
+    """How long one try may take."""
     retries: int = 1
+    """How often it is tried again."""
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -120,12 +154,19 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     driver: str
+    """`command`, `qemu`, `standby`, or one that an installed package brings."""
     host: str = ""
+    """Recovery host, for drivers that need one."""
     settings: dict[str, Any] = {}
+    """The driver's own."""
     drill: dict[str, Any] = {}
+    """Settings that differ in a drill."""
     timeout: str = "5m"
+    """Until it has to be healthy."""
     retries: int = 0
+    """How often it is tried again."""
     hydrate: bool = False
+    """Make its disks local in the background while it runs."""
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -135,37 +176,55 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     launch: Launch
+    """How its workload is started."""
     fence: Fence | None = None
+    """How it is kept from serving when its agent does not answer."""
     stop: list[str] = []
+    """Stops the workload at the source before a planned switch; program and arguments."""
     start: list[str] = []
+    """Starts it there again after a failback."""
     point: str = "latest"
+    """Recovery point: `latest`, an id, or `before:2026-11-23T10:00:00Z`; --point goes before it."""
 
 
 class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Servers that start together; a wave begins when those it comes `after` are through (default: the one before)."""
 
     name: str
+    """Unique in the runbook."""
     sources: list[str] = []
+    """Servers that start together."""
     after: list[str] | None = None
+    """Waves that have to be through before; default: the one above; []: none."""
     before_steps: list[Step] = msgspec.field(name="before", default_factory=list)
+    """Steps before its servers start."""
     after_steps: list[Step] = msgspec.field(name="then", default_factory=list)
+    """Steps after its servers have started."""
 
 
 class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is promised: the longest data loss and the longest outage."""
 
     rpo: str = "5s"
+    """Longest data loss, a duration."""
     rto: str = "5m"
+    """Longest time until users work again, a duration."""
 
 
 class Runbook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole runbook."""
 
     version: int
+    """Of this format: 1."""
     name: str
+    """1 to 63 of a-z, 0-9, '.', '_' and '-'."""
     description: str = ""
+    """For people."""
     objectives: Objectives = Objectives()
+    """What is promised."""
     sources: dict[str, Source]
+    """Protected servers, by the names under which they replicate."""
     waves: list[Wave]
+    """In which order they start, and what is done before and after."""
     schedule: str = ""
     """Drills by themselves: a cron expression of five fields, in UTC; empty: none."""
