@@ -182,7 +182,8 @@ class _Checker:
             if source not in used:
                 hint = "Add it to a wave, or remove it: it would never be started."
                 self._error("unused-source", ("sources", source), f"{shown(source)} is in no wave", hint)
-        self._cycles()
+        if len(names) == len(waves):
+            self._cycles()
 
     def _cycles(self) -> None:
         cycle = find_cycle(self._book.waves)

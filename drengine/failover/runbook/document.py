@@ -117,7 +117,8 @@ def _place_at(text: str, offset: int) -> Place:
 
 
 def _syntax_hint(told: str, text: str, mark: Any) -> str:
-    if mark and "\t" in text.split("\n")[mark.line : mark.line + 1][0][: mark.column + 1]:
+    before = "".join(text.split("\n")[mark.line : mark.line + 1])[: mark.column + 1] if mark else ""
+    if "\t" in before:
         return "Indent with spaces, never with tabs."
     if "mapping values are not allowed" in told:
         return "A text that contains ': ' has to stand in quotes."

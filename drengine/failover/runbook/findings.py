@@ -81,7 +81,7 @@ def did_you_mean(text: str, known: Iterable[str]) -> str:
     """A hint that names the nearest of `known`, or all of them when there are few, or none."""
     names = sorted(known)
     if len(text) <= SHOWN_CHARACTERS_MAX:
-        near = difflib.get_close_matches(text, names[:CANDIDATES_MAX], n=1, cutoff=0.6)
+        near = difflib.get_close_matches(text, names[:CANDIDATES_MAX], n=1, cutoff=0.5)
         if near:
             return f"Did you mean {near[0]!r}?"
     few = ", ".join(names[:12])
