@@ -6,6 +6,8 @@ what differs is shipped, and one point ends it. Nobody else has the disks meanwh
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, PointKind, VolumeGeometry
-from drengine.wire.events import Hello, Welcome
+from drengine.wire.events import Goodbye, Hello, Welcome
 from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.tracker import Abilities, Changes, Range
@@ -22,6 +24,8 @@ from drengine_agent.errors import REVERSE_REFUSED
 from drengine_agent.lag import LagMeter
 from drengine_agent.pipeline import Pipeline, Progress
 from drengine_agent.session import Session, Stream, Traffic, check_declared, decide_resume, open_session
+
+GOODBYE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +138,18 @@ async def preserve(
         made.append(pipeline)
         pipeline.finish()
         await pipeline.run()
+        await _heard_goodbye(session.stream)
     finally:
         await session.stream.close()
     if tracker.unread or not traffic.cuts:
         where = ", ".join(f"volume {part.volume} at {part.offset}" for part in tracker.unread[:3])
         raise DrengineError(REVERSE_REFUSED, f"the disks can't be read whole: {where or 'no point was cut'}")
     return PreserveReport(hello.branch, session.durable_sequence, sum(sizes.values()), traffic.payload_bytes)
+
+
+async def _heard_goodbye(stream: Stream) -> None:
+    """The target answers our goodbye when it has let go of the branch: whoever wants to close it can do so then."""
+    with contextlib.suppress(DrengineError, OSError, EOFError, TimeoutError):
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            while not isinstance(await stream.receive(), Goodbye):
+                pass
