@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import secrets
+import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from drengine_agent.capture.tracker import Range
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 BLOCK = 4096
-BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
+BLKDISCARD, BLKZEROOUT, BLKPG = 0x1277, 0x127F, 0x1269
 
 needs_kernel = pytest.mark.skipif(
     os.geteuid() != 0 or not VMLINUX.exists() or not Path("/dev/loop-control").exists(),
@@ -54,6 +55,18 @@ def loop_device(image: Path, size: int, *, sector: int = 512, partitions: bool =
         yield Path(device)
     finally:
         subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
+
+
+def add_partition(disk: Path, number: int, start: int, length: int) -> Path:
+    """Tell the kernel of a partition (bytes). Kernels without any partition table parser have partitions, too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    partition = ctypes.create_string_buffer(struct.pack("<qqi64s64s", start, length, number, b"", b""), 152)
+    argument = struct.pack("<iiiiQ", 1, 0, 152, 0, ctypes.addressof(partition))
+    with opened(disk, os.O_RDWR) as fd:
+        if libc.ioctl(fd, BLKPG, argument) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    return Path(f"{disk}p{number}")
 
 
 def watched(*devices: Path | str) -> list[WatchedVolume]:

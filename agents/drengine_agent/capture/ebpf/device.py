@@ -122,6 +122,12 @@ def major_minor(number: int) -> tuple[int, int]:
     return number >> _MINOR_BITS, number & (1 << _MINOR_BITS) - 1
 
 
+def in_flight(device: BlockDevice) -> bool:
+    """The device's disk has operations that are not completed."""
+    major, minor = major_minor(device.disk_number)
+    return _text(SYSFS / f"{major}:{minor}" / "inflight").split() not in ([], ["0", "0"])
+
+
 def refresh(device: BlockDevice) -> BlockDevice | None:
     """The same number looked up again; None if nothing has it now."""
     try:

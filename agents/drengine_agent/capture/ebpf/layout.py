@@ -6,6 +6,9 @@ space owns the other. Inside a half, all in whole pages of 512 words:
 - *summary*: a bit for each page of the half that has a bit set, so that an empty bitmap is known at a glance;
 - *fine*: for each region (a disk's tracked stretch) a bit for each block of 4 KiB;
 - *coarse*: for each region a bit for each 4,096 blocks (16 MiB), set by long ranges in place of all the fine ones.
+
+Behind the halves lie two *ledgers* of what was issued to disks that complete requests, a bit for each 64 KiB: the
+current one, where programs mark, and the one before. They are read only when a completion was left out (see `audit`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ BLOCK_BYTES: Final = 4096
 BLOCK_SECTORS_SHIFT: Final = 3
 COARSE_BLOCKS_SHIFT: Final = 12
 COARSE_BLOCKS: Final = 1 << COARSE_BLOCKS_SHIFT
+LEDGER_BLOCKS_SHIFT: Final = 4
+LEDGER_BLOCKS: Final = 1 << LEDGER_BLOCKS_SHIFT
 PAGE_WORDS: Final = 512
 PAGE_BYTES: Final = 4096
 PAGE_BITS: Final = PAGE_BYTES * 8
@@ -32,13 +37,16 @@ DISKS_MAX: Final = 64
 CONTROL_BYTES: Final = 1 << 16
 AT_MAGIC, AT_VERSION, AT_ANSWER, AT_PHASE, AT_FLIP_TO, AT_HALF_WORDS = 0x00, 0x08, 0x10, 0x18, 0x20, 0x28
 AT_DOUBT, AT_EPOCH, AT_BOOT, AT_FINGERPRINT, AT_GEOMETRY, AT_TAGS = 0x30, 0x40, 0x50, 0x60, 0x70, 0x80
-AT_STARTED_NS, AT_VOLUMES_LENGTH = 0x90, 0x98
+AT_STARTED_NS, AT_VOLUMES_LENGTH, AT_CLEARED, AT_PASSED_SEEN, AT_UNMATCHED_SEEN = 0x90, 0x98, 0xA0, 0xA8, 0xB0
 AT_ACTIVE: Final = 0x0C0
 AT_COUNTER: Final = 0x100
+AT_LEDGER: Final = 0x0C8
 AT_FAULTS, AT_UNRECORDED, AT_UNMATCHED = 0x140, 0x148, 0x150
+AT_MISSED, AT_LEDGER_STAGE, AT_HEALED = 0x160, 0x180, 0x188
 AT_REGIONS: Final = 0x200
-REGION_BYTES: Final = 64
+REGION_BYTES: Final = 128
 REGION_START, REGION_END, REGION_FINE, REGION_COARSE, REGION_PASSED_OUT, REGION_PASSED_IN = 0, 8, 16, 24, 32, 40
+REGION_LEDGER, REGION_SECTORS, REGION_BALANCE = 48, 64, 96
 AT_VOLUMES: Final = AT_REGIONS + REGION_BYTES * DISKS_MAX
 
 PHASE_NONE, PHASE_FLIPPING, PHASE_PENDING = 0, 1, 2
@@ -67,7 +75,8 @@ class Region:
         disk: device number of the whole disk, major << 20 | minor.
         bio: its writes complete as bios, not as requests.
         start_sector, end_sector: the stretch, in sectors of 512 bytes of the disk.
-        fine_bit, coarse_bit: number of its first fine and coarse bit.
+        fine_bit, coarse_bit: number of its first fine and coarse bit in a half.
+        ledger_bit: number of its first bit in a ledger.
     """
 
     disk: int
@@ -76,11 +85,12 @@ class Region:
     end_sector: int
     fine_bit: int
     coarse_bit: int
+    ledger_bit: int = 0
 
     @property
     def blocks(self) -> int:
         """Blocks of 4 KiB, the last one perhaps short."""
-        return -(-(self.end_sector - self.start_sector) >> BLOCK_SECTORS_SHIFT) if self.end_sector else 0
+        return -(-(self.end_sector - self.start_sector) // (1 << BLOCK_SECTORS_SHIFT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,13 @@ class Layout:
     placements: tuple[Placement, ...]
     summary_words: int
     half_words: int
+    ledger_words: int
     volumes_json: bytes
+
+    @property
+    def words(self) -> int:
+        """Of the whole bitmap map: two halves, two ledgers."""
+        return 2 * (self.half_words + self.ledger_words)
 
     @property
     def geometry_hash(self) -> bytes:
@@ -137,11 +153,14 @@ def plan(volumes: Sequence[WatchedVolume]) -> Layout:
     while summary_pages * PAGE_BITS < summary_pages + payload_pages:
         summary_pages += 1
     fine, coarse = summary_pages * PAGE_BITS, (summary_pages + sum(fine_pages)) * PAGE_BITS
+    ledger_pages = [_pages(-(-count // LEDGER_BLOCKS)) for count in blocks]
+    ledger = 0
     regions = []
     for index, group in enumerate(disks.values()):
         start, end = spans[index]
         device = group[0].device
-        regions.append(Region(device.disk_number, device.bio, start, end, fine, coarse))
+        regions.append(Region(device.disk_number, device.bio, start, end, fine, coarse, ledger))
+        ledger += ledger_pages[index] * PAGE_BITS
         fine += fine_pages[index] * PAGE_BITS
         coarse += coarse_pages[index] * PAGE_BITS
     numbers = {disk: index for index, disk in enumerate(disks)}
@@ -173,4 +192,4 @@ def plan(volumes: Sequence[WatchedVolume]) -> Layout:
     if len(text) > CONTROL_BYTES - AT_VOLUMES:
         raise ValueError("too many volumes in one group")
     total_pages = summary_pages + payload_pages
-    return Layout(tuple(regions), placements, -(-total_pages // 64), total_pages * PAGE_WORDS, text)
+    return Layout(tuple(regions), placements, -(-total_pages // 64), total_pages * PAGE_WORDS, ledger // 64, text)

@@ -1,4 +1,4 @@
-"""The programs that run inside the kernel: one for requests that complete, two for devices that complete bios.
+"""The programs that run inside the kernel: two for disks that complete requests, two for devices that complete bios.
 
 The order inside a run is the whole proof (docs/ebpf.md): set the blocks' bits, then the summary's, then add to the
 counter, all atomically, all before the kernel tells anyone that the operation is complete.
@@ -37,7 +37,11 @@ LOOP_WORDS_MAX: Final = FINE_WORDS_MAX + 2
 INFLIGHT_ENTRIES: Final = 1 << 16
 INFLIGHT_KEY_BYTES, INFLIGHT_VALUE_BYTES = 8, 32
 
-REQUEST_EVENT, BIO_QUEUE_EVENT, BIO_COMPLETE_EVENT = "block_rq_complete", "block_bio_queue", "block_bio_complete"
+LEDGER_WORDS_MAX: Final = ((1 << 32) // layout.BLOCK_BYTES // layout.LEDGER_BLOCKS) // 64 + 2
+"""The longest request has not quite 4 GiB."""
+REQUEST_EVENT, ISSUE_EVENT = "block_rq_complete", "block_rq_issue"
+BIO_QUEUE_EVENT, BIO_COMPLETE_EVENT = "block_bio_queue", "block_bio_complete"
+_EVENTS: Final = (REQUEST_EVENT, ISSUE_EVENT, BIO_QUEUE_EVENT, BIO_COMPLETE_EVENT)
 _OPERATION_MASK: Final = 0xFF
 _PASSED_OUT: Final = ("REQ_OP_DRV_OUT", "REQ_OP_SCSI_OUT")
 _PASSED_IN: Final = ("REQ_OP_DRV_IN", "REQ_OP_SCSI_IN")
@@ -74,7 +78,7 @@ class Offsets:
         """
         own_disk = types.has("request", "rq_disk")  # before 5.17
         return Offsets(
-            {name: types.typedef(f"btf_trace_{name}") for name in (REQUEST_EVENT, BIO_QUEUE_EVENT, BIO_COMPLETE_EVENT)},
+            {name: types.typedef(f"btf_trace_{name}") for name in _EVENTS},
             types.enumerators("REQ_OP_"),
             types.offset("request", "q"),
             types.offset("request", "rq_disk") if own_disk else None,
@@ -111,18 +115,20 @@ class Program:
 
 
 def programs(regions: Sequence[Region], offsets: Offsets, maps: Maps) -> list[Program]:
-    """All programs for these regions, in the order in which they must be attached: completions first.
+    """All programs for these regions, in the order in which they must be attached.
 
-    A bio that is queued before its completion program is there would leave its record behind; one that
-    completes before its queue program is there is counted as unmatched.
+    Requests: the ledger first. Bios: completions first; one that is queued before its completion program is there
+    would leave its record behind, one that completes before its queue program is there is counted as unmatched.
     """
     built: list[Program] = []
     indexed = list(enumerate(regions))
     for_requests = [(index, region) for index, region in indexed if not region.bio]
     for_bios = [(index, region) for index, region in indexed if region.bio]
+    if for_requests:
+        built.append(Program("issue-0", ISSUE_EVENT, _on_issue(for_requests, offsets, maps)))
     for copy in range(COPIES):
         if for_requests:
-            built.append(Program(f"request-{copy}", REQUEST_EVENT, _on_request(for_requests, offsets, maps)))
+            built.append(Program(f"request-{copy}", REQUEST_EVENT, _on_request(for_requests, offsets, maps, copy)))
     for copy in range(COPIES):
         if for_bios:
             last = copy == COPIES - 1
@@ -138,7 +144,7 @@ def fingerprint() -> bytes:
     """16 bytes that change when the programs or the layout do; so an upgraded agent knows foreign state."""
     names = ("READ", "WRITE", "FLUSH", "DRV_IN", "DRV_OUT", "SCSI_IN", "SCSI_OUT")
     offsets = Offsets(
-        {REQUEST_EVENT: 1, BIO_QUEUE_EVENT: 2, BIO_COMPLETE_EVENT: 3},
+        {name: number for number, name in enumerate(_EVENTS)},
         {f"REQ_OP_{name}": number for number, name in enumerate(names)},
         8, None, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96,
     )  # fmt: skip
@@ -152,28 +158,25 @@ def fingerprint() -> bytes:
 Regions = Sequence[tuple[int, Region]]
 
 
-def _on_request(regions: Regions, offsets: Offsets, maps: Maps) -> bytes:
+def _on_request(regions: Regions, offsets: Offsets, maps: Maps, copy: int) -> bytes:
     """block_rq_complete(struct request *, status, bytes): called before the request's bios are ended."""
     code = Assembler()
     code.load(Width.U64, 6, 1, 0)
     code.load(Width.U64, 2, 1, 16)
     code.store(Width.U64, STACK, _BYTES, 2)
-    code.load(Width.U32, 7, 6, offsets.request_flags)
-    _leave_if_unchanging(code, offsets)
-    if offsets.request_disk is not None:
-        code.load(Width.U64, 2, 6, offsets.request_disk)
-    else:
-        code.load(Width.U64, 2, 6, offsets.request_queue)
-        code.load(Width.U64, 2, 2, offsets.queue_disk)
-    _find_region(code, regions, offsets, maps, disk=2)
+    _begin_request(code, regions, offsets, maps)
     for name in (*_PASSED_OUT, *_PASSED_IN):
         if name in offsets.operations:
             label = "passed-out" if name in _PASSED_OUT else "passed-in"
             code.jump_if_value(If.EQUAL, 7, offsets.operations[name], label)
+    # The kernel adds the same sectors to the disk's statistics a moment later; `audit` compares the sums.
+    code.load(Width.U32, 4, STACK, _BYTES)
+    code.do(Do.MOVE, 3, 4)
+    code.do_value(Do.SHIFT_RIGHT, 3, 9)
+    code.atomic_add(9, layout.REGION_SECTORS + 8 * copy, 3)
     # The longer of what completes now and what the request still has: failed and partial ones count whole.
     code.load(Width.U64, 5, 6, offsets.request_sector)
     code.load(Width.U32, 0, 6, offsets.request_bytes)
-    code.load(Width.U32, 4, STACK, _BYTES)
     code.jump_if(If.AT_LEAST, 0, 4, "longer")
     code.do(Do.MOVE, 0, 4)
     code.label("longer")
@@ -188,6 +191,38 @@ def _on_request(regions: Regions, offsets: Offsets, maps: Maps) -> bytes:
     _out(code)
     _set_function(code, maps)
     return code.finish()
+
+
+def _on_issue(regions: Regions, offsets: Offsets, maps: Maps) -> bytes:
+    """block_rq_issue(struct request *): note in the ledger what is about to be changed."""
+    code = Assembler()
+    code.load(Width.U64, 6, 1, 0)
+    _begin_request(code, regions, offsets, maps)
+    code.load(Width.U64, 5, 6, offsets.request_sector)
+    code.load(Width.U32, 0, 6, offsets.request_bytes)
+    _clip(code)
+    code.load(Width.U64, 4, 9, layout.REGION_LEDGER)
+    for register, source in ((1, 5), (2, 0)):
+        code.do(Do.MOVE, register, source)
+        code.do_value(Do.SHIFT_RIGHT, register, layout.LEDGER_BLOCKS_SHIFT)
+        code.do(Do.ADD, register, 4)
+    code.load(Width.U64, 3, 8, layout.AT_LEDGER)
+    code.call("set")
+    _out(code)
+    _set_function(code, maps, words_max=LEDGER_WORDS_MAX, with_summary=False)
+    return code.finish()
+
+
+def _begin_request(code: Assembler, regions: Regions, offsets: Offsets, maps: Maps) -> None:
+    """6: the request. Leaves 7: its operation, and what `_find_region` leaves, or leaves the program."""
+    code.load(Width.U32, 7, 6, offsets.request_flags)
+    _leave_if_unchanging(code, offsets)
+    if offsets.request_disk is not None:
+        code.load(Width.U64, 2, 6, offsets.request_disk)
+    else:
+        code.load(Width.U64, 2, 6, offsets.request_queue)
+        code.load(Width.U64, 2, 2, offsets.queue_disk)
+    _find_region(code, regions, offsets, maps, disk=2)
 
 
 def _on_bio_queue(regions: Regions, offsets: Offsets, maps: Maps) -> bytes:
@@ -367,12 +402,12 @@ def _call_set(code: Assembler, base: int) -> None:
     code.call("set")
 
 
-def _set_function(code: Assembler, maps: Maps) -> None:
-    """set(first bit, last bit, active half's first word): at most LOOP_WORDS_MAX words, then their pages' summary bits.
+def _set_function(code: Assembler, maps: Maps, *, words_max: int = LOOP_WORDS_MAX, with_summary: bool = True) -> None:
+    """set(first bit, last bit, first word of the half or ledger): so many words, then their pages' summary bits.
 
     A bit that is set already is not written again, so a hot block costs no traffic between CPUs.
     """
-    key, last_word, last_mask, active, first_page, word_of = -4, -16, -24, -32, -40, -48
+    key, last_word, last_mask, active, first_page = -4, -16, -24, -32, -40
     code.label("set")
     code.store(Width.U64, STACK, active, 3)
     code.do(Do.MOVE, 6, 1)
@@ -408,10 +443,26 @@ def _set_function(code: Assembler, maps: Maps) -> None:
     code.do_value(Do.ADD, 6, 1)
     code.do_value(Do.MOVE, 8, -1)
     code.do_value(Do.ADD, 9, 1)
-    code.jump_if_value(If.BELOW, 9, LOOP_WORDS_MAX, "next-word")
+    code.jump_if_value(If.BELOW, 9, words_max, "next-word")
     code.jump("fault")
 
     code.label("words-done")
+    if with_summary:
+        _set_summary(code, maps, (first_page, last_word, active, key))
+    code.label("set-done")
+    code.do_value(Do.MOVE, 0, 0)
+    code.leave()
+    code.label("fault")  # a bit outside of the map, or a longer range: a defect, and never silent
+    code.address_of_value(2, maps.control)
+    code.do_value(Do.MOVE, 1, 1)
+    code.atomic_add(2, layout.AT_FAULTS, 1)
+    code.do_value(Do.MOVE, 0, 0)
+    code.leave()
+
+
+def _set_summary(code: Assembler, maps: Maps, slots: tuple[int, int, int, int]) -> None:
+    """The bits of the first and of the last page, which are the same or neighbours."""
+    first_page, last_word, active, key = slots
     code.load(Width.U64, 6, STACK, first_page)
     code.load(Width.U64, 7, STACK, last_word)
     code.do_value(Do.SHIFT_RIGHT, 7, 9)
@@ -420,7 +471,6 @@ def _set_function(code: Assembler, maps: Maps) -> None:
         code.do_value(Do.SHIFT_RIGHT, 1, 6)
         code.load(Width.U64, 2, STACK, active)
         code.do(Do.ADD, 1, 2)
-        code.store(Width.U64, STACK, word_of, 1)
         _look_up(code, maps, key, word=1)
         code.jump_if_value(If.EQUAL, 0, 0, "fault")
         code.do(Do.MOVE, 1, 6)
@@ -431,15 +481,6 @@ def _set_function(code: Assembler, maps: Maps) -> None:
         if turn == "first":
             code.jump_if(If.EQUAL, 6, 7, "set-done")
             code.do(Do.MOVE, 6, 7)
-    code.label("set-done")
-    code.do_value(Do.MOVE, 0, 0)
-    code.leave()
-    code.label("fault")  # a bit outside of the map, or a longer range: a defect, and never silent
-    code.address_of_value(2, maps.control)
-    code.do_value(Do.MOVE, 1, 1)
-    code.atomic_add(2, layout.AT_FAULTS, 1)
-    code.do_value(Do.MOVE, 0, 0)
-    code.leave()
 
 
 def _look_up(code: Assembler, maps: Maps, key: int, *, word: int) -> None:

@@ -29,9 +29,10 @@ from typing import Any, Final
 from drengine.model.errors import DrengineError
 from drengine_agent.capture.ebpf import layout as at
 from drengine_agent.capture.ebpf import program, syscalls
+from drengine_agent.capture.ebpf.audit import Audit, Verdict
 from drengine_agent.capture.ebpf.bits import Half, load_word, store_bytes, store_word
 from drengine_agent.capture.ebpf.btf import KernelTypes, UnknownTypeError
-from drengine_agent.capture.ebpf.device import BlockDevice, refresh
+from drengine_agent.capture.ebpf.device import BlockDevice, in_flight, refresh
 from drengine_agent.capture.ebpf.errors import EBPF_REFUSED, EBPF_UNAVAILABLE
 from drengine_agent.capture.ebpf.layout import Layout, WatchedVolume
 from drengine_agent.capture.tracker import Range
@@ -41,7 +42,9 @@ PIN_ROOT: Final = BPFFS / "drengine"
 _BPFFS_MAGIC: Final = 0xCAFE4A11
 _CONTROL, _BITS, _INFLIGHT = "control", "bits", "inflight"
 _LOCK_TRIES, _LOCK_PAUSE_SECONDS = 20, 0.025
-_AT_CLEARED: Final = 0x0A0
+SETTLE_SECONDS: Final = 1.0
+LEDGER_SECONDS: Final = 60.0
+"""How long a ledger is written before the next one begins, at least."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,7 +57,8 @@ class WatchStatistics:
         counted: the completion counter; about COPIES for each change of a watched disk.
         passed_out, passed_in: pass-through commands to watched disks, with data to the device or not.
         run_count, run_ns: runs of all programs, for every disk of the host; zero unless kernel.bpf_stats_enabled.
-        runs_missed: runs that the kernel left out; another copy did their work.
+        runs_missed: runs that the kernel says it left out; another copy did their work.
+        healed: times that completions had been left out by all copies, and what was issued was handed out again.
         unrecorded, unmatched: bios whose range was not remembered when they were queued.
         faults: bits that a program could not set.
     """
@@ -68,6 +72,7 @@ class WatchStatistics:
     unrecorded: int
     unmatched: int
     faults: int
+    healed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,9 @@ class Watch:
         self._fds: dict[str, int] = {}
         self._view: mmap.mmap | None = None
         self._bits_view: mmap.mmap | None = None
-        self._unmatched = 0
+        self._audit: Audit | None = None
+        self._short = False
+        self._rotate_at = 0.0
         self._passed = 0
         self.doubt = "none"
 
@@ -148,6 +155,7 @@ class Watch:
                 watch._let_go_of_pins()
                 _remove_pins(folder)
                 watch._begin()
+            watch._start_audit()
             watch._finish_flip()
         except OSError as error:
             watch._abandon()
@@ -217,7 +225,7 @@ class Watch:
     @property
     def cleared(self) -> int:
         """Number of the newest answer that was durable at the target, kept over restarts; older ones are forgotten."""
-        return load_word(self._control, _AT_CLEARED)
+        return load_word(self._control, at.AT_CLEARED)
 
     @property
     def has_pending(self) -> bool:
@@ -229,12 +237,14 @@ class Watch:
         return load_word(self._control, at.AT_COUNTER)
 
     def is_quiet(self) -> bool:
-        """Nothing has completed since the last flip, and nothing did while this was found out."""
+        """Nothing has completed since the last flip, nothing did while this was found out, and none was left out."""
         before = self.counter()
         syscalls.memory_barrier()
-        empty = self._active.is_empty()
+        if not self._active.is_empty():
+            return False
+        verdict = self._compare()
         syscalls.memory_barrier()
-        return empty and self.counter() == before
+        return verdict is Verdict.EXACT and self._active.is_empty() and self.counter() == before
 
     def flip(self) -> None:
         """Hand out what was marked as the next pending answer; programs mark in the other half from now on.
@@ -250,7 +260,12 @@ class Watch:
         store_word(self._control, at.AT_FLIP_TO, target)
         syscalls.memory_barrier()
         store_word(self._control, at.AT_PHASE, at.PHASE_FLIPPING)
+        now = time.monotonic()
+        rotates = now >= self._rotate_at and self._audit is not None and self._audit.rotate()
         self._finish_flip()
+        if rotates and self._audit is not None:
+            self._audit.rotated()
+            self._rotate_at = now + LEDGER_SECONDS
 
     def pending(self) -> list[Range]:
         """The pending answer: by volume, ascending, joined, clipped to each volume; empty without one."""
@@ -273,7 +288,7 @@ class Watch:
         half = self._inactive
         kept = list(half.bits_of(keep))
         # Before any bit is cleared: a target that has less must never be taken for one that has this.
-        store_word(self._control, _AT_CLEARED, self.answer if through is None else through)
+        store_word(self._control, at.AT_CLEARED, self.answer if through is None else through)
         syscalls.memory_barrier()
         half.clear(kept)
         syscalls.memory_barrier()
@@ -294,8 +309,8 @@ class Watch:
         store_word(self._control, at.AT_PHASE, at.PHASE_PENDING)
 
     def active_blocks(self) -> int:
-        """Blocks of 4 KiB marked since the last flip."""
-        return self._active.count_blocks()
+        """Blocks of 4 KiB marked since the last flip; at least 1 if a flip has something to hand out."""
+        return self._active.count_blocks() or int(self._short)
 
     def pending_blocks(self) -> int:
         """Blocks of 4 KiB of the pending answer."""
@@ -310,8 +325,9 @@ class Watch:
         """Whether tracking is still whole: `none`, or a code of states.REASONS.
 
         `geometry-changed`, `volume-missing`, `volume-replaced`: a device is not what it was. `tracking-lost`: the
-        kernel side reports a failure. `passthrough`: a command whose range nobody knows carried data to a watched
-        disk since the last call (said once for each burst).
+        kernel side reports a failure; only a new `attach` mends it. `passthrough`: a command whose range nobody
+        knows carried data to a watched disk since the last call; said again by the next watch, unless
+        `passthrough_answered`.
         """
         for each in self._volumes:
             now = refresh(each.device)
@@ -322,16 +338,20 @@ class Watch:
             if (now.start_sector, now.sectors) != (each.device.start_sector, each.device.sectors):
                 return "geometry-changed"
         control = self._control
-        unmatched = load_word(control, at.AT_UNMATCHED)
-        lost = unmatched != self._unmatched or load_word(control, at.AT_FAULTS) or load_word(control, at.AT_UNRECORDED)
-        self._unmatched = unmatched
-        if lost or load_word(control, at.AT_DOUBT):
+        unmatched = load_word(control, at.AT_UNMATCHED) != load_word(control, at.AT_UNMATCHED_SEEN)
+        if unmatched or load_word(control, at.AT_FAULTS) or load_word(control, at.AT_UNRECORDED):
+            store_word(control, at.AT_DOUBT, 1)
+        if load_word(control, at.AT_DOUBT):
             return "tracking-lost"
         passed = _sum(control, len(self._layout.regions), at.REGION_PASSED_OUT)
         if passed != self._passed:
             self._passed = passed
             return "passthrough"
         return "none"
+
+    def passthrough_answered(self) -> None:
+        """What `check` said about pass-through commands so far has been acted upon, in a way that a kill can't undo."""
+        store_word(self._control, at.AT_PASSED_SEEN, self._passed)
 
     # -- inside
 
@@ -363,9 +383,52 @@ class Watch:
         store_word(self._control, at.AT_ACTIVE, load_word(self._control, at.AT_FLIP_TO))
         syscalls.memory_barrier()
         syscalls.grace_period()
+        if self._compare() is Verdict.SHORT:
+            self._heal()
         store_word(self._control, at.AT_ANSWER, self.answer + 1)
         syscalls.memory_barrier()
         store_word(self._control, at.AT_PHASE, at.PHASE_PENDING)
+
+    def _start_audit(self) -> None:
+        if self._bits_view is None:
+            raise ValueError("nothing is attached")
+        self._audit = Audit(self._control, self._bits_view, self._layout, self._missed)
+        if self.doubt != "none":
+            self._audit.begin()
+            self._settle_bios()
+
+    def _settle_bios(self) -> None:
+        """Bios that were queued before the programs came complete without a record: give them a second to."""
+        if any(region.bio for region in self._layout.regions):
+            deadline = time.monotonic() + SETTLE_SECONDS
+            while time.monotonic() < deadline and any(in_flight(each.device) for each in self._volumes):
+                time.sleep(0.01)
+            store_word(self._control, at.AT_UNMATCHED_SEEN, load_word(self._control, at.AT_UNMATCHED))
+
+    def _missed(self) -> tuple[int, ...]:
+        """Runs that the kernel left out: of the ledger's program, then of each copy of the completion program."""
+        names = ["program-issue-0", *(f"program-request-{copy}" for copy in range(program.COPIES))]
+        return tuple(syscalls.program_info(self._fds[name]).missed if name in self._fds else 0 for name in names)
+
+    def _compare(self) -> Verdict:
+        """The audit's verdict; remembers that something is to be healed."""
+        if self._audit is None:
+            return Verdict.BUSY
+        verdict = self._audit.verdict()
+        self._audit.tend(verdict)
+        self._short = verdict is Verdict.SHORT
+        return verdict
+
+    def _heal(self) -> None:
+        """Hand out again what was issued lately; after taking a new balance, so that nothing falls between."""
+        if self._audit is None:
+            return
+        if not self._audit.ledger_is_whole():
+            store_word(self._control, at.AT_DOUBT, 1)
+        self._audit.begin()
+        self._inactive.add(self._audit.issued())
+        store_word(self._control, at.AT_HEALED, load_word(self._control, at.AT_HEALED) + 1)
+        self._short = False
 
     def _adopt(self) -> str:
         """Open what is pinned and have it prove itself; the reason why not, else `none`."""
@@ -393,14 +456,13 @@ class Watch:
             return "tracking-lost"
         for name in sorted(expected - {_CONTROL}):
             self._fds[name] = syscalls.open_pin(self._folder / name)
-        bits_shape = (syscalls.MAP_TYPE_ARRAY, 4, 8, self._layout.half_words * 2)
+        bits_shape = (syscalls.MAP_TYPE_ARRAY, 4, 8, self._layout.words)
         if syscalls.map_shape(self._fds[_BITS]) != bits_shape or not self._links_run():
             return "tracking-lost"
         if any(load_word(view, place) for place in (at.AT_DOUBT, at.AT_FAULTS, at.AT_UNRECORDED)):
             return "tracking-lost"
-        self._bits_view = _map(self._fds[_BITS], self._layout.half_words * 16, writable=True)
-        self._unmatched = load_word(view, at.AT_UNMATCHED)
-        self._passed = _sum(view, len(self._layout.regions), at.REGION_PASSED_OUT)
+        self._bits_view = _map(self._fds[_BITS], self._layout.words * 8, writable=True)
+        self._passed = load_word(view, at.AT_PASSED_SEEN)
         return "none"
 
     def _links_run(self) -> bool:
@@ -423,7 +485,7 @@ class Watch:
             flags=syscalls.MAP_MMAPABLE, name="dr_control",
         )  # fmt: skip
         bits = self._fds[_BITS] = syscalls.map_create(
-            syscalls.MAP_TYPE_ARRAY, key_bytes=4, value_bytes=8, entries=layout.half_words * 2,
+            syscalls.MAP_TYPE_ARRAY, key_bytes=4, value_bytes=8, entries=layout.words,
             flags=syscalls.MAP_MMAPABLE, name="dr_bits",
         )  # fmt: skip
         if with_bios:
@@ -432,7 +494,7 @@ class Watch:
                 entries=program.INFLIGHT_ENTRIES, name="dr_inflight",
             )  # fmt: skip
         self._view = view = _map(control, at.CONTROL_BYTES, writable=True)
-        self._bits_view = _map(bits, layout.half_words * 16, writable=True)
+        self._bits_view = _map(bits, layout.words * 8, writable=True)
         _write_control(view, layout)
         tags = hashlib.sha256()
         built = program.programs(layout.regions, offsets, program.Maps(control, bits, self._fds.get(_INFLIGHT, -1)))
@@ -448,16 +510,21 @@ class Watch:
         store_word(view, at.AT_MAGIC, at.MAGIC)
 
     def _program_names(self) -> list[str]:
-        kinds = [] if all(region.bio for region in self._layout.regions) else ["request"]
+        requests = not all(region.bio for region in self._layout.regions)
+        kinds = ["request"] if requests else []
         if any(region.bio for region in self._layout.regions):
             kinds += ["complete", "queue"]
-        return [f"{kind}-{copy}" for kind in kinds for copy in range(program.COPIES)]
+        names = [f"{kind}-{copy}" for kind in kinds for copy in range(program.COPIES)]
+        return (["issue-0"] if requests else []) + names
 
     def _pin_names(self) -> set[str]:
         names = {_CONTROL, _BITS} | ({_INFLIGHT} if any(region.bio for region in self._layout.regions) else set())
         return names | {f"{kind}-{name}" for name in self._program_names() for kind in ("program", "link")}
 
     def _let_go_of_pins(self) -> None:
+        if self._audit is not None:
+            self._audit.close()
+            self._audit = None
         for view in (self._view, self._bits_view):
             if view is not None:
                 view.close()
@@ -550,6 +617,7 @@ def _map(fd: int, length: int, *, writable: bool) -> mmap.mmap:
 def _write_control(view: mmap.mmap, layout: Layout) -> None:
     store_word(view, at.AT_VERSION, at.VERSION)
     store_word(view, at.AT_HALF_WORDS, layout.half_words)
+    store_word(view, at.AT_LEDGER, 2 * layout.half_words)
     store_bytes(view, at.AT_EPOCH, os.urandom(16))
     store_bytes(view, at.AT_BOOT, _boot_hash())
     store_bytes(view, at.AT_FINGERPRINT, program.fingerprint())
@@ -563,6 +631,7 @@ def _write_control(view: mmap.mmap, layout: Layout) -> None:
         store_word(view, here + at.REGION_END, region.end_sector)
         store_word(view, here + at.REGION_FINE, region.fine_bit)
         store_word(view, here + at.REGION_COARSE, region.coarse_bit)
+        store_word(view, here + at.REGION_LEDGER, region.ledger_bit)
 
 
 def load(each: program.Program, offsets: program.Offsets) -> int:
@@ -628,16 +697,16 @@ def _statistics(view: mmap.mmap, regions: int, infos: Sequence[syscalls.ProgramI
         load_word(view, at.AT_UNRECORDED),
         load_word(view, at.AT_UNMATCHED),
         load_word(view, at.AT_FAULTS),
+        load_word(view, at.AT_HEALED),
     )
 
 
 def _facts(folder: Path, view: mmap.mmap, stack: contextlib.ExitStack) -> WatchFacts:
     described = _described(view)
-    half_words = load_word(view, at.AT_HALF_WORDS)
+    layout = at.plan([_watched(each) for each in described])
     bits_fd = syscalls.open_pin(folder / _BITS)
     stack.callback(os.close, bits_fd)
-    bits = stack.enter_context(contextlib.closing(_map(bits_fd, half_words * 16, writable=False)))
-    layout = at.plan([_watched(each) for each in described])
+    bits = stack.enter_context(contextlib.closing(_map(bits_fd, layout.words * 8, writable=False)))
     active = 0 if load_word(view, at.AT_ACTIVE) == 0 else 1
     infos = []
     for path in folder.glob("program-*"):
@@ -656,7 +725,7 @@ def _facts(folder: Path, view: mmap.mmap, stack: contextlib.ExitStack) -> WatchF
         tuple(described),
         Half(bits, layout, active).count_blocks(),
         Half(bits, layout, 1 - active).count_blocks() if pending else 0,
-        half_words * 16,
+        layout.words * 8,
         _statistics(view, len(layout.regions), infos),
     )
 
