@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from random import Random
 from typing import Any
 
@@ -20,7 +21,19 @@ from drengine_agent.lease import REPORTS_PER_LEASE, SelfFencing
 from drengine_agent.service import Agent
 from drengine_agent.state import make_state_directory, read_state
 
-DETAILS = ("hint", "detail", "tracker", "target", "points_cut", "durable_sequence", "bandwidth_limit_bytes_per_second")
+DETAILS = (
+    "hint",
+    "detail",
+    "tracker",
+    "target",
+    "points_cut",
+    "durable_sequence",
+    "bandwidth_limit_bytes_per_second",
+    "branch",
+    "standing",
+    "fence_reason",
+    "way_home",
+)
 """What of the status goes into each report."""
 
 
@@ -75,6 +88,11 @@ class RemoteControl:
             Verb.RESUME: Action(self._resume),
             Verb.THROTTLE: Action(self._throttle),
             Verb.STATUS: Action(self._status, Generations.ANY, remembered=False),
+            Verb.FENCE: Action(self._fence, Generations.NOT_OLDER, bounded=False),
+            Verb.QUIESCE: Action(self._quiesce),
+            Verb.PRESERVE: Action(self._preserve, Generations.NOT_OLDER),
+            Verb.REVERSE: Action(self._reverse, Generations.NOT_OLDER),
+            Verb.RELEASE: Action(self._release, Generations.NOT_OLDER, bounded=False),
         }
 
     def report(self) -> AgentReport:
@@ -102,9 +120,9 @@ class RemoteControl:
             kind=PartyKind.AGENT,
             state=status["state"],
             reason=status["reason"],
-            generation=_generation(agent),
-            fenced=agent.facts().stopped == "fenced",
-            serving=agent.capture.server is not None,
+            generation=agent.generation,
+            fenced=agent.is_fenced,
+            serving=agent.is_serving,
             lag_seconds=status["lag_seconds"],
             backlog_bytes=status["backlog_bytes"],
             at_ns=0,
@@ -118,7 +136,8 @@ class RemoteControl:
         )
 
     async def _fence_itself(self) -> None:
-        self._started.stop()
+        agent = self._started
+        await agent.fence(agent.generation, "lease")
 
     @property
     def _started(self) -> Agent:
@@ -151,6 +170,26 @@ class RemoteControl:
     async def _status(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         return self._started.status()
 
+    async def _fence(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        """`cuts_clients` False: the volumes are not served by us, so whoever writes them writes on."""
+        agent = self._started
+        generation = int(command.arguments.get("generation", command.generation))
+        await agent.fence(generation, f"command {command.id}")
+        return {"generation": agent.generation, "cuts_clients": agent.capture.make_server is not None}
 
-def _generation(agent: Agent) -> int:
-    return agent._state.generation
+    async def _quiesce(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        return await self._started.quiesce(check_label(str(command.arguments.get("label", ""))))
+
+    async def _preserve(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        branch, generation = int(command.arguments["branch"]), int(command.arguments["generation"])
+        return asdict(await self._started.preserve(branch, generation, tell))
+
+    async def _reverse(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        force = command.arguments.get("force") is True
+        report = await self._started.reverse(str(command.arguments["point"]), tell, force=force)
+        return {**asdict(report), "unmodified": report.unmodified}
+
+    async def _release(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        generation, branch = int(command.arguments["generation"]), int(command.arguments.get("branch", 0))
+        await self._started.release(generation, branch, force=command.arguments.get("force") is True)
+        return {"generation": self._started.generation}

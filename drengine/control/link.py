@@ -20,18 +20,14 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 
 if TYPE_CHECKING:
-    import aiomqtt
-    from paho.mqtt.properties import Properties
-    from paho.mqtt.subscribeoptions import SubscribeOptions
+    from aiomqtt import Message as Arrived
+
+    from drengine.control.mqtt import MqttClient
 
 log = logging.getLogger("drengine.control")
-mqtt_log = logging.getLogger("drengine.control.mqtt")
-mqtt_log.setLevel(logging.CRITICAL)  # what it has to say comes to us as exceptions
 
 PAYLOAD_BYTES_MAX = 128 << 10
 PACKET_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096
-INCOMING_MAX = 4096
-CALL_SECONDS = 5.0
 BACKOFF_SECONDS_MIN = 0.2
 BACKOFF_SECONDS_MAX = 5.0
 
@@ -85,7 +81,7 @@ class Link:
         self._clock = clock
         self._random = random
         self._tls = options.tls_context()
-        self._client: aiomqtt.Client | None = None
+        self._client: MqttClient | None = None
         self._connected = asyncio.Event()
         self._made = asyncio.Event()
         self.connections = 0
@@ -126,11 +122,11 @@ class Link:
         client = self._client
         if client is None:
             raise DrengineError(BROKER_UNREACHABLE, f"{self._where}: {self.detail}")
-        import aiomqtt  # noqa: PLC0415 - imported by `run` already
+        from drengine.control.mqtt import MqttError  # noqa: PLC0415 - imported by `run` already
 
         try:
-            await _publish(client, message)
-        except aiomqtt.MqttError as error:
+            await client.say(message)
+        except MqttError as error:
             raise DrengineError(BROKER_UNREACHABLE, f"{self._where}: {_said(error)}") from error
 
     async def run(self) -> None:
@@ -138,27 +134,30 @@ class Link:
         if self._options.address is None:
             self.detail = "no broker is configured"
             await asyncio.Event().wait()
-        import aiomqtt  # noqa: PLC0415 - only those who are told to connect wait for it at their start
+        from drengine.control.mqtt import MqttError  # noqa: PLC0415 - only who is told to connect waits for it
 
         attempts = 0
         while True:
             before = self.connections
             try:
                 await self._serve(self._new_client())
-            except (aiomqtt.MqttError, OSError, ValueError) as error:
+            except (MqttError, OSError, ValueError) as error:
                 self.detail = _said(error)
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():  # the library put its own error in place of that
+                    raise asyncio.CancelledError from error
             attempts = 1 if self.connections > before else attempts + 1
             if attempts == 1:
                 log.warning("the broker %s is not reachable: %s", self._where, self.detail)
             ceiling = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2 ** min(attempts, 8))
             await self._clock.sleep(self._random.uniform(BACKOFF_SECONDS_MIN, ceiling))
 
-    async def _serve(self, client: aiomqtt.Client) -> None:
+    async def _serve(self, client: MqttClient) -> None:
         try:
             async with client:
-                await client.subscribe([(each, _subscription()) for each in self._filters], timeout=CALL_SECONDS)
+                await client.hear(self._filters)
                 for message in self._greeting():
-                    await _publish(client, message)
+                    await client.say(message)
                 self._client = client
                 self.connections += 1
                 self.detail = ""
@@ -171,8 +170,9 @@ class Link:
         finally:
             self._client = None
             self._connected.clear()
+            client.abandon()
 
-    def _take(self, message: aiomqtt.Message) -> None:
+    def _take(self, message: Arrived) -> None:
         payload = message.payload
         if not isinstance(payload, bytes | bytearray) or len(payload) > PAYLOAD_BYTES_MAX:
             log.warning("a message on %s was dropped: %s", message.topic, "no payload of ours")
@@ -182,28 +182,16 @@ class Link:
         except Exception:
             log.exception("a message on %s could not be taken", message.topic)
 
-    def _new_client(self) -> aiomqtt.Client:
-        import aiomqtt  # noqa: PLC0415
-        from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415
-        from paho.mqtt.properties import Properties  # noqa: PLC0415
+    def _new_client(self) -> MqttClient:
+        from drengine.control.mqtt import MqttClient  # noqa: PLC0415
 
-        address, will = self._options.address, self._will
-        assert address is not None
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.MaximumPacketSize = PACKET_BYTES_MAX
-        return aiomqtt.Client(
-            address.host,
-            address.port,
-            identifier=self._client_id,
-            protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=True,
-            keepalive=max(1, round(self._options.keepalive)),
-            timeout=CALL_SECONDS,
-            will=aiomqtt.Will(will.topic, will.payload, 1, will.retained) if will else None,
-            tls_context=self._tls,
-            max_queued_incoming_messages=INCOMING_MAX,
-            properties=properties,
-            logger=mqtt_log,
+        assert self._options.address is not None
+        return MqttClient(
+            self._options.address,
+            self._client_id,
+            tls=self._tls,
+            keepalive_seconds=max(1, round(self._options.keepalive)),
+            will=self._will,
         )
 
     @property
@@ -211,35 +199,6 @@ class Link:
         return str(self._options.address or "(none)")
 
 
-async def _publish(client: aiomqtt.Client, message: Message) -> None:
-    await client.publish(
-        message.topic,
-        message.payload,
-        qos=1,
-        retain=message.retained,
-        properties=_expiry(message.expiry_seconds),
-        timeout=CALL_SECONDS,
-    )
-
-
-def _expiry(seconds: int) -> Properties | None:
-    if not seconds:
-        return None
-    from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415
-    from paho.mqtt.properties import Properties  # noqa: PLC0415
-
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.MessageExpiryInterval = seconds
-    return properties
-
-
-def _subscription() -> SubscribeOptions:
-    """QoS 1, and a retained message keeps its flag on its way to us, so that a retained command shows itself."""
-    from paho.mqtt.subscribeoptions import SubscribeOptions  # noqa: PLC0415
-
-    return SubscribeOptions(qos=1, retainAsPublished=True)
-
-
 def _said(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return f"{cause}" or type(cause).__name__
+    text = f"{error.__cause__ or error}"
+    return "the connection was lost" if "Unspecified error" in text else text or type(error).__name__

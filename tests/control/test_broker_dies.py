@@ -90,6 +90,18 @@ async def test_commands_survive_a_party_that_is_restarted_while_it_works(tmp_pat
         assert id in done or not answer.ok, f"seed {seed}: {id} was not done but answered so"
 
 
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 50])
+async def test_who_leaves_while_the_broker_dies_is_not_kept(tmp_path: Path, turns: int) -> None:
+    broker = Mosquitto(tmp_path)
+    broker.start()
+    async with party(options_for(broker.port), Worker(tmp_path)) as made:
+        await until(lambda: made.link.is_connected)
+        broker.kill()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    assert not made.link.is_connected
+
+
 async def test_a_command_without_a_broker_says_so_quickly() -> None:
     async with BrokerAgents(options_for(free_port())) as agents:
         with pytest.raises(DrengineError) as raised:
