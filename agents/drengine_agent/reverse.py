@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
@@ -38,6 +39,7 @@ FETCH_BYTES = 1 << 20
 FETCH_SPANS = 1024
 FETCHERS = 4
 COMPARERS = 8
+_T = TypeVar("_T")
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 
 
@@ -105,7 +107,7 @@ class Reversal:
                 windows = self._changed(reader, number) if self.since else self._compared(reader, volume)
                 async for spans, looked_at in windows:
                     await self._fetch_all(reader, spans)
-                    await asyncio.to_thread(self._settle)
+                    await _whole(self._settle)
                     self.report.bytes_compared += looked_at
                     self.progress(self.report)
         return self.report
@@ -128,13 +130,7 @@ class Reversal:
                 plain_bytes_max=FETCH_BYTES,
                 make_builder=lambda found=found: found,  # type: ignore[misc]
             )
-            sweeping = asyncio.ensure_future(asyncio.to_thread(sweep.run, COMPARERS))
-            try:
-                await asyncio.shield(sweeping)
-            except asyncio.CancelledError:
-                sweep.cancel()
-                await asyncio.gather(sweeping, return_exceptions=True)
-                raise
+            await _whole(sweep.run, COMPARERS, cancel=sweep.cancel)
             # What can't be read may still be written.
             found.spans += [Span(part.volume, part.offset, part.length) for part in sweep.report.unread]
             yield joined(found.spans), length
@@ -157,7 +153,7 @@ class Reversal:
         if not spans:
             return
         if not self._begun:
-            await asyncio.to_thread(self.before_first_write)
+            await _whole(self.before_first_write)
             self._begun = True
         groups = iter(grouped(spans))
 
@@ -165,7 +161,7 @@ class Reversal:
             for group in groups:
                 batch = await reader.fetch(group)
                 await self._limit(len(batch.payload) + len(batch.table))
-                self._written += await asyncio.to_thread(self._write, batch)
+                self._written += await _whole(self._write, batch)
                 self.report.bytes_shipped += len(batch.payload)
                 self.report.bytes_written += sum(span.length for span in group)
                 self.progress(self.report)
@@ -217,6 +213,17 @@ class Reversal:
                     )
         except OSError as error:
             raise DrengineError(REVERSE_REFUSED, f"volume {volume.name} failed: {error.strerror}") from error
+
+
+async def _whole(function: Callable[..., _T], *arguments: Any, cancel: Callable[[], None] = lambda: None) -> _T:
+    """Run it in a thread; not even a cancelled caller goes on before it has ended: the volumes may be closed then."""
+    working = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        cancel()
+        await asyncio.wait({working})
+        raise
 
 
 class _Differences:

@@ -349,6 +349,7 @@ class Agent:
         finally:
             ticker.cancel()
             admission.cancel()
+            await self.way_home.close()
             self._save()
             await asyncio.get_running_loop().run_in_executor(None, self.capture.close)
             self._directory.close()

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("drengine.agent")
 
 Tell = Callable[[Mapping[str, Any]], None]
+_T = TypeVar("_T")
 
 
 class WayHome:
@@ -45,6 +46,8 @@ class WayHome:
         self._agent = agent
         self._clock = clock
         self._busy = ""
+        self._closing = False
+        self._task: asyncio.Task[Any] | None = None
         self._work: dict[str, Any] = {}
 
     def status(self) -> dict[str, object]:
@@ -80,93 +83,24 @@ class WayHome:
         Raises:
             DrengineError: COMMAND_REFUSED, SOURCE_FENCED; the source then serves as before.
         """
-        agent = self._agent
         if not self.fence.may_ship:
             raise DrengineError(SOURCE_FENCED, "the source is fenced: it has no last point to give")
-        async with self._only("quiesce"):
-            before = self.fence.record
-            await asyncio.to_thread(agent.capture.stop_serving, cut=False)
-            try:
-                record = FenceRecord(Standing.QUIESCED, agent.generation, "quiesced", self._clock.now_ns())
-                await asyncio.to_thread(self.fence.replace, record)
-                sequence = await agent.cut(label)
-            except BaseException:
-                if before.standing is Standing.IN_CHARGE:
-                    await asyncio.to_thread(self.fence.replace, before)
-                    await asyncio.to_thread(agent.capture.serve)
-                raise
-        return {"sequence": sequence, "point": f"{agent.branch}-{sequence}"}
+        return await self._alone("quiesce", self._quiesce(label))
 
     async def preserve(self, branch: int, generation: int, tell: Tell) -> PreserveReport:
         """See Agent.preserve."""
-        agent, record = self._agent, self.fence.record
         self._require_fenced("preserve")
-        if record.preserved and record.preserved.branch == branch:
-            return PreserveReport(branch, record.preserved.sequence, 0, 0)
-        if record.reversing or record.equals:
-            raise DrengineError(REVERSE_REFUSED, "the disks were written since; what they held is not there any more")
-        progress = Progress()
-        async with (
-            self._only("preserve"),
-            self._possessed() as volumes,
-            self._telling(
-                tell, lambda: {"compared_bytes": progress.sweep.scanned_bytes, "total_bytes": progress.sweep_bytes}
-            ),
-            _errors(),
-        ):
-            report = await preserve(
-                volumes,
-                agent.connect,
-                agent.hello(Purpose.PRESERVE, branch, generation=generation),
-                clock=self._clock,
-                bandwidth=agent.bandwidth,
-                compression=agent.compression,
-                workers=agent.config.workers,
-                progress=progress,
-            )
-            kept = msgspec.structs.replace(self.fence.record, preserved=Preserved(branch, report.sequence))
-            await asyncio.to_thread(self.fence.replace, kept)
-        return report
+        return await self._alone("preserve", self._preserve(branch, generation, tell))
 
     async def reverse(self, point: str, tell: Tell, *, force: bool) -> ReverseReport:
         """See Agent.reverse."""
-        agent, record = self._agent, self.fence.record
         self._require_fenced("reverse")
-        selector = PointSelector.parse(point)
-        if selector.branch is None or selector.sequence is None:
-            raise DrengineError(REVERSE_REFUSED, f"a point is named by its id, not {point[:60]!r}")
-        if not (record.preserved or record.reversing or record.equals or force):
-            raise DrengineError(
-                REVERSE_REFUSED,
-                "what the disks hold has not been preserved at the target",
-                hint="Preserve it first, or give it up with force.",
-            )
-        async with self._only("reverse"), self._possessed() as volumes:
-            since = self._known_position(volumes, selector.branch, selector.sequence)
-            run = Reversal(
-                volumes,
-                agent.connect,
-                agent.hello(Purpose.REVERSE, selector.branch, sequence=selector.sequence),
-                self._clock,
-                agent.bandwidth,
-                since=since,
-                before_first_write=lambda: self._mark_reversing(point),
-            )
-            async with self._telling(tell, lambda: _told(run.report)), _errors():
-                report = await run.run()
-            equal = msgspec.structs.replace(
-                self.fence.record,
-                reversing="",
-                equals=point,
-                stamps={volume.name: volume.stamp() for volume in volumes.values()},
-            )
-            await asyncio.to_thread(self.fence.replace, equal)
-        return report
+        return await self._alone("reverse", self._reverse(point, tell, force=force))
 
     async def release(self, generation: int, branch: int, *, force: bool) -> None:
         """See Agent.release."""
         agent, record = self._agent, self.fence.record
-        if self._busy and not force:
+        if self._busy:
             raise DrengineError(COMMAND_REFUSED, f"the agent is busy: {self._busy}")
         if record.reversing and not force:
             raise DrengineError(
@@ -184,6 +118,104 @@ class WayHome:
         await asyncio.to_thread(agent.capture.serve)
         log.warning("this source is in charge again, under generation %d", generation)
 
+    async def close(self) -> None:
+        """Break off what is under way, and return when it has let go of the volumes."""
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _alone(self, verb: str, work: Coroutine[Any, Any, _T]) -> _T:
+        """One thing at a time; whoever stops waiting for it ends it."""
+        if self._busy or self._closing:
+            work.close()
+            raise DrengineError(COMMAND_REFUSED, f"the agent is busy: {self._busy or 'stopping'}")
+        self._busy = verb
+        task = self._task = asyncio.create_task(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            if self._closing:
+                raise DrengineError(COMMAND_REFUSED, f"the agent stops: {verb} was broken off") from None
+            raise
+        finally:
+            self._task = None
+            self._busy, self._work = "", {}
+
+    async def _quiesce(self, label: str) -> dict[str, Any]:
+        agent, before = self._agent, self.fence.record
+        await asyncio.to_thread(agent.capture.stop_serving, cut=False)
+        try:
+            record = FenceRecord(Standing.QUIESCED, agent.generation, "quiesced", self._clock.now_ns())
+            await asyncio.to_thread(self.fence.replace, record)
+            sequence = await agent.cut(label)
+        except BaseException:
+            if before.standing is Standing.IN_CHARGE and self.fence.may_ship:
+                await asyncio.to_thread(self.fence.replace, before)
+                await asyncio.to_thread(agent.capture.serve)
+            raise
+        return {"sequence": sequence, "point": f"{agent.branch}-{sequence}"}
+
+    async def _preserve(self, branch: int, generation: int, tell: Tell) -> PreserveReport:
+        agent, record = self._agent, self.fence.record
+        if record.preserved and record.preserved.branch == branch:
+            return PreserveReport(branch, record.preserved.sequence, 0, 0)
+        progress = Progress()
+        async with self._possessed() as volumes:
+            if record.reversing or (record.equals and record.stamps == _stamps(volumes)):
+                # What they held was preserved, or given up, before the target's bytes took its place.
+                return PreserveReport(branch, 0, 0, 0)
+            told = lambda: {  # noqa: E731
+                "compared_bytes": progress.sweep.scanned_bytes,
+                "total_bytes": progress.sweep_bytes,
+            }
+            async with self._telling(tell, told), _errors():
+                report = await preserve(
+                    volumes,
+                    agent.connect,
+                    agent.hello(Purpose.PRESERVE, branch, generation=generation),
+                    clock=self._clock,
+                    bandwidth=agent.bandwidth,
+                    compression=agent.compression,
+                    workers=agent.config.workers,
+                    progress=progress,
+                )
+            kept = msgspec.structs.replace(self.fence.record, preserved=Preserved(branch, report.sequence))
+            await asyncio.to_thread(self.fence.replace, kept)
+        return report
+
+    async def _reverse(self, point: str, tell: Tell, *, force: bool) -> ReverseReport:
+        agent, record = self._agent, self.fence.record
+        at = PointSelector.parse(point)
+        if at.branch is None or at.sequence is None:
+            raise DrengineError(REVERSE_REFUSED, f"a point is named by its id, not {point[:60]!r}")
+        async with self._possessed() as volumes:
+            untouched = record.stamps == _stamps(volumes)
+            if not (record.preserved or record.reversing or (record.equals and untouched) or force):
+                raise DrengineError(
+                    REVERSE_REFUSED,
+                    "what the disks hold has not been preserved at the target",
+                    hint="Preserve it first, or give it up with force.",
+                )
+            run = Reversal(
+                volumes,
+                agent.connect,
+                agent.hello(Purpose.REVERSE, at.branch, sequence=at.sequence),
+                self._clock,
+                agent.bandwidth,
+                since=_known_position(record, at.branch, at.sequence) if untouched else 0,
+                before_first_write=lambda: self._mark_reversing(point),
+            )
+            async with self._telling(tell, lambda: _told(run.report)), _errors():
+                report = await run.run()
+            equal = msgspec.structs.replace(
+                self.fence.record, reversing="", equals=point, stamps=_stamps(volumes), preserved=None
+            )
+            await asyncio.to_thread(self.fence.replace, equal)
+        return report
+
     def _require_fenced(self, verb: str) -> None:
         if self.fence.record.standing is not Standing.FENCED:
             raise DrengineError(SOURCE_FENCED, f"the source is in charge: fence it before you {verb}")
@@ -193,27 +225,6 @@ class WayHome:
         self._agent.capture.tracker.request_rescan("reversed")
         marked = msgspec.structs.replace(self.fence.record, reversing=point, equals="", stamps={}, preserved=None)
         self.fence.replace(marked)
-
-    def _known_position(self, volumes: Mapping[int, Volume], branch: int, sequence: int) -> int:
-        """The position on this branch that the disks are known to equal; 0 when nothing is known."""
-        record = self.fence.record
-        if not record.equals or record.reversing:
-            return 0
-        at = PointSelector.parse(record.equals)
-        if at.branch != branch or at.sequence is None or at.sequence > sequence:
-            return 0
-        untouched = record.stamps == {volume.name: volume.stamp() for volume in volumes.values()}
-        return at.sequence if untouched else 0
-
-    @contextlib.asynccontextmanager
-    async def _only(self, verb: str) -> AsyncIterator[None]:
-        if self._busy:
-            raise DrengineError(COMMAND_REFUSED, f"the agent is busy: {self._busy}")
-        self._busy = verb
-        try:
-            yield
-        finally:
-            self._busy, self._work = "", {}
 
     @contextlib.asynccontextmanager
     async def _possessed(self) -> AsyncIterator[dict[int, Volume]]:
@@ -240,6 +251,19 @@ class WayHome:
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
+
+
+def _stamps(volumes: Mapping[int, Volume]) -> dict[str, str]:
+    """Texts that change when anybody writes to the volumes."""
+    return {volume.name: volume.stamp() for volume in volumes.values()}
+
+
+def _known_position(record: FenceRecord, branch: int, sequence: int) -> int:
+    """The position on this branch, at or before `sequence`, that the disks equal; 0 when nothing is known."""
+    if not record.equals or record.reversing:
+        return 0
+    at = PointSelector.parse(record.equals)
+    return at.sequence if at.branch == branch and at.sequence is not None and at.sequence <= sequence else 0
 
 
 def _told(report: ReverseReport) -> dict[str, Any]:
