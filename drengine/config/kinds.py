@@ -154,6 +154,12 @@ def _networks(value: Any) -> tuple[str, ...]:
     return tuple(str(ipaddress.ip_network(_text(each))) for each in value)
 
 
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError('a list of texts is needed: ["program", "argument"]')
+    return tuple(value)
+
+
 def _quoted(value: Any) -> str:
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -167,6 +173,8 @@ RATE = Kind("rate", _rate, lambda value: _quoted(show_size(value) + "/s"))
 PATH = Kind("path", _path, _quoted)
 ADDRESS = Kind("address", _address, _quoted)
 NETWORKS = Kind("list of networks", _networks, lambda value: "[" + ", ".join(map(_quoted, value)) + "]")
+
+WORDS = Kind("list of texts", _words, lambda value: "[" + ", ".join(map(_quoted, value)) + "]")
 
 
 def choice(*names: str) -> Kind[str]:

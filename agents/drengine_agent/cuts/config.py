@@ -1,0 +1,82 @@
+"""[cuts]: the operator's wishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drengine.config import DURATION, SIZE, TEXT, WORDS, option
+from drengine.model.points import PointKind
+from drengine_agent.cuts.policy import CutPolicy
+
+KINDS = (PointKind.QUIET, PointKind.FROZEN, PointKind.APPLICATION)
+
+
+def _kinds(text: str) -> tuple[PointKind, ...]:
+    named = tuple(each.strip() for each in text.split(","))
+    unknown = [each for each in named if each not in KINDS]
+    if unknown or not named:
+        raise ValueError(f"{', '.join(unknown) or 'nothing'}: possible are {', '.join(KINDS)}")
+    return tuple(PointKind(each) for each in named)
+
+
+def _between(low: float, high: float) -> Callable[[float], None]:
+    def check(value: float) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"{low:g} to {high:g} s are possible")
+
+    return check
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """[cuts]"""
+
+    kinds: str = option(
+        TEXT,
+        default="quiet",
+        help="Which consistent cuts may be made, of `quiet`, `frozen`, `application`. Without `frozen` a host that "
+        "never falls quiet gets no points, and the state says so.",
+        check=_kinds,
+    )
+    frozen_after: float = option(
+        DURATION, default=10.0, help="Without any cut for so long, the file systems are frozen for one."
+    )
+    longest_freeze: float = option(
+        DURATION,
+        default=1.0,
+        help="A freeze never lasts longer: a watchdog thaws, and there is no cut.",
+        check=_between(0.05, 60.0),
+    )
+    remainder_max: int = option(
+        SIZE, default=8 << 20, help="Copying goes on until at most so much is dirty; then it may freeze."
+    )
+    set_aside: int = option(SIZE, default=64 << 20, help="What may be read into memory during a freeze.")
+    application_interval: float = option(
+        DURATION, default=0.0, help="An application cut is made so often; `0s`: never. It freezes between its hooks."
+    )
+    hook_before: tuple[str, ...] = option(
+        WORDS, default=(), help="Program and arguments that quiesce the application before the freeze."
+    )
+    hook_after: tuple[str, ...] = option(
+        WORDS, default=(), help="Program and arguments after the thaw, whatever became of the cut."
+    )
+    hook_timeout: float = option(DURATION, default=30.0, help="How long a hook may take.", check=_between(0.1, 3600.0))
+    postgres: tuple[str, ...] = option(
+        WORDS,
+        default=(),
+        help="psql and its arguments, such as `[psql, -U, postgres]`: before an application cut it makes a checkpoint "
+        "and a named restore point, so that recovery from the point is short.",
+    )
+
+    @property
+    def policy(self) -> CutPolicy:
+        """As the tracker needs it."""
+        return CutPolicy(
+            kinds=_kinds(self.kinds),
+            frozen_after_seconds=self.frozen_after,
+            application_seconds=self.application_interval,
+            remainder_bytes=self.remainder_max,
+            set_aside_bytes=self.set_aside,
+            overdue_seconds=1.5 * self.frozen_after,
+        )

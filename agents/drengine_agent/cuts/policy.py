@@ -1,0 +1,91 @@
+"""Which cut now, and why none: a pure decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from drengine.model.points import PointKind
+
+
+@dataclass(frozen=True, slots=True)
+class CutPolicy:
+    """What an operator wants.
+
+    Attributes:
+        kinds: which cuts may be made.
+        frozen_after_seconds: without any cut for so long, one is forced by freezing.
+        application_seconds: an application cut is forced so often; 0: never.
+        remainder_bytes: a freeze begins when at most so much is dirty.
+        set_aside_bytes: so much may be read into memory during a freeze; more ends it without a cut.
+        retry_seconds: after a failed attempt.
+        overdue_seconds: without a cut for so long the state says why.
+    """
+
+    kinds: tuple[PointKind, ...] = (PointKind.QUIET,)
+    frozen_after_seconds: float = 10.0
+    application_seconds: float = 0.0
+    remainder_bytes: int = 8 << 20
+    set_aside_bytes: int = 64 << 20
+    retry_seconds: float = 2.0
+    overdue_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class CutFacts:
+    """What the decision depends on.
+
+    Attributes:
+        now, began_at: monotonic seconds: this moment, and when tracking was opened.
+        cut_at: when a cut of each kind was last possible or made.
+        tried_at: when one of each kind was last tried in vain.
+        dirty_bytes: changed and not handed out.
+        can_freeze: there is somebody who freezes.
+    """
+
+    now: float
+    began_at: float
+    cut_at: Mapping[PointKind, float]
+    tried_at: Mapping[PointKind, float]
+    dirty_bytes: int
+    can_freeze: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CutDecision:
+    """What to do: force a cut of `kind`, at once or (`settle`) after another round of copying; or nothing.
+
+    Attributes:
+        reason: a code of states.REASONS for why there is no cut; `none` if there is no need of one.
+    """
+
+    kind: PointKind | None = None
+    settle: bool = False
+    reason: str = "none"
+
+
+def decide(policy: CutPolicy, facts: CutFacts) -> CutDecision:
+    """Application cuts by their schedule; frozen ones when nothing else was to be had for too long."""
+    kind = _wanted(policy, facts)
+    if kind is None:
+        late = facts.now - _last_cut(facts) >= policy.overdue_seconds
+        return CutDecision(reason="no-cut" if late else "none")
+    if not facts.can_freeze:
+        return CutDecision(reason="freeze-refused")
+    if facts.now - facts.tried_at.get(kind, float("-inf")) < policy.retry_seconds:
+        return CutDecision(reason="no-cut")
+    return CutDecision(kind, settle=facts.dirty_bytes > policy.remainder_bytes)
+
+
+def _wanted(policy: CutPolicy, facts: CutFacts) -> PointKind | None:
+    scheduled = PointKind.APPLICATION in policy.kinds and policy.application_seconds > 0
+    last = facts.cut_at.get(PointKind.APPLICATION, facts.began_at)
+    if scheduled and facts.now - last >= policy.application_seconds:
+        return PointKind.APPLICATION
+    if PointKind.FROZEN in policy.kinds and facts.now - _last_cut(facts) >= policy.frozen_after_seconds:
+        return PointKind.FROZEN
+    return None
+
+
+def _last_cut(facts: CutFacts) -> float:
+    return max(facts.cut_at.values(), default=facts.began_at)
