@@ -10,6 +10,7 @@ import asyncio
 import json
 import socket
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -29,6 +30,9 @@ class Command(msgspec.Struct, frozen=True):
     command: str
     label: str = ""
     seconds: float = ANSWER_SECONDS
+    generation: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] = 0
+    branch: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    force: bool = False
 
 
 class ControlServer:
@@ -99,6 +103,10 @@ class ControlServer:
             case "cut":
                 sequence = await asyncio.wait_for(agent.cut(check_label(command.label)), command.seconds)
                 return {"sequence": sequence}
+            case "fence":
+                await agent.fence(agent.generation)
+            case "release":
+                await agent.release(command.generation or agent.generation, command.branch, force=command.force)
             case other:
                 raise DrengineError(COMMAND_REFUSED, f"there is no command {other[:40]!r}")
         return agent.status()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError, error_kind
 from drengine_agent.errors import STATE_DAMAGED
 
@@ -64,6 +65,11 @@ class FenceRecord(msgspec.Struct, frozen=True):
     reversing: str = ""
     equals: str = ""
     stamps: dict[str, str] = {}
+
+
+def fenced_record(generation: int, reason: str, clock: Clock) -> FenceRecord:
+    """A source that is fenced from now on."""
+    return FenceRecord(Standing.FENCED, generation, reason, clock.now_ns())
 
 
 class Fence:

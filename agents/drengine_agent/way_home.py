@@ -22,7 +22,7 @@ from drengine.model.points import PointSelector
 from drengine.wire.events import Purpose
 from drengine_agent.capture.backing import Volume
 from drengine_agent.errors import COMMAND_REFUSED, REVERSE_REFUSED
-from drengine_agent.fencing import SOURCE_FENCED, Fence, FenceRecord, Preserved, Standing
+from drengine_agent.fencing import SOURCE_FENCED, Fence, FenceRecord, Preserved, Standing, fenced_record
 from drengine_agent.pipeline import Progress
 from drengine_agent.possession import possessed
 from drengine_agent.preserve import PreserveReport, preserve
@@ -73,8 +73,7 @@ class WayHome:
         await asyncio.to_thread(capture.stop_serving, cut=True)
         record = self.fence.record
         if record.standing is not Standing.FENCED:
-            fenced = FenceRecord(Standing.FENCED, generation, reason, self._clock.now_ns())
-            await asyncio.to_thread(self.fence.replace, fenced)
+            await asyncio.to_thread(self.fence.replace, fenced_record(generation, reason, self._clock))
             log.warning("this source is fenced (%s): it serves and ships nothing until it is released", reason)
 
     async def quiesce(self, label: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ COMMANDS = {
         "resume",
         "sync",
         "cut",
+        "fence",
+        "release",
         "protect",
         "standby",
         "check-config",

@@ -17,6 +17,7 @@ def show_standing(answer: dict[str, Any], json: bool) -> None:
     rows = [
         ("source", f"{answer['source']} to {answer['target']}, tracker {answer['tracker']}"),
         ("state", f"{answer['state']}{reason}"),
+        ("standing", "" if answer["standing"] == "in-charge" else _not_in_charge(answer)),
         ("hint", answer["hint"]),
         ("detail", answer["detail"]),
         ("lag", lag),
@@ -31,3 +32,14 @@ def show_standing(answer: dict[str, Any], json: bool) -> None:
     for name, text in rows:
         if text:
             print(f"{name:9} {text}")
+
+
+def _not_in_charge(answer: dict[str, Any]) -> str:
+    parts = [f"{answer['standing']} ({answer['fence_reason']})"]
+    if answer["reversing"]:
+        parts.append(f"its disks are on the way to point {answer['reversing']}")
+    elif answer["equals"]:
+        parts.append(f"its disks equal point {answer['equals']}")
+    if answer["way_home"]:
+        parts.append(f"now: {answer['way_home']}")
+    return ", ".join(parts)
