@@ -34,6 +34,7 @@ COMMANDS = {
         "abort",
         "commit",
         "rollback",
+        "orchestrator",
     )
 }
 """Module of each command."""

@@ -63,18 +63,13 @@ class BrokerAgents:
         *,
         clock: Clock | None = None,
         random: Random | None = None,
-        on_report: Callable[[AgentReport], None] = lambda _: None,
-        on_presence: Callable[[PartyKind, str, Presence], None] = lambda *_: None,
     ) -> None:
-        """`on_report` and `on_presence` are called in the event loop for each that is news; they must not block.
-
+        """
         Raises:
             DrengineError: BAD_CONFIG, BAD_NAME, BAD_TLS_FILES.
         """
         self._site = options.site
         self._clock = clock or SystemClock()
-        self._on_report = on_report
-        self._on_presence = on_presence
         self._known: dict[str, _Known] = {}
         self._waiting: dict[str, list[_Waiting]] = {}
         self._running: list[asyncio.Task[None]] = []
@@ -111,6 +106,10 @@ class BrokerAgents:
         """Whether the broker sees the party; False while we don't see the broker."""
         known = self._known.get(name)
         return bool(self.link.is_connected and known and known.presence and known.presence.online)
+
+    def presences(self) -> Mapping[str, tuple[PartyKind, Presence]]:
+        """What each party announced, or the broker on its behalf; empty just after a connection was made."""
+        return {name: (known.kind, known.presence) for name, known in self._known.items() if known.presence is not None}
 
     def report_age_seconds(self, name: str) -> float | None:
         """For how long the broker has certainly carried no newer report of the party than the one we have.
@@ -268,7 +267,6 @@ class BrokerAgents:
         if last is not None and not presence.online and presence.instance != last.instance and last.online:
             return  # the will of a process that has a successor already
         known.presence = presence
-        self._on_presence(topic.kind, topic.name, presence)
 
     def _take_report(self, topic: Topic, report: AgentReport) -> None:
         known = self._party(topic)
@@ -278,7 +276,6 @@ class BrokerAgents:
         if last is not None and last.instance == report.instance and report.sequence <= last.sequence:
             return  # delayed or repeated
         known.report, known.report_at = report, self._clock.monotonic()
-        self._on_report(report)
 
     def _party(self, topic: Topic) -> _Known | None:
         """What is known of the party, a new record for a new one; None where one of another kind has the name."""
@@ -293,6 +290,10 @@ class BrokerAgents:
 
 class NoAgents:
     """The parties where no broker is configured: nothing is known and nobody can be told anything."""
+
+    def presences(self) -> Mapping[str, tuple[PartyKind, Presence]]:
+        """Nobody's."""
+        return {}
 
     def reports(self) -> Mapping[str, AgentReport]:
         """Nothing."""

@@ -10,8 +10,10 @@ The child watches a pipe from us and ends when it closes, so it does not outlive
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from iotcore import Broker
@@ -107,3 +109,21 @@ class EmbeddedBroker:
             path.write_text(CONFIGURATION.format(listen=self.address, packet_bytes_max=PACKET_BYTES_MAX))
             broker = Broker(config_path=str(path))
             return broker.start(START_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def embedded_broker(address: Address) -> AsyncIterator[EmbeddedBroker]:
+    """One that runs, and is kept running, within this context.
+
+    Raises:
+        DrengineError: BROKER_FAILED.
+    """
+    broker = EmbeddedBroker(address)
+    await broker.start()
+    keeping = asyncio.create_task(broker.run())
+    try:
+        yield broker
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await broker.stop()

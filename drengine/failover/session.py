@@ -40,11 +40,12 @@ RUN_LABEL = "run:"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """See the module; made by `open_session`."""
+    """See the module; made by `open_session`. `agents` are the site's, with all that the broker knows of them."""
 
     config: OrchestratorConfig
     registry: Registry
     site: Site
+    agents: BrokerAgents | NoAgents
     owner: str
 
     def load_runbook(self, place: str) -> tuple[Runbook, str]:
@@ -162,7 +163,7 @@ async def open_session(config: OrchestratorConfig, *, clock: Clock | None = None
                     clock=clock,
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-                yield Session(config, registry, site, owner)
+                yield Session(config, registry, site, agents, owner)
     finally:
         await asyncio.to_thread(registry.close)
 

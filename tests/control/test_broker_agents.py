@@ -58,7 +58,8 @@ async def test_an_agent_that_dies_is_reported_by_its_last_will(broker: BrokerOpt
     async with orchestrator(broker) as agents, party(broker, Worker(tmp_path)) as made:
         await until(lambda: agents.is_online("shop") and made.link.is_connected)
         seen = []
-        agents._on_presence = lambda kind, name, presence: seen.append(presence.online)
+        take = agents._take_presence
+        agents._take_presence = lambda topic, presence: (seen.append(presence.online), take(topic, presence))  # type: ignore[method-assign,assignment,func-returns-value]
         client = made.link._client
         assert client is not None
         client._client.socket().shutdown(socket.SHUT_RDWR)  # as if it had been killed: no goodbye is sent

@@ -1,0 +1,193 @@
+"""The orchestrator as a daemon: what goes on when nobody types a command.
+
+It keeps the registry's picture of the parties, runs drills when they are due, and goes on with such drills after a
+restart. Runs that people began are theirs to go on with. Nothing waits for it: every command opens store and registry
+by itself, so a failover needs no daemon (rule 10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+from drengine.failover.config import OrchestratorConfig
+from drengine.failover.registry.errors import RUN_ACTIVE
+from drengine.failover.registry.values import StoredRunbook
+from drengine.failover.run import RunRecord, RunState
+from drengine.failover.runbook.reader import read_runbook
+from drengine.failover.runbook.values import Mode, Runbook
+from drengine.failover.schedule import due_ns
+from drengine.failover.session import Session, open_session
+from drengine.model.errors import DrengineError
+from drengine.telemetry.notify import notify
+
+log = logging.getLogger("drengine.orchestrator")
+
+PICTURE_SECONDS = 1.0
+SCHEDULE_SECONDS = 5.0
+SCHEDULER = "schedule"
+"""Who started a run that was due."""
+SECOND_SIGNAL_EXIT_CODE = 143
+
+
+class Orchestrator:
+    """The daemon's work within one session; belongs to one event loop."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._noted: dict[str, object] = {}
+        self._read: dict[tuple[str, str], Runbook | None] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Until cancelled; runs under way are then left to whoever goes on with them."""
+        tasks = [asyncio.create_task(work()) for work in (self._keep_picture, self._keep_schedule)]
+        try:
+            await self._go_on()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (*tasks, *self._running.values()):
+                task.cancel()
+            await asyncio.gather(*tasks, *self._running.values(), return_exceptions=True)
+
+    def carry_out(self, run: RunRecord) -> asyncio.Task[None]:
+        """Carry a run out beside everything else; how it goes is in its journal."""
+        task = self._running[run.id] = asyncio.create_task(self._execute(run))
+        task.add_done_callback(lambda _: self._running.pop(run.id, None))
+        return task
+
+    async def _execute(self, run: RunRecord) -> None:
+        try:
+            ended = await self.session.execute(run)
+        except DrengineError as error:
+            log.error("%s of %s was interrupted: %s", run.mode.value, run.runbook, error, extra={"run": run.id})  # noqa: TRY400
+        except Exception:
+            log.exception("%s of %s failed unexpectedly", run.mode.value, run.runbook, extra={"run": run.id})
+        else:
+            told = f"{ended.state.value} {ended.outcome.value}".strip()
+            log.info("%s of %s: %s", run.mode.value, run.runbook, told, extra={"run": run.id, "reason": ended.reason})
+
+    # ---- the parties -----------------------------------------------------------------------------------------
+
+    async def _keep_picture(self) -> None:
+        while True:
+            await _unless_unavailable(self._note_parties)
+            await self.session.site.clock.sleep(PICTURE_SECONDS)
+
+    async def _note_parties(self) -> None:
+        agents, registry = self.session.agents, self.session.registry
+        for name, (kind, presence) in agents.presences().items():
+            await self._note(("presence", name), presence, registry.note_presence, kind, name, presence)
+        for name, report in agents.reports().items():
+            await self._note(("report", name), (report.instance, report.sequence), registry.note_report, report)
+
+    async def _note(self, what: tuple[str, str], news: object, note: Callable[..., None], *values: object) -> None:
+        key = "/".join(what)
+        if self._noted.get(key) != news:
+            await asyncio.to_thread(note, *values)
+            self._noted[key] = news
+
+    # ---- drills by themselves --------------------------------------------------------------------------------
+
+    async def _go_on(self) -> None:
+        """Drills that were due and were interrupted with us."""
+        for run in await asyncio.to_thread(self.session.registry.runs):
+            if run.started_by == SCHEDULER and run.state in (RunState.RUNNING, RunState.WAITING):
+                log.info("going on with the drill of %s", run.runbook, extra={"run": run.id})
+                self.carry_out(run)
+
+    async def _keep_schedule(self) -> None:
+        while True:
+            await _unless_unavailable(self._start_due)
+            await self.session.site.clock.sleep(SCHEDULE_SECONDS)
+
+    async def _start_due(self) -> None:
+        registry, clock = self.session.registry, self.session.site.clock
+        for stored in await asyncio.to_thread(registry.runbooks):
+            book = self._runbook(stored)
+            due = due_ns(book.schedule, stored.at_ns, clock.now_ns()) if book else None
+            if book and due is not None and await asyncio.to_thread(registry.claim_due, stored.name, due):
+                await self._begin_drill(book, stored.version)
+
+    async def _begin_drill(self, book: Runbook, version: str) -> None:
+        try:
+            run = await asyncio.to_thread(self.session.create_run, Mode.DRILL, book, version, SCHEDULER, {})
+        except DrengineError as error:
+            if error.kind is not RUN_ACTIVE:
+                raise
+            log.warning("the drill of %s is due, but is left out this time: %s", book.name, error)
+        else:
+            log.info("the drill of %s is due", book.name, extra={"run": run.id})
+            self.carry_out(run)
+
+    def _runbook(self, stored: StoredRunbook) -> Runbook | None:
+        """Read once for each version; None, and one line in the log, for one that can't be read any more."""
+        key = stored.name, stored.version
+        if key not in self._read:
+            try:
+                self._read[key] = read_runbook(stored.text, where=stored.name)
+            except DrengineError as error:
+                log.error("runbook %s has no drills by schedule: %s", stored.name, error)  # noqa: TRY400
+                self._read[key] = None
+        return self._read[key]
+
+
+async def _unless_unavailable(work: Callable[[], object]) -> None:
+    """Let a registry that is away for a while, or one bad moment, not end the daemon."""
+    try:
+        await work()  # type: ignore[misc]
+    except DrengineError as error:
+        log.warning("%s", error)
+
+
+Service = Callable[[Orchestrator], AbstractAsyncContextManager[object]]
+"""What else is there while the daemon runs: REST, metrics."""
+
+
+async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, ...] = ()) -> int:
+    """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code.
+
+    Raises:
+        DrengineError: the store's and the registry's own, BROKER_FAILED.
+    """
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            os._exit(SECOND_SIGNAL_EXIT_CODE)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    async with AsyncExitStack() as stack:
+        if config.broker.embedded and config.broker.address is not None:
+            from drengine.control.broker import embedded_broker  # noqa: PLC0415 - most have a broker already
+
+            await stack.enter_async_context(embedded_broker(config.broker.address))
+        session = await stack.enter_async_context(open_session(config))
+        orchestrator = Orchestrator(session)
+        for service in services:
+            await stack.enter_async_context(service(orchestrator))
+        working = asyncio.create_task(orchestrator.run())
+        notify("READY=1")
+        log.info(
+            "orchestrator is ready", extra={"store": str(config.store), "broker": str(config.broker.address or "")}
+        )
+        waiting = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            notify("STOPPING=1")
+            if working.done():
+                working.result()
+        finally:
+            waiting.cancel()
+            working.cancel()
+            await asyncio.gather(working, waiting, return_exceptions=True)
+    log.info("orchestrator has stopped")
+    return 0
