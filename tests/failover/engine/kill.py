@@ -1,0 +1,166 @@
+"""An orchestrator in a process of its own, killed at a position of its journal, and the next one that goes on.
+
+Position 2n is right before the n-th entry is written, 2n+1 right after: between an intent and its result lies the
+action, between a result and the next intent the decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import secrets
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drengine.failover.executor import Executor
+from drengine.failover.registry import Registry
+from drengine.failover.run import JournalEntry, Outcome, RunRecord, new_run_id
+from drengine.failover.runbook.values import Mode, Runbook, Wave
+from drengine.failover.snapshot import Status, observe
+from drengine.failover.steps.handlers import step_handlers
+from drengine.failover.steps.step import Site
+from drengine.model.clock import SystemClock
+from drengine.store.store import Store
+from tests.failover.engine.remote import RemoteAgents, RemoteDriver, WorldServer
+from tests.failover.engine.runs import way_home
+from tests.failover.engine.world import World, runbook
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.failover.engine.kill"])
+NEVER = 1 << 30
+SECONDS_MAX = 60.0
+
+
+class DyingRegistry:
+    """A registry whose process is killed at a position of the journal."""
+
+    def __init__(self, real: Registry, position: int) -> None:
+        self._real, self._position, self._at = real, position, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def append(self, run: str, token: int, entry: JournalEntry) -> int:
+        self._maybe_die()
+        seq = self._real.append(run, token, entry)
+        self._maybe_die()
+        return seq
+
+    def _maybe_die(self) -> None:
+        if self._at == self._position:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._at += 1
+
+
+def orchestrate(directory: Path, run: str, book: Runbook, position: int) -> None:
+    """The life of an orchestrator's process."""
+    registry = Registry.open(f"sqlite:///{directory}/registry.sqlite", clock=SystemClock())
+    with Store.open(directory / "store") as store:
+        keeper: Any = DyingRegistry(registry, position)
+        site = remote_site(directory, store)
+        executor = Executor(keeper, site, step_handlers(), book, owner="orchestrator", poll_seconds=0.02)
+        asyncio.run(executor.execute(run))
+
+
+def remote_site(directory: Path, store: Store) -> Site:
+    """A store of one's own, and the world of another process."""
+    return Site(
+        store=store,
+        agents=RemoteAgents(directory / "world"),
+        drivers={"simulated": RemoteDriver(directory / "world")},
+        export_uri=lambda source, volume, branch: f"nbd://test/{source}/{volume}#{branch}",
+        directory=directory / "instances",
+        clock=SystemClock(),
+    )
+
+
+@dataclass
+class Ended:
+    """How a story ended, apart from names and times; and how many positions its last process went through."""
+
+    state: dict[str, Any]
+    entries: int
+    kills: int
+
+
+def story(directory: Path, mode: Mode, kills: list[int], names: tuple[str, ...] = ("db", "web")) -> Ended:
+    """A run of a world, its orchestrator killed at each of the positions in turn, then left in peace."""
+    world = World(directory, *names)
+    server = WorldServer(world, directory / "world")
+    book = runbook(*names, waves=[Wave(name=f"wave-{name}", sources=[name]) for name in names])
+    registry = Registry.open(f"sqlite:///{directory}/registry.sqlite", clock=SystemClock())
+    try:
+        options: dict[str, Any] = {}
+        for source in world.sources.values():
+            source.write(7, b"never shipped" * 300)
+        if mode is Mode.FAILBACK:
+            first = begin_run(registry, Mode.FAILOVER, book, {})
+            assert _process(directory, first, book, NEVER) == 0
+            for number, instance in enumerate(sorted(world.driver.running)):
+                world.driver.write(instance, 10 + number, b"recovered" * 455)
+            options = way_home(world, first)
+        run = begin_run(registry, mode, book, options)
+        killed = 0
+        for position in kills:
+            if _process(directory, run, book, position) == -signal.SIGKILL:
+                killed += 1
+        code = _process(directory, run, book, NEVER)
+        assert code == 0, f"the orchestrator ended with {code}"
+        world.judge.verdict()
+        return Ended(_state(world, registry, run), len(registry.entries(run)), killed)
+    finally:
+        server.close()
+        registry.close()
+        world.store.close()
+
+
+def begin_run(registry: Registry, mode: Mode, book: Runbook, options: dict[str, Any]) -> str:
+    now_ns = SystemClock().now_ns()
+    run = RunRecord(
+        id=new_run_id(book.name, now_ns) + secrets.token_hex(2),
+        mode=mode,
+        runbook=book.name,
+        version="v1",
+        sources=tuple(book.sources),
+        started_by="campaign",
+        created_ns=now_ns,
+        options=options,
+    )
+    registry.create_run(run)
+    return run.id
+
+
+def _process(directory: Path, run: str, book: Runbook, position: int) -> int:
+    process = PROCESSES.Process(target=orchestrate, args=(directory, run, book, position))
+    process.start()
+    process.join(SECONDS_MAX)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the orchestrator hangs")
+    return process.exitcode
+
+
+def _state(world: World, registry: Registry, run: str) -> dict[str, Any]:
+    """Everything that must be the same, however often the orchestrator was killed."""
+    record = registry.run(run)
+    snapshot = observe(registry.entries(run), [], (), 0)
+    assert record.outcome is Outcome.COMPLETED, [(s.step.id, s.status, s.message) for s in snapshot.steps]
+    branches = {
+        name: [(each.role, each.label.count(":"), each.closed, each.active) for each in world.store.branches(name)]
+        for name in world.sources
+    }
+    return {
+        "steps": [(each.step.id, each.status is Status.DONE) for each in snapshot.steps],
+        "generations": {name: world.store.source(name).generation for name in world.sources},
+        "branches": branches,
+        "contents": {name: world.read(name, world.store.source(name).active_branch) for name in world.sources},
+        "sources": {
+            name: (each.serving, each.fenced, each.generation, bytes(each.disk), sorted(each.commands))
+            for name, each in world.sources.items()
+        },
+        "launches": len(world.driver.launches),
+        "running": sorted(request.source for request in world.driver.running.values()),
+    }

@@ -1,0 +1,41 @@
+"""The orchestrator killed at every position of its journal: the same end, and one writer at every instant."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from drengine.failover.runbook.values import Mode
+from tests.failover.engine.kill import story
+from tests.failover.engine.race import race
+
+STORIES_AT_ONCE = 4
+RACES = 8
+"""`python -m tests.failover.engine.campaign races` runs a thousand."""
+
+SOURCES = {Mode.FAILOVER: ("db", "web"), Mode.FAILBACK: ("db",)}
+"""A failback of two takes longer; the campaign does it."""
+
+
+@pytest.mark.fault(57, 49)
+@pytest.mark.parametrize("mode", list(SOURCES))
+def test_killed_at_every_position_a_run_ends_as_if_it_had_never_been(tmp_path: Path, mode: Mode) -> None:
+    peace = story(tmp_path / "peace", mode, [], SOURCES[mode])
+    assert peace.entries >= 20
+
+    def killed_at(position: int) -> None:
+        ended = story(tmp_path / str(position), mode, [position], SOURCES[mode])
+        assert ended.kills == 1, f"nothing was killed at position {position}"
+        assert ended.state == peace.state, f"killed at position {position}"
+
+    with ThreadPoolExecutor(STORIES_AT_ONCE) as pool:
+        list(pool.map(killed_at, range(2 * peace.entries)))
+
+
+@pytest.mark.fault(43)
+def test_of_two_orchestrators_that_promote_at_the_same_moment_one_wins(tmp_path: Path) -> None:
+    for seed in random.Random(43).sample(range(1 << 32), RACES):
+        race(tmp_path / str(seed), seed)
