@@ -15,10 +15,10 @@ from pathlib import Path
 
 from drengine.config import Address
 from drengine.model.errors import DrengineError
+from drengine_agent.capture.beneath import Identity, beneath, identity
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.probe import probe, self_test
 from drengine_agent.capture.ebpf.program import REQUEST_EVENT
-from drengine_agent.capture.beneath import Identity, beneath, identity
 from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Reach, SelfTest, Volume
 from drengine_agent.doctor.judge import BIO_TRIAL, TRIALS
 

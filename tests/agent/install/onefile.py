@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from tools.onefile import NATIVE, own_sources, pack, requirements, without_sections
 
 
-def build_here(path: Path) -> Path:
+def build_here(path: Path, *, extra: Mapping[str, bytes] | None = None) -> Path:
     """Write the file."""
     found = dict(own_sources())
     for name in _closure({*NATIVE, *requirements()}):
@@ -23,7 +24,7 @@ def build_here(path: Path) -> Path:
                 found[f"native/{suffix[1]}/{file}"] = without_sections(data)
             elif file.suffix == ".py":
                 found[f"common/{file}"] = data
-    path.write_bytes(pack(found))
+    path.write_bytes(pack({**found, **(extra or {})}))
     path.chmod(0o755)
     return path
 

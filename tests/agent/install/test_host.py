@@ -1,0 +1,236 @@
+"""The whole story on a host of its own: one file, three commands, a live disk protected, upgraded, and nothing left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent.install.host import Host, host
+from tests.agent.install.onefile import build_here
+
+ROOT = Path(__file__).parents[3]
+TOOLS = ("unshare", "nsenter", "losetup", "mkfs.ext4", "debugfs")
+missing = [name for name in TOOLS if shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin") is None]
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loop devices, namespaces, BPF"),
+    pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}"),
+]
+PROGRAM = (sys.executable, "-m", "drengine.cli.main")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+WORDS = b"what must come back\n" * 1000
+
+
+def wait_for(what: str, look: Callable[[], Any], *, seconds: float = 60.0, show: Callable[[], str] = str) -> Any:
+    """Until it is so; a deadline only ends a test that has failed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come: {show()}")
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_here(tmp_path_factory.mktemp("onefile") / "drengine-agent")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A loop device with an empty ext4."""
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
+    made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True)
+    yield Path(made.stdout.strip())
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+class Target:
+    """A target on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = folder / "store"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._log = (folder / "target.log").open("wb")
+        self._process = subprocess.Popen(
+            [*PROGRAM, "target", "run", "--store", str(self.store), "--listen", self.address],
+            env=ENVIRONMENT,
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    def ask(self, *words: str) -> Any:
+        command = [*PROGRAM, *words, "--store", str(self.store)]
+        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+
+    def points(self) -> list[dict[str, Any]]:
+        done = self.ask("points", "--json")
+        found: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
+        return found
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        self._log.close()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    made = Target(tmp_path)
+    wait_for("the target", (made.store / "STORE").exists)
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def mounted(there: Host, disk: Path) -> Iterator[Path]:
+    """The disk's file system, mounted on that host; yields its directory as seen from outside."""
+    there.run("mkdir", "/tmp/data")
+    there.run("mount", disk, "/tmp/data")
+    try:
+        yield there.root / "tmp/data"
+    finally:
+        there.run("umount", "/tmp/data", check=False)
+        there.run("rmdir", "/tmp/data", check=False)
+
+
+def write(place: Path, name: str) -> None:
+    with (place / name).open("wb") as file:
+        file.write(WORDS)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def recovered(target: Target, name: str, folder: Path) -> bytes:
+    """A file out of the newest point, as it lies on the restored disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    done = target.ask("restore", "latest", "--to", str(folder))
+    assert done.returncode == 0, done.stderr
+    image = next(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size == 64 << 20)
+    shown = subprocess.run(["debugfs", "-R", f"cat /{name}", image], capture_output=True, check=True)
+    return shown.stdout
+
+
+def standing(there: Host) -> dict[str, Any]:
+    done = there.run("drengine-agent", "status", "--json", check=False)
+    return json.loads(done.stdout) if done.stdout else {}
+
+
+def newest_has(target: Target, name: str, folder: Path) -> Callable[[], bool]:
+    return lambda: bool(target.points()) and recovered(target, name, folder) == WORDS
+
+
+def pins(there: Host) -> str:
+    return there.run("ls", "/sys/fs/bpf").stdout
+
+
+def test_three_commands_protect_a_live_disk_and_one_leaves_nothing(
+    agent: Path, disk: Path, target: Target, tmp_path: Path
+) -> None:
+    with host(tmp_path / "host") as there, mounted(there, disk) as data:
+        shutil.copy(agent, there.root / "root/drengine-agent")
+        before, pins_before = there.written(), pins(there)
+
+        words = ["--source", "shop", "--target", target.address, "--volume", f"data={disk}"]
+        shown = there.run("./drengine-agent", "install", *words, "--dry-run")
+        assert "write   /etc/drengine/agent.toml" in shown.stdout
+        done = there.run("./drengine-agent", "install", *words, "--yes")
+        assert "This host can be protected with tracker ebpf." in done.stdout
+        assert "systemd is not running here" in done.stdout
+        service = there.start("drengine-agent", "run")
+        write(data, "first")
+        wait_for("a point", newest_has(target, "first", tmp_path / "restored"), show=lambda: log(there))
+        assert {point["kind"] for point in target.points()} <= {"quiet", "frozen", "application"}
+        assert standing(there)["state"] == "CONTINUOUS"
+
+        service.send_signal(signal.SIGTERM)
+        there.run("pkill", "-TERM", "-f", "drengine-agent run")
+        service.wait(30)
+        write(data, "second")
+        seen = standing(there)
+        assert (seen["running"], seen["tracking"]["whole"]) == (False, True)
+        assert seen["tracking"]["active_blocks"] > 0, "the kernel tracks on while no agent runs"
+
+        again = there.run("./drengine-agent", "install", "--yes")
+        assert "write" not in again.stdout
+        there.run("./drengine-agent", "uninstall", "--yes")
+        after = {name: fact for name, fact in there.written().items() if not name.startswith("tmp:data/")}
+        assert after == {name: fact for name, fact in before.items() if not name.startswith("tmp:data/")} | {
+            "tmp:started.log": after["tmp:started.log"]
+        }
+        assert pins(there) == pins_before
+
+
+def test_systemd_runs_it_hardened_through_upgrade_and_kill_and_uninstall_leaves_nothing(
+    agent: Path, disk: Path, target: Target, tmp_path: Path
+) -> None:
+    newer = build_here(tmp_path / "newer", extra={"common/drengine_agent/newer.py": b""})
+    with host(tmp_path / "host", systemd=True) as there, mounted(there, disk) as data:
+        shutil.copy(agent, there.root / "root/drengine-agent")
+        shutil.copy(newer, there.root / "root/newer")
+        before, pins_before = ours(there), pins(there)
+
+        words = ["--source", "shop", "--target", target.address, "--volume", f"data={disk}"]
+        there.run("./drengine-agent", "install", *words, "--yes")
+        assert there.run("systemctl", "is-active", "drengine-agent").stdout == "active\n"
+        assert there.run("systemctl", "is-enabled", "drengine-agent").stdout == "enabled\n"
+        write(data, "first")
+        wait_for("a point", newest_has(target, "first", tmp_path / "restored"), show=lambda: journal(there))
+        epoch = facts(there)["epoch"]
+
+        there.run("./newer", "upgrade", "--yes")
+        assert there.run("cmp", "/root/newer", "/usr/local/lib/drengine/drengine-agent").returncode == 0
+        write(data, "second")
+        wait_for("a point", newest_has(target, "second", tmp_path / "restored"), show=lambda: journal(there))
+        assert facts(there)["epoch"] == epoch, "tracking went on through the upgrade"
+
+        process = there.run("systemctl", "show", "--property=MainPID", "--value", "drengine-agent").stdout.strip()
+        there.run("kill", "-KILL", process)
+        write(data, "third")
+        wait_for("a point", newest_has(target, "third", tmp_path / "restored"), show=lambda: journal(there))
+        assert facts(there)["epoch"] == epoch, "tracking went on through the kill"
+
+        there.run("drengine-agent", "uninstall", "--yes")
+        assert there.run("systemctl", "is-active", "drengine-agent", check=False).stdout == "inactive\n"
+        assert ours(there) == before
+        assert pins(there) == pins_before
+
+
+def ours(there: Host) -> dict[str, str]:
+    """What is written, without what systemd and its journal write for themselves."""
+    own = ("upper:var/log/", "upper:var/lib/systemd", "upper:etc/machine-id", "tmp:", "upper:var/tmp")
+    found = {name: fact for name, fact in there.written().items() if not name.startswith(own)}
+    return {name: fact for name, fact in found.items() if not name.startswith("run:") or "drengine" in name}
+
+
+def facts(there: Host) -> dict[str, Any]:
+    """The kernel's side, asked past the agent."""
+    program = "from drengine_agent.capture.ebpf.watch import Watch; print(Watch.inspect('shop').epoch.hex())"
+    cache = there.run("sh", "-c", "ls -d /var/cache/drengine-agent/*-cpython-*").stdout.split()[0]
+    done = there.run("env", f"PYTHONPATH={cache}", "python3", "-c", program)
+    return {"epoch": done.stdout.strip()}
+
+
+def log(there: Host) -> str:
+    return (there.root / "tmp/started.log").read_text()[-3000:]
+
+
+def journal(there: Host) -> str:
+    return there.run("journalctl", "--no-pager", "-u", "drengine-agent", "-n", "40", check=False).stdout
