@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 ARGS ?=
 
-.PHONY: help demo test check bench soak crash agent lock docs clean
+.PHONY: help demo test check bench soak crash agent lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -40,6 +40,9 @@ crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--
 
 agent: $(VENV)/.runtime ## the agent as one file, dist/drengine-agent: needs nothing but CPython 3.11 to 3.14
 	@$(PY) -m tools.onefile $(ARGS)
+
+oracle: $(VENV)/.test ## what eBPF tracks against what a full comparison finds, as root (ARGS="--operations 5000 --seed N")
+	@$(PY) -m tests.agent.ebpf.oracle $(ARGS)
 
 lock: ## renew the lock files from pyproject.toml
 	@for set in runtime test check bench; do \
