@@ -1,0 +1,107 @@
+"""Where reports are kept: two files of a run, ``RUN.json`` and ``RUN.html``, each old or new after any crash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+from pathlib import Path
+
+import aiofiles
+import msgspec
+
+from drengine.failover.report.errors import REPORT_UNAVAILABLE
+from drengine.failover.report.page import report_page
+from drengine.failover.report.values import Report, report_json
+from drengine.model.errors import DrengineError
+
+REPORT_BYTES_MAX = 256 << 20
+FORMS = ("json", "html")
+_RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,120}", re.ASCII)
+
+
+async def keep_report(directory: Path, report: Report) -> Path:
+    """Write both forms, over older ones of the same run; gives the page's path.
+
+    Raises:
+        DrengineError: REPORT_UNAVAILABLE.
+    """
+    page = report_path(directory, report.run, "html")
+    try:
+        await asyncio.to_thread(lambda: directory.mkdir(parents=True, exist_ok=True, mode=0o700))
+        await _replace(report_path(directory, report.run, "json"), report_json(report))
+        await _replace(page, report_page(report).encode())
+    except OSError as error:
+        raise DrengineError(REPORT_UNAVAILABLE, f"report of {report.run}: {error.strerror or error}") from error
+    return page
+
+
+async def read_kept(directory: Path, run: str, form: str) -> bytes:
+    """A report as it was kept.
+
+    Raises:
+        DrengineError: REPORT_UNAVAILABLE.
+    """
+    try:
+        async with aiofiles.open(report_path(directory, run, form), "rb") as file:
+            return await file.read(REPORT_BYTES_MAX)
+    except OSError as error:
+        raise DrengineError(REPORT_UNAVAILABLE, f"there is no report of {run[:120]!r}: {error.strerror}") from error
+
+
+def kept_reports(directory: Path) -> list[str]:
+    """Runs of which a report is kept, newest first."""
+    try:
+        found = {path.stem for path in directory.iterdir() if path.suffix == ".json" and _RUN.fullmatch(path.stem)}
+    except OSError:
+        return []
+    return sorted(found, reverse=True)
+
+
+async def summary(directory: Path, run: str) -> Report:
+    """A kept report as values.
+
+    Raises:
+        DrengineError: REPORT_UNAVAILABLE, also when it is damaged.
+    """
+    try:
+        return msgspec.json.decode(await read_kept(directory, run, "json"), type=Report)
+    except msgspec.MsgspecError as error:
+        raise DrengineError(REPORT_UNAVAILABLE, f"the report of {run} is damaged: {error}") from error
+
+
+def report_path(directory: Path, run: str, form: str) -> Path:
+    """A report's file; a run's name can't lead out of the directory (fault 53).
+
+    Raises:
+        DrengineError: REPORT_UNAVAILABLE.
+    """
+    if not _RUN.fullmatch(run) or ".." in run or form not in FORMS:
+        raise DrengineError(REPORT_UNAVAILABLE, f"{run[:120]!r} names no run, or {form[:10]!r} no form of a report")
+    return directory / f"{run}.{form}"
+
+
+async def _replace(path: Path, data: bytes) -> None:
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        async with aiofiles.open(fresh, "xb", opener=_private) as file:
+            await file.write(data)
+            await file.flush()
+            await asyncio.to_thread(os.fsync, file.fileno())
+        await asyncio.to_thread(_move, fresh, path)
+    finally:
+        await asyncio.to_thread(fresh.unlink, missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _move(fresh: Path, path: Path) -> None:
+    fresh.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

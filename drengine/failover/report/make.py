@@ -1,0 +1,314 @@
+"""From a run, its journal and what people asked: the report, purely. No secret passes (fault 59)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from drengine.config import parse_duration
+from drengine.failover.measure import Measures, measure
+from drengine.failover.report.values import (
+    Attempt,
+    Fencing,
+    Generation,
+    Objective,
+    Person,
+    Point,
+    Report,
+    Route,
+    StepReport,
+    Warned,
+)
+from drengine.failover.run import Event, JournalEntry, Outcome, Request, RunRecord, RunState
+from drengine.failover.runbook.values import Mode, Runbook
+from drengine.failover.snapshot import Snapshot, Status, StepState, observe
+from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.texts import without_secrets
+
+CONSISTENCY: Mapping[str, str] = {
+    "write-order": "captured in the order in which it was written",
+    "quiet": "the tracker proved that nothing was written while it was read",
+    "frozen": "file systems were frozen",
+    "application": "a quiesce hook ran",
+}
+EVIDENCE: Mapping[str, str] = {
+    "agent": "its agent answered that it has stopped serving and shipping",
+    "command": "the runbook's fence command ended with success",
+    "lease": "it fences itself after a silence, and was silent for longer",
+    "none": "nothing proves that it has stopped",
+}
+_NAMED_SECRET = re.compile(
+    r"(?im)(\b[\w-]*(?:password|passwd|secret|token|credential|api[_-]?key|authorization|cookie)[\w-]*"
+    r"['\"]?\s*[:=]\s*)(?:\"[^\"\n]*\"|'[^'\n]*'|(?:bearer|basic)\s+[^\s,}]+|[^\s,}]+)"
+)
+
+
+def make_report(
+    run: RunRecord,
+    book: Runbook,
+    text: str,
+    entries: Sequence[JournalEntry],
+    requests: Sequence[Request],
+    *,
+    now_ns: int,
+    routes: Sequence[Route] = (),
+) -> Report:
+    """The report of a run, finished or not.
+
+    Args:
+        run: as the registry lists it.
+        book, text: the version of the runbook that it began with.
+        entries, requests: all of its journal, and what people asked.
+        now_ns: wall clock.
+        routes: bytes by network, if somebody counted them.
+    """
+    snapshot = observe(entries, requests, (), now_ns)
+    measures = measure(snapshot)
+    objectives = _objectives(run, book, measures)
+    good = run.outcome is Outcome.COMPLETED
+    steps = [_step(each, entries) for each in snapshot.steps]
+    return Report(
+        made_ns=now_ns,
+        run=run.id,
+        mode=run.mode.value,
+        runbook=run.runbook,
+        version=run.version,
+        description=masked(book.description),
+        verdict=_verdict(run, objectives),
+        good=good,
+        warnings=_warnings(run, measures, objectives, snapshot),
+        state=run.state.value,
+        outcome=run.outcome.value,
+        reason=run.reason,
+        started_by=run.started_by,
+        created_ns=run.created_ns,
+        declared_ns=measures.declared_ns,
+        recovered_ns=measures.recovered_ns,
+        finished_ns=run.finished_ns,
+        sources=list(run.sources),
+        objectives=objectives,
+        outage_seconds=measures.outage_seconds,
+        fencing=_fencing(snapshot),
+        points=[_point(source, data) for source, data in measures.points.items()],
+        generations=_generations(snapshot),
+        steps=steps,
+        people=_people(run, requests),
+        routes=list(routes) or _routes(snapshot),
+        bytes_shipped_back=measures.bytes_shipped_back,
+        executors=_executors(entries),
+        interruptions=sum(1 for each in entries if each.event is Event.INTENT and each.payload.get("again")),
+        journal_entries=len(entries),
+        journal_sha256=journal_digest(entries),
+        options=_plain(run.options),
+        runbook_text=masked(text),
+    )
+
+
+def masked(text: str) -> str:
+    """`text` without what looks like a secret: passwords of URLs, and values of keys that are named like secrets."""
+    return _NAMED_SECRET.sub(r"\1***", without_secrets(text))
+
+
+def journal_digest(entries: Iterable[JournalEntry]) -> str:
+    """SHA-256 of a journal: of each entry's canonical JSON, a line each."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        line = [entry.seq, entry.step, entry.event.value, entry.attempt, entry.at_ns, entry.payload]
+        digest.update(msgspec.json.encode(line, order="sorted") + b"\n")
+    return digest.hexdigest()
+
+
+def _objectives(run: RunRecord, book: Runbook, measures: Measures) -> list[Objective]:
+    promised = {"rpo": parse_duration(book.objectives.rpo), "rto": parse_duration(book.objectives.rto)}
+    if run.mode in (Mode.REPROTECT, Mode.FAILBACK):
+        return []
+    planned = run.mode is Mode.MIGRATION
+    rto = measures.outage_seconds if planned else measures.rto_seconds
+    since = "the first stop of a source" if planned else "the declaration"
+    return [
+        Objective(
+            name="RPO",
+            meaning="longest data loss",
+            promised_seconds=promised["rpo"],
+            measured_seconds=measures.rpo_seconds,
+            met=None if measures.rpo_seconds is None else measures.rpo_seconds <= promised["rpo"],
+            known_by=measures.rpo_known_by or "no point was chosen",
+        ),
+        Objective(
+            name="RTO",
+            meaning="longest time until users work again",
+            promised_seconds=promised["rto"],
+            measured_seconds=rto,
+            met=None if rto is None else rto <= promised["rto"],
+            known_by=f"from {since} to the last critical launch or check" if rto is not None else "not recovered",
+        ),
+    ]
+
+
+def _verdict(run: RunRecord, objectives: Sequence[Objective]) -> str:
+    what = {Mode.MIGRATION: "Planned migration"}.get(run.mode, run.mode.value.capitalize())
+    ended = {
+        Outcome.COMPLETED: "passed" if run.mode is Mode.DRILL else "completed",
+        Outcome.FAILED: "failed",
+        Outcome.BLOCKED: "blocked: a source could not be fenced",
+        Outcome.ABORTED: "aborted",
+        Outcome.ROLLED_BACK: "rolled back",
+    }.get(run.outcome, "is waiting" if run.state is RunState.WAITING else "is under way")
+    if run.state is RunState.STOPPED:
+        ended += ", stopped for a person to decide"
+    missed = [each.name for each in objectives if each.met is False]
+    return f"{what} of {run.runbook} {ended}" + (f"; {' and '.join(missed)} missed" if missed else "")
+
+
+def _warnings(run: RunRecord, measures: Measures, objectives: Sequence[Objective], snapshot: Snapshot) -> list[Warned]:
+    found = [
+        Warned(id="not-fenced", text=f"NOT FENCED: {source} may still have been writing; going on was forced.")
+        for source in measures.unfenced
+    ]
+    found += [
+        Warned(id="fencing-failed", text=f"{each.step.source} could not be fenced: {masked(each.message)}")
+        for each in snapshot.steps
+        if each.step.kind is StepKind.FENCE and each.status is Status.FAILED
+    ]
+    if run.state is not RunState.FINISHED:
+        found.append(
+            Warned(id="unfinished", text=f"The run is not finished ({run.state.value}): this is how it stands.")
+        )
+    found += [
+        Warned(
+            id=f"{each.name.lower()}-missed",
+            text=f"{each.name} missed: {each.measured_seconds:.1f} s measured, {each.promised_seconds:g} s promised.",
+        )
+        for each in objectives
+        if each.met is False and each.measured_seconds is not None
+    ]
+    found += [
+        Warned(id="step-failed", text=f"Step {each.step.id} failed: {masked(each.message) or each.code}")
+        for each in snapshot.steps
+        if each.status is Status.FAILED and each.step.kind is not StepKind.FENCE
+    ]
+    discarded = [
+        each for each in snapshot.steps if each.step.kind is StepKind.PRESERVE and each.data.get("kept") is False
+    ]
+    found += [Warned(id="discarded", text=masked(each.message)) for each in discarded]
+    return found
+
+
+def _fencing(snapshot: Snapshot) -> list[Fencing]:
+    fences = [each for each in snapshot.steps if each.step.kind is StepKind.FENCE and each.begun]
+    return [
+        Fencing(
+            source=each.step.source,
+            evidence=evidence,
+            meaning=EVIDENCE.get(evidence, "not fenced"),
+            message=masked(each.message),
+            at_ns=each.ended_ns,
+            forced_by=str(each.data.get("forced_by", "")),
+            tried=[masked(str(one)) for one in each.data.get("tried", ())],
+        )
+        for each in fences
+        for evidence in (str(each.data.get("evidence", "")) if each.status is Status.DONE else "",)
+    ]
+
+
+def _point(source: str, data: Mapping[str, Any]) -> Point:
+    kind = str(data.get("kind", ""))
+    return Point(
+        source=source,
+        point=str(data.get("point", "")),
+        time_ns=int(data.get("time_ns", 0)),
+        kind=kind,
+        meaning=CONSISTENCY.get(kind, "unknown"),
+        label=masked(str(data.get("label", ""))),
+        verified_ns=int(data.get("verified_ns", 0)),
+        size_bytes=int(data.get("size_bytes", 0)),
+        volumes={str(name): int(size) for name, size in data.get("volumes", {}).items()},
+        rpo_seconds=float(data.get("rpo_seconds", 0.0)),
+        known_by=str(data.get("rpo_known_by", "")),
+    )
+
+
+def _generations(snapshot: Snapshot) -> list[Generation]:
+    declared = next((each.data for each in snapshot.steps if each.step.kind is StepKind.DECLARE), {})
+    before = {source: int(each.get("generation", 0)) for source, each in declared.get("sources", {}).items()}
+    events = {StepKind.PROMOTE: "promoted", StepKind.HAND_BACK: "handed back"}
+    return [
+        Generation(
+            source=each.step.source,
+            before=before.get(each.step.source, 0),
+            after=int(each.data.get("generation", 0)),
+            branch=int(each.data.get("branch", 0)),
+            event=events[each.step.kind],
+        )
+        for each in snapshot.steps
+        if each.step.kind in events and each.status is Status.DONE
+    ]
+
+
+def _step(state: StepState, entries: Sequence[JournalEntry]) -> StepReport:
+    took = (state.ended_ns - state.began_ns) / 1e9
+    return StepReport(
+        id=state.step.id,
+        title=masked(state.step.title),
+        kind=state.step.kind.value,
+        wave=state.step.wave,
+        source=state.step.source,
+        status=state.status.value,
+        critical=state.step.critical,
+        rollback=state.step.id.startswith("undo."),
+        began_ns=state.began_ns,
+        ended_ns=state.ended_ns,
+        seconds=round(max(0.0, took), 6) if state.ended_ns and state.began_ns else None,
+        attempts=_attempts(entry for entry in entries if entry.step == state.step.id),
+        message=masked(state.message),
+        code=state.code,
+        output=masked(state.output),
+    )
+
+
+def _attempts(entries: Iterable[JournalEntry]) -> list[Attempt]:
+    found: list[Attempt] = []
+    for entry in entries:
+        if entry.event is Event.INTENT:
+            found.append(Attempt(number=entry.attempt, began_ns=entry.at_ns, ended_ns=0, ok=False))
+        elif entry.event is Event.RESULT and found:
+            ok = bool(entry.payload.get("ok")) or bool(entry.payload.get("waiting"))
+            found[-1] = msgspec.structs.replace(found[-1], ended_ns=entry.at_ns, ok=ok)
+    return found
+
+
+def _people(run: RunRecord, requests: Sequence[Request]) -> list[Person]:
+    started = Person(at_ns=run.created_ns, did="start", by=run.started_by, step="", note="")
+    asked = [
+        Person(at_ns=each.at_ns, did=each.kind.value, by=each.by, step=each.step, note=masked(each.note))
+        for each in requests
+    ]
+    return [started, *asked]
+
+
+def _routes(snapshot: Snapshot) -> list[Route]:
+    """What steps were told about routes: ``bytes_by_network`` in their data, by network received and sent."""
+    found: dict[str, tuple[int, int]] = {}
+    for each in snapshot.steps:
+        counted = each.data.get("bytes_by_network", {})
+        for network, (received, sent) in counted.items() if isinstance(counted, Mapping) else ():
+            before = found.get(network, (0, 0))
+            found[network] = (before[0] + int(received), before[1] + int(sent))
+    return [Route(network=name, received_bytes=each[0], sent_bytes=each[1]) for name, each in sorted(found.items())]
+
+
+def _executors(entries: Iterable[JournalEntry]) -> list[str]:
+    return list(dict.fromkeys(str(each.payload["owner"]) for each in entries if each.payload.get("owner")))
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's options without what other runs left in them (launch settings, which may hold secrets)."""
+    return {
+        key: masked(value) if isinstance(value, str) else value
+        for key, value in options.items()
+        if isinstance(value, (str, int, float, bool))
+    }
