@@ -35,6 +35,7 @@ COMMANDS = {
         "commit",
         "rollback",
         "orchestrator",
+        "broker",
     )
 }
 """Module of each command."""

@@ -1,16 +1,19 @@
 """aiomqtt, as we use it: MQTT 5, QoS 1. Imported only by those who are told to connect.
 
-Two of its habits would hurt a process that does more than MQTT in the same event loop, and are mended here: it asks
-the loop to watch a socket that may be closed by then, whose number may belong to somebody else; and it leaves the
-socket of a connection that did not come about open.
+Some of its habits would hurt a process that does more than MQTT in the same event loop, and are mended here: it asks
+the loop to watch a socket that may be closed by then, whose number may belong to somebody else; it leaves the socket
+of a connection that did not come about open; and it waits with asyncio.wait_for, which before Python 3.12 forgets that
+it was cancelled when what it waits for comes at the same moment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
 import ssl
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import aiomqtt
@@ -75,7 +78,9 @@ class MqttClient(aiomqtt.Client):
         if message.expiry_seconds:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.MessageExpiryInterval = message.expiry_seconds
-        await self.publish(message.topic, message.payload, qos=1, retain=message.retained, properties=properties)
+        await _cancellable(
+            self.publish(message.topic, message.payload, qos=1, retain=message.retained, properties=properties)
+        )
 
     async def hear(self, filters: tuple[str, ...]) -> None:
         """Subscribe. A retained message keeps its flag on its way to us, so that a retained command shows itself.
@@ -83,7 +88,8 @@ class MqttClient(aiomqtt.Client):
         Raises:
             MqttError: the connection broke, or it took too long.
         """
-        await self.subscribe([(each, SubscribeOptions(qos=1, retainAsPublished=True)) for each in filters])
+        wanted = [(each, SubscribeOptions(qos=1, retainAsPublished=True)) for each in filters]
+        await _cancellable(self.subscribe(wanted))
 
     def abandon(self) -> None:
         """Close what a connection that failed left open."""
@@ -104,3 +110,15 @@ class MqttClient(aiomqtt.Client):
         except Exception as error:  # noqa: BLE001 - whatever it is, the connection is over
             if not self._disconnected.done():
                 self._disconnected.set_exception(error)
+
+
+async def _cancellable(call: Awaitable[object]) -> None:
+    """Do it; whoever was cancelled meanwhile is told so, whatever came of it."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        await call
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError

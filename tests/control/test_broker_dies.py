@@ -14,6 +14,7 @@ import pytest
 from drengine.config import Address
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.control.broker import EmbeddedBroker
+from drengine.control.link import Message
 from drengine.control.messages import Verb
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
@@ -100,6 +101,27 @@ async def test_who_leaves_while_the_broker_dies_is_not_kept(tmp_path: Path, turn
         for _ in range(turns):
             await asyncio.sleep(0)
     assert not made.link.is_connected
+
+
+async def test_who_is_cancelled_just_as_the_broker_answers_is_cancelled(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    broker.start()
+    async with party(options_for(broker.port), Worker(tmp_path)) as made:
+        await until(lambda: made.link.is_connected)
+        client = made.link._client
+        assert client is not None
+        for turns in (0, 1, 2, 3) * 8:
+            saying = asyncio.create_task(made.link.publish(Message("drengine/x", b"")))
+            await asyncio.sleep(0)
+            assert client._pending_publishes
+            for acknowledged in client._pending_publishes.values():
+                acknowledged.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if saying.cancel():
+                await asyncio.wait({saying})
+                assert saying.cancelled()
+    broker.kill()
 
 
 async def test_a_command_without_a_broker_says_so_quickly() -> None:

@@ -1,0 +1,141 @@
+"""The orchestrator as a daemon: the parties' picture, drills on schedule, its own broker, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from drengine.config import Address
+from drengine.control.broker import embedded_broker
+from drengine.control.config import OrchestratorBrokerOptions
+from drengine.failover import daemon
+from drengine.failover.config import OrchestratorConfig
+from drengine.failover.daemon import SCHEDULER, Orchestrator
+from drengine.failover.registry import Registry
+from drengine.failover.run import RunState
+from drengine.failover.session import Session, open_session
+from drengine.model.clock import ManualClock, SystemClock
+from drengine.store.store import Store
+from tests.control.site import Worker, free_port, options_for, party, until
+
+RUNBOOK = """\
+version: 1
+name: shop
+schedule: "0 3 * * *"
+sources:
+  shop: {launch: {driver: command, settings: {start: ["true"]}}}
+waves:
+  - {name: all, sources: [shop]}
+"""
+
+
+def configured(folder: Path, port: int = 0) -> OrchestratorConfig:
+    path = folder / "store"
+    if not path.exists():
+        Store.create(path).close()
+    broker = OrchestratorBrokerOptions(address=Address("127.0.0.1", port) if port else None)
+    return OrchestratorConfig(store=path, state=folder / "state", broker=broker)
+
+
+@contextlib.asynccontextmanager
+async def working(session: Session) -> AsyncIterator[Orchestrator]:
+    orchestrator = Orchestrator(session)
+    task = asyncio.create_task(orchestrator.run())
+    try:
+        yield orchestrator
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_registry_learns_who_is_there_and_how_they_stand(tmp_path: Path) -> None:
+    port = free_port()
+    async with embedded_broker(Address("127.0.0.1", port)), open_session(configured(tmp_path, port)) as session:
+        async with working(session):
+            async with party(options_for(port), Worker(tmp_path)):
+                await until(lambda: [each for each in session.registry.parties() if each.online and each.report])
+            await until(lambda: not session.registry.parties()[0].online, "its goodbye")
+        assert session.registry.parties()[0].report is not None
+
+
+async def test_a_due_drill_begins_once_whoever_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "SCHEDULE_SECONDS", 1.0)
+    clock = ManualClock(int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()) * 10**9)
+    config = configured(tmp_path)
+    async with open_session(config, clock=clock) as one, open_session(config, clock=clock) as two:
+        one.registry.save_runbook("shop", RUNBOOK)
+
+        async def pass_time(seconds: int) -> None:
+            """In steps of a second, each with room for what happens in threads."""
+            for _ in range(seconds):
+                clock.advance(1.0)
+                await asyncio.sleep(0.01)
+
+        async with working(one), working(two):
+            await pass_time(5)
+            assert one.registry.runs() == []
+            clock.advance(15 * 3600 - 30)
+            await pass_time(30)
+            await until(one.registry.runs, "the drill")
+            await pass_time(20)
+        runs = one.registry.runs()
+        assert [(run.mode.value, run.started_by) for run in runs] == [("drill", SCHEDULER)]
+
+
+async def test_an_interrupted_scheduled_drill_goes_on_and_a_persons_run_is_left_alone(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    async with open_session(config, clock=SystemClock()) as session:
+        version = session.registry.save_runbook("shop", RUNBOOK.replace('schedule: "0 3 * * *"\n', ""))
+        book = daemon.read_runbook(session.registry.runbook("shop").text, where="shop")
+        ours = session.create_run(daemon.Mode.DRILL, book, version, SCHEDULER, {})
+        other = RUNBOOK.replace("shop", "mill").replace('schedule: "0 3 * * *"\n', "")
+        version = session.registry.save_runbook("mill", other)
+        book = daemon.read_runbook(other, where="mill")
+        theirs = session.create_run(daemon.Mode.DRILL, book, version, "anna", {})
+        async with working(session):
+            await until(lambda: session.registry.entries(ours.id), "going on")
+            await until(lambda: session.registry.run(ours.id).state is not RunState.RUNNING, "its end")
+        assert session.registry.entries(theirs.id) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_daemon_brings_its_broker_serves_and_ends_when_told(tmp_path: Path, number: signal.Signals) -> None:
+    port = free_port()
+    config = configured(tmp_path)
+    path = tmp_path / "orchestrator.toml"
+    path.write_text(
+        f'store = "{config.store}"\nstate = "{config.state}"\n[broker]\naddress = "127.0.0.1:{port}"\nembedded = true\n'
+    )
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "drengine.cli.main", "orchestrator", "run", "--config", str(path)]
+    with subprocess.Popen(command, env=paths, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "orchestrator is ready" in line:
+                break
+        try:
+            assert process.poll() is None, said
+
+            async def seen() -> None:
+                registry = Registry.open(config.registry_url, clock=SystemClock())
+                async with party(options_for(port), Worker(tmp_path)):
+                    await until(lambda: any(each.online for each in registry.parties()), "the agent")
+                registry.close()
+
+            asyncio.run(seen())
+        finally:
+            process.send_signal(number)
+            rest = process.stderr.read()
+        assert process.wait(30) == 0, rest
+        assert "Traceback" not in rest
