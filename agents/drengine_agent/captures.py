@@ -8,14 +8,23 @@ from pathlib import Path
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.model.points import VolumeGeometry
+from drengine.model.points import PointKind, VolumeGeometry
+from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.capture.backing import Volume
+from drengine_agent.capture.beneath import beneath, identity
+from drengine_agent.capture.ebpf.tracker import EbpfTracker
 from drengine_agent.capture.indexes import HashIndexes
+from drengine_agent.capture.live import LiveVolume, ReadLimit
 from drengine_agent.capture.scan import ScanTracker
 from drengine_agent.capture.tap import Tap, TapOptions
 from drengine_agent.capture.tap_server import TapServer
 from drengine_agent.capture.tracker import Tracker
 from drengine_agent.config import AgentConfig
+from drengine_agent.cuts.freezer import Freezer
+from drengine_agent.cuts.hooks import Hooks
+from drengine_agent.cuts.mounts import file_systems_on
+from drengine_agent.cuts.still import Stillness
+from drengine_agent.errors import STATE_ON_VOLUME
 from drengine_agent.state import AgentState, KnownVolume
 
 
@@ -24,6 +33,7 @@ class Capture:
     """Open volumes and their tracker.
 
     Attributes:
+        readers: how the pipeline reads them, where that is another way than the volumes' own.
         request_round: begin a round of scanning now; None for trackers that are live.
         check: look whether the volumes are still what they were.
         details: figures of this tracker for `status` and metrics.
@@ -39,6 +49,7 @@ class Capture:
     request_round: Callable[[], None] | None = None
     make_server: Callable[[bool], TapServer] | None = None
     server: TapServer | None = None
+    readers: Mapping[int, LiveVolume] | None = None
 
     @property
     def geometry(self) -> tuple[VolumeGeometry, ...]:
@@ -76,6 +87,8 @@ class Capture:
         self.tracker.close()
         if self.indexes is not None:
             self.indexes.close(clean=True)
+        for reader in (self.readers or {}).values():
+            reader.close()
         for volume in self.volumes.values():
             volume.close()
 
@@ -100,7 +113,7 @@ def open_capture(config: AgentConfig, state: AgentState, clock: Clock) -> Captur
             opened.append(volume)
             state.volumes[wanted.name] = KnownVolume(volume.volume, volume.identity)
         volumes = {volume.volume: volume for volume in opened}
-        return _open_tap(config, volumes, clock) if config.tracker == "nbd" else _open_scan(config, volumes, clock)
+        return _OPENERS[config.tracker](config, volumes, clock)
     except BaseException:
         for volume in opened:
             volume.close()
@@ -108,7 +121,7 @@ def open_capture(config: AgentConfig, state: AgentState, clock: Clock) -> Captur
 
 
 class VolumeResizedError(Exception):
-    """A scanned volume has another size: open everything again and declare it."""
+    """A volume that is scanned or tracked has another size: open everything again and declare it."""
 
 
 def _open_scan(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> Capture:
@@ -121,12 +134,77 @@ def _open_scan(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) ->
         assume_quiescent=config.scan.assume_quiescent,
     )
 
-    def check() -> None:
-        for volume in volumes.values():
-            if volume.check() != volume.size_bytes:
-                raise VolumeResizedError(volume.name)
+    return Capture(tracker, volumes, indexes, lambda: _check_sizes(volumes), dict, tracker.request_round)
 
-    return Capture(tracker, volumes, indexes, check, dict, tracker.request_round)
+
+def _check_sizes(volumes: Mapping[int, Volume]) -> None:
+    for volume in volumes.values():
+        if volume.check() != volume.size_bytes:
+            raise VolumeResizedError(volume.name)
+
+
+def _open_ebpf(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> Capture:
+    refuse_state_on(volumes, config.state_directory)
+    policy = config.cuts.policy
+    stillness = None
+    if set(policy.kinds) - {PointKind.QUIET}:
+        hooks = Hooks(config.cuts.hook_before, config.cuts.hook_after, config.cuts.postgres, config.cuts.hook_timeout)
+        devices = [volume.path for volume in volumes.values()]
+        freezer = Freezer(longest_seconds=config.cuts.longest_freeze)
+        stillness = Stillness(freezer, hooks, lambda: [each.at for each in file_systems_on(devices)])
+    limit = ReadLimit(TokenBucket(BandwidthSchedule.parse(config.ebpf.read_limit), clock))
+    readers = {number: LiveVolume(volume, limit) for number, volume in volumes.items()}
+    tracker = EbpfTracker(
+        config.source,
+        {number: volume.path for number, volume in volumes.items()},
+        readers,
+        clock,
+        policy=policy,
+        stillness=stillness,
+        flip_seconds=config.point_interval,
+    )
+    try:
+        tracker.open([volume.geometry for volume in volumes.values()])
+        if stillness is not None:
+            stillness.start()
+    except BaseException:
+        tracker.close()
+        for reader in readers.values():
+            reader.close()
+        raise
+
+    def check() -> None:
+        _check_sizes(volumes)
+        tracker.check()
+
+    def details() -> dict[str, object]:
+        counts, seen = tracker.counts, tracker.statistics()
+        return {
+            "dirty_bytes": tracker.backlog_bytes(),
+            "cut_kinds": [kind.value for kind in policy.kinds],
+            "cuts_failed": dict(counts.failed),
+            "freezes": counts.freezes,
+            "freeze_seconds_last": counts.freeze_seconds_last,
+            "freeze_seconds_longest": counts.freeze_seconds_longest,
+            "direct_read_bytes": limit.read_bytes,
+            "read_waited_seconds": limit.waited_seconds,
+            "tracker_events": seen.counted if seen else 0,
+            "tracker_runs_missed": seen.runs_missed if seen else 0,
+        }
+
+    return Capture(tracker, volumes, None, check, details, readers=readers)
+
+
+def refuse_state_on(volumes: Mapping[int, Volume], directory: Path) -> None:
+    """What the agent writes by itself must not be a change that it then ships, which makes it write again (fault 29).
+
+    Raises:
+        DrengineError: STATE_ON_VOLUME.
+    """
+    below = beneath(directory)
+    for volume in volumes.values():
+        if identity(volume.path) in below:
+            raise DrengineError(STATE_ON_VOLUME, f"{directory} lies on volume {volume.name} ({volume.path})")
 
 
 def _open_tap(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> Capture:
@@ -158,6 +236,13 @@ def _open_tap(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> 
 
     capture = Capture(tap, volumes, None, tap.check, details, make_server=make_server)
     return capture
+
+
+_OPENERS: Mapping[str, Callable[[AgentConfig, dict[int, Volume], Clock], Capture]] = {
+    "nbd": _open_tap,
+    "scan": _open_scan,
+    "ebpf": _open_ebpf,
+}
 
 
 def _shown(address: str | Path | tuple[str, int]) -> str:

@@ -28,6 +28,7 @@ from drengine.control.config import BrokerOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine_agent.bandwidth import BandwidthSchedule
+from drengine_agent.cuts.config import CutOptions
 
 WORKERS_MAX = 64
 LEASE_SECONDS_MIN = 5.0
@@ -114,6 +115,18 @@ class VolumeOptions:
 
 
 @dataclass(frozen=True)
+class EbpfOptions:
+    """[ebpf]"""
+
+    read_limit: str = option(
+        TEXT,
+        default="unlimited",
+        help="How fast the agent reads the disks, also by time of day, as `bandwidth`; a freeze does not wait for it.",
+        check=BandwidthSchedule.parse,
+    )
+
+
+@dataclass(frozen=True)
 class ControlOptions(BrokerOptions):
     """[control]"""
 
@@ -147,9 +160,10 @@ class AgentConfig:
         FLAG, default=False, help="Allow sessions without TLS beyond loopback; the log repeats it."
     )
     tracker: str = option(
-        choice("nbd", "scan"),
+        choice("nbd", "ebpf", "scan"),
         default="nbd",
-        help="How changes are seen: `nbd` serves the volumes and records each write in order; `scan` compares hashes.",
+        help="How changes are seen: `nbd` serves the volumes and records each write in order; `ebpf` tracks the disks "
+        "of a running host inside the kernel; `scan` compares hashes.",
     )
     point_interval: float = option(
         DURATION,
@@ -180,6 +194,8 @@ class AgentConfig:
     )
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3 to the target; needed beyond loopback.")
     nbd: NbdOptions = section(NbdOptions, help="The tap: tracker `nbd`.")
+    ebpf: EbpfOptions = section(EbpfOptions, help="Tracker `ebpf`.")
+    cuts: CutOptions = section(CutOptions, help="Recovery points of tracker `ebpf`: which, how often, how.")
     scan: ScanOptions = section(ScanOptions, help="Tracker `scan`.")
     control: ControlOptions = section(ControlOptions, help="Control messages over MQTT; none without an address.")
     volume: tuple[VolumeOptions, ...] = tables(VolumeOptions, help="A volume to protect; one table for each.")
@@ -224,6 +240,10 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
     config.control.check(f"{where}: [control]")
     if config.control.lease and config.control.address is None:
         raise DrengineError(BAD_CONFIG, f"{where}: option control.lease needs a broker, at control.address")
+    if config.control.lease and config.tracker != "nbd":
+        raise DrengineError(
+            BAD_CONFIG, f"{where}: option control.lease needs tracker nbd: only what the agent serves can it stop serving"
+        )
     tls = config.tls
     if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
         raise DrengineError(BAD_CONFIG, f"{where}: [tls] needs certificate, key and ca together")

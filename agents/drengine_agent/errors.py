@@ -54,3 +54,9 @@ CONFIG_EXISTS = error_kind(
     "The configuration file is there already.",
     "Edit it, or name another file with --config.",
 )
+STATE_ON_VOLUME = error_kind(
+    "state-on-volume",
+    78,
+    "The agent's state directory lies on a volume that it is to track.",
+    "Choose another `state_directory`: another disk, or /run/drengine-agent; losing it costs nothing but a comparison.",
+)

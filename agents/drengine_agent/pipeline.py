@@ -16,12 +16,12 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from drengine.model.clock import Clock
-from drengine.model.points import Cut, Mark, VolumeGeometry
+from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.wire.events import Resend
 from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.baseline import Baseline, IndexBaseline, TargetBaseline, ZeroBaseline
@@ -53,6 +53,7 @@ class Progress:
     read_errors: int = 0
     read_error: str = ""
     rescans: dict[str, int] = field(default_factory=dict)
+    cuts: dict[PointKind, int] = field(default_factory=dict)
     limited: bool = False
 
 
@@ -180,6 +181,7 @@ class Pipeline:
             with self._lock:
                 self._acknowledging -= 1
             self._note_drained()
+            self.wake()
 
     def _fail(self, error: Exception) -> None:
         if not self._failed.done():
@@ -280,6 +282,8 @@ class Pipeline:
     def _capture(self) -> None:
         try:
             since = self._since
+            if since == self._session.welcome.durable_mark:
+                self._tracker.acknowledge(since)
             while not self._stopping.is_set():
                 asked_at = self._clock.monotonic()
                 if asked_at >= self._checked_at + CHECK_SECONDS:
@@ -287,7 +291,7 @@ class Pipeline:
                     self._checked_at = asked_at
                 self._send_again(since)
                 changes = self._tracker.changes(since, bytes_max=self._plain_bytes_max)
-                if changes.ranges or changes.rescan_reason is not None:
+                if changes.ranges != () or changes.rescan_reason is not None:
                     self._ship_ranges(changes, since)
                 elif changes.writes:
                     self._ship_writes(changes, since)
@@ -317,7 +321,7 @@ class Pipeline:
         return max(self._captured_at, min(asked_at, self._clock.monotonic() - age))
 
     def _maybe_cut(self, changes: Changes) -> None:
-        self._uncut = self._uncut or bool(changes.writes or changes.ranges or changes.rescan_reason is not None)
+        self._uncut = self._uncut or bool(changes.writes or changes.ranges != () or changes.rescan_reason is not None)
         if not changes.cut_ok or not (self._uncut or self._labels):
             return
         now = self._clock.monotonic()
@@ -327,6 +331,7 @@ class Pipeline:
         request = self._labels.popleft() if self._labels else None
         cut = Cut(changes.cut_time_ns, changes.cut_kind, request.label if request else "")
         self._put(_Item([], changes.mark, changes.mark, cut, self._captured_at, request))
+        self._progress.cuts[cut.kind] = self._progress.cuts.get(cut.kind, 0) + 1
         self._uncut = False
         self._cut_at = now
 
@@ -361,7 +366,7 @@ class Pipeline:
         """Sweep what the tracker asks for. The last batch carries the answer's mark, the others the one before."""
         self._check()
         progress, reason = self._progress, changes.rescan_reason
-        ranges = list(changes.ranges)
+        ranges = changes.ranges
         if reason is not None:
             ranges = [Range(number, 0, size) for number, size in self._sizes.items()]
         first = self._resume.empty and not self._swept
@@ -371,7 +376,9 @@ class Pipeline:
         progress.rescan_reason = reason if reason is not None and not first else ""
         if progress.rescan_reason:
             progress.rescans[progress.rescan_reason] = progress.rescans.get(progress.rescan_reason, 0) + 1
-        if self._indexes is not None:
+        if baseline is not None:
+            # What the target says it has must hold all that was sent: a block that was changed and changed back
+            # since would be taken for equal. An index knows what is durable, and nothing of what is on its way.
             self._wait_drained()
         self._sweep_ranges(ranges, baseline, since, changes.mark)
         self._check()
@@ -384,7 +391,7 @@ class Pipeline:
         remote = TargetBaseline(self._session.ask, self._sizes)
         return IndexBaseline(self._indexes.by_volume, remote) if self._indexes is not None else remote
 
-    def _sweep_ranges(self, ranges: Sequence[Range], baseline: Baseline | None, since: Mark, mark: Mark) -> None:
+    def _sweep_ranges(self, ranges: Iterable[Range], baseline: Baseline | None, since: Mark, mark: Mark) -> None:
         held: list[Outgoing] = []
 
         def hand_over(outgoing: Outgoing) -> None:
@@ -416,12 +423,13 @@ class Pipeline:
         self._sweep = None
         self._progress.sweeping = False
         self._progress.read_bytes += report.read_bytes
-        for outgoing in held:
-            self._put(_Item([outgoing], since, mark), permit=False)
         if report.unread:
+            # Before the answer's own mark may become durable: from then on it would count as whole.
             self._tracker.mark_dirty(report.unread)
             self._progress.read_errors += len(report.unread)
             self._progress.read_error = report.read_error
+        for outgoing in held:
+            self._put(_Item([outgoing], since, mark), permit=False)
 
     def _send_again(self, since: Mark) -> None:
         """Ranges that the target lost. A live tracker hands them out again in order; for a scan they are sent now."""
@@ -429,7 +437,7 @@ class Pipeline:
         if not ranges:
             return
         if self._tracker.abilities.live:
-            self._tracker.mark_dirty(ranges)
+            self._tracker.mark_dirty(ranges, reason="operator")
         else:
             self._wait_drained()
             self._sweep_ranges(ranges, None, since, since)

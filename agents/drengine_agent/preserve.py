@@ -68,7 +68,7 @@ class StandingDisks:
     def acknowledge(self, mark: Mark) -> None:
         """See Tracker."""
 
-    def mark_dirty(self, ranges: Sequence[Range]) -> None:
+    def mark_dirty(self, ranges: Sequence[Range], *, reason: str = "read-error") -> None:
         """See Tracker: there will be no point."""
         self.unread += ranges
 

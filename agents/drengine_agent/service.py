@@ -50,7 +50,7 @@ log = logging.getLogger("drengine.agent")
 
 TICK_SECONDS = 1.0
 SAVE_EVERY_TICKS = 5
-STALL_REASONS = frozenset({"read-error", "no-cut"})
+STALL_REASONS = frozenset({"read-error", "no-cut", "busy", "freeze-refused", "freeze-too-long", "hook-failed"})
 
 
 class Agent:
@@ -416,7 +416,7 @@ class Agent:
             check_declared(session.welcome, geometry)
             pipeline = Pipeline(
                 tracker=capture.tracker,
-                volumes=capture.volumes,
+                volumes=capture.readers or capture.volumes,
                 geometry=geometry,
                 indexes=capture.indexes,
                 session=session,

@@ -10,8 +10,9 @@ grain. A block that can't be read is reported, never invented, and the other blo
 
 from __future__ import annotations
 
+import mmap
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -102,7 +103,7 @@ class Sweep:
 
     volumes: Mapping[int, Readable]
     sizes: Mapping[int, int]
-    ranges: Sequence[Range]
+    ranges: Iterable[Range]
     baseline: Baseline | None
     indexes: HashIndexes | None
     hand_over: Callable[[Outgoing], None]
@@ -136,7 +137,7 @@ class Sweep:
         return BatchBuilder(self.plain_bytes_max, self.level, self.hand_over)
 
     def _work(self, pieces: Iterator[_Piece]) -> None:
-        buffer = memoryview(bytearray(SLAB_BYTES))
+        buffer = memoryview(mmap.mmap(-1, SLAB_BYTES))  # direct reads need it aligned
         builder = self.make_builder() if self.make_builder else self._batch_builder()
         try:
             while True:
@@ -292,7 +293,7 @@ _WINDOW_BYTES = 1 << 30
 _ZERO_SLAB = memoryview(bytes(SLAB_BYTES))
 
 
-def _slab_spans(ranges: Sequence[Range]) -> list[tuple[int, int, int]]:
+def _slab_spans(ranges: Iterable[Range]) -> list[tuple[int, int, int]]:
     """(volume, first slab, end slab) of the ranges, sorted and merged."""
     spans: list[tuple[int, int, int]] = []
     for wanted in sorted(ranges, key=lambda wanted: (wanted.volume, wanted.offset)):

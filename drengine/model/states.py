@@ -58,6 +58,10 @@ REASONS: dict[str, Reason] = {
         Reason("outside-data-network", "The target's address is outside the configured data networks."),
         Reason("bandwidth-limit", "The configured bandwidth limit is below the rate of change."),
         Reason("no-cut", "No consistent cut could be had; see the agent's log."),
+        Reason("busy", "The disks never fall quiet; allow `frozen` cuts, or a longer freeze."),
+        Reason("freeze-refused", "The file systems can't be frozen for a cut; see the agent's log."),
+        Reason("freeze-too-long", "A freeze would last longer than `cuts.longest_freeze` allows."),
+        Reason("hook-failed", "A hook of an application cut failed; see the agent's log."),
         Reason("internal", "An unexpected failure; see the log and report it."),
     )
 }

@@ -306,7 +306,7 @@ class Volume:
 
     def _open_direct(self) -> int:
         try:
-            return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            return os.open(self.descriptor_path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:
             return -1  # tmpfs and the like: reads go through the page cache
 

@@ -149,7 +149,7 @@ class ScanTracker:
     def acknowledge(self, mark: Mark) -> None:
         """See Tracker; the indexes know already."""
 
-    def mark_dirty(self, ranges: Sequence[Range]) -> None:
+    def mark_dirty(self, ranges: Sequence[Range], *, reason: str = "read-error") -> None:
         """See Tracker: this round yields no point, and the next one comes soon."""
         self._unread = True
         self._next_round_at = min(self._next_round_at, self._clock.monotonic() + READ_RETRY_SECONDS)

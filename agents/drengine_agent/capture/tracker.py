@@ -4,14 +4,14 @@ A tracker watches all volumes of one source server (the consistency group). Two 
 
 - *ordered* trackers (the NBD tap) hand out the writes themselves, in order, with their bytes: a cut may
   follow any write.
-- *unordered* trackers (scan, later eBPF) hand out ranges to re-read; a cut is possible when the tracker can
-  prove one.
+- *unordered* trackers (scan, eBPF) hand out ranges to re-read; a cut is possible when the tracker can prove one. They
+  may also hand out bytes that they set aside themselves, for a moment that would not come again.
 
 How the pipeline drives a tracker (the same for all):
 
-1. It calls `changes(since)` with the target's durable mark at the start of a session and after any break, and
-   with the mark of the last answer while a session lasts. An answer is finished when the pipeline has *read*
-   everything in it and put it into the stream; only then may it ask for the next one.
+1. It calls `acknowledge` and then `changes(since)` with the target's durable mark at the start of a session and after
+   any break, and `changes` with the mark of the last answer while a session lasts. An answer is finished when the
+   pipeline has *read* everything in it and put it into the stream; only then may it ask for the next one.
 2. Batches that carry a part of an answer carry the mark *before* it (`since`); the last one carries the
    answer's mark. So a durable mark always means: this answer and all before it are at the target, whole.
 3. `writes` come in order with their bytes. `ranges` are read from the volume, now or a little later: newer
@@ -23,13 +23,14 @@ How the pipeline drives a tracker (the same for all):
    when the pipeline came back for more (so everything had been read), and says `cut_ok` once that position
    has been shipped.
 6. A range that can't be read (EIO), or that the target asks for again, goes back by `mark_dirty` before the
-   next `changes`; until it has been handed out again and shipped there is no `cut_ok`.
+   next `changes`, and before the answer's mark is sent; until it has been handed out again and shipped there is no
+   `cut_ok`.
 7. `acknowledge` takes durable marks, in any thread; what lies before them is forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,7 +81,8 @@ class Changes:
     Attributes:
         mark: acknowledge this once everything here is durable at the target.
         writes: for ordered trackers: the next writes, bounded in bytes; else empty.
-        ranges: for unordered trackers, or an ordered one that lost order: ranges to re-read; else empty.
+        ranges: for unordered trackers, or an ordered one that lost order: ranges to re-read; else an empty tuple. They
+            may be walked more than once until the next `changes`, and may be too many for a list.
         rescan_reason: a code of states.REASONS when tracking was lost and all must be compared; else None.
         cut_ok: after shipping this the replica equals the source at one moment, `cut_time_ns`, by `cut_kind`.
         more: further changes are waiting now.
@@ -88,7 +90,7 @@ class Changes:
 
     mark: Mark
     writes: Sequence[Write] = ()
-    ranges: Sequence[Range] = ()
+    ranges: Iterable[Range] = ()
     rescan_reason: str | None = None
     cut_ok: bool = False
     cut_kind: PointKind = PointKind.WRITE_ORDER
@@ -123,8 +125,10 @@ class Tracker(Protocol):
         """Everything up to `mark` is durable at the target: it may be forgotten."""
         ...
 
-    def mark_dirty(self, ranges: Sequence[Range]) -> None:
-        """These could not be read or are damaged at the target: hand them out again, and no cut before."""
+    def mark_dirty(self, ranges: Sequence[Range], *, reason: str = "read-error") -> None:
+        """These could not be read (`read-error`), or are damaged at the target (`operator`): hand them out again, and
+        offer no cut before.
+        """
         ...
 
     def request_rescan(self, reason: str) -> None:

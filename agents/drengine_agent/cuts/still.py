@@ -38,6 +38,14 @@ class Stillness:
         self._hooks = hooks
         self._places = places
 
+    def start(self) -> None:
+        """Have the watchdog there before it is needed: starting it reads files.
+
+        Raises:
+            DrengineError: FREEZE_REFUSED.
+        """
+        self._freezer.start()
+
     def settle(self) -> None:
         """Write out what file systems hold in memory, long before a freeze.
 
