@@ -71,6 +71,7 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
         await control.start()
         if remote is not None:
             remote.control(agent)
+            metrics.watch_party(remote.party)
             lease = asyncio.create_task(remote.keep_lease())
         if config.metrics is not None:
             endpoint = MetricsEndpoint(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from drengine.model.states import REASONS, ReplicationState
 from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
 from drengine_agent.health import derive_state
 from drengine_agent.service import Agent
+
+if TYPE_CHECKING:
+    from drengine.control.party import Party
 
 _SOURCE = ("source",)
 _VOLUME = ("source", "volume")
@@ -44,9 +48,23 @@ PEER = Family(
     "Bytes on data connections by the configured network of the peer and direction.",
     ("source", "network", "direction"),
 )
+BROKER = Family("agent_broker_connected", Kind.GAUGE, "1 while there is a connection with the broker.", _SOURCE)
+FENCED = Family("agent_fenced", Kind.GAUGE, "1 while the source is fenced: it neither serves nor ships.", _SOURCE)
+COMMANDS = Family(
+    "agent_commands_total",
+    Kind.COUNTER,
+    "Commands carried out, by verb and outcome (done, failed).",
+    ("source", "verb", "outcome"),
+)
+IGNORED = Family(
+    "agent_commands_ignored_total",
+    Kind.COUNTER,
+    "Commands that were not carried out: stale, retained, repeated, of another generation...",
+    ("source", "reason"),
+)
 FAMILIES = (
     LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, JOURNAL_USED, JOURNAL_CAPACITY, COMPRESSION, CAPTURED, READ, SENT,
-    BATCHES, CUTS, READ_ERRORS, RESCANS, ACK, PEER,
+    BATCHES, CUTS, READ_ERRORS, RESCANS, ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED,
 )  # fmt: skip
 
 
@@ -56,13 +74,18 @@ class AgentMetrics(Metrics):
     def __init__(self, source: str) -> None:
         self._source = source
         self._agent: Agent | None = None
-        self._counted: dict[tuple[Family, str], float] = {}
+        self._party: Party | None = None
+        self._counted: dict[tuple[Family, tuple[str, ...]], float] = {}
         super().__init__(FAMILIES, self._ask)
 
     def watch(self, agent: Agent) -> None:
         """Show this agent."""
         self._agent = agent
         agent.observe_ack = lambda seconds: self.observe(ACK, seconds, (self._source,))
+
+    def watch_party(self, party: Party) -> None:
+        """Show how it is at the broker, too."""
+        self._party = party
 
     def bytes_received(self, network: str, count: int) -> None:
         """See transport.TrafficObserver."""
@@ -83,19 +106,23 @@ class AgentMetrics(Metrics):
         if agent is None:
             return
         traffic, progress = agent.traffic, agent.progress
-        counts: list[tuple[Family, str, float]] = [
-            (CAPTURED, "", traffic.captured_bytes),
-            (READ, "", progress.read_bytes),
-            (SENT, "", traffic.payload_bytes),
-            (BATCHES, "", traffic.batches),
-            (CUTS, "", traffic.cuts),
-            (READ_ERRORS, "", progress.read_errors),
-            *((RESCANS, reason, count) for reason, count in dict(progress.rescans).items()),
+        counts: list[tuple[Family, tuple[str, ...], float]] = [
+            (CAPTURED, (), traffic.captured_bytes),
+            (READ, (), progress.read_bytes),
+            (SENT, (), traffic.payload_bytes),
+            (BATCHES, (), traffic.batches),
+            (CUTS, (), traffic.cuts),
+            (READ_ERRORS, (), progress.read_errors),
+            *((RESCANS, (reason,), count) for reason, count in dict(progress.rescans).items()),
         ]
-        for family, label, now in counts:
-            labels = (self._source, label) if label else (self._source,)
-            self.count(family, max(0.0, now - self._counted.get((family, label), 0.0)), labels)
-            self._counted[family, label] = now
+        if self._party is not None:
+            commands = self._party.dispatcher
+            done = dict(commands.done).items()
+            counts += [(COMMANDS, (verb, "done" if ok else "failed"), count) for (verb, ok), count in done]
+            counts += [(IGNORED, (reason,), count) for reason, count in dict(commands.ignored).items()]
+        for family, labels, now in counts:
+            self.count(family, max(0.0, now - self._counted.get((family, labels), 0.0)), (self._source, *labels))
+            self._counted[family, labels] = now
 
     def _ask(self) -> Iterable[Sample]:
         agent, source = self._agent, self._source
@@ -106,6 +133,9 @@ class AgentMetrics(Metrics):
         facts = agent.facts()
         state, reason = derive_state(facts)
         yield Sample(LAG, agent.lag.lag_seconds, (source,))
+        yield Sample(FENCED, float(agent.is_fenced), (source,))
+        if self._party is not None:
+            yield Sample(BROKER, float(self._party.link.is_connected), (source,))
         yield Sample(BACKLOG, facts.backlog_bytes, (source,))
         for each in ReplicationState:
             yield Sample(STATE, float(each is state), (source, each.value))
