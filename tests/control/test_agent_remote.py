@@ -15,9 +15,11 @@ from random import Random
 import pytest
 
 from drengine.control.messages import Answer, Verb
+from drengine.control.party import Party
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine_agent.config import AgentConfig
+from drengine_agent.metrics import AgentMetrics
 from drengine_agent.remote import RemoteControl
 from drengine_agent.service import Agent
 from tests.agent.replica import Replica
@@ -26,10 +28,12 @@ from tests.control.site import Mosquitto, options_for, orchestrator, until
 
 
 @asynccontextmanager
-async def remote(config: AgentConfig, replica: Replica) -> AsyncIterator[Agent]:
+async def remote(config: AgentConfig, replica: Replica, made: list[Party] | None = None) -> AsyncIterator[Agent]:
     async with running(config, replica) as agent:
         control = RemoteControl(config, SystemClock(), Random(3))
         control.control(agent)
+        if made is not None:
+            made.append(control.party)
         party = asyncio.create_task(control.run())
         try:
             yield agent
@@ -45,9 +49,9 @@ def controlled(folder: Path, port: int) -> AgentConfig:
 async def test_every_verb_of_an_agent_does_what_it_says(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
     broker.start()
-    config, replica = controlled(tmp_path, broker.port), Replica()
+    config, replica, made = controlled(tmp_path, broker.port), Replica(), list[Party]()
     try:
-        async with remote(config, replica) as agent, orchestrator(options_for(broker.port)) as agents:
+        async with remote(config, replica, made) as agent, orchestrator(options_for(broker.port)) as agents:
             numbers = iter(range(100))
 
             async def order(verb: Verb, **arguments: object) -> dict[str, object]:
@@ -75,6 +79,12 @@ async def test_every_verb_of_an_agent_does_what_it_says(tmp_path: Path) -> None:
             assert (wrong.ok, wrong.code) == (False, "bad-bandwidth-schedule")
             lacking = await agents.command("server", Verb.THROTTLE, {}, generation=1, id="l", timeout_seconds=30)
             assert (lacking.ok, lacking.code) == (False, "command-dropped")
+            metrics = AgentMetrics("server")
+            metrics.watch(agent)
+            metrics.watch_party(made[0])
+            text = metrics.render().decode()
+            assert 'drengine_agent_commands_total{outcome="failed",source="server",verb="throttle"} 2.0' in text
+            assert 'drengine_agent_broker_connected{source="server"} 1.0' in text
     finally:
         broker.kill()
 
