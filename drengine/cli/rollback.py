@@ -54,7 +54,7 @@ def rollback(
 
     async def work(session: Session) -> None:
         record = await asyncio.to_thread(session.registry.run, run)
-        check_rollback(record, await asyncio.to_thread(session.snapshot, run))
+        await asyncio.to_thread(lambda: check_rollback(session, record, session.snapshot(run)))
         lost = await asyncio.to_thread(losses, session, record)
         if lost and not yes:
             raise DrengineError(WOULD_LOSE, "; ".join(map(_told, lost)))

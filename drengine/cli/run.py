@@ -66,6 +66,9 @@ def resume(
     force: Annotated[
         bool, typer.Option("--force", help="Go on although a source can't be fenced; the report says so first.")
     ] = False,
+    done: Annotated[
+        str, typer.Option("--done", help="A failed step that you did by hand: release, stop-workload, command, dns.")
+    ] = "",
     by: ByOption = None,
     wait: WaitOption = True,
     json: JsonOption = False,
@@ -76,7 +79,7 @@ def resume(
 
     async def work(session: Session) -> None:
         who = session.config.operator_name(by)
-        record = await asyncio.to_thread(lambda: ask_resume(session, run, who, force=force))
+        record = await asyncio.to_thread(lambda: ask_resume(session, run, who, force=force, done=done))
         record = await watched(session, record, wait=wait, json=json)
         tell_end(session, record, json=json)
 

@@ -67,10 +67,6 @@ class Decision:
     wake_ns: int = 0
 
 
-UNFENCED_CODE = "unfenced"
-"""The code of a fence step's result when the source could not be fenced."""
-
-
 def decide(mode: Mode, snapshot: Snapshot) -> Decision:
     """The next decision."""
     steps = snapshot.steps
@@ -97,7 +93,7 @@ def _broken(mode: Mode, snapshot: Snapshot, running: list[StepState], broken: St
     cause = broken.step.id
     if running:
         return Decision(Action.WAIT, Reason.STEPS_RUNNING, cause=cause)
-    unfenced = broken.step.kind is StepKind.FENCE and broken.code == UNFENCED_CODE
+    unfenced = broken.step.kind is StepKind.FENCE
     outcome = Outcome.BLOCKED if unfenced else Outcome.FAILED
     reason = Reason.SOURCE_UNFENCED if unfenced else Reason.STEP_FAILED
     if mode is Mode.DRILL:

@@ -168,9 +168,9 @@ class Executor:
         if self._run.state is RunState.FINISHED and not snapshot.rollback_by:
             return self._run
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
-            forced = any(each.note == FORCE for each in self._requests if each.kind is RequestKind.RESUME)
-            told = {"decision": RESUMED, "by": snapshot.resumed_by, "request": snapshot.newest_request}
-            await self._note({**told, "force": forced})
+            asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
+            told = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
+            await self._note({**told, "force": asked.note == FORCE})
         await self._set(RunState.RUNNING, Outcome.NONE, "")
         while True:
             self._last = snapshot = await self._observe()

@@ -26,6 +26,9 @@ from drengine.failover.steps.step import PlannedStep, StepKind
 FENCE_ANSWER_SECONDS = 5.0
 """How long a source's agent may take to answer that it is fenced, before the runbook's command is tried."""
 
+LEASE_SECONDS_MAX = 600.0
+"""A source that fences itself only after a longer silence is not waited for."""
+
 QUICK_SECONDS = 60.0
 STORE_TRIES = 20
 """Steps at the store are tried again while another process is busy there."""
@@ -268,7 +271,7 @@ class _Planner:
         fence = self._runbook.sources[source].fence
         command = fence.command if fence and not agent_only else []
         settings: dict[str, Any] = {"command": command, "agent_only": agent_only}
-        seconds = FENCE_ANSWER_SECONDS + QUICK_SECONDS
+        seconds = FENCE_ANSWER_SECONDS + 2 * LEASE_SECONDS_MAX
         if command and fence:
             settings |= {"command_seconds": parse_duration(fence.timeout), "command_tries": fence.retries + 1}
             seconds += parse_duration(fence.timeout) * (fence.retries + 1)

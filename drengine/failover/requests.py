@@ -13,6 +13,8 @@ from drengine.model.errors import DrengineError
 
 FORWARD = (Mode.FAILOVER, Mode.MIGRATION)
 COMMITTED_REASON = "committed"
+BY_HAND = (StepKind.RELEASE, StepKind.STOP_WORKLOAD, StepKind.COMMAND, StepKind.DNS, StepKind.NOTIFY)
+"""What a person may have done instead. Nobody's word fences a source, promotes, or makes a workload healthy."""
 
 
 def approve(session: Session, id: str, by: str, *, step: str = "", note: str = "") -> tuple[Request, StepState]:
@@ -52,21 +54,31 @@ def ask_abort(session: Session, id: str, by: str, note: str = "") -> RunRecord:
     return run
 
 
-def ask_resume(session: Session, id: str, by: str, *, force: bool = False) -> RunRecord:
+def ask_resume(session: Session, id: str, by: str, *, force: bool = False, done: str = "") -> RunRecord:
     """Ask that a run go on: one that stopped tries again what failed.
 
+    Args:
+        session, id, by: who asks it of which run.
+        force: go on without fencing.
+        done: id of a failed step that was done by hand.
+
     Raises:
-        DrengineError: UNKNOWN_RUN; RUN_STATE when it is finished.
+        DrengineError: UNKNOWN_RUN; RUN_STATE when it is finished, or the step is none that could be done by hand.
     """
     run = session.registry.run(id)
     if run.state is RunState.FINISHED:
         raise DrengineError(RUN_STATE, f"run {id} is finished ({run.outcome.value}): there is nothing to resume")
+    if done:
+        failed = [each.step for each in session.snapshot(id).steps if each.status is Status.FAILED]
+        if not [step for step in failed if step.id == done and step.kind in BY_HAND]:
+            known = ", ".join(step.id for step in failed if step.kind in BY_HAND) or "none"
+            raise DrengineError(RUN_STATE, f"{done!r} can't be called done; failed steps that can: {known}")
     if run.state is RunState.STOPPED:
-        session.registry.request(id, RequestKind.RESUME, "", by, FORCE if force else "")
+        session.registry.request(id, RequestKind.RESUME, done, by, FORCE if force else "")
     return run
 
 
-def check_rollback(run: RunRecord, snapshot: Snapshot) -> None:
+def check_rollback(session: Session, run: RunRecord, snapshot: Snapshot) -> None:
     """Whether a run can be rolled back.
 
     Raises:
@@ -80,6 +92,17 @@ def check_rollback(run: RunRecord, snapshot: Snapshot) -> None:
         raise DrengineError(RUN_STATE, f"run {run.id} was committed: the way home is a failback")
     if run.state is RunState.FINISHED and run.mode not in FORWARD:
         raise DrengineError(RUN_STATE, f"run {run.id} is finished: fail over again instead")
+    later = [
+        other.id
+        for other in session.registry.runs()
+        if other.created_ns > run.created_ns
+        and set(other.sources) & set(run.sources)
+        and any(each.step.kind is StepKind.REVERSE and each.begun for each in session.snapshot(other.id).steps)
+    ]
+    if later:
+        raise DrengineError(
+            RUN_STATE, f"run {later[-1]} has begun to overwrite the sources' disks: go on to a failback"
+        )
     if any(each.step.kind is StepKind.HAND_BACK and each.begun for each in snapshot.steps):
         raise DrengineError(
             RUN_STATE, f"run {run.id} has handed a source back already: resume it, then fail over again"
@@ -93,7 +116,7 @@ def ask_rollback(session: Session, id: str, by: str, note: str = "") -> RunRecor
         DrengineError: UNKNOWN_RUN; RUN_STATE, see `check_rollback`.
     """
     run = session.registry.run(id)
-    check_rollback(run, session.snapshot(id))
+    check_rollback(session, run, session.snapshot(id))
     session.registry.request(id, RequestKind.ROLLBACK, "", by, note)
     return run
 

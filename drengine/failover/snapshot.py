@@ -27,6 +27,7 @@ class Status(enum.StrEnum):
     DONE = "done"
     FAILED = "failed"
     SKIPPED = "skipped"
+    """Not needed, or done by a person's own hands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,8 @@ def observe(
                 handled = entry.payload.get("request", handled)
                 forced_by = str(entry.payload.get("by")) if entry.payload.get("force") else forced_by
                 states = {id: _again(state) for id, state in states.items()}
+                if entry.payload.get("step") in states:
+                    states[entry.payload["step"]] = _done_by_hand(states[entry.payload["step"]], entry)
             case _:
                 pass
     states = {id: _settled(state, id in running) for id, state in states.items()}
@@ -227,6 +230,11 @@ def _again(state: StepState) -> StepState:
     """What a person wants tried again, from the first try."""
     failed = state.status in (Status.FAILED, Status.RETRY)
     return replace(state, status=Status.PENDING if failed else state.status, tries=0)
+
+
+def _done_by_hand(state: StepState, entry: JournalEntry) -> StepState:
+    told = f"done by hand, says {entry.payload.get('by')}"
+    return replace(state, status=Status.SKIPPED, code="", message=told, ended_ns=entry.at_ns)
 
 
 def _settled(state: StepState, running: bool) -> StepState:

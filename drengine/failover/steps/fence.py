@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Verb
 from drengine.failover.errors import UNFENCED
-from drengine.failover.plan import FENCE_ANSWER_SECONDS
+from drengine.failover.plan import FENCE_ANSWER_SECONDS, LEASE_SECONDS_MAX
 from drengine.failover.steps.command import run_cancellable
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.telling import tell
@@ -15,7 +16,7 @@ from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.model.errors import DrengineError
 
 CLOCK_DRIFT = 1.1
-LEASE_SECONDS_MAX = 600.0
+LEASE_MARGIN_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 
 
@@ -67,8 +68,18 @@ class FenceStep:
         if not answer.ok:
             tried.append(f"its agent refused: {answer.message or answer.code}")
             return None
+        if not self._is_cut_off(step, context, answer.result):
+            tried.append("its agent has stopped shipping, but does not serve the disks: whoever writes them writes on")
+            return None
         told: dict[str, Any] = {"evidence": "agent", "answer": dict(answer.result)}
         return StepResult(True, f"the agent of {step.source} has stopped serving and shipping", data=told)
+
+    def _is_cut_off(self, step: PlannedStep, context: StepContext, answer: Mapping[str, Any]) -> bool:
+        """An agent that only watches disks can't keep anybody from them; on the way home nobody uses them (it takes
+        them exclusively), and in a migration the runbook's own command may have stopped who did.
+        """
+        stopped = context.results.get(f"quiesce-source:{step.source}", {}).get("stopped_by")
+        return bool(answer.get("cuts_clients", True) or stopped or step.settings["agent_only"])
 
     async def _by_command(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
         argv = step.settings["command"]
@@ -100,7 +111,7 @@ class FenceStep:
         if not 0 < seconds <= LEASE_SECONDS_MAX:
             tried.append("it does not fence itself")
             return None
-        until = clock.monotonic() + step.timeout_seconds
+        until = clock.monotonic() + seconds * CLOCK_DRIFT + LEASE_MARGIN_SECONDS
         while clock.monotonic() < until:
             age = agents.report_age_seconds(step.source)
             if age is not None and age > seconds * CLOCK_DRIFT:

@@ -56,7 +56,8 @@ class QuiesceSourceStep:
         point = await in_thread(lambda: point_named(context.site.store, step.source, id))
         if point is None:
             return StepResult(False, f"the agent's last point {id!r} is not in the store", RUN_STATE.id)
-        return StepResult(True, f"{step.source} is stopped; last point {id}", data=describe_point(point))
+        data = describe_point(point) | {"stopped_by": argv[0] if argv else ""}
+        return StepResult(True, f"{step.source} is stopped; last point {id}", data=data)
 
 
 class QuiesceRecoveredStep:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Verb
 from drengine.failover.steps.command import run_cancellable
 from drengine.failover.steps.errors import COMMAND_FAILED
@@ -11,6 +13,9 @@ from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, Ste
 from drengine.failover.steps.telling import refused, tell
 from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.failover.steps.threads import in_thread
+from drengine.model.errors import DrengineError
+
+ANSWER_SECONDS = 60.0
 
 
 class ReleaseStep:
@@ -29,14 +34,15 @@ class ReleaseStep:
             handed = await in_thread(lambda: self._unchanged(step, context))
         told = f"{step.source} ships generation {handed['generation']} on branch {handed['branch']}"
         if handed["changed"] or self._agent_was_told(step, context):
-            answer = await tell(
-                step,
-                context,
-                Verb.RELEASE,
-                {"generation": handed["generation"], "branch": handed["branch"]},
-                generation=handed["generation"],
-                timeout_seconds=min(step.timeout_seconds, 60.0),
-            )
+            given = {"generation": handed["generation"], "branch": handed["branch"]}
+            try:
+                answer = await tell(
+                    step, context, Verb.RELEASE, given, generation=given["generation"], timeout_seconds=ANSWER_SECONDS
+                )
+            except DrengineError as error:
+                if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
+                    raise
+                return StepResult(False, f"{error.message}; {_by_hand(step, context, given)}", error.kind.id)
             if not answer.ok:
                 return refused(answer)
         else:
@@ -60,3 +66,11 @@ class ReleaseStep:
         """Whether an agent may have stopped serving because of this run: it answered, or is there to be asked."""
         evidence = context.results.get(f"fence:{step.source}", {}).get("evidence")
         return evidence == "agent" or context.site.agents.is_online(step.source)
+
+
+def _by_hand(step: PlannedStep, context: StepContext, given: Mapping[str, Any]) -> str:
+    """What a person can do who reaches the source."""
+    return (
+        f"on {step.source}: drengine-agent release --generation {given['generation']} --branch {given['branch']}; "
+        f"then: drengine run resume {context.run} --done {step.id}"
+    )

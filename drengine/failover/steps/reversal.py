@@ -49,6 +49,9 @@ class PreserveStep:
         )
         if not answer.ok:
             return refused(answer)
+        if not answer.result.get("sequence", 1):
+            # The disks are the target's own already, from an earlier reversal: there was nothing to keep.
+            await in_thread(lambda: context.site.store.close_branch(step.source, branch.number))
         shipped = int(answer.result.get("bytes_shipped", 0))
         told = f"{human_bytes(shipped)} on branch {branch.number}" if shipped else "it wrote nothing on its own"
         return StepResult(True, told, data={"kept": True, "branch": branch.number, **answer.result})
@@ -83,7 +86,7 @@ class ReverseStep:
                 step,
                 context,
                 Verb.REVERSE,
-                {"branch": point.branch, "point": point.id},
+                {"branch": point.branch, "point": point.id, "force": bool(context.options.get("discard_divergent"))},
                 generation=agent_generation(step, context),
                 timeout_seconds=step.timeout_seconds,
                 part=f".{round}",

@@ -60,6 +60,51 @@ async def test_a_source_that_can_not_be_fenced_blocks_and_nothing_is_promoted_un
     assert fence.message.startswith("NOT FENCED")
 
 
+@pytest.mark.fault(47)
+async def test_an_agent_that_only_watches_the_disks_is_no_evidence_that_nobody_writes_them(tmp_path: Path) -> None:
+    world, keeper = World(tmp_path), MemoryKeeper()
+    world.sources["shop"].cuts_clients = False
+    record, snapshot = await carry_out(world, keeper, Mode.FAILOVER, runbook())
+    assert record.outcome is Outcome.BLOCKED
+    assert "writes on" in snapshot.state("fence:shop").message
+    other = World(tmp_path / "other")
+    other.sources["shop"].cuts_clients = False
+    record, snapshot = await carry_out(other, keeper, Mode.FAILOVER, runbook(fence=["true"]))
+    assert snapshot.results["fence:shop"]["evidence"] == "command"
+
+
+@pytest.mark.fault(47)
+async def test_a_silence_longer_than_the_lease_is_evidence_and_one_that_nobody_observed_is_none(tmp_path: Path) -> None:
+    world, keeper = World(tmp_path), MemoryKeeper()
+    world.sources["shop"].lease_seconds = 5.0
+    world.sources["shop"].die()
+    world.agents.age_seconds = 6.0
+    record, snapshot = await carry_out(world, keeper, Mode.FAILOVER, runbook())
+    assert record.outcome is Outcome.COMPLETED
+    assert snapshot.results["fence:shop"]["evidence"] == "lease"
+    other = World(tmp_path / "other")
+    other.sources["shop"].lease_seconds = 5.0
+    other.sources["shop"].cut_off()
+    other.agents.age_seconds = None
+    run = create(keeper, Mode.FAILOVER, runbook())
+    record = await executor(other, keeper, runbook(), site=other.site(HastyClock())).execute(run)
+    assert record.outcome is Outcome.BLOCKED
+
+
+async def test_what_a_person_did_by_hand_is_not_tried_again_and_his_name_is_kept(tmp_path: Path) -> None:
+    world, keeper, book = World(tmp_path), MemoryKeeper(), runbook()
+    record, _ = await carry_out(world, keeper, Mode.FAILOVER, book)
+    world.sources["shop"].die()
+    keeper.request(record.id, RequestKind.ROLLBACK, "", "ann")
+    await executor(world, keeper, book, site=world.site(HastyClock())).execute(record.id)
+    state = seen(keeper, record.id).state("undo.release:shop")
+    assert "drengine-agent release --generation 3" in state.message
+    keeper.request(record.id, RequestKind.RESUME, "undo.release:shop", "bob")
+    record = await executor(world, keeper, book).execute(record.id)
+    assert record.outcome is Outcome.ROLLED_BACK
+    assert "bob" in seen(keeper, record.id).state("undo.release:shop").message
+
+
 async def test_a_blocked_run_goes_on_by_itself_once_the_source_can_be_fenced(tmp_path: Path) -> None:
     world, keeper, book = World(tmp_path), MemoryKeeper(), runbook()
     world.sources["shop"].cut_off()

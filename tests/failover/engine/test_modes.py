@@ -102,7 +102,6 @@ async def test_nothing_is_sent_to_the_source_before_its_own_writes_are_kept_unle
     assert world.driver.running, "the recovered side goes on"
     other = World(tmp_path / "other")
     home = await failed_over(other, keeper, book)
-    other.sources["shop"].preserved = True
     record, snapshot = await carry_out(other, keeper, Mode.REPROTECT, book, discard_divergent=True, **home)
     assert record.outcome is Outcome.COMPLETED
     assert Verb.PRESERVE not in other.sources["shop"].commands

@@ -69,6 +69,8 @@ class SimulatedSource:
         self.generation, self.branch = 1, 1
         self.serving, self.fenced = True, False
         self.reachable = True
+        self.cuts_clients = True
+        self.lease_seconds = 0.0
         self.preserved = False
         self.answers: dict[str, Answer] = {}
         self.commands: list[Verb] = []
@@ -131,6 +133,7 @@ class SimulatedSource:
             backlog_bytes=0,
             at_ns=self._clock.now_ns(),
             sequence=1,
+            details={"lease_seconds": self.lease_seconds},
         )
 
     def die(self) -> None:
@@ -158,7 +161,7 @@ class SimulatedSource:
     def _fence(self, generation: int) -> dict[str, Any]:
         self._stop_serving()
         self.fenced = True
-        return {"generation": generation}
+        return {"generation": generation, "cuts_clients": self.cuts_clients}
 
     def _quiesce(self, label: str) -> dict[str, Any]:
         self._stop_serving()
@@ -182,9 +185,9 @@ class SimulatedSource:
         self.preserved = True
         return {"bytes_shipped": sum(len(data) for _, data in changes), "bytes_compared": SIZE}
 
-    def _reverse(self, branch: int, point: str) -> dict[str, Any]:
+    def _reverse(self, branch: int, point: str, force: bool = False) -> dict[str, Any]:
         assert self.fenced, "the disks of a source that serves must not be overwritten"
-        assert self.preserved, "the source's own writes were not kept"
+        assert self.preserved or force, "the source's own writes were not kept"
         with Store.open(self._path) as store:
             found = next(each for each in store.points(self.name, branch=None) if each.id == point)
             with store.view(found) as view:
@@ -195,6 +198,7 @@ class SimulatedSource:
             if wanted[offset : offset + BLOCK] != self.disk[offset : offset + BLOCK]
         ]
         self.disk[:] = wanted
+        self.preserved = True
         self.shipped_back += len(changes) * BLOCK
         return {"bytes_shipped": len(changes) * BLOCK, "bytes_compared": SIZE, "unmodified": not changes}
 
@@ -243,6 +247,7 @@ class SimulatedAgents:
     def __init__(self, sources: Mapping[str, SimulatedSource], *, broker: bool = True) -> None:
         self.sources = sources
         self.broker = broker
+        self.age_seconds: float | None = 0.0
 
     def reports(self) -> Mapping[str, AgentReport]:
         return {name: source.report() for name, source in self.sources.items()} if self.broker else {}
@@ -251,7 +256,7 @@ class SimulatedAgents:
         return self.broker and self.sources[name].reachable
 
     def report_age_seconds(self, name: str) -> float | None:
-        return 0.0 if self.broker else None
+        return self.age_seconds if self.broker else None
 
     async def command(
         self,
