@@ -251,6 +251,14 @@ class BranchWriter:
             self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
         return self.durable
 
+    def require_current(self) -> None:
+        """Whether this writer's generation still is the newest; cheap when nothing changed in the catalogue.
+
+        Raises:
+            DrengineError: FENCED, as the next append would.
+        """
+        self._check_generation(self._generation)
+
     def close(self) -> None:
         """Seal what is committed, forget what is not, release the branch. Never raises."""
         if self._lock is None:

@@ -27,13 +27,13 @@ from drengine.store.log import BranchWriter, Durable
 from drengine.store.store import Store
 from drengine.target.errors import TARGET_FAILED
 from drengine.target.queries import HashAnswers, answer
-from drengine.wire.events import BatchEvent, CutEvent, Geometry, HashQuery
+from drengine.wire.events import BatchEvent, CutEvent, Geometry, HashQuery, Status
 from drengine.wire.frames import batch_frame_bytes
 from drengine.wire.payload import verify_batch
 
 log = logging.getLogger("drengine.target")
 
-Item = BatchEvent | CutEvent | Geometry | HashQuery
+Item = BatchEvent | CutEvent | Geometry | HashQuery | Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,9 @@ class Ingest:
             item, verified = entry
             if isinstance(item, HashQuery):
                 self._ask(item)
+            elif isinstance(item, Status):
+                # A source that has nothing to ship hears of a promotion as well (fault 45).
+                self._writer.require_current()
             elif item.sequence <= self._writer.appended_sequence:
                 self._drop_duplicate(item)
             else:

@@ -212,6 +212,7 @@ class Session:
                     self._ingest.put(event)
                 case Status():
                     Sources.note_status(self.state, event, self._clock.now_ns())
+                    self._ingest.put(event)
                 case Ping(token=token):
                     self._post(Pong(token))
                 case Refuse(code=code, message=message):

@@ -11,7 +11,7 @@ import pytest
 
 from drengine.model.points import PointSelector
 from drengine.wire.connection import Connection, Role
-from drengine.wire.events import ABILITIES, Goodbye, Hello
+from drengine.wire.events import ABILITIES, Goodbye, Hello, Status
 from tests.target.agent import Refused, running
 
 pytestmark = pytest.mark.timeout(60)
@@ -104,6 +104,18 @@ async def test_a_promotion_while_data_flows_refuses_the_old_generations_tail(tmp
             await site.join()
         state = site.daemon.sources.get("shop")
         assert (state.state, state.reason) == ("STOPPED", "fenced")
+
+
+@pytest.mark.fault(45)
+async def test_a_source_with_nothing_to_ship_hears_of_a_promotion_as_well(tmp_path: Path) -> None:
+    async with running(tmp_path / "store") as site:
+        agent = await site.join()
+        await agent.declare()
+        await agent.acknowledged(await agent.cut())
+        await agent.stream.send(Status("CONTINUOUS", "none", 0, 0))
+        site.store.promote(site.store.find_point("shop", PointSelector()), expected_generation=1)
+        await agent.stream.send(Status("CONTINUOUS", "none", 0, 0))
+        assert (await agent.refused()).code == "fenced"
 
 
 @pytest.mark.fault(36)
