@@ -22,6 +22,7 @@ COMMANDS = {
         "target",
         "hydrate",
         "runbook",
+        "reports",
         "plan",
         "drill",
         "failover",

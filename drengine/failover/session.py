@@ -24,6 +24,7 @@ from drengine.failover.errors import RUN_STATE
 from drengine.failover.executor import Executor, Watcher
 from drengine.failover.plan import sources_of
 from drengine.failover.registry import Registry
+from drengine.failover.report.collect import keep_report_of
 from drengine.failover.run import RunRecord, RunState, new_run_id
 from drengine.failover.runbook.reader import read_runbook, read_runbook_text
 from drengine.failover.runbook.values import Mode, Runbook
@@ -93,7 +94,7 @@ class Session:
     async def execute(
         self, run: RunRecord, *, wait: bool = True, watch: Watcher = lambda run, snapshot, decision: None
     ) -> RunRecord:
-        """Carry a run out, or go on with it; see Executor.execute."""
+        """Carry a run out, or go on with it, and keep its report; see Executor.execute."""
         executor = Executor(
             self.registry,
             self.site,
@@ -103,7 +104,9 @@ class Session:
             lease_seconds=self.config.lease,
             watch=watch,
         )
-        return await executor.execute(run.id, wait=wait)
+        ended = await executor.execute(run.id, wait=wait)
+        await keep_report_of(self.registry, self.config.reports, run.id, self.site.clock.now_ns())
+        return ended
 
     def snapshot(self, run: str) -> Snapshot:
         """How far a run is, from its journal."""

@@ -110,7 +110,7 @@ def make_report(
 
 def masked(text: str) -> str:
     """`text` without what looks like a secret: passwords of URLs, and values of keys that are named like secrets."""
-    return _NAMED_SECRET.sub(r"\1***", without_secrets(text))
+    return without_secrets(_NAMED_SECRET.sub(r"\1***", text))
 
 
 def journal_digest(entries: Iterable[JournalEntry]) -> str:

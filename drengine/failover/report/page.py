@@ -41,7 +41,7 @@ def report_page(report: Report) -> str:
 
 
 def _head(report: Report) -> str:
-    look = "good" if report.good else "open" if report.state in ("running", "waiting") else "bad"
+    look, badge = _badge(report)
     ended = human_time(report.finished_ns) if report.finished_ns else "not finished"
     facts = [
         ("Run", report.run),
@@ -58,11 +58,18 @@ def _head(report: Report) -> str:
     ]
     listed = "".join(f"<div><dt>{_t(name)}</dt><dd>{_t(value)}</dd></div>" for name, value in facts)
     about = f'<p class="about">{_t(report.description)}</p>' if report.description else ""
-    badge = {"good": "PASSED", "open": "OPEN", "bad": "NOT PASSED"}[look]
     return (
         f'<header><p class="kind">Disaster recovery report</p>'
         f'<h1>{_t(report.verdict)} <span class="badge {look}">{badge}</span></h1>{about}<dl>{listed}</dl></header>'
     )
+
+
+def _badge(report: Report) -> tuple[str, str]:
+    """How the whole looks: what went through with something to be told is not simply good."""
+    if report.good:
+        word = "PASSED" if report.mode == "drill" else "COMPLETED"
+        return ("open", f"{word} WITH WARNINGS") if report.warnings else ("good", word)
+    return ("open", "OPEN") if report.state in ("running", "waiting") else ("bad", "NOT PASSED")
 
 
 def _warnings(report: Report) -> str:
@@ -103,12 +110,10 @@ def _fencing(report: Report) -> str:
     rows = []
     for each in report.fencing:
         look = "bad" if each.evidence in ("none", "") else "good"
-        forced = f" Forced by {_t(each.forced_by)}." if each.forced_by else ""
         tried = f"<br><small>Tried: {_t('; '.join(each.tried))}</small>" if each.tried else ""
         evidence = f'<b class="{look}">{_t(each.evidence or "not fenced")}</b>'
-        rows.append(
-            (_t(each.source), evidence, f"{_t(each.message)}{forced}{tried}", _t(each.meaning), _time(each.at_ns))
-        )
+        told = f'<span class="long">{_t(each.message)}</span>{tried}'
+        rows.append((_t(each.source), evidence, told, _t(each.meaning), _time(each.at_ns)))
     return _table(("Source", "Evidence", "Found", "What it means", "When"), rows)
 
 
@@ -116,11 +121,13 @@ def _points(report: Report) -> str:
     rows = [
         (
             _t(each.source),
-            f"<code>{_t(each.point)}</code>{' ' + _t(each.label) if each.label else ''}",
+            f"<code>{_t(each.point)}</code>{'<br>' + _t(each.label) if each.label else ''}",
             _time(each.time_ns),
             f"<b>{_t(each.kind)}</b>: {_t(each.meaning)}",
             _time(each.verified_ns) if each.verified_ns else "each batch when it was received",
-            "<br>".join(f"{_t(name)} {human_bytes(size)}" for name, size in each.volumes.items()),
+            "<br>".join(
+                f'<span class="time">{_t(name)} {human_bytes(size)}</span>' for name, size in each.volumes.items()
+            ),
             f"{human_duration(each.rpo_seconds)}<br><small>{_t(each.known_by)}</small>",
         )
         for each in report.points
@@ -146,7 +153,7 @@ def _steps(report: Report) -> str:
             _time(each.began_ns),
             human_duration(each.seconds) if each.seconds is not None else "",
             str(len(each.attempts) or ""),
-            f"{_t(each.message)}{f'<br><code>{_t(each.code)}</code>' if each.code else ''}",
+            f'<span class="long">{_t(each.message)}</span>{f"<br><code>{_t(each.code)}</code>" if each.code else ""}',
         )
         for each in report.steps
     ]

@@ -29,8 +29,8 @@ b.good{color:var(--good)}b.bad{color:var(--bad)}b.open{color:var(--open)}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:13px}
 th{text-align:left;color:var(--soft);font-weight:600;border-bottom:1px solid var(--line);padding:5px 12px 5px 0}
-td{vertical-align:top;border-bottom:1px solid var(--line);padding:6px 12px 6px 0;overflow-wrap:anywhere;
-min-width:56px}
+td{vertical-align:top;border-bottom:1px solid var(--line);padding:6px 12px 6px 0}
+td code{white-space:nowrap}.long{overflow-wrap:anywhere}
 .time{white-space:nowrap;font-variant-numeric:tabular-nums}
 small{color:var(--soft)}
 code,pre{font-family:ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace;font-size:12px}

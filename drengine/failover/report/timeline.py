@@ -90,10 +90,11 @@ def _row(step: StepReport, y: int, scale: _Scale, end_ns: int, number: int) -> S
 
 def _moment(scale: _Scale, at_ns: int, height: int, look: str, label: str) -> str:
     x = scale.x(at_ns)
-    y = TOP - 20 if look == "objective" else TOP - 8
+    y = TOP - 22 if look == "objective" else TOP - 10
+    side = f'x="{x - 4}" text-anchor="end"' if x > WIDTH - 2 * RIGHT else f'x="{x + 4}"'
     return (
         f'<line class="{look}" x1="{x}" x2="{x}" y1="{TOP - 18}" y2="{height - 22}"/>'
-        f'<text class="{look}" x="{x + 4}" y="{y}">{label}</text>'
+        f'<text class="{look}" {side} y="{y}">{label}</text>'
     )
 
 
