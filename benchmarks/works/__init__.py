@@ -17,6 +17,8 @@ WORKS = (
     "lag",
     "store_memory",
     "many_agents",
+    "tracker_overhead",
+    "control_messages",
 )
 
 
