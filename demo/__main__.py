@@ -12,13 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from demo.disks import MissingTool
+from demo.outcome import Outcome
 from demo.site import StoryFailed
-from demo.story import Outcome, Story
+from demo.story import Story
 
 
 def main() -> int:
     """Run the demo; the exit status is 0 only when everything is as it should be."""
-    parser = argparse.ArgumentParser(prog="make demo", description="A disk is written, its source dies, it comes back.")
+    parser = argparse.ArgumentParser(
+        prog="make demo", description="Replication, drill, disaster, failover, and the way home."
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--seed", type=int, help="repeat a run's order of writes")
     parser.add_argument("--keep", action="store_true", help="leave the folder with store, logs and disks")
@@ -57,19 +60,33 @@ def _print_summary(outcome: Outcome, kept: Path | None) -> None:
 
     lost = outcome.acknowledged_writes - outcome.recovered_writes
     rows = (
-        ("latest point is a prefix of the writes", verdict(outcome.prefix_intact)),
-        ("older point is a prefix of the writes", verdict(outcome.older_prefix_intact)),
-        ("file systems are clean", verdict(outcome.filesystem_clean)),
+        ("drill passed, nothing changed by it", verdict(outcome.drill_ok)),
+        ("failover completed", verdict(outcome.failover_ok)),
+        ("source was fenced", verdict(outcome.fenced)),
+        ("recovered disks are a prefix of the writes", verdict(outcome.prefix_intact and outcome.older_prefix_intact)),
+        ("file system is clean", verdict(outcome.filesystem_clean)),
+        ("old source was refused when it came back", verdict(outcome.stale_source_refused)),
+        ("failback completed, the shop is home", verdict(outcome.failback_ok)),
         ("writes acknowledged, recovered, lost", f"{outcome.acknowledged_writes}, {outcome.recovered_writes}, {lost}"),
-        ("data lost (RPO)", f"{outcome.rpo_seconds:.3f} s"),
-        ("until readable (RTO)", f"{outcome.rto_seconds:.3f} s"),
-        ("initial sync", f"{outcome.initial_sync_seconds:.2f} s"),
+        (
+            "orders confirmed, recovered, at home again",
+            f"{outcome.confirmed_orders}, {outcome.recovered_orders}, {outcome.orders_home}",
+        ),
+        ("lost although older than promised", str(outcome.lost_writes_beyond_rpo)),
+        ("data lost (RPO): promised, seen", f"{outcome.rpo_seconds:.3f} s, {outcome.lost_seconds:.3f} s"),
+        (
+            "declaration to checked (RTO)",
+            f"{outcome.rto_seconds:.3f} s (in the drill {outcome.drill_rto_seconds:.3f} s)",
+        ),
         ("recovery points to choose from", str(outcome.points)),
+        ("initial sync", f"{outcome.initial_sync_seconds:.2f} s"),
         ("read, on the wire", f"{outcome.bytes_read / 2**20:.1f} MiB, {outcome.bytes_on_wire / 2**20:.1f} MiB"),
+        ("shipped back", f"{outcome.failback_bytes_shipped / 2**20:.2f} MiB"),
+        ("report", outcome.report or "none"),
     )
     print()
     for label, value in rows:
-        print(f"  {label:42}{value}")
+        print(f"  {label:46}{value}")
     for problem in outcome.problems:
         print(f"{bad}  problem: {problem}{plain}")
     print(f"  seed {outcome.seed}" + (f", everything is in {kept}" if kept else ""))

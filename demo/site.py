@@ -25,6 +25,13 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
+        self._loose: list[subprocess.Popen[bytes]] = []
+        os.environ["PYTHONPATH"] = self._environment()["PYTHONPATH"]
+
+    def start_loose(self, name: str, *arguments: str) -> None:
+        """Start something that may end at any time without spoiling the story."""
+        self._loose.append(self.start(name, *arguments))
+        self._running.remove(self._loose[-1])
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `python -m ...` with its output in NAME.log."""
@@ -51,7 +58,8 @@ class Site:
             env=self._environment(),
         )
         if done.returncode:
-            raise StoryFailed(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+            said = (done.stderr or done.stdout).strip()[-400:]
+            raise StoryFailed(f"{' '.join(arguments)} ended with {done.returncode}: {said}")
         return json.loads(done.stdout)
 
     def wait(self, what: str, ready: Callable[[], Any], *, seconds: float = 30.0) -> Any:
@@ -78,9 +86,9 @@ class Site:
 
     def close(self) -> None:
         """End what still runs."""
-        for process in self._running:
+        for process in (*self._running, *self._loose):
             process.terminate()
-        for process in self._running:
+        for process in (*self._running, *self._loose):
             try:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
