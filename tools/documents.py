@@ -32,12 +32,15 @@ FAULTS_NEEDED = frozenset([*range(1, 14), 18, 19, 22, *range(24, 29), *range(30,
 def configuration() -> str:
     """docs/configuration.md"""
     agent = importlib.import_module("drengine_agent.config").AgentConfig
+    orchestrator = importlib.import_module("drengine.failover.config").OrchestratorConfig
     target = importlib.import_module("drengine.target.config").TargetConfig
     return (
         f"{GENERATED}# Configuration\n\nTOML. Sizes are written `64MiB`, durations `500ms`, `5s`, `10m`, `1h`, `7d`, "
         "rates `20MiB/s`, addresses `HOST:PORT` or `unix:PATH`. Unknown options are refused. "
-        "`drengine target example-config` and `drengine-agent example-config` print a file with all of them.\n\n"
-        f"## Target\n\n{reference(target)}\n\n## Agent\n\n{reference(agent)}\n"
+        "`example-config` of `drengine target`, `drengine orchestrator` and `drengine-agent` prints a file with all of them."
+        "\n\n"
+        f"## Target\n\n{reference(target)}\n\n## Agent\n\n{reference(agent)}\n\n"
+        f"## Orchestrator\n\n{reference(orchestrator)}\n"
     )
 
 

@@ -25,7 +25,7 @@ from drengine.failover.executor import Executor, Watcher
 from drengine.failover.plan import sources_of
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import keep_report_of
-from drengine.failover.run import RunRecord, RunState, new_run_id
+from drengine.failover.run import RunRecord, new_run_id
 from drengine.failover.runbook.reader import read_runbook, read_runbook_text
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
@@ -192,8 +192,3 @@ def load_drivers() -> dict[str, LaunchDriver]:
         except DrengineError:
             continue
     return found
-
-
-def is_open(run: RunRecord) -> bool:
-    """Whether it still holds its sources."""
-    return run.state is not RunState.FINISHED

@@ -112,7 +112,6 @@ ABORT = "abort"
 RESUMED = "resumed"
 STOPPED = "stopped"
 FINISHED = "finished"
-COMMITTED = "committed"
 """What `decision` entries say, under the key ``decision``."""
 
 
