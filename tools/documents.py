@@ -37,8 +37,8 @@ def configuration() -> str:
     return (
         f"{GENERATED}# Configuration\n\nTOML. Sizes are written `64MiB`, durations `500ms`, `5s`, `10m`, `1h`, `7d`, "
         "rates `20MiB/s`, addresses `HOST:PORT` or `unix:PATH`. Unknown options are refused. "
-        "`example-config` of `drengine target`, `drengine orchestrator` and `drengine-agent` prints a file with all of them."
-        "\n\n"
+        "`example-config` of `drengine target`, `drengine orchestrator` and `drengine-agent` prints a file with all of "
+        "them.\n\n"
         f"## Target\n\n{reference(target)}\n\n## Agent\n\n{reference(agent)}\n\n"
         f"## Orchestrator\n\n{reference(orchestrator)}\n"
     )
