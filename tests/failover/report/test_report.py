@@ -23,7 +23,7 @@ from drengine.failover.run import Outcome, RequestKind, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
-from tests.failover.report.runs import HOSTILE, Story, drill, failover
+from tests.failover.report.runs import HOSTILE, NO_QUESTIONS, Story, drill, failover
 
 SECRETS = ("s3cret", "hunter2", "abc123")
 
