@@ -9,7 +9,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.runtime ## the whole story on this machine, unprivileged, in under a minute (ARGS=--json for machines)
+demo: $(VENV)/.demo ## the whole story on this machine, unprivileged, in about a minute (ARGS=--json for machines)
 	@$(PY) -m demo $(ARGS)
 
 test: $(VENV)/.test ## set up and run the tests (installs Debian packages when root; otherwise says what it skips)
@@ -45,7 +45,7 @@ oracle: $(VENV)/.test ## what eBPF tracks against what a full comparison finds, 
 	@$(PY) -m tests.agent.ebpf.oracle $(ARGS)
 
 lock: ## renew the lock files from pyproject.toml
-	@for set in runtime test check bench; do \
+	@for set in runtime demo test check bench; do \
 	  group=$$([ $$set = runtime ] || echo --group $$set); \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    $$group -o requirements/$$set.lock pyproject.toml || exit 1; done
