@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from drengine.model.points import RecoveryPoint
+from drengine.store.store import Store
 from tests.agent.install.host import Host, host
 from tests.agent.install.onefile import build_here
 
@@ -76,14 +78,20 @@ class Target:
             stderr=self._log,
         )
 
-    def ask(self, *words: str) -> Any:
-        command = [*PROGRAM, *words, "--store", str(self.store)]
-        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    def points(self) -> list[RecoveryPoint]:
+        with Store.open(self.store, read_only=True) as store:
+            return store.points("shop") if store.sources() else []
 
-    def points(self) -> list[dict[str, Any]]:
-        done = self.ask("points", "--json")
-        found: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
-        return found
+    def recovered(self, name: str, image: Path) -> bytes:
+        """A file out of the newest point; the disk is put together in `image`."""
+        with Store.open(self.store, read_only=True) as store:
+            points = store.points("shop") if store.sources() else []
+            if not points:
+                return b""
+            with store.view(points[-1]) as view:
+                (volume,) = view.geometry
+                image.write_bytes(view.read(volume, 0, 64 << 20))
+        return subprocess.run(["debugfs", "-R", f"cat /{name}", image], capture_output=True, check=True).stdout
 
     def close(self) -> None:
         self._process.terminate()
@@ -118,23 +126,13 @@ def write(place: Path, name: str) -> None:
         os.fsync(file.fileno())
 
 
-def recovered(target: Target, name: str, folder: Path) -> bytes:
-    """A file out of the newest point, as it lies on the restored disk."""
-    shutil.rmtree(folder, ignore_errors=True)
-    done = target.ask("restore", "latest", "--to", str(folder))
-    assert done.returncode == 0, done.stderr
-    image = next(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size == 64 << 20)
-    shown = subprocess.run(["debugfs", "-R", f"cat /{name}", image], capture_output=True, check=True)
-    return shown.stdout
-
-
 def standing(there: Host) -> dict[str, Any]:
     done = there.run("drengine-agent", "status", "--json", check=False)
     return json.loads(done.stdout) if done.stdout else {}
 
 
-def newest_has(target: Target, name: str, folder: Path) -> Callable[[], bool]:
-    return lambda: bool(target.points()) and recovered(target, name, folder) == WORDS
+def newest_has(target: Target, name: str, image: Path) -> Callable[[], bool]:
+    return lambda: target.recovered(name, image) == WORDS
 
 
 def pins(there: Host) -> str:
@@ -157,7 +155,7 @@ def test_three_commands_protect_a_live_disk_and_one_leaves_nothing(
         service = there.start("drengine-agent", "run")
         write(data, "first")
         wait_for("a point", newest_has(target, "first", tmp_path / "restored"), show=lambda: log(there))
-        assert {point["kind"] for point in target.points()} <= {"quiet", "frozen", "application"}
+        assert {point.kind for point in target.points()} <= {"quiet", "frozen", "application"}
         assert standing(there)["state"] == "CONTINUOUS"
 
         service.send_signal(signal.SIGTERM)
@@ -169,7 +167,7 @@ def test_three_commands_protect_a_live_disk_and_one_leaves_nothing(
         assert seen["tracking"]["active_blocks"] > 0, "the kernel tracks on while no agent runs"
 
         again = there.run("./drengine-agent", "install", "--yes")
-        assert "write" not in again.stdout
+        assert "write   /" not in again.stdout
         there.run("./drengine-agent", "uninstall", "--yes")
         after = {name: fact for name, fact in there.written().items() if not name.startswith("tmp:data/")}
         assert after == {name: fact for name, fact in before.items() if not name.startswith("tmp:data/")} | {
