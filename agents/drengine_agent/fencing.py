@@ -78,6 +78,7 @@ class Fence:
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE_NAME
         self.record = _read(self._path)
+        self.is_durable = True
 
     @property
     def may_serve(self) -> bool:
@@ -109,7 +110,11 @@ class Fence:
                 os.close(directory)
         except OSError as error:
             raise DrengineError(STATE_DAMAGED, f"{self._path}: {error.strerror}") from error
-        self.record = record
+        self.record, self.is_durable = record, True
+
+    def assume(self, record: FenceRecord) -> None:
+        """It counts, although a restart would not know of it."""
+        self.record, self.is_durable = record, False
 
 
 def _read(path: Path) -> FenceRecord:

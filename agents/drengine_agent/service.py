@@ -257,7 +257,8 @@ class Agent:
         try:
             await self.way_home.stand_down(self.generation, reason)
         finally:
-            self._facts = replace(self._facts, stopped="fenced")
+            if self.is_fenced:
+                self._facts = replace(self._facts, stopped="fenced")
             if self._replicating is not None:
                 self._replicating.cancel()
                 await asyncio.wait({self._replicating})
@@ -303,6 +304,9 @@ class Agent:
             DrengineError: SOURCE_FENCED, COMMAND_REFUSED; REVERSE_REFUSED: the disks are half reversed.
         """
         await self.way_home.release(generation, branch, force=force)
+
+    def go_on(self) -> None:
+        """Nothing keeps this source from shipping any more."""
         if self._facts.stopped == "fenced":
             self._facts = replace(self._facts, stopped="", attempts=0)
             self._detail = ""

@@ -45,6 +45,8 @@ class WayHome:
         self.fence = fence
         self._agent = agent
         self._clock = clock
+        self._changing = asyncio.Lock()
+        """Held while standing and serving change together."""
         self._busy = ""
         self._closing = False
         self._task: asyncio.Task[Any] | None = None
@@ -69,12 +71,13 @@ class WayHome:
         Raises:
             DrengineError: STATE_DAMAGED: it serves nobody, but a restart would not know.
         """
-        capture = self._agent.capture
-        await asyncio.to_thread(capture.stop_serving, cut=True)
-        record = self.fence.record
-        if record.standing is not Standing.FENCED:
-            await asyncio.to_thread(self.fence.replace, fenced_record(generation, reason, self._clock))
-            log.warning("this source is fenced (%s): it serves and ships nothing until it is released", reason)
+        async with self._changing:
+            if self.fence.record.standing is not Standing.FENCED:
+                self.fence.assume(fenced_record(generation, reason, self._clock))
+                log.warning("this source is fenced (%s): it serves and ships nothing until it is released", reason)
+            await asyncio.to_thread(self._agent.capture.stop_serving, cut=True)
+            if not self.fence.is_durable:
+                await asyncio.to_thread(self.fence.replace, self.fence.record)
 
     async def quiesce(self, label: str) -> dict[str, Any]:
         """For a planned switch: stop serving in peace, and wait until a last point is durable.
@@ -82,8 +85,7 @@ class WayHome:
         Raises:
             DrengineError: COMMAND_REFUSED, SOURCE_FENCED; the source then serves as before.
         """
-        if not self.fence.may_ship:
-            raise DrengineError(SOURCE_FENCED, "the source is fenced: it has no last point to give")
+        self._require_shipping()
         return await self._alone("quiesce", self._quiesce(label))
 
     async def preserve(self, branch: int, generation: int, tell: Tell) -> PreserveReport:
@@ -98,9 +100,10 @@ class WayHome:
 
     async def release(self, generation: int, branch: int, *, force: bool) -> None:
         """See Agent.release."""
+        await self._alone("release", self._release(generation, branch, force=force))
+
+    async def _release(self, generation: int, branch: int, *, force: bool) -> None:
         agent, record = self._agent, self.fence.record
-        if self._busy:
-            raise DrengineError(COMMAND_REFUSED, f"the agent is busy: {self._busy}")
         if record.reversing and not force:
             raise DrengineError(
                 REVERSE_REFUSED,
@@ -113,8 +116,10 @@ class WayHome:
         if record.equals or record.reversing:
             # The next session proves that nothing differs, and ships nothing.
             await asyncio.to_thread(agent.capture.tracker.request_rescan, "reversed")
-        await asyncio.to_thread(self.fence.replace, FenceRecord())
-        await asyncio.to_thread(agent.capture.serve)
+        async with self._changing:
+            await asyncio.to_thread(self.fence.replace, FenceRecord())
+            await asyncio.to_thread(agent.capture.serve)
+            agent.go_on()
         log.warning("this source is in charge again, under generation %d", generation)
 
     async def close(self) -> None:
@@ -145,15 +150,20 @@ class WayHome:
 
     async def _quiesce(self, label: str) -> dict[str, Any]:
         agent, before = self._agent, self.fence.record
-        await asyncio.to_thread(agent.capture.stop_serving, cut=False)
+        async with self._changing:
+            self._require_shipping()
+            await asyncio.to_thread(agent.capture.stop_serving, cut=False)
         try:
-            record = FenceRecord(Standing.QUIESCED, agent.generation, "quiesced", self._clock.now_ns())
-            await asyncio.to_thread(self.fence.replace, record)
+            async with self._changing:
+                self._require_shipping()
+                record = FenceRecord(Standing.QUIESCED, agent.generation, "quiesced", self._clock.now_ns())
+                await asyncio.to_thread(self.fence.replace, record)
             sequence = await agent.cut(label)
         except BaseException:
-            if before.standing is Standing.IN_CHARGE and self.fence.may_ship:
-                await asyncio.to_thread(self.fence.replace, before)
-                await asyncio.to_thread(agent.capture.serve)
+            async with self._changing:
+                if before.standing is Standing.IN_CHARGE and self.fence.may_ship:
+                    await asyncio.to_thread(self.fence.replace, before)
+                    await asyncio.to_thread(agent.capture.serve)
             raise
         return {"sequence": sequence, "point": f"{agent.branch}-{sequence}"}
 
@@ -214,6 +224,10 @@ class WayHome:
             )
             await asyncio.to_thread(self.fence.replace, equal)
         return report
+
+    def _require_shipping(self) -> None:
+        if not self.fence.may_ship:
+            raise DrengineError(SOURCE_FENCED, "the source is fenced: it has no last point to give")
 
     def _require_fenced(self, verb: str) -> None:
         if self.fence.record.standing is not Standing.FENCED:
