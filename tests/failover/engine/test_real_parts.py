@@ -1,0 +1,201 @@
+"""Drill, failover and failback typed as commands, with a real target, agent and broker, and a workload on its disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.model.errors import DrengineError
+from drengine.nbd.client import NbdClient
+from drengine.process import find_marked
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}", "NO_COLOR": "1"}
+SIZE = 4 << 20
+BLOCK = 4096
+SECONDS = 30.0
+
+WORKLOAD = """
+import json, os, pathlib, time
+from drengine.nbd.client import NbdClient
+with NbdClient.of(json.loads(os.environ["DRENGINE_DISKS"])["data"]) as disk:
+    disk.write(0, disk.read(0, 7) + b" and recovered by " + os.environ["DRENGINE_RUN"].encode())
+    disk.flush()
+    pathlib.Path(os.environ["READY"], os.environ["DRENGINE_RUN"]).touch()
+    time.sleep(600)
+"""
+
+RUNBOOK = f"""
+version: 1
+name: shop
+objectives: {{rpo: 5s, rto: 1m}}
+sources:
+  shop:
+    launch:
+      driver: command
+      settings:
+        run: [{sys.executable}, -c, {json.dumps(WORKLOAD)}]
+        health: [sh, -c, "test -e $READY/$DRENGINE_RUN"]
+        environment: {{READY: PLACE}}
+        details: {{address: 127.0.0.1}}
+waves:
+  - name: all
+    sources: [shop]
+    then:
+      - name: it has an address
+        command: [test, "${{shop.address}}", "=", "127.0.0.1"]
+"""
+
+
+@dataclass
+class Site:
+    """One machine that plays every part."""
+
+    directory: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, *argv: str) -> None:
+        log = (self.directory / f"{name}.log").open("ab")
+        module = "drengine_agent.cli.main" if name == "agent" else "drengine.cli.main"
+        with log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *argv], stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT
+            )
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes.pop(name).wait()
+
+    def end(self) -> None:
+        """Everything that was started, workloads too."""
+        for name in list(self.processes):
+            self.kill(name)
+        for pid in find_marked("READY", str(self.directory / "ready")):
+            os.kill(pid, signal.SIGKILL)
+
+    def agent(self, *argv: str) -> dict[str, Any]:
+        """A command of the agent; {} when it does not answer."""
+        given = [sys.executable, "-m", "drengine_agent.cli.main", *argv, "-c", str(self.directory / "agent.toml")]
+        done = subprocess.run([*given, "--json"], capture_output=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+        found: dict[str, Any] = json.loads(done.stdout or b"{}")
+        return found
+
+    def drengine(self, *argv: str, code: int = 0) -> dict[str, Any]:
+        """A command about runs; its JSON, on standard output or, for an error, on standard error."""
+        more = ["--config", str(self.directory / "orchestrator.toml"), "--json", "--by", "ann"]
+        done = subprocess.run(
+            [sys.executable, "-m", "drengine.cli.main", *argv, *more],
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            cwd=ROOT,
+            check=False,
+            timeout=90,
+        )
+        assert done.returncode == code, f"{argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        told: dict[str, Any] = json.loads((done.stdout or done.stderr).strip().splitlines()[-1])
+        return told
+
+    def tap(self) -> NbdClient:
+        return NbdClient.of(f"nbd+unix:///data?socket={self.directory / 'tap.sock'}")
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with contextlib.ExitStack() as stack:
+        # Unix sockets have short names, wherever pytest puts its own directories.
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        write_configuration(directory, *free_ports(3))
+        made = Site(directory)
+        stack.callback(made.end)
+        made.start("target", "target", "run", "--config", str(directory / "target.toml"))
+        eventually((directory / "nbd.sock").exists)
+        made.start("orchestrator", "orchestrator", "run", "--config", str(directory / "orchestrator.toml"))
+        made.start("agent", "run", "-c", str(directory / "agent.toml"))
+        yield made
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        doors = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [door.getsockname()[1] for door in doors]
+
+
+def write_configuration(directory: Path, target: int, broker: int, rest: int) -> None:
+    (directory / "ready").mkdir()
+    (directory / "shop.yaml").write_text(RUNBOOK.replace("PLACE", str(directory / "ready")))
+    (directory / "disk").write_bytes(bytes(SIZE))
+    (directory / "target.toml").write_text(
+        f'store = "{directory}/store"\nlisten = "127.0.0.1:{target}"\nnbd_socket = "{directory}/nbd.sock"\n'
+    )
+    (directory / "orchestrator.toml").write_text(
+        f'store = "{directory}/store"\nstate = "{directory}/state"\nexport = "unix:{directory}/nbd.sock"\n'
+        f'rest = "127.0.0.1:{rest}"\n[broker]\naddress = "127.0.0.1:{broker}"\nembedded = true\n'
+    )
+    (directory / "agent.toml").write_text(
+        f'source = "shop"\ntarget = "127.0.0.1:{target}"\nstate_directory = "{directory}/agent"\n'
+        f'[nbd]\nlisten = "unix:{directory}/tap.sock"\njournal = "16MiB"\n'
+        f'[control]\naddress = "127.0.0.1:{broker}"\n'
+        f'[[volume]]\nname = "data"\npath = "{directory}/disk"\n'
+    )
+
+
+def eventually(condition: Callable[[], object]) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        with contextlib.suppress(OSError, KeyError, ValueError, DrengineError):
+            found = condition()
+            if found:
+                return found
+        assert time.monotonic() < deadline, "it does not come to pass"
+        time.sleep(0.1)
+
+
+def write(site: Site, at: int, data: bytes) -> bool:
+    with site.tap() as tap:
+        tap.write(at, data)
+        tap.flush()
+    return True
+
+
+@pytest.mark.fault(45, 46, 62)
+@pytest.mark.timeout(180)
+def test_a_shop_is_drilled_failed_over_and_brought_home(site: Site) -> None:
+    eventually(lambda: write(site, 0, b"written"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    drill = site.drengine("drill", str(site.directory / "shop.yaml"))
+    assert drill["outcome"] == "completed"
+    assert write(site, BLOCK, b"while the drill ran")
+    assert site.agent("cut", "--label", "before")
+
+    failover = site.drengine("failover", str(site.directory / "shop.yaml"))
+    assert (failover["outcome"], failover["fencing"]) == ("completed", {"shop": "agent"})
+    assert failover["rpo_seconds"] < 30
+    with pytest.raises((OSError, DrengineError)):
+        write(site, 0, b"split brain")
+    site.kill("agent")
+    site.start("agent", "run", "-c", str(site.directory / "agent.toml"))
+    eventually(lambda: site.agent("status")["standing"] == "fenced")
+
+    home = site.drengine("failback", str(site.directory / "shop.yaml"))
+    assert home["outcome"] == "completed"
+    assert home["bytes_shipped_back"] < SIZE / 4
+    with site.tap() as tap:
+        found = bytes(tap.read(0, 100))
+        assert bytes(tap.read(BLOCK, 19)) == b"while the drill ran"
+    assert found.startswith(b"written and recovered by " + failover["run"].encode())
+    assert write(site, 2 * BLOCK, b"home")
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
