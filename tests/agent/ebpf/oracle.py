@@ -29,7 +29,7 @@ RATIO_MAX = 1.3
 ROUND_OPERATIONS = 12
 SIZES = {"raw": 48 * MIB, "ext4": 64 * MIB, "xfs": 320 * MIB, "btrfs": 128 * MIB}
 MAKE = {
-    "ext4": ("mkfs.ext4", "-q", "-F"),
+    "ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
 }

@@ -22,7 +22,7 @@ SECTORS = 8
 
 
 def volume(number: int, disk: int, start: int, sectors: int, size: int | None = None) -> WatchedVolume:
-    device = BlockDevice(f"d{disk}p{number}", 1000 + number, f"d{disk}", disk, start, sectors, False, 1, "")
+    device = BlockDevice(f"d{disk}p{number}", 1000 + number, disk, start, sectors, False, 1, "")
     return WatchedVolume(number, device, sectors * 512 if size is None else size)
 
 

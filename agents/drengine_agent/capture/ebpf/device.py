@@ -37,7 +37,7 @@ class BlockDevice:
     Attributes:
         name: the kernel's name (`sda1`).
         number: its device number, major << 20 | minor as the kernel has it inside.
-        disk_name, disk_number: the whole disk's; the same for a whole disk.
+        disk_number: the whole disk's; the same for a whole disk.
         start_sector: where it begins on the disk, in sectors of 512 bytes.
         sectors: its length, in sectors of 512 bytes.
         bio: its writes complete as bios (device mapper, md), not as requests.
@@ -49,7 +49,6 @@ class BlockDevice:
 
     name: str
     number: int
-    disk_name: str
     disk_number: int
     start_sector: int
     sectors: int
@@ -99,7 +98,6 @@ class BlockDevice:
             return BlockDevice(
                 here.name,
                 device_number(major, minor),
-                disk.name,
                 device_number(int(disk_major), int(disk_minor)),
                 int((here / "start").read_text()) if partition else 0,
                 int((here / "size").read_text()),

@@ -26,7 +26,6 @@ class Width(IntEnum):
 
     U32 = 0x00
     U16 = 0x08
-    U8 = 0x10
     U64 = 0x18
 
 

@@ -665,7 +665,7 @@ def _described_now(layout: Layout) -> list[dict[str, Any]]:
 def _watched(each: dict[str, Any]) -> WatchedVolume:
     """A volume out of its description, enough to plan the same layout."""
     device = BlockDevice(
-        each["device"], each["number"], "", each["disk"], each["start_sector"], each["sectors"], each["bio"],
+        each["device"], each["number"], each["disk"], each["start_sector"], each["sectors"], each["bio"],
         each["diskseq"], each["identity"],
     )  # fmt: skip
     return WatchedVolume(each["volume"], device, each["size_bytes"])
