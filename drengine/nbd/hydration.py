@@ -3,6 +3,8 @@
 Reads come from the local copy where it is filled, else from the remote disk (and fill it). Writes go to the remote disk
 first, always: it stays the truth and keeps its recovery points, so a workload is protected from its first write and
 loses nothing with this host. The copy is a cache: after any stop it is filled anew, so nothing about it must survive.
+
+Without a place for the copy it only passes on: for clients that can't speak TLS as the remote side wants it.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ class Hydration:
     both under the locks of all blocks that a request touches.
     """
 
-    def __init__(self, connect: Callable[[], NbdClient], copy: Path, *, connections: int = 4) -> None:
-        """Connect so many times, and begin an empty copy at `copy` (a file is made anew; a device must be big enough).
+    def __init__(self, connect: Callable[[], NbdClient], copy: Path | None, *, connections: int = 4) -> None:
+        """Connect so many times, and begin an empty copy at `copy` (a file is made anew; a device must be big enough;
+        None: there is none).
 
         Raises:
             DrengineError, OSError: the remote disk or the copy can't be opened.
@@ -51,18 +54,22 @@ class Hydration:
                 undo.callback(client.close)
                 self._clients.put(client)
             self.size_bytes = client.size_bytes
-            self._copy = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            undo.callback(os.close, self._copy)
-            if copy.is_file():
-                os.ftruncate(self._copy, 0)
-                os.ftruncate(self._copy, self.size_bytes)
-            elif os.lseek(self._copy, 0, os.SEEK_END) < self.size_bytes:
-                raise OSError(f"{copy} is smaller than {self.size_bytes} bytes")
+            self._copy = -1 if copy is None else os.open(copy, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if copy is not None:
+                undo.callback(os.close, self._copy)
+                self._begin_copy(copy)
             undo.pop_all()
-        self._is_file = copy.is_file()
+        self._is_file = copy is not None and copy.is_file()
         self._filled = bytearray(-(-self.size_bytes // BLOCK_BYTES))
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._connections = connections
+
+    def _begin_copy(self, copy: Path) -> None:
+        if copy.is_file():
+            os.ftruncate(self._copy, 0)
+            os.ftruncate(self._copy, self.size_bytes)
+        elif os.lseek(self._copy, 0, os.SEEK_END) < self.size_bytes:
+            raise OSError(f"{copy} is smaller than {self.size_bytes} bytes")
 
     @property
     def hydrated_bytes(self) -> int:
@@ -80,6 +87,9 @@ class Hydration:
         Raises:
             OSError, DrengineError: the remote disk or the copy failed.
         """
+        if self._copy < 0:
+            with self._remote() as remote:
+                return bytes(remote.read(offset, length))
         first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
         with self._locked(first, last):
             if 0 in self._filled[first : last + 1]:
@@ -112,6 +122,9 @@ class Hydration:
             OSError, DrengineError: as `read`; calling it again goes on.
         """
         step = FILL_BYTES // BLOCK_BYTES
+        if self._copy < 0:
+            stopping.wait()
+            return
         for first in range(0, len(self._filled), step):
             if stopping.is_set():
                 return
@@ -124,7 +137,8 @@ class Hydration:
         """Let go; the copy stays as it is."""
         while not self._clients.empty():
             self._clients.get().close()
-        os.close(self._copy)
+        if self._copy >= 0:
+            os.close(self._copy)
 
     def _fill(self, first: int, last: int) -> None:
         """Bring what is missing of these blocks; their locks are held."""
@@ -195,12 +209,16 @@ class Hydration:
         return data
 
     def _write_copy(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        if self._copy < 0:
+            return
         view = memoryview(data)
         while view:
             written = os.pwrite(self._copy, view, offset)
             offset, view = offset + written, view[written:]
 
     def _zero_copy(self, offset: int, length: int) -> None:
+        if self._copy < 0:
+            return
         if self._is_file and _libc.fallocate(self._copy, _PUNCH_HOLE, offset, length) == 0:
             return
         for at in range(offset, offset + length, len(_ZEROS)):

@@ -32,8 +32,8 @@ LOOK_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 
 
-def open_hydration(uri: str, copy: Path) -> Hydration:
-    """A hydration of the disk at an NBD URI.
+def open_hydration(uri: str, copy: Path | None) -> Hydration:
+    """A hydration of the disk at an NBD URI; without a copy it only passes on.
 
     Raises:
         DrengineError: HYDRATION_FAILED, or the server's refusal.
@@ -121,11 +121,11 @@ def keep_progress(report: Path, done: int, total: int) -> None:
 
 
 def main(uri: str, copy: str, socket: str, report: str) -> int:
-    """See the module."""
+    """See the module; an empty COPY means none."""
     try:
         asyncio.run(
             serve_until_signalled(
-                open_hydration(uri, Path(copy)),
+                open_hydration(uri, Path(copy) if copy else None),
                 Path(socket),
                 served=lambda: print("serving", flush=True),
                 progress=lambda done, total: keep_progress(Path(report), done, total),

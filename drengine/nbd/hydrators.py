@@ -27,14 +27,16 @@ LOOK_SECONDS = 0.02
 OUTPUT_CHARACTERS_MAX = 2000
 
 
-def start_hydrators(instance: str, directory: Path, disks: Mapping[str, str]) -> dict[str, str]:
+def start_hydrators(instance: str, directory: Path, disks: Mapping[str, str], *, copied: bool = True) -> dict[str, str]:
     """Serve disks (URIs by volume) locally while they fill; one that runs already is left alone. Returns new URIs.
+
+    Not `copied`: they are only passed on, from TLS to a unix socket of this host.
 
     Raises:
         DrengineError: HYDRATION_FAILED.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    return {volume: _start(instance, directory, volume, uri) for volume, uri in disks.items()}
+    return {volume: _start(instance, directory, volume, uri, copied=copied) for volume, uri in disks.items()}
 
 
 def end_hydrators(instance: str) -> None:
@@ -52,11 +54,11 @@ def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, flo
     return found
 
 
-def _start(instance: str, directory: Path, volume: str, uri: str) -> str:
+def _start(instance: str, directory: Path, volume: str, uri: str, *, copied: bool) -> str:
     mark, output, socket = f"{instance}/{volume}", directory / f"{volume}.log", directory / f"{volume}.sock"
     if not find_marked(DISK_MARK, mark):
         output.write_bytes(b"")
-        places = (directory / f"{volume}.img", socket, directory / f"{volume}.json")
+        places = (directory / f"{volume}.img" if copied else "", socket, directory / f"{volume}.json")
         start_marked(
             [sys.executable, "-m", "drengine.nbd.hydrator", uri, *map(str, places)],
             DISK_MARK,

@@ -127,6 +127,15 @@ def test_a_small_write_to_a_local_block_costs_no_remote_read(tmp_path: Path) -> 
         assert remote.reads == reads
 
 
+def test_without_a_copy_it_only_passes_on() -> None:
+    remote = Remote(b"x" * SIZE_BYTES)
+    disk = Hydration(lambda: remote, None)  # type: ignore[arg-type, return-value]
+    disk.write(5, b"abc")
+    disk.zero(8, 2, discard=False)
+    assert disk.read(4, 7) == b"xabc\0\0x" == remote.content[4:11]
+    disk.close()
+
+
 def test_zeros_take_no_space(tmp_path: Path) -> None:
     with hydrating(Remote(bytes(SIZE_BYTES)), tmp_path / "copy") as disk:
         disk.fill(threading.Event())

@@ -131,7 +131,9 @@ class Ledger:
     CHECKPOINT_EVERY = 40
     """Pages reach the data disk and the log is recycled while writes go on, so the order across disks matters."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, pause_seconds: float = 0.0) -> None:
+        """`pause_seconds`: between two transactions."""
+        self._pause_seconds = pause_seconds
         self.sent_ns: list[int] = []
         self.committed_ns: list[int] = []
         self._stopping = False
@@ -163,6 +165,7 @@ class Ledger:
             except OSError:
                 return
             self.committed_ns.append(time.time_ns())
+            time.sleep(self._pause_seconds)
 
     def wait_for(self, more: int) -> None:
         wanted = len(self.committed_ns) + more

@@ -4,6 +4,7 @@
     python -m tests.system.shop start MOUNT PORT    PostgreSQL, then the web service; returns when both answer
     python -m tests.system.shop stop MOUNT PORT
     python -m tests.system.shop kill MOUNT PORT     as a power cut
+    python -m tests.system.shop boot MOUNT PORT DEVICE   mount it, then start
     python -m tests.system.shop serve MOUNT PORT    (the web service's own process)
 
 GET /orders counts and checks; POST /orders takes one, and answers when it is committed.
@@ -22,6 +23,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from drengine.process import end_marked, find_marked, start_marked
 from tests.system.postgres import SETTINGS, USER, as_postgres, skip_unless_installed
@@ -32,8 +34,8 @@ INTACT = "select count(*), coalesce(max(number), 0), coalesce(bool_and(chain = m
 
 
 def sockets(mount: Path, port: int) -> Path:
-    """PostgreSQL's socket lies outside the disk, in a place of its own for each port."""
-    return Path(tempfile.gettempdir()) / f"dr-shop-{port}"
+    """PostgreSQL's socket lies outside the disk, in a place of its own."""
+    return Path(tempfile.gettempdir()) / f"dr-shop-{crc32(str(mount).encode()):08x}-{port}"
 
 
 def psql(mount: Path, port: int, statement: str) -> str:
@@ -167,6 +169,10 @@ if __name__ == "__main__":
     order, where = sys.argv[1], Path(sys.argv[2])
     if order == "create":
         create(where)
+    elif order == "boot":
+        if not os.path.ismount(where):
+            subprocess.run(["mount", sys.argv[4], str(where)], check=True)
+        start(where, int(sys.argv[3]))
     elif order == "customer":
         order_forever(sys.argv[2], Path(sys.argv[3]))
     else:

@@ -146,8 +146,10 @@ class Workload:
 
     def _attachments(self, *, hydrate: bool) -> list[AttachedDisk]:
         uris = self._order.disks
-        if hydrate and self._order.hydrate:
-            uris = start_hydrators(self._order.instance, self._directory / "hydration", uris)
+        passed_on = self._settings.attach == "fuse" and any(uri.startswith("nbds") for uri in uris.values())
+        if hydrate and (self._order.hydrate or passed_on):  # nbdfuse takes no certificates
+            place = self._directory / "hydration"
+            uris = start_hydrators(self._order.instance, place, uris, copied=self._order.hydrate)
         return [
             AttachedDisk(self._order.instance, volume, uri, self._directory, self._settings.attach)
             for volume, uri in uris.items()

@@ -1,0 +1,348 @@
+"""The whole product over four hosts: a live database server is replicated, drilled, lost, recovered and brought home.
+
+The source tracks its disk in the kernel, the Outpost keeps the replica, a recovery host runs what was lost, the broker
+is Mosquitto as deployed, everything speaks TLS, the registry is PostgreSQL. Default routes go through the region, which
+is cut off before the worst moment, and whose links must never have carried the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.process import end_marked, start_marked
+from drengine_agent.capture.ebpf.watch import Watch
+from tests.control.site import mosquitto
+from tests.system import shop
+from tests.system.disks import run, skip_unless_disks_can_be_attached, until
+from tests.system.networks import SERVICES, Networks, networks, skip_unless_networks_can_be_made
+from tests.system.postgres import Server, initialise, skip_unless_installed
+from tests.transport.certificates import Authority
+
+pytestmark = pytest.mark.timeout(300)
+
+MARK = "DR_TEST_SITE"
+DISK_BYTES = 256 << 20
+PORT = 8080
+REGION_BYTES_MAX = 64 << 10
+DEPLOYED = Path(__file__).parent.parent.parent / "deploy" / "mosquitto"
+
+TARGET = """store = "{folder}/store"
+listen = "{services}:7440"
+nbd_listen = "{services}:10809"
+data_networks = ["10.81.1.0/24", "10.81.2.0/24"]
+metrics = "127.0.0.1:9440"
+[tls]
+certificate = "{tls}/target.pem"
+key = "{tls}/target.key"
+ca = "{tls}/ca.pem"
+"""
+AGENT = """source = "shop"
+target = "{services}:7440"
+tracker = "ebpf"
+state_directory = "{folder}/agent"
+data_networks = ["{services}/32"]
+[tls]
+certificate = "{tls}/shop.pem"
+key = "{tls}/shop.key"
+ca = "{tls}/ca.pem"
+[cuts]
+kinds = "quiet, frozen"
+frozen_after = "1s"
+[control]
+address = "{services}:8883"
+report_interval = "500ms"
+certificate = "{tls}/shop.pem"
+key = "{tls}/shop.key"
+ca = "{tls}/ca.pem"
+[[volume]]
+name = "data"
+path = "{device}"
+"""
+STANDBY = """name = "recovery-1"
+state_directory = "{folder}/standby"
+data_networks = ["{services}/32"]
+tls_directory = "{tls}/nbd"
+[control]
+address = "{services}:8883"
+certificate = "{tls}/recovery-1.pem"
+key = "{tls}/recovery-1.key"
+ca = "{tls}/ca.pem"
+"""
+ORCHESTRATOR = """store = "{folder}/store"
+state = "{folder}/orchestrator"
+registry = "postgresql://postgres@/postgres?host={folder}/registry&port=5441"
+export = "{services}:10809"
+operator = "ada"
+[broker]
+address = "{services}:8883"
+certificate = "{tls}/orchestrator.pem"
+key = "{tls}/orchestrator.key"
+ca = "{tls}/ca.pem"
+"""
+
+
+class Hosts:
+    """All processes of the story, each on its host; found again and ended by their mark."""
+
+    def __init__(self, folder: Path, nets: Networks) -> None:
+        self.folder = folder
+        self.nets = nets
+        self.mark = folder.name
+        self.home, self.recovered = folder / "home", folder / "recovered"
+        self.device = ""
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+
+    def start(self, host: str, name: str, *argv: str) -> None:
+        """A process that stays."""
+        start_marked(
+            [*self.nets.inside(host), *argv],
+            MARK,
+            f"{self.mark}-{host}",
+            output=self.folder / f"{name}.log",
+            directory=self.folder,
+        )
+
+    def python(self, host: str, name: str, *argv: str) -> None:
+        self.start(host, name, sys.executable, "-m", *argv)
+
+    def kill(self, host: str) -> None:
+        """Everything on that host, at once."""
+        end_marked(MARK, f"{self.mark}-{host}", grace_seconds=0.0)
+
+    def say(self, host: str, *argv: str, may_fail: bool = False) -> Any:
+        """A command's JSON."""
+        done = subprocess.run(
+            [*self.nets.inside(host), sys.executable, "-m", *argv, "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
+            timeout=120,
+        )
+        assert may_fail or done.returncode == 0, (
+            f"{argv}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    def drengine(self, *argv: str) -> Any:
+        return self.say("outpost", "drengine.cli.main", *argv)
+
+    def agent_status(self) -> Any:
+        return self.say("source", "drengine_agent", "status", "--config", "agent.toml", may_fail=True)
+
+    def audit(self, host: str, at: str) -> Any:
+        """What the shop at an address says, asked from a host."""
+        script = f"import json; from tests.system.shop import audit; print(json.dumps(audit('http://{at}:{PORT}')))"
+        done = subprocess.run(
+            [*self.nets.inside(host), sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        return json.loads(done.stdout)
+
+    def send_customers(self, host: str, where: str) -> None:
+        file = self.folder / f"orders-{where}"
+        file.touch()
+        url = f"http://127.0.0.1:{PORT}"
+        self.python(host, f"customers-{where}", "tests.system.shop", "customer", url, str(file))
+
+    def confirmed(self, where: str) -> dict[int, float]:
+        """Orders that customers were told are taken, and when."""
+        lines = (self.folder / f"orders-{where}").read_text().splitlines()
+        return {int(number): float(moment) for number, _, moment in (line.partition(" ") for line in lines)}
+
+
+def write_files(hosts: Hosts, device: str) -> None:
+    folder, tls = hosts.folder, hosts.folder / "tls"
+    authority = Authority.make(tls)
+    for name in ("target", "broker"):
+        authority.issue(name, host=SERVICES)
+    for name in ("shop", "recovery-1", "orchestrator"):
+        authority.issue(name)
+    (tls / "nbd").mkdir()
+    for there, here in (
+        ("ca.pem", "ca-cert.pem"),
+        ("recovery-1.pem", "client-cert.pem"),
+        ("recovery-1.key", "client-key.pem"),
+    ):
+        (tls / "nbd" / here).write_bytes((tls / there).read_bytes())
+    values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device}
+    for name, text in (("target", TARGET), ("agent", AGENT), ("standby", STANDBY), ("orchestrator", ORCHESTRATOR)):
+        (folder / f"{name}.toml").write_text(text.format(**values))
+    text = (DEPLOYED / "drengine.conf").read_text()
+    for deployed, here in (
+        ("listener 8883", f"user root\nlistener 8883 {SERVICES}"),
+        ("/etc/mosquitto/drengine/ca.pem", f"{tls}/ca.pem"),
+        ("/etc/mosquitto/drengine/broker.pem", f"{tls}/broker.pem"),
+        ("/etc/mosquitto/drengine/broker.key", f"{tls}/broker.key"),
+        ("/etc/mosquitto/conf.d/drengine.acl", str(DEPLOYED / "drengine.acl")),
+        ("/var/lib/mosquitto/", f"{folder}/"),
+    ):
+        assert deployed in text
+        text = text.replace(deployed, here)
+    (folder / "mosquitto.conf").write_text(text)
+    python = [sys.executable, "-m"]
+    there, back = str(hosts.recovered), str(hosts.home)
+    runbook = {
+        "version": 1,
+        "name": "shop",
+        "objectives": {"rpo": "5s", "rto": "60s"},
+        "sources": {
+            "shop": {
+                "fence": {"command": hosts.nets.fence_command("source")},
+                "start": [*hosts.nets.inside("source"), *python, "tests.system.shop", "boot", back, str(PORT), device],
+                "launch": {
+                    "driver": "standby",
+                    "host": "recovery-1",
+                    "timeout": "60s",
+                    "settings": {
+                        "mounts": [{"volume": "data", "at": there}],
+                        "start": [*python, "tests.system.shop", "start", there, str(PORT)],
+                        "stop": [*python, "tests.system.shop", "stop", there, str(PORT)],
+                        "health": [*python, "demo.ask", f"http://127.0.0.1:{PORT}/orders"],
+                        "details": {"address": f"10.81.2.2:{PORT}"},
+                    },
+                },
+            }
+        },
+        "waves": [
+            {
+                "name": "shop",
+                "sources": ["shop"],
+                "then": [
+                    {
+                        "name": "users reach it",
+                        "modes": ["failover"],
+                        "http": {"url": "http://${shop.address}/orders", "contains": '"intact": true'},
+                    }
+                ],
+            }
+        ],
+    }
+    (folder / "runbook.yaml").write_text(json.dumps(runbook))  # JSON is YAML
+
+
+@contextlib.contextmanager
+def source_disk(folder: Path) -> Iterator[str]:
+    image = folder / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(DISK_BYTES)
+    run("mkfs.ext4", "-q", image)
+    device = run("losetup", "--find", "--show", image).strip()
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
+@contextlib.contextmanager
+def everything(folder: Path) -> Iterator[Hosts]:
+    """Hosts with their files, and nothing left of them afterwards."""
+    with networks() as nets, source_disk(folder) as device:
+        hosts = Hosts(folder, nets)
+        hosts.device = device
+        write_files(hosts, device)
+        hosts.home.mkdir()
+        hosts.recovered.mkdir()
+        try:
+            yield hosts
+        finally:
+            for mount in (hosts.home, hosts.recovered):
+                end_marked(shop.MARK, f"{mount}:{PORT}", grace_seconds=0.0)
+            for host in ("source", "recovery", "outpost"):
+                hosts.kill(host)
+            for mount in (hosts.home, hosts.recovered):
+                subprocess.run(["umount", "-l", str(mount)], capture_output=True, check=False)
+            Watch.detach("shop")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that PostgreSQL's user may enter too, with a short name for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="dr-site-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> None:
+    skip_unless_networks_can_be_made()
+    skip_unless_disks_can_be_attached()
+    programs = skip_unless_installed()
+    broker = mosquitto()
+    with everything(place) as hosts, contextlib.ExitStack() as stack:
+        run("mount", hosts.device, hosts.home)
+        shop.create(hosts.home)
+        (place / "registry").mkdir()
+        initialise(programs, place / "registry/data", place / "registry/wal")
+        stack.enter_context(Server(programs, place / "registry/data", place / "registry", 5441))
+        hosts.start("outpost", "mosquitto", broker, "-c", str(place / "mosquitto.conf"))
+        hosts.python("outpost", "target", "drengine.cli.main", "target", "run", "--config", "target.toml")
+        hosts.python("recovery", "standby", "drengine_agent", "standby", "--config", "standby.toml")
+        hosts.python("source", "agent", "drengine_agent", "run", "--config", "agent.toml")
+        hosts.python("source", "boot", "tests.system.shop", "start", str(hosts.home), str(PORT))
+        until(lambda: hosts.audit("source", "127.0.0.1"), "the shop opens")
+        until(lambda: (hosts.agent_status() or {}).get("points_cut"), "a first point")
+        hosts.send_customers("source", "home")
+        until(lambda: len(hosts.confirmed("home")) > 50, "customers")
+
+        drilled = hosts.drengine("drill", "runbook.yaml", "--config", "orchestrator.toml")
+        assert drilled["outcome"] == "completed"
+        assert hosts.agent_status()["state"] in {"CONTINUOUS", "BACKLOG"}
+        until(lambda: len(hosts.confirmed("home")) > 100, "business goes on")
+
+        hosts.nets.cut_region()
+        lost_at = time.time()
+        hosts.kill("source")
+        shop.kill(hosts.home, PORT)
+        before = hosts.confirmed("home")
+        over = hosts.drengine("failover", "runbook.yaml", "--config", "orchestrator.toml")
+        assert over["outcome"] == "completed"
+        assert over["fencing"] == {"shop": "command"}
+        found = hosts.audit("outpost", "10.81.2.2")
+        assert found["intact"]
+        promised = lost_at - over["rpo_seconds"]
+        assert not [number for number, moment in before.items() if number > found["orders"] and moment < promised]
+        hosts.drengine("commit", over["run"], "--config", "orchestrator.toml")
+        hosts.send_customers("recovery", "there")
+        until(lambda: len(hosts.confirmed("there")) > 30, "business at the recovery host")
+
+        run("umount", hosts.home)  # the page cache of the dead machine is its divergence
+        hosts.nets.plug_in("source")
+        hosts.python("source", "agent-again", "drengine_agent", "run", "--config", "agent.toml")
+        until(lambda: (hosts.agent_status() or {}).get("reason") == "fenced", "the stale source knows")
+
+        back = hosts.drengine("failback", "runbook.yaml", "--config", "orchestrator.toml")
+        assert back["outcome"] == "completed"
+        assert 0 < back["bytes_shipped_back"] < DISK_BYTES // 4
+        home = hosts.audit("source", "127.0.0.1")
+        assert home["intact"]
+        assert home["orders"] >= max(hosts.confirmed("there"))
+        assert hosts.audit("outpost", "10.81.2.2") is None
+        until(lambda: (hosts.agent_status() or {}).get("state") == "CONTINUOUS", "it is protected again")
+
+        carried = hosts.nets.region_bytes()
+        shipped = sum(path.stat().st_size for path in (place / "store/segments").rglob("*.seg"))
+        assert carried < REGION_BYTES_MAX < shipped
+        print(
+            f"RTO {over['rto_seconds']:.2f} s, RPO {over['rpo_seconds']:.2f} s, drill {drilled['rto_seconds']:.2f} s, "
+            f"failback {back['bytes_shipped_back']} bytes, out of service {back['outage_seconds']:.2f} s; "
+            f"{shipped} bytes in the store, {carried} over the region's links"
+        )
+        hosts.kill("source")
+        shop.stop(hosts.home, PORT)
+        run("umount", hosts.home)
