@@ -43,8 +43,8 @@ def dying_after(writes: int) -> None:
     Volume.zero = fatal(Volume.zero)  # type: ignore[method-assign]
 
 
-async def work(config: Path, verb: str, arguments: list[Any]) -> None:
-    agent = Agent(parse_config(json.loads(config.read_text())))
+async def work(options: dict[str, object], verb: str, arguments: list[Any]) -> None:
+    agent = Agent(parse_config(options))
     running = asyncio.create_task(agent.run())
     try:
         print(json.dumps(asdict(await getattr(agent, verb)(*arguments))))
@@ -55,4 +55,4 @@ async def work(config: Path, verb: str, arguments: list[Any]) -> None:
 
 if __name__ == "__main__":
     dying_after(int(sys.argv[4]))
-    asyncio.run(work(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])))
+    asyncio.run(work(json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], json.loads(sys.argv[3])))
