@@ -1,1 +1,1 @@
-"""What people and programs reach over HTTP: the REST API."""
+"""What programs and people's browsers talk to: the orchestrator over HTTP, on loopback until there are identities."""

@@ -57,7 +57,9 @@ class Orchestrator:
             await asyncio.gather(*tasks, *self._running.values(), return_exceptions=True)
 
     def carry_out(self, run: RunRecord) -> asyncio.Task[None]:
-        """Carry a run out beside everything else; how it goes is in its journal."""
+        """Carry a run out beside everything else, unless that is done here already; how it goes is in its journal."""
+        if run.id in self._running:
+            return self._running[run.id]
         task = self._running[run.id] = asyncio.create_task(self._execute(run))
         task.add_done_callback(lambda _: self._running.pop(run.id, None))
         return task
