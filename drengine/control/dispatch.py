@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from drengine.control.errors import COMMAND_DROPPED
+from drengine.control.memory import ANSWER_BYTES_MAX as REMEMBERED_BYTES_MAX
 from drengine.control.memory import CommandMemory
 from drengine.control.messages import Answer, Command, Verb
 from drengine.model.clock import Clock
@@ -39,6 +40,7 @@ ID_LENGTH_MAX = 200
 RUNNING_MAX = 32
 HORIZON_SECONDS = 7 * 86400.0
 PROGRESS_SECONDS = 1.0
+LOG_SECONDS = 10.0
 
 Tell = Callable[[Mapping[str, Any]], None]
 """Says how far a command has come; may be called as often as one likes."""
@@ -123,6 +125,7 @@ class Dispatcher:
         self._clock = clock
         self._running: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._logged_at: dict[Ignored, float] = {}
         self.ignored: Counter[Ignored] = Counter()
         self.done: Counter[tuple[Verb, bool]] = Counter()
         """Commands carried out, by verb and whether they succeeded."""
@@ -198,6 +201,10 @@ class Dispatcher:
 
     def _ignore(self, reason: Ignored, message: str, command: Command | None = None) -> None:
         self.ignored[reason] += 1
+        now = self._clock.monotonic()
+        if now - self._logged_at.get(reason, -LOG_SECONDS) < LOG_SECONDS:
+            return  # whoever floods us must not flood the log; the counters tell
+        self._logged_at[reason] = now
         extra = {"verb": command.verb.value, "id": command.id} if command else {}
         log.warning("a command was ignored (%s): %s", reason.value, message, extra=extra)
 
@@ -247,7 +254,7 @@ class Dispatcher:
         try:
             result = await self._bounded(command, action, running)
             answer = Answer(id=command.id, done=True, ok=True, result=dict(result))
-            if len(msgspec.json.encode(answer)) > ANSWER_BYTES_MAX:
+            if len(msgspec.json.encode(answer)) > (REMEMBERED_BYTES_MAX if action.remembered else ANSWER_BYTES_MAX):
                 return _failed(command, COMMAND_DROPPED, "it was done, but its result is too long to be sent")
         except TimeoutError:
             return _failed(command, COMMAND_DROPPED, "it was not done before its time was over")

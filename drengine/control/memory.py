@@ -21,9 +21,11 @@ import msgspec
 
 from drengine.control.messages import Answer, Command
 
-CAPACITY = 512
-LINES_PER_COMMAND = 4
+CAPACITY = 2048
+LINES_PER_COMMAND = 3
+ANSWER_BYTES_MAX = 8 << 10
 FILE_BYTES_MAX = 64 << 20
+"""More than all lines together can have."""
 
 
 class Remembered(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,6 +65,7 @@ class MqttClient(aiomqtt.Client):
             tls_context=tls,
             max_queued_incoming_messages=INCOMING_MAX,
             properties=properties,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],  # otherwise 40 ms are waited, each way
             logger=log,
         )
 

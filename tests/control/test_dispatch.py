@@ -38,6 +38,7 @@ class Desk:
         self.done: Counter[str] = Counter()
         self.answers: list[Answer] = []
         self.failures: list[str] = []
+        self.result: dict[str, Any] = {}
         self.hold = asyncio.Event()
         self.hold.set()
         self.fail: Exception | None = None
@@ -67,7 +68,7 @@ class Desk:
         if self.finals(command.id):
             self.failures.append(f"{command.id} is carried out after it was answered")
         self.done[command.id] += 1
-        return {"sequence": sum(self.done.values())}
+        return self.result or {"sequence": sum(self.done.values())}
 
     async def answer(self, answer: Answer) -> None:
         self.answers.append(answer)
@@ -337,6 +338,27 @@ async def test_what_was_forgotten_is_not_done_again_even_when_the_clock_jumps_ba
     desk.deliver(first)
     await desk.rest()
     assert desk.done["first"] == 1
+
+
+async def test_a_result_that_is_too_long_to_be_kept_is_a_failure(tmp_path: Path) -> None:
+    desk = await Desk(tmp_path).open()
+    for id, verb, ok in (("kept", Verb.SYNC, False), ("looked", Verb.STATUS, True)):
+        command = desk.command(id, verb)
+        desk.result = {"text": "x" * 20_000}
+        desk.deliver(command)
+        await desk.rest()
+        assert desk.finals(id)[0].ok is ok
+        assert len(msgspec.json.encode(desk.finals(id)[0])) < (128 << 10)
+
+
+async def test_a_flood_of_stale_commands_does_not_flood_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = await Desk(tmp_path).open()
+    for number in range(1000):
+        desk.deliver(desk.command(f"c{number}", seconds=-1))
+    assert desk.ignored(Ignored.EXPIRED) == 1000
+    assert len(caplog.records) == 1
 
 
 async def test_a_full_memory_of_commands_still_in_time_takes_no_more(tmp_path: Path) -> None:
