@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -400,8 +401,8 @@ async def test_a_disk_that_does_not_keep_what_was_written_is_found_out(tmp_path:
         assert home.disks() == home.shown(point)
 
 
-async def test_stopping_the_agent_in_the_middle_of_a_reversal_leaves_the_disks_alone(
-    tmp_path: Path,
+async def test_an_agent_that_stops_in_the_middle_of_a_write_waits_for_it_and_goes_on_next_time(
+    tmp_path: Path, monkeypatch: Any
 ) -> None:
     async with at_home(tmp_path) as home:
         branch = await parted(home, random.Random(8), there=12)
@@ -409,14 +410,28 @@ async def test_stopping_the_agent_in_the_middle_of_a_reversal_leaves_the_disks_a
         agent = home.agent
         assert agent is not None
         point = await home.last_point(branch)
-        work = asyncio.create_task(agent.reverse(point.id))
-        fence = agent.way_home.fence
-        await until(lambda: fence.record.reversing or work.done())
-        await home.stop()
-        with pytest.raises(DrengineError, match="broken off") as stopped:
-            await work
+        writing, go_on = threading.Event(), threading.Event()
+        real = Volume.write
+
+        def slow(self: Volume, offset: int, data: bytes) -> None:
+            writing.set()
+            assert go_on.wait(30)
+            real(self, offset, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Volume, "write", slow)
+            work = asyncio.create_task(agent.reverse(point.id))
+            await until(writing.is_set)
+            stopping = asyncio.create_task(home.stop())
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(stopping), 0.2)
+            go_on.set()
+            await stopping
+            with pytest.raises(DrengineError, match="broken off") as stopped:
+                await work
         assert stopped.value.kind.retryable
         agent = home.start()
+        assert agent.status()["reversing"] == point.id
         await agent.reverse(point.id)
         assert home.disks() == home.shown(point)
 
