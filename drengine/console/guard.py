@@ -13,6 +13,7 @@ import unicodedata
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drengine.console.errors import BAD_REQUEST
@@ -51,9 +52,6 @@ class Guard:
         answering = _Answering(send)
         try:
             await self._app(scope, _Limited(receive), answering)
-        except _TooLarge:
-            if not answering.begun:
-                await answer(send, 413, f"the body has more than {BODY_BYTES_MAX} bytes")
         except Exception:
             log.exception("a request failed unexpectedly", extra={"path": scope["path"][:200]})
             if not answering.begun:
@@ -109,8 +107,11 @@ def _is_local(address: str) -> bool:
         return False
 
 
-class _TooLarge(Exception):
-    """A body beyond the limit, whatever its headers said."""
+class _TooLarge(HTTPException):
+    """A body beyond the limit, whatever its headers said. The application lets this kind pass."""
+
+    def __init__(self) -> None:
+        super().__init__(413, f"the body has more than {BODY_BYTES_MAX} bytes")
 
 
 class _Limited:

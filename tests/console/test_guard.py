@@ -1,0 +1,108 @@
+"""Only this host asks, on purpose, and not too much at once."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+
+import pytest
+
+from drengine.console.guard import BODY_BYTES_MAX
+from tests.console.rig import PREFIX, RUNBOOK, Api
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "evil.example:7443"},
+        {"Host": ""},
+        {"Host": "[::1"},
+        {"Host": "10.0.0.1"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_what_comes_from_elsewhere_is_refused(api: Api, headers: dict[str, str]) -> None:
+    for method, path, body in (("GET", "/runs", None), ("PUT", "/runbooks/shop", {"text": RUNBOOK})):
+        answer = api.ask(method, path, body, headers=headers)
+        assert answer.status in (400, 403)
+        assert b"shop" not in answer.body
+    assert api.get("/runbooks") == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost:7443", "[::1]:7443", "LOCALHOST"])
+def test_loopback_by_any_of_its_names_is_heard(api: Api, host: str) -> None:
+    assert api.ask("GET", "/runs", headers={"Host": host, "Origin": f"http://{host}"}).status == 200
+
+
+@pytest.mark.parametrize("by", [None, "", "   ", "\x7f", "\xff\xfe", "x" * 500])
+def test_nobody_changes_nothing(api: Api, by: str | None) -> None:
+    for method, path, body in (
+        ("PUT", "/runbooks/shop", {"text": RUNBOOK}),
+        ("POST", "/runbooks/validate", {"text": RUNBOOK}),
+        ("POST", "/runs", {"mode": "drill", "runbook": "shop"}),
+        ("POST", "/runs/x/abort", {}),
+        ("DELETE", "/runs/x", None),
+    ):
+        answer = api.ask(method, path, body, by=by)
+        assert answer.status in (403, 405, 422), (method, path, answer)
+        assert set(answer.json) == {"id", "message", "hint"}
+    assert api.get("/runbooks") == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[" * 200_000,
+        b"\xff",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"{}",
+        b'{"text": 5}',
+        b'{"text": "", "more": 1}',
+        b"NaN",
+    ],
+)
+def test_a_body_that_is_none_is_an_answer(api: Api, raw: bytes) -> None:
+    answer = api.ask("PUT", "/runbooks/shop", raw=raw)
+    assert answer.status in (400, 422), answer
+    assert answer.json["id"] in ("bad-request", "bad-runbook")
+
+
+def test_a_body_that_is_too_large_is_refused_whatever_it_says_of_itself(api: Api) -> None:
+    honest = http.client.HTTPConnection("127.0.0.1", api.port, timeout=20)
+    honest.putrequest("PUT", f"{PREFIX}/runbooks/shop")
+    honest.putheader("X-Drengine-Operator", "ann")
+    honest.putheader("Content-Length", str(BODY_BYTES_MAX + 1))
+    honest.endheaders()
+    assert honest.getresponse().status == 413
+    honest.close()
+    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as chunked:
+        head = f"PUT {PREFIX}/runbooks/shop HTTP/1.1\r\nHost: localhost\r\nX-Drengine-Operator: ann\r\n"
+        chunked.sendall(f"{head}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        chunk = b"x" * (1 << 20)
+        sent = 0
+        try:
+            while sent <= 2 * BODY_BYTES_MAX:
+                chunked.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                sent += len(chunk)
+        except OSError:
+            pass  # it has heard enough
+        assert b" 413 " in chunked.recv(1 << 16).split(b"\r\n")[0]
+    assert api.get("/health")
+
+
+def test_every_answer_tells_browsers_to_be_careful(api: Api) -> None:
+    for path in ("/runs", "/nothing", "/reports/x/page"):
+        headers = api.ask("GET", path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert "access-control-allow-origin" not in headers
+        assert "server" not in headers
