@@ -345,15 +345,30 @@ class Executor:
             await clock.sleep(self._lease_seconds / 3)
             if clock.monotonic() >= until:
                 log.warning("slept past the lease", extra={"lease": self._lease.name})
-            self._lease = await asyncio.to_thread(self._registry.renew_lease, self._lease, self._lease_seconds)
+            self._lease = await self._insist(self._registry.renew_lease, self._lease, self._lease_seconds)
             until = clock.monotonic() + self._lease_seconds
 
     async def _note(self, payload: Mapping[str, Any]) -> None:
         await self._append(JournalEntry("", Event.DECISION, 0, self._now_ns(), payload))
 
     async def _append(self, entry: JournalEntry) -> None:
-        seq = await asyncio.to_thread(self._registry.append, self._run.id, self._lease.token, entry)
+        seq = await self._insist(self._registry.append, self._run.id, self._lease.token, entry)
         self._entries.append(replace(entry, seq=seq))
+
+    async def _insist(self, ask: Callable[..., T], *arguments: Any) -> T:
+        """Ask the registry again while it is away for a moment, but no longer than a lease lasts.
+
+        An entry that was written although the answer got lost is then written twice: it says the same twice.
+        """
+        until = self._site.clock.monotonic() + self._lease_seconds
+        while True:
+            try:
+                return await asyncio.to_thread(ask, *arguments)
+            except DrengineError as error:
+                if not error.kind.retryable or self._site.clock.monotonic() > until:
+                    raise
+                log.warning("the registry does not answer: %s", error.message)
+            await self._site.clock.sleep(self._poll_seconds)
 
     async def _set(self, state: RunState, outcome: Outcome, reason: str) -> None:
         if (self._run.state, self._run.outcome, self._run.reason) == (state, outcome, reason):

@@ -1,0 +1,217 @@
+"""Sessions: what people may ask when, runbooks that change, points by name, looking ahead without touching anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.control.agents import NoAgents
+from drengine.failover.config import load_orchestrator_config
+from drengine.failover.errors import BAD_APPROVAL, RUN_STATE
+from drengine.failover.plan import plan
+from drengine.failover.points import select_point
+from drengine.failover.preview import losses, preview
+from drengine.failover.registry import Registry
+from drengine.failover.registry.errors import RUN_ACTIVE
+from drengine.failover.requests import approve, ask_abort, ask_resume, ask_rollback, commit
+from drengine.failover.run import Outcome, RunRecord, RunState
+from drengine.failover.runbook.values import Mode
+from drengine.failover.session import Session
+from drengine.model.clock import SystemClock
+from drengine.model.errors import BAD_POINT, DrengineError
+from drengine.store.errors import DAMAGED, UNKNOWN_POINT
+from tests.failover.engine.world import BLOCK, World
+
+BOOK = """
+version: 1
+name: shop
+sources:
+  shop:
+    launch: {driver: simulated, settings: {say: "SAY"}}
+waves:
+  - name: all
+    sources: [shop]
+    before:
+      - approval: {prompt: "really?", by: [ann]}
+    then:
+      - command: [echo, SAY]
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def session(world: World, tmp_path: Path) -> Iterator[Session]:
+    registry = Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", clock=SystemClock())
+    given = {"store": str(world.path), "state": str(tmp_path / "state")}
+    yield Session(load_orchestrator_config(None, given), registry, world.site(), NoAgents(), "here")
+    registry.close()
+
+
+def write_book(tmp_path: Path, said: str = "one", *, ask: bool = False) -> str:
+    text = BOOK.replace("SAY", said)
+    if not ask:
+        text = text.replace('    before:\n      - approval: {prompt: "really?", by: [ann]}\n', "")
+    path = tmp_path / "shop.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def begin(session: Session, mode: Mode, place: str, by: str = "ann", **options: Any) -> RunRecord:
+    book, version = session.load_runbook(place)
+    return session.create_run(mode, book, version, by, options)
+
+
+async def test_a_runbook_that_changes_while_it_runs_changes_nothing_of_the_run(
+    session: Session, tmp_path: Path
+) -> None:
+    run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path, "one", ask=True)), wait=False)
+    assert run.state is RunState.WAITING
+    session.load_runbook(write_book(tmp_path, "two"))
+    approve(session, run.id, "ann")
+    run = await session.execute(run)
+    assert run.outcome is Outcome.COMPLETED
+    launched = session.snapshot(run.id).state("launch:shop")
+    assert launched.step.settings["settings"] == {"say": "one"}
+    assert session.registry.runbook("shop").version != run.version
+
+
+async def test_of_two_operators_who_start_the_same_run_one_does(session: Session, tmp_path: Path) -> None:
+    place = write_book(tmp_path, ask=True)
+    first = await session.execute(begin(session, Mode.FAILOVER, place), wait=False)
+    with pytest.raises(DrengineError) as caught:
+        begin(session, Mode.DRILL, place, by="bob")
+    assert caught.value.kind is RUN_ACTIVE
+    assert [run.id for run in session.registry.runs()] == [first.id], "nothing of the second was begun"
+
+
+@pytest.mark.parametrize(
+    ("by", "step"), [("", ""), ("  ", ""), ("bob", ""), ("ann", "launch:shop"), ("ann", "nothing"), ("a\x00nn", "")]
+)
+async def test_an_approval_that_is_none_is_refused(session: Session, tmp_path: Path, by: str, step: str) -> None:
+    run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path, ask=True)), wait=False)
+    with pytest.raises(DrengineError) as caught:
+        approve(session, run.id, by, step=step)
+    assert caught.value.kind is BAD_APPROVAL
+    assert session.snapshot(run.id).approvals == {}
+
+
+async def test_what_a_finished_run_can_no_longer_do(session: Session, world: World, tmp_path: Path) -> None:
+    place = write_book(tmp_path)
+    drill = await session.execute(begin(session, Mode.DRILL, place))
+    failover = await session.execute(begin(session, Mode.FAILOVER, place))
+    commit(session, failover.id, "ann")
+    for refused in (
+        lambda: ask_rollback(session, drill.id, "ann"),
+        lambda: commit(session, drill.id, "ann"),
+        lambda: ask_abort(session, drill.id, "ann"),
+        lambda: ask_resume(session, drill.id, "ann"),
+        lambda: approve(session, drill.id, "ann"),
+        lambda: ask_rollback(session, failover.id, "ann"),
+    ):
+        with pytest.raises(DrengineError) as caught:
+            refused()
+        assert caught.value.kind in (RUN_STATE, BAD_APPROVAL)
+    assert world.driver.running
+
+
+async def test_a_rollback_says_before_what_it_would_lose(session: Session, world: World, tmp_path: Path) -> None:
+    run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path)))
+    assert losses(session, run) == []
+    (instance,) = world.driver.running
+    world.driver.write(instance, 3, b"x" * BLOCK)
+    (lost,) = losses(session, run)
+    assert (lost.source, lost.branch, lost.records > 0) == ("shop", 2, True)
+    ask_rollback(session, run.id, "ann")
+    run = await session.execute(run)
+    assert run.outcome is Outcome.ROLLED_BACK
+    with pytest.raises(DrengineError) as caught:
+        ask_rollback(session, run.id, "ann")
+    assert caught.value.kind is RUN_STATE
+
+
+async def test_once_the_disks_follow_the_recovered_side_nothing_is_rolled_back(
+    session: Session, tmp_path: Path
+) -> None:
+    place = write_book(tmp_path)
+    failover = await session.execute(begin(session, Mode.FAILOVER, place))
+    assert (await session.execute(begin(session, Mode.REPROTECT, place))).outcome is Outcome.COMPLETED
+    with pytest.raises(DrengineError) as caught:
+        ask_rollback(session, failover.id, "ann")
+    assert caught.value.kind is RUN_STATE
+    assert (await session.execute(begin(session, Mode.FAILBACK, place))).outcome is Outcome.COMPLETED
+
+
+def test_there_is_no_way_home_for_who_never_left(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(DrengineError) as caught:
+        begin(session, Mode.FAILBACK, write_book(tmp_path))
+    assert caught.value.kind is RUN_STATE
+    assert session.registry.runs() == []
+
+
+async def test_looking_ahead_touches_nothing_and_learns_from_earlier_runs(
+    session: Session, world: World, tmp_path: Path
+) -> None:
+    place, before = write_book(tmp_path), world.facts()
+    book, _ = session.read_runbook(place)
+    ahead = preview(session, Mode.FAILOVER, book, {})
+    assert [step.id for step in ahead.steps] == [step.id for step in plan(Mode.FAILOVER, book, {})]
+    assert ahead.measured == frozenset()
+    assert ahead.points["shop"]["point"] == world.store.points("shop")[-1].id
+    assert session.registry.runs() == []
+    assert world.facts() == before
+    world.driver.seconds = 0.2
+    await session.execute(begin(session, Mode.DRILL, place))
+    again = preview(session, Mode.FAILOVER, book, {"point": "first"})
+    assert "launch:shop" in again.measured
+    assert again.seconds["launch:shop"] >= 0.2
+    assert again.predicted_seconds < ahead.predicted_seconds
+    assert again.points["shop"]["label"] == "first"
+
+
+@pytest.mark.fault(53)
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("latest", 1),
+        ("first", 0),
+        ("1-3", 0),
+        ("before:2999-01-01T00:00:00Z", 1),
+        ("2999-01-01T00:00:00Z", 1),
+        ("2999-01-01", 1),
+        ("9-9", UNKNOWN_POINT),
+        ("1999-01-01T00:00:00Z", UNKNOWN_POINT),
+        ("before:yesterday", BAD_POINT),
+        ("../../etc/passwd", UNKNOWN_POINT),
+        ("a\nb", BAD_POINT),
+        ("", BAD_POINT),
+        ("x" * 300, BAD_POINT),
+    ],
+)
+def test_a_point_is_meant_by_a_time_an_id_or_a_name(world: World, text: str, found: Any) -> None:
+    points = world.store.points("shop")
+    if isinstance(found, int):
+        assert select_point(world.store, "shop", text) == points[found]
+    else:
+        with pytest.raises(DrengineError) as caught:
+            select_point(world.store, "shop", text)
+        assert caught.value.kind is found
+
+
+def test_a_damaged_point_is_passed_over_by_name_and_refused_by_id(world: World) -> None:
+    catalogue = world.store.context.catalogue
+    row = catalogue.points("shop", 1)[0]
+    with catalogue.transaction():
+        catalogue.put(row._replace(damaged=1))
+    with pytest.raises(DrengineError) as caught:
+        select_point(world.store, "shop", "first")
+    assert caught.value.kind is UNKNOWN_POINT
+    with pytest.raises(DrengineError) as caught:
+        select_point(world.store, "shop", f"1-{row.sequence}")
+    assert caught.value.kind is DAMAGED
