@@ -163,13 +163,14 @@ class Volume:
     def stamp(self) -> str:
         """A text that changes when anybody writes to the volume: compare it after a stop.
 
-        For a file its size and times; for a device the boot and its count of writes (a reboot changes it).
+        For a file its size and times; for a device the boot and how many sectors were written and discarded (a reboot
+        changes it). Not how many writes there were: a flush counts as one on some devices, and changes nothing.
         """
         if self._device is None:
             status = os.fstat(self._fd)
             return f"file {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         fields = _sysfs(self._device, "stat").split()
-        counters = [fields[i] for i in (4, 6) if i < len(fields)]  # writes completed, sectors written
+        counters = [fields[i] for i in (6, 13) if i < len(fields)]  # sectors written, sectors discarded
         return " ".join(["device", boot_id(), self._disk_sequence, *counters])
 
     def read(self, offset: int, length: int) -> bytes:

@@ -149,3 +149,20 @@ def test_a_block_device_is_served_unless_it_is_mounted(loop: tuple[Path, Path], 
         Volume.open(1, "disk", device).close()
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_a_flush_leaves_a_devices_stamp_as_it_is_and_a_write_does_not(loop: tuple[Path, Path]) -> None:
+    _, device = loop
+    volume = Volume.open(1, "data", device, writable=True)
+    try:
+        volume.write(0, b"x" * 4096)
+        volume.sync()
+        before = volume.stamp()
+        for _ in range(3):
+            volume.sync()
+        assert volume.stamp() == before
+        volume.write(0, b"y" * 512)
+        volume.sync()
+        assert volume.stamp() != before
+    finally:
+        volume.close()
