@@ -40,7 +40,9 @@ NOT_FOR_AGENTS = (Path("drengine/control/broker.py"),)
 """The embedded broker, which only the quickstart and the orchestrator run."""
 DROPPED = re.compile(
     r"\.pyi$|/py\.typed$|^zstandard/_cffi\.|^zstandard/backend_(cffi|rust)|\.dist-info/(?!METADATA|licenses)"
+    r"|^pygments/(lexers|styles)/(?!__init__|_mapping|default)"
 )
+"""Types; a second binding of zstandard; 300 languages and styles that help texts are never written in."""
 TIME = (1980, 1, 1, 0, 0, 0)
 SHELL = """#!/bin/sh
 # drengine-agent {version}: one file for any Linux with Python 3.11 to 3.14. Below this script lies a zip archive.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from tools.onefile import NATIVE, own_sources, pack, requirements, without_sections
+from tools.onefile import DROPPED, NATIVE, own_sources, pack, requirements, without_sections
 
 
 def build_here(path: Path, *, extra: Mapping[str, bytes] | None = None) -> Path:
@@ -16,7 +16,7 @@ def build_here(path: Path, *, extra: Mapping[str, bytes] | None = None) -> Path:
     for name in _closure({*NATIVE, *requirements()}):
         for file in distribution(name).files or ():
             source = Path(str(file.locate()))
-            if ".." in file.parts or "__pycache__" in file.parts or not source.is_file():
+            if ".." in file.parts or "__pycache__" in file.parts or not source.is_file() or DROPPED.search(str(file)):
                 continue
             data = source.read_bytes()
             suffix = re.search(r"\.(cpython-[\w-]+)\.so$", file.name)

@@ -46,6 +46,27 @@ def test_it_runs_with_nothing_beside_it(start: Start) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_help_is_drawn_at_a_terminal(agent: Path, tmp_path: Path) -> None:
+    import pty
+
+    mine, theirs = pty.openpty()
+    environment = {"DRENGINE_CACHE": str(tmp_path / "cache"), "TERM": "xterm-256color"}
+    command = [sys.executable, "-IS", str(agent), "install", "--help"]
+    with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        drawn = b""
+        try:
+            while chunk := os.read(mine, 1 << 16):
+                drawn += chunk
+        except OSError:
+            pass  # the other end has closed
+        assert process.wait(60) == 0
+    os.close(mine)
+    assert b"\x1b[" in drawn
+    assert b"Installing twice" in drawn
+    assert b"error" not in drawn
+
+
 def test_every_module_of_the_agent_is_inside(start: Start, agent: Path, tmp_path: Path) -> None:
     assert start("--version").returncode == 0
     place = next((tmp_path / "cache").iterdir())
