@@ -113,7 +113,8 @@ def test_the_daemon_brings_its_broker_serves_and_ends_when_told(tmp_path: Path, 
     config = configured(tmp_path)
     path = tmp_path / "orchestrator.toml"
     path.write_text(
-        f'store = "{config.store}"\nstate = "{config.state}"\n[broker]\naddress = "127.0.0.1:{port}"\nembedded = true\n'
+        f'store = "{config.store}"\nstate = "{config.state}"\nrest = "127.0.0.1:{free_port()}"\n'
+        f'[broker]\naddress = "127.0.0.1:{port}"\nembedded = true\n'
     )
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "drengine.cli.main", "orchestrator", "run", "--config", str(path)]
