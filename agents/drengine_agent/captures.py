@@ -10,7 +10,7 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind, VolumeGeometry
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
-from drengine_agent.capture.backing import Volume
+from drengine_agent.capture.backing import Volume, boot_id
 from drengine_agent.capture.beneath import beneath, identity
 from drengine_agent.capture.ebpf.tracker import EbpfTracker
 from drengine_agent.capture.indexes import HashIndexes
@@ -113,7 +113,9 @@ def open_capture(config: AgentConfig, state: AgentState, clock: Clock) -> Captur
             opened.append(volume)
             state.volumes[wanted.name] = KnownVolume(volume.volume, volume.identity)
         volumes = {volume.volume: volume for volume in opened}
-        return _OPENERS[config.tracker](config, volumes, clock)
+        if config.tracker == "ebpf":
+            return _open_ebpf(config, volumes, clock, state)
+        return _open_tap(config, volumes, clock) if config.tracker == "nbd" else _open_scan(config, volumes, clock)
     except BaseException:
         for volume in opened:
             volume.close()
@@ -143,7 +145,7 @@ def _check_sizes(volumes: Mapping[int, Volume]) -> None:
             raise VolumeResizedError(volume.name)
 
 
-def _open_ebpf(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> Capture:
+def _open_ebpf(config: AgentConfig, volumes: dict[int, Volume], clock: Clock, state: AgentState) -> Capture:
     refuse_state_on(volumes, config.state_directory)
     policy = config.cuts.policy
     stillness = None
@@ -162,9 +164,11 @@ def _open_ebpf(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) ->
         policy=policy,
         stillness=stillness,
         flip_seconds=config.point_interval,
+        explain=lambda doubt: _explain(doubt, state),
     )
     try:
         tracker.open([volume.geometry for volume in volumes.values()])
+        state.tracked_boot = boot_id()
         if stillness is not None:
             stillness.start()
     except BaseException:
@@ -193,6 +197,13 @@ def _open_ebpf(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) ->
         }
 
     return Capture(tracker, volumes, None, check, details, readers=readers)
+
+
+def _explain(doubt: str, state: AgentState) -> str:
+    """Why nothing is tracked: only who remembers another run knows whether something was."""
+    if doubt != "untracked" or not state.tracked_boot:
+        return doubt
+    return "tracking-lost" if state.tracked_boot == boot_id() else "rebooted"
 
 
 def refuse_state_on(volumes: Mapping[int, Volume], directory: Path) -> None:
@@ -236,13 +247,6 @@ def _open_tap(config: AgentConfig, volumes: dict[int, Volume], clock: Clock) -> 
 
     capture = Capture(tap, volumes, None, tap.check, details, make_server=make_server)
     return capture
-
-
-_OPENERS: Mapping[str, Callable[[AgentConfig, dict[int, Volume], Clock], Capture]] = {
-    "nbd": _open_tap,
-    "scan": _open_scan,
-    "ebpf": _open_ebpf,
-}
 
 
 def _shown(address: str | Path | tuple[str, int]) -> str:

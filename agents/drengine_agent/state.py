@@ -32,6 +32,7 @@ class AgentState(msgspec.Struct):
         represented_ns: wall clock of the moment that the newest durable point showed; 0: never.
         paused: an operator paused replication.
         generation: the one that this source ships under; a store that has a newer one refuses it.
+        tracked_boot: the boot in which the kernel began to track the volumes; empty if it never did.
         branch: that this generation writes at the target, as far as it was told.
     """
 
@@ -41,6 +42,7 @@ class AgentState(msgspec.Struct):
     paused: bool = False
     generation: int = 1
     branch: int = 1
+    tracked_boot: str = ""
 
     def number_of(self, name: str) -> int:
         """The number of a volume, a new one if the name is new."""
