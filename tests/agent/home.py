@@ -39,6 +39,7 @@ class Home:
     def __init__(self, folder: Path, target: Site, *, tracker: str = "nbd", volumes: int = 1, **options: Any) -> None:
         self.folder = folder
         self.target = target
+        self.source: str = options.pop("source", "shop")
         self.store = target.store
         self.names = [f"disk{number}" for number in range(1, volumes + 1)]
         self.seeded = random.Random(7)
@@ -46,7 +47,7 @@ class Home:
             if not self.path(name).exists():
                 self.path(name).write_bytes(self.seeded.randbytes(MIB) + bytes(MIB) + b"tail" * 128)
         self.options = {
-            "source": "shop",
+            "source": self.source,
             "target": "{}:{}".format(*target.address),
             "state_directory": str(folder / "state"),
             "tracker": tracker,
@@ -113,7 +114,7 @@ class Home:
         """Wait until the newest point shows the disks as they are."""
 
         def newest() -> RecoveryPoint | None:
-            points = self.store.points("shop", branch=self.active.number) if self.store.sources() else []
+            points = self.store.points(self.source, branch=self.active.number) if self.store.sources() else []
             return points[-1] if points and self.shown(points[-1]) == self.disks() else None
 
         found: RecoveryPoint = await until(newest)
@@ -123,7 +124,7 @@ class Home:
 
     @property
     def active(self) -> BranchInfo:
-        return next(branch for branch in self.store.branches("shop") if branch.active)
+        return next(branch for branch in self.store.branches(self.source) if branch.active)
 
     def shown(self, point: RecoveryPoint) -> dict[str, bytes]:
         """What a point shows."""
@@ -131,16 +132,16 @@ class Home:
             return {each.name: view.read(each.volume, 0, each.size_bytes) for each in point.geometry}
 
     def newest(self) -> RecoveryPoint:
-        return self.store.find_point("shop", PointSelector())
+        return self.store.find_point(self.source, PointSelector())
 
     def promote(self, point: RecoveryPoint | None = None) -> BranchInfo:
         """Fail over, as the orchestrator would."""
-        generation = self.store.source("shop").generation
+        generation = self.store.source(self.source).generation
         return self.store.promote(point or self.newest(), expected_generation=generation)
 
     def diverge(self) -> BranchInfo:
         """A branch for what the source has beyond its replica: at the newest point that the source itself wrote."""
-        points = self.store.points("shop", branch=self.wrote)
+        points = self.store.points(self.source, branch=self.wrote)
         return self.store.create_branch(points[-1], role="divergent", label="run:test")
 
     @property
@@ -153,7 +154,7 @@ class Home:
         """The recovered side writes."""
 
         def write() -> None:
-            with NbdClient(str(self.nbd), f"shop/{name}#{branch.number}") as client:
+            with NbdClient(str(self.nbd), f"{self.source}/{name}#{branch.number}") as client:
                 for offset, data in writes:
                     client.write(offset, data)
                 client.flush()
@@ -164,10 +165,12 @@ class Home:
         """When nobody writes the branch any more: the point that shows all of it."""
 
         def newest() -> RecoveryPoint | None:
-            now = next(each for each in self.store.branches("shop") if each.number == branch.number)
+            now = next(each for each in self.store.branches(self.source) if each.number == branch.number)
             if now.durable_sequence == branch.base_sequence:
-                return self.store.find_point("shop", PointSelector(branch=branch.parent, sequence=branch.base_sequence))
-            points = self.store.points("shop", branch=branch.number)
+                return self.store.find_point(
+                    self.source, PointSelector(branch=branch.parent, sequence=branch.base_sequence)
+                )
+            points = self.store.points(self.source, branch=branch.number)
             return points[-1] if points and points[-1].sequence == now.durable_sequence else None
 
         found: RecoveryPoint = await until(newest)

@@ -87,7 +87,7 @@ async def preserved(home: Home) -> None:
 
 
 @pytest.mark.fault(45)
-@pytest.mark.parametrize(("tracker", "seed"), [("nbd", 1), ("nbd", 2), ("nbd", 3), ("scan", 4), ("scan", 5)])
+@pytest.mark.parametrize(("tracker", "seed"), [("nbd", 1), ("nbd", 2), ("scan", 4)])
 async def test_whatever_both_sides_wrote_the_disks_end_equal_and_only_what_differs_travels(
     tmp_path: Path, tracker: str, seed: int
 ) -> None:
@@ -209,7 +209,7 @@ async def test_a_disk_that_somebody_wrote_in_between_is_compared_whole_and_given
         assert home.disks() == home.shown(last)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 async def test_killed_at_any_write_it_converges_when_it_is_run_again(tmp_path: Path, seed: int) -> None:
     """Real processes, killed in the middle of writes, again and again; nobody serves what is half done."""
     rng = random.Random(seed)
