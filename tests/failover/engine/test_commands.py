@@ -1,0 +1,180 @@
+"""The commands as typed: exit codes for scripts, one JSON object, plain lines, help that needs nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.cli.main import app
+from drengine.process import find_marked
+from drengine.terminal import main
+from tests.recovery.replica import make
+
+RUNBOOK = """
+version: 1
+name: shop
+sources:
+  shop:
+    launch:
+      driver: command
+      settings: {run: RUN, environment: {WHOSE: PLACE}}
+    FENCE
+waves:
+  - name: all
+    sources: [shop]
+    BEFORE
+"""
+ASK = 'before: [{approval: {prompt: "really?", by: [ann]}}]'
+
+
+@dataclass
+class Typed:
+    """Commands typed at a prompt."""
+
+    directory: Path
+    capture: Any
+
+    def book(self, *, run: str = "[sleep, '600']", fence: str = "fence: {command: ['true']}", before: str = "") -> str:
+        text = RUNBOOK.replace("RUN", run).replace("FENCE", fence).replace("BEFORE", before)
+        path = self.directory / "shop.yaml"
+        path.write_text(text.replace("PLACE", str(self.directory)))
+        return str(path)
+
+    def __call__(self, *argv: str) -> tuple[int, str, str]:
+        given = ["--store", str(self.directory / "store"), "--state", str(self.directory / "state")]
+        if argv[0] not in ("runs", "approve", "commit") and argv[:2] != ("run", "show"):
+            given += ["--export", f"unix:{self.directory / 'nbd.sock'}"]
+        code = main(app, [*argv, *given])
+        out, err = self.capture.readouterr()
+        return code, out, err
+
+    def json(self, *argv: str) -> tuple[int, Any]:
+        code, out, err = self(*argv, "--json")
+        return code, json.loads((out or err).strip().splitlines()[-1])
+
+
+@pytest.fixture
+def typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
+    make(tmp_path / "store")
+    yield Typed(tmp_path, capsys)
+    for pid in find_marked("WHOSE", str(tmp_path)):
+        subprocess.run(["kill", "-9", str(pid)], check=False)
+
+
+def test_a_drill_that_passes_ends_with_0_and_tells_what_it_measured(typed: Typed) -> None:
+    code, told = typed.json("drill", typed.book())
+    assert (code, told["outcome"], told["mode"]) == (0, "completed", "drill")
+    assert told["rto_seconds"] > 0
+    assert told["rpo_known_by"]
+    assert {step["status"] for step in told["steps"]} == {"done"}
+    assert not find_marked("WHOSE", str(typed.directory)), "the drill left its workload behind"
+
+
+def test_without_a_terminal_each_step_is_a_line(typed: Typed) -> None:
+    code, out, _ = typed("drill", typed.book())
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("drill shop: run ")
+    assert any("launch:shop: done in" in line for line in lines)
+    assert "\x1b" not in out
+    assert any("(RTO)" in line for line in lines)
+
+
+def test_what_failed_is_106_and_says_which_step(typed: Typed) -> None:
+    code, told = typed.json("drill", typed.book(run="['false']"))
+    assert (code, told["state"], told["outcome"]) == (106, "finished", "failed")
+    code, _, err = typed("drill", typed.book(run="['false']"))
+    assert code == 106
+    assert "[run-failed]" in err
+
+
+@pytest.mark.fault(47)
+def test_an_unfenced_source_is_107_and_force_is_told_first(typed: Typed) -> None:
+    place = typed.book(fence="")
+    code, told = typed.json("failover", place)
+    assert (code, told["outcome"]) == (107, "blocked")
+    code, out, _ = typed("run", "resume", told["run"], "--force", "--by", "ann")
+    assert code == 0
+    told_last = [line for line in out.splitlines() if "NOT FENCED" in line and "fence:shop" not in line]
+    assert told_last, out
+    code, told = typed.json("run", "show", told["run"])
+    assert told["unfenced"] == ["shop"]
+
+
+def test_an_approval_is_108_until_it_is_given_by_who_may(typed: Typed) -> None:
+    code, told = typed.json("failover", typed.book(before=ASK), "--no-wait")
+    assert (code, told["state"], told["waiting_for"]) == (108, "waiting", ["all.before.1"])
+    run = told["run"]
+    for by in ("", "bob"):
+        code, _, err = typed("approve", run, "--by", by)
+        assert code == 111, err
+    assert typed("approve", run, "--by", "ann")[0] == 0
+    code, told = typed.json("run", "resume", run)
+    assert (code, told["outcome"]) == (0, "completed")
+
+
+def test_an_aborted_run_frees_its_sources(typed: Typed) -> None:
+    place = typed.book(before=ASK)
+    run = typed.json("failover", place, "--no-wait")[1]["run"]
+    code, _, err = typed("drill", place)
+    assert code == 101, err
+    code, told = typed.json("abort", run, "--by", "ann")
+    assert (code, told["outcome"]) == (0, "aborted")
+    assert typed.json("drill", typed.book())[0] == 0
+
+
+def test_commit_and_rollback_of_what_is_not_there(typed: Typed) -> None:
+    for argv in (("commit", "nope"), ("rollback", "nope"), ("abort", "nope"), ("run", "show", "nope")):
+        assert typed(*argv)[0] == 102
+    code, told = typed.json("failback", typed.book())
+    assert (code, told["error"]) == (110, "run-state")
+
+
+def test_plan_prints_steps_points_and_time_and_touches_nothing(typed: Typed) -> None:
+    code, told = typed.json("plan", typed.book(), "--mode", "failover")
+    assert code == 0
+    assert [step["id"] for step in told["steps"]][:2] == ["declare", "fence:shop"]
+    assert told["points"]["shop"]["point"] == "1-53"
+    assert told["predicted_seconds"] > 0
+    assert typed.json("runs")[1] == []
+    assert typed("plan", typed.book(), "--mode", "sideways")[0] == 2
+
+
+def test_runs_lists_what_there_was(typed: Typed) -> None:
+    typed("drill", typed.book())
+    code, told = typed.json("runs")
+    assert (code, told[0]["mode"], told[0]["outcome"]) == (0, "drill", "completed")
+    code, out, _ = typed("runs")
+    assert "completed" in out
+
+
+def test_a_workload_that_would_not_find_its_disk_is_not_launched(
+    typed: Typed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--store", str(typed.directory / "store"), "--state", str(typed.directory / "state")]
+    assert main(app, ["drill", typed.book(), *given]) == 106
+    assert "export is missing" in capsys.readouterr().out
+
+
+COMMANDS = ("plan", "drill", "failover", "migrate", "failback", "reprotect", "runs", "approve", "abort", "commit")
+HELP = f"""
+import sys
+from drengine.cli.main import app
+from drengine.terminal import main
+for command in {[[each] for each in (*COMMANDS, "rollback")] + [["run", "show"], ["run", "resume"]]!r}:
+    assert main(app, [*command, "--help"]) == 0
+assert "numpy" not in sys.modules and "sqlalchemy" not in sys.modules
+"""
+
+
+def test_help_needs_neither_numpy_nor_a_database() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage") == len(COMMANDS) + 3
