@@ -84,6 +84,44 @@ PANELS = (
         ),
     ),
     Panel("Damaged ranges", "short", ((f"drengine_target_damaged_ranges{_BY_SOURCE}", "{{source}}"),), "stat"),
+    Panel(
+        "Age of the last drill",
+        "s",
+        (("max by (runbook) (drengine_orchestrator_last_drill_age_seconds)", "{{runbook}}"),),
+        "stat",
+    ),
+    Panel(
+        "Last drill passed",
+        "bool_yes_no",
+        (("min by (runbook) (drengine_orchestrator_last_drill_passed)", "{{runbook}}"),),
+        "stat",
+    ),
+    Panel("Runs by outcome", "short", (("drengine_orchestrator_runs", "{{runbook}}: {{mode}} {{outcome}}"),), "table"),
+    Panel(
+        "RTO, measured and promised",
+        "s",
+        (
+            ("drengine_orchestrator_rto_seconds", "{{runbook}}: {{mode}}"),
+            ("drengine_orchestrator_rto_objective_seconds", "{{runbook}}: promised"),
+        ),
+    ),
+    Panel(
+        "RPO, measured and promised",
+        "s",
+        (
+            ("drengine_orchestrator_rpo_seconds", "{{runbook}}: {{mode}}"),
+            ("drengine_orchestrator_rpo_objective_seconds", "{{runbook}}: promised"),
+        ),
+    ),
+    Panel(
+        "Runs that hold their sources, and fencing that failed",
+        "short",
+        (
+            ("drengine_orchestrator_runs_unfinished", "{{runbook}}: {{mode}} {{state}}"),
+            ("drengine_orchestrator_fencing_failures > 0", "{{runbook}}: not fenced"),
+        ),
+        "table",
+    ),
 )
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
 

@@ -65,7 +65,11 @@ def errors() -> str:
 def metrics() -> str:
     """docs/metrics.md"""
     parts = []
-    for title, module in (("Target", "drengine.target.metrics"), ("Agent", "drengine_agent.metrics")):
+    for title, module in (
+        ("Target", "drengine.target.metrics"),
+        ("Agent", "drengine_agent.metrics"),
+        ("Orchestrator", "drengine.console.metrics"),
+    ):
         found = [each for each in vars(importlib.import_module(module)).values() if isinstance(each, Family)]
         rows = "\n".join(
             f"| `{each.full_name}` | {each.kind.value} | {', '.join(each.labels) or 'none'} | {each.help} |"

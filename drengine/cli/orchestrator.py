@@ -22,13 +22,14 @@ def run(
     export: ExportOption = None,
 ) -> None:
     """Run the daemon in the foreground until SIGTERM. Failovers need it not: each command works without it."""
+    from drengine.console.metrics import serve_metrics  # noqa: PLC0415
     from drengine.console.serve import serve_rest  # noqa: PLC0415
     from drengine.failover.daemon import run_orchestrator  # noqa: PLC0415
     from drengine.telemetry import setup_logging  # noqa: PLC0415
 
     loaded = load_config(config, store, state, export)
     setup_logging(level=loaded.log_level, form=loaded.log_form)
-    raise typer.Exit(asyncio.run(run_orchestrator(loaded, (serve_rest,))))
+    raise typer.Exit(asyncio.run(run_orchestrator(loaded, (serve_rest, serve_metrics))))
 
 
 @app.command("check-config")

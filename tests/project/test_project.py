@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine.console.metrics import FAMILIES as ORCHESTRATOR_FAMILIES
 from drengine.model.errors import error_kinds
 from drengine.target.metrics import FAMILIES as TARGET_FAMILIES
 from drengine.telemetry import Family, Metrics
@@ -17,6 +18,7 @@ from drengine_agent.metrics import FAMILIES as AGENT_FAMILIES
 from tools import documents
 
 ROOT = Path(__file__).parent.parent.parent
+ALL_FAMILIES = {"target": TARGET_FAMILIES, "agent": AGENT_FAMILIES, "orchestrator": ORCHESTRATOR_FAMILIES}
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing: apt prometheus")
 
 
@@ -47,7 +49,7 @@ def test_an_exit_code_means_one_thing() -> None:
 
 
 @needs_promtool
-@pytest.mark.parametrize("families", [TARGET_FAMILIES, AGENT_FAMILIES], ids=["target", "agent"])
+@pytest.mark.parametrize("families", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_promtool_finds_nothing_to_say_about_the_metrics(families: tuple[Family, ...]) -> None:
     text = Metrics(families, lambda: ()).render()
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
@@ -68,7 +70,7 @@ def test_the_alerts_ring_when_they_should() -> None:
 
 
 def test_alerts_and_dashboard_name_only_metrics_that_exist() -> None:
-    known = {family.full_name for family in (*TARGET_FAMILIES, *AGENT_FAMILIES)}
+    known = {family.full_name for families in ALL_FAMILIES.values() for family in families}
     rules = (ROOT / "deploy/prometheus/drengine.rules.yml").read_text()
     board = json.loads((ROOT / "deploy/grafana/drengine.json").read_text())
     queries = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])

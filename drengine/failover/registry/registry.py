@@ -26,7 +26,7 @@ from drengine.failover.registry.tables import (
     runs,
     schedules,
 )
-from drengine.failover.registry.values import Party, StoredRunbook
+from drengine.failover.registry.values import Party, RunCount, StoredRunbook
 from drengine.failover.run import Event, JournalEntry, Lease, Outcome, Request, RequestKind, RunRecord, RunState
 from drengine.failover.runbook.errors import UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
@@ -161,6 +161,13 @@ class Registry:
             chosen = chosen.where(runs.c.state != RunState.FINISHED.value)
         with self._database.reading() as connection:
             return [_run_of(row) for row in connection.execute(chosen).mappings()]
+
+    def run_counts(self) -> list[RunCount]:
+        """How many runs there are of each runbook, mode, state and outcome."""
+        by = (runs.c.runbook, runs.c.mode, runs.c.state, runs.c.outcome)
+        with self._database.reading() as connection:
+            rows = connection.execute(select(*by, func.count()).group_by(*by).order_by(*by)).all()
+        return [RunCount(name, Mode(mode), RunState(state), Outcome(end), n) for name, mode, state, end, n in rows]
 
     def update_run(
         self,

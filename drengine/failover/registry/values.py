@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from drengine.control.messages import AgentReport, PartyKind
+from drengine.failover.run import Outcome, RunState
+from drengine.failover.runbook.values import Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +41,14 @@ class Party:
     release: str
     report: AgentReport | None
     reported_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunCount:
+    """How many runs are alike."""
+
+    runbook: str
+    mode: Mode
+    state: RunState
+    outcome: Outcome
+    count: int

@@ -1,0 +1,113 @@
+"""The orchestrator's metrics say what the registry holds, whoever did it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from drengine.config import Address
+from drengine.console.metrics import OrchestratorMetrics, serve_metrics
+from drengine.control.agents import NoAgents
+from drengine.failover.config import OrchestratorConfig
+from drengine.failover.daemon import Orchestrator
+from drengine.failover.registry import Registry
+from drengine.failover.run import Outcome, RunState
+from drengine.failover.session import Session
+from drengine.model.clock import ManualClock
+from tests.failover.engine.world import World
+from tests.failover.report.runs import BEGIN_NS, Story, drill, failover
+from tests.failover.report.test_report import keep_story
+
+
+def scraped(metrics: OrchestratorMetrics) -> dict[tuple[str, ...], float]:
+    text = metrics.metrics.render().decode()
+    return {
+        (sample.name.removeprefix("drengine_orchestrator_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    clock = ManualClock(BEGIN_NS)
+    registry = Registry.open(str(tmp_path / "registry"), clock=clock)
+    config = OrchestratorConfig(store=tmp_path, state=tmp_path, metrics=Address("127.0.0.1", 0))
+    return Session(config, registry, World(tmp_path / "world").site(clock), NoAgents(), "here")
+
+
+def kept(session: Session, story: Story, id: str) -> None:
+    story.run = replace(story.run, id=id)
+    keep_story(session.registry, story)
+    token = session.registry.acquire_lease(f"run:{id}", "x", 60).token
+    session.registry.update_run(id, token=token, finished_ns=story.run.finished_ns)
+
+
+def test_a_runbook_that_was_never_drilled_grows_old_from_the_moment_it_was_kept(session: Session) -> None:
+    metrics = OrchestratorMetrics(session)
+    assert not [key for key in scraped(metrics) if "drill" in key[0]]
+    story = drill()
+    session.registry.save_runbook("web-shop", story.text)
+    clock = session.site.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance(100)
+    found = scraped(metrics)
+    assert found["last_drill_age_seconds", "web-shop"] == 100
+    assert found["last_drill_passed", "web-shop"] == 0
+    assert found["rto_objective_seconds", "web-shop"] == 120
+    assert found["rpo_objective_seconds", "web-shop"] == 2
+    assert found["generation", "shop"] == 1
+
+
+def test_what_runs_measured_is_shown_beside_what_was_promised(session: Session) -> None:
+    metrics = OrchestratorMetrics(session)
+    story = drill()
+    kept(session, story, "20260101T000000-web-shop-0001")
+    clock = session.site.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance((story.run.finished_ns - BEGIN_NS) / 1e9 + 50)
+    found = scraped(metrics)
+    assert found["last_drill_age_seconds", "web-shop"] == pytest.approx(50, abs=0.01)
+    assert found["last_drill_passed", "web-shop"] == 1
+    assert found["rto_seconds", "drill", "web-shop"] == 15.6
+    assert found["rpo_seconds", "drill", "web-shop"] == 1.412
+    assert found["runs", "drill", "completed", "web-shop"] == 1
+    assert found["fencing_failures", "web-shop"] == 0
+
+
+@pytest.mark.fault(47)
+def test_forced_and_failed_fencing_is_counted_also_after_somebody_went_on(session: Session) -> None:
+    metrics = OrchestratorMetrics(session)
+    kept(session, failover(), "20260101T000000-web-shop-0001")
+    found = scraped(metrics)
+    assert found["fencing_failures", "web-shop"] == 1
+    story = Story(failover().run.mode)
+    story.step("declare")
+    story.step("data.before.1")
+    story.step("fence:db", ok=False, code="unfenced", message="not fenced")
+    story.run = replace(story.run, state=RunState.STOPPED, outcome=Outcome.BLOCKED)
+    kept(session, story, "20260101T000000-web-shop-0002")
+    found = scraped(metrics)
+    assert found["fencing_failures", "web-shop"] == 2
+    assert found["runs_unfinished", "failover", "web-shop", "stopped"] == 1
+    assert ("runs", "failover", "blocked", "web-shop") not in found
+    assert scraped(metrics) == found
+
+
+async def test_metrics_are_served_where_they_are_configured(session: Session) -> None:
+    import asyncio
+    import urllib.request
+
+    async with serve_metrics(Orchestrator(session)) as port:
+
+        def ask() -> bytes:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                return bytes(answer.read())
+
+        assert b'drengine_orchestrator_generation{source="shop"} 1.0' in await asyncio.to_thread(ask)
+    without = replace(session, config=replace(session.config, metrics=None))
+    async with serve_metrics(Orchestrator(without)) as port:
+        assert port == 0
