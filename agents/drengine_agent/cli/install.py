@@ -53,7 +53,7 @@ def install(
     said: Said | None = None
     if source or target or volumes or config is None:
         source, target, volumes = _asked(source, target, volumes, quiet=yes or json)
-        state = state_directory or (config.state_directory if config else default_state_directory(volumes))
+        state = state_directory or (config.state_directory if config else default_state_directory(volumes, root))
         given = {"certificate": certificate, "key": key, "ca": ca}
         tls = {name: path for name, path in given.items() if path is not None}
         said = Said(source, target, volumes, tracker, state.absolute(), tls, listen)

@@ -68,6 +68,16 @@ class RemoveEmpty:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckStopped:
+    """Nothing is removed under the feet of an agent that somebody else runs."""
+
+    state_directory: Path
+
+    def __str__(self) -> str:
+        return "check   that no agent runs"
+
+
+@dataclass(frozen=True, slots=True)
 class Untrack:
     """Remove the kernel's tracking of a source."""
 
@@ -88,7 +98,7 @@ class Run:
         return f"run     {' '.join(self.arguments)}"
 
 
-Act = MakeDirectory | WriteFile | MakeLink | Remove | RemoveEmpty | Untrack | Run
+Act = MakeDirectory | WriteFile | MakeLink | Remove | RemoveEmpty | CheckStopped | Untrack | Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -9,7 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drengine.model.errors import DrengineError
-from drengine_agent.install.acts import Act, MakeDirectory, MakeLink, Plan, Remove, RemoveEmpty, Run, Untrack, WriteFile
+from drengine_agent.errors import AGENT_RUNNING
+from drengine_agent.install.acts import (
+    Act,
+    CheckStopped,
+    MakeDirectory,
+    MakeLink,
+    Plan,
+    Remove,
+    RemoveEmpty,
+    Run,
+    Untrack,
+    WriteFile,
+)
 from drengine_agent.install.errors import INSTALL_FAILED
 from drengine_agent.install.places import within
 
@@ -51,12 +64,28 @@ def _perform(act: Act, root: Path) -> None:
             path = within(root, act.path)
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
+        case CheckStopped():
+            _check_stopped(act.state_directory)
         case Untrack():
             from drengine_agent.capture.ebpf.watch import Watch  # noqa: PLC0415 - only where there is something
 
             Watch.detach(act.source)
         case Run():
             _run(act)
+
+
+def _check_stopped(state_directory: Path) -> None:
+    """The agent holds a lock on its state directory while it lives."""
+    try:
+        handle = os.open(state_directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DrengineError(AGENT_RUNNING, "an agent that systemd did not start is running: stop it first") from error
+    finally:
+        os.close(handle)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

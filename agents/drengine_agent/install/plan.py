@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.model.errors import DrengineError
-from drengine_agent.install.acts import Act, MakeDirectory, MakeLink, Plan, Remove, RemoveEmpty, Run, Untrack, WriteFile
+from drengine_agent.install.acts import (
+    Act,
+    CheckStopped,
+    MakeDirectory,
+    MakeLink,
+    Plan,
+    Remove,
+    RemoveEmpty,
+    Run,
+    Untrack,
+    WriteFile,
+)
 from drengine_agent.install.errors import INSTALL_CONFLICT
 from drengine_agent.install.places import (
     CACHE,
@@ -101,6 +112,12 @@ def plan_install(wanted: Wanted, present: Present) -> Plan:
     if present.systemd == "installed" and not present.image:
         notes.append("systemd is not running here: the agent starts with the next boot")
     changed = any(each.path in (PROGRAM, UNIT, CONFIG) for each in files)
+    if (
+        present.systemd != "running"
+        and not present.image
+        and any(each.path == PROGRAM and each.replaces for each in files)
+    ):
+        notes.append("an agent that runs goes on with the old program until it is restarted")
     return Plan((*acts, *_start(wanted, present, changed=changed)), tuple(notes))
 
 
@@ -112,7 +129,7 @@ def plan_uninstall(present: Present, *, purge: bool) -> Plan:
     if present.systemd == "running" and not present.image and (UNIT in present.files or ENABLED in present.links):
         acts.append(Run(("systemctl", "stop", SERVICE)))
     if record.source and not present.image:
-        acts.append(Untrack(record.source))
+        acts += [CheckStopped(Path(record.state_directory)), Untrack(record.source)]
     if present.links.get(ENABLED) == ENABLED_TARGET:
         acts.append(Remove(ENABLED))
     for path in (UNIT, CONFIG):

@@ -98,6 +98,8 @@ def _doctor(
         show_report(report)
         print()
     if not report.ok:
+        if quiet:
+            emit_json({**shown, "done": False})
         failed = "; ".join(each.seen for each in report.findings if each.level == "fail")
         raise DrengineError(DOCTOR_REFUSES, f"nothing was installed: {failed}")
     return report

@@ -41,7 +41,7 @@ OOMScoreAdjust=-500
 Restart=on-failure
 RestartSec=5
 # Mistakes in the configuration, other disks under a volume's name, kernels that can't track: for a person to see.
-RestartPreventExitStatus=50 71 72 73 76 77 80 93
+RestartPreventExitStatus=50 71 72 73 76 78 80 93
 
 User=root
 UMask=0077

@@ -84,11 +84,13 @@ def wanted_from(said: Said | None, config: AgentConfig | None, *, start: bool) -
     return Wanted(__version__, source, state, program, said.config if said else None, unit.encode(), start=start)
 
 
-def default_state_directory(volumes: Mapping[str, Path]) -> Path:
+def default_state_directory(volumes: Mapping[str, Path], root: Path) -> Path:
     """Beside other services' state; on a server whose only disk is protected, in memory.
 
     Nothing is lost with it that a reboot would not cost anyhow: the kernel's tracking ends there, too.
     """
+    if root != Path("/"):
+        return STATE
     from drengine_agent.doctor.gather import place_of  # noqa: PLC0415 - brings the tracker with it
 
     return RUNTIME / "state" if place_of("state directory", STATE, volumes).on_volumes else STATE

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from drengine.model.errors import DrengineError
+from drengine_agent.errors import AGENT_RUNNING
 from drengine_agent.install import places
-from drengine_agent.install.acts import Plan, Run, Untrack, WriteFile
+from drengine_agent.install.acts import CheckStopped, Plan, Run, Untrack, WriteFile
 from drengine_agent.install.errors import INSTALL_CONFLICT
 from drengine_agent.install.perform import perform
 from drengine_agent.install.places import CONFIG, ENABLED, PROGRAM, RECORD, STATE, UNIT, Present, look, within
@@ -230,7 +231,24 @@ def test_a_removal_stops_first_and_takes_the_tracker_out_of_the_kernel(image: Pa
     running = Present(found.files, found.links, found.directories, found.record, "running", image=False)
     plan = plan_uninstall(running, purge=False)
     assert str(plan.acts[0]) == "run     systemctl stop drengine-agent.service"
-    assert plan.acts[1] == Untrack("shop")
+    assert plan.acts[1:3] == (CheckStopped(STATE), Untrack("shop"))
+
+
+def test_nothing_is_removed_while_an_agent_runs(image: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    install(image, FIRST)
+    before = tree(image)
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open("rb+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        acts = (CheckStopped(tmp_path), *plan_uninstall(look(image, OWN), purge=False).acts)
+        with pytest.raises(DrengineError) as refused:
+            perform(Plan(acts), image, told=lambda line: None)
+    assert refused.value.kind is AGENT_RUNNING
+    assert tree(image) == before
+    perform(Plan(acts), image, told=lambda line: None)
+    assert tree(image) != before
 
 
 def test_the_record_is_written_before_and_removed_after_what_it_names(image: Path) -> None:
