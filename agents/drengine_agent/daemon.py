@@ -16,6 +16,7 @@ from drengine.telemetry.endpoint import MetricsEndpoint
 from drengine.telemetry.notify import notify
 from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.control import ControlServer
+from drengine_agent.errors import STATE_DAMAGED
 from drengine_agent.metrics import AgentMetrics
 from drengine_agent.service import Agent
 
@@ -42,11 +43,21 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     try:
         if config.control.lease:
             notify("READY=1\nSTATUS=waiting for the broker before anything is served")
-            await remote.lease.begun()
+            await _first_lease(remote, at_broker)
         await _replicate(config, config_path, remote)
     finally:
         at_broker.cancel()
         await asyncio.gather(at_broker, return_exceptions=True)
+
+
+async def _first_lease(remote: RemoteControl, at_broker: asyncio.Task[None]) -> None:
+    begun = asyncio.create_task(remote.lease.begun())
+    try:
+        await asyncio.wait({begun, at_broker}, return_when=asyncio.FIRST_COMPLETED)
+        if at_broker.done():
+            raise DrengineError(STATE_DAMAGED, f"without control messages there is no lease: {at_broker.exception()}")
+    finally:
+        begun.cancel()
 
 
 def _control_ended(task: asyncio.Task[None]) -> None:

@@ -49,6 +49,7 @@ class Topic:
 
     def __post_init__(self) -> None:
         check_name(self.site, what="site")
+        check_name(self.name, what="party")
         if self.kind is not PartyKind.ORCHESTRATOR:
             check_party_name(self.name)
 
