@@ -82,12 +82,12 @@ async def begin(
     return await watched(session, run, wait=wait, json=json)
 
 
-async def watched(session: Session, run: RunRecord, *, wait: bool, json: bool) -> RunRecord:
+async def watched(session: Session, run: RunRecord, *, wait: bool, json: bool, patient: bool = False) -> RunRecord:
     """Carry a run out, shown live at a terminal, line by line elsewhere."""
     from drengine.cli.live import view  # noqa: PLC0415
 
     with view(run, quiet=json) as watch:
-        return await session.execute(run, wait=wait, watch=watch)
+        return await session.execute(run, wait=wait, watch=watch, patient=patient)
 
 
 def tell_end(session: Session, run: RunRecord, *, json: bool, fine: tuple[str, ...] = ("completed",)) -> None:

@@ -80,7 +80,7 @@ def resume(
     async def work(session: Session) -> None:
         who = session.config.operator_name(by)
         record = await asyncio.to_thread(lambda: ask_resume(session, run, who, force=force, done=done))
-        record = await watched(session, record, wait=wait, json=json)
+        record = await watched(session, record, wait=wait, json=json, patient=True)
         tell_end(session, record, json=json)
 
     in_session(load_config(config, store, state, export), work)

@@ -66,7 +66,7 @@ class Orchestrator:
 
     async def _execute(self, run: RunRecord) -> None:
         try:
-            ended = await self.session.execute(run)
+            ended = await self.session.execute(run, patient=True)
         except DrengineError as error:
             log.error("%s of %s was interrupted: %s", run.mode.value, run.runbook, error, extra={"run": run.id})  # noqa: TRY400
         except Exception:

@@ -134,14 +134,19 @@ class Executor:
         self._run: RunRecord
         self._last: Snapshot
 
-    async def execute(self, run: str, *, wait: bool = True) -> RunRecord:
+    async def execute(self, run: str, *, wait: bool = True, patience_seconds: float = 0.0) -> RunRecord:
         """Work on a run until it is finished, stopped, or (unless `wait`) only waits for people.
+
+        Args:
+            run: which.
+            wait: for approvals.
+            patience_seconds: how long to wait for the lease of an executor that may be dead.
 
         Raises:
             DrengineError: LEASE_HELD, LEASE_LOST, UNKNOWN_RUN; those of the registry.
         """
-        self._lease = await asyncio.to_thread(
-            self._registry.acquire_lease, f"run:{run}", self._owner, self._lease_seconds
+        self._lease = await self._insist(
+            patience_seconds, self._registry.acquire_lease, f"run:{run}", self._owner, self._lease_seconds
         )
         working = asyncio.create_task(self._work(run, wait))
         keeping = asyncio.create_task(self._keep_lease())
@@ -345,29 +350,31 @@ class Executor:
             await clock.sleep(self._lease_seconds / 3)
             if clock.monotonic() >= until:
                 log.warning("slept past the lease", extra={"lease": self._lease.name})
-            self._lease = await self._insist(self._registry.renew_lease, self._lease, self._lease_seconds)
+            self._lease = await self._insist(
+                self._lease_seconds, self._registry.renew_lease, self._lease, self._lease_seconds
+            )
             until = clock.monotonic() + self._lease_seconds
 
     async def _note(self, payload: Mapping[str, Any]) -> None:
         await self._append(JournalEntry("", Event.DECISION, 0, self._now_ns(), payload))
 
     async def _append(self, entry: JournalEntry) -> None:
-        seq = await self._insist(self._registry.append, self._run.id, self._lease.token, entry)
+        seq = await self._insist(self._lease_seconds, self._registry.append, self._run.id, self._lease.token, entry)
         self._entries.append(replace(entry, seq=seq))
 
-    async def _insist(self, ask: Callable[..., T], *arguments: Any) -> T:
-        """Ask the registry again while it is away for a moment, but no longer than a lease lasts.
+    async def _insist(self, seconds: float, ask: Callable[..., T], *arguments: Any) -> T:
+        """Ask the registry again for so long while it is away for a moment, or somebody's lease is not over.
 
         An entry that was written although the answer got lost is then written twice: it says the same twice.
         """
-        until = self._site.clock.monotonic() + self._lease_seconds
+        until = self._site.clock.monotonic() + seconds
         while True:
             try:
                 return await asyncio.to_thread(ask, *arguments)
             except DrengineError as error:
-                if not error.kind.retryable or self._site.clock.monotonic() > until:
+                if not error.kind.retryable or self._site.clock.monotonic() >= until:
                     raise
-                log.warning("the registry does not answer: %s", error.message)
+                log.info("asking the registry again: %s", error.message)
             await self._site.clock.sleep(self._poll_seconds)
 
     async def _set(self, state: RunState, outcome: Outcome, reason: str) -> None:

@@ -37,6 +37,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.store import Store
 
 RUN_LABEL = "run:"
+LEASE_MARGIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,17 @@ class Session:
         return run
 
     async def execute(
-        self, run: RunRecord, *, wait: bool = True, watch: Watcher = lambda run, snapshot, decision: None
+        self,
+        run: RunRecord,
+        *,
+        wait: bool = True,
+        watch: Watcher = lambda run, snapshot, decision: None,
+        patient: bool = False,
     ) -> RunRecord:
-        """Carry a run out, or go on with it, and keep its report; see Executor.execute."""
+        """Carry a run out, or go on with it, and keep its report; see Executor.execute.
+
+        `patient`: whoever had it before may be dead, so its lease is waited for.
+        """
         executor = Executor(
             self.registry,
             self.site,
@@ -104,7 +113,8 @@ class Session:
             lease_seconds=self.config.lease,
             watch=watch,
         )
-        ended = await executor.execute(run.id, wait=wait)
+        patience_seconds = self.config.lease + LEASE_MARGIN_SECONDS if patient else 0.0
+        ended = await executor.execute(run.id, wait=wait, patience_seconds=patience_seconds)
         await keep_report_of(self.registry, self.config.reports, run.id, self.site.clock.now_ns())
         return ended
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,33 @@ def test_a_workload_that_would_not_find_its_disk_is_not_launched(
     given = ["--store", str(typed.directory / "store"), "--state", str(typed.directory / "state")]
     assert main(app, ["drill", typed.book(), *given]) == 106
     assert "export is missing" in capsys.readouterr().out
+
+
+@pytest.mark.fault(57)
+def test_a_killed_command_is_resumed_by_another_once_its_lease_is_over(typed: Typed) -> None:
+    hanging = f"then: [{{command: [sh, -c, 'test -e {typed.directory}/go || sleep 600'], timeout: 60s}}]"
+    place = typed.book(before=hanging)
+    config = typed.directory / "orchestrator.toml"
+    config.write_text('store = "/"\nlease = "2s"\n')
+    given = ["--store", str(typed.directory / "store"), "--state", str(typed.directory / "state")]
+    given += ["--export", f"unix:{typed.directory / 'nbd.sock'}", "--config", str(config)]
+    program = [sys.executable, "-m", "drengine.cli.main", "failover", place, *given]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=marked(typed)) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        run = next(lines).split()[-1]
+        assert any("launch:shop: done" in line for line in lines)
+        process.kill()
+    (typed.directory / "go").touch()
+    code, told = typed.json("run", "resume", run, "--config", str(config))
+    assert (code, told["outcome"]) == (0, "completed")
+    assert {step["id"]: step["attempt"] for step in told["steps"]}["promote:shop"] == 1
+    assert len(find_marked("WHOSE", str(typed.directory))) >= 1
+
+
+def marked(typed: Typed) -> dict[str, str]:
+    """Everything that is started carries a mark by which it is found in the end."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WHOSE": str(typed.directory)}
 
 
 COMMANDS = ("plan", "drill", "failover", "migrate", "failback", "reprotect", "runs", "approve", "abort", "commit")
