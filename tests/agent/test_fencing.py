@@ -63,6 +63,7 @@ async def test_a_fenced_source_cuts_its_clients_off_and_serves_and_ships_nothing
     for _ in range(2):
         async with running(config, replica) as agent:
             assert agent.is_fenced and is_refused(config)
+            assert agent.capture.server is None, "a server that only holds its clients back"
             await asyncio.sleep(0.05)
             assert replica.sessions == sessions
     async with running(config, replica) as agent:
@@ -75,7 +76,8 @@ async def test_a_fenced_source_cuts_its_clients_off_and_serves_and_ships_nothing
 
 
 async def test_a_write_that_waits_for_the_target_is_never_called_done_by_a_fence(tmp_path: Path) -> None:
-    config = configured(tmp_path, nbd={"listen": f"unix:{tmp_path}/n.sock", "journal": "4MiB", "protocol": "sync"})
+    nbd = {"listen": f"unix:{tmp_path}/n.sock", "journal": "4MiB", "protocol": "sync", "sync_fallback": "1h"}
+    config = configured(tmp_path, nbd=nbd, point_interval="1h")
     replica = Replica()
     async with running(config, replica) as agent:
         await until(lambda: replica.points)
