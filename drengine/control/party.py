@@ -32,7 +32,7 @@ from drengine.model.errors import DrengineError
 
 log = logging.getLogger("drengine.control")
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 REPORTS_REMEMBERED = 64
 GOODBYE_SECONDS = 1.0
 
@@ -92,7 +92,7 @@ class Party:
             client_id=f"{kind}-{name}-{self._instance[:8]}",
             filters=[str(self._topics[leaf]) for leaf in (Leaf.COMMAND, Leaf.PRESENCE, Leaf.REPORT)],
             receive=self._receive,
-            greeting=lambda: [self._presence(online=True), self._next_report()],
+            greeting=lambda: [self._presence(online=True), self._next_report(self._report())],
             will=self._presence(online=False),
             clock=clock,
             random=random,
@@ -130,7 +130,7 @@ class Party:
         last: tuple[object, ...] = ()
         last_at = 0.0
         while True:
-            await self._clock.sleep(LOOK_SECONDS)
+            await self._clock.sleep(min(LOOK_SECONDS, self._report_seconds))
             if not self.link.is_connected:
                 continue
             report, now = self._report(), self._clock.monotonic()
@@ -138,15 +138,15 @@ class Party:
             if essence != last or now - last_at >= self._report_seconds:
                 last, last_at = essence, now
                 with contextlib.suppress(DrengineError):
-                    await self.link.publish(self._next_report())
+                    await self.link.publish(self._next_report(report))
 
-    def _next_report(self) -> Message:
+    def _next_report(self, report: AgentReport) -> Message:
         self._sequence += 1
         self._sent_at[self._sequence] = self._clock.monotonic()
         if len(self._sent_at) > REPORTS_REMEMBERED:
             del self._sent_at[min(self._sent_at)]
         report = msgspec.structs.replace(
-            self._report(),
+            report,
             name=self._name,
             kind=self._kind,
             at_ns=self._clock.now_ns(),
