@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine_agent.install.errors import PYTHON_UNSUPPORTED
 from tests.agent.install.onefile import build_here
 from tools.onefile import pack, requirements, without_sections
 
@@ -154,11 +155,11 @@ def test_a_python_that_is_too_old_is_told_so(start: Start) -> None:
         pytest.skip("there is no older Python on this machine")
     for python in olds:
         done = start("doctor", python=python)
-        assert done.returncode == 93, done.stderr
+        assert done.returncode == PYTHON_UNSUPPORTED.exit_code, done.stderr
         assert len(done.stderr.splitlines()) == 2
-        assert "[python-unsupported]" in done.stderr
+        assert f"[{PYTHON_UNSUPPORTED.id}]" in done.stderr
         told = json.loads(start("doctor", "--json", python=python).stderr)
-        assert (told["error"], told["exit_code"]) == ("python-unsupported", 93)
+        assert (told["error"], told["exit_code"]) == (PYTHON_UNSUPPORTED.id, PYTHON_UNSUPPORTED.exit_code)
 
 
 def test_started_by_its_name_it_finds_a_python_or_says_that_there_is_none(agent: Path, tmp_path: Path) -> None:

@@ -144,10 +144,6 @@ def test_a_link_in_a_files_place_is_refused(image: Path, path: Path, tmp_path: P
     assert victim.read_text() == "x"
 
 
-class PowerCutError(Exception):
-    """The plan ends here."""
-
-
 @pytest.mark.parametrize("wanted", [FIRST, SECOND], ids=["install", "upgrade"])
 def test_cut_off_after_any_act_the_same_command_finishes_and_uninstall_leaves_nothing(
     wanted: Wanted, image: Path, tmp_path: Path
