@@ -74,7 +74,7 @@ def initial_runbook(name: str, sources: Sequence[KnownSource], *, driver: str) -
             f"  - name: {_text(source.name)}",
             f"    sources: [{_text(source.name)}]",
             "    # before:   # steps before its servers start; those of the first wave come before anything is fenced",
-            "    #   - approval: {prompt: Start the failover?}",
+            '    #   - approval: {prompt: "Start the failover?"}',
             "    # then:   # steps after they have started",
             f'    #   - http: {{url: "http://${{{source.name}.address}}/health", contains: ok}}',
         ]

@@ -184,7 +184,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     start: list[str] = []
     """Starts it there again after a failback."""
     point: str = "latest"
-    """Recovery point: `latest`, an id, or `before:2026-11-23T10:00:00Z`; --point goes before it."""
+    """Recovery point: `latest`, a time (the newest at or before it), an id, or its label; --point goes before it."""
 
 
 class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -44,7 +44,7 @@ waves:
     sources: [db]
     before:
       - name: May we?
-        approval: {prompt: Start the failover of the shop?, by: [ann, ben]}
+        approval: {prompt: "Start the failover of the shop?", by: [ann, ben]}
         modes: [failover]
       - notify: {url: "https://chat.example/hook"}
     then:

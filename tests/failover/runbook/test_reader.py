@@ -106,7 +106,7 @@ CASES = {
     "a port that is none": ("port: 5432", "port: 70000", "bad-value", 11, 44, "65535"),
     "a reference to nobody": ("${db.address}", "${bd.address}", "bad-reference", 11, 21, "db.address"),
     "a reference that is none": ("${db.address}", "${HOME}", "bad-reference", 11, 21, "SOURCE.KEY"),
-    "a point that can't be": ("    fence:", "    point: yesterday\n    fence:", "bad-point", 5, 12, "latest"),
+    "a point that can't be": ("    fence:", "    point: before:yesterday\n    fence:", "bad-point", 5, 12, "latest"),
     "no schedule": ("name: shop", "name: shop\nschedule: every day", "bad-schedule", 3, 11, "Five fields"),
     "a schedule that never is": ("name: shop", 'name: shop\nschedule: "61 3 * * *"', "bad-schedule", 3, 11, ""),
     "an approval by nobody": (
