@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from drengine.failover.errors import RUN_STATE
+from drengine.failover.plan import HOME
 from drengine.failover.points import select_point
 from drengine.failover.runbook.values import Mode
 from drengine.failover.steps.errors import LAUNCH_SETTINGS
@@ -13,8 +14,6 @@ from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, Ste
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.store.branches import BranchInfo
-
-HOME = (Mode.REPROTECT, Mode.FAILBACK)
 
 
 class DeclareStep:
@@ -58,6 +57,7 @@ def _facts(source: str, context: StepContext) -> dict[str, Any]:
         "generation": info.generation,
         "branch": info.active_branch,
         "origin": origin,
+        "represented_ns": report.at_ns - int(report.lag_seconds * 1e9) if report else 0,
         "sign_ns": max([report.at_ns if report else 0, *received]),
         "online": context.site.agents.is_online(source),
     }
@@ -75,7 +75,7 @@ def _origin(branches: Mapping[int, BranchInfo], active: BranchInfo, generation: 
 
 def _launch_of(context: StepContext, source: str) -> dict[str, Any]:
     earlier = context.options.get("launches", {}).get(source)
-    if earlier:
+    if earlier and context.mode in HOME:
         return {"driver": earlier["driver"], "settings": earlier["settings"]}
     launch = context.runbook.sources[source].launch
     return {

@@ -28,12 +28,17 @@ class ChoosePointStep:
 
     async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
         """See StepHandler."""
-        point = await in_thread(lambda: _point(step, context))
+        point, newest = await in_thread(lambda: _point(step, context))
         declared = context.results["declare"]
+        facts = declared["sources"][step.source]
+        # The agent says until when the newest point showed all of a source that wrote nothing since.
+        shown_ns = (
+            max(point.time_ns, min(facts.get("represented_ns", 0), declared["declared_ns"])) if newest else point.time_ns
+        )
         data = describe_point(point) | loss(
-            point.time_ns,
+            shown_ns,
             declared["declared_ns"],
-            declared["sources"][step.source]["sign_ns"],
+            facts["sign_ns"],
             evidence=context.results.get(f"fence:{step.source}", {}).get("evidence", ""),
             quiesced="from" in step.settings,
         )
@@ -54,20 +59,20 @@ def describe_point(point: RecoveryPoint) -> dict[str, Any]:
     }
 
 
-def loss(time_ns: int, declared_ns: int, sign_ns: int, *, evidence: str, quiesced: bool) -> dict[str, Any]:
-    """How much was written after the point, at most, in seconds, and how that is known.
+def loss(shown_ns: int, declared_ns: int, sign_ns: int, *, evidence: str, quiesced: bool) -> dict[str, Any]:
+    """How much was written after the moment that the point shows, at most, in seconds, and how that is known.
 
     A source that still answered when it was fenced may have written until then; one that was dead by then wrote
     nothing after the next sign of life would have been due; one that was stopped before its last point was cut has
     lost nothing.
     """
-    since_declared = max(0.0, (declared_ns - time_ns) / 1e9)
+    since_declared = max(0.0, (declared_ns - shown_ns) / 1e9)
     if quiesced:
         seconds, known = 0.0, "the source was stopped before its last point was cut"
     elif evidence == "agent" or not 0 < sign_ns < declared_ns:
         seconds, known = since_declared, "from the point to the declaration"
     else:
-        seconds = min(since_declared, max(0.0, (sign_ns - time_ns) / 1e9) + SIGN_SECONDS)
+        seconds = min(since_declared, max(0.0, (sign_ns - shown_ns) / 1e9) + SIGN_SECONDS)
         known = f"from the point to {SIGN_SECONDS:g} s after the source's last sign of life"
     return {
         "rpo_seconds": round(seconds, 6),
@@ -76,13 +81,15 @@ def loss(time_ns: int, declared_ns: int, sign_ns: int, *, evidence: str, quiesce
     }
 
 
-def _point(step: PlannedStep, context: StepContext) -> RecoveryPoint:
+def _point(step: PlannedStep, context: StepContext) -> tuple[RecoveryPoint, bool]:
+    """The point, and whether it is the source's newest."""
     store = context.site.store
     origin = step.settings.get("from")
     if origin is None:
-        return select_point(store, step.source, step.settings["point"])
+        chosen = select_point(store, step.source, step.settings["point"])
+        return chosen, chosen == select_point(store, step.source, "latest")
     quiesced: Mapping[str, Any] = context.results[origin]
     point = point_named(store, step.source, quiesced["point"])
     if point is None:
         raise DrengineError(RUN_STATE, f"the last point {quiesced['point']} of {step.source!r} is not in the store")
-    return point
+    return point, False
