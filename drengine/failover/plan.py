@@ -4,6 +4,7 @@ The shapes (``s`` is each source; docs/failover.md draws them):
 
 drill      declare, gate, choose-point:s, branch:s, waves(launch:s), then always stop-workload:s, drop-branch:s
 failover   declare, gate, fence:s, [all fenced] choose-point:s, promote:s, [all promoted] waves(launch:s)
+           where s runs here already, after an earlier failover, that is stopped instead of fencing the source
 migration  the same with quiesce-source:s before fence:s
 reprotect  declare, fence:s, preserve:s, reverse:s
 failback   as reprotect, gate, quiesce-recovered:s (last wave first), reverse-last:s, [all] hand-back:s,
@@ -15,11 +16,11 @@ The gate is what the runbook puts before its first waves: an approval there come
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from drengine.config import parse_duration
+from drengine.failover.actions import ACTIONS, action_of, planned_action
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Step, Wave
 from drengine.failover.steps.step import PlannedStep, StepKind
 
@@ -38,16 +39,7 @@ SHIPPING_SECONDS = 6 * 86400.0
 
 SWITCH_SECONDS = 3600.0
 
-_ACTIONS = (
-    StepKind.APPROVAL,
-    StepKind.WAIT,
-    StepKind.COMMAND,
-    StepKind.HTTP,
-    StepKind.TCP,
-    StepKind.SQL,
-    StepKind.DNS,
-    StepKind.NOTIFY,
-)
+HOME = (Mode.REPROTECT, Mode.FAILBACK)
 UNDO = "undo."
 """Begins the ids of a rollback's steps."""
 
@@ -86,6 +78,11 @@ def plan_rollback(
     elif mode is Mode.FAILBACK:
         planner.undo_failback(frozenset(begun))
     return tuple(planner.steps)
+
+
+def can_roll_back(mode: Mode, options: Mapping[str, Any]) -> bool:
+    """Not a failover of what was failed over already: what it would have to put in charge again is no source."""
+    return mode in HOME or not options.get("launches")
 
 
 def sources_of(runbook: Runbook) -> tuple[str, ...]:
@@ -145,7 +142,11 @@ class _Planner:
         if planned:
             # A server that others depend on is stopped last.
             gate = self._in_waves_reversed(gate, self._quiesce_source)
-        fenced = tuple(self._fence(source, gate) for source in self._sources)
+        earlier = self._options.get("launches", {})
+        fenced = tuple(
+            self._stop_workload(source, gate) if source in earlier else self._fence(source, gate)
+            for source in self._sources
+        )
         promoted = tuple(
             self._add(
                 StepKind.PROMOTE,
@@ -253,7 +254,7 @@ class _Planner:
         def relaunch(source: str, needs: tuple[str, ...]) -> str | None:
             return self._launch(source, needs) if f"quiesce-recovered:{source}" in begun else None
 
-        self._waves(relaunch, mode=Mode.FAILOVER, without=tuple(_ACTIONS))
+        self._waves(relaunch, mode=Mode.FAILOVER, without=ACTIONS)
 
     def _declare(self) -> str:
         settings = {"sources": list(self._sources)}
@@ -296,7 +297,7 @@ class _Planner:
             "settings": {**launch.settings, **(launch.drill if isolated else {})},
             "hydrate": launch.hydrate and not isolated,
             "isolated": isolated,
-            **self._earlier(source),
+            **(self._earlier(source) if self._mode in HOME else {}),
         }
         return self._add(
             StepKind.LAUNCH,
@@ -409,7 +410,10 @@ class _Planner:
             kind, action = action_of(step)
             if (mode or self._mode) in step.modes and kind not in without:
                 id = f"{self._prefix}{wave.name}.{place}.{number}"
-                self.steps.append(_custom(id, step, kind, action, wave.name, needs))
+                planned = planned_action(id, step, kind, action, wave.name, needs)
+                if planned.on_failure is OnFailure.ROLLBACK and not can_roll_back(self._mode, self._options):
+                    planned = replace(planned, on_failure=OnFailure.STOP)
+                self.steps.append(planned)
                 needs = (id,)
         return needs
 
@@ -436,53 +440,3 @@ class _Planner:
         values: dict[str, Any] = {"timeout_seconds": QUICK_SECONDS, "wave": wave, **more}
         self.steps.append(PlannedStep(id=id, kind=kind, title=title, needs=needs, source=source, **values))
         return id
-
-
-def action_of(step: Step) -> tuple[StepKind, Any]:
-    """Which kind of step a runbook's step is, and its action as it was written.
-
-    Raises:
-        ValueError: it has none (a checked runbook's steps have exactly one).
-    """
-    for kind in _ACTIONS:
-        action = getattr(step, kind.value)
-        if action is not None:
-            return kind, action
-    raise ValueError("a step without an action")
-
-
-def _custom(id: str, step: Step, kind: StepKind, action: Any, wave: str, needs: tuple[str, ...]) -> PlannedStep:
-    return PlannedStep(
-        id=id,
-        kind=kind,
-        title=step.name or _told(kind, action),
-        needs=needs,
-        wave=wave,
-        settings={kind.value: msgspec.to_builtins(action)},
-        # Waiting is what this kind is for: its time limit is its own length.
-        timeout_seconds=parse_duration(action) + QUICK_SECONDS if step.wait else parse_duration(step.timeout),
-        retries=step.retries,
-        every_seconds=parse_duration(step.every),
-        critical=step.critical,
-        on_failure=OnFailure.CONTINUE if not step.critical else step.on_failure,
-    )
-
-
-def _told(kind: StepKind, action: Any) -> str:
-    match kind:
-        case StepKind.APPROVAL:
-            return f"approval: {action.prompt}"
-        case StepKind.WAIT:
-            return f"wait {action}"
-        case StepKind.COMMAND:
-            return f"run {action[0]}"
-        case StepKind.HTTP:
-            return f"check {action.url}"
-        case StepKind.TCP:
-            return f"check {action.host}:{action.port}"
-        case StepKind.SQL:
-            return "check by SQL"
-        case StepKind.DNS:
-            return f"point {action.name} to {', '.join(action.values)}"
-        case _:
-            return "notify"

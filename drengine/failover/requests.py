@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drengine.failover.errors import BAD_APPROVAL, RUN_ABORTED, RUN_FAILED, RUN_STATE, RUN_WAITING, UNFENCED
 from drengine.failover.executor import FORCE
+from drengine.failover.plan import can_roll_back
 from drengine.failover.run import Outcome, Request, RequestKind, RunRecord, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.failover.session import Session
@@ -92,6 +93,10 @@ def check_rollback(session: Session, run: RunRecord, snapshot: Snapshot) -> None
         raise DrengineError(RUN_STATE, f"run {run.id} was committed: the way home is a failback")
     if run.state is RunState.FINISHED and run.mode not in FORWARD:
         raise DrengineError(RUN_STATE, f"run {run.id} is finished: fail over again instead")
+    if not can_roll_back(run.mode, run.options):
+        raise DrengineError(
+            RUN_STATE, f"run {run.id} failed over what was failed over already: the way home is a failback"
+        )
     later = [
         other.id
         for other in session.registry.runs()

@@ -22,7 +22,7 @@ from drengine.failover.drivers.available import available_drivers, load_driver
 from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.executor import Executor, Watcher
-from drengine.failover.plan import sources_of
+from drengine.failover.plan import HOME, sources_of
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import keep_report_of
 from drengine.failover.run import RunRecord, new_run_id
@@ -123,18 +123,30 @@ class Session:
         return observe(self.registry.entries(run), self.registry.requests(run), (), self.site.clock.now_ns())
 
     def earlier_launches(self, mode: Mode, book: Runbook) -> dict[str, Any]:
-        """For the way home: what runs now on each source's promoted branch, as the run that launched it knew it."""
-        if mode not in (Mode.REPROTECT, Mode.FAILBACK):
+        """What runs now on each source's promoted branch, as the run that launched it knew it.
+
+        The way home starts from there; another failover has to stop it first.
+
+        Raises:
+            DrengineError: RUN_STATE when there is no way home, or none is needed, in this mode.
+        """
+        if mode is Mode.DRILL:
             return {}
-        return {"launches": {source: self._earlier_launch(book, source) for source in sources_of(book)}}
+        found = {source: self._earlier_launch(book, source) for source in sources_of(book)}
+        here = {source: launch for source, launch in found.items() if launch}
+        for source in found:
+            if mode in HOME and source not in here:
+                raise DrengineError(RUN_STATE, f"{source!r} is not failed over: it is in charge itself")
+            if mode is Mode.MIGRATION and source in here:
+                raise DrengineError(RUN_STATE, f"{source!r} is failed over already: fail it back first")
+        return {"launches": here} if here else {}
 
     def _earlier_launch(self, book: Runbook, source: str) -> dict[str, Any]:
+        """Empty where the source is in charge itself."""
         info = self.site.store.source(source)
         branch = next(each for each in self.site.store.branches(source) if each.number == info.active_branch)
         if branch.role != "promoted" or branch.label.count(":") > 1:
-            raise DrengineError(
-                RUN_STATE, f"{source!r} is not failed over: it writes generation {info.generation} itself"
-            )
+            return {}
         id = branch.label.removeprefix(RUN_LABEL)
         launch = self._launching_runbook(id, book).sources.get(source, book.sources[source]).launch
         return {

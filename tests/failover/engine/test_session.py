@@ -215,3 +215,30 @@ def test_a_damaged_point_is_passed_over_by_name_and_refused_by_id(world: World) 
     with pytest.raises(DrengineError) as caught:
         select_point(world.store, "shop", f"1-{row.sequence}")
     assert caught.value.kind is DAMAGED
+
+
+async def test_what_was_failed_over_fails_over_again_only_after_what_ran_here_was_stopped(
+    session: Session, world: World, tmp_path: Path
+) -> None:
+    place = write_book(tmp_path)
+    first = await session.execute(begin(session, Mode.FAILOVER, place))
+    (instance,) = world.driver.running
+    world.driver.write(instance, 3, b"x" * BLOCK)
+    second = await session.execute(begin(session, Mode.FAILOVER, place))
+    assert (first.outcome, second.outcome) == (Outcome.COMPLETED, Outcome.COMPLETED)
+    assert len(world.driver.running) == 1
+    assert instance not in world.driver.running
+    assert world.store.source("shop").generation == 3
+    world.judge.verdict()
+    with pytest.raises(DrengineError) as caught:
+        ask_rollback(session, second.id, "ann")
+    assert caught.value.kind is RUN_STATE
+    with pytest.raises(DrengineError) as caught:
+        begin(session, Mode.MIGRATION, place)
+    assert caught.value.kind is RUN_STATE
+    home = await session.execute(begin(session, Mode.FAILBACK, place))
+    assert home.outcome is Outcome.COMPLETED
+    source = world.sources["shop"]
+    assert source.serving
+    assert source.disk[3 * BLOCK : 4 * BLOCK] == b"x" * BLOCK
+    world.judge.verdict()
