@@ -12,6 +12,8 @@ from drengine.model.points import PointKind, VolumeGeometry
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.capture.backing import Volume, boot_id
 from drengine_agent.capture.beneath import beneath, identity
+from drengine_agent.capture.ebpf.layout import BLOCK_BYTES
+from drengine_agent.capture.ebpf.program import COPIES
 from drengine_agent.capture.ebpf.tracker import EbpfTracker
 from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.live import LiveVolume, ReadLimit
@@ -35,6 +37,7 @@ class Capture:
     Attributes:
         readers: how the pipeline reads them, where that is another way than the volumes' own.
         request_round: begin a round of scanning now; None for trackers that are live.
+        request_cut: force a cut soon if the operator allows it; None for trackers that need no forcing.
         check: look whether the volumes are still what they were.
         details: figures of this tracker for `status` and metrics.
         make_server: makes what serves the volumes, its clients held back or not; None if they are not ours to serve.
@@ -47,6 +50,7 @@ class Capture:
     check: Callable[[], None]
     details: Callable[[], dict[str, object]]
     request_round: Callable[[], None] | None = None
+    request_cut: Callable[[], None] | None = None
     make_server: Callable[[bool], TapServer] | None = None
     server: TapServer | None = None
     readers: Mapping[int, LiveVolume] | None = None
@@ -184,6 +188,7 @@ def _open_ebpf(config: AgentConfig, volumes: dict[int, Volume], clock: Clock, st
     def details() -> dict[str, object]:
         counts, seen = tracker.counts, tracker.statistics()
         return {
+            "dirty_blocks": tracker.backlog_bytes() // BLOCK_BYTES,
             "dirty_bytes": tracker.backlog_bytes(),
             "cut_kinds": [kind.value for kind in policy.kinds],
             "cuts_failed": dict(counts.failed),
@@ -192,11 +197,16 @@ def _open_ebpf(config: AgentConfig, volumes: dict[int, Volume], clock: Clock, st
             "freeze_seconds_longest": counts.freeze_seconds_longest,
             "direct_read_bytes": limit.read_bytes,
             "read_waited_seconds": limit.waited_seconds,
-            "tracker_events": seen.counted if seen else 0,
+            "tracker_events": seen.counted // COPIES if seen else 0,
+            "tracker_runs": seen.run_count if seen else 0,
+            "tracker_run_seconds": seen.run_ns / 1e9 if seen else 0.0,
             "tracker_runs_missed": seen.runs_missed if seen else 0,
+            "tracker_healed": seen.healed if seen else 0,
+            "tracker_passed_out": seen.passed_out if seen else 0,
+            "tracker_passed_in": seen.passed_in if seen else 0,
         }
 
-    return Capture(tracker, volumes, None, check, details, readers=readers)
+    return Capture(tracker, volumes, None, check, details, request_cut=tracker.request_cut, readers=readers)
 
 
 def _explain(doubt: str, state: AgentState) -> str:

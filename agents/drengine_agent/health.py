@@ -10,6 +10,19 @@ BEHIND_SECONDS = 5.0
 """Up to here a continuous source with a backlog is still called CONTINUOUS: work in flight isn't a condition."""
 
 
+STALL_REASONS = frozenset({"read-error", "no-cut", "busy", "freeze-refused", "freeze-too-long", "hook-failed"})
+"""What a tracker says that keeps points from being cut while the session stands."""
+
+RESCAN_REASONS = frozenset(
+    {
+        "operator", "unclean-stop", "rebooted", "journal-full", "journal-damaged", "index-lost", "epoch-changed",
+        "geometry-changed", "untracked", "tracking-lost", "tracker-version", "passthrough", "changed-outside",
+        "read-error",
+    }
+)  # fmt: skip
+"""Why everything may have to be compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the service knows at one moment. Empty texts mean "no".

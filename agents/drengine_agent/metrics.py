@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from drengine.model.points import PointKind
 from drengine.model.states import REASONS, ReplicationState
 from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
-from drengine_agent.health import derive_state
+from drengine_agent.health import RESCAN_REASONS, STALL_REASONS, derive_state
 from drengine_agent.service import Agent
 
 if TYPE_CHECKING:
@@ -62,10 +63,84 @@ IGNORED = Family(
     "Commands that were not carried out: stale, retained, repeated, of another generation...",
     ("source", "reason"),
 )
+CUTS_BY_KIND = Family(
+    "agent_cuts_total", Kind.COUNTER, "Recovery points cut, by how they are known to be consistent.", ("source", "kind")
+)
+CUTS_FAILED = Family(
+    "agent_cuts_failed_total", Kind.COUNTER, "Forced cuts that came to nothing, by reason.", ("source", "reason")
+)
+DIRTY_BLOCKS = Family(
+    "agent_dirty_blocks", Kind.GAUGE, "Blocks of 4 KiB that the kernel marked and that are not durable.", _SOURCE
+)
+DIRTY_BYTES = Family(
+    "agent_dirty_bytes", Kind.GAUGE, "Bytes in blocks that the kernel marked and that are not durable.", _SOURCE
+)
+FREEZES = Family("agent_freezes_total", Kind.COUNTER, "Freezes of the file systems on tracked disks.", _SOURCE)
+FREEZE_LAST = Family("agent_freeze_last_seconds", Kind.GAUGE, "How long the last freeze lasted.", _SOURCE)
+FREEZE_LONGEST = Family(
+    "agent_freeze_longest_seconds", Kind.GAUGE, "How long the longest freeze lasted since the start.", _SOURCE
+)
+DIRECT_READ = Family(
+    "agent_direct_read_bytes_total", Kind.COUNTER, "Bytes read from tracked disks, past the page cache.", _SOURCE
+)
+READ_WAIT = Family(
+    "agent_read_wait_seconds_total", Kind.COUNTER, "Seconds that reads waited for `ebpf.read_limit`.", _SOURCE
+)
+EVENTS = Family(
+    "agent_tracker_events_total", Kind.COUNTER, "Changes of tracked disks that the kernel counted.", _SOURCE
+)
+RUNS = Family(
+    "agent_tracker_runs_total",
+    Kind.COUNTER,
+    "Runs of the tracker's programs, for all disks of the host; only with kernel.bpf_stats_enabled.",
+    _SOURCE,
+)
+RUN_SECONDS = Family(
+    "agent_tracker_run_seconds_total", Kind.COUNTER, "Time of these runs; only with kernel.bpf_stats_enabled.", _SOURCE
+)
+RUNS_MISSED = Family(
+    "agent_tracker_runs_missed_total", Kind.COUNTER, "Runs that the kernel left out; copies did their work.", _SOURCE
+)
+HEALED = Family(
+    "agent_tracker_healed_total",
+    Kind.COUNTER,
+    "Times that changes were left out by all copies, found by the audit, and handed out again.",
+    _SOURCE,
+)
+PASSED = Family(
+    "agent_tracker_passthrough_total",
+    Kind.COUNTER,
+    "Pass-through commands to tracked disks, by where their data went.",
+    ("source", "direction"),
+)
 FAMILIES = (
     LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, JOURNAL_USED, JOURNAL_CAPACITY, COMPRESSION, CAPTURED, READ, SENT,
     BATCHES, CUTS, READ_ERRORS, RESCANS, ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED,
+    CUTS_BY_KIND, CUTS_FAILED, DIRTY_BLOCKS, DIRTY_BYTES, FREEZES, FREEZE_LAST, FREEZE_LONGEST, DIRECT_READ, READ_WAIT,
+    EVENTS, RUNS, RUN_SECONDS, RUNS_MISSED, HEALED, PASSED,
 )  # fmt: skip
+
+
+_FIGURES: tuple[tuple[Family, str], ...] = (
+    (JOURNAL_USED, "journal_used_bytes"),
+    (JOURNAL_CAPACITY, "journal_capacity_bytes"),
+    (DIRTY_BLOCKS, "dirty_blocks"),
+    (DIRTY_BYTES, "dirty_bytes"),
+    (FREEZE_LAST, "freeze_seconds_last"),
+    (FREEZE_LONGEST, "freeze_seconds_longest"),
+)
+"""Gauges by the name of what the tracker tells; those that it does not tell are not shown."""
+
+_COUNTS: tuple[tuple[Family, str], ...] = (
+    (FREEZES, "freezes"),
+    (DIRECT_READ, "direct_read_bytes"),
+    (READ_WAIT, "read_waited_seconds"),
+    (EVENTS, "tracker_events"),
+    (RUNS, "tracker_runs"),
+    (RUN_SECONDS, "tracker_run_seconds"),
+    (RUNS_MISSED, "tracker_runs_missed"),
+    (HEALED, "tracker_healed"),
+)
 
 
 class AgentMetrics(Metrics):
@@ -113,7 +188,9 @@ class AgentMetrics(Metrics):
             (BATCHES, (), traffic.batches),
             (CUTS, (), traffic.cuts),
             (READ_ERRORS, (), progress.read_errors),
-            *((RESCANS, (reason,), count) for reason, count in dict(progress.rescans).items()),
+            *((RESCANS, (reason,), progress.rescans.get(reason, 0)) for reason in sorted(RESCAN_REASONS)),
+            *((CUTS_BY_KIND, (kind.value,), progress.cuts.get(kind, 0)) for kind in PointKind),
+            *self._tracker_counts(agent.capture.details()),
         ]
         if self._party is not None:
             commands = self._party.dispatcher
@@ -123,6 +200,18 @@ class AgentMetrics(Metrics):
         for family, labels, now in counts:
             self.count(family, max(0.0, now - self._counted.get((family, labels), 0.0)), (self._source, *labels))
             self._counted[family, labels] = now
+
+    @staticmethod
+    def _tracker_counts(details: Mapping[str, object]) -> Iterator[tuple[Family, tuple[str, ...], float]]:
+        """What only some trackers count. Every reason is there from the start, so that an increase can be seen."""
+        for family, key in _COUNTS:
+            if isinstance(value := details.get(key), int | float):
+                yield family, (), value
+        if isinstance(failed := details.get("cuts_failed"), dict):
+            yield from ((CUTS_FAILED, (reason,), failed.get(reason, 0)) for reason in sorted(STALL_REASONS))
+        for direction in ("out", "in"):
+            if isinstance(value := details.get(f"tracker_passed_{direction}"), int):
+                yield PASSED, (direction,), value
 
     def _ask(self) -> Iterable[Sample]:
         agent, source = self._agent, self._source
@@ -145,8 +234,8 @@ class AgentMetrics(Metrics):
         for volume in agent.capture.volumes.values():
             yield Sample(VOLUME_SIZE, volume.size_bytes, (source, volume.name))
         details = agent.capture.details()
-        for family, key in ((JOURNAL_USED, "journal_used_bytes"), (JOURNAL_CAPACITY, "journal_capacity_bytes")):
-            if isinstance(value := details.get(key), int):
+        for family, key in _FIGURES:
+            if isinstance(value := details.get(key), int | float):
                 yield Sample(family, value, (source,))
         if agent.traffic.payload_bytes:
             yield Sample(COMPRESSION, agent.traffic.plain_bytes / agent.traffic.payload_bytes, (source,))

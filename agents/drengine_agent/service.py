@@ -27,7 +27,7 @@ from drengine_agent.compression import CompressionController, levels_of
 from drengine_agent.config import AgentConfig
 from drengine_agent.errors import COMMAND_REFUSED
 from drengine_agent.fencing import SOURCE_FENCED, Fence
-from drengine_agent.health import Facts, derive_state
+from drengine_agent.health import STALL_REASONS, Facts, derive_state
 from drengine_agent.lag import LagMeter
 from drengine_agent.pipeline import LabelRequest, Pipeline, Progress
 from drengine_agent.preserve import PreserveReport
@@ -50,7 +50,6 @@ log = logging.getLogger("drengine.agent")
 
 TICK_SECONDS = 1.0
 SAVE_EVERY_TICKS = 5
-STALL_REASONS = frozenset({"read-error", "no-cut", "busy", "freeze-refused", "freeze-too-long", "hook-failed"})
 
 
 class Agent:
@@ -229,8 +228,9 @@ class Agent:
         if pipeline is None or session is None:
             raise DrengineError(COMMAND_REFUSED, "there is no session with the target, so no point can be cut")
         request = LabelRequest(label)
-        if self.capture.request_round is not None:
-            self.capture.request_round()
+        for hurry in (self.capture.request_round, self.capture.request_cut):
+            if hurry is not None:
+                hurry()
         pipeline.request_label(request)
         try:
             sequence = await asyncio.wrap_future(request.done)

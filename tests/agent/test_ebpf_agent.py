@@ -23,6 +23,7 @@ from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.capture.tracker import Range
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.errors import STATE_ON_VOLUME
+from drengine_agent.metrics import AgentMetrics
 from drengine_agent.service import Agent
 from tests.agent.ebpf.rig import BLKDISCARD, BLOCK, MIB, add_partition, fresh_source, loop_device, needs_kernel, run
 from tests.agent.replica import Replica
@@ -345,3 +346,41 @@ async def test_reading_is_paced_and_freezes_do_not_wait(host: Host) -> None:
         await until(host.is_equal)
         assert agent.status()["direct_read_bytes"] == 2 * MIB
         assert agent.status()["read_waited_seconds"] > 0.1  # type: ignore[operator]
+
+
+async def test_somebody_who_waits_for_a_point_gets_a_frozen_one_before_its_time(host: Host, tmp_path: Path) -> None:
+    disk = host.add_disk(64 * MIB)
+    with mounted(disk, tmp_path / "mount") as mount:
+
+        def busy() -> None:
+            (mount / "file").write_bytes(os.urandom(20_000))
+            fd = os.open(mount / "file", os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+
+        cuts = {"kinds": "quiet, frozen", "frozen_after": "1h"}
+        async with running(host.config(cuts=cuts), host.replica) as agent:
+            await until(lambda: host.replica.points)
+            with meanwhile(busy):
+                await asyncio.wait_for(agent.cut("before the change"), 30)
+    assert "before the change" in [point.cut.label for point in host.replica.points]
+
+
+async def test_every_reason_is_counted_from_the_start_and_every_figure_of_the_tracker_is_shown(host: Host) -> None:
+    disk = host.add_disk()
+    metrics = AgentMetrics(host.source)
+    async with running(host.config(), host.replica) as agent:
+        metrics.watch(agent)
+        await until(host.is_equal)
+        write(disk, 0, os.urandom(BLOCK))
+        await until(host.is_equal)
+        shown = metrics.render().decode()
+    for line in (
+        f'drengine_agent_rescans_total{{reason="rebooted",source="{host.source}"}} 0.0',
+        f'drengine_agent_cuts_failed_total{{reason="freeze-too-long",source="{host.source}"}} 0.0',
+        f'drengine_agent_cuts_total{{kind="frozen",source="{host.source}"}} 0.0',
+        f'drengine_agent_tracker_events_total{{source="{host.source}"}} 1.0',
+        f'drengine_agent_freeze_longest_seconds{{source="{host.source}"}} 0.0',
+    ):
+        assert line in shown, shown
+    assert f'drengine_agent_direct_read_bytes_total{{source="{host.source}"}}' in shown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from drengine.model.errors import DrengineError
 from drengine_agent.cuts.errors import FREEZE_TOO_LONG, HOOK_FAILED
 from drengine_agent.cuts.freezer import Freezer
 from drengine_agent.cuts.hooks import Hooks
-
-log = logging.getLogger("drengine.agent")
 
 
 @dataclass(slots=True)
@@ -66,6 +63,8 @@ class Stillness:
         if application:
             self._hooks.run_before()
         try:
+            if application:
+                self._freezer.settle(places)  # what the hook had written out, a checkpoint perhaps
             self._freezer.freeze(places)
             try:
                 yield still
@@ -79,7 +78,6 @@ class Stillness:
     @staticmethod
     def reason_of(error: Exception) -> str:
         """The code of states.REASONS for a failure."""
-        log.warning("no forced cut: %s", error)
         if isinstance(error, DrengineError):
             if error.kind is FREEZE_TOO_LONG:
                 return "freeze-too-long"

@@ -121,6 +121,7 @@ class EbpfTracker:
         self._lock = threading.RLock()
         self._looking = threading.Lock()
         self._requested = ""
+        self._cut_requested = False
         self._watched: list[WatchedVolume] = []
         self._watch: Watch | None = None
         self._closed = False
@@ -229,7 +230,7 @@ class EbpfTracker:
         if PointKind.QUIET not in self._policy.kinds or not self._is_whole(watch):
             return Changes(self._given)
         self._cut_at[PointKind.QUIET] = now
-        self._why_no_cut = "none"
+        self._note_cut()
         return Changes(self._given, cut_ok=True, cut_kind=PointKind.QUIET, cut_time_ns=now_ns)
 
     def _is_whole(self, watch: Watch) -> bool:
@@ -265,6 +266,12 @@ class EbpfTracker:
         )
         if decision.reason != "none":
             self._why_no_cut = decision.reason
+        forced = next((kind for kind in (PointKind.FROZEN, PointKind.APPLICATION) if kind in self._policy.kinds), None)
+        if self._cut_requested and decision.kind is None and forced is not None and self._stillness is not None:
+            if self._clock.monotonic() - self._tried_at.get(forced, float("-inf")) < self._policy.retry_seconds:
+                return decision
+            dirty_bytes = watch.active_blocks() * BLOCK_BYTES
+            return CutDecision(forced, settle=dirty_bytes > self._policy.remainder_bytes)
         return decision
 
     def _is_settled(self) -> bool:
@@ -295,7 +302,7 @@ class EbpfTracker:
                     moment_ns = self._clock.now_ns()
                     proved = watch.is_quiet()
         except (DrengineError, OSError) as error:
-            self._failed(kind, stillness.reason_of(error))
+            self._failed(kind, stillness.reason_of(error), error)
             return None
         counts = self.counts
         counts.freezes += 1
@@ -305,7 +312,7 @@ class EbpfTracker:
             self._failed(kind, "freeze-too-long" if not still.held else "busy")
             return None
         self._cut_at[kind] = self._clock.monotonic()
-        self._why_no_cut = "none"
+        self._note_cut()
         if not writes:
             watch.clear_pending(through=watch.cleared)
         self._handed_out, self._unread = watch.answer, []
@@ -318,7 +325,14 @@ class EbpfTracker:
         self._volumes[wanted.volume].read_now(wanted.offset, buffer)
         return Write(wanted.volume, wanted.offset, wanted.length, buffer)
 
-    def _failed(self, kind: PointKind, reason: str) -> None:
+    def _note_cut(self) -> None:
+        if self._why_no_cut != "none":
+            log.info("cuts are made again")
+        self._why_no_cut, self._cut_requested = "none", False
+
+    def _failed(self, kind: PointKind, reason: str, said: object = "") -> None:
+        if reason != self._why_no_cut:  # one line for a change: the log may lie on a tracked disk
+            log.warning("no %s cut: %s%s", kind.value, reason, f" ({said})" if said else "")
         self._why_no_cut = reason
         self._tried_at[kind] = self._clock.monotonic()
         self.counts.failed[reason] = self.counts.failed.get(reason, 0) + 1
@@ -347,6 +361,10 @@ class EbpfTracker:
             self._unread = [*self._unread, *ranges]
             if reason == "read-error":
                 self._retry_at = self._clock.monotonic() + READ_RETRY_SECONDS
+
+    def request_cut(self) -> None:
+        """Somebody waits for a point: force one, of a kind that the policy allows, before its time."""
+        self._cut_requested = True
 
     def request_rescan(self, reason: str) -> None:
         """See Tracker: tracking begins anew, under another epoch, so the doubt outlives the agent."""
