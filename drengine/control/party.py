@@ -35,6 +35,8 @@ log = logging.getLogger("drengine.control")
 LOOK_SECONDS = 1.0
 REPORTS_REMEMBERED = 64
 GOODBYE_SECONDS = 1.0
+KEPT_DETAILS = ("lease_seconds", "commands_ignored")
+"""What even a report that would be too long says: decisions rest on it."""
 
 
 class Party:
@@ -155,7 +157,9 @@ class Party:
         )
         payload = msgspec.json.encode(report)
         if len(payload) > PAYLOAD_BYTES_MAX:
-            payload = msgspec.json.encode(msgspec.structs.replace(report, volumes=[], details={"shortened": True}))
+            kept = {key: report.details[key] for key in KEPT_DETAILS if key in report.details}
+            short = msgspec.structs.replace(report, volumes=[], details={**kept, "shortened": True})
+            payload = msgspec.json.encode(short)
         return Message(str(self._topics[Leaf.REPORT]), payload, retained=True)
 
     def _presence(self, *, online: bool) -> Message:

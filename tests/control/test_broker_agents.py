@@ -7,12 +7,14 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from drengine.config import Address
 from drengine.control.broker import EmbeddedBroker
 from drengine.control.config import BrokerOptions
-from drengine.control.messages import Answer, Verb
+from drengine.control.link import Message
+from drengine.control.messages import AgentReport, Answer, Presence, Verb
 from drengine.model.errors import DrengineError
 from tests.control.site import Mosquitto, Worker, free_port, options_for, orchestrator, party, until
 
@@ -101,3 +103,53 @@ async def test_a_party_that_is_not_there_does_not_answer(broker: BrokerOptions) 
         with pytest.raises(DrengineError, match="nothing was ever heard of it") as raised:
             await agents.command("ghost", Verb.SYNC, {}, generation=1, id="x", timeout_seconds=0.3)
         assert raised.value.kind.id == "no-answer"
+
+
+@pytest.mark.fault(41)
+async def test_two_processes_under_one_name_are_told_to_the_operator_and_do_not_fight(
+    broker: BrokerOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[bool] = []
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    async with orchestrator(broker) as agents:
+        take = agents._take_presence
+        agents._take_presence = lambda topic, presence: (said.append(presence.online), take(topic, presence))  # type: ignore[method-assign,assignment,func-returns-value]
+        async with party(broker, Worker(tmp_path / "one")) as one:
+            await until(lambda: one.link.is_connected and agents.is_online("shop"))
+            async with party(broker, Worker(tmp_path / "two")) as two:
+                await until(lambda: two.link.is_connected)
+                await until(lambda: "another process is at the broker" in caplog.text, "the alarm")
+                before = agents.reports()["shop"].sequence
+                await until(lambda: agents.reports()["shop"].sequence != before, "life going on")
+                assert one.link.connections == two.link.connections == 1, "nobody throws the other out"
+                assert len(said) <= 4
+            await until(lambda: said.count(True) >= 3, "the one that stays corrects the goodbye of the other")
+        assert len(said) <= 8
+
+
+async def test_a_late_last_will_of_a_predecessor_does_not_make_a_party_absent(
+    broker: BrokerOptions, tmp_path: Path
+) -> None:
+    async with orchestrator(broker) as agents, party(broker, Worker(tmp_path)) as made:
+        await until(lambda: agents.is_online("shop") and made.link.is_connected)
+        late = Presence(online=False, since_ns=1, instance="predecessor", version="0")
+        await agents.link.publish(
+            Message("drengine/main/agent/shop/presence", msgspec.json.encode(late), retained=True)
+        )
+        async with orchestrator(broker) as newcomer:
+            await until(lambda: newcomer.is_online("shop"), "the correction")
+        assert agents.is_online("shop")
+
+
+async def test_a_report_that_is_too_long_is_shortened_and_keeps_what_decisions_rest_on(
+    broker: BrokerOptions, tmp_path: Path
+) -> None:
+    class Wordy(Worker):
+        def report(self) -> AgentReport:
+            details = {"lease_seconds": 30.0, "hint": "x" * 200_000}
+            return msgspec.structs.replace(super().report(), details=details)
+
+    async with orchestrator(broker) as agents, party(broker, Wordy(tmp_path)):
+        await until(lambda: "shop" in agents.reports(), "its report")
+        assert agents.reports()["shop"].details == {"lease_seconds": 30.0, "shortened": True}

@@ -58,9 +58,9 @@ def test_a_site_is_a_plain_name_too(site: str) -> None:
 @pytest.mark.fault(52)
 @given(
     st.text(max_size=300)
-    | st.lists(st.sampled_from(["drengine", "main", "agent", "orchestrator", "shop", "+", "#", "..", "", "command"])).map(
-        "/".join
-    )
+    | st.lists(
+        st.sampled_from(["drengine", "main", "agent", "orchestrator", "shop", "+", "#", "..", "", "command"])
+    ).map("/".join)
 )
 @example("drengine/main/agent/shop/command")
 @example("drengine/main/agent/+/command")
