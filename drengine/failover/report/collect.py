@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from drengine.failover.registry import Registry
+from drengine.failover.registry.values import Party
 from drengine.failover.report.keep import keep_report
 from drengine.failover.report.make import make_report
-from drengine.failover.report.values import Report
+from drengine.failover.report.values import Report, Route
 from drengine.failover.runbook.reader import read_runbook
 from drengine.model.errors import DrengineError
 
@@ -25,7 +27,26 @@ def report_of(registry: Registry, run: str, now_ns: int) -> Report:
     record = registry.run(run)
     stored = registry.runbook(record.runbook, record.version)
     book = read_runbook(stored.text, where=f"{stored.name}@{stored.version[:12]}")
-    return make_report(record, book, stored.text, registry.entries(run), registry.requests(run), now_ns=now_ns)
+    routes = routes_of(registry.parties(), record.sources)
+    entries, requests = registry.entries(run), registry.requests(run)
+    return make_report(record, book, stored.text, entries, requests, now_ns=now_ns, routes=routes)
+
+
+def routes_of(parties: Iterable[Party], sources: Collection[str]) -> list[Route]:
+    """What the sources' agents counted by network since they started: ``bytes_by_network`` of their reports' details,
+    a pair of bytes received and sent for each. Whatever else stands there is no count and is left out.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for party in parties:
+        told = party.report.details.get("bytes_by_network") if party.report and party.name in sources else None
+        for network, counts in told.items() if isinstance(told, dict) else ():
+            match counts:
+                case [int(received), int(sent)]:
+                    before = found.get(network, (0, 0))
+                    found[network] = (before[0] + received, before[1] + sent)
+                case _:
+                    continue
+    return [Route(network=name, received_bytes=each[0], sent_bytes=each[1]) for name, each in sorted(found.items())]
 
 
 async def keep_report_of(registry: Registry, directory: Path, run: str, now_ns: int) -> Path | None:

@@ -97,7 +97,7 @@ def make_report(
         generations=_generations(snapshot),
         steps=steps,
         people=_people(run, requests),
-        routes=list(routes) or _routes(snapshot),
+        routes=list(routes),
         bytes_shipped_back=measures.bytes_shipped_back,
         executors=_executors(entries),
         interruptions=sum(1 for each in entries if each.event is Event.INTENT and each.payload.get("again")),
@@ -288,17 +288,6 @@ def _people(run: RunRecord, requests: Sequence[Request]) -> list[Person]:
         for each in requests
     ]
     return [started, *asked]
-
-
-def _routes(snapshot: Snapshot) -> list[Route]:
-    """What steps were told about routes: ``bytes_by_network`` in their data, by network received and sent."""
-    found: dict[str, tuple[int, int]] = {}
-    for each in snapshot.steps:
-        counted = each.data.get("bytes_by_network", {})
-        for network, (received, sent) in counted.items() if isinstance(counted, Mapping) else ():
-            before = found.get(network, (0, 0))
-            found[network] = (before[0] + int(received), before[1] + int(sent))
-    return [Route(network=name, received_bytes=each[0], sent_bytes=each[1]) for name, each in sorted(found.items())]
 
 
 def _executors(entries: Iterable[JournalEntry]) -> list[str]:

@@ -191,8 +191,9 @@ def _routes(report: Report) -> str:
     rows = [
         (_t(each.network), human_bytes(each.received_bytes), human_bytes(each.sent_bytes)) for each in report.routes
     ]
-    told = "<p>Not recorded with this run; the target counts bytes by network in its metrics.</p>"
-    return _table(("Network", "Received", "Sent"), rows) if rows else told
+    if not rows:
+        return "<p>Not told by the agents; the target counts bytes by network in its metrics.</p>"
+    return "<p>As the sources' agents counted since they started.</p>" + _table(("Network", "Received", "Sent"), rows)
 
 
 def _outputs(report: Report) -> str:

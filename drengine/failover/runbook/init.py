@@ -44,7 +44,8 @@ def initial_runbook(name: str, sources: Sequence[KnownSource], *, driver: str) -
     """
     check_name(name, what="runbook")
     lines = [
-        "# yaml-language-server: $schema=runbook.schema.json   (drengine runbook schema > runbook.schema.json)",
+        "# yaml-language-server: $schema=runbook.schema.json",
+        "# For that: drengine runbook schema > runbook.schema.json",
         f"# Check it with: drengine runbook validate {name}.yaml   Try it with: drengine drill {name}.yaml",
         "version: 1",
         f"name: {_text(name)}",

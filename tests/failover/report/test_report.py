@@ -7,12 +7,14 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from drengine.control.messages import AgentReport, PartyKind
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import keep_report_of, report_of
 from drengine.failover.report.keep import keep_report, kept_reports, read_kept, report_path, summary
@@ -264,13 +266,34 @@ def keep_story(registry: Registry, story: Story) -> None:
     registry.update_run(story.run.id, token=token, state=story.run.state, outcome=story.run.outcome)
 
 
+def agent_report(name: str, details: dict[str, Any]) -> AgentReport:
+    return AgentReport(
+        name=name,
+        kind=PartyKind.AGENT,
+        state="CONTINUOUS",
+        reason="",
+        generation=1,
+        fenced=False,
+        serving=True,
+        lag_seconds=0.0,
+        backlog_bytes=0,
+        at_ns=1,
+        sequence=1,
+        details=details,
+    )
+
+
 async def test_a_report_is_made_from_what_the_registry_holds(tmp_path: Path) -> None:
     registry = Registry.open(str(tmp_path / "registry"), clock=SystemClock())
     story = drill()
     keep_story(registry, story)
+    counted = {"10.1.0.0/24": [1 << 20, 5 << 30], "broken": "many", "short": [1]}
+    for name, details in (("db", {"bytes_by_network": counted}), ("web", {}), ("mail", {"bytes_by_network": counted})):
+        registry.note_report(agent_report(name, details))
     report = report_of(registry, story.run.id, story.at_ns)
     assert report.verdict == "Drill of web-shop passed"
     assert report.journal_sha256 == journal_digest(story.entries)
+    assert report.routes == [Route(network="10.1.0.0/24", received_bytes=1 << 20, sent_bytes=5 << 30)]
     page = await keep_report_of(registry, tmp_path / "reports", story.run.id, 1)
     assert page is not None
     assert "Drill of web-shop passed" in page.read_text()
