@@ -1,7 +1,7 @@
 """The agent's side of a freeze: starts the watchdog, hands it the file systems, and asks it what was held.
 
-The agent never freezes anything itself, so there is nothing that it could leave frozen. Only if the watchdog is gone
-does it thaw, with the directories that it still holds open.
+The agent itself never freezes anything, so there is nothing that it could leave frozen. Only when the watchdog is
+killed or stopped does its guard thaw what the watchdog had frozen.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import array
 import contextlib
 import ctypes
 import errno
-import fcntl
+import mmap
 import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,11 @@ from pathlib import Path
 from drengine.model.errors import DrengineError
 from drengine_agent.cuts import watchdog as dog
 from drengine_agent.cuts.errors import FREEZE_REFUSED, FREEZE_TOO_LONG
+from drengine_agent.cuts.guard import GRACE_SECONDS, Guard
 
 START_SECONDS = 15.0
 ANSWER_SECONDS = 5.0
-"""Beyond the deadline: an answer that takes longer means that the watchdog is stopped or that the kernel hangs."""
+"""Beyond the deadline, and beyond the guard's help: the watchdog is gone, or the kernel hangs."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,7 +52,8 @@ class Freezer:
         self._longest_seconds = longest_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._held: list[int] = []
+        self._guard: Guard | None = None
+        self._left: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Start the watchdog; it must be there before the first freeze, for starting reads files.
@@ -62,13 +63,19 @@ class Freezer:
         """
         if self._process is not None and self._process.poll() is None:
             return
-        self._let_go()
+        self._leave()
+        self._left = [each for each in self._left if each.poll() is None]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        states = os.memfd_create("drengine-frozen")  # anew, for the guard of another watchdog may still look at the old
+        os.ftruncate(states, dog.FILE_SYSTEMS_MAX)
+        self._states = mmap.mmap(states, dog.FILE_SYSTEMS_MAX)
+        with theirs, os.fdopen(states, "rb"):
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "drengine_agent.cuts.watchdog", str(theirs.fileno())],
+                [sys.executable, "-m", dog.__name__, str(theirs.fileno()), str(states)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # ours may be a file on what is frozen
+                pass_fds=[theirs.fileno(), states],
                 start_new_session=True,
                 cwd="/",
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))},
@@ -102,89 +109,111 @@ class Freezer:
                 os.close(descriptor)
 
     def freeze(self, places: Sequence[Path]) -> None:
-        """Freeze these file systems in this order; they are when this returns.
+        """Freeze these file systems in this order; they are when this returns. Nothing may be logged until `thaw`.
 
         Raises:
-            DrengineError: FREEZE_REFUSED, FREEZE_TOO_LONG; then none of them is frozen by us.
+            DrengineError: FREEZE_REFUSED, FREEZE_TOO_LONG; then none of them stays frozen by us.
         """
         self.start()
         assert self._socket is not None
-        self._held = [os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for place in places]
-        passed = array.array("i", self._held)
+        descriptors = _opened(places)
+        self._states[:] = bytes(dog.FILE_SYSTEMS_MAX)
         try:
-            self._socket.settimeout(self._longest_seconds + ANSWER_SECONDS)
-            order = dog.FREEZE + dog.SECONDS.pack(self._longest_seconds)
-            self._socket.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
-            said = self._receive()
-        except BaseException:
-            self._thaw_ourselves()
-            raise
+            guard = Guard(self.watchdog, self._states, descriptors, seconds=self._longest_seconds)
+        except OSError as error:
+            _close(descriptors)
+            raise DrengineError(FREEZE_REFUSED, f"the freeze watchdog can't be watched: {error.strerror}") from error
+        self._guard = guard
+        guard.start()
+        order = dog.FREEZE + dog.SECONDS.pack(self._longest_seconds)
+        passed = array.array("i", descriptors)
+        said = self._ask(order, self._longest_seconds, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
         if said[:1] == dog.FROZEN:
             return
         if said[:1] != dog.FAILED:
-            self._thaw_ourselves()
-            raise DrengineError(FREEZE_REFUSED, "the freeze watchdog died or does not answer; everything was thawed")
-        self._close_held()
+            self._leave()
+            raise DrengineError(FREEZE_REFUSED, "the freeze watchdog died or does not answer; what it froze is thawed")
+        self._end_guard()
         number, code = dog.FAILURE.unpack(said[1:])
         if code == errno.ETIMEDOUT:
             raise DrengineError(FREEZE_TOO_LONG, f"freezing took longer than {self._longest_seconds:g} s")
+        if code == errno.EALREADY:
+            raise DrengineError(FREEZE_REFUSED, "an earlier freeze still hangs inside the kernel")
         raise DrengineError(FREEZE_REFUSED, f"{places[number]}: {os.strerror(code)}")
 
     def thaw(self) -> FreezeReport:
         """Thaw; the report says whether the freeze held until now."""
-        assert self._socket is not None
-        begun = time.monotonic()
-        try:
-            self._socket.settimeout(ANSWER_SECONDS)
-            self._socket.send(dog.THAW)
-            said = self._receive()
-            while said and said[:1] != dog.THAWED:  # an answer to a freeze that was given up
-                said = self._receive()
-        except OSError:
-            said = b""
-        if not said:
-            self._thaw_ourselves()
-            return FreezeReport(False, time.monotonic() - begun)
-        self._close_held()
+        said = self._ask(dog.THAW, self._longest_seconds)
+        if said[:1] != dog.THAWED:
+            self._leave()
+            return FreezeReport(False, self._longest_seconds)
+        guarded = self._end_guard()
         held, seconds = dog.REPORT.unpack(said[1:])
-        return FreezeReport(held, seconds)
+        return FreezeReport(held and not guarded, seconds)
 
     def close(self) -> None:
         """End the watchdog; it thaws whatever is frozen."""
-        self._let_go()
-        if self._process is not None:
-            try:
-                self._process.wait(ANSWER_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
+        process = self._process
+        self._leave()
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a freeze hangs: it must outlive us to thaw
+                process.wait(ANSWER_SECONDS)
+
+    def _ask(
+        self, order: bytes, patience_seconds: float, passed: Sequence[tuple[int, int, array.array[int]]] = ()
+    ) -> bytes:
+        """Send an order and wait for its answer; empty if there is none."""
+        if self._socket is None:
+            return b""
+        self._socket.settimeout(patience_seconds + GRACE_SECONDS + ANSWER_SECONDS)
+        try:
+            self._socket.sendmsg([order], passed)
+        except OSError:
+            return b""
+        return self._receive()
 
     def _receive(self) -> bytes:
         assert self._socket is not None
         try:
             return self._socket.recv(64)
-        except TimeoutError:
+        except OSError:
             return b""
 
-    def _thaw_ourselves(self) -> None:
-        """The watchdog can't be relied upon any more: thaw what it may have frozen, innermost last, and forget it."""
-        for descriptor in reversed(self._held):
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(descriptor, dog.FITHAW, 0)
-        self._close_held()
-        self._let_go()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+    def _end_guard(self) -> bool:
+        guard, self._guard = self._guard, None
+        return guard is not None and guard.end()
 
-    def _close_held(self) -> None:
-        for descriptor in self._held:
-            os.close(descriptor)
-        self._held = []
-
-    def _let_go(self) -> None:
+    def _leave(self) -> None:
+        """Have nothing more to do with this watchdog. It thaws and ends because its socket closes; it is never killed:
+        it may be the only one who thaws what hangs inside the kernel now."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.abandon()
+            guard.join(GRACE_SECONDS)
+        if self._process is not None:
+            self._left.append(self._process)
+            self._process = None
+
+
+def _opened(places: Sequence[Path]) -> list[int]:
+    """Directories, held open: nobody can unmount them while they are frozen."""
+    if not 0 < len(places) <= dog.FILE_SYSTEMS_MAX:
+        raise DrengineError(
+            FREEZE_REFUSED, f"1 to {dog.FILE_SYSTEMS_MAX} file systems can be frozen, not {len(places)}"
+        )
+    descriptors: list[int] = []
+    try:
+        for place in places:
+            descriptors.append(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        _close(descriptors)
+        raise DrengineError(FREEZE_REFUSED, f"{error.filename}: {error.strerror}") from error
+    return descriptors
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from drengine_agent.capture.beneath import Identity, beneath, identity
 
+UNFREEZABLE = frozenset({"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "hfsplus", "udf"})
+"""The kernel has no freeze for them: an EFI partition must not forbid all cuts. As for raw devices, the proof that
+nothing was written during the cut is the tracker's."""
 _ESCAPES = {"\\040": " ", "\\011": "\t", "\\012": "\n", "\\134": "\\"}
 
 
@@ -30,7 +34,7 @@ def file_systems_on(volumes: Iterable[Path], *, mountinfo: Path = Path("/proc/se
     """Each writable file system that lies on any of these devices, once; what lies on another one comes first.
 
     A file system in a loop device's file on another file system must be frozen before that one, or it could not write
-    out what it has. One that can't be looked at (its place is hidden by another mount) is left out.
+    out what it has. A place that another mount hides is left out; so are kinds that can't be frozen.
     """
     wanted = frozenset(identity(path) for path in volumes)
     found: dict[str, FileSystem] = {}
@@ -38,12 +42,21 @@ def file_systems_on(volumes: Iterable[Path], *, mountinfo: Path = Path("/proc/se
         fields = line.split()
         end = fields.index("-")
         number, at, kind = fields[2], Path(_unescaped(fields[4])), fields[end + 1]
-        if number in found or "ro" in fields[5].split(",") or "ro" in fields[end + 3].split(","):
+        if number in found or kind in UNFREEZABLE or "ro" in fields[5].split(",") or "ro" in fields[end + 3].split(","):
             continue
-        below = _beneath(at)
+        below = _beneath(at) if _is_at(number, at) else frozenset()
         if below & wanted:
             found[number] = FileSystem(at, kind, len(below))
     return sorted(found.values(), key=lambda each: -each.depth)
+
+
+def _is_at(number: str, at: Path) -> bool:
+    """Whether it is this file system that is seen there. Btrfs shows a number of its own for each subvolume."""
+    try:
+        found = at.stat().st_dev
+    except OSError:
+        return False
+    return number == f"{os.major(found)}:{os.minor(found)}" or (number.startswith("0:") and os.major(found) == 0)
 
 
 def _beneath(at: Path) -> frozenset[Identity]:

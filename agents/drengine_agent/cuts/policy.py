@@ -67,14 +67,16 @@ class CutDecision:
 def decide(policy: CutPolicy, facts: CutFacts) -> CutDecision:
     """Application cuts by their schedule; frozen ones when nothing else was to be had for too long."""
     kind = _wanted(policy, facts)
+    late = facts.now - _last_cut(facts) >= policy.overdue_seconds
     if kind is None:
-        late = facts.now - _last_cut(facts) >= policy.overdue_seconds
         return CutDecision(reason="no-cut" if late else "none")
     if not facts.can_freeze:
         return CutDecision(reason="freeze-refused")
     if facts.now - facts.tried_at.get(kind, float("-inf")) < policy.retry_seconds:
-        return CutDecision(reason="no-cut")
-    return CutDecision(kind, settle=facts.dirty_bytes > policy.remainder_bytes)
+        return CutDecision()  # what the attempt failed of remains the reason
+    if facts.dirty_bytes > policy.remainder_bytes:
+        return CutDecision(kind, settle=True, reason="busy" if late else "none")
+    return CutDecision(kind)
 
 
 def _wanted(policy: CutPolicy, facts: CutFacts) -> PointKind | None:

@@ -60,10 +60,9 @@ class Stillness:
         """
         places = self._places()
         still = Still()
-        if application:
-            self._hooks.run_before()
         try:
             if application:
+                self._hooks.run_before()
                 self._freezer.settle(places)  # what the hook had written out, a checkpoint perhaps
             self._freezer.freeze(places)
             try:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,14 +30,14 @@ def run(*argv: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def file_system(folder: Path, kind: str = "ext4") -> Iterator[tuple[Path, Path]]:
+def file_system(folder: Path, kind: str = "ext4", *, size: int = 0) -> Iterator[tuple[Path, Path]]:
     """(device, place where it is mounted); thawed, unmounted and detached whatever happened."""
     if not shutil.which(MAKE[kind][0]):
         pytest.skip(f"{MAKE[kind][0]} is not installed")
     folder.mkdir(parents=True, exist_ok=True)
     image, place = folder / "image", folder / "mount"
     with image.open("wb") as file:
-        file.truncate(BYTES[kind])
+        file.truncate(size or BYTES[kind])
     run(*MAKE[kind], image)
     place.mkdir()
     device = run("losetup", "--find", "--show", image)
@@ -58,6 +58,13 @@ def _unmount(place: Path) -> None:
     while subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode:
         assert time.monotonic() < deadline, f"{place} stays in use"
         time.sleep(0.02)
+
+
+def until(ready: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20.0
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def thaw(place: Path) -> None:

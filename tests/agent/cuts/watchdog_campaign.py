@@ -88,7 +88,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder, file_system(Path(folder) / "f") as (_, place):
             outcome = campaign(place, number, rounds=options.rounds, longest_seconds=1.0, seed=options.seed)
         print(
-            f"{number.name}: {outcome.rounds} agents hit in a freeze of 1 s at most, left frozen {outcome.left_frozen}; "
+            f"{number.name}: {outcome.rounds} agents hit in freezes of at most 1 s, {outcome.left_frozen} left frozen; "
             f"writers got through after at most {outcome.longest:.2f} s"
         )
         failed += outcome.left_frozen
