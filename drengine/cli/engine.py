@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from drengine.terminal import emit_json, human_duration
+from drengine.terminal import emit_json, human_duration, note
 
 if TYPE_CHECKING:
     from drengine.failover.config import OrchestratorConfig
@@ -59,14 +62,38 @@ def load_config(
 
 
 def in_session(config: OrchestratorConfig, work: Callable[[Session], Awaitable[T]]) -> T:
-    """Open a session, do the work in it, close it."""
+    """Open a session, do the work in it, close it.
+
+    An interrupt ends it as soon as what can't be left alone is through; a second one at once. The run's journal knows
+    how far it is in either case.
+    """
     from drengine.failover.session import open_session  # noqa: PLC0415
 
     async def run() -> T:
+        _end_on_signals(asyncio.current_task())
         async with open_session(config) as session:
             return await work(session)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError as error:
+        raise KeyboardInterrupt from error
+
+
+def _end_on_signals(task: asyncio.Task[Any] | None) -> None:
+    signals = 0
+
+    def end(number: signal.Signals) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1 or task is None:
+            os._exit(128 + number)
+        note("ending; `drengine run resume RUN` goes on. Again: at once")
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ValueError, RuntimeError):  # not the main thread
+            asyncio.get_running_loop().add_signal_handler(number, end, number)
 
 
 async def begin(

@@ -44,6 +44,9 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 5.0
 """Beyond a step's own time limit: a handler that keeps its limit itself ends first."""
 
+PROGRESS_SECONDS = 5.0
+"""Between two words of a step's progress in the journal."""
+
 OUTPUT_CHARACTERS_MAX = 8192
 FORCE = "force"
 """Note of a resume request: go on without fencing."""
@@ -129,6 +132,7 @@ class Executor:
         self._entries: list[JournalEntry] = []
         self._requests: list[Request] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._telling: list[asyncio.Task[None]] = []
         self._abandoned = asyncio.Event()
         self._lease: Lease
         self._run: RunRecord
@@ -157,7 +161,7 @@ class Executor:
                 keeping.result()
             return await working
         finally:
-            await _cancelled(working, keeping, *self._tasks.values())
+            await _cancelled(working, keeping, *self._tasks.values(), *self._telling)
             await asyncio.to_thread(self._registry.release_lease, self._lease)
 
     async def _work(self, run: str, wait: bool) -> RunRecord:
@@ -242,7 +246,7 @@ class Executor:
             attempt=attempt,
             options={**self._run.options, "by": self._run.started_by, "forced_by": self._forced_by(snapshot)},
             approvals=snapshot.approvals,
-            say=self._sayer(step),
+            say=self._sayer(step, attempt),
             permit=self._permit,
         )
         looking = again or attempt > 1
@@ -297,20 +301,31 @@ class Executor:
         finally:
             await _cancelled(working, *ended)
 
-    def _sayer(self, step: PlannedStep) -> Callable[[str], None]:
-        """A step's words for people: shown now, from any thread; only results go to the journal."""
-        loop = asyncio.get_running_loop()
+    def _sayer(self, step: PlannedStep, attempt: int) -> Callable[[str], None]:
+        """A step's words for people: shown now, from any thread; now and then noted for those who look elsewhere."""
+        loop, clock = asyncio.get_running_loop(), self._site.clock
+        noted = clock.monotonic()
 
         def show(text: str) -> None:
+            nonlocal noted
             states = (replace(each, message=text) if each.step.id == step.id else each for each in self._last.steps)
             self._last = replace(self._last, steps=tuple(states))
             self._watch(self._run, self._last, Decision(Action.WAIT, Reason.STEPS_RUNNING))
+
+            if clock.monotonic() - noted >= PROGRESS_SECONDS:
+                noted = clock.monotonic()
+                self._telling = [task for task in self._telling if not task.done()]
+                self._telling.append(asyncio.create_task(self._keep_progress(step.id, attempt, text)))
 
         def say(text: str) -> None:
             with suppress(RuntimeError):  # the loop has gone, and with it whoever would read this
                 loop.call_soon_threadsafe(show, without_secrets(text))
 
         return say
+
+    async def _keep_progress(self, step: str, attempt: int, text: str) -> None:
+        with suppress(DrengineError):  # it is only a word; whoever lost the lease learns it from what matters
+            await self._append(JournalEntry(step, Event.PROGRESS, attempt, self._now_ns(), {"message": text}))
 
     def _permit(self) -> None:
         """Raises LEASE_LOST when another executor has the run: called inside the store's transaction."""

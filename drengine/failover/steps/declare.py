@@ -53,6 +53,7 @@ def _facts(source: str, context: StepContext) -> dict[str, Any]:
             text = str(context.options.get("point") or context.runbook.sources[source].point)
             select_point(store, source, text)
         _check_driver(context, **_launch_of(context, source))
+    context.site.export_uri(source, "any", info.active_branch)  # where workloads find their disks must be known before
     return {
         "generation": info.generation,
         "branch": info.active_branch,

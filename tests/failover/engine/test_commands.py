@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,12 +157,33 @@ def test_runs_lists_what_there_was(typed: Typed) -> None:
     assert "completed" in out
 
 
-def test_a_workload_that_would_not_find_its_disk_is_not_launched(
-    typed: Typed, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("mode", ["drill", "failover"])
+def test_where_workloads_find_their_disks_must_be_known_before_anything_is_done(
+    typed: Typed, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
     given = ["--store", str(typed.directory / "store"), "--state", str(typed.directory / "state")]
-    assert main(app, ["drill", typed.book(), *given]) == 106
+    assert main(app, [mode, typed.book(), *given]) == 106
     assert "export is missing" in capsys.readouterr().out
+    run = typed.json("runs")[1][0]["run"]
+    steps = typed.json("run", "show", run)[1]["steps"]
+    assert [step["status"] for step in steps] == ["failed", *("pending" for _ in steps[1:])]
+
+
+def test_an_interrupt_ends_the_command_and_the_run_goes_on_when_resumed(typed: Typed) -> None:
+    place = typed.book(before="then: [{wait: 1h}]")
+    given = ["--store", str(typed.directory / "store"), "--state", str(typed.directory / "state")]
+    given += ["--export", f"unix:{typed.directory / 'nbd.sock'}"]
+    program = [sys.executable, "-m", "drengine.cli.main", "drill", place, *given]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=marked(typed)) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        run = next(lines).split()[-1]
+        assert any("launch:shop: done" in line for line in lines)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    code, told = typed.json("abort", run, "--by", "ann")
+    assert (code, told["outcome"]) == (0, "aborted")
+    assert told["steps"][-1]["status"] == "done", "it was cleaned up"
 
 
 @pytest.mark.fault(57)
