@@ -18,7 +18,9 @@ WORKS = (
     "store_memory",
     "many_agents",
     "tracker_overhead",
+    "live_disks",
     "control_messages",
+    "failback",
 )
 
 
