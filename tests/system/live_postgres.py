@@ -302,29 +302,22 @@ def prove(
     proof = Proof()
     seen: set[str] = set()
     freezes = 0
+
+    def fresh() -> tuple[dict[str, Any], int] | None:
+        """A point that was not yet looked at, and how many transactions had been begun when it was there."""
+        point = host.newest(kind)
+        return None if point is None or point["id"] in seen else (point, len(ledger.sent_ns))
+
     with host.agent(kind), host.load(kind):
         while proof.points < points:
-            found: list[dict[str, Any]] = []
-            sent = 0
-
-            def fresh() -> bool:
-                nonlocal freezes, sent
-                status = host.status()
-                tracked = (status or {}).get("tracker_details", status or {})
-                if tracked.get("freezes", 0) > freezes:
-                    freezes = tracked["freezes"]
-                    proof.freeze_seconds.append(tracked["freeze_seconds_last"])
-                point = host.newest(kind)
-                sent = len(ledger.sent_ns)
-                if point is None or point["id"] in seen:
-                    return False
-                found.append(point)
-                return True
-
             ledger.wait_for(rng.randrange(1, 6))
-            host.site.wait(f"a {kind} point is cut", fresh, seconds=POINT_SECONDS)
-            seen.add(found[0]["id"])
-            host.recover(found[0], list(ledger.committed_ns), sent, proof)
+            point, sent = host.site.wait(f"a {kind} point is cut", fresh, seconds=POINT_SECONDS)
+            seen.add(point["id"])
+            host.recover(point, list(ledger.committed_ns), sent, proof)
+            status = host.status()
+            if status["freezes"] > freezes:
+                freezes = status["freezes"]
+                proof.freeze_seconds.append(status["freeze_seconds_last"])
             said(f"{kind}: {proof}")
     return proof
 
@@ -333,7 +326,7 @@ def prove(
 def live_host() -> Iterator[LiveHost]:
     """A host with its database, in a folder of its own."""
     programs = skip_unless_installed()
-    folder = Path(tempfile.mkdtemp(prefix="drengine-live-"))  # short, for sockets; open, for PostgreSQL's user
+    folder = Path(tempfile.mkdtemp(prefix="drengine-livepg-"))  # short, for sockets; open, for PostgreSQL's user
     folder.chmod(0o755)
     try:
         with LiveHost(folder, programs) as host:

@@ -16,7 +16,7 @@ log = logging.getLogger("drengine.agent")
 OUTPUT_SHOWN_MAX = 400
 CHECKPOINT = (
     "CHECKPOINT; SELECT CASE WHEN pg_is_in_recovery() OR current_setting('wal_level') = 'minimal' THEN NULL ELSE "
-    "pg_create_restore_point('drengine ' || clock_timestamp()) || txid_current() END"
+    "pg_create_restore_point('drengine ' || clock_timestamp())::text || ' ' || txid_current() END"
 )
 """The log names the point where it can; the transaction's number makes that durable before the freeze."""
 
