@@ -79,6 +79,7 @@ def _print_summary(outcome: Outcome, kept: Path | None) -> None:
             f"{outcome.rto_seconds:.3f} s (in the drill {outcome.drill_rto_seconds:.3f} s)",
         ),
         ("recovery points to choose from", str(outcome.points)),
+        ("an older point readable after", f"{outcome.read_seconds:.3f} s"),
         ("initial sync", f"{outcome.initial_sync_seconds:.2f} s"),
         ("read, on the wire", f"{outcome.bytes_read / 2**20:.1f} MiB, {outcome.bytes_on_wire / 2**20:.1f} MiB"),
         ("shipped back", f"{outcome.failback_bytes_shipped / 2**20:.2f} MiB"),

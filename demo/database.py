@@ -66,7 +66,7 @@ class DiskVfs(apsw.VFS):
         """Both files are always there; a journal whose header is zero is one that nobody needs."""
         return pathname.endswith("-journal")
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:
+    def xDelete(self, filename: str, _syncdir: bool) -> None:
         """The journal is emptied, never removed (journal_mode persist)."""
 
     def xFullPathname(self, name: str) -> str:
@@ -114,7 +114,7 @@ class DiskFile:
         """See xLock."""
         return False
 
-    def xFileControl(self, op: int, ptr: int) -> bool:
+    def xFileControl(self, _op: int, _ptr: int) -> bool:
         """Nothing is understood."""
         return False
 

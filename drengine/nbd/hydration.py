@@ -62,7 +62,6 @@ class Hydration:
         self._is_file = copy is not None and copy.is_file()
         self._filled = bytearray(-(-self.size_bytes // BLOCK_BYTES))
         self._locks = [threading.Lock() for _ in range(LOCKS)]
-        self._connections = connections
 
     def _begin_copy(self, copy: Path) -> None:
         if copy.is_file():
