@@ -141,8 +141,8 @@ def without_sections(elf: bytes) -> bytes:
     return bytes(kept)
 
 
-def pack(found: dict[str, bytes]) -> bytes:
-    """The file: the same members give the same bytes."""
+def pack(found: dict[str, bytes], *, level: int = 9) -> bytes:
+    """The file: the same members, at the same level of compression, give the same bytes."""
     names = sorted(found)
     build = hashlib.sha256()
     for name in names:
@@ -153,18 +153,18 @@ def pack(found: dict[str, bytes]) -> bytes:
     out.write(SHELL.format(version=__version__).encode())
     with zipfile.ZipFile(out, "a") as archive:
         # Stored plainly: a Python without zlib must be able to read it, to say so.
-        _add(archive, "__main__.py", start.replace("BUILD-ID", build.hexdigest()[:24]).encode(), zipfile.ZIP_STORED)
+        _add(archive, "__main__.py", start.replace("BUILD-ID", build.hexdigest()[:24]).encode(), None)
         for name in names:
-            _add(archive, name, found[name], zipfile.ZIP_DEFLATED)
+            _add(archive, name, found[name], level)
     return out.getvalue()
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: bytes, how: int) -> None:
+def _add(archive: zipfile.ZipFile, name: str, data: bytes, level: int | None) -> None:
     member = zipfile.ZipInfo(name, TIME)
-    member.compress_type = how
+    member.compress_type = zipfile.ZIP_STORED if level is None else zipfile.ZIP_DEFLATED
     member.create_system = 3
     member.external_attr = 0o100644 << 16
-    archive.writestr(member, data, compresslevel=9 if how == zipfile.ZIP_DEFLATED else None)
+    archive.writestr(member, data, compresslevel=level)
 
 
 def main() -> None:

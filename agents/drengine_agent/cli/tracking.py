@@ -12,9 +12,10 @@ import msgspec
 
 from drengine.terminal import human_age, human_bytes
 from drengine_agent.capture.ebpf.device import BlockDevice
+from drengine_agent.capture.ebpf.facts import WatchFacts
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES, WatchedVolume
 from drengine_agent.capture.ebpf.program import COPIES
-from drengine_agent.capture.ebpf.watch import Watch, WatchFacts
+from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.config import AgentConfig
 from drengine_agent.state import AgentState, KnownVolume
 

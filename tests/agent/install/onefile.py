@@ -24,7 +24,7 @@ def build_here(path: Path, *, extra: Mapping[str, bytes] | None = None) -> Path:
                 found[f"native/{suffix[1]}/{file}"] = without_sections(data)
             elif file.suffix == ".py":
                 found[f"common/{file}"] = data
-    path.write_bytes(pack({**found, **(extra or {})}))
+    path.write_bytes(pack({**found, **(extra or {})}, level=1))
     path.chmod(0o755)
     return path
 

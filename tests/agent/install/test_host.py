@@ -30,6 +30,7 @@ pytestmark = [
 ]
 PROGRAM = (sys.executable, "-m", "drengine.cli.main")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+DISK_BYTES = 24 << 20
 WORDS = b"what must come back\n" * 1000
 
 
@@ -40,7 +41,7 @@ def wait_for(what: str, look: Callable[[], Any], *, seconds: float = 60.0, show:
         found = look()
         if found:
             return found
-        time.sleep(0.05)
+        time.sleep(0.1)
     raise AssertionError(f"{what} did not come: {show()}")
 
 
@@ -54,7 +55,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A loop device with an empty ext4."""
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
-        file.truncate(64 << 20)
+        file.truncate(DISK_BYTES)
     subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
     made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=True)
     yield Path(made.stdout.strip())
@@ -66,6 +67,7 @@ class Target:
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "store"
+        self._looked_at = ""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -85,11 +87,12 @@ class Target:
         """A file out of the newest point; the disk is put together in `image`."""
         with Store.open(self.store, read_only=True) as store:
             points = store.points("shop") if store.sources() else []
-            if not points:
+            if not points or points[-1].id == self._looked_at:
                 return b""
+            self._looked_at = points[-1].id
             with store.view(points[-1]) as view:
                 (volume,) = view.geometry
-                image.write_bytes(view.read(volume, 0, 64 << 20))
+                image.write_bytes(view.read(volume, 0, DISK_BYTES))
         subprocess.run(
             ["e2fsck", "-fy", image], capture_output=True, check=False
         )  # takes up the journal, as a mount would
