@@ -83,6 +83,34 @@ PANELS = (
             ),
         ),
     ),
+    Panel("Dirty on live disks", "bytes", ((f"drengine_agent_dirty_bytes{_BY_SOURCE}", "{{source}}"),)),
+    Panel(
+        "Cuts by kind, and forced ones that failed",
+        "short",
+        (
+            (
+                f"sum by (source, kind) (rate(drengine_agent_cuts_total{_BY_SOURCE}[5m])) * 60",
+                "{{source}} {{kind}}/min",
+            ),
+            (
+                f"sum by (source, reason) (increase(drengine_agent_cuts_failed_total{_BY_SOURCE}[1h])) > 0",
+                "{{source}} failed in 1 h: {{reason}}",
+            ),
+        ),
+    ),
+    Panel(
+        "Freezes of file systems",
+        "s",
+        (
+            (f"drengine_agent_freeze_last_seconds{_BY_SOURCE}", "{{source}}: last"),
+            (f"drengine_agent_freeze_longest_seconds{_BY_SOURCE}", "{{source}}: longest"),
+        ),
+    ),
+    Panel(
+        "Read from live disks",
+        "Bps",
+        ((f"sum by (source) (rate(drengine_agent_direct_read_bytes_total{_BY_SOURCE}[1m]))", "{{source}}"),),
+    ),
     Panel("Damaged ranges", "short", ((f"drengine_target_damaged_ranges{_BY_SOURCE}", "{{source}}"),), "stat"),
     Panel(
         "Age of the last drill",
