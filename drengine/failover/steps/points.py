@@ -32,9 +32,8 @@ class ChoosePointStep:
         declared = context.results["declare"]
         facts = declared["sources"][step.source]
         # The agent says until when the newest point showed all of a source that wrote nothing since.
-        shown_ns = (
-            max(point.time_ns, min(facts.get("represented_ns", 0), declared["declared_ns"])) if newest else point.time_ns
-        )
+        represented_ns = min(facts.get("represented_ns", 0), declared["declared_ns"])
+        shown_ns = max(point.time_ns, represented_ns) if newest else point.time_ns
         data = describe_point(point) | loss(
             shown_ns,
             declared["declared_ns"],

@@ -21,7 +21,8 @@ from tests.failover.engine.race import race
 def kills(rounds: int, rng: random.Random) -> None:
     """Stories with up to four kills each."""
     with tempfile.TemporaryDirectory() as directory:
-        peace = {mode: story(Path(directory) / mode.value, mode, []) for mode in (Mode.FAILOVER, Mode.FAILBACK)}
+        modes = (Mode.FAILOVER, Mode.FAILBACK, Mode.DRILL, Mode.MIGRATION, Mode.REPROTECT)
+        peace = {mode: story(Path(directory) / mode.value, mode, []) for mode in modes}
     for number in range(rounds):
         mode = rng.choice(list(peace))
         places = [rng.randrange(2 * peace[mode].entries) for _ in range(rng.randint(1, 4))]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from drengine.failover.executor import Executor
+from drengine.failover.plan import HOME
 from drengine.failover.registry import Registry
 from drengine.failover.run import JournalEntry, Outcome, RunRecord, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook, Wave
@@ -96,7 +97,7 @@ def story(directory: Path, mode: Mode, kills: list[int], names: tuple[str, ...] 
         options: dict[str, Any] = {}
         for source in world.sources.values():
             source.write(7, b"never shipped" * 300)
-        if mode is Mode.FAILBACK:
+        if mode in HOME:
             first = begin_run(registry, Mode.FAILOVER, book, {})
             assert _process(directory, first, book, NEVER) == 0
             for number, instance in enumerate(sorted(world.driver.running)):
