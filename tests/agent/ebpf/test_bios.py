@@ -12,6 +12,7 @@ import pytest
 
 from drengine_agent.capture.ebpf import program
 from drengine_agent.capture.ebpf.device import BlockDevice
+from drengine_agent.capture.ebpf.offsets import ISSUE_EVENT
 from drengine_agent.capture.ebpf.watch import Watch
 from tests.agent.ebpf.rig import (
     BLKDISCARD,
@@ -84,7 +85,7 @@ def test_a_bio_that_was_not_recorded_is_marked_all_the_same_and_is_a_reason_for_
         program,
         "programs",
         lambda regions, offsets, maps: [
-            each if not each.name.startswith("queue") else program.Program(each.name, program.ISSUE_EVENT, nothing())
+            each if not each.name.startswith("queue") else program.Program(each.name, ISSUE_EVENT, nothing())
             for each in build(regions, offsets, maps)
         ],
     )

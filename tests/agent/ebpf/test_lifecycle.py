@@ -21,7 +21,9 @@ from drengine_agent.capture.ebpf.bits import store_bytes, store_word
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.errors import EBPF_REFUSED, EBPF_UNAVAILABLE
 from drengine_agent.capture.ebpf.layout import WatchedVolume
-from drengine_agent.capture.ebpf.watch import PIN_ROOT, Watch
+from drengine_agent.capture.ebpf.offsets import Offsets
+from drengine_agent.capture.ebpf.pins import PIN_ROOT, folder_of
+from drengine_agent.capture.ebpf.watch import Watch
 from tests.agent.ebpf.rig import (
     BLOCK,
     MIB,
@@ -93,7 +95,7 @@ def test_another_set_of_volumes_begins_anew(disk: Path, tmp_path: Path, source: 
 @pytest.mark.parametrize("pin", ["control", "bits", "link-request-0", "link-request-2", "program-request-1"])
 def test_state_with_a_missing_pin_is_not_believed(disk: Path, source: str, pin: str) -> None:
     again(source, disk)
-    (watch_module._folder(PIN_ROOT, source) / pin).unlink()
+    (folder_of(PIN_ROOT, source) / pin).unlink()
     assert again(source, disk)[0] in ("unclean-stop", "tracking-lost")
     assert again(source, disk)[0] == "none"
 
@@ -254,8 +256,8 @@ def test_another_disk_under_the_same_number_is_noticed(tmp_path: Path, source: s
 def test_programs_that_the_verifier_refuses_are_an_error_with_the_end_of_its_log(
     disk: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = program.Offsets.of
-    monkeypatch.setattr(program.Offsets, "of", lambda types: replace(real(types), request_sector=1 << 14))
+    real = Offsets.of
+    monkeypatch.setattr(Offsets, "of", lambda types: replace(real(types), request_sector=1 << 14))
     with pytest.raises(DrengineError) as refused:
         Watch.attach(source, watched(disk))
     assert refused.value.kind is EBPF_UNAVAILABLE
@@ -287,7 +289,7 @@ def test_a_beginning_that_fails_leaves_nothing_behind(
         Watch.attach(source, watched(disk))
     assert refused.value.kind is EBPF_UNAVAILABLE
     monkeypatch.undo()
-    assert not watch_module._folder(PIN_ROOT, source).exists()
+    assert not folder_of(PIN_ROOT, source).exists()
 
 
 def test_what_is_no_device_or_too_small_is_refused(tmp_path: Path, disk: Path, source: str) -> None:

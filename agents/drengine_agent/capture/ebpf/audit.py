@@ -71,7 +71,10 @@ class Audit:
         self._regions = []
 
     def begin(self) -> None:
-        """Take the difference between sums and statistics as it is now for the right one."""
+        """Take the difference between sums and statistics as it is now for the right one.
+
+        Too large a difference only means that a loss is believed that was none; it must never be too small.
+        """
         missed = self._missed()
         for index, _, stat_fd, _ in self._regions:
             best: tuple[int, ...] | None = None
@@ -83,7 +86,8 @@ class Audit:
                 balances = tuple(_signed(total - counted) for total in sums)
                 best = balances if best is None else tuple(map(min, best, balances))
             if best is None:
-                best = tuple(_signed(total - _counted(stat_fd)) for total in self._sums(index))
+                counted = _counted(stat_fd)
+                best = tuple(_signed(total - counted) for total in self._sums(index))
             self._store_balances(index, best)
         self._store_missed(missed)
 
@@ -101,11 +105,10 @@ class Audit:
             if 0 not in excess:
                 if excess and max(excess) < 0:
                     return Verdict.SHORT
-                # More than there should be: one is half way; or the balance was taken amid traffic, then it stays.
+                # More than there should be: one is half way. If it stays, the statistics left something out.
                 stays = self._seen.get(index) == sample and _inflight(inflight_fd) == 0
                 self._seen[index] = sample
-                if not stays:
-                    return Verdict.BUSY
+                return Verdict.SHORT if stays else Verdict.BUSY
             samples.append((index, sample))
         if self._missed() != missed:
             return Verdict.BUSY

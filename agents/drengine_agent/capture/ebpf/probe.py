@@ -27,7 +27,9 @@ from drengine_agent.capture.ebpf import program, syscalls
 from drengine_agent.capture.ebpf.btf import KernelTypes, UnknownTypeError
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.layout import Region, WatchedVolume
-from drengine_agent.capture.ebpf.watch import PIN_ROOT, Watch, load, mount_bpffs
+from drengine_agent.capture.ebpf.offsets import REQUEST_EVENT, Offsets
+from drengine_agent.capture.ebpf.pins import PIN_ROOT, mount_bpffs
+from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.capture.tracker import Range
 
 KERNEL_MIN: Final = {"x86_64": (5, 12), "aarch64": (5, 18), "riscv64": (5, 19), "s390x": (5, 12)}
@@ -101,7 +103,7 @@ class SelfTest:
 def probe() -> KernelFacts:
     """Try everything that tracking needs. Takes about half a second; mounts bpffs if it isn't."""
     trials: dict[str, str] = {}
-    types: list[program.Offsets] = []
+    types: list[Offsets] = []
     maps: list[program.Maps] = []
     loaded: list[int] = []
     with contextlib.ExitStack() as stack:
@@ -121,10 +123,10 @@ def probe() -> KernelFacts:
         def load_all(*, bio: bool) -> None:
             region = Region(_NOBODY, bio, 0, 8, 0, 0)
             for each in program.programs([region], types[0], maps[0])[:: program.COPIES]:
-                loaded.append(keep(load(each, types[0])))
+                loaded.append(keep(program.load(each, types[0])))
 
         _try(trials, "system_call", _system_call)
-        _try(trials, "types", lambda: types.append(program.Offsets.of(KernelTypes.load())))
+        _try(trials, "types", lambda: types.append(Offsets.of(KernelTypes.load())))
         _try(trials, "maps", make_maps)
         _try(trials, "request_programs", lambda: load_all(bio=False))
         _try(trials, "bio_programs", lambda: load_all(bio=True))
@@ -150,7 +152,7 @@ def self_test() -> SelfTest:
     except (OSError, DrengineError) as error:
         problem = f"could not be tried: {error}"
     seen = problem or f"3 writes to a loop device of {_TEST_BYTES >> 20} MiB, and exactly their blocks marked"
-    return SelfTest(not problem, seen, (program.REQUEST_EVENT,), time.monotonic() - began)
+    return SelfTest(not problem, seen, (REQUEST_EVENT,), time.monotonic() - began)
 
 
 _NOBODY: Final = (1 << 32) - 1

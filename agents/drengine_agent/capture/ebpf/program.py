@@ -11,13 +11,13 @@ they do to the same bits.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from drengine_agent.capture.ebpf import layout
-from drengine_agent.capture.ebpf.btf import KernelTypes
+from drengine_agent.capture.ebpf import layout, syscalls
 from drengine_agent.capture.ebpf.instructions import (
     MAP_DELETE_HELPER,
     MAP_LOOKUP_HELPER,
@@ -30,6 +30,16 @@ from drengine_agent.capture.ebpf.instructions import (
     Width,
 )
 from drengine_agent.capture.ebpf.layout import Region
+from drengine_agent.capture.ebpf.offsets import (
+    BIO_COMPLETE_EVENT,
+    BIO_QUEUE_EVENT,
+    EVENTS,
+    ISSUE_EVENT,
+    REQUEST_EVENT,
+    Offsets,
+)
+
+__all__ = ["COPIES", "REQUEST_EVENT", "Maps", "Program", "fingerprint", "load", "programs"]
 
 COPIES: Final = 3
 FINE_WORDS_MAX: Final = 128
@@ -39,61 +49,11 @@ INFLIGHT_KEY_BYTES, INFLIGHT_VALUE_BYTES = 8, 32
 
 LEDGER_WORDS_MAX: Final = ((1 << 32) // layout.BLOCK_BYTES // layout.LEDGER_BLOCKS) // 64 + 2
 """The longest request has not quite 4 GiB."""
-REQUEST_EVENT, ISSUE_EVENT = "block_rq_complete", "block_rq_issue"
-BIO_QUEUE_EVENT, BIO_COMPLETE_EVENT = "block_bio_queue", "block_bio_complete"
-_EVENTS: Final = (REQUEST_EVENT, ISSUE_EVENT, BIO_QUEUE_EVENT, BIO_COMPLETE_EVENT)
 _OPERATION_MASK: Final = 0xFF
 _PASSED_OUT: Final = ("REQ_OP_DRV_OUT", "REQ_OP_SCSI_OUT")
 _PASSED_IN: Final = ("REQ_OP_DRV_IN", "REQ_OP_SCSI_IN")
 # The stack: what `mark` needs, and room for the inflight map's key.
 _BYTES, _FINE, _COARSE, _FIRST, _LAST, _ACTIVE, _KEY = -8, -16, -24, -32, -40, -48, -56
-
-
-@dataclass(frozen=True, slots=True)
-class Offsets:
-    """What the programs need to know about this kernel's structures."""
-
-    events: dict[str, int]
-    operations: dict[str, int]
-    request_queue: int
-    request_disk: int | None
-    request_sector: int
-    request_bytes: int
-    request_flags: int
-    queue_disk: int
-    disk_major: int
-    disk_minor: int
-    bio_sector: int
-    bio_bytes: int
-    bio_flags: int
-    bio_device: int
-    device_disk: int
-
-    @staticmethod
-    def of(types: KernelTypes) -> Offsets:
-        """Read them from the kernel's types.
-
-        Raises:
-            UnknownTypeError: this kernel lacks one (older than 5.12, or much newer than this program).
-        """
-        own_disk = types.has("request", "rq_disk")  # before 5.17
-        return Offsets(
-            {name: types.typedef(f"btf_trace_{name}") for name in _EVENTS},
-            types.enumerators("REQ_OP_"),
-            types.offset("request", "q"),
-            types.offset("request", "rq_disk") if own_disk else None,
-            types.offset("request", "__sector"),
-            types.offset("request", "__data_len"),
-            types.offset("request", "cmd_flags"),
-            0 if own_disk else types.offset("request_queue", "disk"),
-            types.offset("gendisk", "major"),
-            types.offset("gendisk", "first_minor"),
-            types.offset("bio", "bi_iter", "bi_sector"),
-            types.offset("bio", "bi_iter", "bi_size"),
-            types.offset("bio", "bi_opf"),
-            types.offset("bio", "bi_bdev"),
-            types.offset("block_device", "bd_disk"),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +104,7 @@ def fingerprint() -> bytes:
     """16 bytes that change when the programs or the layout do; so an upgraded agent knows foreign state."""
     names = ("READ", "WRITE", "FLUSH", "DRV_IN", "DRV_OUT", "SCSI_IN", "SCSI_OUT")
     offsets = Offsets(
-        {name: number for number, name in enumerate(_EVENTS)},
+        {name: number for number, name in enumerate(EVENTS)},
         {f"REQ_OP_{name}": number for number, name in enumerate(names)},
         8, None, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96,
     )  # fmt: skip
@@ -153,6 +113,21 @@ def fingerprint() -> bytes:
     for program in programs(regions, offsets, Maps(1, 2, 3)):
         digest.update(program.name.encode() + program.code)
     return digest.digest()[:16]
+
+
+def load(each: Program, offsets: Offsets) -> int:
+    """Have the kernel take a program; if the verifier refuses, again with its log, for the error.
+
+    Raises:
+        OSError: refused; a VerifierError with the end of the log if the verifier did.
+    """
+    name, btf_id = f"dr_{each.name.replace('-', '_')}", offsets.events[each.event]
+    try:
+        return syscalls.program_load(each.code, attach_btf_id=btf_id, name=name)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOMEM):
+            raise
+        return syscalls.program_load(each.code, attach_btf_id=btf_id, name=name, log=True)
 
 
 Regions = Sequence[tuple[int, Region]]

@@ -12,19 +12,14 @@ Invariants, attacked by tests/agent/ebpf:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import hashlib
-import json
 import mmap
 import os
-import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from drengine.model.errors import DrengineError
 from drengine_agent.capture.ebpf import layout as at
@@ -32,74 +27,35 @@ from drengine_agent.capture.ebpf import program, syscalls
 from drengine_agent.capture.ebpf.audit import Audit, Verdict
 from drengine_agent.capture.ebpf.bits import Half, load_word, store_bytes, store_word
 from drengine_agent.capture.ebpf.btf import KernelTypes, UnknownTypeError
-from drengine_agent.capture.ebpf.device import BlockDevice, in_flight, refresh
+from drengine_agent.capture.ebpf.control import (
+    boot_hash,
+    described,
+    described_now,
+    geometry_doubt,
+    sum_of,
+    write_control,
+)
+from drengine_agent.capture.ebpf.device import in_flight, refresh
 from drengine_agent.capture.ebpf.errors import EBPF_REFUSED, EBPF_UNAVAILABLE
+from drengine_agent.capture.ebpf.facts import (
+    BITS_PIN,
+    CONTROL_PIN,
+    INFLIGHT_PIN,
+    WatchFacts,
+    WatchStatistics,
+    inspect,
+    statistics_of,
+)
 from drengine_agent.capture.ebpf.layout import Layout, WatchedVolume
+from drengine_agent.capture.ebpf.offsets import Offsets
+from drengine_agent.capture.ebpf.pins import PIN_ROOT, folder_of, lock, map_shared, mount_bpffs, remove_pins
 from drengine_agent.capture.tracker import Range
 
-BPFFS: Final = Path("/sys/fs/bpf")
-PIN_ROOT: Final = BPFFS / "drengine"
-_BPFFS_MAGIC: Final = 0xCAFE4A11
-_CONTROL, _BITS, _INFLIGHT = "control", "bits", "inflight"
-_LOCK_TRIES, _LOCK_PAUSE_SECONDS = 20, 0.025
+__all__ = ["PIN_ROOT", "Watch", "WatchFacts", "WatchStatistics"]
+
 SETTLE_SECONDS: Final = 1.0
 LEDGER_SECONDS: Final = 60.0
 """How long a ledger is written before the next one begins, at least."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True, slots=True)
-class WatchStatistics:
-    """What the kernel side has counted since it was attached.
-
-    Attributes:
-        counted: the completion counter; about COPIES for each change of a watched disk.
-        passed_out, passed_in: pass-through commands to watched disks, with data to the device or not.
-        run_count, run_ns: runs of all programs, for every disk of the host; zero unless kernel.bpf_stats_enabled.
-        runs_missed: runs that the kernel says it left out; another copy did their work.
-        healed: times that completions had been left out by all copies, and what was issued was handed out again.
-        unrecorded, unmatched: bios whose range was not remembered when they were queued.
-        faults: bits that a program could not set.
-    """
-
-    counted: int
-    passed_out: int
-    passed_in: int
-    run_count: int
-    run_ns: int
-    runs_missed: int
-    unrecorded: int
-    unmatched: int
-    faults: int
-    healed: int
-
-
-@dataclass(frozen=True, slots=True)
-class WatchFacts:
-    """What `inspect` sees without taking over.
-
-    Attributes:
-        epoch, answer, pending: see Watch.
-        attached_ns: wall clock when tracking began.
-        owned: a process has this watch open.
-        whole: the state proves itself (this boot, this version of the programs).
-        volumes: as attached: number, size, device name and number, diskseq and so on.
-        active_blocks, pending_blocks: dirty blocks of 4 KiB.
-        memory_bytes: kernel memory of the bitmaps.
-    """
-
-    epoch: bytes
-    answer: int
-    pending: bool
-    attached_ns: int
-    owned: bool
-    whole: bool
-    volumes: tuple[dict[str, Any], ...]
-    active_blocks: int
-    pending_blocks: int
-    memory_bytes: int
-    statistics: WatchStatistics
 
 
 class Watch:
@@ -142,10 +98,10 @@ class Watch:
         except ValueError as error:
             raise DrengineError(EBPF_REFUSED, str(error)) from error
         mount_bpffs(root)
-        folder = _folder(root, source)
+        folder = folder_of(root, source)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock_fd = _lock(folder, source)
+            lock_fd = lock(folder, source)
         except OSError as error:
             raise _unavailable(error) from error
         watch = Watch(folder, lock_fd, volumes, layout)
@@ -153,7 +109,7 @@ class Watch:
             watch.doubt = watch._adopt()
             if watch.doubt != "none":
                 watch._let_go_of_pins()
-                _remove_pins(folder)
+                remove_pins(folder)
                 watch._begin()
             watch._start_audit()
             watch._finish_flip()
@@ -182,12 +138,12 @@ class Watch:
         Raises:
             DrengineError: EBPF_REFUSED, a process is watching.
         """
-        folder = _folder(root, source)
+        folder = folder_of(root, source)
         if not folder.is_dir():
             return False
-        lock_fd = _lock(folder, source)
+        lock_fd = lock(folder, source)
         try:
-            _remove_pins(folder)
+            remove_pins(folder)
             folder.rmdir()
             with contextlib.suppress(OSError):
                 root.rmdir()  # the last one takes the common folder along
@@ -198,17 +154,7 @@ class Watch:
     @staticmethod
     def inspect(source: str, *, root: Path = PIN_ROOT) -> WatchFacts | None:
         """Look at pinned state without taking it over; None if there is none that can be read."""
-        folder = _folder(root, source)
-        try:
-            with contextlib.ExitStack() as stack:
-                control_fd = syscalls.open_pin(folder / _CONTROL)
-                stack.callback(os.close, control_fd)
-                view = stack.enter_context(contextlib.closing(_map(control_fd, at.CONTROL_BYTES, writable=False)))
-                if load_word(view, at.AT_MAGIC) != at.MAGIC or load_word(view, at.AT_VERSION) != at.VERSION:
-                    return None
-                return _facts(folder, view, stack)
-        except (OSError, ValueError, KeyError):
-            return None
+        return inspect(folder_of(root, source))
 
     # -- the watch
 
@@ -319,7 +265,7 @@ class Watch:
     def statistics(self) -> WatchStatistics:
         """What the kernel side has counted."""
         infos = [syscalls.program_info(fd) for name, fd in self._fds.items() if name.startswith("program-")]
-        return _statistics(self._control, len(self._layout.regions), infos)
+        return statistics_of(self._control, len(self._layout.regions), infos)
 
     def check(self) -> str:
         """Whether tracking is still whole: `none`, or a code of states.REASONS.
@@ -343,7 +289,7 @@ class Watch:
             store_word(control, at.AT_DOUBT, 1)
         if load_word(control, at.AT_DOUBT):
             return "tracking-lost"
-        passed = _sum(control, len(self._layout.regions), at.REGION_PASSED_OUT)
+        passed = sum_of(control, len(self._layout.regions), at.REGION_PASSED_OUT)
         if passed != self._passed:
             self._passed = passed
             return "passthrough"
@@ -436,32 +382,32 @@ class Watch:
         if not names:
             return "untracked"
         expected = self._pin_names()
-        if _CONTROL not in names:
+        if CONTROL_PIN not in names:
             return "unclean-stop"
-        self._fds[_CONTROL] = syscalls.open_pin(self._folder / _CONTROL)
-        if syscalls.map_shape(self._fds[_CONTROL])[2] != at.CONTROL_BYTES:
+        self._fds[CONTROL_PIN] = syscalls.open_pin(self._folder / CONTROL_PIN)
+        if syscalls.map_shape(self._fds[CONTROL_PIN])[2] != at.CONTROL_BYTES:
             return "tracker-version"
-        self._view = view = _map(self._fds[_CONTROL], at.CONTROL_BYTES, writable=True)
+        self._view = view = map_shared(self._fds[CONTROL_PIN], at.CONTROL_BYTES, writable=True)
         if load_word(view, at.AT_MAGIC) != at.MAGIC:
             return "unclean-stop"
         if load_word(view, at.AT_VERSION) != at.VERSION:
             return "tracker-version"
-        if view[at.AT_BOOT : at.AT_BOOT + 16] != _boot_hash():
+        if view[at.AT_BOOT : at.AT_BOOT + 16] != boot_hash():
             return "rebooted"
         if view[at.AT_FINGERPRINT : at.AT_FINGERPRINT + 16] != program.fingerprint():
             return "tracker-version"
         if view[at.AT_GEOMETRY : at.AT_GEOMETRY + 16] != self._layout.geometry_hash:
-            return _geometry_doubt(_described(view), _described_now(self._layout))
+            return geometry_doubt(described(view), described_now(self._layout))
         if names != expected:
             return "tracking-lost"
-        for name in sorted(expected - {_CONTROL}):
+        for name in sorted(expected - {CONTROL_PIN}):
             self._fds[name] = syscalls.open_pin(self._folder / name)
         bits_shape = (syscalls.MAP_TYPE_ARRAY, 4, 8, self._layout.words)
-        if syscalls.map_shape(self._fds[_BITS]) != bits_shape or not self._links_run():
+        if syscalls.map_shape(self._fds[BITS_PIN]) != bits_shape or not self._links_run():
             return "tracking-lost"
         if any(load_word(view, place) for place in (at.AT_DOUBT, at.AT_FAULTS, at.AT_UNRECORDED)):
             return "tracking-lost"
-        self._bits_view = _map(self._fds[_BITS], self._layout.words * 8, writable=True)
+        self._bits_view = map_shared(self._fds[BITS_PIN], self._layout.words * 8, writable=True)
         self._passed = load_word(view, at.AT_PASSED_SEEN)
         return "none"
 
@@ -478,28 +424,28 @@ class Watch:
     def _begin(self) -> None:
         """Make maps, load and attach programs, pin everything; the magic last, which makes it valid."""
         layout = self._layout
-        offsets = program.Offsets.of(KernelTypes.load())
+        offsets = Offsets.of(KernelTypes.load())
         with_bios = any(region.bio for region in layout.regions)
-        control = self._fds[_CONTROL] = syscalls.map_create(
+        control = self._fds[CONTROL_PIN] = syscalls.map_create(
             syscalls.MAP_TYPE_ARRAY, key_bytes=4, value_bytes=at.CONTROL_BYTES, entries=1,
             flags=syscalls.MAP_MMAPABLE, name="dr_control",
         )  # fmt: skip
-        bits = self._fds[_BITS] = syscalls.map_create(
+        bits = self._fds[BITS_PIN] = syscalls.map_create(
             syscalls.MAP_TYPE_ARRAY, key_bytes=4, value_bytes=8, entries=layout.words,
             flags=syscalls.MAP_MMAPABLE, name="dr_bits",
         )  # fmt: skip
         if with_bios:
-            self._fds[_INFLIGHT] = syscalls.map_create(
+            self._fds[INFLIGHT_PIN] = syscalls.map_create(
                 syscalls.MAP_TYPE_HASH, key_bytes=program.INFLIGHT_KEY_BYTES, value_bytes=program.INFLIGHT_VALUE_BYTES,
                 entries=program.INFLIGHT_ENTRIES, name="dr_inflight",
             )  # fmt: skip
-        self._view = view = _map(control, at.CONTROL_BYTES, writable=True)
-        self._bits_view = _map(bits, layout.words * 8, writable=True)
-        _write_control(view, layout)
+        self._view = view = map_shared(control, at.CONTROL_BYTES, writable=True)
+        self._bits_view = map_shared(bits, layout.words * 8, writable=True)
+        write_control(view, layout)
         tags = hashlib.sha256()
-        built = program.programs(layout.regions, offsets, program.Maps(control, bits, self._fds.get(_INFLIGHT, -1)))
+        built = program.programs(layout.regions, offsets, program.Maps(control, bits, self._fds.get(INFLIGHT_PIN, -1)))
         for each in built:
-            fd = self._fds[f"program-{each.name}"] = load(each, offsets)
+            fd = self._fds[f"program-{each.name}"] = program.load(each, offsets)
             tags.update(syscalls.program_info(fd).tag)
         store_bytes(view, at.AT_TAGS, tags.digest()[:16])
         for each in built:
@@ -518,7 +464,9 @@ class Watch:
         return (["issue-0"] if requests else []) + names
 
     def _pin_names(self) -> set[str]:
-        names = {_CONTROL, _BITS} | ({_INFLIGHT} if any(region.bio for region in self._layout.regions) else set())
+        names = {CONTROL_PIN, BITS_PIN} | (
+            {INFLIGHT_PIN} if any(region.bio for region in self._layout.regions) else set()
+        )
         return names | {f"{kind}-{name}" for name in self._program_names() for kind in ("program", "link")}
 
     def _let_go_of_pins(self) -> None:
@@ -536,29 +484,9 @@ class Watch:
     def _abandon(self) -> None:
         """A beginning failed: leave nothing pinned, so that nobody adopts half a state."""
         with contextlib.suppress(OSError):
-            _remove_pins(self._folder)
+            remove_pins(self._folder)
             self._folder.rmdir()
         self.close()
-
-
-def mount_bpffs(root: Path = PIN_ROOT) -> None:
-    """Mount the BPF file system at its usual place if it isn't.
-
-    Raises:
-        DrengineError: EBPF_UNAVAILABLE, it can't be mounted.
-    """
-    if BPFFS not in (root, *root.parents) or _is_bpffs(BPFFS):
-        return
-    if _libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", 0, b"mode=0700") != 0:
-        code = ctypes.get_errno()
-        raise DrengineError(EBPF_UNAVAILABLE, f"{BPFFS} can't be mounted: {os.strerror(code)}")
-
-
-def _is_bpffs(path: Path) -> bool:
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.statfs(os.fsencode(path), buffer) != 0:
-        return False
-    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF == _BPFFS_MAGIC
 
 
 def _check_device(each: WatchedVolume) -> None:
@@ -566,168 +494,6 @@ def _check_device(each: WatchedVolume) -> None:
         raise DrengineError(EBPF_REFUSED, f"{each.device.name} is {each.device.refusal}")
     if not 0 < each.size_bytes <= each.device.size_bytes:
         raise DrengineError(EBPF_REFUSED, f"{each.device.name} has not the {each.size_bytes} bytes of its volume")
-
-
-def _folder(root: Path, source: str) -> Path:
-    """bpffs allows no dots in names; source names have no tilde."""
-    return root / source.replace(".", "~")
-
-
-def _lock(folder: Path, source: str) -> int:
-    """An open folder with an exclusive flock; it ends with the process.
-
-    Raises:
-        DrengineError: EBPF_REFUSED, another process has it.
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    for turn in range(_LOCK_TRIES):  # `inspect` holds a shared one for a moment
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if turn < _LOCK_TRIES - 1:
-                time.sleep(_LOCK_PAUSE_SECONDS)
-        else:
-            return fd
-    os.close(fd)
-    raise DrengineError(EBPF_REFUSED, f"another process watches the volumes of {source!r}")
-
-
-def _is_owned(folder: Path) -> bool:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-def _remove_pins(folder: Path) -> None:
-    """Links first: nothing runs without its maps' names."""
-    for path in sorted(folder.iterdir(), key=lambda each: not each.name.startswith("link-")):
-        path.unlink()
-
-
-def _map(fd: int, length: int, *, writable: bool) -> mmap.mmap:
-    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    return mmap.mmap(fd, length, mmap.MAP_SHARED, protection)
-
-
-def _write_control(view: mmap.mmap, layout: Layout) -> None:
-    store_word(view, at.AT_VERSION, at.VERSION)
-    store_word(view, at.AT_HALF_WORDS, layout.half_words)
-    store_word(view, at.AT_LEDGER, 2 * layout.half_words)
-    store_bytes(view, at.AT_EPOCH, os.urandom(16))
-    store_bytes(view, at.AT_BOOT, _boot_hash())
-    store_bytes(view, at.AT_FINGERPRINT, program.fingerprint())
-    store_bytes(view, at.AT_GEOMETRY, layout.geometry_hash)
-    store_word(view, at.AT_STARTED_NS, time.time_ns())
-    store_word(view, at.AT_VOLUMES_LENGTH, len(layout.volumes_json))
-    store_bytes(view, at.AT_VOLUMES, layout.volumes_json)
-    for index, region in enumerate(layout.regions):
-        here = at.AT_REGIONS + index * at.REGION_BYTES
-        store_word(view, here + at.REGION_START, region.start_sector)
-        store_word(view, here + at.REGION_END, region.end_sector)
-        store_word(view, here + at.REGION_FINE, region.fine_bit)
-        store_word(view, here + at.REGION_COARSE, region.coarse_bit)
-        store_word(view, here + at.REGION_LEDGER, region.ledger_bit)
-
-
-def load(each: program.Program, offsets: program.Offsets) -> int:
-    """Have the kernel take a program; if the verifier refuses, again with its log, for the error.
-
-    Raises:
-        OSError: refused; a VerifierError with the end of the log if the verifier did.
-    """
-    name, btf_id = f"dr_{each.name.replace('-', '_')}", offsets.events[each.event]
-    try:
-        return syscalls.program_load(each.code, attach_btf_id=btf_id, name=name)
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.ENOMEM):
-            raise
-        return syscalls.program_load(each.code, attach_btf_id=btf_id, name=name, log=True)
-
-
-def _boot_hash() -> bytes:
-    return hashlib.sha256(f"{syscalls.boot_id()} {platform.release()}".encode()).digest()[:16]
-
-
-def _described(view: mmap.mmap) -> list[dict[str, Any]]:
-    length = min(load_word(view, at.AT_VOLUMES_LENGTH), at.CONTROL_BYTES - at.AT_VOLUMES)
-    return list(json.loads(view[at.AT_VOLUMES : at.AT_VOLUMES + length]))
-
-
-def _described_now(layout: Layout) -> list[dict[str, Any]]:
-    return list(json.loads(layout.volumes_json))
-
-
-def _watched(each: dict[str, Any]) -> WatchedVolume:
-    """A volume out of its description, enough to plan the same layout."""
-    device = BlockDevice(
-        each["device"], each["number"], each["disk"], each["start_sector"], each["sectors"], each["bio"],
-        each["diskseq"], each["identity"],
-    )  # fmt: skip
-    return WatchedVolume(each["volume"], device, each["size_bytes"])
-
-
-def _geometry_doubt(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    """Why the volumes are not what they were: `tracking-lost` if a device was away, else `geometry-changed`."""
-    known = {each.get("volume"): each for each in before}
-    same = ("number", "disk", "diskseq", "identity")
-    for each in now:
-        old = known.get(each["volume"])
-        if old is not None and any(old.get(key) != each[key] for key in same):
-            return "tracking-lost"
-    return "geometry-changed"
-
-
-def _sum(view: mmap.mmap, regions: int, place: int) -> int:
-    return sum(load_word(view, at.AT_REGIONS + index * at.REGION_BYTES + place) for index in range(regions))
-
-
-def _statistics(view: mmap.mmap, regions: int, infos: Sequence[syscalls.ProgramInfo]) -> WatchStatistics:
-    return WatchStatistics(
-        load_word(view, at.AT_COUNTER),
-        _sum(view, regions, at.REGION_PASSED_OUT),
-        _sum(view, regions, at.REGION_PASSED_IN),
-        sum(info.run_count for info in infos),
-        sum(info.run_ns for info in infos),
-        sum(info.missed for info in infos),
-        load_word(view, at.AT_UNRECORDED),
-        load_word(view, at.AT_UNMATCHED),
-        load_word(view, at.AT_FAULTS),
-        load_word(view, at.AT_HEALED),
-    )
-
-
-def _facts(folder: Path, view: mmap.mmap, stack: contextlib.ExitStack) -> WatchFacts:
-    described = _described(view)
-    layout = at.plan([_watched(each) for each in described])
-    bits_fd = syscalls.open_pin(folder / _BITS)
-    stack.callback(os.close, bits_fd)
-    bits = stack.enter_context(contextlib.closing(_map(bits_fd, layout.words * 8, writable=False)))
-    active = 0 if load_word(view, at.AT_ACTIVE) == 0 else 1
-    infos = []
-    for path in folder.glob("program-*"):
-        fd = syscalls.open_pin(path)
-        stack.callback(os.close, fd)
-        infos.append(syscalls.program_info(fd))
-    pending = load_word(view, at.AT_PHASE) == at.PHASE_PENDING
-    return WatchFacts(
-        bytes(view[at.AT_EPOCH : at.AT_EPOCH + 16]),
-        load_word(view, at.AT_ANSWER),
-        pending,
-        load_word(view, at.AT_STARTED_NS),
-        _is_owned(folder),
-        view[at.AT_BOOT : at.AT_BOOT + 16] == _boot_hash()
-        and view[at.AT_FINGERPRINT : at.AT_FINGERPRINT + 16] == program.fingerprint(),
-        tuple(described),
-        Half(bits, layout, active).count_blocks(),
-        Half(bits, layout, 1 - active).count_blocks() if pending else 0,
-        layout.words * 8,
-        _statistics(view, len(layout.regions), infos),
-    )
 
 
 def _unavailable(error: OSError) -> DrengineError:
