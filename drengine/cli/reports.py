@@ -73,9 +73,8 @@ def export(
     state: StateOption = None,
     form: Annotated[str, typer.Option("--form", help="html: one page that needs nothing else; json: values.")] = "html",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: standard output.")] = None,
-    now: Annotated[bool, typer.Option("--now", help="As the run stands now, not as it was kept.")] = False,
 ) -> None:
-    """Hand on the report of a run; of one that has not ended, as it stands now."""
+    """Hand on the report of a run as it stands now; where the registry can't tell any more, as it was kept."""
     from drengine.failover.report.errors import REPORT_UNAVAILABLE  # noqa: PLC0415
     from drengine.failover.report.keep import FORMS, report_path  # noqa: PLC0415
 
@@ -84,7 +83,12 @@ def export(
     options = load_config(config, store, state)
     kept = report_path(options.reports, run, form)
     try:
-        text = _as_it_stands(options.registry_url, run, form) if now or not kept.exists() else kept.read_text("utf-8")
+        try:
+            text = _as_it_stands(options.registry_url, run, form)
+        except DrengineError:
+            if not kept.exists():
+                raise
+            text = kept.read_text("utf-8")
         if output is None:
             write_output(text)
         else:

@@ -36,7 +36,7 @@ from drengine.failover.report.collect import report_of
 from drengine.failover.report.keep import kept_reports, read_kept, summary
 from drengine.failover.report.page import report_page
 from drengine.failover.report.values import report_json
-from drengine.failover.run import RunRecord, RunState
+from drengine.failover.run import RunRecord
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.findings import Finding, Place
 from drengine.failover.runbook.reader import Examined, examine
@@ -403,22 +403,25 @@ async def list_reports(session: ASession, limit: Limit = 100) -> list[give.Repor
 
 @router.get("/reports/{run}", response_model=dict[str, Any])
 async def show_report(session: ASession, run: give.RunId) -> Response:
-    """Give a run's report as values; of a run that has not ended, as it stands now."""
+    """Give a run's report as values, as the run stands now."""
     return Response(await _report(session, run, "json"), media_type="application/json")
 
 
 @router.get("/reports/{run}/page", responses={200: {"content": {"text/html": {}}}}, response_class=Response)
 async def show_report_page(session: ASession, run: give.RunId) -> Response:
-    """Give a run's report as one page."""
+    """Give a run's report as one page, as the run stands now."""
     policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
     return Response(await _report(session, run, "html"), media_type="text/html", headers=policy)
 
 
 async def _report(session: Session, run: str, form: str) -> bytes:
-    ended = (await _off(lambda: session.registry.run(run))).state in (RunState.FINISHED, RunState.STOPPED)
-    if ended and run in await _off(lambda: kept_reports(session.config.reports)):
+    """As the run stands now; where the registry can't tell any more, as it was kept."""
+    try:
+        report = await _off(lambda: report_of(session.registry, run, session.site.clock.now_ns()))
+    except DrengineError:
+        if run not in await _off(lambda: kept_reports(session.config.reports)):
+            raise
         return await read_kept(session.config.reports, run, form)
-    report = await _off(lambda: report_of(session.registry, run, session.site.clock.now_ns()))
     return report_json(report) if form == "json" else report_page(report).encode()
 
 

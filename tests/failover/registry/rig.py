@@ -28,8 +28,19 @@ def run_named(id: str, *sources: str, options: Mapping[str, Any] | None = None) 
     )
 
 
+class RestartableServer(Server):
+    """One that can be started again where it was."""
+
+    def __init__(self, programs: Path, data: Path, sockets: Path, port: int) -> None:
+        super().__init__(programs, data, sockets, port)
+        self._where = (programs, data, sockets, port)
+
+    def again(self) -> Server:
+        return Server(*self._where)
+
+
 @contextmanager
-def postgres_server() -> Iterator[tuple[Server, str]]:
+def postgres_server() -> Iterator[tuple[RestartableServer, str]]:
     """A server on a unix socket in a folder of its own, and its URL without a database's name."""
     programs = skip_unless_installed()
     folder = Path(tempfile.mkdtemp(prefix="drengine-registry-"))
@@ -42,7 +53,7 @@ def postgres_server() -> Iterator[tuple[Server, str]]:
         data, log, sockets = places
         initialise(programs, data / "cluster", log / "wal")
         port = 5400 + secrets.randbelow(500)
-        with Server(programs, data / "cluster", sockets, port) as server:
+        with RestartableServer(programs, data / "cluster", sockets, port) as server:
             yield server, f"postgresql://postgres@/{{}}?host={sockets}&port={port}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -202,3 +202,24 @@ def test_a_lease_that_runs_is_not_given_to_another_but_to_its_owner_anew(tmp_pat
     registry.release_lease(second)
     assert registry.acquire_lease(LEASE, "b", 10).token == 3
     registry.close()
+
+
+@both
+@pytest.mark.fault(57)
+def test_an_orchestrator_killed_while_it_writes_leaves_a_journal_without_gaps(url: str) -> None:
+    registry = Registry.open(url, clock=SystemClock())
+    registry.create_run(run_named(RUN, "shop"))
+    for number in range(2):
+        before = len(registry.entries(RUN))
+        with contender(url, "journal", f"owner{number}", number, 100_000) as writer:
+            until = time.monotonic() + 60
+            while len(registry.entries(RUN)) < before + 20:
+                assert time.monotonic() < until
+                assert writer.poll() is None
+            writer.kill()
+            writer.wait()
+        entries = registry.entries(RUN)
+        assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
+        tokens = [entry.payload["token"] for entry in entries]
+        assert tokens == sorted(tokens)
+    registry.close()

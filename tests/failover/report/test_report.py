@@ -323,3 +323,14 @@ def test_reports_are_handed_on_by_command(tmp_path: Path) -> None:
     (listed,) = json.loads(command.invoke(app, ["list", *where, "--json"]).stdout)
     assert (listed["run"], listed["good"], listed["rpo_seconds"]) == (story.run.id, True, 1.412)
     assert "Drill of web-shop passed" in command.invoke(app, ["list", *where]).stdout
+
+
+def test_a_kept_report_outlives_its_registry(tmp_path: Path) -> None:
+    from drengine.cli.reports import app
+
+    reports = tmp_path / "state" / "reports"
+    reports.mkdir(parents=True)
+    (reports / "r1.html").write_text("as it was kept")
+    where = ["--store", str(tmp_path), "--state", str(tmp_path / "state")]
+    assert CliRunner().invoke(app, ["export", "r1", *where]).stdout == "as it was kept"
+    assert getattr(CliRunner().invoke(app, ["export", "r2", *where]).exception, "kind", None) is not None
