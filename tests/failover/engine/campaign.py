@@ -22,13 +22,17 @@ def kills(rounds: int, rng: random.Random) -> None:
     """Stories with up to four kills each."""
     with tempfile.TemporaryDirectory() as directory:
         modes = (Mode.FAILOVER, Mode.FAILBACK, Mode.DRILL, Mode.MIGRATION, Mode.REPROTECT)
-        peace = {mode: story(Path(directory) / mode.value, mode, []) for mode in modes}
+        stories = [(mode, False) for mode in modes] + [(Mode.FAILOVER, True), (Mode.MIGRATION, True)]
+        peace = {
+            (mode, back): story(Path(directory) / f"{mode.value}-{back}", mode, [], back=back) for mode, back in stories
+        }
     for number in range(rounds):
-        mode = rng.choice(list(peace))
-        places = [rng.randrange(2 * peace[mode].entries) for _ in range(rng.randint(1, 4))]
-        print(f"{number}: {mode.value} killed at {places}", flush=True)
+        mode, back = rng.choice(list(peace))
+        wanted = peace[mode, back]
+        places = [rng.randrange(2 * wanted.entries) for _ in range(rng.randint(1, 4))]
+        print(f"{number}: {mode.value}{', rolled back,' if back else ''} killed at {places}", flush=True)
         with tempfile.TemporaryDirectory() as directory:
-            assert story(Path(directory) / "w", mode, places).state == peace[mode].state
+            assert story(Path(directory) / "w", mode, places, back=back).state == wanted.state
 
 
 def races(rounds: int, rng: random.Random) -> None:

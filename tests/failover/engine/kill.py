@@ -18,7 +18,7 @@ from typing import Any
 from drengine.failover.executor import Executor
 from drengine.failover.plan import HOME
 from drengine.failover.registry import Registry
-from drengine.failover.run import JournalEntry, Outcome, RunRecord, new_run_id
+from drengine.failover.run import JournalEntry, Outcome, RequestKind, RunRecord, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook, Wave
 from drengine.failover.snapshot import Status, observe
 from drengine.failover.steps.handlers import step_handlers
@@ -87,8 +87,13 @@ class Ended:
     kills: int
 
 
-def story(directory: Path, mode: Mode, kills: list[int], names: tuple[str, ...] = ("db", "web")) -> Ended:
-    """A run of a world, its orchestrator killed at each of the positions in turn, then left in peace."""
+def story(
+    directory: Path, mode: Mode, kills: list[int], names: tuple[str, ...] = ("db", "web"), *, back: bool = False
+) -> Ended:
+    """A run of a world, its orchestrator killed at each of the positions in turn, then left in peace.
+
+    `back`: the run is rolled back after it was completed, and the kills are while that happens.
+    """
     world = World(directory, *names)
     server = WorldServer(world, directory / "world")
     book = runbook(*names, waves=[Wave(name=f"wave-{name}", sources=[name]) for name in names])
@@ -104,6 +109,9 @@ def story(directory: Path, mode: Mode, kills: list[int], names: tuple[str, ...] 
                 world.driver.write(instance, 10 + number, b"recovered" * 455)
             options = way_home(world, first)
         run = begin_run(registry, mode, book, options)
+        if back:
+            assert _process(directory, run, book, NEVER) == 0
+            registry.request(run, RequestKind.ROLLBACK, "", "ann")
         killed = 0
         for position in kills:
             if _process(directory, run, book, position) == -signal.SIGKILL:
@@ -111,7 +119,7 @@ def story(directory: Path, mode: Mode, kills: list[int], names: tuple[str, ...] 
         code = _process(directory, run, book, NEVER)
         assert code == 0, f"the orchestrator ended with {code}"
         world.judge.verdict()
-        return Ended(_state(world, registry, run), len(registry.entries(run)), killed)
+        return Ended(_state(world, registry, run, back), len(registry.entries(run)), killed)
     finally:
         server.close()
         registry.close()
@@ -144,11 +152,13 @@ def _process(directory: Path, run: str, book: Runbook, position: int) -> int:
     return process.exitcode
 
 
-def _state(world: World, registry: Registry, run: str) -> dict[str, Any]:
+def _state(world: World, registry: Registry, run: str, back: bool) -> dict[str, Any]:
     """Everything that must be the same, however often the orchestrator was killed."""
     record = registry.run(run)
     snapshot = observe(registry.entries(run), [], (), 0)
-    assert record.outcome is Outcome.COMPLETED, [(s.step.id, s.status, s.message) for s in snapshot.steps]
+    assert record.outcome is (Outcome.ROLLED_BACK if back else Outcome.COMPLETED), [
+        (s.step.id, s.status, s.message) for s in snapshot.steps
+    ]
     branches = {
         name: [(each.role, each.label.count(":"), each.closed, each.active) for each in world.store.branches(name)]
         for name in world.sources
