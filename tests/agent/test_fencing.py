@@ -155,7 +155,8 @@ async def test_no_other_refusal_is_taken_for_a_fence(tmp_path: Path, code: str) 
 
 @pytest.mark.fault(48)
 async def test_a_target_restored_from_an_older_copy_fences_nobody(tmp_path: Path) -> None:
-    async with at_home(tmp_path) as home:
+    nbd = {"listen": f"unix:{tmp_path}/n.sock", "await_target": "100ms"}
+    async with at_home(tmp_path, nbd=nbd) as home:
         await home.caught_up()
         await home.stop()
         agent = home.start()
