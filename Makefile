@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 ARGS ?=
 
-.PHONY: help demo test check bench soak crash agent lock docs clean oracle
+.PHONY: help demo test check bench soak live crash agent lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -34,6 +34,9 @@ bench: $(VENV)/.bench ## measure beside the peers; results in bench-results/ (AR
 
 soak: $(VENV)/.test ## kill agent and target again and again under load (ARGS="--seed N --kills 200")
 	@$(PY) -m tests.soak $(ARGS)
+
+live: $(VENV)/.test ## SIGKILL an agent that tracks live disks again and again under load, as root (ARGS="--kills 100")
+	@$(PY) -m tests.soak.live $(ARGS)
 
 crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--seed N")
 	@$(PY) -m tests.crash.campaign $(ARGS)

@@ -433,6 +433,7 @@ class Agent:
                 check=capture.check,
                 workers=self.config.workers,
                 point_interval_seconds=self.config.point_interval,
+                idle_seconds=capture.idle_seconds,
             )
             made.append(pipeline)
             self.pipeline, self._session = pipeline, session

@@ -130,6 +130,29 @@ async def test_what_is_written_while_no_agent_runs_travels_alone_and_without_a_r
     assert host.replica.received_plain_bytes - before == 2 * BLOCK
 
 
+async def test_partitions_are_volumes_of_their_own_and_what_lies_between_is_nobodys(host: Host) -> None:
+    disk = host.add_disk(64 * MIB, partitions=True)
+    first, second = add_partition(disk, 1, MIB, 4 * MIB), add_partition(disk, 2, 9 * MIB, 2 * MIB)
+    volumes = [{"name": "one", "path": str(first)}, {"name": "two", "path": str(second)}]
+
+    def is_equal() -> bool:
+        image = host.image().read_bytes()
+        wanted = {1: image[MIB : 5 * MIB], 2: image[9 * MIB : 11 * MIB]}
+        return bool(host.replica.points) and host.replica.points[-1].images == wanted
+
+    async with running(host.config(volume=volumes), host.replica) as agent:
+        await until(is_equal)
+        before = agent.traffic.captured_bytes
+        write(first, BLOCK, os.urandom(BLOCK))
+        write(second, BLOCK, os.urandom(BLOCK))
+        write(disk, 7 * MIB, os.urandom(MIB))
+        await until(is_equal)
+        write(disk, 9 * MIB, os.urandom(BLOCK))  # by way of the whole disk
+        await until(is_equal)
+        await until(lambda: agent.status()["backlog_bytes"] == 0)
+    assert agent.traffic.captured_bytes - before == 3 * BLOCK
+
+
 @pytest.mark.fault(21)
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("lost", ["rebooted", "tracking-lost"])

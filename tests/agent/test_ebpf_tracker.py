@@ -47,7 +47,6 @@ class Kernel:
     counter: int = 0
     condition: str = "none"
     doubt: str = "untracked"
-    on_flip: list[object] = field(default_factory=list)
 
     def written(self, block: Block) -> None:
         """A write completes."""
