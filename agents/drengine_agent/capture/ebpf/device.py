@@ -17,7 +17,7 @@ from drengine_agent.capture.ebpf.errors import EBPF_REFUSED
 SYSFS: Final = Path("/sys/dev/block")
 SECTOR_BYTES: Final = 512
 _MINOR_BITS: Final = 20
-_BIO_KINDS: Final = ("dm", "md", "zram")
+_BIO_KINDS: Final = ("dm", "zram")
 _IDENTITY_FILES: Final = (
     "wwid",
     "device/wwid",
@@ -40,7 +40,7 @@ class BlockDevice:
         disk_number: the whole disk's; the same for a whole disk.
         start_sector: where it begins on the disk, in sectors of 512 bytes.
         sectors: its length, in sectors of 512 bytes.
-        bio: its writes complete as bios (device mapper, md), not as requests.
+        bio: its writes complete as bios (device mapper), not as requests.
         diskseq: the kernel's running number of this attachment; differs once another disk has the same name.
             Zero before kernel 5.15.
         identity: serial, WWID or the like; empty if it has none.
@@ -145,10 +145,10 @@ def _refusal(disk: Path, *, bio: bool) -> str:
     if _text(disk / "queue/zoned") not in ("", "none"):
         return "a zoned device that completes bios; an append's place is not known when it is queued"
     kind = disk.name.rstrip("0123456789-_p")
+    if kind == "md":
+        return "an md array; some kinds complete their writes under their members' names, unseen: track the members"
     if kind not in _BIO_KINDS:
         return f"a {kind} device completes bios in ways that were never tried; track the disks below it"
-    if kind == "md" and _text(disk / "queue/iostats") == "0":
-        return "an md array with queue/iostats 0 completes its bios under its members' names; set it to 1"
     return ""
 
 
