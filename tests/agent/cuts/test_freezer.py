@@ -151,3 +151,15 @@ def test_an_agent_that_dies_or_stops_in_a_freeze_leaves_nothing_frozen(tmp_path:
     with file_system(tmp_path) as (_, place):
         outcome = campaign(place, number, rounds=4, longest_seconds=1.0, seed=seed)
     assert outcome == Outcome(rounds=4, left_frozen=0, longest=outcome.longest)
+
+
+def test_a_mount_that_is_read_only_for_us_alone_is_frozen_all_the_same(tmp_path: Path) -> None:
+    """As a service with ProtectSystem=strict sees it: others write there through other mounts."""
+    with file_system(tmp_path) as (device, place):
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        ours = next(line.split() for line in lines if line.split()[4] == str(place))
+        seen = tmp_path / "mountinfo"
+        seen.write_text(" ".join([*ours[:5], "ro,relatime", *ours[6:]]) + "\n")
+        assert [each.at for each in file_systems_on([device], mountinfo=seen)] == [place]
+        seen.write_text(" ".join([*ours[:-1], "ro"]) + "\n")
+        assert not file_systems_on([device], mountinfo=seen)

@@ -17,7 +17,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine_agent.cuts.errors import FREEZE_REFUSED, FREEZE_TOO_LONG
 from drengine_agent.cuts.freezer import Freezer
-from drengine_agent.cuts.watchdog import FIFREEZE
+from drengine_agent.cuts.watchdog import FIFREEZE, FREEZING
 from tests.agent.cuts.disks import file_system, needs_root, run, thaw, until, writes_within
 from tests.agent.cuts.test_freezer import freezer
 from tests.agent.cuts.watchdog_campaign import with_our_modules
@@ -88,7 +88,7 @@ def test_a_watchdog_killed_while_its_freeze_hangs_leaves_frozen_only_what_others
 
         thread = threading.Thread(target=freeze)
         thread.start()
-        until(lambda: held.watchdog and hangs_in(held))
+        until(lambda: held._states[1] == FREEZING and hangs_in(held))
         os.kill(held.watchdog, signal.SIGKILL)
         assert writes_within(free, PATIENCE)
         thaw(host)
