@@ -17,7 +17,7 @@ from random import Random
 
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
-from drengine.model.states import REASONS
+from drengine.model.states import REASONS, ReplicationState
 from drengine.transport import DataNetworks, TlsFiles, TrafficObserver, client_context, connect
 from drengine.wire.events import Hello, Purpose, Resend, Status, Welcome
 from drengine_agent.backoff import backoff_seconds
@@ -103,6 +103,7 @@ class Agent:
         self._resumed = asyncio.Event()
         self._stop = asyncio.Event()
         self._detail = ""
+        self._noted: tuple[ReplicationState, str] | None = None
 
     # ---- what holds now --------------------------------------------------------------------------------------
 
@@ -505,9 +506,17 @@ class Agent:
             ticks += 1
             if self.pipeline is not None:
                 self.pipeline.refresh_lag()
+            self._note_state()
             await self._tell_target()
             if ticks % SAVE_EVERY_TICKS == 0:
                 self._save()
+
+    def _note_state(self) -> None:
+        """A line in the log when the state changes, and never otherwise: the log may lie on a protected disk."""
+        state = derive_state(self.facts())
+        if state != self._noted:
+            self._noted = state
+            log.info("state %s (%s)", state[0].value, state[1])
 
     async def _tell_target(self) -> None:
         session = self._session

@@ -2,8 +2,9 @@
 
 `python -m tests.soak.live --kills 100 --losses 3`, as root. One writer writes numbers in order, each complete before
 the next, in bursts over two disks. After each kill the newest point at the target must be exactly a prefix of that
-order: every block holds the last number that was written there until then. A loss takes the kernel's tracking state away while
-the agent is down and the writer goes on: then a rescan says so, only differences travel, and the same check holds.
+order: every block holds the last number that was written there until then. A loss takes the kernel's tracking state
+away while the agent is down and the writer goes on: then a rescan says so, only differences travel, and the same
+check holds.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ class EbpfTracker:
                 self._flip(watch)
                 ranges = watch.pending()
                 if sum(each.length for each in ranges) <= self._policy.set_aside_bytes:
-                    writes = [self._set_aside(each) for each in ranges]
+                    writes = self._set_aside(ranges)
                     moment_ns = self._clock.now_ns()
                     proved = watch.is_quiet()
         except (DrengineError, OSError) as error:
@@ -319,11 +319,15 @@ class EbpfTracker:
         self._given = Mark(watch.epoch, watch.answer)
         return Changes(self._given, writes=writes, cut_ok=True, cut_kind=kind, cut_time_ns=moment_ns, more=True)
 
-    def _set_aside(self, wanted: Range) -> Write:
-        """Read a range into memory that is aligned for direct reads; OSError means no cut."""
-        buffer = memoryview(mmap.mmap(-1, wanted.length))
-        self._volumes[wanted.volume].read_now(wanted.offset, buffer)
-        return Write(wanted.volume, wanted.offset, wanted.length, buffer)
+    def _set_aside(self, ranges: Sequence[Range]) -> list[Write]:
+        """Read ranges into memory that is aligned for direct reads; OSError means no cut."""
+        buffer = memoryview(mmap.mmap(-1, sum(_whole_pages(each.length) for each in ranges) or mmap.PAGESIZE))
+        writes = []
+        for each in ranges:
+            part, buffer = buffer[: each.length], buffer[_whole_pages(each.length) :]
+            self._volumes[each.volume].read_now(each.offset, part)
+            writes.append(Write(each.volume, each.offset, each.length, part))
+        return writes
 
     def _note_cut(self) -> None:
         if self._why_no_cut != "none":
@@ -448,3 +452,7 @@ class EbpfTracker:
             self._let_go()
         if self._stillness is not None:
             self._stillness.close()
+
+
+def _whole_pages(length: int) -> int:
+    return -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
