@@ -42,7 +42,8 @@ def file_systems_on(volumes: Iterable[Path], *, mountinfo: Path = Path("/proc/se
         fields = line.split()
         end = fields.index("-")
         number, at, kind = fields[2], Path(_unescaped(fields[4])), fields[end + 1]
-        if number in found or kind in UNFREEZABLE or "ro" in fields[5].split(",") or "ro" in fields[end + 3].split(","):
+        # Whether the file system itself is read-only counts: a service's protection makes its own mounts so.
+        if number in found or kind in UNFREEZABLE or "ro" in fields[end + 3].split(","):
             continue
         below = _beneath(at) if _is_at(number, at) else frozenset()
         if below & wanted:
