@@ -2,13 +2,16 @@
 
 As there are no identities yet, the API listens on loopback, and a page from elsewhere in a local browser must not be
 able to use it: the Host header has to name loopback (a name that was rebound to 127.0.0.1 does not), a foreign Origin
-is refused, and whatever changes something needs a header that such a page can't send without being asked first.
+is refused, and whatever changes something needs a header that such a page can't send without being asked first. Other
+users of the host are refused too: a runbook's commands run as the orchestrator's user.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import unicodedata
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drengine.console.errors import BAD_REQUEST
+from drengine.console.peers import user_of
 from drengine.model.errors import DrengineError
 from drengine.terminal.frame import INTERNAL
 
@@ -45,7 +49,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = _refusal(scope["method"], headers)
+        refusal = _refusal(scope["method"], headers) or await asyncio.to_thread(_stranger, scope)
         if refusal is not None:
             await answer(send, *refusal)
             return
@@ -97,6 +101,16 @@ def _refusal(method: str, headers: dict[str, str]) -> tuple[int, str] | None:
         return 403, f"whatever changes something needs the header {OPERATOR_HEADER}: who asks"
     if int(headers["content-length"]) > BODY_BYTES_MAX if headers.get("content-length", "").isdecimal() else False:
         return 413, f"the body has more than {BODY_BYTES_MAX} bytes"
+    return None
+
+
+def _stranger(scope: Scope) -> tuple[int, str] | None:
+    """A refusal unless the other end belongs to the orchestrator's user or to root."""
+    if not scope.get("client") or not scope.get("server"):
+        return 403, "the connection has no other end"
+    user = user_of(scope["client"], scope["server"])
+    if user is None or user not in (0, os.geteuid()):
+        return 403, "only the orchestrator's own user and root are heard"
     return None
 
 

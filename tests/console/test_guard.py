@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from drengine.console.guard import BODY_BYTES_MAX
+from drengine.console.peers import user_of
 from tests.console.rig import PREFIX, RUNBOOK, Api
 
 
@@ -106,3 +110,50 @@ def test_every_answer_tells_browsers_to_be_careful(api: Api) -> None:
         assert headers["x-frame-options"] == "DENY"
         assert "access-control-allow-origin" not in headers
         assert "server" not in headers
+
+
+ASK = """
+import encodings.idna, os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as ask:
+    ask.sendall(b"GET /api/v1/runbooks HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n")
+    if sys.argv[2] == "closed":
+        ask.shutdown(socket.SHUT_WR)
+    print(ask.makefile().read())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("side", ["open", "closed"])
+def test_another_user_of_the_host_is_not_heard(api: Api, side: str) -> None:
+    api.do("PUT", "/runbooks/shop", {"text": RUNBOOK})
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, str(api.port), side], capture_output=True, text=True, check=True, timeout=30
+    )
+    # Whoever has closed his side gets no answer at all.
+    assert asked.stdout.startswith("HTTP/1.1 403") or (side == "closed" and not asked.stdout.strip())
+    assert "simulated" not in asked.stdout
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_owner_of_a_connection_is_known_while_it_is_open(family: socket.AddressFamily, host: str) -> None:
+    with socket.socket(family) as listening:
+        listening.bind((host, 0))
+        listening.listen()
+        server = listening.getsockname()[:2]
+        with socket.socket(family) as asking:
+            asking.connect(server)
+            client = asking.getsockname()[:2]
+            accepted, _ = listening.accept()
+            with accepted:
+                assert user_of(client, server) == os.geteuid()
+                assert user_of((host, 1), server) is None
+                asking.close()
+                assert user_of(client, server) is None
+
+
+def test_a_socket_for_ipv6_may_ask_by_ipv4(api: Api) -> None:
+    with socket.socket(socket.AF_INET6) as asking:
+        asking.connect(("::ffff:127.0.0.1", api.port))
+        asking.sendall(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert asking.recv(100).startswith(b"HTTP/1.1 200")

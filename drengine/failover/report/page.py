@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from drengine.failover.report.style import STYLE
-from drengine.failover.report.timeline import timeline
+from drengine.failover.report.timeline import short_duration, timeline
 from drengine.failover.report.values import Objective, Report, StepReport
-from drengine.terminal import human_bytes, human_duration, human_time
+from drengine.terminal import human_bytes, human_time
 
 Cell = str
 """A cell's HTML: everything from outside has been through `_t`."""
@@ -82,17 +82,17 @@ def _warnings(report: Report) -> str:
 def _objectives(report: Report) -> str:
     cards = [_objective(each) for each in report.objectives]
     if report.outage_seconds is not None and not report.objectives:
-        cards.append(_card("Outage", human_duration(report.outage_seconds), "from the first stop on", ""))
+        cards.append(_card("Outage", short_duration(report.outage_seconds), "from the first stop on", ""))
     if report.bytes_shipped_back:
         cards.append(_card("Shipped back", human_bytes(report.bytes_shipped_back), "only what differed", ""))
     return f'<section class="cards">{"".join(cards)}</section>' if cards else ""
 
 
 def _objective(objective: Objective) -> str:
-    measured = human_duration(objective.measured_seconds) if objective.measured_seconds is not None else "not measured"
+    measured = short_duration(objective.measured_seconds) if objective.measured_seconds is not None else "not measured"
     look = {True: "good", False: "bad", None: "open"}[objective.met]
     judged = {True: "kept", False: "missed", None: "unknown"}[objective.met]
-    promised = f"{human_duration(objective.promised_seconds)} promised: <b class='{look}'>{judged}</b>"
+    promised = f"{short_duration(objective.promised_seconds)} promised: <b class='{look}'>{judged}</b>"
     return _card(f"{objective.name}, {objective.meaning}", measured, objective.known_by, promised, look)
 
 
@@ -128,7 +128,7 @@ def _points(report: Report) -> str:
             "<br>".join(
                 f'<span class="time">{_t(name)} {human_bytes(size)}</span>' for name, size in each.volumes.items()
             ),
-            f"{human_duration(each.rpo_seconds)}<br><small>{_t(each.known_by)}</small>",
+            f"{short_duration(each.rpo_seconds)}<br><small>{_t(each.known_by)}</small>",
         )
         for each in report.points
     ]
@@ -151,7 +151,7 @@ def _steps(report: Report) -> str:
             _t(each.wave or ("rollback" if each.rollback else "")),
             f'<b class="{_look(each)}">{_t(each.status)}</b>',
             _time(each.began_ns),
-            human_duration(each.seconds) if each.seconds is not None else "",
+            f'<span class="time">{short_duration(each.seconds)}</span>' if each.seconds is not None else "",
             str(len(each.attempts) or ""),
             f'<span class="long">{_t(each.message)}</span>{f"<br><code>{_t(each.code)}</code>" if each.code else ""}',
         )

@@ -76,7 +76,7 @@ def _row(step: StepReport, y: int, scale: _Scale, end_ns: int, number: int) -> S
         x = scale.x(attempt.began_ns)
         width = max(2.0, round(scale.x(ended) - x, 2))
         look = _STYLE.get(step.status, "open") if attempt is last else ("ok" if attempt.ok else "bad")
-        took = human_duration((ended - attempt.began_ns) / 1e9)
+        took = short_duration((ended - attempt.began_ns) / 1e9)
         told = escape(f"{step.title}, try {attempt.number}: {took}")
         parts.append(
             f'<rect class="{look}" x="{x}" y="{y + 4}" width="{width}" height="{ROW - 8}" rx="2">'
@@ -84,8 +84,13 @@ def _row(step: StepReport, y: int, scale: _Scale, end_ns: int, number: int) -> S
         )
     if step.seconds is not None:
         x = min(scale.x(last.ended_ns or end_ns) + 5, WIDTH - RIGHT + 5)
-        parts.append(f'<text class="took" x="{x}" y="{y + 14}">{human_duration(step.seconds)}</text>')
+        parts.append(f'<text class="took" x="{x}" y="{y + 14}">{short_duration(step.seconds)}</text>')
     return parts
+
+
+def short_duration(seconds: float) -> str:
+    """As `human_duration`, but what takes less than a second in milliseconds."""
+    return f"{seconds * 1000:.0f} ms" if 0 < seconds < 1 else human_duration(seconds)
 
 
 def _moment(scale: _Scale, at_ns: int, height: int, look: str, label: str) -> str:
