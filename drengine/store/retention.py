@@ -119,6 +119,23 @@ def plan(
         ended_branches: branches that nobody writes any more: there even the newest point may go when its time is up.
     """
     kept = sorted(points, key=lambda point: (point.branch, point.sequence))
+    removed: list[RecoveryPoint] = []
+    # A point that goes may have stood between two of one bucket, where a clock had jumped: then these are thinned, too.
+    while going := _going(kept, now_ns, policy, protected, ended_branches):
+        removed += going
+        gone = {point.id for point in going}
+        kept = [point for point in kept if point.id not in gone]
+    return sorted(removed, key=lambda point: (point.branch, point.sequence))
+
+
+def _going(
+    kept: list[RecoveryPoint],
+    now_ns: int,
+    policy: RetentionPolicy,
+    protected: Collection[str],
+    ended_branches: Collection[int],
+) -> list[RecoveryPoint]:
+    """One round of `plan` over points by branch and sequence."""
     if not kept:
         return []
     received_ns = min(now_ns, max(point.received_ns for point in kept))
