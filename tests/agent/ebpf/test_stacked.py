@@ -119,7 +119,7 @@ def test_hammers_on_a_striped_device_lose_nothing_while_halves_are_swapped(legs:
 
 @pytest.mark.parametrize("level", ["linear", "1"])
 def test_an_md_array_is_refused(legs: list[Path], level: str) -> None:
-    """On 6.1 a write to a linear array was seen under its member's number only: nothing that may be unseen is tracked."""
+    """On 6.1 a write to a linear array was seen under its member's number only: so it isn't tracked."""
     if shutil.which("mdadm") is None or not modprobe("md-mod"):
         pytest.skip("needs md and mdadm")
     modprobe({"linear": "linear"}.get(level, f"raid{level}"))
