@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from drengine.control.messages import AgentReport, PartyKind
+from drengine.failover.plan import plan_rollback
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import keep_report_of, report_of
 from drengine.failover.report.keep import keep_report, kept_reports, read_kept, report_path, summary
@@ -23,6 +24,8 @@ from drengine.failover.report.page import report_page
 from drengine.failover.report.values import Report, Route, report_json
 from drengine.failover.run import Outcome, RequestKind, RunState
 from drengine.failover.runbook.values import Mode
+from drengine.failover.snapshot import plan_payload
+from drengine.failover.steps.step import StepKind
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from tests.failover.report.runs import HOSTILE, NO_QUESTIONS, Story, drill, failover
@@ -141,6 +144,41 @@ def test_only_what_was_completed_is_called_so(state: RunState, outcome: Outcome,
     assert report.good is good
     assert all(each.met is None for each in report.objectives)
     assert "PASSED" not in Structure(report_page(report)).words.replace("NOT PASSED", "")
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_every_mode_has_its_report(mode: Mode) -> None:
+    story = Story(mode, NO_QUESTIONS.replace("critical: false", "modes: [failback, drill]"))
+    for step in story.steps:
+        data = {"bytes_shipped": 5 << 20} if step.kind in (StepKind.REVERSE, StepKind.REVERSE_LAST) else {}
+        story.step(step.id, data=data)
+    story.finish(Outcome.COMPLETED)
+    report = report_from(story)
+    assert report.good
+    assert report.warnings == []
+    page = Structure(report_page(report))
+    assert len([tag for tag, _ in page.tags if tag == "rect"]) >= len(story.steps)
+    home = mode in (Mode.REPROTECT, Mode.FAILBACK)
+    assert bool(report.objectives) is not home
+    assert (report.bytes_shipped_back > 0) is home
+    assert ("Shipped back" in page.words) is home
+
+
+def test_a_rollback_is_shown_with_what_it_undid() -> None:
+    story = failover()
+    begun = [step.id for step in story.steps]
+    story.steps = plan_rollback(Mode.FAILOVER, story.book, {}, begun)
+    story.note(plan_payload(story.steps, "rollback", by="ben"))
+    story.ask(RequestKind.ROLLBACK, "ben", note="it was only the cable")
+    for step in story.steps:
+        story.step(step.id)
+    story.finish(Outcome.ROLLED_BACK, "rolled-back")
+    report = report_from(story)
+    assert report.verdict == "Failover of web-shop rolled back"
+    assert {each.id for each in report.steps if each.rollback} == {step.id for step in story.steps}
+    assert [each.event for each in report.generations] == ["promoted", "promoted", "handed back", "handed back"]
+    assert ("rollback", "ben", "it was only the cable") in [(each.did, each.by, each.note) for each in report.people]
+    assert "NOT PASSED" in Structure(report_page(report)).words
 
 
 def test_a_source_that_could_not_be_fenced_is_told_first() -> None:
