@@ -10,13 +10,12 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
+from drengine.config import RATE
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine_agent.errors import BAD_SCHEDULE
 
 BURST_SECONDS = 0.1
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_RATE = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)\s*([kmg]i?)?b(?:/s|ps)?", re.IGNORECASE | re.ASCII)
 _SPAN = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
 DAY_MINUTES = 24 * 60
 
@@ -82,10 +81,10 @@ def _rate(text: str) -> float | None:
     text = text.strip()
     if text.lower() == "unlimited":
         return None
-    match = _RATE.fullmatch(text)
-    if not match:
-        raise DrengineError(BAD_SCHEDULE, f"{text!r} is not a rate such as 20MiB/s or unlimited")
-    rate = float(match[1]) * _UNITS[(match[2] or "").lower()]
+    try:
+        rate = float(RATE.parse(text))
+    except ValueError as error:
+        raise DrengineError(BAD_SCHEDULE, f"{text!r} is not a rate such as 20MiB/s or unlimited") from error
     if rate < 1:
         raise DrengineError(BAD_SCHEDULE, f"{text!r} would stop replication; pause it instead")
     return rate
