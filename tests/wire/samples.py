@@ -164,7 +164,7 @@ def hellos(draw: st.DrawFn) -> ev.Hello:
 
 
 def spans(length_max: int) -> st.SearchStrategy[ev.Span]:
-    return st.builds(ev.Span, u32, st.integers(0, 2**62), st.integers(1, length_max))
+    return st.builds(ev.Span, u32, st.integers(0, 2**61), st.integers(1, length_max))
 
 
 @st.composite
