@@ -97,6 +97,7 @@ async def test_output_without_end_is_kept_bounded() -> None:
         "postgresql://app:s3cr3t@db/x",
         "connect password=s3cr3t failed",
         "Authorization: Bearer s3cr3t",
+        "authorization: Basic s3cr3t",
         "token='s3cr3t'",
         "PASSWORD: s3cr3t",
     ],
