@@ -242,7 +242,8 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
         raise DrengineError(BAD_CONFIG, f"{where}: option control.lease needs a broker, at control.address")
     if config.control.lease and config.tracker != "nbd":
         raise DrengineError(
-            BAD_CONFIG, f"{where}: option control.lease needs tracker nbd: only what the agent serves can it stop serving"
+            BAD_CONFIG,
+            f"{where}: option control.lease needs tracker nbd: only what the agent serves can it stop serving",
         )
     tls = config.tls
     if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
