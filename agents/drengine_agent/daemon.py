@@ -81,7 +81,7 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
     try:
         await control.start()
         if remote is not None:
-            remote.control(agent)
+            remote.control(agent, metrics.bytes_by_network)
             metrics.watch_party(remote.party)
             lease = asyncio.create_task(remote.keep_lease())
         if config.metrics is not None:

@@ -151,6 +151,8 @@ class AgentMetrics(Metrics):
         self._agent: Agent | None = None
         self._party: Party | None = None
         self._counted: dict[tuple[Family, tuple[str, ...]], float] = {}
+        self.bytes_by_network: dict[str, list[int]] = {}
+        """Received and sent, by network, since the start."""
         super().__init__(FAMILIES, self._ask)
 
     def watch(self, agent: Agent) -> None:
@@ -165,10 +167,12 @@ class AgentMetrics(Metrics):
     def bytes_received(self, network: str, count: int) -> None:
         """See transport.TrafficObserver."""
         self.count(PEER, count, (self._source, network, "received"))
+        self.bytes_by_network.setdefault(network, [0, 0])[0] += count
 
     def bytes_sent(self, network: str, count: int) -> None:
         """See transport.TrafficObserver."""
         self.count(PEER, count, (self._source, network, "sent"))
+        self.bytes_by_network.setdefault(network, [0, 0])[1] += count
 
     def render(self) -> bytes:
         """The text for a scrape."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from random import Random
 from typing import Any
@@ -48,6 +48,7 @@ class RemoteControl:
         control = config.control
         self._config = config
         self._agent: Agent | None = None
+        self._bytes_by_network: Mapping[str, Sequence[int]] = {}
         self.lease = SelfFencing(control.lease, clock)
         make_state_directory(config.state_directory)
         self._first_generation = read_state(config.state_directory).generation
@@ -64,9 +65,10 @@ class RemoteControl:
             on_confirmed=self.lease.confirm,
         )
 
-    def control(self, agent: Agent) -> None:
-        """From now on, this one is reported and obeys."""
+    def control(self, agent: Agent, bytes_by_network: Mapping[str, Sequence[int]]) -> None:
+        """From now on, this one is reported and obeys; with it, what went over which network (received, sent)."""
         self._agent = agent
+        self._bytes_by_network = bytes_by_network
 
     async def run(self) -> None:
         """Be at the broker until cancelled.
@@ -132,6 +134,7 @@ class RemoteControl:
                 **{key: status[key] for key in DETAILS if key in status},
                 "lease_seconds": lease_seconds,
                 "commands_ignored": ignored,
+                "bytes_by_network": {network: list(each) for network, each in self._bytes_by_network.items()},
             },
         )
 

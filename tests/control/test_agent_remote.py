@@ -31,7 +31,7 @@ from tests.control.site import Mosquitto, options_for, orchestrator, until
 async def remote(config: AgentConfig, replica: Replica, made: list[Party] | None = None) -> AsyncIterator[Agent]:
     async with running(config, replica) as agent:
         control = RemoteControl(config, SystemClock(), Random(3))
-        control.control(agent)
+        control.control(agent, {"10.0.0.0/8": [1, 2]})
         if made is not None:
             made.append(control.party)
         party = asyncio.create_task(control.run())
@@ -62,6 +62,7 @@ async def test_every_verb_of_an_agent_does_what_it_says(tmp_path: Path) -> None:
                 return answer.result
 
             await until(lambda: "server" in agents.reports() and agents.reports()["server"].state == "CONTINUOUS")
+            assert agents.reports()["server"].details["bytes_by_network"] == {"10.0.0.0/8": [1, 2]}
             await write(config, 0, b"hello" * 100)
             assert (await order(Verb.CUT, label="by-hand"))["sequence"] == agent.status()["durable_sequence"]
             assert replica.points[-1].cut.label == "by-hand"
@@ -136,7 +137,7 @@ async def test_a_source_with_a_lease_stops_serving_when_the_broker_hears_nothing
     config = replace(config, control=replace(config.control, lease=1.5))
     async with running(config, replica) as agent:
         control = RemoteControl(config, SystemClock(), Random(3))
-        control.control(agent)
+        control.control(agent, {"10.0.0.0/8": [1, 2]})
         party, lease = asyncio.create_task(control.run()), asyncio.create_task(control.keep_lease())
         await control.lease.begun()
         await until(lambda: agent.is_serving)
