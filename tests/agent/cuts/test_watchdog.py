@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,3 +165,22 @@ def test_a_garbled_order_ends_the_watchdog_with_everything_thawed(tmp_path: Path
         held._socket.send(garbage)
         assert not held.thaw().held or garbage[:1] in (b"T", b"X")
         assert writes_within(place, PATIENCE)
+
+
+def test_the_watchdog_also_starts_out_of_an_archive(tmp_path: Path) -> None:
+    archive = tmp_path / "agent.pyz"
+    root = Path(__file__).parents[3]
+    with zipfile.ZipFile(archive, "w") as packed:
+        for base, package in ((root, "drengine"), (root / "agents", "drengine_agent")):
+            for path in (base / package).rglob("*.py"):
+                packed.write(path, path.relative_to(base))
+        packed.writestr(
+            "__main__.py",
+            "import sys; from pathlib import Path; from drengine_agent.cuts import freezer\n"
+            "assert sys.argv[0] in freezer.__file__\n"
+            "held = freezer.Freezer(longest_seconds=30.0); held.start(); held.freeze([Path(sys.argv[1])])\n"
+            "report = held.thaw(); held.close(); sys.exit(not report.held)",
+        )
+    with file_system(tmp_path / "f") as (_, place):
+        done = subprocess.run([sys.executable, "-IS", archive, place], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
