@@ -7,6 +7,7 @@ region, the broker or the source (rule 10). What is missing shows when a step ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -115,8 +116,16 @@ class Session:
         )
         patience_seconds = self.config.lease + LEASE_MARGIN_SECONDS if patient else 0.0
         ended = await executor.execute(run.id, wait=wait, patience_seconds=patience_seconds)
+        await asyncio.to_thread(self._note_reports, ended)
         await keep_report_of(self.registry, self.config.reports, run.id, self.site.clock.now_ns())
         return ended
+
+    def _note_reports(self, run: RunRecord) -> None:
+        """What the run's agents said last is part of its report, also where no daemon keeps the registry's picture."""
+        said = self.site.agents.reports()
+        with contextlib.suppress(DrengineError):
+            for source in set(run.sources) & set(said):
+                self.registry.note_report(said[source])
 
     def snapshot(self, run: str) -> Snapshot:
         """How far a run is, from its journal."""

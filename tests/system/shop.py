@@ -54,6 +54,7 @@ def create(mount: Path) -> None:
     shutil.chown(home, USER, USER)
     argv = [skip_unless_installed() / "initdb", "-D", home, "--data-checksums", "--auth=trust", "--locale=C", "-N"]
     subprocess.run([*map(str, argv), "--encoding=UTF8"], check=True, capture_output=True, **as_postgres())
+    os.sync()  # initdb was told not to: what is only in memory would not survive a crash, so it is in no point either
 
 
 def start(mount: Path, port: int) -> None:
@@ -94,7 +95,7 @@ def _pg_ctl(mount: Path, order: str) -> list[str]:
 
 
 def stop(mount: Path, port: int) -> None:
-    """PostgreSQL checkpoints and ends; then the web service."""
+    """PostgreSQL checkpoints and ends; then the web service; nothing is left outside the disk."""
     if (mount / "pg/postmaster.pid").exists():
         subprocess.run(
             [*_pg_ctl(mount, "stop"), "-m", "fast"],
@@ -104,6 +105,7 @@ def stop(mount: Path, port: int) -> None:
             **as_postgres(),
         )
     end_marked(MARK, f"{mount}:{port}", grace_seconds=10)
+    shutil.rmtree(sockets(mount, port), ignore_errors=True)
 
 
 def kill(mount: Path, port: int) -> None:

@@ -263,6 +263,7 @@ def everything(folder: Path) -> Iterator[Hosts]:
         finally:
             for mount in (hosts.home, hosts.recovered):
                 end_marked(shop.MARK, f"{mount}:{PORT}", grace_seconds=0.0)
+                shutil.rmtree(shop.sockets(mount, PORT), ignore_errors=True)
             for host in ("source", "recovery", "outpost"):
                 hosts.kill(host)
             for mount in (hosts.home, hosts.recovered):
@@ -335,6 +336,8 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
         assert hosts.audit("outpost", "10.81.2.2") is None
         until(lambda: (hosts.agent_status() or {}).get("state") == "CONTINUOUS", "it is protected again")
 
+        page = hosts.drengine("reports", "list", "--config", "orchestrator.toml")[0]["page"]
+        assert f"{SERVICES}/32" in Path(page).read_text()  # what went over which network
         carried = hosts.nets.region_bytes()
         shipped = sum(path.stat().st_size for path in (place / "store/segments").rglob("*.seg"))
         assert carried < REGION_BYTES_MAX < shipped
