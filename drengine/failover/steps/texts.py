@@ -12,7 +12,12 @@ from drengine.model.errors import DrengineError
 
 _REFERENCE = re.compile(r"\$\{([a-z0-9][a-z0-9._-]*)\.([a-z0-9_]+)\}", re.ASCII)
 _USERINFO = re.compile(r"(\w[\w+.-]*://[^\s:/@]*):[^\s@/]*@")
-_PASSWORD = re.compile(r"((?:password|passwd|secret|token|authorization)\s*[=:]\s*)(?:(?:bearer|basic|digest)\s+)?('[^']*'|\S+)", re.I)
+_PASSWORD = re.compile(
+    r"((?:password|passwd|secret|token|authorization)\s*[=:]\s*)"
+    r"(?:(?:bearer|basic|digest)\s+)?"
+    r"('[^']*'|\S+)",
+    re.I,
+)
 
 Details = Mapping[str, Mapping[str, Any]]
 
