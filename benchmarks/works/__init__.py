@@ -21,6 +21,7 @@ WORKS = (
     "live_disks",
     "control_messages",
     "failback",
+    "recovery_time",
 )
 
 
