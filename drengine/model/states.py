@@ -32,7 +32,7 @@ REASONS: dict[str, Reason] = {
     reason.code: reason
     for reason in (
         Reason("none", ""),
-        Reason("operator", "An operator asked for it; resume when ready."),
+        Reason("operator", "An operator asked for it: a pause ends with `resume`, a comparison by itself."),
         Reason("unclean-stop", "The agent or host stopped without closing its tracking; differences are being found."),
         Reason("rebooted", "The host rebooted; differences are being found by a verified rescan."),
         Reason("journal-full", "Writes outran the network for longer than the journal holds; enlarge it or the link."),
