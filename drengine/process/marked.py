@@ -20,14 +20,8 @@ _LOOK_SECONDS = 0.02
 def find_marked(name: str, value: str) -> list[int]:
     """Process numbers of all living processes that were started with NAME=VALUE, ours excepted."""
     mark = f"{name}={value}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
-            if mark in (entry / "environ").read_bytes().split(b"\0") and not _is_zombie(entry):
-                found.append(int(entry.name))
-    return sorted(found)
+    processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return sorted(process for process in processes if process != os.getpid() and _bears(process, mark))
 
 
 def start_marked(
@@ -55,7 +49,7 @@ def start_marked(
             start_new_session=True,
         )
     # For a moment in exec(2) a process shows no environment.
-    while process.poll() is None and process.pid not in find_marked(name, value):
+    while process.poll() is None and not _bears(process.pid, f"{name}={value}".encode()):
         time.sleep(_LOOK_SECONDS)
 
 
@@ -81,5 +75,10 @@ def _signal(processes: list[int], number: signal.Signals) -> None:
             os.kill(process, number)
 
 
-def _is_zombie(entry: Path) -> bool:
-    return b") Z " in (entry / "stat").read_bytes()
+def _bears(process: int, mark: bytes) -> bool:
+    """Whether a living process was started with this mark; not if it is gone meanwhile, or somebody else's."""
+    entry = Path(f"/proc/{process}")
+    try:
+        return mark in (entry / "environ").read_bytes().split(b"\0") and b") Z " not in (entry / "stat").read_bytes()
+    except OSError:
+        return False
