@@ -18,9 +18,8 @@ from drengine.cli.engine import (
     in_session,
     load_config,
     tell_end,
-    watched,
+    watched_here,
 )
-from drengine.terminal import note
 
 app = typer.Typer(add_completion=False)
 
@@ -37,21 +36,14 @@ def abort(
     json: JsonOption = False,
 ) -> None:
     """End a run where it is: nothing new begins, a drill is cleaned up. A failover is not undone (see rollback)."""
-    from drengine.failover.registry.errors import LEASE_HELD  # noqa: PLC0415
     from drengine.failover.requests import ask_abort  # noqa: PLC0415
     from drengine.failover.session import Session  # noqa: PLC0415
-    from drengine.model.errors import DrengineError  # noqa: PLC0415
 
     async def work(session: Session) -> None:
         who = session.config.operator_name(by)
         record = await asyncio.to_thread(lambda: ask_abort(session, run, who, comment))
-        try:
-            record = await watched(session, record, wait=True, json=json)
-        except DrengineError as error:
-            if error.kind is not LEASE_HELD:
-                raise
-            note("whoever executes the run will end it now")
-            return
-        tell_end(session, record, json=json, fine=("aborted",))
+        ended = await watched_here(session, record, json=json, elsewhere="whoever executes the run will end it now")
+        if ended is not None:
+            tell_end(session, ended, json=json, fine=("aborted",))
 
     in_session(load_config(config, store, state, export), work)

@@ -117,6 +117,20 @@ async def watched(session: Session, run: RunRecord, *, wait: bool, json: bool, p
         return await session.execute(run, wait=wait, watch=watch, patient=patient)
 
 
+async def watched_here(session: Session, run: RunRecord, *, json: bool, elsewhere: str) -> RunRecord | None:
+    """Carry out what was asked of a run; None while somebody else executes it, of which `elsewhere` is the note."""
+    from drengine.failover.registry.errors import LEASE_HELD  # noqa: PLC0415
+    from drengine.model.errors import DrengineError  # noqa: PLC0415
+
+    try:
+        return await watched(session, run, wait=True, json=json)
+    except DrengineError as error:
+        if error.kind is not LEASE_HELD:
+            raise
+        note(elsewhere)
+        return None
+
+
 def tell_end(session: Session, run: RunRecord, *, json: bool, fine: tuple[str, ...] = ("completed",)) -> None:
     """Tell how a run ended or why it stopped, as an exit code too.
 

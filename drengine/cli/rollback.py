@@ -18,7 +18,7 @@ from drengine.cli.engine import (
     in_session,
     load_config,
     tell_end,
-    watched,
+    watched_here,
 )
 from drengine.terminal import human_time, note
 
@@ -47,7 +47,6 @@ def rollback(
     """
     from drengine.failover.errors import WOULD_LOSE  # noqa: PLC0415
     from drengine.failover.preview import losses  # noqa: PLC0415
-    from drengine.failover.registry.errors import LEASE_HELD  # noqa: PLC0415
     from drengine.failover.requests import ask_rollback, check_rollback  # noqa: PLC0415
     from drengine.failover.session import Session  # noqa: PLC0415
     from drengine.model.errors import DrengineError  # noqa: PLC0415
@@ -62,14 +61,11 @@ def rollback(
             note(f"giving up: {_told(each)}")
         who = session.config.operator_name(by)
         record = await asyncio.to_thread(lambda: ask_rollback(session, run, who, comment))
-        try:
-            record = await watched(session, record, wait=True, json=json)
-        except DrengineError as error:
-            if error.kind is not LEASE_HELD:
-                raise
-            note("whoever executes the run will roll it back now")
-            return
-        tell_end(session, record, json=json, fine=("rolled-back",))
+        ended = await watched_here(
+            session, record, json=json, elsewhere="whoever executes the run will roll it back now"
+        )
+        if ended is not None:
+            tell_end(session, ended, json=json, fine=("rolled-back",))
 
     in_session(load_config(config, store, state, export), work)
 
