@@ -7,13 +7,13 @@ has removed the doubt and releases the source.
 from __future__ import annotations
 
 import enum
-import os
 from pathlib import Path
 
 import msgspec
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError, error_kind
+from drengine_agent.durable import replace_durably
 from drengine_agent.errors import STATE_DAMAGED
 
 SOURCE_FENCED = error_kind(
@@ -96,18 +96,8 @@ class Fence:
         Raises:
             DrengineError: STATE_DAMAGED; the old record counts.
         """
-        fresh = self._path.with_suffix(".new")
         try:
-            with fresh.open("wb") as file:
-                file.write(msgspec.json.encode(record))
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            replace_durably(self._path, msgspec.json.encode(record))
         except OSError as error:
             raise DrengineError(STATE_DAMAGED, f"{self._path}: {error.strerror}") from error
         self.record, self.is_durable = record, True

@@ -5,7 +5,6 @@ What is to be is noted in `workload.json` before anything is done, so that it ca
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
 from drengine.process import Finished, end_marked, run_command
+from drengine_agent.durable import replace_durably
 from drengine_agent.standby.disk import AttachedDisk, is_mounted, run_tool
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 
@@ -63,7 +63,7 @@ class Workload:
         """
         deadline = time.monotonic() + self._order.timeout_seconds
         self._directory.mkdir(parents=True, exist_ok=True)
-        _note(self._directory / "workload.json", msgspec.json.encode(self._order))
+        replace_durably(self._directory / "workload.json", msgspec.json.encode(self._order))
         for disk in self._attachments(hydrate=True):
             tell(f"disk {disk.volume} attached as {disk.attach()}")
         for mount in self._settings.mounts:
@@ -201,13 +201,3 @@ def _check(order: AttachOrder) -> None:
             raise DrengineError(STANDBY_SETTINGS, f"there is no volume {mount.volume!r} to mount at {mount.at}")
         if not mount.at.startswith("/") or ".." in mount.at.split("/"):
             raise DrengineError(STANDBY_SETTINGS, f"{mount.at!r} is no absolute path to mount at")
-
-
-def _note(path: Path, content: bytes) -> None:
-    """Durably, before anything is done."""
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
