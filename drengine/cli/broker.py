@@ -21,6 +21,7 @@ def run(
     from drengine.config import ADDRESS, BAD_CONFIG  # noqa: PLC0415
     from drengine.control.broker import embedded_broker  # noqa: PLC0415
     from drengine.model.errors import DrengineError  # noqa: PLC0415
+    from drengine.process.signals import signalled  # noqa: PLC0415
 
     try:
         address = ADDRESS.parse(listen)
@@ -30,16 +31,6 @@ def run(
     async def serve() -> None:
         async with embedded_broker(address):
             note(f"broker at {address}; Ctrl-C ends it")
-            await until_told_to_stop()
+            await signalled().wait()
 
     asyncio.run(serve())
-
-
-async def until_told_to_stop() -> None:
-    """Return on SIGTERM or SIGINT."""
-    import signal  # noqa: PLC0415
-
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    await told.wait()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -70,7 +68,9 @@ def in_session(config: OrchestratorConfig, work: Callable[[Session], Awaitable[T
     from drengine.failover.session import open_session  # noqa: PLC0415
 
     async def run() -> T:
-        _end_on_signals(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine runs in one
+        _end_on_signals(task)
         async with open_session(config) as session:
             return await work(session)
 
@@ -80,20 +80,15 @@ def in_session(config: OrchestratorConfig, work: Callable[[Session], Awaitable[T
         raise KeyboardInterrupt from error
 
 
-def _end_on_signals(task: asyncio.Task[Any] | None) -> None:
-    signals = 0
+def _end_on_signals(task: asyncio.Task[Any]) -> None:
+    from drengine.process.signals import ask_on_signals  # noqa: PLC0415
 
-    def end(number: signal.Signals) -> None:
-        nonlocal signals
-        signals += 1
-        if signals > 1 or task is None:
-            os._exit(128 + number)
+    def end() -> None:
         note("ending; `drengine run resume RUN` goes on. Again: at once")
         task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(ValueError, RuntimeError):  # not the main thread
-            asyncio.get_running_loop().add_signal_handler(number, end, number)
+    with suppress(ValueError, RuntimeError):  # not the main thread
+        ask_on_signals(end, insist=True)
 
 
 async def begin(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,11 +81,10 @@ async def _serve(
     json: bool,
 ) -> None:
     from drengine.nbd.server import NbdServer  # noqa: PLC0415
+    from drengine.process.signals import signalled  # noqa: PLC0415
     from drengine.target.exports import StoreExports  # noqa: PLC0415
 
-    stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    stopping = signalled()
     with (
         ThreadPoolExecutor(THREADS, thread_name_prefix="export") as pool,
         tempfile.TemporaryDirectory() as made,

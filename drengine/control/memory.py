@@ -20,6 +20,7 @@ import aiofiles
 import msgspec
 
 from drengine.control.messages import Answer, Command
+from drengine.durable import replace_durably
 
 CAPACITY = 2048
 LINES_PER_COMMAND = 3
@@ -132,19 +133,6 @@ class CommandMemory:
     async def _rewrite(self) -> None:
         """Replace the file whole: old or new after any crash."""
         entries = [Remembered(expires_ns=self._forgotten_ns), *self._known.values()]
-        fresh = self._path.with_name(self._path.name + ".new")
-        async with aiofiles.open(fresh, "wb") as file:
-            await file.write(b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries))
-            await file.flush()
-            await asyncio.to_thread(os.fsync, file.fileno())
-        await asyncio.to_thread(_replace, fresh, self._path)
+        lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
+        await asyncio.to_thread(replace_durably, self._path, lines)
         self._lines, self._torn = len(entries), False
-
-
-def _replace(fresh: Path, path: Path) -> None:
-    fresh.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
@@ -23,6 +21,7 @@ from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
 from drengine.failover.session import Session, open_session
 from drengine.model.errors import DrengineError
+from drengine.process.signals import signalled
 from drengine.telemetry.notify import notify
 
 log = logging.getLogger("drengine.orchestrator")
@@ -31,7 +30,6 @@ PICTURE_SECONDS = 1.0
 SCHEDULE_SECONDS = 5.0
 SCHEDULER = "schedule"
 """Who started a run that was due."""
-SECOND_SIGNAL_EXIT_CODE = 143
 
 
 class Orchestrator:
@@ -158,15 +156,7 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
     Raises:
         DrengineError: the store's and the registry's own, BROKER_FAILED.
     """
-    stopping = asyncio.Event()
-
-    def on_signal() -> None:
-        if stopping.is_set():
-            os._exit(SECOND_SIGNAL_EXIT_CODE)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    stopping = signalled(insist=True)
     async with AsyncExitStack() as stack:
         if config.broker.embedded and config.broker.address is not None:
             from drengine.control.broker import embedded_broker  # noqa: PLC0415 - most have a broker already

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from drengine.nbd.client import NbdClient
 from drengine.nbd.errors import HYDRATION_FAILED
 from drengine.nbd.hydration import HydratingExport, HydratingProvider, Hydration
 from drengine.nbd.server import NbdServer
+from drengine.process.signals import signalled
 
 log = logging.getLogger("drengine.hydration")
 
@@ -48,10 +48,7 @@ async def serve_until_signalled(
     hydration: Hydration, socket: Path, *, served: Callable[[], None], progress: Callable[[int, int], None]
 ) -> None:
     """`serve_hydration` until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await serve_hydration(hydration, socket, stopping, served=served, progress=progress)
+    await serve_hydration(hydration, socket, signalled(), served=served, progress=progress)
 
 
 async def serve_hydration(

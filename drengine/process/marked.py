@@ -58,9 +58,10 @@ def end_marked(name: str, value: str, *, grace_seconds: float) -> bool:
 
     Without any grace nobody is asked: SIGKILL at once.
     """
-    gently = True
     deadline = time.monotonic() + grace_seconds
-    _signal(find_marked(name, value), signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
+    found = find_marked(name, value)
+    gently = grace_seconds > 0 or not found
+    _signal(found, signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
     while left := find_marked(name, value):
         if time.monotonic() > deadline:
             gently = False

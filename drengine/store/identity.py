@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 import xxhash
 
+from drengine.durable import replace_durably
 from drengine.model.errors import DrengineError
 from drengine.store.errors import NOT_A_STORE, STORE_IDENTITY_DAMAGED, STORE_VERSION, os_errors
 from drengine.store.segment import FORMAT_VERSION
@@ -30,13 +30,7 @@ def write_identity(directory: Path, identity: bytes) -> None:
     line = msgspec.json.encode(Identity(FORMAT_NAME, FORMAT_VERSION, identity.hex()))
     data = line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n"
     with os_errors(f"writing {directory / IDENTITY_NAME}"):
-        making = directory / f"{IDENTITY_NAME}.new"
-        with making.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        making.replace(directory / IDENTITY_NAME)
-        sync_directory(directory)
+        replace_durably(directory / IDENTITY_NAME, data)
 
 
 def read_identity(directory: Path) -> bytes:
@@ -69,12 +63,3 @@ def read_identity(directory: Path) -> bytes:
     if len(found) != 16:
         raise damaged
     return found
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the directory's entries durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drengine.durable import sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
@@ -19,7 +20,7 @@ from drengine.store.catalogue import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
-from drengine.store.identity import IDENTITY_NAME, read_identity, sync_directory, write_identity
+from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, lock_branch, lock_maintenance
 from drengine.store.manifest import (
     BranchState,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from drengine.durable import ASIDE, sync_directory
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -22,7 +23,7 @@ from drengine.store.compaction import CompactionReport, compact
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_FULL, STORE_READ_ONLY, UNKNOWN_POINT, os_errors
-from drengine.store.identity import IDENTITY_NAME, read_identity, sync_directory, write_identity
+from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, take_lease
 from drengine.store.log import BranchWriter
 from drengine.store.manifest import write_manifest
@@ -452,7 +453,7 @@ class Store:
 def _clear_unfinished(directory: Path) -> None:
     """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
     found = sorted(directory.iterdir())
-    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{IDENTITY_NAME}.new"}
+    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
     ours |= {f"{CATALOGUE_NAME}{suffix}" for suffix in SIDE_SUFFIXES}
     if any(
         entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir())) for entry in found

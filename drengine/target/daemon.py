@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
 from drengine.nbd.export import Peer
 from drengine.nbd.server import NbdServer
+from drengine.process.signals import signalled
 from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import metrics as m
@@ -44,7 +43,6 @@ EXPORT_THREADS = 4
 BLOCKING_THREADS = 32
 NBD_GRACE_SECONDS = 5.0
 CONNECTIONS_GRACE_SECONDS = 3.0
-SECOND_SIGNAL_EXIT_CODE = 143
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,16 +222,7 @@ def open_or_create(path: Path, clock: Clock) -> Store:
 
 async def run_target(config: TargetConfig) -> int:
     """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stopping.is_set():
-            os._exit(SECOND_SIGNAL_EXIT_CODE)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    stopping = signalled(insist=True)
     daemon = TargetDaemon(config)
     where = await daemon.start()
     log.info(

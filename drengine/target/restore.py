@@ -22,6 +22,7 @@ from pathlib import Path
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from drengine.durable import replace_durably, sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
@@ -124,7 +125,7 @@ class Restore:
             if not self._is_device:
                 self._path.rename(self._destination)
             self._sidecar.unlink(missing_ok=True)
-            _sync_directory(self._destination.parent)
+            sync_directory(self._destination.parent)
         return RestoreReport(
             self._destination,
             self._volume.size_bytes,
@@ -253,12 +254,8 @@ class Restore:
             self._digests[unit] = digest
         finished.clear()
         body = b"".join(self._digests)
-        aside = self._sidecar.with_name(self._sidecar.name + ".tmp")
-        with aside.open("wb") as sidecar:
-            sidecar.write(_SIDECAR.pack(_SIDECAR_MAGIC, self._key, self._units, xxh3_64_intdigest(body)) + body)
-            sidecar.flush()
-            os.fsync(sidecar.fileno())
-        aside.rename(self._sidecar)
+        head = _SIDECAR.pack(_SIDECAR_MAGIC, self._key, self._units, xxh3_64_intdigest(body))
+        replace_durably(self._sidecar, head + body)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -344,11 +341,3 @@ def _write_at(descriptor: int, offset: int, data: memoryview) -> None:
     while data:
         count = os.pwrite(descriptor, data, offset)
         data, offset = data[count:], offset + count
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import secrets
 from pathlib import Path
 
 import aiofiles
 import msgspec
 
+from drengine.durable import replace_durably
 from drengine.failover.report.errors import REPORT_UNAVAILABLE
 from drengine.failover.report.page import report_page
 from drengine.failover.report.values import Report, report_json
@@ -30,8 +29,8 @@ async def keep_report(directory: Path, report: Report) -> Path:
     page = report_path(directory, report.run, "html")
     try:
         await asyncio.to_thread(lambda: directory.mkdir(parents=True, exist_ok=True, mode=0o700))
-        await _replace(report_path(directory, report.run, "json"), report_json(report))
-        await _replace(page, report_page(report).encode())
+        await _keep(report_path(directory, report.run, "json"), report_json(report))
+        await _keep(page, report_page(report).encode())
     except OSError as error:
         raise DrengineError(REPORT_UNAVAILABLE, f"report of {report.run}: {error.strerror or error}") from error
     return page
@@ -82,26 +81,5 @@ def report_path(directory: Path, run: str, form: str) -> Path:
     return directory / f"{run}.{form}"
 
 
-async def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        async with aiofiles.open(fresh, "xb", opener=_private) as file:
-            await file.write(data)
-            await file.flush()
-            await asyncio.to_thread(os.fsync, file.fileno())
-        await asyncio.to_thread(_move, fresh, path)
-    finally:
-        await asyncio.to_thread(fresh.unlink, missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _move(fresh: Path, path: Path) -> None:
-    fresh.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+async def _keep(path: Path, content: bytes) -> None:
+    await asyncio.to_thread(replace_durably, path, content, mode=0o600)

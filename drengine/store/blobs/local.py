@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from drengine.durable import open_aside, remove_aside
 from drengine.store.blobs.storage import Abilities, Buffer, name_parts
 
 UNFINISHED = ".tmp"
@@ -98,7 +98,7 @@ class LocalStorage:
         """See Storage: written aside, synced, renamed, and its folders synced."""
         with self._folders(name, make=True) as (chain, leaf):
             aside = leaf + UNFINISHED
-            appender = LocalAppender(_locked_aside(aside, chain[-1]))
+            appender = LocalAppender(open_aside(aside, chain[-1], 0o600))
             try:
                 appender.append(data)
                 appender.sync()
@@ -134,14 +134,7 @@ class LocalStorage:
         count = 0
         for name in [name for name in self._walk("") if name.endswith(UNFINISHED)]:
             with suppress(FileNotFoundError, BlockingIOError), self._folders(name) as (chain, leaf):
-                descriptor = os.open(leaf, _FILE | os.O_WRONLY, dir_fd=chain[-1])
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if _is_named(descriptor, leaf, chain[-1]):
-                        os.unlink(leaf, dir_fd=chain[-1])
-                        count += 1
-                finally:
-                    os.close(descriptor)
+                count += remove_aside(leaf, chain[-1])
         return count
 
     def free_bytes(self) -> int | None:
@@ -179,29 +172,6 @@ class LocalStorage:
         finally:
             for descriptor in chain:
                 os.close(descriptor)
-
-
-def _locked_aside(aside: str, folder: int) -> int:
-    """An empty file to write aside, locked: of two who put the same name, one waits for the other."""
-    while True:
-        descriptor = os.open(aside, _FILE | os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=folder)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_named(descriptor, aside, folder):
-                os.ftruncate(descriptor, 0)
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _is_named(descriptor: int, leaf: str, folder: int) -> bool:
-    """Whether the open file still has this name, or was renamed or removed before its lock was had."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(leaf, dir_fd=folder, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 def _sync(chain: Sequence[int]) -> None:
