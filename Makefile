@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 ARGS ?=
 
-.PHONY: help demo test check bench soak live crash agent lock docs clean oracle
+.PHONY: help demo test check bench soak live crash field agent lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -40,6 +40,10 @@ live: $(VENV)/.test ## SIGKILL an agent that tracks live disks again and again u
 
 crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--seed N")
 	@$(PY) -m tests.crash.campaign $(ARGS)
+
+field: $(VENV)/.test ## try what users reported, on real processes and devices, best as root (ARGS="--list" or "--only NAME --seed N --scale 5 --json")
+	@./deploy/test-tools stress-ng:stress-ng faketime:faketime >&2
+	@$(PY) -m tests.field $(ARGS)
 
 agent: $(VENV)/.runtime ## the agent as one file, dist/drengine-agent: needs nothing but CPython 3.11 to 3.14
 	@$(PY) -m tools.onefile $(ARGS)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ class Site:
         self._loose.append(self.start(name, *arguments))
         self._running.remove(self._loose[-1])
 
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `python -m ...` with its output in NAME.log."""
+    def start(self, name: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start `python -m ...` with its output in NAME.log; `prefix` is a command that runs it, such as `env`."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [*prefix, sys.executable, "-m", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -83,6 +83,16 @@ class Site:
             process.wait()
             self._running.remove(process)
         return moment
+
+    def stop(self, process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask a process to end and wait for it; its exit status."""
+        process.send_signal(number)
+        self._running.remove(process)
+        try:
+            return process.wait(60)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise StoryFailed(f"{process.args!r} did not end when it was asked to") from error
 
     def close(self) -> None:
         """End what still runs."""

@@ -118,8 +118,16 @@ def faults() -> str:
     )
     return (
         f"{GENERATED}# Faults\n\nWhat the system must survive, and the tests that show it. A test names its faults "
-        f"with `@pytest.mark.fault(N)`.\n\n| fault | outcome | tests |\n|---|---|---|\n{rows}\n"
+        f"with `@pytest.mark.fault(N)`.\n\n| fault | outcome | tests |\n|---|---|---|\n{rows}\n\n"
+        "## Trials\n\nWhat users of such systems reported, tried on real processes, file systems and "
+        'devices: `make field`, or one alone with\n`make field ARGS="--only NAME"`.\n\n'
+        f"| trial | what is tried, and what must hold |\n|---|---|\n{_trials()}\n"
     )
+
+
+def _trials() -> str:
+    trials = importlib.import_module("tests.field.trial").all_trials()
+    return "\n".join(f"| `{each.name}` | {each.story} |" for each in trials)
 
 
 def missing_faults() -> list[int]:

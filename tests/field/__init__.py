@@ -1,0 +1,1 @@
+"""Trials that people who do this job reported: real processes, file systems and devices. `make field` runs them all."""
