@@ -9,6 +9,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,21 @@ async def test_a_busy_file_system_gets_frozen_points_that_need_no_repair(host: H
         image = tmp_path / f"point{number}.img"
         image.write_bytes(point.images[1])
         run("e2fsck", "-fn", image)
+
+
+async def test_raw_devices_get_forced_cuts_with_nothing_to_freeze(host: Host) -> None:
+    disk = host.add_disk()
+
+    def busy() -> None:
+        write(disk, 5 * BLOCK, os.urandom(BLOCK))
+        time.sleep(0.05)  # nothing holds these writes up: a cut is made where none falls into it
+
+    async with running(host.config(cuts={"kinds": "frozen", "frozen_after": "300ms"}), host.replica) as agent:
+        with meanwhile(busy):
+            await until(lambda: host.replica.points)
+        failed = agent.status()["cuts_failed"]
+    assert "freeze-refused" not in failed  # type: ignore[operator]
+    assert {point.cut.kind for point in host.replica.points} == {PointKind.FROZEN}
 
 
 async def test_reading_is_paced_and_freezes_do_not_wait(host: Host) -> None:

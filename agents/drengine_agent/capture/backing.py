@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError, error_kind
 from drengine.model.points import VolumeGeometry
 
@@ -402,10 +403,9 @@ def _device_user(device: int) -> str:
             if holders:
                 return f"the device {holders[0]}"
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            fields = line.split()
-            if fields[2] in numbers:
-                return f"a mount at {fields[4]}"
+        for mount in read_mounts():
+            if "{}:{}".format(*mount.block_device() or (0, 0)) in numbers:
+                return f"a mount at {mount.at}"
     with contextlib.suppress(OSError):
         for line in Path("/proc/swaps").read_text().splitlines()[1:]:
             status = Path(line.split()[0]).stat()

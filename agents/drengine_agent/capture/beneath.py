@@ -7,6 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from drengine.linux.mounts import read_mounts
+
 Identity = tuple[str, int, int]
 """``("device", major, minor)`` or ``("file", st_dev, st_ino)``."""
 
@@ -49,16 +51,26 @@ def _devices_of(path: Path, root: Path) -> Iterator[tuple[int, int]]:
     if os.major(number) != 0:
         yield os.major(number), os.minor(number)
         return
-    named = f"{os.major(number)}:{os.minor(number)}"
-    mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text(errors="replace").splitlines()]
-    holding = str(path.resolve())
-    under = [each for each in mounts if holding == each[4] or holding.startswith(each[4].rstrip("/") + "/")]
-    exact = [each for each in mounts if each[2] == named]
-    for mount in exact or sorted(under, key=lambda each: len(each[4]))[-1:]:
-        source = Path(mount[mount.index("-") + 2])
-        if source.is_absolute() and source.exists():
-            _, major, minor = identity(source)
-            yield major, minor
+    mounts = read_mounts(root / "proc/self/mountinfo")
+    named = [mount for mount in mounts if mount.device == (os.major(number), os.minor(number))]
+    holding = path.resolve()
+    around = sorted(
+        (mount for mount in mounts if holding.is_relative_to(mount.at)), key=lambda each: len(each.at.parts)
+    )
+    for mount in named or around[-1:]:
+        if device := mount.block_device():
+            yield device
+
+
+def beneath_device(number: tuple[int, int], *, root: Path = Path("/")) -> frozenset[Identity]:
+    """The same for a block device: itself and everything beneath it.
+
+    Raises:
+        OSError: it can't be looked at.
+    """
+    found: set[Identity] = set()
+    _descend(number, root, found)
+    return frozenset(found)
 
 
 def _descend(number: tuple[int, int], root: Path, found: set[Identity]) -> None:

@@ -109,7 +109,8 @@ class Freezer:
                 os.close(descriptor)
 
     def freeze(self, places: Sequence[Path]) -> None:
-        """Freeze these file systems in this order; they are when this returns. Nothing may be logged until `thaw`.
+        """Freeze these file systems (at least one) in this order; they are when this returns. Nothing may be logged
+        until `thaw`.
 
         Raises:
             DrengineError: FREEZE_REFUSED, FREEZE_TOO_LONG; then none of them stays frozen by us.
@@ -200,9 +201,9 @@ class Freezer:
 
 def _opened(places: Sequence[Path]) -> list[int]:
     """Directories, held open: nobody can unmount them while they are frozen."""
-    if not 0 < len(places) <= dog.FILE_SYSTEMS_MAX:
+    if len(places) > dog.FILE_SYSTEMS_MAX:
         raise DrengineError(
-            FREEZE_REFUSED, f"1 to {dog.FILE_SYSTEMS_MAX} file systems can be frozen, not {len(places)}"
+            FREEZE_REFUSED, f"at most {dog.FILE_SYSTEMS_MAX} file systems can be frozen together, not {len(places)}"
         )
     descriptors: list[int] = []
     try:

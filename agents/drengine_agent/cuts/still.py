@@ -9,8 +9,11 @@ from pathlib import Path
 
 from drengine.model.errors import DrengineError
 from drengine_agent.cuts.errors import FREEZE_TOO_LONG, HOOK_FAILED
-from drengine_agent.cuts.freezer import Freezer
+from drengine_agent.cuts.freezer import Freezer, FreezeReport
 from drengine_agent.cuts.hooks import Hooks
+
+NOTHING_TO_FREEZE = FreezeReport(held=True, seconds=0.0)
+"""Volumes on which no file system is mounted anywhere: whether somebody wrote them is for the tracker to say."""
 
 
 @dataclass(slots=True)
@@ -64,11 +67,12 @@ class Stillness:
             if application:
                 self._hooks.run_before()
                 self._freezer.settle(places)  # what the hook had written out, a checkpoint perhaps
-            self._freezer.freeze(places)
+            if places:
+                self._freezer.freeze(places)
             try:
                 yield still
             finally:
-                report = self._freezer.thaw()
+                report = self._freezer.thaw() if places else NOTHING_TO_FREEZE
                 still.held, still.seconds = report.held, report.seconds
         finally:
             if application:

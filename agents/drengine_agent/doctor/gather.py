@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drengine.config import Address
+from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
 from drengine_agent.capture.beneath import Identity, beneath, identity
 from drengine_agent.capture.ebpf.device import BlockDevice
@@ -117,8 +118,11 @@ def _container(root: Path) -> str:
 
 
 def _root_is_a_disk(root: Path) -> bool:
-    mounts = [line.split() for line in _text(root / "proc/self/mountinfo").splitlines()]
-    return any(each[3:5] == ["/", "/"] and not each[2].startswith("0:") for each in mounts)
+    try:
+        mounts = read_mounts(root / "proc/self/mountinfo")
+    except OSError:
+        return False
+    return any((each.root, each.at) == ("/", ROOT) and each.device[0] for each in mounts)
 
 
 def _systemd(root: Path) -> str:

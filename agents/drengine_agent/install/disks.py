@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.linux.mounts import read_mounts
+
 NOT_OFFERED = ("loop", "ram", "zram", "sr", "fd", "nbd", "dm-", "md")
 """Of memory or removable media; and what is stacked on others, which a person may still name."""
 
@@ -27,9 +29,8 @@ class Disk:
 def disks(root: Path = Path("/")) -> list[Disk]:
     """Whole disks with a medium, by name."""
     mounts: dict[str, list[str]] = {}
-    for line in (root / "proc/self/mountinfo").read_text(errors="replace").splitlines():
-        fields = line.split()
-        mounts.setdefault(fields[2], []).append(fields[4])
+    for mount in read_mounts(root / "proc/self/mountinfo"):
+        mounts.setdefault("{}:{}".format(*mount.device), []).append(str(mount.at))
     found = []
     for disk in sorted((root / "sys/block").iterdir()):
         size_bytes = int((disk / "size").read_text()) * 512

@@ -158,8 +158,9 @@ def test_a_mount_that_is_read_only_for_us_alone_is_frozen_all_the_same(tmp_path:
     with file_system(tmp_path) as (device, place):
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         ours = next(line.split() for line in lines if line.split()[4] == str(place))
-        seen = tmp_path / "mountinfo"
+        seen = tmp_path / "proc/self/mountinfo"
+        seen.parent.mkdir(parents=True)
         seen.write_text(" ".join([*ours[:5], "ro,relatime", *ours[6:]]) + "\n")
-        assert [each.at for each in file_systems_on([device], mountinfo=seen)] == [place]
+        assert [each.at for each in file_systems_on([device], processes=tmp_path / "proc")] == [place]
         seen.write_text(" ".join([*ours[:-1], "ro"]) + "\n")
-        assert not file_systems_on([device], mountinfo=seen)
+        assert not file_systems_on([device], processes=tmp_path / "proc")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from drengine_agent.cuts.freezer import Freezer
+from drengine_agent.cuts.hooks import Hooks
 from drengine_agent.cuts.mounts import file_systems_on
-from tests.agent.cuts.disks import file_system, needs_root, run
+from drengine_agent.cuts.still import Stillness
+from tests.agent.cuts.disks import file_system, needs_root, run, writes_within
 from tests.agent.cuts.test_freezer import freezer
 
 pytestmark = needs_root
@@ -58,3 +66,80 @@ def test_subvolumes_of_btrfs_are_one_file_system(tmp_path: Path) -> None:
             assert [each.at for each in file_systems_on([device])] == [place]
         finally:
             run("umount", other)
+
+
+@contextlib.contextmanager
+def elsewhere(device: Path, place: Path) -> Iterator[None]:
+    """The device mounted at a place that only a process with mounts of its own sees."""
+    told = f"mount {shlex.quote(str(device))} {shlex.quote(str(place))} && echo mounted && exec cat"
+    process = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", told],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"mounted\n"
+        yield
+    finally:
+        process.stdin.close()
+        process.wait(10.0)
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def unmounted(folder: Path, kind: str = "ext4") -> Iterator[tuple[Path, Path]]:
+    """(device, place) of a file system that is not mounted."""
+    with file_system(folder, kind) as (device, place):
+        run("umount", place)
+        try:
+            yield device, place
+        finally:
+            run("mount", device, place)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "btrfs"])
+def test_what_only_another_namespace_has_mounted_is_frozen_there(tmp_path: Path, kind: str) -> None:
+    with unmounted(tmp_path, kind) as (device, place), elsewhere(device, place):
+        (found,) = file_systems_on([device])
+        assert found.kind == kind
+        with freezer() as held:
+            held.settle([found.at])
+            held.freeze([found.at])
+            assert not writes_within(found.at, 0.3)
+            assert held.thaw().held
+        assert writes_within(found.at, 10.0)
+
+
+def test_what_is_mounted_here_and_elsewhere_is_frozen_once_by_our_own_path(tmp_path: Path) -> None:
+    with file_system(tmp_path) as (device, place), elsewhere(device, place.parent):
+        assert [each.at for each in file_systems_on([device])] == [place]
+
+
+def test_a_single_file_that_is_mounted_somewhere_is_no_place_to_freeze(tmp_path: Path) -> None:
+    with file_system(tmp_path / "a") as (device, place):
+        (place / "inside").touch()
+        bound = tmp_path / "bound"
+        bound.touch()
+        run("mount", "--bind", place / "inside", bound)
+        try:
+            assert [each.at for each in file_systems_on([device])] == [place]
+            run("umount", place)
+            assert file_systems_on([device]) == []
+        finally:
+            run("umount", bound)
+            run("mount", device, place)
+
+
+def test_a_device_on_which_nothing_is_mounted_anywhere_needs_no_freeze(tmp_path: Path) -> None:
+    with unmounted(tmp_path) as (device, _):
+        freezer_ = Freezer(longest_seconds=1.0)
+        stillness = Stillness(freezer_, Hooks(), lambda: [each.at for each in file_systems_on([device])])
+        try:
+            stillness.start()
+            with stillness.held(application=False) as still:
+                pass
+            assert (still.held, still.seconds) == (True, 0.0)
+        finally:
+            stillness.close()

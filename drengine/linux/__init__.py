@@ -1,0 +1,1 @@
+"""What the Linux kernel tells about this host: mounts, files and disks."""
