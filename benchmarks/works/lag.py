@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import threading
@@ -79,8 +80,6 @@ def _start_load(agent: Agent, seconds: float) -> subprocess.Popen[bytes]:
 
 
 def _load_rate(output: bytes) -> float:
-    import json  # noqa: PLC0415
-
     text = output.decode()
     return float(json.loads(text[text.index("{") : text.rindex("}") + 1])["jobs"][0]["write"]["iops"])
 

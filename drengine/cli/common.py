@@ -9,6 +9,8 @@ import typer
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector, RecoveryPoint
+from drengine.store.errors import STORE_READ_ONLY
+from drengine.target.errors import SOURCE_NEEDED
 
 if TYPE_CHECKING:
     from drengine.store.store import Store
@@ -25,11 +27,10 @@ PointArgument = Annotated[str, typer.Argument(help="A point's id, `latest`, or `
 
 
 def open_store(path: Path, *, read_only: bool = False, may_be_read_only: bool = False) -> Store:
-    """Open the store; the store package is imported here, so that `--help` does not wait for numpy.
+    """Open the store. The commands that only look at one go through here, so that their `--help` waits for no numpy.
 
     `may_be_read_only`: where it can't be written it is read all the same, and what was found is not remembered in it.
     """
-    from drengine.store.errors import STORE_READ_ONLY  # noqa: PLC0415
     from drengine.store.store import Store  # noqa: PLC0415
 
     try:
@@ -46,8 +47,6 @@ def pick_source(store: Store, name: str | None) -> str:
     Raises:
         DrengineError: SOURCE_NEEDED, UNKNOWN_SOURCE.
     """
-    from drengine.target.errors import SOURCE_NEEDED  # noqa: PLC0415
-
     if name is not None:
         return store.source(name).name
     names = [source.name for source in store.sources()]

@@ -7,21 +7,25 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_point, pick_source
+from drengine.config import ADDRESS, BAD_CONFIG
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
+from drengine.nbd.export import Export, Peer
+from drengine.nbd.server import NbdServer
+from drengine.process.signals import signalled
+from drengine.store.branches import BranchInfo
+from drengine.store.errors import UNKNOWN_BRANCH, UNKNOWN_VOLUME
+from drengine.store.store import Store
+from drengine.target.exports import StoreExports
 from drengine.terminal import emit_json, human_bytes, note
-
-if TYPE_CHECKING:
-    from drengine.nbd.export import Export
-    from drengine.store.branches import BranchInfo
-    from drengine.store.store import Store
-    from drengine.target.exports import StoreExports
+from drengine.transport.errors import PLAIN_REFUSED
+from drengine.transport.networks import is_loopback
 
 app = typer.Typer(add_completion=False)
 
@@ -80,10 +84,6 @@ async def _serve(
     told: dict[str, Any],
     json: bool,
 ) -> None:
-    from drengine.nbd.server import NbdServer  # noqa: PLC0415
-    from drengine.process.signals import signalled  # noqa: PLC0415
-    from drengine.target.exports import StoreExports  # noqa: PLC0415
-
     stopping = signalled()
     with (
         ThreadPoolExecutor(THREADS, thread_name_prefix="export") as pool,
@@ -109,8 +109,6 @@ async def _serve(
 
 async def _hold(exports: StoreExports, names: list[str]) -> Export:
     """Open one export before anything is announced: what can't be served fails now, and retention sees the lease."""
-    from drengine.nbd.export import Peer  # noqa: PLC0415
-
     held = await exports.open(names[0], Peer("unix"))
     return held
 
@@ -132,8 +130,6 @@ def _tell(told: dict[str, Any], names: list[str], volumes: tuple[VolumeGeometry,
 
 
 def _branch(store: Store, source: str, number: int) -> BranchInfo:
-    from drengine.store.errors import UNKNOWN_BRANCH  # noqa: PLC0415
-
     found = next((each for each in store.branches(source) if each.number == number and not each.closed), None)
     if found is None:
         raise DrengineError(UNKNOWN_BRANCH, f"{source!r} has no open branch {number}")
@@ -141,8 +137,6 @@ def _branch(store: Store, source: str, number: int) -> BranchInfo:
 
 
 def _only(volumes: tuple[VolumeGeometry, ...], name: str | None) -> tuple[VolumeGeometry, ...]:
-    from drengine.store.errors import UNKNOWN_VOLUME  # noqa: PLC0415
-
     chosen = tuple(each for each in volumes if name is None or each.name == name)
     if not chosen:
         known = ", ".join(each.name for each in volumes)
@@ -156,10 +150,6 @@ def _address(text: str) -> tuple[str, int]:
     Raises:
         DrengineError: BAD_CONFIG, PLAIN_REFUSED.
     """
-    from drengine.config import ADDRESS, BAD_CONFIG  # noqa: PLC0415
-    from drengine.transport.errors import PLAIN_REFUSED  # noqa: PLC0415
-    from drengine.transport.networks import is_loopback  # noqa: PLC0415
-
     try:
         address = ADDRESS.parse(text)
         if address.path:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import JsonOption
+from drengine.nbd.hydrator import keep_progress, open_hydration, serve_until_signalled
 from drengine.terminal import emit_json, human_bytes, is_terminal, note, progress_bar
 
 app = typer.Typer(add_completion=False)
@@ -27,8 +28,6 @@ def hydrate(
     So a promoted branch runs at local speed after a while, and keeps its recovery points from the first write. The copy
     is a cache: after a stop it is filled anew.
     """
-    from drengine.nbd.hydrator import keep_progress, open_hydration, serve_until_signalled  # noqa: PLC0415
-
     hydration = open_hydration(uri, to)
 
     def tell() -> None:

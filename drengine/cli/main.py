@@ -1,45 +1,170 @@
-"""The `drengine` program: which commands there are."""
+"""The `drengine` program: which commands there are.
+
+A new command is a module with a typer `app`, and a line here.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
-from drengine.terminal import lazy_app, main
+from drengine.terminal import Command, Group, lazy_app, main
 
-COMMANDS = {
-    name: f"drengine.cli.{name}"
-    for name in (
-        "status",
-        "points",
-        "export",
-        "restore",
-        "verify",
-        "scrub",
-        "rebuild",
-        "pin",
-        "unpin",
-        "branches",
-        "target",
-        "hydrate",
-        "runbook",
-        "reports",
-        "plan",
-        "drill",
-        "failover",
-        "migrate",
-        "failback",
-        "reprotect",
-        "runs",
-        "run",
-        "approve",
-        "abort",
-        "commit",
-        "rollback",
-        "orchestrator",
-        "broker",
-    )
+COMMANDS: Mapping[str, Command | Group] = {
+    "status": Command(
+        "drengine.cli.status",
+        "Show a store's sources, their newest points and any damage; works beside a running target and without one.",
+    ),
+    "points": Command(
+        "drengine.cli.points",
+        "List recovery points, oldest first: when, how each is known to be consistent, verified, lag, pinned.",
+    ),
+    "export": Command(
+        "drengine.cli.export",
+        "Serve the volumes of a point over NBD until interrupted; read-only unless --writable or --branch.",
+    ),
+    "restore": Command(
+        "drengine.cli.restore",
+        "Write a point's volumes to raw files or devices: sparse, in parallel, resumable, read back and compared.",
+    ),
+    "verify": Command(
+        "drengine.cli.verify",
+        "Read everything a point shows, recompute every hash, and remember the result with the point.",
+    ),
+    "scrub": Command(
+        "drengine.cli.scrub",
+        "Re-read and re-hash every segment; damage is recorded, so that the source can be asked for it again.",
+    ),
+    "rebuild": Command(
+        "drengine.cli.rebuild",
+        "Make a lost or damaged catalogue anew; the old one is kept aside. Stop the target first.",
+    ),
+    "pin": Command("drengine.cli.pin", "Keep a point: retention leaves it alone until it is unpinned."),
+    "unpin": Command("drengine.cli.unpin", "Let retention have a point again."),
+    "branches": Command("drengine.cli.branches", "List a source's branches, or close one that is no longer needed."),
+    "target": Group(
+        "Receive, keep and serve replicas.",
+        {
+            "run": Command(
+                "drengine.cli.target",
+                "Run the daemon in the foreground until SIGTERM; a new store is made in an empty directory.",
+            ),
+            "check-config": Command(
+                "drengine.cli.target_config",
+                "Check a configuration file, with the certificates it names, without starting anything.",
+            ),
+            "example-config": Command(
+                "drengine.cli.target_config", "Print a commented configuration file with every option."
+            ),
+        },
+    ),
+    "hydrate": Command(
+        "drengine.cli.hydrate",
+        "Serve a disk from a local copy that fills in the background; writes go to the remote disk too, first.",
+    ),
+    "runbook": Group(
+        "Runbooks: write one, find what is wrong with it, list those that were run.",
+        {
+            "init": Command("drengine.cli.runbook", "Write a runbook for the sources in the store."),
+            "validate": Command(
+                "drengine.cli.runbook",
+                "Say what is wrong with a runbook: each mistake with line, column and hint.",
+            ),
+            "schema": Command(
+                "drengine.cli.runbook", "Print the JSON Schema of runbooks, by which editors complete them."
+            ),
+            "list": Command(
+                "drengine.cli.runbook", "List the runbooks of which runs were begun, each in its newest version."
+            ),
+            "show": Command("drengine.cli.runbook", "Print a runbook as it was run."),
+        },
+    ),
+    "reports": Group(
+        "Reports of runs: list them, read them, hand them on.",
+        {
+            "list": Command("drengine.cli.reports", "List the reports that are kept, newest first."),
+            "export": Command(
+                "drengine.cli.reports",
+                "Hand on the report of a run as it stands now; where the registry can't tell any more, as it was kept.",
+            ),
+        },
+    ),
+    "plan": Command(
+        "drengine.cli.plan",
+        "Print step by step what a run would do now, with the points it would choose and how long it would take.",
+    ),
+    "drill": Command(
+        "drengine.cli.drill",
+        "Rehearse a recovery: launch in isolation from a branch of a point, check, measure, clean up.",
+    ),
+    "failover": Command(
+        "drengine.cli.failover",
+        "Bring the runbook's sources back here: fence them, promote a point under a new generation, launch, check.",
+    ),
+    "migrate": Command(
+        "drengine.cli.migrate",
+        "Move the runbook's sources here without losing anything: stop them, take their last point, promote it.",
+    ),
+    "failback": Command(
+        "drengine.cli.failback",
+        "Bring the sources home: ship what differs to their disks while the recovered side serves, then switch over.",
+    ),
+    "reprotect": Command(
+        "drengine.cli.reprotect",
+        "Ship what differs back to the sources' disks, without switching over: they are ready for a failback.",
+    ),
+    "runs": Command(
+        "drengine.cli.runs", "List runs, newest first: what for, how far, how they ended, what was measured."
+    ),
+    "run": Group(
+        "One run: how it is, and going on with it.",
+        {
+            "show": Command(
+                "drengine.cli.run",
+                "Show a run: its end or what it waits for, what was measured, and each step with its result.",
+            ),
+            "resume": Command(
+                "drengine.cli.run",
+                "Go on with a run that was interrupted, or try again what failed in one that stopped.",
+            ),
+        },
+    ),
+    "approve": Command(
+        "drengine.cli.approve", "Approve a step that waits for it. Whoever executes the run goes on at once."
+    ),
+    "abort": Command(
+        "drengine.cli.abort",
+        "End a run where it is: nothing new begins, a drill is cleaned up. A failover is not undone (see rollback).",
+    ),
+    "commit": Command(
+        "drengine.cli.commit",
+        "Accept a completed failover: it can't be rolled back any more; the way home is a failback.",
+    ),
+    "rollback": Command(
+        "drengine.cli.rollback",
+        "Undo a failover, or a failback before its switch: stop what was launched and put the sources in charge again.",
+    ),
+    "orchestrator": Group(
+        "Watch the parties and drill on schedule, when nobody types a command.",
+        {
+            "run": Command(
+                "drengine.cli.orchestrator",
+                "Run the daemon in the foreground until SIGTERM. Failovers need it not: each command works without it.",
+            ),
+            "check-config": Command(
+                "drengine.cli.orchestrator_config",
+                "Check a configuration file, with the certificates it names, without starting anything.",
+            ),
+            "example-config": Command(
+                "drengine.cli.orchestrator_config", "Print a commented configuration file with every option."
+            ),
+        },
+    ),
+    "broker": Command(
+        "drengine.cli.broker",
+        "Run an MQTT broker on loopback until interrupted. It keeps nobody apart; for more machines use Mosquitto.",
+    ),
 }
-"""Module of each command."""
 
 app = lazy_app(
     "drengine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from drengine.cli.common import JsonOption, StoreOption
+from drengine.store.store import Store
 from drengine.terminal import emit_json, note, progress_bar
 
 app = typer.Typer(add_completion=False)
@@ -13,8 +14,6 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def rebuild(store: StoreOption, json: JsonOption = False) -> None:
     """Make a lost or damaged catalogue anew; the old one is kept aside. Stop the target first."""
-    from drengine.store.store import Store  # noqa: PLC0415
-
     with progress_bar("reading segments", quiet=json) as advance:
         report = Store.rebuild(store, advance)
     if json:

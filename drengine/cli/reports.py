@@ -11,11 +11,10 @@ import typer
 from drengine.cli.common import JsonOption
 from drengine.cli.engine import ConfigOption, EngineStoreOption, RunArgument, StateOption, load_config
 from drengine.model.errors import DrengineError
-from drengine.terminal import app as make_app
 from drengine.terminal import emit_json, human_duration, human_time, note, show_table
 from drengine.terminal.output import write_output
 
-app = make_app("reports", "Reports of runs: list them, read them, hand them on.")
+app = typer.Typer(add_completion=False)
 
 
 @app.command(name="list")

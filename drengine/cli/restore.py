@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from drengine.cli.common import JsonOption, PointArgument, SourceOption, StoreOption, open_store, pick_point
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
+from drengine.target.errors import BAD_DESTINATION
+from drengine.target.restore import Restore, check_destination
 from drengine.terminal import emit_json, human_bytes, progress_bar
-
-if TYPE_CHECKING:
-    from drengine.target.restore import Restore
 
 app = typer.Typer(add_completion=False)
 
@@ -36,8 +35,6 @@ def restore(
 
     Run the same command again after an interruption: it goes on where it stopped.
     """
-    from drengine.target.restore import Restore, check_destination  # noqa: PLC0415
-
     with open_store(store, may_be_read_only=True) as opened:
         found = pick_point(opened, source, point)
         places = destinations(found, to)
@@ -68,8 +65,6 @@ def destinations(point: RecoveryPoint, to: list[str]) -> list[tuple[VolumeGeomet
     Raises:
         DrengineError: BAD_DESTINATION.
     """
-    from drengine.target.errors import BAD_DESTINATION  # noqa: PLC0415
-
     by_name = {volume.name: volume for volume in point.geometry}
     if len(to) == 1 and "=" not in to[0]:
         folder = Path(to[0])

@@ -23,10 +23,9 @@ from drengine.cli.engine import (
     told,
     watched,
 )
-from drengine.terminal import app as make_app
 from drengine.terminal import emit_json, human_duration, show_table
 
-app = make_app("run", "One run: how it is, and going on with it.")
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

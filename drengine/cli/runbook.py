@@ -10,7 +10,6 @@ import typer
 from drengine.cli.common import JsonOption
 from drengine.cli.engine import ConfigOption, EngineStoreOption, StateOption, load_config
 from drengine.model.errors import DrengineError
-from drengine.terminal import app as make_app
 from drengine.terminal import emit_json, human_time, note, show_table
 from drengine.terminal.output import printable, write_output
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from drengine.failover.registry import Registry
     from drengine.failover.runbook.init import KnownSource
 
-app = make_app("runbook", "Runbooks: write one, find what is wrong with it, list those that were run.")
+app = typer.Typer(add_completion=False)
 
 FileArgument = Annotated[Path, typer.Argument(help="The runbook's file.")]
 StoredArgument = Annotated[str, typer.Argument(help="A runbook's name; `drengine runbook list` lists them.")]
@@ -67,9 +66,9 @@ def validate(
     store: EngineStoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with a runbook: each mistake with line, column and hint. Ends with 103 if it can't be run.
+    """Say what is wrong with a runbook: each mistake with line, column and hint.
 
-    With a store or configuration it is also checked that the sources are registered.
+    Ends with 103 if it can't be run. With a store or configuration it is also checked that the sources are registered.
     """
     from drengine.failover.runbook.errors import BAD_RUNBOOK  # noqa: PLC0415
     from drengine.failover.runbook.reader import examine, read_runbook_text  # noqa: PLC0415

@@ -6,6 +6,7 @@ import typer
 
 from drengine.cli.common import JsonOption, StoreOption, open_store
 from drengine.model.errors import DrengineError
+from drengine.store.errors import DAMAGED
 from drengine.terminal import emit_json, human_bytes, progress_bar
 
 app = typer.Typer(add_completion=False)
@@ -14,8 +15,6 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def scrub(store: StoreOption, json: JsonOption = False) -> None:
     """Re-read and re-hash every segment; damage is recorded, so that the source can be asked for it again."""
-    from drengine.store.errors import DAMAGED  # noqa: PLC0415
-
     with open_store(store, may_be_read_only=True) as opened, progress_bar("scrubbing", quiet=json) as advance:
         report = opened.scrub(advance)
     if json:

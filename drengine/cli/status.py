@@ -10,6 +10,7 @@ import typer
 
 from drengine.cli.common import JsonOption, StoreOption, open_store
 from drengine.model.errors import DrengineError
+from drengine.model.points import PointSelector
 from drengine.terminal import emit_json, human_age, human_bytes, note, show_table
 
 app = typer.Typer(add_completion=False)
@@ -18,8 +19,6 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def status(store: StoreOption, json: JsonOption = False) -> None:
     """Show a store's sources, their newest points and any damage; works beside a running target and without one."""
-    from drengine.model.points import PointSelector  # noqa: PLC0415
-
     with open_store(store, read_only=True) as opened:
         stats = opened.stats()
         sources: list[dict[str, Any]] = []

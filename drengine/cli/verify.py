@@ -6,6 +6,7 @@ import typer
 
 from drengine.cli.common import JsonOption, PointArgument, SourceOption, StoreOption, open_store, pick_point
 from drengine.model.errors import DrengineError
+from drengine.store.errors import DAMAGED
 from drengine.terminal import emit_json, human_bytes, progress_bar
 
 app = typer.Typer(add_completion=False)
@@ -14,8 +15,6 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def verify(point: PointArgument, store: StoreOption, source: SourceOption = None, json: JsonOption = False) -> None:
     """Read everything a point shows, recompute every hash, and remember the result with the point."""
-    from drengine.store.errors import DAMAGED  # noqa: PLC0415
-
     with open_store(store, may_be_read_only=True) as opened:
         found = pick_point(opened, source, point)
         with progress_bar(f"verifying {found.id}", quiet=json) as advance:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
+from drengine.control.broker import embedded_broker
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.registry.errors import RUN_ACTIVE
 from drengine.failover.registry.values import StoredRunbook
@@ -159,8 +160,6 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
     stopping = signalled(insist=True)
     async with AsyncExitStack() as stack:
         if config.broker.embedded and config.broker.address is not None:
-            from drengine.control.broker import embedded_broker  # noqa: PLC0415 - most have a broker already
-
             await stack.enter_async_context(embedded_broker(config.broker.address))
         session = await stack.enter_async_context(open_session(config))
         orchestrator = Orchestrator(session)

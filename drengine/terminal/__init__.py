@@ -1,6 +1,6 @@
 """What both command lines share: errors for people, tables, progress, units, output for machines."""
 
-from drengine.terminal.frame import INTERNAL, app, lazy_app, main
+from drengine.terminal.frame import INTERNAL, Command, Group, app, lazy_app, main
 from drengine.terminal.output import (
     emit_json,
     human_age,
@@ -15,6 +15,8 @@ from drengine.terminal.output import (
 
 __all__ = [
     "INTERNAL",
+    "Command",
+    "Group",
     "app",
     "emit_json",
     "human_age",

@@ -9,10 +9,10 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from drengine import __version__
@@ -28,10 +28,28 @@ INTERNAL = error_kind(
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 BROKEN_PIPE_EXIT_CODE = 141
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
-def app(name: str, help: str, *, group: type[TyperGroup] | None = None, program: bool = False) -> typer.Typer:
-    """A command line or a group of commands; a `program` has the option --version."""
+class Command(NamedTuple):
+    """A command of a program: the module that has it, and the line that the program's help shows for it.
+
+    The line repeats the first one of the command's docstring, so that help needs no module; a test compares them.
+    """
+
+    module: str
+    summary: str
+
+
+class Group(NamedTuple):
+    """Commands under one name, with the line that help shows for them."""
+
+    summary: str
+    commands: Mapping[str, Command | Group]
+
+
+def app(name: str, help: str, *, group: type[TyperGroup] | None = None) -> typer.Typer:
+    """A program: a command line with the option --version."""
     made = typer.Typer(
         name=name,
         help=help,
@@ -39,42 +57,69 @@ def app(name: str, help: str, *, group: type[TyperGroup] | None = None, program:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=CONTEXT_SETTINGS,
     )
-    if program:
 
-        @made.callback(help=help)
-        def options(
-            version: bool = typer.Option(
-                False, "--version", is_eager=True, callback=_print_version, help="Print it and end."
-            ),
-        ) -> None:
-            """The options of the program itself."""
+    @made.callback(help=help)
+    def options(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=_print_version, help="Print it and end."
+        ),
+    ) -> None:
+        """The options of the program itself."""
 
     return made
 
 
-def lazy_app(name: str, help: str, modules: Mapping[str, str]) -> typer.Typer:
-    """A command line whose commands are imported only when they are used: a small command must start quickly.
+def lazy_app(name: str, help: str, commands: Mapping[str, Command | Group]) -> typer.Typer:
+    """A program whose commands' modules are imported only when they are used: a small command must start quickly.
+
+    This is the one door for laziness: whatever stands behind it imports what it needs at its top.
 
     Args:
         name: of the program.
         help: what it does.
-        modules: module of each command by its name; the module has the command's typer app as `app`.
+        commands: by name.
     """
 
-    class Lazy(TyperGroup):
-        def list_commands(self, ctx: Any) -> list[str]:
-            return list(modules)
+    class Program(_LazyGroup):
+        table = commands
 
-        def get_command(self, ctx: Any, cmd_name: str) -> Any:
-            if cmd_name not in modules:
-                return None
-            command = typer.main.get_command(importlib.import_module(modules[cmd_name]).app)
-            command.name = cmd_name
-            return command
+    return app(name, help, group=Program)
 
-    return app(name, help, group=Lazy, program=True)
+
+class _LazyGroup(TyperGroup):
+    """Commands from a table, which serves the help as well. A command's module is imported when it is asked for."""
+
+    table: Mapping[str, Command | Group]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        match self.table.get(cmd_name):
+            case Command() as found:
+                return _imported(found, cmd_name)
+            case Group() as found:
+                made = _LazyGroup(
+                    name=cmd_name, help=found.summary, no_args_is_help=True, context_settings=CONTEXT_SETTINGS
+                )
+                made.table = found.commands
+                return made
+        return None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        shown = [TyperCommand(name, help=each.summary) for name, each in self.table.items()]
+        listed = TyperGroup(name=self.name, help=self.help, params=self.params, commands=shown)
+        listed.format_help(ctx, formatter)
+
+
+def _imported(command: Command, name: str) -> Any:
+    """A module's only command, or the one of that name."""
+    made: Any = typer.main.get_command(importlib.import_module(command.module).app)
+    made = made.commands[name] if isinstance(made, TyperGroup) else made
+    made.name = name
+    return made
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,11 +6,11 @@ import dataclasses
 import enum
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from drengine.model.errors import DrengineError, error_kind
 
@@ -105,57 +105,36 @@ def human_age(time_ns: int, now_ns: int) -> str:
     return human_duration((now_ns - time_ns) / 1e9) if now_ns >= time_ns else "in the future"
 
 
-def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """A table for people: ruled and coloured at a terminal, plain columns elsewhere."""
+def show_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", styles: Sequence[str] = ()
+) -> None:
+    """A table for people: ruled and coloured at a terminal, plain columns elsewhere.
+
+    Args:
+        headings, rows, title: what it says.
+        styles: how the first cell of each row is coloured; empty: not at all.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     if not is_terminal():
         widths = [max(len(row[at]) for row in [headings, *rows]) for at in range(len(headings))]
         for row in [headings, *rows]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
-    from rich.console import Console  # noqa: PLC0415 (rich costs 60 ms, which only terminals pay)
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from drengine.terminal.coloured import print_table  # noqa: PLC0415 - rich costs 60 ms, which only terminals pay
 
-    table = Table(title=title or None, header_style="bold cyan", title_justify="left")
-    for heading in headings:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
-class Advance(Protocol):
-    """Told how far a long work is."""
-
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` bytes."""
-        ...
+    print_table(headings, rows, title=title, styles=styles)
 
 
 @contextmanager
-def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Advance]:
-    """A bar on standard error with rate and remaining time; nothing when `quiet` or nobody looks."""
+def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error with rate and remaining time; nothing when `quiet` or nobody looks.
+
+    It is told how many bytes are done, of how many.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from drengine.terminal.coloured import bar  # noqa: PLC0415 - as above
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with bar(what) as advance:
+        yield advance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 import typer
 
 from drengine.cli.main import COMMANDS, app
-from drengine.terminal import main
+from drengine.terminal import Command, Group, main
+from drengine_agent.cli.main import COMMANDS as AGENT_COMMANDS
 from drengine_agent.cli.main import commands as agent_app
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/cli.md").read_text(encoding="utf-8")
@@ -39,6 +40,45 @@ def test_a_command_says_what_it_does_and_so_does_each_of_its_options(
     assert command.help
     assert all(parameter.help for parameter in command.params if parameter.name != "help"), "an option has no help"
     assert f"### {' '.join(words)}\n" in DOCUMENT
+
+
+def summaries(table: Mapping[str, Command | Group], words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, each in table.items():
+        if isinstance(each, Group):
+            yield from summaries(each.commands, (*words, name))
+        else:
+            yield (*words, name), each.summary
+
+
+def test_the_line_that_help_shows_for_a_command_is_the_first_of_what_the_command_says_itself() -> None:
+    shown = dict(summaries(COMMANDS, ("drengine",))) | dict(summaries(AGENT_COMMANDS, ("drengine-agent",)))
+    assert shown == {words: (command.help or "").splitlines()[0] for words, command in ALL}
+
+
+@pytest.mark.parametrize(
+    "line", ["drengine --help", "drengine", "drengine-agent -h", "drengine run", "drengine target -h"]
+)
+def test_help_for_commands_is_served_without_importing_one(line: str) -> None:
+    """Whatever the machine's load: what is imported is looked at, not how long it takes."""
+    name, *words = line.split()
+    place = {
+        "drengine": "drengine.cli.main import app",
+        "drengine-agent": "drengine_agent.cli.main import commands as app",
+    }
+    program = (
+        f"import sys; from drengine.terminal import main; from {place[name]}; main(app, {words});"
+        "print(sorted(each for each in sys.modules if '.cli.' in each))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    module = place[name].split()[0]
+    assert done.stdout.splitlines()[-1] == f"['{module}']"
+    table: Mapping[str, Command | Group] = COMMANDS if name == "drengine" else AGENT_COMMANDS
+    for word in words:
+        if not word.startswith("-"):
+            group = table[word]
+            assert isinstance(group, Group)
+            table = group.commands
+    assert all(each in done.stdout for each in table)
 
 
 def test_all_commands_of_the_issue_are_there() -> None:

@@ -22,7 +22,7 @@ ESCAPE = "\x1b[31mred\x1b[0m\nsecond line\udcff"
 
 
 def program() -> typer.Typer:
-    made = app("tool", "A tool.", program=True)
+    made = app("tool", "A tool.")
 
     @made.command()
     def refuse(json: bool = False) -> None:

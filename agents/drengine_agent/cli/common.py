@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from drengine_agent.control_client import ask
+
 DEFAULT_CONFIG = Path("/etc/drengine/agent.toml")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
@@ -15,13 +17,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 
 def ask_agent(config: Path, command: str, **arguments: Any) -> Any:
-    """Ask the agent that runs with this configuration; what it needs is imported here, so that `--help` is quick.
+    """Ask the agent that runs with this configuration. Most commands go through here: their `--help` reads no options.
 
     Raises:
         DrengineError: AGENT_NOT_RUNNING, or what the agent answered.
     """
     from drengine_agent.config import load_config  # noqa: PLC0415
-    from drengine_agent.control_client import ask  # noqa: PLC0415
 
     return ask(load_config(config).control_socket, command, **arguments)
 

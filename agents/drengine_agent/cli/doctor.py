@@ -9,6 +9,9 @@ import typer
 
 from drengine.terminal import emit_json
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, named_volumes
+from drengine_agent.doctor.errors import DOCTOR_REFUSES
+from drengine_agent.doctor.examine import Asked, examine
+from drengine_agent.doctor.show import as_json, show_report
 
 app = typer.Typer(add_completion=False)
 
@@ -29,10 +32,6 @@ def doctor(
     self-test makes a small loop device, writes to it, sees the tracker's bits, and removes it. Exit status 0 when
     nothing speaks against protecting this host, 90 otherwise.
     """
-    from drengine_agent.doctor.errors import DOCTOR_REFUSES  # noqa: PLC0415
-    from drengine_agent.doctor.examine import Asked, examine  # noqa: PLC0415
-    from drengine_agent.doctor.show import as_json, show_report  # noqa: PLC0415
-
     asked = Asked.read(config, named_volumes(volume or ()), tracker, state_directory, store)
     host, report = examine(asked, try_tracker=self_test)
     if json:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import typer
 
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.terminal import emit_json
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, ask_agent
 from drengine_agent.cli.standing import show_standing
+from drengine_agent.config import load_config
 from drengine_agent.errors import AGENT_NOT_RUNNING
+from drengine_agent.fencing import Fence, fenced_record
+from drengine_agent.state import StateDirectory
 
 app = typer.Typer(add_completion=False)
 
@@ -36,11 +40,6 @@ def fence(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> No
 
 
 def _fence_at_rest(config: Path) -> str:
-    from drengine.model.clock import SystemClock  # noqa: PLC0415
-    from drengine_agent.config import load_config  # noqa: PLC0415
-    from drengine_agent.fencing import Fence, fenced_record  # noqa: PLC0415
-    from drengine_agent.state import StateDirectory  # noqa: PLC0415
-
     options = load_config(config)
     directory = StateDirectory(options.state_directory)
     try:

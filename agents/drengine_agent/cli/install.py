@@ -13,6 +13,9 @@ import typer
 
 from drengine.terminal import human_bytes, note
 from drengine_agent.cli.common import JsonOption, named_volumes
+from drengine_agent.install import steps
+from drengine_agent.install.disks import disks
+from drengine_agent.install.wanted import Said, default_state_directory, installed_config
 
 app = typer.Typer(add_completion=False)
 
@@ -44,9 +47,6 @@ def install(
     Asks for what is not said when a person is at the terminal. A configuration that is there stays as it is when
     nothing else is said; one that somebody changed is never overwritten. Installing twice is installing once.
     """
-    from drengine_agent.install import steps  # noqa: PLC0415
-    from drengine_agent.install.wanted import Said, default_state_directory, installed_config  # noqa: PLC0415
-
     root = root.absolute()
     volumes: Mapping[str, Path] = named_volumes(volume or ())
     config = installed_config(root)
@@ -74,8 +74,6 @@ def _asked(
 
 
 def _asked_volumes() -> dict[str, Path]:
-    from drengine_agent.install.disks import disks  # noqa: PLC0415
-
     found = disks()
     for disk in found:
         on = f", mounted at {', '.join(disk.mounted)}" if disk.mounted else ""

@@ -1,35 +1,77 @@
-"""The `drengine-agent` program: which commands there are."""
+"""The `drengine-agent` program: which commands there are.
+
+A new command is a module with a typer `app`, and a line here.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
-from drengine.terminal import lazy_app, main
+from drengine.terminal import Command, Group, lazy_app, main
 
-COMMANDS = {
-    name: f"drengine_agent.cli.{name.replace('-', '_')}"
-    for name in (
-        "doctor",
-        "install",
-        "upgrade",
-        "uninstall",
-        "track",
-        "untrack",
-        "run",
-        "status",
-        "pause",
-        "resume",
-        "sync",
-        "cut",
-        "fence",
-        "release",
-        "protect",
-        "standby",
-        "check-config",
-        "example-config",
-    )
+COMMANDS: Mapping[str, Command | Group] = {
+    "doctor": Command(
+        "drengine_agent.cli.doctor",
+        "Say whether this host can be protected, which tracker each volume would get, and why.",
+    ),
+    "install": Command(
+        "drengine_agent.cli.install", "Install the agent as a service of this server, after the doctor has spoken."
+    ),
+    "upgrade": Command(
+        "drengine_agent.cli.upgrade",
+        "Replace the installed agent by this one and restart it. Tracking goes on in the kernel meanwhile.",
+    ),
+    "uninstall": Command(
+        "drengine_agent.cli.uninstall",
+        "Stop the agent and remove it: service, program, tracking in the kernel, state and configuration.",
+    ),
+    "track": Command(
+        "drengine_agent.cli.track",
+        "Begin tracking in the kernel without shipping, for instance early at boot; the agent takes it up later.",
+    ),
+    "untrack": Command(
+        "drengine_agent.cli.untrack",
+        "Stop tracking in the kernel and give its memory back. The next run of the agent compares everything.",
+    ),
+    "run": Command("drengine_agent.cli.run", "Run the agent in the foreground, until SIGTERM."),
+    "status": Command(
+        "drengine_agent.cli.status", "Show how the running agent stands; without one, what the kernel tracks meanwhile."
+    ),
+    "pause": Command(
+        "drengine_agent.cli.pause", "Stop shipping until `resume`, also over restarts. Changes are still captured."
+    ),
+    "resume": Command("drengine_agent.cli.resume", "Ship again after `pause`."),
+    "sync": Command(
+        "drengine_agent.cli.sync",
+        "Compare everything with the target now; with tracker `scan`, begin the next scan now.",
+    ),
+    "cut": Command("drengine_agent.cli.cut", "Cut a recovery point now, and wait until it is durable at the target."),
+    "fence": Command(
+        "drengine_agent.cli.fence",
+        "Stop serving and shipping at once and until `release`, also over restarts; to be used when nobody else can.",
+    ),
+    "release": Command(
+        "drengine_agent.cli.release",
+        "Serve and ship again. A failback does this by itself; by hand, make sure first that nobody else is in charge.",
+    ),
+    "protect": Command(
+        "drengine_agent.cli.protect",
+        "Write a configuration file; `run` then protects these volumes. Nothing is opened or changed yet.",
+    ),
+    "standby": Command(
+        "drengine_agent.cli.standby",
+        "Be a recovery host, in the foreground, until SIGTERM: attach, mount and start workloads when told to.",
+    ),
+    "check-config": Command(
+        "drengine_agent.cli.check_config",
+        "Read the configuration and say whether it is right. Nothing is opened or changed.",
+    ),
+    "example-config": Command(
+        "drengine_agent.cli.example_config",
+        "Print a configuration file with every option, its meaning and its default.",
+    ),
 }
-"""Module of each command: a new command is one module with a typer `app`, and its name here."""
 
 commands = lazy_app(
     "drengine-agent",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from drengine.config import example
+from drengine.telemetry.logs import setup_logging
 from drengine_agent.cli.common import ConfigOption
+from drengine_agent.standby.config import StandbyConfig, load_standby_config
+from drengine_agent.standby.host import serve_standby
 
 app = typer.Typer(add_completion=False)
 
@@ -23,13 +28,6 @@ def standby(
 
     Workloads that are up stay up when this command ends; started again it finds them.
     """
-    import asyncio  # noqa: PLC0415 - `--help` starts faster without all of this
-
-    from drengine.config import example  # noqa: PLC0415
-    from drengine.telemetry.logs import setup_logging  # noqa: PLC0415
-    from drengine_agent.standby.config import StandbyConfig, load_standby_config  # noqa: PLC0415
-    from drengine_agent.standby.host import serve_standby  # noqa: PLC0415
-
     if show_example:
         print(example(StandbyConfig), end="")
         return

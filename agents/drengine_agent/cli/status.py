@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from drengine.model.errors import DrengineError
-from drengine.terminal import emit_json
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, ask_agent
 from drengine_agent.cli.standing import show_standing
 from drengine_agent.errors import AGENT_NOT_RUNNING
@@ -22,17 +19,8 @@ def status(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> N
         answer = ask_agent(config, "status")
     except DrengineError as error:
         if error.kind is AGENT_NOT_RUNNING:
-            _show_kernel(config, json=json)
+            from drengine_agent.cli.tracking import show_kernel  # noqa: PLC0415 - an agent that runs answers without it
+
+            show_kernel(config, json=json)
         raise
     show_standing(answer, json)
-
-
-def _show_kernel(config: Path, *, json: bool) -> None:
-    from drengine_agent.cli.tracking import show_tracking, tracking_facts  # noqa: PLC0415
-    from drengine_agent.config import load_config  # noqa: PLC0415
-
-    options = load_config(config)
-    if json:
-        emit_json({"running": False, "source": options.source, "tracking": tracking_facts(options.source)})
-    elif options.tracker == "ebpf":
-        show_tracking(options.source)

@@ -6,6 +6,8 @@ import typer
 
 from drengine.terminal import emit_json, note
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
+from drengine_agent.cli.tracking import begin_tracking, show_tracking, shown
+from drengine_agent.config import load_config
 
 app = typer.Typer(add_completion=False)
 
@@ -16,9 +18,6 @@ def track(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> No
 
     Tracking that runs already, and proves itself, goes on as it is.
     """
-    from drengine_agent.cli.tracking import begin_tracking, show_tracking, shown  # noqa: PLC0415
-    from drengine_agent.config import load_config  # noqa: PLC0415
-
     options = load_config(config)
     doubt = begin_tracking(options)
     if json:

@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-from drengine.terminal import human_age, human_bytes
+from drengine.terminal import emit_json, human_age, human_bytes
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.facts import WatchFacts
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES, WatchedVolume
 from drengine_agent.capture.ebpf.program import COPIES
 from drengine_agent.capture.ebpf.watch import Watch
-from drengine_agent.config import AgentConfig
+from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.state import AgentState, KnownVolume
 
 
@@ -50,6 +50,15 @@ def show_tracking(source: str) -> None:
         return
     for name, text in _rows(facts):
         print(f"{name:9} {text}")
+
+
+def show_kernel(config: Path, *, json: bool) -> None:
+    """What the kernel tracks while no agent runs with this configuration."""
+    options = load_config(config)
+    if json:
+        emit_json({"running": False, "source": options.source, "tracking": tracking_facts(options.source)})
+    elif options.tracker == "ebpf":
+        show_tracking(options.source)
 
 
 def _rows(facts: WatchFacts) -> list[tuple[str, str]]:

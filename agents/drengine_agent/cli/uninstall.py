@@ -9,6 +9,7 @@ import typer
 
 from drengine_agent.cli.common import JsonOption
 from drengine_agent.cli.install import DryRunOption, RootOption, YesOption
+from drengine_agent.install import steps
 
 app = typer.Typer(add_completion=False)
 
@@ -26,6 +27,4 @@ def uninstall(
     A configuration or unit that somebody changed since is kept, and said so, without --purge. The replica at the
     target stays.
     """
-    from drengine_agent.install import steps  # noqa: PLC0415
-
     steps.uninstall(root.absolute(), purge=purge, dry_run=dry_run, yes=yes, json=json)

@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
+from drengine.model.names import check_name
 from drengine.terminal import emit_json
+from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
+from drengine_agent.config import load_config
 
 app = typer.Typer(add_completion=False)
 
@@ -19,10 +22,6 @@ def untrack(
     json: JsonOption = False,
 ) -> None:
     """Stop tracking in the kernel and give its memory back. The next run of the agent compares everything."""
-    from drengine.model.names import check_name  # noqa: PLC0415
-    from drengine_agent.capture.ebpf.watch import Watch  # noqa: PLC0415
-    from drengine_agent.config import load_config  # noqa: PLC0415
-
     source = check_name(source, what="source") if source else load_config(config).source
     removed = Watch.detach(source)
     if json:

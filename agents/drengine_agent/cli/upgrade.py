@@ -8,6 +8,7 @@ import typer
 
 from drengine_agent.cli.common import JsonOption
 from drengine_agent.cli.install import DryRunOption, RootOption, YesOption
+from drengine_agent.install import steps
 
 app = typer.Typer(add_completion=False)
 
@@ -20,6 +21,4 @@ def upgrade(
 
     Run it from the new file: `./drengine-agent upgrade`. The doctor speaks first; the configuration stays.
     """
-    from drengine_agent.install import steps  # noqa: PLC0415
-
     steps.upgrade(root.absolute(), dry_run=dry_run, yes=yes, json=json)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drengine.model.errors import DrengineError
+from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.errors import AGENT_RUNNING
 from drengine_agent.install.acts import (
     Act,
@@ -67,8 +68,6 @@ def _perform(act: Act, root: Path) -> None:
         case CheckStopped():
             _check_stopped(act.state_directory)
         case Untrack():
-            from drengine_agent.capture.ebpf.watch import Watch  # noqa: PLC0415 - only where there is something
-
             Watch.detach(act.source)
         case Run():
             _run(act)

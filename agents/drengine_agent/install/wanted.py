@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drengine import __version__
 from drengine_agent.config import AgentConfig, load_config
+from drengine_agent.doctor.gather import place_of
 from drengine_agent.install.configuration import configuration_text
 from drengine_agent.install.places import CONFIG, RUNTIME, STATE, within
 from drengine_agent.install.plan import Wanted
@@ -91,6 +92,4 @@ def default_state_directory(volumes: Mapping[str, Path], root: Path) -> Path:
     """
     if root != Path("/"):
         return STATE
-    from drengine_agent.doctor.gather import place_of  # noqa: PLC0415 - brings the tracker with it
-
     return RUNTIME / "state" if place_of("state directory", STATE, volumes).on_volumes else STATE

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +180,12 @@ def _set_write_ahead(connection: Any) -> None:
 
 
 def _server_engine(url: URL) -> Engine:
-    try:
-        import psycopg  # noqa: F401, PLC0415
-    except ImportError as error:
+    if find_spec("psycopg") is None:
         raise DrengineError(
             REGISTRY_UNAVAILABLE,
             "a registry in PostgreSQL needs the psycopg package",
             hint="pip install 'drengine[postgres]'.",
-        ) from error
+        )
     return create_engine(
         url,
         pool_pre_ping=True,
