@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.linux.disks import boot_id
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind, VolumeGeometry
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
-from drengine_agent.capture.backing import Volume, boot_id
+from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.beneath import beneath, identity
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES
 from drengine_agent.capture.ebpf.program import COPIES

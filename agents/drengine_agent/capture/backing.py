@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from drengine.linux.disks import boot_id
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError, error_kind
 from drengine.model.points import VolumeGeometry
@@ -320,11 +321,6 @@ class Volume:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DrengineError(VOLUME_IN_USE, f"volume {self.name}: another process has locked {self.path}") from error
-
-
-def boot_id() -> str:
-    """The kernel's name for this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _open(name: str, path: Path, writable: bool) -> int:

@@ -20,8 +20,9 @@ from pathlib import Path
 import msgspec
 import xxhash
 
+from drengine.linux.disks import boot_id
 from drengine.model.errors import DrengineError
-from drengine_agent.capture.backing import Volume, boot_id
+from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.bitmap import DirtySet
 from drengine_agent.capture.journal import Journal, JournalDamagedError
 from drengine_agent.capture.journal_state import (

@@ -12,6 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.durable import replace_durably
+from drengine.linux.disks import Number, boot_id, disk_attribute
+from drengine.linux.mounts import mount_at, read_mounts
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdAddress
 from drengine.process import end_marked, find_marked, run_command, start_marked
@@ -24,15 +27,21 @@ GRACE_SECONDS = 15.0
 LOOK_SECONDS = 0.02
 
 
-def run_tool(*argv: str | Path, seconds: float = TOOL_SECONDS) -> str:
+def run_tool(*argv: str | Path, seconds: float = TOOL_SECONDS, meant: str = "") -> str:
     """Run a system tool and return what it said.
+
+    Args:
+        argv: the tool and its arguments.
+        seconds: how long it may take.
+        meant: what a person calls its last argument.
 
     Raises:
         DrengineError: STANDBY_FAILED with its words.
     """
     finished = run_command([str(each) for each in argv], timeout_seconds=seconds, environment={"LC_ALL": "C", MARK: ""})
     if not finished.ok:
-        raise DrengineError(STANDBY_FAILED, f"{argv[0]} {argv[-1]}: {finished.output or f'status {finished.code}'}")
+        what = meant or argv[-1]
+        raise DrengineError(STANDBY_FAILED, f"{argv[0]} {what}: {finished.output or f'status {finished.code}'}")
     return finished.output
 
 
@@ -43,7 +52,7 @@ class AttachedDisk:
     Attributes:
         instance, volume: what it is.
         uri: where it is served.
-        directory: the instance's own.
+        directory: the instance's own, without links.
         way: `fuse` or `kernel`.
     """
 
@@ -81,7 +90,7 @@ class AttachedDisk:
             return
         for device in self._loop_devices():
             run_tool("losetup", "--detach", device)
-        if is_mounted(self._file):
+        if self._is_fuse_mounted:
             run_tool("fusermount3", "-u", self._file)
         end_marked(MARK, self._mark, grace_seconds=GRACE_SECONDS)
         self._file.unlink(missing_ok=True)
@@ -91,8 +100,14 @@ class AttachedDisk:
         devices = self._kernel_devices() if self.way == "kernel" else self._loop_devices()
         return devices[0] if devices else None
 
+    @property
+    def _is_fuse_mounted(self) -> bool:
+        """By the kernel's list: a mount whose server is gone can't be asked."""
+        found = mount_at(self._file, read_mounts())
+        return found is not None and found.kind.startswith("fuse")
+
     def _attach_fuse(self) -> Path:
-        if not is_mounted(self._file):
+        if not self._is_fuse_mounted:
             end_marked(MARK, self._mark, grace_seconds=GRACE_SECONDS)
             self._file.touch()
             self._start_fuse()
@@ -108,7 +123,7 @@ class AttachedDisk:
         except OSError as error:
             raise DrengineError(STANDBY_FAILED, f"nbdfuse can't be started: {error}") from error
         deadline = time.monotonic() + READY_SECONDS
-        while not (is_mounted(self._file) and self._file.stat().st_size):
+        while not (self._is_fuse_mounted and self._file.stat().st_size):
             if time.monotonic() > deadline or not find_marked(MARK, self._mark):
                 raise DrengineError(STANDBY_FAILED, f"{self.uri}: {output.read_text(errors='replace').strip()}")
             time.sleep(LOOK_SECONDS)
@@ -127,6 +142,8 @@ class AttachedDisk:
         if not free:
             raise DrengineError(STANDBY_FAILED, "there is no free /dev/nbdN; load the module nbd, or attach by fuse")
         device = Path("/dev") / free[0].name
+        note = self.directory / f"{self.volume}.nbd"
+        replace_durably(note, f"{device}\n{boot_id()}".encode())  # first: what is not noted is never let go of
         address = NbdAddress.parse(self.uri)
         where = (
             ["-unix", address.place] if isinstance(address.place, str) else [address.place[0], str(address.place[1])]
@@ -134,18 +151,30 @@ class AttachedDisk:
         folder = Path(address.certificates)
         files = ("-cacertfile", "ca-cert.pem", "-certfile", "client-cert.pem", "-keyfile", "client-key.pem")
         tls = [each if each.startswith("-") else str(folder / each) for each in files] if address.tls else []
-        run_tool("nbd-client", *where, device, "-name", address.export, "-persist", *tls)
-        (self.directory / f"{self.volume}.nbd").write_text(str(device))
+        try:
+            run_tool("nbd-client", *where, device, "-name", address.export, "-persist", *tls)
+        except DrengineError:
+            note.unlink()
+            raise
         return device
 
     def _kernel_devices(self) -> list[Path]:
         try:
-            device = Path((self.directory / f"{self.volume}.nbd").read_text())
-        except OSError:
+            device, boot = (self.directory / f"{self.volume}.nbd").read_text().split("\n")
+        except (OSError, ValueError):
             return []
-        return [device] if (Path("/sys/block") / device.name / "pid").exists() else []
+        connected = boot == boot_id() and (Path("/sys/block") / Path(device).name / "pid").exists()
+        return [Path(device)] if connected else []
 
 
-def is_mounted(place: Path) -> bool:
-    """By the kernel's list: a mount whose server is gone can't be asked."""
-    return any(line.split()[4] == str(place) for line in Path("/proc/self/mountinfo").read_text().splitlines())
+def is_attached(number: Number, instances: Path) -> bool:
+    """Whether a device, or the disk of a partition, is one that a recovery host attached.
+
+    Args:
+        number: of the device.
+        instances: where the host has its instances' directories, without links.
+    """
+    if disk_attribute(number, "pid"):  # only network block devices have one
+        return True
+    backing = disk_attribute(number, "loop/backing_file")
+    return bool(backing) and Path(backing).is_relative_to(instances)

@@ -17,3 +17,10 @@ STANDBY_SETTINGS = error_kind(
     "A recovery host can't work with what it was told.",
     "docs/drivers.md lists the settings of the driver `standby`.",
 )
+PLACE_TAKEN = error_kind(
+    "place-taken",
+    79,
+    "Something else is mounted where a recovery host shall mount a disk.",
+    "Unmount it on that host if it is not needed, or name another place for the disk in the runbook's `mounts`.",
+    retryable=True,
+)

@@ -14,13 +14,16 @@ from typing import Any
 import msgspec
 
 from drengine.control.attach import AttachOrder, StandbyMount
+from drengine.linux.disks import disk_name
+from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
 from drengine.process import Finished, end_marked, run_command
 from drengine_agent.durable import replace_durably
-from drengine_agent.standby.disk import AttachedDisk, is_mounted, run_tool
+from drengine_agent.standby.disk import AttachedDisk, is_attached, run_tool
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
+from drengine_agent.standby.mounts import OwnMounts
 
 MARK = "DRENGINE_INSTANCE"
 LOOK_SECONDS = 0.1
@@ -43,7 +46,12 @@ class Workload:
             check_name(volume, what="volume")
         self._order = order
         self._settings = order.settings
-        self._directory = directory
+        self._directory = directory.resolve()
+        instances = self._directory.parent
+        self._mounts = OwnMounts(
+            self._directory / "mounts.json",
+            lambda mount: (number := mount.block_device()) is not None and is_attached(number, instances),
+        )
         _check(order)
 
     @staticmethod
@@ -67,7 +75,7 @@ class Workload:
         for disk in self._attachments(hydrate=True):
             tell(f"disk {disk.volume} attached as {disk.attach()}")
         for mount in self._settings.mounts:
-            self._mount(mount)
+            self._mounts.mount(mount.at, self._device_of(mount), mount.options)
             tell(f"{mount.at} mounted")
         if self._isolated_network:
             self._make_network()
@@ -93,9 +101,7 @@ class Workload:
             self._must(self._settings.stop, time.monotonic() + self._order.timeout_seconds)
         self._started.unlink(missing_ok=True)
         end_marked(MARK, self._order.instance, grace_seconds=GRACE_SECONDS)
-        for mount in reversed(self._settings.mounts):
-            if is_mounted(Path(mount.at)):
-                run_tool("umount", mount.at)
+        self._unmount()
         for disk in self._attachments(hydrate=False):
             disk.detach()
         end_hydrators(self._order.instance)
@@ -111,7 +117,7 @@ class Workload:
         """Attached, mounted and started."""
         return (
             all(disk.device() is not None for disk in self._attachments(hydrate=False))
-            and all(is_mounted(Path(mount.at)) for mount in self._settings.mounts)
+            and self._mounts.are_there([mount.at for mount in self._settings.mounts])
             and (not self._settings.start or self._started.exists())
         )
 
@@ -155,14 +161,26 @@ class Workload:
             for volume, uri in uris.items()
         ]
 
-    def _mount(self, mount: StandbyMount) -> None:
-        place = Path(mount.at)
-        if is_mounted(place):
-            return
+    def _unmount(self) -> None:
+        """Our mounts, and only those; then nobody may use the disks any more.
+
+        Raises:
+            DrengineError: STANDBY_FAILED.
+        """
+        if not self._mounts.noted:
+            for mount in self._settings.mounts:
+                self._mounts.adopt(mount.at, self._device_of(mount))
+        self._mounts.unmount_all()
+        devices = [disk.device() for disk in self._attachments(hydrate=False)]
+        disks = {device.name for device in devices if device}
+        for left in read_mounts():
+            number = left.block_device()
+            if number and disks & {disk_name(number)}:
+                raise DrengineError(STANDBY_FAILED, f"{left.source} is still mounted at {left.at}: unmount it there")
+
+    def _device_of(self, mount: StandbyMount) -> Path:
         disk = next(each for each in self._attachments(hydrate=False) if each.volume == mount.volume)
-        device = f"{disk.device()}{f'p{mount.partition}' if mount.partition else ''}"
-        place.mkdir(parents=True, exist_ok=True)
-        run_tool("mount", *(["-o", ",".join(mount.options)] if mount.options else []), device, place)
+        return Path(f"{disk.device()}{f'p{mount.partition}' if mount.partition else ''}")
 
     def _make_network(self) -> None:
         if not self._has_network:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from drengine.control.messages import Answer, Command, Verb
 from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.standby import StandbyDriver
+from drengine.linux.mounts import read_mounts
 from drengine.model.errors import BAD_NAME, DrengineError
 from drengine.nbd.file_export import FileProvider
 from drengine.nbd.server import NbdServer
 from drengine.transport.errors import OUTSIDE_DATA_NETWORK
 from drengine_agent.standby.config import StandbyConfig
-from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
+from drengine_agent.standby.errors import PLACE_TAKEN, STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.host import StandbyHost
 from drengine_agent.standby.workload import Workload
+from tests.agent.cuts.disks import BYTES, MAKE, file_system, run
 
 MISSING = [tool for tool in ("nbdfuse", "fusermount3", "losetup", "mkfs.ext4", "ip") if not shutil.which(tool)]
 needs_root = pytest.mark.skipif(
@@ -37,25 +40,39 @@ needs_root = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
-    """An ext4 disk with a file on it, served over NBD by a thread of its own."""
-    image, content = tmp_path / "disk.img", tmp_path / "content"
-    content.mkdir()
-    (content / "hello").write_text("from the source")
-    with image.open("wb") as file:
-        file.truncate(8 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-d", content, image], check=True)
+def image_of(path: Path, content: Path, kind: str = "ext4") -> Path:
+    """A disk image with a file system that holds this directory's content."""
+    with path.open("wb") as file:
+        file.truncate(BYTES[kind])
+    subprocess.run([*MAKE[kind], *(["-d", content] if kind == "ext4" else []), path], check=True)
+    return path
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **images: Path) -> Iterator[dict[str, str]]:
+    """Disks served over NBD by a thread of its own: URIs by volume."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    server = NbdServer(FileProvider({"data": image}))
-    place = asyncio.run_coroutine_threadsafe(server.start_unix(tmp_path / "nbd.sock"), loop).result()
-    yield f"nbd+unix:///data?socket={place}"
-    asyncio.run_coroutine_threadsafe(server.close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    server = NbdServer(FileProvider(images))
+    place = asyncio.run_coroutine_threadsafe(server.start_unix(folder / "nbd.sock"), loop).result()
+    try:
+        yield {name: f"nbd+unix:///{name}?socket={place}" for name in images}
+    finally:
+        asyncio.run_coroutine_threadsafe(server.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """An ext4 disk with a file on it."""
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "hello").write_text("from the source")
+    with serving(tmp_path, data=image_of(tmp_path / "disk.img", content)) as uris:
+        yield uris["data"]
 
 
 def order(uri: str, **settings: Any) -> AttachOrder:
@@ -67,6 +84,15 @@ def order(uri: str, **settings: Any) -> AttachOrder:
         isolated=bool(settings.get("network", "") == "none"),
         timeout_seconds=15.0,
     )
+
+
+def mount_of(at: Path, *, volume: str = "data", options: Sequence[str] = ()) -> StandbyMount:
+    return StandbyMount(volume=volume, at=str(at), options=list(options))
+
+
+def mounts_below(folder: Path) -> list[tuple[str, Path]]:
+    """(kind, place) of every mount there."""
+    return [(each.kind, each.at) for each in read_mounts() if each.at.is_relative_to(folder)]
 
 
 def traces(instance: str, folder: Path) -> str:
@@ -151,6 +177,142 @@ def test_a_disk_that_is_not_served_fails_with_the_tools_words(tmp_path: Path) ->
     with pytest.raises(DrengineError, match="/no/such"):
         workload.start(lambda _: None)
     workload.stop()
+
+
+@needs_root
+@pytest.mark.fault(67)
+def test_a_place_that_the_host_has_mounted_is_not_taken_for_the_replica(served: str, tmp_path: Path) -> None:
+    with file_system(tmp_path / "host") as (_, at):
+        (at / "hello").write_text("the source of nothing: this is the host's own")
+        workload = Workload(
+            order(served, mounts=[mount_of(at)], health=["grep", "source", str(at / "hello")]), tmp_path / "instance"
+        )
+        try:
+            with pytest.raises(DrengineError, match="is mounted there") as raised:
+                workload.start(lambda _: None)
+            assert raised.value.kind is PLACE_TAKEN
+            assert not workload.running()
+        finally:
+            workload.stop()
+        assert "own" in (at / "hello").read_text(), "the host's disk was unmounted"
+
+
+@needs_root
+@pytest.mark.fault(67)
+def test_places_with_spaces_are_mounted_once_and_unmounted(served: str, tmp_path: Path) -> None:
+    at = tmp_path / "a place\\with"
+    workload = Workload(order(served, mounts=[mount_of(at)]), tmp_path / "the instance")
+    try:
+        workload.start(lambda _: None)
+        workload.start(lambda _: None)
+        assert workload.running()
+        assert len(list(mounts_below(tmp_path))) == 2, "nbdfuse's and the disk's"
+        assert (at / "hello").exists()
+    finally:
+        workload.stop()
+    assert mounts_below(tmp_path) == []
+
+
+@needs_root
+@pytest.mark.fault(67)
+def test_a_link_of_the_hosts_own_is_followed_once_and_for_all(served: str, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    workload = Workload(order(served, mounts=[mount_of(tmp_path / "link/at")]), tmp_path / "instance")
+    try:
+        workload.start(lambda _: None)
+        workload.start(lambda _: None)
+        assert workload.running()
+        assert (tmp_path / "real/at/hello").exists()
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to("elsewhere")
+    finally:
+        workload.stop()
+    assert mounts_below(tmp_path) == []
+
+
+@needs_root
+@pytest.mark.fault(67)
+def test_a_link_on_a_replica_leads_nowhere(tmp_path: Path) -> None:
+    content, victim, at = tmp_path / "content", tmp_path / "etc", tmp_path / "at"
+    content.mkdir()
+    victim.mkdir()
+    (content / "log").symlink_to(victim)
+    images = {name: image_of(tmp_path / f"{name}.img", content) for name in ("data", "log")}
+    with serving(tmp_path, **images) as uris:
+        wanted = order(uris["data"], mounts=[mount_of(at), mount_of(at / "log", volume="log")])
+        workload = Workload(replace_struct(wanted, disks=uris), tmp_path / "instance")
+        try:
+            with pytest.raises(DrengineError, match="link on an attached disk") as raised:
+                workload.start(lambda _: None)
+            assert raised.value.kind is STANDBY_SETTINGS
+            assert not os.path.ismount(victim)
+        finally:
+            workload.stop()
+    assert mounts_below(tmp_path) == []
+
+
+@needs_root
+@pytest.mark.fault(67)
+def test_what_somebody_mounted_over_ours_stays_and_is_named(served: str, tmp_path: Path) -> None:
+    at, instance = tmp_path / "at", tmp_path / "instance"
+    workload = Workload(order(served, mounts=[mount_of(at)]), instance)
+    workload.start(lambda _: None)
+    run("mount", "-t", "tmpfs", "nobody's", at)
+    try:
+        assert not workload.running()
+        with pytest.raises(DrengineError, match=f"still mounted at {at}"):
+            workload.stop()
+        assert [kind for kind, _ in mounts_below(at)] == ["ext4", "tmpfs"]
+    finally:
+        run("umount", at)
+        found = Workload.load(instance)
+        assert found is not None
+        found.stop()
+    assert mounts_below(tmp_path) == []
+
+
+@needs_root
+def test_mounts_of_a_version_that_noted_none_are_known_by_their_device(served: str, tmp_path: Path) -> None:
+    at, instance = tmp_path / "at", tmp_path / "instance"
+    workload = Workload(order(served, mounts=[mount_of(at)]), instance)
+    workload.start(lambda _: None)
+    (instance / "mounts.json").unlink()
+    workload.stop()
+    assert mounts_below(tmp_path) == []
+
+
+@needs_root
+@pytest.mark.fault(67)
+@pytest.mark.parametrize(("options", "wanted"), [([], {"nosuid", "nodev"}), (["suid", "ro"], {"nodev", "ro"})])
+def test_programs_and_devices_of_a_replica_mean_nothing_unless_asked(
+    served: str, tmp_path: Path, options: list[str], wanted: set[str]
+) -> None:
+    at = tmp_path / "at"
+    workload = Workload(order(served, mounts=[mount_of(at, options=options)]), tmp_path / "instance")
+    try:
+        workload.start(lambda _: None)
+        seen = run("findmnt", "--noheadings", "--output", "OPTIONS", at).split(",")
+        assert {"nosuid", "nodev", "ro"} & set(seen) == wanted
+    finally:
+        workload.stop()
+
+
+@needs_root
+def test_an_xfs_replica_is_mounted_beside_its_original(tmp_path: Path) -> None:
+    at = tmp_path / "at"
+    with file_system(tmp_path / "original", "xfs") as (device, place):
+        (place / "hello").write_text("from the source")
+        run("sync", "--file-system", place)
+        replica = tmp_path / "replica.img"
+        replica.write_bytes(device.read_bytes())
+        with serving(tmp_path, data=replica) as uris:
+            workload = Workload(order(uris["data"], mounts=[mount_of(at)]), tmp_path / "instance")
+            try:
+                workload.start(lambda _: None)
+                assert (at / "hello").read_text() == "from the source"
+            finally:
+                workload.stop()
 
 
 @pytest.mark.parametrize(
@@ -242,7 +404,7 @@ class TestContract(LaunchDriverContract):
             instance=f"t{secrets.token_hex(4)}",
             run="run-1",
             source="shop",
-            disks=(Disk("data", 8 << 20, self.uri),),
+            disks=(Disk("data", BYTES["ext4"], self.uri),),
             isolated=False,
             settings={"mounts": [{"volume": "data", "at": str(self.folder / directory.name)}]},
             directory=directory,
