@@ -49,7 +49,7 @@ agent: $(VENV)/.runtime ## the agent as one file, dist/drengine-agent: needs not
 	@$(PY) -m tools.onefile $(ARGS)
 
 oracle: $(VENV)/.test ## what eBPF tracks against what a full comparison finds, as root (ARGS="--operations 5000 --seed N")
-	@$(PY) -m tests.agent.ebpf.oracle $(ARGS)
+	@$(PY) -m tests.agent.capture.ebpf.oracle $(ARGS)
 
 lock: ## renew the lock files from pyproject.toml
 	@for set in runtime demo test check bench; do \

@@ -23,8 +23,8 @@ from xxhash import xxh3_128_digest
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.store import Store
-from drengine_agent.control_client import ask
-from drengine_agent.state import StateDirectory
+from drengine_agent.daemon.client import ask
+from drengine_agent.daemon.state import StateDirectory
 
 POLL_SECONDS = 0.002
 COMPARED_BYTES = 4 << 20

@@ -67,7 +67,7 @@ def metrics() -> str:
     parts = []
     for title, module in (
         ("Target", "drengine.target.metrics"),
-        ("Agent", "drengine_agent.metrics"),
+        ("Agent", "drengine_agent.daemon.metrics"),
         ("Orchestrator", "drengine.console.metrics"),
     ):
         found = [each for each in vars(importlib.import_module(module)).values() if isinstance(each, Family)]

@@ -24,7 +24,7 @@ from drengine.nbd.client import NbdClient
 from drengine.store.branches import BranchInfo
 from drengine.store.store import Store
 from drengine_agent.config import parse_config
-from drengine_agent.service import Agent
+from drengine_agent.daemon.service import Agent
 
 SHARES = (0.001, 0.01, 0.1)
 LOG, HASHES, NBDCOPY = (

@@ -72,7 +72,7 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     """Counts the reports of one instance: order comes from it, not from clocks."""
     volumes: list[dict[str, Any]] = []
     details: dict[str, Any] = {}
-    """Free; known keys are in docs/control.md. `lease_seconds`: see drengine_agent/lease.py."""
+    """Free; known keys are in docs/control.md. `lease_seconds`: see drengine_agent/fencing/lease.py."""
     instance: str = ""
     """Of the process; `sequence` counts within it."""
 

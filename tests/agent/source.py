@@ -9,16 +9,16 @@ from pathlib import Path
 
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.points import VolumeGeometry
-from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.capture.backing import Volume
-from drengine_agent.capture.indexes import HashIndexes
-from drengine_agent.capture.scan import ScanTracker
+from drengine_agent.capture.scan.indexes import HashIndexes
+from drengine_agent.capture.scan.tracker import ScanTracker
 from drengine_agent.capture.tracker import Tracker
-from drengine_agent.compression import CompressionController
-from drengine_agent.lag import LagMeter
-from drengine_agent.pipeline import Pipeline, Progress
-from drengine_agent.session import Session, Traffic, decide_resume, hello_for, open_session
-from drengine_agent.sweep import Readable
+from drengine_agent.ship.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.ship.compression import CompressionController
+from drengine_agent.ship.lag import LagMeter
+from drengine_agent.ship.pipeline import Pipeline, Progress
+from drengine_agent.ship.session import Session, Traffic, decide_resume, hello_for, open_session
+from drengine_agent.ship.sweep import Readable
 from tests.agent.replica import Replica, ReplicaStream
 
 DEADLINE_SECONDS = 30.0

@@ -19,11 +19,11 @@ from drengine.control.party import Party
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine_agent.config import AgentConfig
-from drengine_agent.metrics import AgentMetrics
-from drengine_agent.remote import RemoteControl
-from drengine_agent.service import Agent
+from drengine_agent.daemon.metrics import AgentMetrics
+from drengine_agent.daemon.remote import RemoteControl
+from drengine_agent.daemon.service import Agent
+from tests.agent.daemon.test_service import configured, running, write
 from tests.agent.replica import Replica
-from tests.agent.test_service import configured, running, write
 from tests.control.site import Mosquitto, options_for, orchestrator, until
 
 
@@ -208,6 +208,7 @@ async def test_replication_goes_on_without_the_broker_and_control_comes_back_wit
 
 
 def test_an_agent_that_is_told_no_broker_does_not_load_what_speaks_to_one() -> None:
-    code = "import sys, drengine_agent.daemon; sys.exit(any(m in sys.modules for m in ('paho', 'aiomqtt', 'aiofiles')))"
+    broker = "('paho', 'aiomqtt', 'aiofiles')"
+    code = f"import sys, drengine_agent.daemon.main; sys.exit(any(m in sys.modules for m in {broker}))"
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=paths).returncode == 0

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from drengine.model.clock import ManualClock
-from drengine_agent.lease import SelfFencing
+from drengine_agent.fencing.lease import SelfFencing
 
 
 class Source:

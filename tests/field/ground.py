@@ -29,8 +29,8 @@ from drengine.model.points import RecoveryPoint
 from drengine.store.store import Store
 from drengine_agent.capture.ebpf.btf import VMLINUX
 from drengine_agent.capture.ebpf.watch import Watch
-from drengine_agent.control_client import ask
-from tests.agent.ebpf.rig import fresh_source, loop_device
+from drengine_agent.daemon.client import ask
+from tests.agent.capture.ebpf.rig import fresh_source, loop_device
 from tests.field.trial import Skipped, all_trials
 
 WAIT_SECONDS = 60.0

@@ -14,7 +14,7 @@ from drengine.console.metrics import FAMILIES as ORCHESTRATOR_FAMILIES
 from drengine.model.errors import error_kinds
 from drengine.target.metrics import FAMILIES as TARGET_FAMILIES
 from drengine.telemetry import Family, Metrics
-from drengine_agent.metrics import FAMILIES as AGENT_FAMILIES
+from drengine_agent.daemon.metrics import FAMILIES as AGENT_FAMILIES
 from tools import documents
 
 ROOT = Path(__file__).parent.parent.parent

@@ -28,7 +28,7 @@ from demo.site import Site, StoryFailed
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine_agent.capture.ebpf.watch import Watch
-from drengine_agent.control_client import ask
+from drengine_agent.daemon.client import ask
 
 DISK_BYTES = 16 << 20
 BLOCK_BYTES = 4096

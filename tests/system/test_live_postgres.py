@@ -8,7 +8,7 @@ import secrets
 import pytest
 
 from drengine.model.points import PointKind
-from tests.agent.ebpf.rig import needs_kernel
+from tests.agent.capture.ebpf.rig import needs_kernel
 from tests.system.live_postgres import ledger_on, live_host, missing, prove
 
 pytestmark = [needs_kernel, pytest.mark.timeout(400)]

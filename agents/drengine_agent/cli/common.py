@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from drengine_agent.control_client import ask
+from drengine_agent.daemon.client import ask
 
 DEFAULT_CONFIG = Path("/etc/drengine/agent.toml")
 

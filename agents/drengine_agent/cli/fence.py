@@ -12,9 +12,9 @@ from drengine.terminal import emit_json
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, ask_agent
 from drengine_agent.cli.standing import show_standing
 from drengine_agent.config import load_config
+from drengine_agent.daemon.state import StateDirectory
 from drengine_agent.errors import AGENT_NOT_RUNNING
-from drengine_agent.fencing import Fence, fenced_record
-from drengine_agent.state import StateDirectory
+from drengine_agent.fencing.fence import Fence, fenced_record
 
 app = typer.Typer(add_completion=False)
 

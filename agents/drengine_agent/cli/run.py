@@ -9,7 +9,7 @@ import typer
 from drengine.telemetry.logs import setup_logging
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption
 from drengine_agent.config import load_config
-from drengine_agent.daemon import serve
+from drengine_agent.daemon.main import serve
 
 app = typer.Typer(add_completion=False)
 

@@ -17,7 +17,7 @@ from drengine_agent.capture.ebpf.layout import BLOCK_BYTES, WatchedVolume
 from drengine_agent.capture.ebpf.program import COPIES
 from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.config import AgentConfig, load_config
-from drengine_agent.state import AgentState, KnownVolume
+from drengine_agent.daemon.state import AgentState, KnownVolume
 
 
 def begin_tracking(options: AgentConfig) -> str:

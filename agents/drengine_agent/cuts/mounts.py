@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.linux.mounts import Mount, read_mounts
-from drengine_agent.capture.beneath import Identity, beneath_device, identity
+from drengine_agent.beneath import Identity, beneath_device, identity
 
 UNFREEZABLE = frozenset({"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "hfsplus", "udf"})
 """The kernel has no freeze for them: an EFI partition must not forbid all cuts. As for raw devices, the proof that

@@ -16,7 +16,7 @@ from pathlib import Path
 from drengine.config import Address
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
-from drengine_agent.capture.beneath import Identity, beneath, identity
+from drengine_agent.beneath import Identity, beneath, identity
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.probe import probe, self_test
 from drengine_agent.capture.ebpf.program import REQUEST_EVENT

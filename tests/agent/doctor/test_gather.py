@@ -13,7 +13,7 @@ import pytest
 
 from drengine.config import Address
 from drengine.terminal import main
-from drengine_agent.capture.beneath import beneath, identity
+from drengine_agent.beneath import beneath, identity
 from drengine_agent.cli.main import commands
 from drengine_agent.doctor.facts import DeviceKind, Outcome
 from drengine_agent.doctor.gather import gather, volume_at

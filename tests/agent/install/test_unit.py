@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import drengine_agent.cli.tracking
-import drengine_agent.daemon
+import drengine_agent.daemon.main
 from drengine.model.errors import error_kinds
 from drengine_agent.install.places import RUNTIME
 from drengine_agent.install.unit import unit_text
@@ -102,7 +102,7 @@ def test_state_in_memory_outlives_a_restart() -> None:
 
 
 def test_the_exit_codes_that_a_restart_can_t_help_exist() -> None:
-    assert drengine_agent.daemon and drengine_agent.cli.tracking, "they register what the service can end with"
+    assert drengine_agent.daemon.main and drengine_agent.cli.tracking, "they register what the service can end with"
     known = {kind.exit_code: kind for kind in error_kinds()}
     for code in map(int, settings(unit_text())["RestartPreventExitStatus"].split()):
         assert code in known

@@ -1,6 +1,6 @@
 """The pinned kernel state of one consistency group: attach or adopt it, flip it, read it, let go of it.
 
-Invariants, attacked by tests/agent/ebpf:
+Invariants, attacked by tests/agent/capture/ebpf:
 
 1. A write whose completion anyone has seen has its blocks' bits set in the active half, or had them set in a half
    that was handed out as pending since. No user-space store ever touches the half that programs may write to.

@@ -1,0 +1,1 @@
+"""Scanning: comparing volumes with the hashes of their blocks."""

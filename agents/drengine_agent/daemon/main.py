@@ -1,0 +1,117 @@
+"""The agent as a process: signals, control socket, metrics, readiness around one service.Agent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from drengine.model.clock import SystemClock
+from drengine.model.errors import DrengineError
+from drengine.telemetry.endpoint import MetricsEndpoint
+from drengine.telemetry.notify import notify
+from drengine_agent.config import AgentConfig, load_config
+from drengine_agent.daemon.metrics import AgentMetrics
+from drengine_agent.daemon.operator import ControlServer
+from drengine_agent.daemon.service import Agent
+from drengine_agent.errors import STATE_DAMAGED
+
+if TYPE_CHECKING:
+    from drengine_agent.daemon.remote import RemoteControl
+
+log = logging.getLogger("drengine.agent")
+
+
+async def serve(config: AgentConfig, config_path: Path) -> None:
+    """Run until SIGTERM or SIGINT; SIGHUP takes a changed bandwidth limit.
+
+    Raises:
+        DrengineError: it can't start, or its state can't be kept.
+    """
+    if config.control.address is None:
+        await _replicate(config, config_path, None)
+        return
+    from drengine_agent.daemon.remote import RemoteControl  # noqa: PLC0415 - who is told no broker starts faster without it
+
+    remote = RemoteControl(config, SystemClock(), Random(secrets.randbits(64)))
+    at_broker = asyncio.create_task(remote.run())
+    at_broker.add_done_callback(_control_ended)
+    try:
+        if config.control.lease:
+            notify("READY=1\nSTATUS=waiting for the broker before anything is served")
+            await _first_lease(remote, at_broker)
+        await _replicate(config, config_path, remote)
+    finally:
+        at_broker.cancel()
+        await asyncio.gather(at_broker, return_exceptions=True)
+
+
+async def _first_lease(remote: RemoteControl, at_broker: asyncio.Task[None]) -> None:
+    begun = asyncio.create_task(remote.lease.begun())
+    try:
+        await asyncio.wait({begun, at_broker}, return_when=asyncio.FIRST_COMPLETED)
+        if at_broker.done():
+            raise DrengineError(STATE_DAMAGED, f"without control messages there is no lease: {at_broker.exception()}")
+    finally:
+        begun.cancel()
+
+
+def _control_ended(task: asyncio.Task[None]) -> None:
+    """Whatever happens at the broker, replication goes on."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("control messages have ended: %s", error)
+
+
+async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteControl | None) -> None:
+    metrics = AgentMetrics(config.source)
+    agent = Agent(config, observer=metrics)
+    metrics.watch(agent)
+    running = asyncio.create_task(agent.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, agent)
+    loop.add_signal_handler(signal.SIGHUP, _reload, agent, config_path)
+    control = ControlServer(agent, config.control_socket)
+    endpoint: MetricsEndpoint | None = None
+    lease: asyncio.Task[None] | None = None
+    try:
+        await control.start()
+        if remote is not None:
+            remote.control(agent, metrics.bytes_by_network)
+            metrics.watch_party(remote.party)
+            lease = asyncio.create_task(remote.keep_lease())
+        if config.metrics is not None:
+            endpoint = MetricsEndpoint(
+                config.metrics.host, config.metrics.port, metrics, ready=lambda: agent.pipeline is not None
+            )
+        notify("READY=1")
+        log.info("protecting source %s", config.source, extra={"volumes": len(config.volume)})
+    except BaseException:
+        agent.stop()
+        raise
+    finally:
+        await running
+        if lease is not None:
+            lease.cancel()
+        if endpoint is not None:
+            endpoint.close()
+        await control.close()
+
+
+def _stop(agent: Agent) -> None:
+    notify("STOPPING=1")
+    agent.stop()
+
+
+def _reload(agent: Agent, path: Path) -> None:
+    try:
+        fresh = load_config(path)
+    except DrengineError as error:
+        log.error("the configuration was not taken: %s", error)  # noqa: TRY400 - the line says all; no traceback
+        return
+    agent.set_bandwidth(fresh.schedule)
+    log.info("bandwidth limit: %s (other options need a restart)", fresh.bandwidth)

@@ -1,0 +1,1 @@
+"""The way home of a source that was failed over."""

@@ -1,0 +1,1 @@
+"""Whether this source is in charge of its volumes."""

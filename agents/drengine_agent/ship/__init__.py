@@ -1,0 +1,1 @@
+"""Shipping changes to the target."""

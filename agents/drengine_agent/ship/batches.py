@@ -1,0 +1,98 @@
+"""Turns pieces of volumes into batches: tables, digests, one payload, within the session's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from drengine.model.extents import (
+    BATCH_EXTENTS_MAX,
+    BLOCK_BYTES,
+    Batch,
+    Codec,
+    Extent,
+    ExtentKind,
+    pack_table,
+)
+from drengine.wire.payload import digest, encode_payload
+from drengine_agent.capture.scan.indexes import Note
+from drengine_agent.ship.compression import compressible
+
+ZERO_BLOCK = bytes(BLOCK_BYTES)
+Notes = list[Note]
+"""For the index: what the target has once the batch is durable."""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A batch on its way, and what it will mean for the index."""
+
+    batch: Batch
+    captured_bytes: int
+    notes: Notes = field(default_factory=list)
+
+
+class BatchBuilder:
+    """Collects pieces until a batch is full. Used by one thread at a time; pieces keep their order."""
+
+    def __init__(self, plain_bytes_max: int, level: Callable[[], int | None], emit: Callable[[Outgoing], None]) -> None:
+        """`level` is asked for each payload; `emit` takes each finished batch and may block (back-pressure)."""
+        self._plain_bytes_max = plain_bytes_max
+        self._level = level
+        self._emit = emit
+        self._extents: list[Extent] = []
+        self._plain = bytearray()
+        self._captured = 0
+        self.notes: Notes = []
+
+    def add(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Bytes of a volume, of any length; cut at block boundaries; zeros become ZERO extents."""
+        view = memoryview(data)
+        at = 0
+        while at < len(view):
+            length = min(len(view) - at, BLOCK_BYTES - (offset + at) % BLOCK_BYTES)
+            self._add_block(volume, offset + at, view[at : at + length])
+            at += length
+
+    def zero(self, volume: int, offset: int, length: int, *, discard: bool = False) -> None:
+        """A range that reads as zeros; neighbours become one extent."""
+        kind = ExtentKind.DISCARD if discard else ExtentKind.ZERO
+        self._captured += length
+        if self._extents:
+            last = self._extents[-1]
+            if last.kind == kind and last.volume == volume and last.offset + last.length == offset:
+                self._extents[-1] = last._replace(length=last.length + length)
+                return
+        self._make_room(0)
+        self._extents.append(Extent(volume, kind, offset, length))
+
+    def flush(self) -> None:
+        """Emit what is there."""
+        if self._extents:
+            self._emit(self.take())
+
+    def take(self) -> Outgoing:
+        """What is there as a batch; the builder is empty after it."""
+        plain = self._plain
+        level = self._level()
+        if level is not None and not compressible(plain):
+            level = None
+        codec, payload = encode_payload(plain, level) if plain else (Codec.RAW, b"")
+        batch = Batch(pack_table(self._extents), codec, len(plain), payload)
+        outgoing = Outgoing(batch, self._captured, self.notes)
+        self._extents, self._plain, self._captured, self.notes = [], bytearray(), 0, []
+        return outgoing
+
+    def _add_block(self, volume: int, offset: int, view: memoryview) -> None:
+        length = len(view)
+        if view[0] == 0 and ZERO_BLOCK.startswith(view):
+            self.zero(volume, offset, length)
+            return
+        self._make_room(length)
+        self._captured += length
+        self._extents.append(Extent(volume, ExtentKind.DATA, offset, length, digest(view)))
+        self._plain += view
+
+    def _make_room(self, length: int) -> None:
+        if len(self._extents) >= BATCH_EXTENTS_MAX or len(self._plain) + length > self._plain_bytes_max:
+            self.flush()
