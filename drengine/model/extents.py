@@ -8,7 +8,8 @@ Extent table row, 40 bytes, little endian (``EXTENT``)::
 
     u32 volume | u8 kind | 3 zero bytes | u64 offset | u64 length | 16 bytes xxh3-128 (canonical) of the plain bytes
 
-Rules (checked by :func:`check_table`): length > 0; offset + length inside the volume and below 2**63;
+Rules (see :func:`check_table`; every table that comes in is checked): length > 0; offset + length inside the volume
+and below 2**63;
 a DATA extent never crosses a BLOCK_BYTES boundary (so it is at most BLOCK_BYTES long);
 ZERO and DISCARD extents have an all-zero digest and no payload; later rows win over earlier ones.
 """
@@ -32,6 +33,7 @@ GRAIN_BYTES = 4096
 BATCH_PLAIN_BYTES_MAX = 4 << 20
 BATCH_EXTENTS_MAX = 16384
 EXTENT = struct.Struct("<IB3xQQ16s")
+_PADDED = struct.Struct("<IB3sQQ16s")
 NO_DIGEST = bytes(16)
 OFFSET_MAX = (1 << 63) - 1
 
@@ -106,7 +108,7 @@ def check_table(table: bytes | memoryview, plain_length: int, volume_sizes: Mapp
     if not 0 <= plain_length <= BATCH_PLAIN_BYTES_MAX:
         raise DrengineError(BAD_EXTENTS, f"a plain length of {plain_length} bytes is out of range")
     total = 0
-    for row, (volume, kind, offset, length, digest) in enumerate(EXTENT.iter_unpack(table)):
+    for row, (volume, kind, pad, offset, length, digest) in enumerate(_PADDED.iter_unpack(table)):
         size = volume_sizes.get(volume)
         if size is None:
             raise DrengineError(BAD_EXTENTS, f"row {row}: volume {volume} was not declared")
@@ -118,5 +120,7 @@ def check_table(table: bytes | memoryview, plain_length: int, volume_sizes: Mapp
             total += length
         elif kind not in (ExtentKind.ZERO, ExtentKind.DISCARD) or digest != NO_DIGEST:
             raise DrengineError(BAD_EXTENTS, f"row {row}: kind {kind} or its digest is not allowed")
+        if any(pad):
+            raise DrengineError(BAD_EXTENTS, f"row {row}: its padding is not zero")
     if total != plain_length:
         raise DrengineError(BAD_EXTENTS, f"data extents add up to {total} bytes, the batch says {plain_length}")

@@ -52,19 +52,22 @@ def record_damage(context: StoreContext, rows: Iterable[DamageRow]) -> None:
         judge_points(context, source)
 
 
-def judge_points(context: StoreContext, source: str, only: Iterable[PointRow] | None = None) -> None:
-    """Decide anew for each point (or some) whether it needs anything that is damaged."""
+def judge_points(context: StoreContext, source: str, only: Iterable[PointRow] | None = None) -> list[PointRow]:
+    """Decide anew for each point (or some) whether it needs anything that is damaged; returns them as judged."""
     catalogue = context.catalogue
     damage = catalogue.damage(source)
+    judged = []
     for point in catalogue.points(source) if only is None else only:
         position = Position(source, point.branch, point.sequence)
         damaged = bool(damage) and bool(_needed(context, damage, position, parse_geometry(point.geometry)))
+        judged.append(point._replace(damaged=int(damaged)))
         if damaged == bool(point.damaged):
             continue
         with catalogue.transaction():
             fresh = catalogue.point(point.source, point.branch, point.sequence)
             if fresh:
                 catalogue.put(fresh._replace(damaged=int(damaged)))
+    return judged
 
 
 def damaged_ranges(context: StoreContext, source: str) -> list[DamagedRange]:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from drengine.model.errors import BAD_EXTENTS, DrengineError
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, EXTENT, OFFSET_MAX, Batch
-from drengine.model.points import Cut, Mark, VolumeGeometry
+from drengine.model.extents import EXTENT, OFFSET_MAX, Batch
+from drengine.model.points import Cut, Mark, RecoveryPoint, VolumeGeometry
 from drengine.store import segment as codec
 from drengine.store.blobs import Appender
 from drengine.store.catalogue import Catalogue
@@ -43,6 +43,13 @@ class Durable:
 
     sequence: int
     mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Durable):
+    """What a commit made durable: the newest position, and the recovery points that became visible with it."""
+
+    points: tuple[RecoveryPoint, ...]
 
 
 class Appended(NamedTuple):
@@ -169,9 +176,9 @@ class BranchWriter:
         if not self._accept(sequence, mark, generation):
             return None
         sizes = {number: volume.size_bytes for number, volume in self._geometry.items()}
-        fault = codec.table_fault(batch.table, batch.plain_length, sizes)
-        if fault or len(batch.payload) > codec.PAYLOAD_BYTES_MAX or batch.plain_length > BATCH_PLAIN_BYTES_MAX:
-            raise DrengineError(BAD_EXTENTS, f"batch {sequence}: {fault or 'the payload is too long'}")
+        codec.check_table(batch.table, batch.plain_length, sizes)
+        if len(batch.payload) > codec.PAYLOAD_BYTES_MAX:
+            raise DrengineError(BAD_EXTENTS, f"batch {sequence}: the payload is too long")
         return self._append(
             RecordType.BATCH,
             sequence,
@@ -208,7 +215,7 @@ class BranchWriter:
         )
         return where
 
-    def commit(self, *, generation: int) -> Durable:
+    def commit(self, *, generation: int) -> Committed:
         """Make everything appended durable, or nothing of it (see the module's docstring).
 
         Raises:
@@ -216,7 +223,7 @@ class BranchWriter:
         """
         self._check_generation(generation)
         if self._sequence == self._row.durable_sequence:
-            return self.durable
+            return self._committed([])
         if self._segment and not self._context.storage.abilities.append:
             self._seal(self._segment)
         written = [*self._finished, *([self._segment] if self._segment else [])]
@@ -243,13 +250,13 @@ class BranchWriter:
         self._left = []
         self._points = []
         if any(point.damaged for point in points):
-            judge_points(self._context, self.source, points)
+            points = judge_points(self._context, self.source, points)
         finished, self._finished = self._finished, []
         for part in written:
             part.is_new = False
         for part in finished:
             self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
-        return self.durable
+        return self._committed(points)
 
     def require_current(self) -> None:
         """Whether this writer's generation still is the newest; cheap when nothing changed in the catalogue.
@@ -274,6 +281,9 @@ class BranchWriter:
             self._catalogue.close()
             self._lock.release()
             self._failed = self._failed or DrengineError(STORE_IO, "the writer is closed")
+
+    def _committed(self, points: list[PointRow]) -> Committed:
+        return Committed(self._row.durable_sequence, self._row.mark, tuple(point.value() for point in points))
 
     def _take_over(self, source: str, branch: int) -> BranchRow:
         _, row = self._catalogue.require_writable(source, branch, self._generation)

@@ -18,10 +18,10 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, NO_DIGEST, Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
 from drengine.store.context import StoreContext
-from drengine.store.errors import STORE_FULL, UNKNOWN_POINT
+from drengine.store.errors import STORE_FULL
 from drengine.store.extentmap import FlatMap, merge
 from drengine.store.leases import Position
-from drengine.store.log import Appended, BranchWriter
+from drengine.store.log import Appended, BranchWriter, Committed
 from drengine.store.rowset import RowSet
 from drengine.store.segment import parse_geometry
 from drengine.store.stack import StackLayer, resolve_rows
@@ -183,12 +183,9 @@ class WritableView(View):
             cut = Cut(self._context.clock.now_ns(), kind, label)
             with self._replaying_when_full():
                 self._writer.append_cut(sequence, Mark(self._epoch, sequence), cut, generation=self._writer.generation)
-            self._commit()
+            point = self._commit().points[-1]
             self._uncut = False
-            row = self._context.catalogue.point(self.position.source, self.branch, sequence)
-        if row is None:
-            raise DrengineError(UNKNOWN_POINT, f"the point at {sequence} was retired at once")
-        return row.value()
+        return point
 
     def pieces(self, volume: int, offset: int, length: int) -> list[Piece]:
         """See View; bytes not durable yet appear as those of segment 2**32 - 1."""
@@ -256,11 +253,11 @@ class WritableView(View):
                         generation=self._writer.generation,
                     )
 
-    def _commit(self) -> None:
+    def _commit(self) -> Committed:
         self._append_all()
         with self._replaying_when_full():
-            durable = self._writer.commit(generation=self._writer.generation)
-        self.position = Position(self.position.source, self.branch, durable.sequence)
+            committed = self._writer.commit(generation=self._writer.generation)
+        self.position = Position(self.position.source, self.branch, committed.sequence)
         for entry in self._packed:
             if entry.place is not None:
                 self._extend_tail(entry.resolved(entry.place))
@@ -269,6 +266,7 @@ class WritableView(View):
         self._packed = []
         if newest and newest.segment != self._tail_segment:
             self._rebase(newest.segment)
+        return committed
 
     def _extend_tail(self, maps: dict[int, FlatMap]) -> None:
         """Keep few layers: a newer one swallows older ones that are not much larger."""

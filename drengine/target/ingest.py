@@ -21,9 +21,8 @@ from typing import Protocol
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.model.points import RecoveryPoint
 from drengine.store.errors import STORE_FULL, from_os_error
-from drengine.store.log import BranchWriter, Durable
+from drengine.store.log import BranchWriter, Committed
 from drengine.store.store import Store
 from drengine.target.errors import TARGET_FAILED
 from drengine.target.queries import HashAnswers, answer
@@ -56,16 +55,14 @@ class Stored:
     """What one commit made durable.
 
     Attributes:
-        durable: the position to acknowledge.
+        committed: the position to acknowledge, and the recovery points that became visible.
         credit_bytes: frame bytes that are held no longer.
-        points: recovery points that became visible.
         batches, plain_bytes, payload_bytes: what it added to the store.
         commit_seconds: how long the commit took.
     """
 
-    durable: Durable
+    committed: Committed
     credit_bytes: int
-    points: tuple[RecoveryPoint, ...]
     batches: int
     plain_bytes: int
     payload_bytes: int
@@ -114,7 +111,6 @@ class Ingest:
         self._limits = limits
         self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = queue.SimpleQueue()
         self._answers = HashAnswers(store, writer.source, writer.branch)
-        self._cuts: list[CutEvent] = []
         self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
         self._since = 0.0
         self._thread = threading.Thread(target=self._run, name=f"ingest-{writer.source}", daemon=True)
@@ -202,7 +198,6 @@ class Ingest:
             self._held_bytes += batch_frame_bytes(item.batch)
         elif isinstance(item, CutEvent):
             writer.append_cut(item.sequence, item.mark, item.cut, generation=writer.generation)
-            self._cuts.append(item)
         else:
             writer.append_geometry(item.sequence, item.mark, item.volumes, generation=writer.generation)
             self._answers.note_geometry()
@@ -219,32 +214,18 @@ class Ingest:
         if not self._is_uncommitted() and not self._held_bytes:
             return
         writer, begin = self._writer, self._clock.monotonic()
-        durable = writer.commit(generation=writer.generation)
+        committed = writer.commit(generation=writer.generation)
         seconds = self._clock.monotonic() - begin
         stored = Stored(
-            durable=durable,
+            committed=committed,
             credit_bytes=self._held_bytes,
-            points=tuple(self._point(cut) for cut in self._cuts),
             batches=self._batches,
             plain_bytes=self._plain_bytes,
             payload_bytes=self._payload_bytes,
             commit_seconds=seconds,
         )
-        self._cuts = []
         self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
         self._sink.on_durable(stored)
-
-    def _point(self, cut: CutEvent) -> RecoveryPoint:
-        return RecoveryPoint(
-            source=self._writer.source,
-            branch=self._writer.branch,
-            sequence=cut.sequence,
-            time_ns=cut.cut.time_ns,
-            kind=cut.cut.kind,
-            received_ns=self._clock.now_ns(),
-            geometry=tuple(self._writer.geometry.values()),
-            label=cut.cut.label,
-        )
 
     def _require_room(self) -> None:
         free, kept_back = self._store.context.storage.free_bytes(), self._limits.free_bytes_min

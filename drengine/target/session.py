@@ -250,20 +250,20 @@ class Session:
         self._post(hashes)
 
     def _stored(self, stored: Stored) -> None:
-        durable, now = stored.durable, self._clock.monotonic()
+        durable, now = stored.committed, self._clock.monotonic()
         if durable.sequence > self.state.durable_sequence:
             self.state.durable_sequence = durable.sequence
             self._post(Ack(durable.sequence, durable.mark))
         if stored.credit_bytes:
             self._post(Credit(stored.credit_bytes))
-        Sources.note_points(self.state, stored.points)
+        Sources.note_points(self.state, stored.committed.points)
         self._progress.set()
         metrics = self._metrics
         metrics.count(m.COMMITS, 1, self.source)
         metrics.count(m.BATCHES, stored.batches, self.source)
         metrics.count(m.PLAIN, stored.plain_bytes, self.source)
         metrics.count(m.STORED, stored.payload_bytes, self.source)
-        metrics.count(m.CUTS, len(stored.points), self.source)
+        metrics.count(m.CUTS, len(stored.committed.points), self.source)
         metrics.observe(m.COMMIT_SECONDS, stored.commit_seconds)
         oldest = None
         while self._arrivals and self._arrivals[0][0] <= durable.sequence:

@@ -14,7 +14,7 @@ from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeometry
-from drengine.store.log import BranchWriter
+from drengine.store.log import BranchWriter, Committed
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from drengine.wire.payload import digest, encode_payload
@@ -152,9 +152,10 @@ class Source:
         self.points[f"{self.writer.branch}-{sequence}"] = self.disk.copy()
         return f"{self.writer.branch}-{sequence}"
 
-    def commit(self) -> None:
-        self.writer.commit(generation=self.generation)
+    def commit(self) -> Committed:
+        made = self.writer.commit(generation=self.generation)
         self.committed = self.disk.copy()
+        return made
 
     def point(self, name: str) -> RecoveryPoint:
         return next(point for point in self.store.points(self.name) if point.id == name)

@@ -227,7 +227,8 @@ def test_damage_is_marked_reported_and_healed_by_what_the_source_sends_again(tmp
         assert store.find_point("web1", PointSelector()).id == early
         source.write(1, 0, b"later good data")
         worse = source.cut()
-        source.commit()
+        cut = source.commit()
+        assert cut.points == (source.point(worse),)
         assert source.point(worse).damaged, "a point cut before the range came again needs it too"
         source.write(1, 20_000, source.disk.data[1][20_000:25_000])
         healed = source.cut()

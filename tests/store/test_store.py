@@ -115,10 +115,13 @@ def test_a_missing_position_is_refused(source):
         Extent(1, 9, 0, 1),
         Extent(1, ExtentKind.DATA, 65_535, 2, bytes(16)),
         Extent(1, ExtentKind.DATA, 0, 9, bytes(16)),
+        Extent(1, ExtentKind.ZERO, 0, 4, b"d" * 16),
+        Extent(1, ExtentKind.DISCARD, 0, 4, bytes(15) + b"d"),
     ],
 )
 def test_an_extent_that_breaks_a_rule_is_refused_before_it_is_written(source, extent):
-    bad = Batch(pack_table([extent]), Codec.RAW, 2, b"xx")
+    payload = b"xx" if extent.kind == ExtentKind.DATA else b""
+    bad = Batch(pack_table([extent]), Codec.RAW, len(payload), payload)
     with raises(BAD_EXTENTS):
         source.writer.append_batch(source.next, mark(1), bad, generation=1)
     source.write(1, 0, b"fine")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
 from drengine.model.points import PointSelector
 from drengine.store.store import Store
 from drengine.wire.payload import digest
@@ -65,6 +66,21 @@ async def test_a_hash_that_lies_ends_only_its_session_and_keeps_what_came_before
         again = await site.join("bank", instance=b"b" * 16)
         assert again.welcome.durable_sequence == good
         assert b"bad-payload" in site.daemon.metrics.metrics.render()
+
+
+@pytest.mark.fault(11)
+@pytest.mark.parametrize("kind", [ExtentKind.ZERO, ExtentKind.DISCARD])
+async def test_a_range_without_bytes_has_no_digest_either(tmp_path: Path, kind: ExtentKind) -> None:
+    async with running(tmp_path / "store") as site:
+        agent = await site.join()
+        await agent.declare()
+        good = await agent.write(0, b"good" * 1024)
+        await agent.acknowledged(good)
+        await agent.ship(Batch(pack_table([Extent(1, kind, 0, 4096, b"d" * 16)]), Codec.RAW, 0, b""))
+        assert (await agent.refused()).code == "bad-extents"
+        await agent.ended()
+        again = await site.join()
+        assert again.welcome.durable_sequence == good
 
 
 @pytest.mark.fault(35)
