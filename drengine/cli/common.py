@@ -23,7 +23,9 @@ SourceOption = Annotated[
     str | None, typer.Option("--source", help="Source server; not needed when the store holds only one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-PointArgument = Annotated[str, typer.Argument(help="A point's id, `latest`, or `before:2026-11-23T10:00:00Z`.")]
+PointArgument = Annotated[
+    str, typer.Argument(help="A point's id, `latest`, `before:2026-11-23T10:00:00Z`, or its label.")
+]
 
 
 def open_store(path: Path, *, read_only: bool = False, may_be_read_only: bool = False) -> Store:

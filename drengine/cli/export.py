@@ -36,7 +36,7 @@ THREADS = 4
 @app.command()
 def export(
     store: StoreOption,
-    point: Annotated[str, typer.Argument(help="A point's id, `latest`, or `before:TIME`.")] = "latest",
+    point: Annotated[str, typer.Argument(help="A point's id, `latest`, `before:TIME`, or its label.")] = "latest",
     branch: Annotated[int | None, typer.Option("--branch", min=2, help="Serve this branch instead.")] = None,
     source: SourceOption = None,
     volume: Annotated[str | None, typer.Option("--volume", help="Only this volume.")] = None,

@@ -9,7 +9,7 @@ import typer
 
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_source
 from drengine.model.points import RecoveryPoint
-from drengine.terminal import emit_json, human_age, human_bytes, human_duration, human_time, note, show_table
+from drengine.terminal import emit_json, exact_time, human_age, human_bytes, human_duration, human_time, note, show_table
 
 app = typer.Typer(add_completion=False)
 
@@ -52,7 +52,7 @@ def describe(point: RecoveryPoint) -> dict[str, Any]:
         "source": point.source,
         "branch": point.branch,
         "sequence": point.sequence,
-        "time": human_time(point.time_ns).replace(" ", "T"),
+        "time": exact_time(point.time_ns),
         "time_ns": point.time_ns,
         "kind": point.kind.value,
         "label": point.label,

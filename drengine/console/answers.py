@@ -32,7 +32,7 @@ class StartRun(Body):
 
     mode: Annotated[Mode, Field(strict=False, description="What the run is for.")]
     runbook: str = Field(pattern=NAME_PATTERN)
-    point: str = Field("", max_length=100, description="`latest`, a time, a point's id or its label.")
+    point: str = Field("", max_length=300, description="`latest`, a time, a point's id or its label.")
     force: bool = Field(False, description="Failover and migration: go on although a source can't be fenced.")
     hold: bool = Field(False, description="Drill: keep it running until somebody approves its end.")
     discard_divergent: bool = Field(False, description="Way home: do not keep what a source wrote on its own.")

@@ -301,7 +301,7 @@ async def show_plan(
     session: ASession,
     name: give.RunbookName,
     mode: Annotated[Mode, Query()] = Mode.DRILL,
-    point: Annotated[str, Query(max_length=100)] = "",
+    point: Annotated[str, Query(max_length=300)] = "",
 ) -> give.PlanAnswer:
     """Say what a run would do now, step by step; nothing is touched."""
 
@@ -365,9 +365,9 @@ async def list_points(
 
 @router.get("/sources/{source}/points/{point}")
 async def show_point(
-    session: ASession, source: give.SourceName, point: Annotated[str, PathPart(max_length=100)]
+    session: ASession, source: give.SourceName, point: Annotated[str, PathPart(max_length=300)]
 ) -> give.PointAnswer:
-    """Give one point: by id, `latest`, or `before:` a time."""
+    """Give one point: by its id, `latest`, a time (the newest at or before it), or its label."""
     return point_answer(await _off(lambda: session.site.store.find_point(source, PointSelector.parse(point))))
 
 

@@ -72,11 +72,17 @@ BAD_POINT = error_kind(
     "bad-point",
     11,
     "The text does not name a recovery point.",
-    "Name a point by id (see `drengine points`), `latest`, or `before:2026-11-23T10:00:00Z`.",
+    "Name a point by its id (see `drengine points`), `latest`, `before:2026-11-23T10:00:00Z`, or its label.",
 )
 BAD_EXTENTS = error_kind(
     "bad-extents",
     12,
     "An extent table breaks a rule of the protocol.",
     "The peer is faulty or of another version; compare `drengine --version` on both sides.",
+)
+BAD_LABEL = error_kind(
+    "bad-label",
+    13,
+    "A new point can't be called so.",
+    "Choose words that can't be taken for a time, a point's id, `latest`, `before:` or `label:`.",
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from drengine.model.errors import BAD_POINT, DrengineError
+from drengine.model.errors import BAD_LABEL, BAD_POINT, DrengineError
 
 
 class PointKind(enum.StrEnum):
@@ -104,38 +104,91 @@ class RecoveryPoint:
         return sum(volume.size_bytes for volume in self.geometry)
 
 
+LATEST = "latest"
+BEFORE = "before:"
+LABELLED = "label:"
+LABEL_CHARACTERS_MAX = 255
+NEW_LABEL_CHARACTERS_MAX = 200
 _ID = re.compile(r"([1-9][0-9]{0,9})-([1-9][0-9]{0,18})", re.ASCII)
+_TO_THE_SECOND = re.compile(r"(?<=[T ])(\d\d:?\d\d:?\d\d)(?:[.,](\d{1,9}))?", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class PointSelector:
-    """What a person asked for: exactly one of an id, the latest, or the newest before a time.
+    """What a person asked for: an id, the newest by a time, the newest that was called so, or else the latest.
 
     Attributes:
         branch, sequence: set together for an id.
         before_ns: newest point at or before this time.
+        label: newest point of this label.
     """
 
     branch: int | None = None
     sequence: int | None = None
     before_ns: int | None = None
+    label: str | None = None
 
     @staticmethod
     def parse(text: str) -> PointSelector:
-        """Read ``latest``, ``before:ISO-8601`` (UTC unless it says otherwise) or an id.
+        """Read ``latest``, an id, ``before:TIME`` or just the time (ISO 8601, UTC unless it says otherwise),
+        ``label:NAME`` or just the name.
+
+        A time that is written to the second or finer stands for all of its last digit, because times are shown cut
+        off there: a shown time finds the point that it was shown for.
 
         Raises:
             DrengineError: BAD_POINT.
         """
-        if text == "latest":
+        if text == LATEST:
             return PointSelector()
         if match := _ID.fullmatch(text):
             return PointSelector(branch=int(match[1]), sequence=int(match[2]))
-        if text.startswith("before:"):
-            try:
-                moment = datetime.fromisoformat(text.removeprefix("before:"))
-                moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-                return PointSelector(before_ns=int(moment.timestamp() * 1e9))
-            except (ValueError, OverflowError) as error:
+        try:
+            return PointSelector(before_ns=_last_ns(text.removeprefix(BEFORE)))
+        except (ValueError, OverflowError) as error:
+            if text.startswith(BEFORE):
                 raise DrengineError(BAD_POINT, f"{text[:60]!r} has no valid time: {error}") from error
-        raise DrengineError(BAD_POINT, f"{text[:60]!r} names no recovery point")
+        label = text.removeprefix(LABELLED)
+        if not label.strip() or not label.isprintable() or len(label) > LABEL_CHARACTERS_MAX:
+            raise DrengineError(BAD_POINT, f"{text[:60]!r} names no recovery point")
+        return PointSelector(label=label)
+
+    def fits(self, time_ns: int, label: str) -> bool:
+        """Whether a point of this time and label is one of those asked for, when it was not asked for by its id."""
+        return (self.before_ns is None or time_ns <= self.before_ns) and (self.label is None or label == self.label)
+
+
+def check_new_label(label: str) -> str:
+    """A label for a new point, if it may be one: empty, or what `PointSelector.parse` reads as just this label.
+
+    Raises:
+        DrengineError: BAD_LABEL.
+    """
+    if len(label) > NEW_LABEL_CHARACTERS_MAX or not label.isprintable():
+        raise DrengineError(BAD_LABEL, f"a label has at most {NEW_LABEL_CHARACTERS_MAX} printable characters")
+    try:
+        found = PointSelector.parse(label).label if label else label
+    except DrengineError:
+        found = None
+    if found != label:
+        raise DrengineError(BAD_LABEL, f"{label[:60]!r} would be read as something else when a point is asked for")
+    return label
+
+
+def _last_ns(text: str) -> int:
+    """The last nanosecond that a time stands for.
+
+    Raises:
+        ValueError, OverflowError: it is no time.
+    """
+    digits, cover_ns = "", 1
+    if found := _TO_THE_SECOND.search(text):
+        digits = found[2] or ""
+        cover_ns = 10 ** (9 - len(digits))
+        text = text[: found.end(1)] + text[found.end() :]
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    whole_ns = (moment - _EPOCH) // _MICROSECOND * 1000
+    return whole_ns + int(digits or 0) * cover_ns + cover_ns - 1

@@ -263,8 +263,8 @@ class Store:
         return [row.value() for row in self._context.catalogue.points(source, branch)]
 
     def find_point(self, source: str, selector: PointSelector) -> RecoveryPoint:
-        """The point that a person asked for; `latest` and `before:` look at the active branch and what it grew
-        from, and pass over damaged points.
+        """The point that a person asked for; without an id, the newest that fits, of the active branch and what it
+        grew from, damaged ones passed over.
 
         Raises:
             DrengineError: UNKNOWN_SOURCE, UNKNOWN_POINT.
@@ -275,8 +275,10 @@ class Store:
                 raise DrengineError(UNKNOWN_POINT, f"{source!r} has no point {selector.branch}-{selector.sequence}")
             return row.value()
         for row in self._branches.ancestry_points(source):
-            if not row.damaged and (selector.before_ns is None or row.time_ns <= selector.before_ns):
+            if not row.damaged and selector.fits(row.time_ns, row.label):
                 return row.value()
+        if selector.label is not None:
+            raise DrengineError(UNKNOWN_POINT, f"{source!r} has no undamaged point called {selector.label[:60]!r}")
         raise DrengineError(UNKNOWN_POINT, f"{source!r} has no undamaged point that fits")
 
     def writer(self, source: str, *, generation: int, branch: int | None = None) -> BranchWriter:

@@ -1,6 +1,6 @@
 """Points and branches over NBD, straight from the store, at once and whatever their size.
 
-Names: ``SOURCE/VOLUME@POINT`` (a point's id, ``latest`` or ``before:TIME``; read-only), ``SOURCE/VOLUME`` (the latest)
+Names: ``SOURCE/VOLUME@POINT`` (however PointSelector names one; read-only), ``SOURCE/VOLUME`` (the latest)
 and ``SOURCE/VOLUME#BRANCH`` (a drill's or promoted branch, writable). Connections to one export share its view, so a
 flush on one covers writes on all of them; the view (and its lease, fault 12) goes with the last connection.
 """
@@ -71,12 +71,12 @@ class ExportName:
         source, slash, rest = text.partition("/")
         if not slash:
             raise KeyError(text)
-        if "#" in rest:
+        volume, at, point = rest.partition("@")
+        if not at and "#" in rest:
             volume, _, number = rest.partition("#")
             if not number.isascii() or not number.isdigit() or not 0 < len(number) <= 9:
                 raise KeyError(text)
             return ExportName(source, volume, branch=int(number))
-        volume, _, point = rest.partition("@")
         return ExportName(source, volume, point or "latest")
 
     def __str__(self) -> str:

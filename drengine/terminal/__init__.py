@@ -3,6 +3,7 @@
 from drengine.terminal.frame import INTERNAL, Command, Group, app, lazy_app, main
 from drengine.terminal.output import (
     emit_json,
+    exact_time,
     human_age,
     human_bytes,
     human_duration,
@@ -19,6 +20,7 @@ __all__ = [
     "Group",
     "app",
     "emit_json",
+    "exact_time",
     "human_age",
     "human_bytes",
     "human_duration",

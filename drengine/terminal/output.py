@@ -100,6 +100,12 @@ def human_time(time_ns: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest // 10**6:03d}Z"
 
 
+def exact_time(time_ns: int) -> str:
+    """``2026-11-23T10:00:00.123456789Z``, for machines."""
+    seconds, rest = divmod(time_ns, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
 def human_age(time_ns: int, now_ns: int) -> str:
     """How long ago, or "in the future" where clocks disagree."""
     return human_duration((now_ns - time_ns) / 1e9) if now_ns >= time_ns else "in the future"

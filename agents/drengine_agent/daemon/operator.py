@@ -15,12 +15,12 @@ from typing import Annotated
 import msgspec
 
 from drengine.model.errors import DrengineError
+from drengine.model.points import check_new_label
 from drengine_agent.daemon.client import ANSWER_SECONDS, short_name
 from drengine_agent.daemon.service import Agent
 from drengine_agent.errors import COMMAND_REFUSED, STATE_DAMAGED
 
 LINE_BYTES_MAX = 64 << 10
-LABEL_LENGTH_MAX = 200
 CONNECTIONS_MAX = 16
 
 
@@ -101,7 +101,7 @@ class ControlServer:
             case "sync":
                 agent.sync()
             case "cut":
-                sequence = await asyncio.wait_for(agent.cut(check_label(command.label)), command.seconds)
+                sequence = await asyncio.wait_for(agent.cut(check_new_label(command.label)), command.seconds)
                 return {"sequence": sequence}
             case "fence":
                 await agent.fence(agent.generation)
@@ -110,14 +110,3 @@ class ControlServer:
             case other:
                 raise DrengineError(COMMAND_REFUSED, f"there is no command {other[:40]!r}")
         return agent.status()
-
-
-def check_label(label: str) -> str:
-    """A point's label, if it may be one.
-
-    Raises:
-        DrengineError: COMMAND_REFUSED.
-    """
-    if len(label) > LABEL_LENGTH_MAX or not label.isprintable():
-        raise DrengineError(COMMAND_REFUSED, f"a label has at most {LABEL_LENGTH_MAX} printable characters")
-    return label

@@ -12,9 +12,9 @@ from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.model.points import check_new_label
 from drengine.model.states import ReplicationState
 from drengine_agent.config import AgentConfig
-from drengine_agent.daemon.operator import check_label
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.state import make_state_directory, read_state
 from drengine_agent.errors import COMMAND_REFUSED
@@ -153,7 +153,7 @@ class RemoteControl:
         return {}
 
     async def _cut(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        label = check_label(str(command.arguments.get("label", "")))
+        label = check_new_label(str(command.arguments.get("label", "")))
         return {"sequence": await self._started.cut(label)}
 
     async def _pause(self, command: Command, tell: Tell) -> Mapping[str, Any]:
@@ -181,7 +181,7 @@ class RemoteControl:
         return {"generation": agent.generation, "cuts_clients": agent.capture.make_server is not None}
 
     async def _quiesce(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        return await self._started.quiesce(check_label(str(command.arguments.get("label", ""))))
+        return await self._started.quiesce(check_new_label(str(command.arguments.get("label", ""))))
 
     async def _preserve(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         branch, generation = int(command.arguments["branch"]), int(command.arguments["generation"])

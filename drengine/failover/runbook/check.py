@@ -27,7 +27,7 @@ from drengine.failover.runbook.values import (
     Step,
     Wave,
 )
-from drengine.model.errors import BAD_POINT, DrengineError
+from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector
 
@@ -37,7 +37,6 @@ RETRIES_MAX = 1000
 ITEMS_MAX = 1000
 """Sources, waves, steps of one wave."""
 CYCLE_SHOWN_MAX = 8
-LABEL_CHARACTERS_MAX = 255
 SECONDS_MAX = 30 * 86400.0
 _REFERENCE = re.compile(r"\$\{([^}]{0,200})\}")
 _DETAIL = re.compile(r"([a-z0-9][a-z0-9._-]*)\.([a-z0-9_]+)", re.ASCII)
@@ -123,18 +122,11 @@ class _Checker:
         self._point(source.point, (*at, "point"))
 
     def _point(self, text: str, at: Path) -> None:
-        """Anything may be what a point was called; but what begins like a time has to be one."""
-        told = f"{shown(text)} names no recovery point"
-        if text.startswith("before:"):
-            try:
-                PointSelector.parse(text)
-            except DrengineError as error:
-                told = error.message
-            else:
-                return
-        elif text.strip() and len(text) <= LABEL_CHARACTERS_MAX and text.isprintable():
-            return
-        self._error(BAD_POINT.id, at, told, "Write latest, a time such as 2026-11-23T10:00:00Z, an id, or its label.")
+        try:
+            PointSelector.parse(text)
+        except DrengineError as error:
+            hint = "Write latest, a time such as 2026-11-23T10:00:00Z, an id, or its label."
+            self._error(error.kind.id, at, error.message, hint)
 
     def _driver(self, launch: Launch, at: Path) -> None:
         if self._drivers is None:
