@@ -1,9 +1,10 @@
 """Writing one volume of a point to a raw file or device: sparse, in parallel, resumable, verified.
 
 Rules. Nothing is called complete that was not written, synced, read back and compared. A file is written beside its
-final name and renamed last. What is done is remembered in a checksummed sidecar, always after the destination was
-synced, so a crash at any moment costs at most the units since then; the sidecar belongs to one point, volume and size
-and no other.
+final name and renamed last, and replaces nothing that it was not asked to. What is done is remembered in a checksummed
+sidecar, always after the destination was synced, so a crash at any moment costs at most the units since then; the
+sidecar belongs to one point, volume and size, and to one file or device, and to no other. It stays until all volumes
+of a restore are done and this was told, so that the same command given again knows what it has completed.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from drengine.durable import replace_durably, sync_directory
+from drengine.devices import device_behind, device_instance
+from drengine.durable import ASIDE, replace_durably, sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
 from drengine.store.view import View
+from drengine.target.destination import check_destination, free_bytes, lock, rename_new
 from drengine.target.errors import (
+    BAD_DESTINATION,
     DESTINATION_EXISTS,
-    DESTINATION_REFUSED,
     DESTINATION_SMALL,
     RESTORE_FAILED,
     RESTORE_INTERRUPTED,
@@ -38,11 +43,13 @@ from drengine.target.errors import (
 UNIT_BYTES = 4 << 20
 SAVE_SECONDS = 5.0
 WORKERS = 2
+READ_BACK_UNITS = 16
 PARTIAL = ".partial"
 SIDECAR = ".drengine-restore"
-_SIDECAR = struct.Struct("<8s16sQQ")
-_SIDECAR_MAGIC = b"DRENRST1"
+_SIDECAR = struct.Struct("<8s16sQQQQ")
+_SIDECAR_MAGIC = b"DRENRST2"
 _BLKZEROOUT = 0x127F
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_DONE = bytes(16)
 _ZERO_UNIT = bytes(UNIT_BYTES)
 
@@ -68,8 +75,31 @@ class RestoreReport:
     verified: bool
 
 
+class _Stamp(NamedTuple):
+    """Which file or device was written, and when last.
+
+    Attributes:
+        instance: a file's inode, or a device's number of this boot.
+        modified_ns: 0 for a device.
+    """
+
+    instance: int
+    modified_ns: int
+
+    @staticmethod
+    def of(status: os.stat_result) -> _Stamp:
+        """That of an open or named file."""
+        if stat.S_ISBLK(status.st_mode):
+            return _Stamp(device_instance(status), 0)
+        return _Stamp(status.st_ino, status.st_mtime_ns)
+
+
+def _check_of(stamp: _Stamp, body: bytes) -> int:
+    return xxh3_64_intdigest(struct.pack("<QQ", *stamp) + body)
+
+
 class Restore:
-    """One volume on its way to one destination."""
+    """One volume on its way to one destination: `take` it, `run`, and `forget` when all that belongs to it is told."""
 
     def __init__(
         self,
@@ -80,59 +110,149 @@ class Restore:
         identity: bytes,
         clock: Clock,
         verify: bool = True,
+        overwrite: bool = False,
+        write_device: bool = False,
     ) -> None:
-        """`identity` names the store and point; a sidecar of another one is not taken over."""
+        """
+        Args:
+            identity: names the store and point; a sidecar of another one is not taken over.
+            overwrite: a file that is there may be replaced.
+            write_device: a block device may be written.
+        """
         self._view = view
         self._volume = volume
-        self._destination = destination
+        self.destination = device_behind(destination)
         self._clock = clock
         self._verify = verify
-        self._is_device = destination.exists() and stat.S_ISBLK(destination.stat().st_mode)
-        self._path = destination if self._is_device else destination.with_name(destination.name + PARTIAL)
-        self._sidecar = destination.with_name(destination.name + SIDECAR)
+        self._overwrite = overwrite
+        self._write_device = write_device
+        self._is_device = self.destination.is_block_device()
+        self._path = self.destination if self._is_device else self._beside(PARTIAL)
+        self._sidecar = self._beside(SIDECAR)
         self._key = xxh3_128_digest(identity + f"/{volume.volume}/{volume.size_bytes}/{UNIT_BYTES}".encode())
         self._units = -(-volume.size_bytes // UNIT_BYTES)
         self._digests: list[bytes] = [_NOT_DONE] * self._units
+        self._stamp = _Stamp(0, 0)
+        self._descriptor = -1
+        self._made = False
+        self._fresh = False
+        self._written = False
         self._stop = threading.Event()
         self._sync_failed = False
-        self._fresh = True
+        self._load()
 
-    def run(self, progress: Progress) -> RestoreReport:
-        """Write, sync, read back, rename.
+    @property
+    def is_in_place(self) -> bool:
+        """Whether an earlier run of the same restore has completed this file, and nobody changed it since."""
+        if self._is_device or _NOT_DONE in self._digests:
+            return False
+        try:
+            found = self.destination.lstat()
+        except OSError:
+            return False
+        return _Stamp.of(found) == self._stamp and found.st_size == self._volume.size_bytes
+
+    def check(self, store: Path) -> None:
+        """See `check_destination`; what this restore has completed may be there."""
+        overwrite = self._overwrite or self.is_in_place
+        check_destination(self.destination, self._volume, store, overwrite=overwrite, write_device=self._write_device)
+
+    def names(self) -> set[tuple[int, int, str]]:
+        """The device, or the files that it makes, each with its folder's identity."""
+        if self._is_device:
+            return {(0, self.destination.stat().st_rdev, "")}
+        folder = self.destination.parent.stat()
+        paths = (self.destination, self._path, self._sidecar, self._sidecar.with_name(self._sidecar.name + ASIDE))
+        return {(folder.st_dev, folder.st_ino, path.name) for path in paths}
+
+    def take(self) -> tuple[int, int]:
+        """Open and lock what is to be written; returns which file or device that is. Nothing is written yet.
 
         Raises:
-            DrengineError: DESTINATION_SMALL, RESTORE_FAILED, RESTORE_INTERRUPTED, DAMAGED; what was written and
-                synced stays, for the next run.
+            DrengineError: DESTINATION_REFUSED, DESTINATION_SMALL, RESTORE_FAILED.
         """
-        self._fresh = fresh = not self._load()
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_EXCL if self._is_device else os.O_CREAT)
+        if self.is_in_place:
+            self._path = self.destination
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_EXCL if self._is_device else 0)
         with self._failures():
-            descriptor = os.open(self._path, flags, 0o600)
+            try:
+                self._descriptor = os.open(self._path, flags)
+            except FileNotFoundError:
+                self._descriptor = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+                self._made = True
+            status = os.fstat(self._descriptor)
+        return status.st_dev, status.st_ino
+
+    def lay_out(self) -> None:
+        """Give the file its size, which asks the kernel whether it can have it; holes take no room."""
+        lock(self._descriptor, self._path)
+        with self._failures():
+            status = os.fstat(self._descriptor)
+            self._fresh = self._stamp.instance != _Stamp.of(status).instance
+            if self._fresh:
+                self._digests = [_NOT_DONE] * self._units
+            if not self._is_device and self._path != self.destination:
+                if self._fresh:
+                    os.ftruncate(self._descriptor, 0)
+                os.ftruncate(self._descriptor, self._volume.size_bytes)
+
+    def room_bytes(self) -> int:
+        """How much of the file system's free space it still needs, at most."""
+        if self._is_device or self._path == self.destination:
+            return 0
+        data = sum(size for _, size, kind in self._view.extents(self._volume.volume) if kind == "data")
+        return max(0, data - os.fstat(self._descriptor).st_blocks * 512)
+
+    def run(self, progress: Progress) -> RestoreReport:
+        """Write, sync, read back, rename. Takes the destination if that was not done.
+
+        Raises:
+            DrengineError: DESTINATION_EXISTS, DESTINATION_SMALL, RESTORE_FAILED, RESTORE_INTERRUPTED, DAMAGED; what
+                was written and synced stays, for the next run.
+        """
         try:
-            _lock(descriptor, self._path)
+            if self._descriptor < 0:
+                self.take()
+                self.lay_out()
             with self._failures():
-                if not self._is_device:
-                    if fresh:
-                        os.ftruncate(descriptor, 0)
-                    os.ftruncate(descriptor, self._volume.size_bytes)
-                resumed = sum(digest != _NOT_DONE for digest in self._digests)
-                written = self._write_all(descriptor, progress)
+                resumed = sum(self._length(unit) for unit, digest in enumerate(self._digests) if digest != _NOT_DONE)
+                written = self._write_all(self._descriptor, progress)
                 if self._verify:
-                    self._read_back(descriptor)
+                    self._read_back(self._descriptor)
+                if self._path != self.destination:
+                    self._give_name()
         finally:
-            os.close(descriptor)
-        with self._failures():
-            if not self._is_device:
-                self._path.rename(self._destination)
-            self._sidecar.unlink(missing_ok=True)
-            sync_directory(self._destination.parent)
-        return RestoreReport(
-            self._destination,
-            self._volume.size_bytes,
-            written,
-            min(resumed * UNIT_BYTES, self._volume.size_bytes),
-            self._verify,
-        )
+            self.close()
+        return RestoreReport(self.destination, self._volume.size_bytes, written, resumed, self._verify)
+
+    def close(self) -> None:
+        """Let go; a file that was made and not written to is removed again."""
+        if self._descriptor < 0:
+            return
+        if self._made and not self._written:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def forget(self) -> None:
+        """Remove the memory of what is done: the whole restore is complete, and its caller knows."""
+        with contextlib.suppress(OSError):  # it would only say again what is true
+            self._sidecar.unlink()
+
+    def _beside(self, ending: str) -> Path:
+        return self.destination.with_name(self.destination.name + ending)
+
+    def _give_name(self) -> None:
+        if self._overwrite:
+            self._path.replace(self.destination)
+        else:
+            try:
+                rename_new(self._path, self.destination)
+            except FileExistsError as error:
+                said = f"{self.destination} has come to be there meanwhile; what was restored is {self._path}"
+                raise DrengineError(DESTINATION_EXISTS, said) from error
+        sync_directory(self.destination.parent)
 
     def stop(self) -> None:
         """Ask a running `run` to save what is done and give up."""
@@ -149,6 +269,7 @@ class Restore:
             try:
                 while not self._stop.is_set():
                     for unit in missing:
+                        self._written = True
                         running.add(pool.submit(self._write_unit, descriptor, unit))
                         if len(running) >= 2 * WORKERS:
                             break
@@ -215,32 +336,46 @@ class Restore:
         """Compare what the disk gives back, past the page cache as far as the kernel drops it."""
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="verify") as pool:
-            for unit, digest in enumerate(pool.map(lambda unit: self._digest_of(descriptor, unit), range(self._units))):
-                if digest != self._digests[unit]:
-                    self._digests[unit] = _NOT_DONE
-                    self._save(descriptor, [])
-                    raise DrengineError(
-                        RESTORE_FAILED, f"{self._path} does not hold what was written at {unit * UNIT_BYTES}"
-                    )
+            for first in range(0, self._units, READ_BACK_UNITS):
+                if self._stop.is_set():
+                    raise DrengineError(RESTORE_INTERRUPTED, f"{self._path} is NOT restored: it was not read back")
+                units = range(first, min(first + READ_BACK_UNITS, self._units))
+                found = list(pool.map(lambda unit: self._digest_of(descriptor, unit), units))
+                for unit, digest in zip(units, found, strict=True):
+                    if digest != self._digests[unit]:
+                        self._differs(descriptor, unit)
+
+    def _differs(self, descriptor: int, unit: int) -> NoReturn:
+        """A unit does not hold what was written: it is written again by the next run, if that is ours to do.
+
+        Raises:
+            DrengineError: RESTORE_FAILED, DESTINATION_EXISTS.
+        """
+        if self._path == self.destination and not self._is_device:
+            raise DrengineError(DESTINATION_EXISTS, f"{self.destination} was restored, and was changed since")
+        self._digests[unit] = _NOT_DONE
+        self._save(descriptor, [])
+        raise DrengineError(RESTORE_FAILED, f"{self._path} does not hold what was written at {unit * UNIT_BYTES}")
 
     def _digest_of(self, descriptor: int, unit: int) -> bytes:
         return xxh3_128_digest(os.pread(descriptor, self._length(unit), unit * UNIT_BYTES))
 
-    def _load(self) -> bool:
-        """Take over what an earlier run of the same restore has done; False if there is nothing."""
+    def _load(self) -> None:
+        """Take over what an earlier run of the same restore remembered, if there is anything."""
         try:
             data = self._sidecar.read_bytes()
-            present = self._path.exists()
         except OSError:
-            return False
-        if len(data) != _SIDECAR.size + 16 * self._units or not present:
-            return False
-        magic, key, units, check = _SIDECAR.unpack_from(data)
+            return
+        if len(data) != _SIDECAR.size + 16 * self._units:
+            return
+        magic, key, units, instance, modified_ns, check = _SIDECAR.unpack_from(data)
         body = data[_SIDECAR.size :]
-        if magic != _SIDECAR_MAGIC or key != self._key or units != self._units or check != xxh3_64_intdigest(body):
-            return False
+        if (magic, key, units) != (_SIDECAR_MAGIC, self._key, self._units):
+            return
+        if check != _check_of(_Stamp(instance, modified_ns), body):
+            return
+        self._stamp = _Stamp(instance, modified_ns)
         self._digests = [body[at : at + 16] for at in range(0, len(body), 16)]
-        return True
 
     def _save(self, descriptor: int, finished: list[tuple[int, bytes]]) -> None:
         """First the data is durable, then the sidecar says so.
@@ -248,13 +383,14 @@ class Restore:
         After a failed sync nothing more is remembered: the kernel may report the next one as a success.
         """
         self._sync_failed = True
-        os.fdatasync(descriptor)
+        os.fsync(descriptor)  # not fdatasync: the stamp has the time of the last write
         self._sync_failed = False
         for unit, digest in finished:
             self._digests[unit] = digest
         finished.clear()
         body = b"".join(self._digests)
-        head = _SIDECAR.pack(_SIDECAR_MAGIC, self._key, self._units, xxh3_64_intdigest(body))
+        stamp = _Stamp.of(os.fstat(descriptor))
+        head = _SIDECAR.pack(_SIDECAR_MAGIC, self._key, self._units, *stamp, _check_of(stamp, body))
         replace_durably(self._sidecar, head + body)
 
     @contextlib.contextmanager
@@ -263,78 +399,55 @@ class Restore:
         try:
             yield
         except OSError as error:
-            kind = DESTINATION_SMALL if error.errno in (errno.ENOSPC, errno.EDQUOT) else RESTORE_FAILED
+            kind = DESTINATION_SMALL if error.errno in _NO_ROOM else RESTORE_FAILED
             raise DrengineError(kind, f"{self._path}: {error.strerror}; it is NOT restored") from error
 
 
-def check_destination(destination: Path, volume: VolumeGeometry, store: Path, *, force: bool) -> None:
-    """Refuse what must not be written, before anything is.
+def prepare(works: Sequence[Restore], store: Path) -> None:
+    """Check and take all destinations of one restore from a store's directory before any is written.
 
     Raises:
-        DrengineError: DESTINATION_REFUSED (inside the store, a link, mounted or in use, the source's own volume, not a
-            file or device), DESTINATION_EXISTS, DESTINATION_SMALL.
+        DrengineError: BAD_DESTINATION, DESTINATION_REFUSED, DESTINATION_EXISTS, DESTINATION_SMALL.
     """
-    folder = destination.parent
-    if destination.is_symlink() or not folder.is_dir():
-        raise DrengineError(DESTINATION_REFUSED, f"{destination} is a symbolic link, or its folder does not exist")
-    if store.resolve() in (folder / destination.name).resolve().parents:
-        raise DrengineError(DESTINATION_REFUSED, f"{destination} lies inside the store")
-    if not destination.exists():
-        room = os.statvfs(folder)
-        if volume.size_bytes > room.f_blocks * room.f_frsize:
-            raise DrengineError(DESTINATION_SMALL, f"{folder} is smaller than the volume's {volume.size_bytes} bytes")
-        return
-    status = destination.stat()
-    if stat.S_ISBLK(status.st_mode):
-        _check_device(destination, volume, status.st_rdev)
-    elif stat.S_ISREG(status.st_mode):
-        _check_file(destination, volume, status)
-    else:
-        raise DrengineError(DESTINATION_REFUSED, f"{destination} is neither a regular file nor a block device")
-    if not force:
-        raise DrengineError(DESTINATION_EXISTS, f"{destination} exists")
-
-
-def _check_file(file: Path, volume: VolumeGeometry, status: os.stat_result) -> None:
-    """It must be nobody's disk: not the protected one, not an agent's, not a loop device's."""
-    if volume.identity.startswith(f"file:{os.statvfs(file).f_fsid:x}:{status.st_ino}:"):
-        raise DrengineError(DESTINATION_REFUSED, f"{file} is the protected volume itself")
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):
-            if backing.read_text(encoding="utf-8", errors="replace").rstrip("\n") == str(file.resolve()):
-                raise DrengineError(DESTINATION_REFUSED, f"{file} is in use by {backing.parts[3]}")
+    names: set[tuple[int, int, str]] = set()
+    for each in works:
+        each.check(store)
+        if not names.isdisjoint(each.names()):
+            raise DrengineError(
+                BAD_DESTINATION, f"{each.destination} is named twice, or is a file that another one needs"
+            )
+        names |= each.names()
+    taken: set[tuple[int, int]] = set()
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise DrengineError(DESTINATION_REFUSED, f"{file}: {error.strerror}") from error
-    try:
-        _lock(descriptor, file)
-    finally:
-        os.close(descriptor)
+        for each in works:
+            identity = each.take()
+            if identity in taken:
+                raise DrengineError(BAD_DESTINATION, f"{each.destination} is another name of the same file or device")
+            taken.add(identity)
+            each.lay_out()
+        _check_room(works)
+    except BaseException:
+        for each in works:
+            each.close()
+        raise
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Agents and other restores lock what they use; the lock goes with the descriptor."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise DrengineError(DESTINATION_REFUSED, f"{path} is in use by another process") from error
-
-
-def _check_device(device: Path, volume: VolumeGeometry, number: int) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    if any(line.split()[2] == f"{os.major(number)}:{os.minor(number)}" for line in mounts):
-        raise DrengineError(DESTINATION_REFUSED, f"{device} is mounted")
-    try:
-        descriptor = os.open(device, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    except OSError as error:
-        raise DrengineError(DESTINATION_REFUSED, f"{device}: {error.strerror}") from error
-    try:
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
-    if size < volume.size_bytes:
-        raise DrengineError(DESTINATION_SMALL, f"{device} has {size} bytes, the volume {volume.size_bytes}")
+def _check_room(works: Sequence[Restore]) -> None:
+    """What is still to be written fits: holes need no room, and files on one file system share it."""
+    needed: dict[int, int] = defaultdict(int)
+    folders: dict[int, Path] = {}
+    for each in works:
+        folder = each.destination.parent
+        system = folder.stat().st_dev
+        folders[system] = folder
+        needed[system] += each.room_bytes()
+    for system, folder in folders.items():
+        free = free_bytes(folder)
+        if needed[system] > free:
+            raise DrengineError(
+                DESTINATION_SMALL,
+                f"{folder} has {free} bytes free, and {needed[system]} bytes of data are to be written there",
+            )
 
 
 def _write_at(descriptor: int, offset: int, data: memoryview) -> None:
