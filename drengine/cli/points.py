@@ -9,7 +9,16 @@ import typer
 
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_source
 from drengine.model.points import RecoveryPoint
-from drengine.terminal import emit_json, exact_time, human_age, human_bytes, human_duration, human_time, note, show_table
+from drengine.terminal import (
+    emit_json,
+    exact_time,
+    human_age,
+    human_bytes,
+    human_duration,
+    human_time,
+    note,
+    show_table,
+)
 
 app = typer.Typer(add_completion=False)
 

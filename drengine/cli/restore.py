@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +13,10 @@ import typer
 from drengine.cli.common import JsonOption, PointArgument, SourceOption, StoreOption, open_store, pick_point
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
+from drengine.process.signals import ending_signals
 from drengine.target.errors import BAD_DESTINATION
-from drengine.target.restore import Restore, check_destination
-from drengine.terminal import emit_json, human_bytes, progress_bar
+from drengine.target.restore import Restore, prepare
+from drengine.terminal import emit_json, human_bytes, note, progress_bar
 
 app = typer.Typer(add_completion=False)
 
@@ -27,36 +30,78 @@ def restore(
         typer.Option("--to", help="A folder for all volumes, or VOLUME=PATH; may be given several times."),
     ],
     source: SourceOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a destination that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    write_device: Annotated[
+        bool, typer.Option("--write-device", help="Write to a block device, whatever it holds.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", hidden=True, help="The old name of --overwrite and --write-device.")
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Read the destination back and compare.")] = True,
     json: JsonOption = False,
 ) -> None:
     """Write a point's volumes to raw files or devices: sparse, in parallel, resumable, read back and compared.
 
-    Run the same command again after an interruption: it goes on where it stopped.
+    Run the same command again after an interruption: it goes on where it stopped, with volumes that it has completed.
     """
     with open_store(store, may_be_read_only=True) as opened:
         found = pick_point(opened, source, point)
         places = destinations(found, to)
-        for volume, path in places:
-            check_destination(path, volume, store, force=force)
+        if force:
+            meant = forced([path for _, path in places])
+            overwrite, write_device = overwrite or meant == "--overwrite", write_device or meant == "--write-device"
         reports = []
         with opened.view(found) as view:
             identity = opened.context.identity + f"/{found.source}/{found.id}".encode()
-            for volume, path in places:
-                work = Restore(view, volume, path, identity=identity, clock=opened.context.clock, verify=verify)
-                with (
-                    progress_bar(f"restoring {volume.name}", quiet=json) as advance,
-                    _stopping_on_signals(work),
-                ):
-                    reports.append(work.run(advance))
-                if not json:
-                    print(
-                        f"{volume.name} at {found.id} completed: {path}, {human_bytes(volume.size_bytes)}"
-                        + (", read back and equal" if verify else ", not read back")
-                    )
-    if json:
-        emit_json({"id": found.id, "source": found.source, "completed": True, "volumes": reports})
+            works = [
+                Restore(
+                    view,
+                    volume,
+                    path,
+                    identity=identity,
+                    clock=opened.context.clock,
+                    verify=verify,
+                    overwrite=overwrite,
+                    write_device=write_device,
+                )
+                for volume, path in places
+            ]
+            prepare(works, store)
+            with _stopping_on_signals(works), ExitStack() as taken:
+                for work in works:
+                    taken.callback(work.close)
+                for (volume, _), work in zip(places, works, strict=True):
+                    with progress_bar(f"restoring {volume.name}", quiet=json) as advance:
+                        report = work.run(advance)
+                    reports.append(report)
+                    if not json:
+                        print(
+                            f"{volume.name} at {found.id} completed: {report.path}, {human_bytes(volume.size_bytes)}"
+                            + (", read back and equal" if verify else ", not read back")
+                        )
+                if json:
+                    emit_json({"id": found.id, "source": found.source, "completed": True, "volumes": reports})
+                for work in works:
+                    work.forget()
+
+
+def forced(paths: list[Path]) -> str:
+    """Which option --force stands for: it was the name of both.
+
+    Raises:
+        DrengineError: BAD_DESTINATION, it would have to stand for both.
+    """
+    devices = [path for path in paths if path.is_block_device()]
+    files = [path for path in paths if path.exists() and path not in devices]
+    if devices and files:
+        raise DrengineError(
+            BAD_DESTINATION,
+            f"--force would write the device {devices[0]} and replace the file {files[0]}",
+            hint="Say which you mean: --write-device, --overwrite, or both.",
+        )
+    meant = "--write-device" if devices else "--overwrite"
+    note(f"--force has two names now; here it is {meant}")
+    return meant
 
 
 def destinations(point: RecoveryPoint, to: list[str]) -> list[tuple[VolumeGeometry, Path]]:
@@ -78,24 +123,24 @@ def destinations(point: RecoveryPoint, to: list[str]) -> list[tuple[VolumeGeomet
             known = ", ".join(by_name)
             raise DrengineError(BAD_DESTINATION, f"{text[:80]!r} is not VOLUME=PATH with one of the volumes {known}")
         chosen.append((by_name[name], Path(path)))
-    paths = [path.absolute() for _, path in chosen]
-    if len(set(paths)) != len(paths) or len({volume.volume for volume, _ in chosen}) != len(chosen):
-        raise DrengineError(BAD_DESTINATION, "a volume or a destination is named twice")
+    if len({volume.volume for volume, _ in chosen}) != len(chosen):
+        raise DrengineError(BAD_DESTINATION, "a volume is named twice")
     return chosen
 
 
 class _stopping_on_signals:
-    """SIGINT and SIGTERM let the restore save what is done before it gives up."""
+    """SIGINT, SIGTERM and SIGHUP let a restore save what is done before it gives up."""
 
-    def __init__(self, work: Restore) -> None:
-        self._work = work
+    def __init__(self, works: Sequence[Restore]) -> None:
+        self._works = works
 
     def __enter__(self) -> None:
-        self._before = {each: signal.signal(each, lambda *_: self._work.stop()) for each in _SIGNALS}
+        self._before = {each: signal.signal(each, self._stop) for each in ending_signals()}
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    def _stop(self, *_: object) -> None:
+        for each in self._works:
+            each.stop()

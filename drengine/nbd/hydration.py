@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from drengine.linux.devices import device_behind
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine.nbd.export import FLAG_FUA, Command, Complete, Export, ExportInfo, NbdError, Peer, Reply, Request
@@ -40,8 +41,8 @@ class Hydration:
     """
 
     def __init__(self, connect: Callable[[], NbdClient], copy: Path | None, *, connections: int = 4) -> None:
-        """Connect so many times, and begin an empty copy at `copy` (a file is made anew; a device must be big enough;
-        None: there is none).
+        """Connect so many times, and begin an empty copy at `copy` (a file is made anew; a device, also behind a link,
+        must be big enough and used by nobody; None: there is none).
 
         Raises:
             DrengineError, OSError: the remote disk or the copy can't be opened.
@@ -54,8 +55,11 @@ class Hydration:
                 undo.callback(client.close)
                 self._clients.put(client)
             self.size_bytes = client.size_bytes
-            self._copy = -1 if copy is None else os.open(copy, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._copy = -1
             if copy is not None:
+                copy = device_behind(copy)
+                flags = os.O_EXCL if copy.is_block_device() else os.O_CREAT
+                self._copy = os.open(copy, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
                 undo.callback(os.close, self._copy)
                 self._begin_copy(copy)
             undo.pop_all()

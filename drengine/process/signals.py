@@ -1,4 +1,4 @@
-"""Daemons and commands that run until SIGTERM or SIGINT."""
+"""Daemons and commands that run until SIGTERM, SIGINT or SIGHUP."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import os
 import signal
 from collections.abc import Callable
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
-"""The signals that ask a process to end."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that ask a process to end; the last one when its terminal goes away."""
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Those of ENDING that this process is to heed: a SIGHUP that `nohup` had ignored stays so."""
+    return [each for each in ENDING if each is not signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def ask_on_signals(ask: Callable[[], object], *, insist: bool = False) -> None:
-    """Have SIGTERM and SIGINT call `ask` in the running loop.
+    """Have the ending signals call `ask` in the running loop.
 
     Args:
         ask: asks the process to end; called once for each signal.
@@ -25,18 +30,18 @@ def ask_on_signals(ask: Callable[[], object], *, insist: bool = False) -> None:
 
     def on_signal(number: int) -> None:
         nonlocal asked
-        if asked and insist:
+        if asked and insist and number != signal.SIGHUP:  # kernel and shell both tell of a lost terminal
             os._exit(128 + number)
         asked = True
         ask()
 
     loop = asyncio.get_running_loop()
-    for number in ENDING:
+    for number in ending_signals():
         loop.add_signal_handler(number, on_signal, number)
 
 
 def signalled(*, insist: bool = False) -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set. `insist` as for `ask_on_signals`."""
+    """An event that the ending signals set. `insist` as for `ask_on_signals`."""
     event = asyncio.Event()
     ask_on_signals(event.set, insist=insist)
     return event

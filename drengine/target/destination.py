@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from drengine.devices import is_mounted
+from drengine.linux.devices import is_mounted
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
 from drengine.target.errors import DESTINATION_EXISTS, DESTINATION_REFUSED, DESTINATION_SMALL

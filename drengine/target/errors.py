@@ -41,12 +41,12 @@ DESTINATION_EXISTS = error_kind(
     "destination-exists",
     64,
     "The destination of a restore is there already.",
-    "Remove it, choose another one, or overwrite it with --force.",
+    "Remove it, choose another one, or let it be replaced with --overwrite.",
 )
 DESTINATION_SMALL = error_kind(
     "destination-too-small",
     65,
-    "The destination is smaller than the volume, or its file system has no room.",
+    "The destination is too small for the volume, or its file system for the data or for such a file.",
     "Free space or choose a larger one; a restore that ran out of space goes on where it stopped.",
     retryable=True,
 )

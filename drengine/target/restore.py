@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import stat
 import struct
@@ -19,14 +20,15 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from drengine.devices import device_behind, device_instance
 from drengine.durable import ASIDE, replace_durably, sync_directory
+from drengine.linux.devices import device_behind, device_instance
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
@@ -158,12 +160,16 @@ class Restore:
         check_destination(self.destination, self._volume, store, overwrite=overwrite, write_device=self._write_device)
 
     def names(self) -> set[tuple[int, int, str]]:
-        """The device, or the files that it makes, each with its folder's identity."""
+        """The device, or the files that it makes, each with its folder's identity, and the file that is there."""
         if self._is_device:
             return {(0, self.destination.stat().st_rdev, "")}
         folder = self.destination.parent.stat()
         paths = (self.destination, self._path, self._sidecar, self._sidecar.with_name(self._sidecar.name + ASIDE))
-        return {(folder.st_dev, folder.st_ino, path.name) for path in paths}
+        names = {(folder.st_dev, folder.st_ino, path.name) for path in paths}
+        if self.destination.exists():
+            there = self.destination.stat()
+            names.add((there.st_dev, there.st_ino, ""))
+        return names
 
     def take(self) -> tuple[int, int]:
         """Open and lock what is to be written; returns which file or device that is. Nothing is written yet.
@@ -305,7 +311,7 @@ class Restore:
         runs = list(self._view.extents(self._volume.volume, offset, length))
         if all(kind != "data" for _, _, kind in runs):
             self._zero(descriptor, offset, length)
-            return unit, xxh3_128_digest(_ZERO_UNIT[:length])
+            return unit, _zero_digest(length)
         buffer = bytearray(length)
         self._view.read_into(self._volume.volume, offset, buffer)
         view = memoryview(buffer)
@@ -358,7 +364,10 @@ class Restore:
         raise DrengineError(RESTORE_FAILED, f"{self._path} does not hold what was written at {unit * UNIT_BYTES}")
 
     def _digest_of(self, descriptor: int, unit: int) -> bytes:
-        return xxh3_128_digest(os.pread(descriptor, self._length(unit), unit * UNIT_BYTES))
+        offset, length = unit * UNIT_BYTES, self._length(unit)
+        if not self._is_device and _is_hole(descriptor, offset, length):
+            return _zero_digest(length)
+        return xxh3_128_digest(os.pread(descriptor, length, offset))
 
     def _load(self) -> None:
         """Take over what an earlier run of the same restore remembered, if there is anything."""
@@ -413,23 +422,20 @@ def prepare(works: Sequence[Restore], store: Path) -> None:
     for each in works:
         each.check(store)
         if not names.isdisjoint(each.names()):
-            raise DrengineError(
-                BAD_DESTINATION, f"{each.destination} is named twice, or is a file that another one needs"
-            )
+            said = f"{each.destination} is named twice, or is a file that is needed to write another one"
+            raise DrengineError(BAD_DESTINATION, said)
         names |= each.names()
-    taken: set[tuple[int, int]] = set()
-    try:
+    with ExitStack() as undo:
+        taken: dict[tuple[int, int], Restore] = {}
         for each in works:
-            identity = each.take()
-            if identity in taken:
-                raise DrengineError(BAD_DESTINATION, f"{each.destination} is another name of the same file or device")
-            taken.add(identity)
+            undo.callback(each.close)
+            other = taken.setdefault(each.take(), each)
+            if other is not each:
+                said = f"{other.destination} and {each.destination} are two names of the same file"
+                raise DrengineError(BAD_DESTINATION, said)
             each.lay_out()
         _check_room(works)
-    except BaseException:
-        for each in works:
-            each.close()
-        raise
+        undo.pop_all()
 
 
 def _check_room(works: Sequence[Restore]) -> None:
@@ -448,6 +454,19 @@ def _check_room(works: Sequence[Restore]) -> None:
                 DESTINATION_SMALL,
                 f"{folder} has {free} bytes free, and {needed[system]} bytes of data are to be written there",
             )
+
+
+@functools.cache
+def _zero_digest(length: int) -> bytes:
+    return xxh3_128_digest(_ZERO_UNIT[:length])
+
+
+def _is_hole(descriptor: int, offset: int, length: int) -> bool:
+    """Whether a file has nothing there that could be read but zeros, by its file system's word."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + length
+    except OSError as error:
+        return error.errno == errno.ENXIO
 
 
 def _write_at(descriptor: int, offset: int, data: memoryview) -> None:

@@ -99,4 +99,6 @@ def test_a_point_is_found_by_any_label_that_it_may_have(label: str) -> None:
         check_new_label(label)
     except DrengineError:
         return
-    assert not label or PointSelector.parse(label) == PointSelector.parse(f"label:{label}") == PointSelector(label=label)
+    assert not label or PointSelector.parse(label) == PointSelector.parse(f"label:{label}") == PointSelector(
+        label=label
+    )

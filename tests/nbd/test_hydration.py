@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from drengine.nbd.client import NbdClient
 from drengine.nbd.hydration import BLOCK_BYTES, Hydration
+from tests.linux.loops import loop_device
 
 SIZE_BYTES = 6 * BLOCK_BYTES + 12_345
 
@@ -145,6 +146,25 @@ def test_zeros_take_no_space(tmp_path: Path) -> None:
 def test_a_device_that_is_too_small_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="smaller"):
         Hydration(lambda: Remote(b"x" * SIZE_BYTES), Path("/dev/null"))  # type: ignore[arg-type, return-value]
+
+
+def test_a_copy_on_a_device_is_named_by_its_link_and_is_nobody_elses(tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(SIZE_BYTES)
+    with loop_device(tmp_path / "image", 1 << 20) as device:
+        (tmp_path / "by-id").symlink_to(device)
+        with hydrating(Remote(content), tmp_path / "by-id") as disk:
+            disk.fill(threading.Event())
+            with pytest.raises(OSError, match="busy"), hydrating(Remote(content), device):
+                pass
+        assert device.read_bytes()[:SIZE_BYTES] == content
+
+
+def test_a_link_to_a_file_is_no_place_for_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    (tmp_path / "link").symlink_to("theirs")
+    with pytest.raises(OSError), hydrating(Remote(b"x"), tmp_path / "link"):
+        pass
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"
 
 
 def test_it_is_a_client_that_hydration_needs() -> None:

@@ -41,7 +41,7 @@ def make(directory: Path, *, seed: int = 1, source: str = "shop", identity: str 
             model[-512:] = tail
             sequence += 2
             writer.append_batch(sequence - 1, Mark(), data_batch([(SIZE - 512, tail)]), generation=1)
-            cut = Cut(1_700_000_000_000_000_000 + number, PointKind.WRITE_ORDER, f"cut {number}")
+            cut = Cut(1_700_000_000_000_000_000 + number * 1_234_567, PointKind.WRITE_ORDER, f"cut {number}")
             writer.append_cut(sequence, Mark(), cut, generation=1)
             writer.commit(generation=1)
             found[f"1-{sequence}"] = bytes(model)
@@ -51,3 +51,21 @@ def make(directory: Path, *, seed: int = 1, source: str = "shop", identity: str 
 
 def point_of(store: Store, point_id: str, source: str = "shop") -> RecoveryPoint:
     return next(point for point in store.points(source) if point.id == point_id)
+
+
+def make_several(directory: Path, sizes: dict[str, int], *, seed: int = 1) -> dict[str, bytes]:
+    """A store with one point of several volumes, each with data in its first MiB; what that holds, by volume."""
+    rng = random.Random(seed)
+    contents = {name: rng.randbytes(min(size, 1 << 20)) for name, size in sizes.items()}
+    volumes = tuple(VolumeGeometry(number, name, "", size) for number, (name, size) in enumerate(sizes.items(), 1))
+    with Store.create(directory) as store:
+        store.ensure_source("shop")
+        writer = store.writer("shop", generation=1)
+        writer.append_geometry(1, Mark(), volumes, generation=1)
+        for sequence, volume in enumerate(volumes, 2):
+            batch = data_batch([(0, contents[volume.name])], volume=volume.volume)
+            writer.append_batch(sequence, Mark(), batch, generation=1)
+        writer.append_cut(len(volumes) + 2, Mark(), Cut(1_700_000_000 * 10**9, PointKind.QUIET), generation=1)
+        writer.commit(generation=1)
+        writer.close()
+    return contents

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from drengine.cli.main import app
+from drengine.model.points import PointKind
 from drengine.nbd.client import NbdClient
 from drengine.store.store import Store
 from drengine.terminal import main
@@ -56,6 +57,35 @@ def test_points_as_a_table_and_as_json(shell: Shell, contents: dict[str, bytes])
     assert [each["id"] for each in listed] == list(contents)
     assert {"time", "kind", "damaged", "size_bytes", "lag_seconds", "pinned", "volumes"} <= set(listed[0])
     assert listed[0]["volumes"][0]["size_bytes"] == SIZE
+
+
+def test_every_time_that_is_shown_finds_its_point(shell: Shell, contents: dict[str, bytes]) -> None:
+    shown = {line.split()[0]: " ".join(line.split()[1:3]) for line in shell("points").splitlines()[1:]}
+    exact = {each["id"]: each["time"] for each in json.loads(shell("points", "--json"))}
+    assert list(shown) == list(exact) == list(contents)
+    for times in (shown, exact):
+        for point, time in times.items():
+            assert json.loads(shell("pin", f"before:{time}", "--json"))["id"] == point
+            assert json.loads(shell("verify", time, "--json"))["id"] == point
+
+
+def test_a_label_is_taken_wherever_a_point_is_named(shell: Shell, contents: dict[str, bytes]) -> None:
+    older = next(iter(contents))
+    for text in ("cut 0", "label:cut 0"):
+        for command in ("verify", "pin", "unpin"):
+            assert json.loads(shell(command, text, "--json"))["id"] == older
+    shell("restore", "cut 0", "--to", f"data={shell.store.parent / 'disk.img'}")
+    assert (shell.store.parent / "disk.img").read_bytes() == contents[older]
+
+
+@pytest.mark.parametrize("label", ["20261125", "latest", "1-5"])
+def test_an_old_label_that_reads_as_something_else_is_named_as_one(shell: Shell, label: str) -> None:
+    with Store.open(shell.store) as store:
+        branch = store.promote(store.points("shop")[0], expected_generation=1)
+        with store.writable("shop", branch.number, generation=2) as view:
+            view.write(1, 0, b"x" * 512)
+            kept = view.cut(PointKind.WRITE_ORDER, label)
+    assert json.loads(shell("verify", f"label:{label}", "--json"))["id"] == kept.id
 
 
 def test_status_tells_what_the_store_holds(shell: Shell, contents: dict[str, bytes]) -> None:
@@ -131,10 +161,12 @@ def test_restore_by_time_and_into_a_folder(shell: Shell, contents: dict[str, byt
         (("points", "--source", "nope"), 40, "unknown-source"),
         (("points", "--source", "../etc"), 40, "unknown-source"),
         (("verify", "1-999999"), 41, "unknown-point"),
-        (("verify", "yesterday"), 11, "bad-point"),
+        (("verify", "yesterday"), 41, "unknown-point"),
+        (("verify", ""), 11, "bad-point"),
+        (("restore", "label:", "--to", "data=/tmp/x"), 11, "bad-point"),
         (("verify", "before:yesterday"), 11, "bad-point"),
         (("verify", "before:1970-01-01"), 41, "unknown-point"),
-        (("pin", "../../etc/passwd"), 11, "bad-point"),
+        (("pin", "../../etc/passwd"), 41, "unknown-point"),
         (("export", "--branch", "7"), 42, "unknown-branch"),
         (("export", "--volume", "nope"), 44, "unknown-volume"),
         (("export", "--listen", "10.1.2.3:1"), 21, "plain-refused"),

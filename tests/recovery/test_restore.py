@@ -20,7 +20,8 @@ from drengine.model.errors import DrengineError
 from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import restore as engine
-from drengine.target.restore import Restore, check_destination
+from drengine.target.destination import check_destination
+from drengine.target.restore import Restore
 from tests.recovery.replica import SIZE, make, point_of
 
 pytestmark = pytest.mark.timeout(90)
@@ -49,7 +50,9 @@ def restoring(store: Store, point_id: str, destination: Path, **options: object)
             clock=ManualClock(),
             **options,  # type: ignore[arg-type]
         )
-        return work.run(lambda done, total: None)
+        report = work.run(lambda done, total: None)
+        work.forget()
+        return report
 
 
 def test_each_point_is_restored_byte_for_byte_and_sparse(
@@ -225,7 +228,7 @@ def test_destinations_that_must_not_be_written_are_refused_and_untouched(
 
     def refused(path: Path, kind: str, *, force: bool = True, of: object = volume) -> None:
         with pytest.raises(DrengineError) as error:
-            check_destination(path, of, where, force=force)  # type: ignore[arg-type]
+            check_destination(path, of, where, overwrite=force)  # type: ignore[arg-type]
         assert error.value.kind.id == kind, error.value
 
     refused(where / "disk.img", "destination-refused")
@@ -236,13 +239,12 @@ def test_destinations_that_must_not_be_written_are_refused_and_untouched(
     refused(Path("/dev/null"), "destination-refused")
     refused(own, "destination-refused", of=protected)
     refused(busy, "destination-exists", force=False)
-    refused(tmp_path / "huge.img", "destination-too-small", of=type(volume)(1, "data", "x", 1 << 60))
     with busy.open("r+b") as held:
         import fcntl
 
         fcntl.flock(held, fcntl.LOCK_EX)
         refused(busy, "destination-refused")
-    check_destination(busy, volume, where, force=True)
+    check_destination(busy, volume, where, overwrite=True)
     assert busy.read_bytes() == b"mine"
 
 

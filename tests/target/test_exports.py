@@ -38,7 +38,7 @@ async def filled(site: Site, seed: int, cuts: int = 2) -> list[tuple[int, bytes]
             data = rng.randbytes(rng.choice((4096, 65536)))
             model[offset : offset + len(data)] = data
             await agent.write(offset, data)
-        expected.append((await agent.cut(), bytes(model)))
+        expected.append((await agent.cut(label=f"cut #{len(expected)}"), bytes(model)))
     await agent.acknowledged(expected[-1][0])
     return expected
 
@@ -76,6 +76,9 @@ async def test_the_list_is_short_and_every_point_can_still_be_opened(tmp_path: P
             "shop/data",
             "shop/data@latest",
             "shop/data@before:2100-01-01",
+            "shop/data@2100-01-01T00:00:00Z",
+            "shop/data@label:cut #1",
+            "shop/data@cut #2",
         ):
             client = await asyncio.to_thread(NbdClient, str(socket), name)
             assert client.size_bytes == SIZE

@@ -1,10 +1,12 @@
-"""What a path that is to be written stands for: block devices behind links, and who uses them."""
+"""Block devices: behind links, in use, and which one it is."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+
+from drengine.linux.mounts import read_mounts
 
 
 def device_behind(path: Path) -> Path:
@@ -18,9 +20,8 @@ def device_behind(path: Path) -> Path:
 
 def is_mounted(device: os.stat_result) -> bool:
     """Whether a block device is mounted where this process can see it."""
-    number = f"{os.major(device.st_rdev)}:{os.minor(device.st_rdev)}"
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    return any(line.split()[2] == number for line in mounts)
+    number = os.major(device.st_rdev), os.minor(device.st_rdev)
+    return any(mount.block_device() == number for mount in read_mounts())
 
 
 def device_instance(status: os.stat_result) -> int:
