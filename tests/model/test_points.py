@@ -17,7 +17,6 @@ SECOND = 10**9
 T10 = int(datetime(2026, 11, 23, 10, tzinfo=UTC).timestamp()) * SECOND
 
 
-@pytest.mark.fault(73)
 @given(MOMENTS)
 def test_a_shown_time_finds_the_point_that_it_was_shown_for(time_ns: int) -> None:
     for shown in (human_time(time_ns), exact_time(time_ns)):
