@@ -15,6 +15,7 @@ from drengine.cli.main import COMMANDS, app
 from drengine.terminal import Command, Group, main
 from drengine_agent.cli.main import COMMANDS as AGENT_COMMANDS
 from drengine_agent.cli.main import commands as agent_app
+from tests.recovery.replica import make
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/cli.md").read_text(encoding="utf-8")
 PROGRAMS: dict[str, typer.Typer] = {"drengine": app, "drengine-agent": agent_app}
@@ -117,7 +118,7 @@ def test_what_is_no_store_is_refused_and_nothing_is_made(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("point", ["", "nonsense", "before:", "before:9999999", "0-0", "1-" + "9" * 40, "../../etc"])
+@pytest.mark.parametrize("point", ["", " ", "before:", "before:9999999", "label:", "a\x1b[2J", "x" * 300])
 def test_what_names_no_point_is_refused(point: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from drengine.store.store import Store
 
@@ -126,3 +127,12 @@ def test_what_names_no_point_is_refused(point: str, tmp_path: Path, capsys: pyte
     told = capsys.readouterr().err
     assert code == 11, told
     assert "[bad-point]" in told
+
+
+@pytest.mark.parametrize("point", ["nonsense", "0-0", "1-" + "9" * 40, "../../etc"])
+def test_what_is_no_points_label_is_told_so(point: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "store")
+    code = main(app, ["verify", "--store", str(tmp_path / "store"), "--", point])
+    told = capsys.readouterr().err
+    assert code == 41, told
+    assert "[unknown-point]" in told

@@ -91,9 +91,11 @@ def test_points_are_listed_newest_first(api: Api) -> None:
     points = api.get("/sources/shop/points?limit=2")
     assert [each["label"] for each in points] == ["cut 2", "cut 1"]
     assert api.get("/sources/shop/points/latest")["id"] == points[0]["id"]
+    assert api.get("/sources/shop/points/cut%201")["id"] == points[1]["id"]
     for path, status, id in (
         ("/sources/shop/points/1-99999999", 404, "unknown-point"),
-        ("/sources/shop/points/yesterday", 422, "bad-point"),
+        ("/sources/shop/points/yesterday", 404, "unknown-point"),
+        ("/sources/shop/points/before:yesterday", 422, "bad-point"),
         ("/sources/nobody/points", 404, "unknown-source"),
         ("/sources/nobody/branches", 404, "unknown-source"),
         ("/runs/20260101T000000-x-0000", 404, "unknown-run"),
