@@ -84,6 +84,10 @@ class Site:
             self._running.remove(process)
         return moment
 
+    def forget(self, process: subprocess.Popen[bytes]) -> None:
+        """It has ended, and that is as it should be."""
+        self._running.remove(process)
+
     def stop(self, process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> int:
         """Ask a process to end and wait for it; its exit status."""
         process.send_signal(number)

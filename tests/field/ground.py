@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import random
 import re
@@ -30,6 +31,7 @@ from drengine.store.store import Store
 from drengine_agent.capture.ebpf.btf import VMLINUX
 from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.daemon.client import ask
+from tests.agent.capture.ebpf import rig
 from tests.agent.capture.ebpf.rig import fresh_source, loop_device
 from tests.field.trial import Skipped, all_trials
 
@@ -228,6 +230,7 @@ class Pair:
         self.source = fresh_source() if tracker == "ebpf" else f"shop{name}"
         self.port = free_port()
         self._exports = 0
+        self._unequal = ""
         self.store = ground.folder / f"store{name}"
         self.state = ground.folder / f"state{name}"
         self.tap = ground.folder / f"tap{name}.sock"
@@ -235,17 +238,23 @@ class Pair:
         self.target_file, self.agent_file = ground.folder / f"target{name}.toml", ground.folder / f"agent{name}.toml"
         if tracker == "ebpf":
             ground.at_end(Watch.detach, self.source)
+        self._target_options = dict(target or {})
+        self.move_store(self.store)
+        self.write_agent_file(tracker, agent or {})
+
+    def move_store(self, store: Path) -> None:
+        """The target's configuration, with its store at another place."""
+        self.store = store
         write_toml(
             self.target_file,
             {
-                "store": str(self.store),
+                "store": str(store),
                 "listen": f"127.0.0.1:{self.port}",
                 "nbd_socket": str(self.recovery),
                 "free_space_min": "0B",
-                **(target or {}),
+                **self._target_options,
             },
         )
-        self.write_agent_file(tracker, agent or {})
 
     def write_agent_file(self, tracker: str, options: Mapping[str, Any]) -> None:
         """The agent's configuration, anew."""
@@ -334,13 +343,13 @@ class Pair:
         assert chosen, "there is no point"
         return read_point(self.store, chosen, volume)
 
-    def is_equal(self, **live: Path) -> bool:
+    def is_equal(self) -> bool:
         """Whether the newest point is what the disks hold now, read past the page cache where they are devices."""
-        point = self.newest()
-        if point is None:
+        if (point := self.newest()) is None or point.id == self._unequal:
             return False
-        places = live or self.volumes
-        return all(read_live(path) == self.content(name, point) for name, path in places.items())
+        equal = all(first_difference(self.store, point, name, path) is None for name, path in self.volumes.items())
+        self._unequal = "" if equal or self.status()["backlog_bytes"] else point.id
+        return equal
 
     def until_equal(self, what: str = "the newest point equals the disks", *, seconds: float = WAIT_SECONDS) -> None:
         """Nobody may be writing."""
@@ -363,10 +372,27 @@ def read_point(store: Path, point: RecoveryPoint, volume: str) -> bytes:
         return b"".join(view.read(number, at, min(READ_BYTES, size - at)) for at in range(0, size, READ_BYTES))
 
 
+def first_difference(store: Path, point: RecoveryPoint, volume: str, path: Path) -> int | None:
+    """Where a point's volume and a file or device begin to differ, to a few MiB; None if they do not."""
+    number, size = next((each.volume, each.size_bytes) for each in point.geometry if each.name == volume)
+    direct = os.O_DIRECT if path.is_block_device() else 0  # past the page cache, as the agent reads
+    with (
+        Store.open(store, read_only=True) as opened,
+        opened.view(point) as view,
+        rig.opened(path, os.O_RDONLY | direct) as disk,
+        contextlib.closing(mmap.mmap(-1, READ_BYTES)) as buffer,
+    ):
+        if os.lseek(disk, 0, os.SEEK_END) != size:
+            return size
+        for at in range(0, size, READ_BYTES):
+            length = os.preadv(disk, [buffer], at)
+            if buffer[:length] != view.read(number, at, length):
+                return at
+    return None
+
+
 def read_live(path: Path) -> bytes:
-    """All of a file, or of a device past its page cache."""
-    if not path.is_block_device():
-        return path.read_bytes()
+    """All of a device, past its page cache."""
     done = subprocess.run(["dd", f"if={path}", "bs=4M", "iflag=direct", "status=none"], check=True, capture_output=True)
     return done.stdout
 
