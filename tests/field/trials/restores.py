@@ -83,7 +83,7 @@ def two_names_of_one_file_are_no_two_destinations(ground: Ground) -> None:
 
 @trial(seconds_max=120)
 def a_time_that_is_shown_names_its_point(ground: Ground) -> None:
-    """Each time that `points` shows, in its table and as JSON, given as `before:`, is the point that it stood beside."""
+    """Each time that `points` shows, in its table and as JSON, given as `before:`, means the point beside it."""
     pair = Pair(ground, {"data": ground.image("data", MIB)}).start()
     for _ in range(TIMES):
         before = pair.newest()
@@ -149,7 +149,7 @@ def a_device_by_its_link_is_restored_to(ground: Ground) -> None:
 
 @trial(seconds_max=120)
 def a_disk_of_4096_byte_sectors_says_so_at_its_restore(ground: Ground) -> None:
-    """A disk with sectors of 4096 bytes is restored to one of 512: the difference is told, not passed over in silence."""
+    """A disk with sectors of 4096 bytes is restored to one of 512: the difference is told."""
     ground.needs_kernel()
     disk = ground.disk("native", 64 * MIB, sector=4096, filled=MIB)
     pair = Pair(ground, {"data": disk}, tracker="ebpf").start()
