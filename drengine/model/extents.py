@@ -92,6 +92,15 @@ def iter_table(table: bytes | memoryview) -> Iterator[Extent]:
     return map(Extent._make, EXTENT.iter_unpack(table))
 
 
+def block_ranges(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range (offset, length) cut at block boundaries, as DATA extents must be."""
+    end = offset + length
+    while offset < end:
+        part = min(end - offset, BLOCK_BYTES - offset % BLOCK_BYTES)
+        yield offset, part
+        offset += part
+
+
 def check_table(table: bytes | memoryview, plain_length: int, volume_sizes: Mapping[int, int]) -> None:
     """Check every rule of the module's docstring against the declared volumes.
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BLOCK_BYTES, NO_DIGEST, Batch, Extent, ExtentKind, pack_table
+from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
 from drengine.store.context import StoreContext
 from drengine.store.errors import STORE_FULL
@@ -26,7 +26,7 @@ from drengine.store.rowset import RowSet
 from drengine.store.segment import parse_geometry
 from drengine.store.stack import StackLayer, resolve_rows
 from drengine.store.view import Piece, View
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import cut_blocks, data_extent, make_batch
 
 _MEMORY = 0xFFFFFFFF
 """Segment number that stands for plain bytes not durable yet; the record number says which."""
@@ -35,7 +35,6 @@ _ROWS_MAX = 4096
 _ROW_COST_BYTES = 64
 _LEVEL = 1
 _TAIL_RATIO = 2
-_ZERO_BLOCK = bytes(BLOCK_BYTES)
 
 
 class _Pending:
@@ -87,12 +86,12 @@ class _Pending:
         if self.batch is None:
             plain, at, extents = memoryview(bytes(self.plain)), 0, []
             for volume, kind, offset, length in self.rows:
-                end = at + length if kind == ExtentKind.DATA else at
-                hashed = digest(plain[at:end]) if kind == ExtentKind.DATA else NO_DIGEST
-                extents.append(Extent(volume, kind, offset, length, hashed))
-                at = end
-            codec, payload = encode_payload(plain, _LEVEL)
-            self.batch = Batch(pack_table(extents), codec, len(plain), payload)
+                if kind == ExtentKind.DATA:
+                    extents.append(data_extent(volume, offset, plain[at : at + length]))
+                    at += length
+                else:
+                    extents.append(Extent(volume, kind, offset, length))
+            self.batch = make_batch(extents, plain, _LEVEL)
         return self.batch
 
 
@@ -147,15 +146,9 @@ class WritableView(View):
         self._check_range(volume, offset, len(view))
         with self._lock:
             self._make_room(len(view))
-            at = 0
-            while at < len(view):
-                length = min(len(view) - at, BLOCK_BYTES - (offset + at) % BLOCK_BYTES)
-                part = view[at : at + length]
-                if part == _ZERO_BLOCK[:length]:
-                    self._buffer.add(volume, ExtentKind.ZERO, offset + at, None, length)
-                else:
-                    self._buffer.add(volume, ExtentKind.DATA, offset + at, part, length)
-                at += length
+            for at, part, is_zero in cut_blocks(offset, view):
+                kind = ExtentKind.ZERO if is_zero else ExtentKind.DATA
+                self._buffer.add(volume, kind, at, None if is_zero else part, len(part))
                 self._pack_when_full()
 
     def zero(self, volume: int, offset: int, length: int) -> None:

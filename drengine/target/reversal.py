@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, BLOCK_BYTES, Batch, Extent, ExtentKind, pack_table
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, Batch, Extent, ExtentKind
 from drengine.model.points import Mark, RecoveryPoint
 from drengine.store.changes import Spans
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE
@@ -43,13 +43,12 @@ from drengine.wire.events import (
     Welcome,
 )
 from drengine.wire.fields import SPANS_MAX
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import cut_blocks, data_extent, make_batch
 
 log = logging.getLogger("drengine.target")
 
 ANSWERS_MAX = 4
 LEVEL = 1
-_ZEROS = bytes(BLOCK_BYTES)
 _T = TypeVar("_T")
 
 
@@ -200,16 +199,10 @@ def batch_of(view: View, query: Fetch) -> Batch:
     extents: list[Extent] = []
     plain = bytearray()
     for volume, offset, length in query.ranges:
-        data = memoryview(view.read(volume, offset, length))
-        at = 0
-        while at < length:
-            size = min(length - at, BLOCK_BYTES - (offset + at) % BLOCK_BYTES)
-            part = data[at : at + size]
-            if part == _ZEROS[:size]:
-                extents.append(Extent(volume, ExtentKind.ZERO, offset + at, size))
+        for at, part, is_zero in cut_blocks(offset, view.read(volume, offset, length)):
+            if is_zero:
+                extents.append(Extent(volume, ExtentKind.ZERO, at, len(part)))
             else:
-                extents.append(Extent(volume, ExtentKind.DATA, offset + at, size, digest(part)))
+                extents.append(data_extent(volume, at, part))
                 plain += part
-            at += size
-    codec, payload = encode_payload(plain, LEVEL)
-    return Batch(pack_table(extents), codec, len(plain), payload)
+    return make_batch(extents, plain, LEVEL)

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 import zstandard
 from xxhash import xxh3_128_digest
 
 from drengine.model.errors import DrengineError, error_kind
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, Batch, Codec, ExtentKind, iter_table
+from drengine.model.extents import (
+    BATCH_PLAIN_BYTES_MAX,
+    BLOCK_BYTES,
+    Batch,
+    Codec,
+    Extent,
+    ExtentKind,
+    block_ranges,
+    iter_table,
+    pack_table,
+)
 
 BAD_PAYLOAD = error_kind(
     "bad-payload",
@@ -34,6 +45,7 @@ RAW_ABOVE = 0.95
 _CLAIM = struct.Struct("<4xB11xQ16s")
 """A row of an extent table as far as verification needs it: kind, length, digest."""
 
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
 _thread = threading.local()
 
 
@@ -53,6 +65,25 @@ def encode_payload(plain: bytes | bytearray | memoryview, level: int | None) -> 
     if len(packed) >= len(plain) * RAW_ABOVE:
         return Codec.RAW, memoryview(plain)
     return Codec.ZSTD, packed
+
+
+def cut_blocks(offset: int, data: bytes | bytearray | memoryview) -> Iterator[tuple[int, memoryview, bool]]:
+    """Bytes of a volume cut at block boundaries: where each part lies, the part, and whether it is all zeros."""
+    view, begin = memoryview(data), offset
+    for at, length in block_ranges(offset, len(view)):
+        part = view[at - begin : at - begin + length]
+        yield at, part, part[0] == 0 and _ZERO_BLOCK.startswith(part)
+
+
+def data_extent(volume: int, offset: int, data: memoryview) -> Extent:
+    """The row of bytes within one block."""
+    return Extent(volume, ExtentKind.DATA, offset, len(data), digest(data))
+
+
+def make_batch(extents: Iterable[Extent], plain: bytes | bytearray | memoryview, level: int | None) -> Batch:
+    """A batch of these rows, whose DATA is `plain`, encoded as `encode_payload` says."""
+    codec, payload = encode_payload(plain, level)
+    return Batch(pack_table(extents), codec, len(plain), payload)
 
 
 def decode_payload(batch: Batch) -> memoryview:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.process.signals import ask_on_signals
 from drengine.telemetry.endpoint import MetricsEndpoint
 from drengine.telemetry.notify import notify
 from drengine_agent.config import AgentConfig, load_config
@@ -71,10 +72,8 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
     agent = Agent(config, observer=metrics)
     metrics.watch(agent)
     running = asyncio.create_task(agent.run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, agent)
-    loop.add_signal_handler(signal.SIGHUP, _reload, agent, config_path)
+    ask_on_signals(lambda: _stop(agent))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, config_path)
     control = ControlServer(agent, config.control_socket)
     endpoint: MetricsEndpoint | None = None
     lease: asyncio.Task[None] | None = None

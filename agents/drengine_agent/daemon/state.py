@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from drengine.durable import replace_durably
 from drengine.model.errors import DrengineError
 from drengine_agent.errors import AGENT_RUNNING, STATE_DAMAGED
 
@@ -102,12 +103,7 @@ class StateDirectory:
             DrengineError: STATE_DAMAGED.
         """
         try:
-            fresh = self.path / "state.json.new"
-            with fresh.open("wb") as file:
-                file.write(msgspec.json.encode(state))
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path / "state.json")
+            replace_durably(self.path / "state.json", msgspec.json.encode(state))
         except OSError as error:
             raise DrengineError(STATE_DAMAGED, f"{self.path}: {error.strerror}") from error
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BLOCK_BYTES, Batch, ExtentKind, iter_table
+from drengine.model.extents import Batch, ExtentKind, block_ranges, check_table, iter_table
 from drengine.wire.events import (
     Changed,
     ChangeQuery,
@@ -97,15 +97,21 @@ class PointReader:
         """Bytes of the point; that their hashes hold is for `verify_batch` to say.
 
         Raises:
+            DrengineError: BAD_EXTENTS.
             SessionEnded: the answer is not exactly what was asked for; or the session ended.
         """
         async with self._fetches:
             answer = await self._ask(lambda number: Fetch(number, tuple(spans)), Fetched)
-        found = ((row.volume, row.offset, row.length) for row in iter_table(answer.batch.table))
-        kinds = (row.kind for row in iter_table(answer.batch.table))
-        if list(found) != list(_blocks(spans)) or not all(kind in (ExtentKind.DATA, ExtentKind.ZERO) for kind in kinds):
+        batch = answer.batch
+        rows = list(iter_table(batch.table))
+        asked = [(volume, *part) for volume, offset, length in spans for part in block_ranges(offset, length)]
+        if [(row.volume, row.offset, row.length) for row in rows] != asked or any(
+            row.kind == ExtentKind.DISCARD for row in rows
+        ):
             raise SessionEnded("target-refused", "the target sent other ranges than those asked for")
-        return answer.batch
+        sizes = {volume.volume: volume.size_bytes for volume in self.welcome.geometry}
+        check_table(batch.table, batch.plain_length, sizes)
+        return batch
 
     async def changed(self, volume: int, since: int, size_bytes: int) -> AsyncIterator[Span]:
         """Where the volume may differ from position `since` of the point's branch, ascending."""
@@ -170,13 +176,3 @@ class PointReader:
             for waiting in self._open.values():
                 if not waiting.done():
                     waiting.set_exception(self._ended)
-
-
-def _blocks(spans: Sequence[Span]) -> Iterator[tuple[int, int, int]]:
-    """The extents that answer a question for these ranges."""
-    for volume, offset, length in spans:
-        at, end = offset, offset + length
-        while at < end:
-            size = min(end - at, BLOCK_BYTES - at % BLOCK_BYTES)
-            yield volume, at, size
-            at += size

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from drengine.durable import replace_durably
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError, error_kind
-from drengine_agent.durable import replace_durably
 from drengine_agent.errors import STATE_DAMAGED
 
 SOURCE_FENCED = error_kind(

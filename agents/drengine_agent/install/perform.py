@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from drengine.durable import replace_durably
 from drengine.model.errors import DrengineError
 from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.errors import AGENT_RUNNING
@@ -54,7 +55,7 @@ def _perform(act: Act, root: Path) -> None:
             path.mkdir(exist_ok=True)
             path.chmod(act.mode)
         case WriteFile():
-            _write(within(root, act.path), act.content, act.mode)
+            replace_durably(within(root, act.path), act.content, mode=act.mode)
         case MakeLink():
             path = within(root, act.path)
             if not path.is_symlink():
@@ -85,26 +86,6 @@ def _check_stopped(state_directory: Path) -> None:
         raise DrengineError(AGENT_RUNNING, "an agent that systemd did not start is running: stop it first") from error
     finally:
         os.close(handle)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    fresh = path.with_name(f".{path.name}.drengine-new")
-    fresh.unlink(missing_ok=True)  # of an attempt that was cut off
-    try:
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:  # noqa: PTH123
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _remove(path: Path, *, whole: bool) -> None:

@@ -7,18 +7,14 @@ from dataclasses import dataclass, field
 
 from drengine.model.extents import (
     BATCH_EXTENTS_MAX,
-    BLOCK_BYTES,
     Batch,
-    Codec,
     Extent,
     ExtentKind,
-    pack_table,
 )
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import cut_blocks, data_extent, make_batch
 from drengine_agent.capture.scan.indexes import Note
 from drengine_agent.ship.compression import compressible
 
-ZERO_BLOCK = bytes(BLOCK_BYTES)
 Notes = list[Note]
 """For the index: what the target has once the batch is durable."""
 
@@ -47,12 +43,14 @@ class BatchBuilder:
 
     def add(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Bytes of a volume, of any length; cut at block boundaries; zeros become ZERO extents."""
-        view = memoryview(data)
-        at = 0
-        while at < len(view):
-            length = min(len(view) - at, BLOCK_BYTES - (offset + at) % BLOCK_BYTES)
-            self._add_block(volume, offset + at, view[at : at + length])
-            at += length
+        for at, part, is_zero in cut_blocks(offset, data):
+            if is_zero:
+                self.zero(volume, at, len(part))
+            else:
+                self._make_room(len(part))
+                self._captured += len(part)
+                self._extents.append(data_extent(volume, at, part))
+                self._plain += part
 
     def zero(self, volume: int, offset: int, length: int, *, discard: bool = False) -> None:
         """A range that reads as zeros; neighbours become one extent."""
@@ -77,21 +75,9 @@ class BatchBuilder:
         level = self._level()
         if level is not None and not compressible(plain):
             level = None
-        codec, payload = encode_payload(plain, level) if plain else (Codec.RAW, b"")
-        batch = Batch(pack_table(self._extents), codec, len(plain), payload)
-        outgoing = Outgoing(batch, self._captured, self.notes)
+        outgoing = Outgoing(make_batch(self._extents, plain, level), self._captured, self.notes)
         self._extents, self._plain, self._captured, self.notes = [], bytearray(), 0, []
         return outgoing
-
-    def _add_block(self, volume: int, offset: int, view: memoryview) -> None:
-        length = len(view)
-        if view[0] == 0 and ZERO_BLOCK.startswith(view):
-            self.zero(volume, offset, length)
-            return
-        self._make_room(length)
-        self._captured += length
-        self._extents.append(Extent(volume, ExtentKind.DATA, offset, length, digest(view)))
-        self._plain += view
 
     def _make_room(self, length: int) -> None:
         if len(self._extents) >= BATCH_EXTENTS_MAX or len(self._plain) + length > self._plain_bytes_max:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import signal
 import socket
 from collections.abc import Callable, Mapping
 from random import Random
@@ -23,6 +22,7 @@ from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.nbd.client import NbdAddress
+from drengine.process.signals import ask_on_signals
 from drengine.telemetry.notify import notify
 from drengine.transport.networks import DataNetworks
 from drengine_agent.standby.config import StandbyConfig
@@ -165,8 +165,7 @@ async def serve_standby(config: StandbyConfig) -> None:
     """
     host = StandbyHost(config)
     running = asyncio.create_task(host.party.run())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    ask_on_signals(running.cancel)
     notify("READY=1")
     log.info("recovery host %s is ready", config.name)
     with contextlib.suppress(asyncio.CancelledError):

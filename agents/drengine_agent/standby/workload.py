@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 
 from drengine.control.attach import AttachOrder, StandbyMount
+from drengine.durable import replace_durably
 from drengine.linux.disks import disk_name
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
 from drengine.process import Finished, end_marked, run_command
-from drengine_agent.durable import replace_durably
 from drengine_agent.standby.disk import AttachedDisk, is_attached, run_tool
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.mounts import OwnMounts

@@ -348,12 +348,15 @@ async def test_bytes_that_are_not_what_their_hashes_say_are_never_written(tmp_pa
                     rows = [row._replace(digest=digest(b"x")) if any(row.digest) else row for row in rows]
                 case "elsewhere":
                     rows = [row._replace(offset=row.offset ^ 512) for row in rows]
+                case "digest":
+                    rows = [row._replace(kind=ExtentKind.ZERO, digest=b"d" * 16) for row in rows]
+                    batch = Batch(b"", Codec.RAW, 0, b"")
                 case _:
                     rows = [Extent(row.volume, ExtentKind.DISCARD, row.offset, row.length) for row in rows]
                     batch = Batch(b"", Codec.RAW, 0, b"")
             return Fetched(event.query, replace(batch, table=pack_table(rows)))
 
-        for how in ("lie", "elsewhere", "zeros"):
+        for how in ("lie", "elsewhere", "digest", "zeros"):
 
             async def lying(how: str = how) -> Stream:
                 stream = await connect()

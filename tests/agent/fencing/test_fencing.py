@@ -282,13 +282,13 @@ async def test_what_cannot_be_remembered_is_not_called_done_and_still_serves_nob
     config, replica = configured(tmp_path), Replica()
     async with running(config, replica) as agent:
         await until(lambda: replica.points)
-        (tmp_path / "state" / "fence.new").mkdir()
+        (tmp_path / "state" / "fence.json.new").mkdir()
         with pytest.raises(DrengineError) as failed:
             await agent.fence(1)
         assert failed.value.kind.id == "agent-state-damaged"
         assert is_refused(config)
         assert agent.status()["state"] == "STOPPED"
-        (tmp_path / "state" / "fence.new").rmdir()
+        (tmp_path / "state" / "fence.json.new").rmdir()
         await agent.fence(1)
         assert agent.is_fenced
 
@@ -296,7 +296,7 @@ async def test_what_cannot_be_remembered_is_not_called_done_and_still_serves_nob
 def test_the_record_is_old_or_new_whatever_is_left_beside_it(tmp_path: Path) -> None:
     fence = Fence(tmp_path)
     fence.replace(FenceRecord(Standing.FENCED, 3, "x", equals="2-7", stamps={"a": "b"}))
-    (tmp_path / "fence.new").write_bytes(b"torn")
+    (tmp_path / "fence.json.new").write_bytes(b"torn")
     assert Fence(tmp_path).record == fence.record
 
 

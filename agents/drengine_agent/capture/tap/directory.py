@@ -12,7 +12,6 @@ leave it.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
+from drengine.durable import replace_durably
 from drengine.linux.disks import boot_id
 from drengine.model.errors import DrengineError
 from drengine_agent.capture.backing import Volume
@@ -125,10 +125,7 @@ class Memory:
         """
         remains = Remains(dirty.dump(), {epoch.hex(): least for epoch, least in epochs.items()}, reason)
         body = msgspec.json.encode(remains)
-        with (self._directory / "dirty").open("wb") as file:
-            file.write(xxhash.xxh3_64_digest(body) + body)
-            file.flush()
-            os.fsync(file.fileno())
+        replace_durably(self._directory / "dirty", xxhash.xxh3_64_digest(body) + body)
 
     def sync(self) -> None:
         """Make what `save` wrote durable."""
