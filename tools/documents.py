@@ -51,14 +51,18 @@ def errors() -> str:
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     rows = "\n".join(
-        f"| {kind.exit_code} | `{kind.id}` | {kind.summary} | {kind.hint} | {'yes' if kind.retryable else 'no'} |"
+        f"| {kind.exit_code} | `{kind.id}` | {kind.summary} | {kind.hint} | {'yes' if kind.retryable else 'no'} | "
+        f"{'no' if kind.final else 'yes'} |"
         for kind in error_kinds()
     )
     return (
         f"{GENERATED}# Errors\n\nEach failure has a stable id and, for a command that ends with it, an exit status. "
         "0 is success, 2 a command line that can't be understood, 130 an interrupt. With `--json` the error is one "
-        "JSON object on standard error.\n\n"
-        f"| exit | id | meaning | what to do | retry helps |\n|---|---|---|---|---|\n{rows}\n"
+        "JSON object on standard error. *Retry helps*: the same action may succeed later without anyone changing "
+        "anything. *Peer comes back*: an agent that is refused for it backs off and tries again by itself; "
+        "otherwise it stops until somebody acts at its side.\n\n"
+        "| exit | id | meaning | what to do | retry helps | peer comes back |\n|---|---|---|---|---|---|\n"
+        f"{rows}\n"
     )
 
 

@@ -168,7 +168,7 @@ async def serve_metrics(orchestrator: Orchestrator) -> AsyncIterator[int]:
         yield 0
         return
     metrics = OrchestratorMetrics(orchestrator.session).metrics
-    endpoint = MetricsEndpoint(address.host, address.port, metrics, ready=lambda: True)
+    endpoint = MetricsEndpoint(address.host, address.port, metrics, not_ready=lambda: "")
     try:
         yield endpoint.port
     finally:

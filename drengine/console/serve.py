@@ -37,6 +37,7 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         lifespan="off",
         ws="none",
         limit_concurrency=CONNECTIONS_MAX,
+        backlog=CONNECTIONS_MAX,
         h11_max_incomplete_event_size=64 << 10,
         timeout_graceful_shutdown=END_SECONDS,
     )

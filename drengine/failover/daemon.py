@@ -22,7 +22,9 @@ from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
 from drengine.failover.session import Session, open_session
 from drengine.model.errors import DrengineError
+from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
+from drengine.telemetry.accepting import quiet_accept_failures
 from drengine.telemetry.notify import notify
 
 log = logging.getLogger("drengine.orchestrator")
@@ -158,6 +160,8 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
         DrengineError: the store's and the registry's own, BROKER_FAILED.
     """
     stopping = signalled(insist=True)
+    raise_descriptor_limit()
+    quiet_accept_failures(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         if config.broker.embedded and config.broker.address is not None:
             await stack.enter_async_context(embedded_broker(config.broker.address))

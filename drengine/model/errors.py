@@ -21,6 +21,10 @@ class ErrorKind:
         summary: what it means, in one sentence.
         hint: what a person should do next.
         retryable: whether the same action may succeed later without anyone changing anything.
+        final: whether a peer that is refused for it should give up until somebody acts at its own side. Any other
+            refusal may end without the peer's doing (a disk is mounted again, a certificate renewed), so the peer
+            backs off and comes back by itself. It does not follow from `retryable`: a write that failed for good says
+            nothing about the next session.
     """
 
     id: str
@@ -28,6 +32,7 @@ class ErrorKind:
     summary: str
     hint: str
     retryable: bool = False
+    final: bool = False
 
 
 class DrengineError(Exception):
@@ -43,13 +48,15 @@ class DrengineError(Exception):
         return f"{self.message} [{self.kind.id}]"
 
 
-def error_kind(id: str, exit_code: int, summary: str, hint: str, *, retryable: bool = False) -> ErrorKind:
+def error_kind(
+    id: str, exit_code: int, summary: str, hint: str, *, retryable: bool = False, final: bool = False
+) -> ErrorKind:
     """Register and return a kind; each package defines its own beside the code that raises them.
 
     Raises:
         ValueError: the id or the exit code is already taken.
     """
-    kind = ErrorKind(id, exit_code, summary, hint, retryable)
+    kind = ErrorKind(id, exit_code, summary, hint, retryable, final)
     taken = next((k for k in _KINDS.values() if k.exit_code == exit_code), None)
     if id in _KINDS or taken is not None or not 10 <= exit_code <= 125:
         raise ValueError(f"error kind {id!r} or exit code {exit_code} is taken or out of range")
@@ -67,6 +74,7 @@ BAD_NAME = error_kind(
     10,
     "A name has characters or a length that are not allowed.",
     "Use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit.",
+    final=True,
 )
 BAD_POINT = error_kind(
     "bad-point",
@@ -79,6 +87,7 @@ BAD_EXTENTS = error_kind(
     12,
     "An extent table breaks a rule of the protocol.",
     "The peer is faulty or of another version; compare `drengine --version` on both sides.",
+    final=True,
 )
 BAD_LABEL = error_kind(
     "bad-label",

@@ -1,6 +1,15 @@
-"""Commands that are run for us: argv only, bounded in time and output, ended with everything that they started."""
+"""Processes: commands that are run for us, ended with everything that they started; and what our own may run out of."""
 
 from drengine.process.command import Finished, run_command
+from drengine.process.descriptors import descriptors_free, raise_descriptor_limit
 from drengine.process.marked import end_marked, find_marked, start_marked
 
-__all__ = ["Finished", "end_marked", "find_marked", "run_command", "start_marked"]
+__all__ = [
+    "Finished",
+    "descriptors_free",
+    "end_marked",
+    "find_marked",
+    "raise_descriptor_limit",
+    "run_command",
+    "start_marked",
+]

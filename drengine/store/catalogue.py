@@ -8,10 +8,11 @@ checked when the catalogue is opened.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -20,12 +21,15 @@ from drengine.store.errors import (
     CATALOGUE_DAMAGED,
     FENCED,
     MAINTENANCE_BUSY,
+    RESOURCES_EXHAUSTED,
+    STORE_AWAY,
     STORE_FULL,
     STORE_IO,
     STORE_READ_ONLY,
     STORE_VERSION,
     UNKNOWN_BRANCH,
     UNKNOWN_SOURCE,
+    os_errors,
 )
 from drengine.store.rows import (
     SIDE_ROLES,
@@ -53,7 +57,10 @@ _TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
 
 _KINDS: dict[str, ErrorKind] = {
     "SQLITE_FULL": STORE_FULL,
+    "SQLITE_NOMEM": RESOURCES_EXHAUSTED,
+    "SQLITE_IOERR_NOMEM": RESOURCES_EXHAUSTED,
     "SQLITE_IOERR": STORE_IO,
+    "SQLITE_READONLY_DBMOVED": STORE_AWAY,
     "SQLITE_READONLY": STORE_READ_ONLY,
     "SQLITE_CANTOPEN": STORE_READ_ONLY,
     "SQLITE_PERM": STORE_READ_ONLY,
@@ -66,6 +73,20 @@ def _from_sqlite(error: Exception) -> DrengineError:
     name = getattr(error, "sqlite_errorname", "") or ""
     kind = next((kind for prefix, kind in _KINDS.items() if name.startswith(prefix)), CATALOGUE_DAMAGED)
     return DrengineError(kind, f"catalogue: {error}")
+
+
+def _raise_system_error(path: Path, error: Exception) -> None:
+    """SQLite says only that it cannot open a file: ask the system why, by opening all that SQLite does.
+
+    Raises:
+        DrengineError: the system's reason, if it still holds.
+    """
+    if getattr(error, "sqlite_errorname", "") != "SQLITE_CANTOPEN":
+        return
+    beside = [path.with_name(f"{path.name}{suffix}") for suffix in SIDE_SUFFIXES]
+    with os_errors(f"opening {path}"), ExitStack() as opened:
+        for each in (path, *(each for each in beside if each.exists())):
+            opened.callback(os.close, os.open(each, os.O_RDWR | os.O_CLOEXEC))
 
 
 class Catalogue:
@@ -92,6 +113,7 @@ class Catalogue:
         try:
             self._db = _connect(path, read_only=read_only)
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            _raise_system_error(path, error)
             raise _from_sqlite(error) from error
         try:
             self._check_identity()

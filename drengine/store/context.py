@@ -9,6 +9,7 @@ from drengine.model.clock import Clock
 from drengine.store.blobs import Storage
 from drengine.store.catalogue import Catalogue
 from drengine.store.options import StoreOptions
+from drengine.store.place import Place
 from drengine.store.records import Records
 from drengine.store.stack import Layers
 
@@ -20,12 +21,14 @@ class StoreContext:
     Attributes:
         directory: where the identity, the catalogue and the locks are.
         identity: 16 bytes that name the store.
+        place: whether it still lies where it was opened.
         storage: where the segments are.
         catalogue: the connection for reading and administration; each writer has its own.
     """
 
     directory: Path
     identity: bytes
+    place: Place
     read_only: bool
     options: StoreOptions
     clock: Clock

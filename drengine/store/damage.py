@@ -46,6 +46,7 @@ def record_damage(context: StoreContext, rows: Iterable[DamageRow]) -> None:
     found = list(rows)
     if not found or context.read_only:
         return
+    context.place.require()  # what is missing with the whole store is not damaged
     with context.catalogue.transaction():
         context.catalogue.put(*found)
     for source in {row.source for row in found}:

@@ -35,8 +35,8 @@ CATALOGUE_DAMAGED = error_kind(
 STORE_IO = error_kind(
     "store-io",
     34,
-    "The store's disk returned an I/O error; the branch takes no more writes until it is opened anew.",
-    "Check the disk and the kernel's log, then restart the target.",
+    "The store's disk returned an I/O error; what was not acknowledged yet is sent again in a new session.",
+    "Check the disk and the kernel's log. The target opens the branch anew and reads again what it wrote last.",
 )
 STORE_FULL = error_kind(
     "store-full",
@@ -49,13 +49,14 @@ STORE_READ_ONLY = error_kind(
     "store-read-only",
     36,
     "The store cannot be written: read-only file system or missing permission.",
-    "Remount it read-write or correct the directory's owner.",
+    "Remount it read-write or correct the directory's owner; replication resumes by itself.",
 )
 FENCED = error_kind(
     "fenced",
     37,
     "A newer generation exists: this writer must not write any more.",
     "The source was promoted elsewhere; fail back to it or enrol it anew.",
+    final=True,
 )
 BRANCH_BUSY = error_kind(
     "branch-busy",
@@ -72,16 +73,17 @@ SEQUENCE_GAP = error_kind(
     retryable=True,
 )
 UNKNOWN_SOURCE = error_kind(
-    "unknown-source", 40, "The store holds no such source.", "List the sources with `drengine status`."
+    "unknown-source", 40, "The store holds no such source.", "List the sources with `drengine status`.", final=True
 )
 UNKNOWN_POINT = error_kind(
-    "unknown-point", 41, "There is no such recovery point.", "List the points with `drengine points`."
+    "unknown-point", 41, "There is no such recovery point.", "List the points with `drengine points`.", final=True
 )
 UNKNOWN_BRANCH = error_kind(
     "unknown-branch",
     42,
     "There is no such branch, or it is closed.",
-    "List the branches with `drengine status`.",
+    "List the branches with `drengine branches`.",
+    final=True,
 )
 DAMAGED = error_kind(
     "damaged",
@@ -94,9 +96,10 @@ UNKNOWN_VOLUME = error_kind(
     44,
     "The point has no such volume.",
     "See the point's volumes with `drengine points --json`.",
+    final=True,
 )
 OUT_OF_RANGE = error_kind(
-    "out-of-range", 45, "The range is outside the volume.", "Compare the volume's size with the request."
+    "out-of-range", 45, "The range is outside the volume.", "Compare the volume's size with the request.", final=True
 )
 MAINTENANCE_BUSY = error_kind(
     "maintenance-busy",
@@ -114,6 +117,20 @@ STORE_IDENTITY_DAMAGED = error_kind(
 POINT_IN_USE = error_kind(
     "point-in-use", 48, "The point or branch is in use.", "Close what uses it, or unpin it, first."
 )
+STORE_AWAY = error_kind(
+    "store-away",
+    54,
+    "The store that was opened is not at its path: moved, unmounted, or replaced. Nothing is written to what is there.",
+    "Put it back or mount it: the target goes on by itself. To use what lies there now, restart the target.",
+    retryable=True,
+)
+RESOURCES_EXHAUSTED = error_kind(
+    "resources-exhausted",
+    55,
+    "The process or its host is out of file descriptors or memory; nothing was acknowledged.",
+    "Raise the limit (`ulimit -n`, LimitNOFILE= in the unit), or serve fewer at once; it goes on by itself.",
+    retryable=True,
+)
 
 _BY_ERRNO: dict[int, ErrorKind] = {
     errno.ENOSPC: STORE_FULL,
@@ -122,6 +139,13 @@ _BY_ERRNO: dict[int, ErrorKind] = {
     errno.EROFS: STORE_READ_ONLY,
     errno.EACCES: STORE_READ_ONLY,
     errno.EPERM: STORE_READ_ONLY,
+    errno.ENOENT: STORE_AWAY,
+    errno.ENOTDIR: STORE_AWAY,
+    errno.ESTALE: STORE_AWAY,
+    errno.ENOTCONN: STORE_AWAY,
+    errno.EMFILE: RESOURCES_EXHAUSTED,
+    errno.ENFILE: RESOURCES_EXHAUSTED,
+    errno.ENOMEM: RESOURCES_EXHAUSTED,
 }
 
 

@@ -228,6 +228,7 @@ class BranchWriter:
             self._seal(self._segment)
         written = [*self._finished, *([self._segment] if self._segment else [])]
         with self._guarded():
+            self._context.place.require()
             self._sync(written)
         row = self._row._replace(
             durable_sequence=self._sequence,

@@ -29,6 +29,7 @@ from drengine.store.log import BranchWriter
 from drengine.store.manifest import write_manifest
 from drengine.store.names import MANIFESTS, SEGMENTS
 from drengine.store.options import StoreOptions
+from drengine.store.place import Place
 from drengine.store.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
 from drengine.store.records import Address, Records
 from drengine.store.retention import RetentionPolicy
@@ -110,6 +111,11 @@ class Store:
         identity = read_identity(directory)
         options = options or StoreOptions()
         catalogue = Catalogue(directory, read_only=read_only)
+        try:
+            place = Place(directory, identity)
+        except BaseException:
+            catalogue.close()
+            raise
         storage = storage or LocalStorage(directory)
         records = Records(storage, catalogue, options)
         layers = Layers(storage, catalogue, records, options, read_only=read_only)
@@ -117,6 +123,7 @@ class Store:
             StoreContext(
                 directory=directory,
                 identity=identity,
+                place=place,
                 read_only=read_only,
                 options=options,
                 clock=clock or SystemClock(),
@@ -130,6 +137,7 @@ class Store:
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""
         self._context.catalogue.close()
+        self._context.place.close()
 
     def __enter__(self) -> Store:
         return self
@@ -227,6 +235,27 @@ class Store:
         """
         self._require_writable()
         return self._branches.promote(point, expected_generation=expected_generation, label=label, permit=permit)
+
+    def require_usable(self, *, free_bytes_min: int = 0) -> None:
+        """Return when something could be written now, as far as can be told without writing.
+
+        Raises:
+            DrengineError: STORE_AWAY, STORE_READ_ONLY, STORE_FULL, STORE_IO, RESOURCES_EXHAUSTED.
+        """
+        self._require_writable()
+        self._context.place.require_writable()
+        self.require_room(free_bytes_min)
+
+    def require_room(self, free_bytes_min: int) -> None:
+        """Return when so much space is free, or nobody knows how much is.
+
+        Raises:
+            DrengineError: STORE_FULL, and as `require_usable`.
+        """
+        with os_errors("asking for free space"):
+            free = self._context.storage.free_bytes()
+        if free is not None and free < free_bytes_min:
+            raise DrengineError(STORE_FULL, f"{free >> 20} MiB are free, {free_bytes_min >> 20} MiB are kept back")
 
     def settle(self) -> None:
         """Wait until no other process has a transaction of this store under way.
@@ -430,6 +459,7 @@ class Store:
             record_damage(self._context, [damage_row(self._context, address, reason)])
 
     def _lease(self, position: Position) -> Lock | None:
+        self._context.place.require()
         try:
             return take_lease(self._context.directory, position)
         except DrengineError as error:
@@ -450,6 +480,7 @@ class Store:
     def _require_writable(self) -> None:
         if self._context.read_only:
             raise DrengineError(STORE_READ_ONLY, f"{self._context.directory} was opened for reading only")
+        self._context.place.require()
 
 
 def _clear_unfinished(directory: Path) -> None:

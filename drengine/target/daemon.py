@@ -19,6 +19,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
 from drengine.nbd.export import Peer
 from drengine.nbd.server import NbdServer
+from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
 from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
@@ -33,7 +34,8 @@ from drengine.target.metrics import TargetMetrics
 from drengine.target.protection import Protection
 from drengine.target.session import ended_because
 from drengine.target.sources import Sources
-from drengine.telemetry import MetricsEndpoint, notify
+from drengine.target.watch import StoreWatch
+from drengine.telemetry import MetricsEndpoint, notify, quiet_accept_failures
 from drengine.transport import DataNetworks, Listener, serve, server_context
 from drengine.transport.networks import is_loopback
 
@@ -124,6 +126,9 @@ class TargetDaemon:
         self.maintenance = self._maintenance(store)
         self.maintenance.start()
         cleanup.push_async_callback(self.maintenance.stop)
+        self.watch = StoreWatch(store, self.clock, self._ingest_limits.free_bytes_min, self.reception.end_all)
+        self.metrics.store_reason = lambda: self.watch.reason
+        cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
 
         nbd_address = await self._serve_nbd(store, readers)
         server = await serve(
@@ -199,13 +204,25 @@ class TargetDaemon:
         self.metrics.count(m.REFUSED, 1, "plain-refused")
         return False
 
+    def _not_ready(self) -> str:
+        """Why nothing can be taken in now; empty when it can."""
+        if not self._ready:
+            return "starting or stopping"
+        trouble = self.watch.trouble
+        return f"{self.watch.reason}: {trouble.message}" if trouble else ""
+
     def _serve_metrics(self) -> int | None:
         address = self.config.metrics
         if address is None:
             return None
-        endpoint = MetricsEndpoint(address.host, address.port, self.metrics.metrics, ready=lambda: self._ready)
+        endpoint = MetricsEndpoint(address.host, address.port, self.metrics.metrics, not_ready=self._not_ready)
         self._cleanup.push_async_callback(asyncio.to_thread, endpoint.close)
         return endpoint.port
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def open_or_create(path: Path, clock: Clock) -> Store:
@@ -223,6 +240,8 @@ def open_or_create(path: Path, clock: Clock) -> Store:
 async def run_target(config: TargetConfig) -> int:
     """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code."""
     stopping = signalled(insist=True)
+    raise_descriptor_limit()
+    quiet_accept_failures(asyncio.get_running_loop())
     daemon = TargetDaemon(config)
     where = await daemon.start()
     log.info(

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.store.errors import STORE_FULL, from_os_error
+from drengine.store.errors import from_os_error
 from drengine.store.log import BranchWriter, Committed
 from drengine.store.store import Store
 from drengine.target.errors import TARGET_FAILED
@@ -188,7 +188,7 @@ class Ingest:
         writer = self._writer
         if not self._is_uncommitted():
             self._since = self._clock.monotonic()
-            self._require_room()
+            self._store.require_room(self._limits.free_bytes_min)
         if isinstance(item, BatchEvent):
             writer.append_batch(item.sequence, item.mark, item.batch, generation=writer.generation)
             self._answers.note_table(item.batch.table)
@@ -226,11 +226,6 @@ class Ingest:
         )
         self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
         self._sink.on_durable(stored)
-
-    def _require_room(self) -> None:
-        free, kept_back = self._store.context.storage.free_bytes(), self._limits.free_bytes_min
-        if free is not None and free < kept_back:
-            raise DrengineError(STORE_FULL, f"{free >> 20} MiB are free, {kept_back >> 20} MiB are kept back")
 
     def _ask(self, query: HashQuery) -> None:
         if not self._answers.is_current(query):

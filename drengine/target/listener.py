@@ -25,6 +25,7 @@ from drengine.target.reread import reread_newest
 from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, Session
 from drengine.target.sources import Sources, SourceState
+from drengine.target.watch import DESCRIPTORS_KEPT, require_descriptors
 from drengine.transport import FramedStream
 from drengine.wire.connection import negotiate_version
 from drengine.wire.events import Hello, Purpose
@@ -72,7 +73,12 @@ class Reception:
         if hello.purpose is Purpose.REVERSE:
             await self._reverse(stream, hello)
         else:
-            await self._run(*await self._admit(stream, hello))
+            try:
+                admitted = await self._admit(stream, hello)
+            except DrengineError as error:
+                self.sources.note_refused(hello.source, error)
+                raise
+            await self._run(*admitted)
 
     async def close(self, seconds: float) -> None:
         """End every session in peace: what arrived is committed and acknowledged, at most for so long."""
@@ -84,8 +90,14 @@ class Reception:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(session.ended.wait() for session in living))
 
+    def end_all(self, why: DrengineError) -> None:
+        """End every session for this reason; agents come back when it is over."""
+        for session in [*self.sessions.values(), *self.errands.values()]:
+            session.end(why)
+
     async def _admit(self, stream: FramedStream, hello: Hello) -> tuple[Session, BranchWriter, int]:
         async with self._door(hello):
+            require_descriptors(DESCRIPTORS_KEPT)
             await self._make_way(hello)
             writer = await asyncio.to_thread(self._open_writer, hello)
             try:
@@ -130,6 +142,7 @@ class Reception:
 
     async def _reverse(self, stream: FramedStream, hello: Hello) -> None:
         async with self._door(hello):
+            require_descriptors(DESCRIPTORS_KEPT)
             await self._make_way(hello)
             point = await asyncio.to_thread(self._point_to_read, hello)
             credit = self._grant()

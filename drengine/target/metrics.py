@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from drengine.model.clock import Clock
 from drengine.model.points import RecoveryPoint
 from drengine.model.states import ReplicationState
-from drengine.target.sources import Sources, SourceState
+from drengine.target.sources import STALLED_BY, Sources, SourceState
 from drengine.telemetry import Family, Kind, Metrics, Sample
 
 COUNTER, GAUGE, HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
@@ -49,6 +49,12 @@ VOLUME_BYTES = Family("target_volume_bytes", GAUGE, "Size of the volume at its n
 STORE_BYTES = Family("target_store_bytes", GAUGE, "Bytes of segments on the store's disk.")
 STORE_LIVE = Family("target_store_live_bytes", GAUGE, "Plain bytes in the store that a kept point can see.")
 STORE_FREE = Family("target_store_free_bytes", GAUGE, "Bytes free on the store's disk.")
+STORE_STATE = Family(
+    "target_store_state",
+    GAUGE,
+    "1 for what keeps the store from taking anything in (`none`: nothing does), 0 for the others.",
+    ("reason",),
+)
 SESSIONS = Family("target_sessions", GAUGE, "Sessions open now.")
 NBD_CONNECTIONS = Family("target_nbd_connections", GAUGE, "NBD connections open now.")
 MAINTENANCE_AGE = Family(
@@ -90,6 +96,7 @@ class TargetMetrics:
     def __init__(self, sources: Sources, clock: Clock) -> None:
         self.figures = StoreFigures()
         self.sessions: Callable[[], int] = lambda: 0
+        self.store_reason: Callable[[], str] = lambda: "none"
         self.nbd_connections: Callable[[], int] = lambda: 0
         self.last_success: dict[str, float] = {}
         self._sources = sources
@@ -126,6 +133,9 @@ class TargetMetrics:
             yield Sample(STORE_FREE, figures.free_bytes)
         for source, points in sorted(figures.points.items()):
             yield Sample(POINTS, points, (source,))
+        store_reason = self.store_reason()
+        for reason in ("none", *STALLED_BY.values()):
+            yield Sample(STORE_STATE, float(reason == store_reason), (reason,))
         yield Sample(SESSIONS, self.sessions())
         yield Sample(NBD_CONNECTIONS, self.nbd_connections())
         for task, moment in sorted(self.last_success.items()):

@@ -13,13 +13,20 @@ from dataclasses import dataclass, field
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
 from drengine.model.states import REASONS, ReplicationState
-from drengine.store.errors import FENCED, STORE_FULL, STORE_IO, STORE_READ_ONLY
+from drengine.store.errors import FENCED, RESOURCES_EXHAUSTED, STORE_AWAY, STORE_FULL, STORE_IO, STORE_READ_ONLY
 from drengine.store.store import Store
 from drengine.wire.events import Status
 
 _NS = 1_000_000_000
 _STATES = frozenset(state.value for state in ReplicationState)
-_STALLED_BY = {STORE_FULL: "target-full", STORE_IO: "target-failed", STORE_READ_ONLY: "target-failed"}
+STALLED_BY = {
+    STORE_FULL: "target-full",
+    STORE_IO: "target-failed",
+    STORE_READ_ONLY: "target-read-only",
+    STORE_AWAY: "target-away",
+    RESOURCES_EXHAUSTED: "target-exhausted",
+}
+"""What keeps the target itself from taking anything in, by the code of states.REASONS that tells it."""
 
 
 @dataclass
@@ -118,6 +125,13 @@ class Sources:
         if state.connected:
             Sources.note_closed(state, goodbye=False, error=None)
 
+    def note_refused(self, name: str, error: DrengineError) -> None:
+        """An agent was not let in. Where that is the target's own fault, a source that is known shows it."""
+        with self._lock:
+            state = self._states.get(name)
+        if state is not None and not state.connected and error.kind in STALLED_BY:
+            state.state, state.reason = ReplicationState.STALLED, STALLED_BY[error.kind]
+
     @staticmethod
     def note_closed(state: SourceState, *, goodbye: bool, error: DrengineError | None) -> None:
         """The session ended."""
@@ -126,7 +140,7 @@ class Sources:
             state.state, state.reason = ReplicationState.STOPPED, "operator"
         elif error and error.kind is FENCED:
             state.state, state.reason = ReplicationState.STOPPED, "fenced"
-        elif error and error.kind in _STALLED_BY:
-            state.state, state.reason = ReplicationState.STALLED, _STALLED_BY[error.kind]
+        elif error and error.kind in STALLED_BY:
+            state.state, state.reason = ReplicationState.STALLED, STALLED_BY[error.kind]
         else:
             state.state, state.reason = ReplicationState.DISCONNECTED, "agent-unreachable"

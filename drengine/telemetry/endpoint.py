@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from drengine.model.errors import DrengineError, error_kind
+from drengine.telemetry.accepting import RETRY_SECONDS, AcceptFailures
 from drengine.telemetry.metrics import Metrics
 
 METRICS_ADDRESS = error_kind(
@@ -35,7 +37,23 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._free = threading.BoundedSemaphore(REQUESTS_MAX)
+        self._failures = AcceptFailures()
+        self._closing = threading.Event()
         super().__init__((host, port), handler)
+
+    def get_request(self) -> Any:
+        """Called when somebody connects; what it raises is swallowed, and it is called again at once."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._failures.note(error)
+                self._closing.wait(RETRY_SECONDS)
+            raise
+
+    def shutdown(self) -> None:
+        self._closing.set()
+        super().shutdown()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
@@ -56,8 +74,8 @@ class _Server(ThreadingHTTPServer):
 class MetricsEndpoint:
     """Serves in threads of its own, so a scrape never waits for block data; stops cleanly."""
 
-    def __init__(self, host: str, port: int, metrics: Metrics, *, ready: Callable[[], bool]) -> None:
-        """Listen at once; port 0 takes a free one, see `port`.
+    def __init__(self, host: str, port: int, metrics: Metrics, *, not_ready: Callable[[], str]) -> None:
+        """Listen at once; port 0 takes a free one, see `port`. `not_ready` says why not, and nothing when it is ready.
 
         Raises:
             DrengineError: METRICS_ADDRESS.
@@ -77,7 +95,8 @@ class MetricsEndpoint:
                     case "/healthz":
                         self._answer(200, b"ok\n")
                     case "/readyz":
-                        self._answer(*((200, b"ready\n") if ready() else (503, b"not ready\n")))
+                        why = not_ready()
+                        self._answer(*((503, f"not ready: {why}\n".encode()) if why else (200, b"ready\n")))
                     case _:
                         self._answer(404, b"try /metrics, /healthz or /readyz\n")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.telemetry.accepting import RETRY_SECONDS, AcceptFailures
 from drengine.transport.errors import (
     PLAIN_REFUSED,
     TIMED_OUT,
@@ -28,7 +29,6 @@ from drengine.wire.connection import Role
 log = logging.getLogger("drengine.transport")
 
 CONNECTIONS_MAX = 256
-ACCEPT_RETRY_SECONDS = 1.0
 
 Handler = Callable[[FramedStream], Awaitable[None]]
 
@@ -150,12 +150,13 @@ class Listener:
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        failures = AcceptFailures(self._clock.monotonic)
         while True:
             try:
                 sock, address = await loop.sock_accept(listening)
             except OSError as error:
-                log.warning("can't accept connections, trying again: %s", error)
-                await self._clock.sleep(ACCEPT_RETRY_SECONDS)
+                failures.note(error)
+                await self._clock.sleep(RETRY_SECONDS)
                 continue
             session = loop.create_task(self._run(sock, str(address[0])))
             self._sessions.add(session)

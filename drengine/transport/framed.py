@@ -189,7 +189,7 @@ class FramedStream(asyncio.BufferedProtocol):
     async def refuse(self, error: DrengineError) -> None:
         """Tell the peer why the session ends, if it still listens, and close."""
         with contextlib.suppress(LocalProtocolError):
-            self._write(self.connection.send(Refuse(reason_of(error), error.message, error.kind.retryable)))
+            self._write(self.connection.send(Refuse(reason_of(error), error.message, not error.kind.final)))
             self._said_last = True
         await self.close()
 

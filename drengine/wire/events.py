@@ -212,7 +212,8 @@ class Pong:
 class Refuse:
     """Either side ends the session for a reason (last event).
 
-    `code` is an error id or protocol reason; `retryable` says whether trying again later may help.
+    `code` is an error id or protocol reason. `retryable` says whether the peer should back off and come back by itself;
+    otherwise it gives up until somebody acts at its side (`ErrorKind.final`).
     """
 
     code: str

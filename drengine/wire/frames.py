@@ -368,7 +368,7 @@ LAYOUTS: dict[FrameType, Layout] = {
         (
             Field("code", f.NAME, "an error id, or a reason of Reasons"),
             Field("message", f.text(f.TEXT_BYTES_MAX), "for people"),
-            Field("retryable", f.FLAG, "whether trying again later may help"),
+            Field("retryable", f.FLAG, "1: come back later; 0: give up until somebody acts at your side"),
         ),
         (),
         _refuse_parts,

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,9 @@ pytestmark = pytest.mark.timeout(90)
 class Process:
     process: asyncio.subprocess.Process
     address: tuple[str, int]
+    metrics_port: int
+    lines: list[dict[str, Any]]
+    """What it has logged since it was ready."""
 
     async def end(self, number: int) -> int:
         self.process.send_signal(number)
@@ -37,8 +41,12 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def target(store: Path, *arguments: str, environment: dict[str, str] | None = None) -> AsyncIterator[Process]:
+async def target(
+    store: Path, *arguments: str, environment: dict[str, str] | None = None, descriptors: int = 0
+) -> AsyncIterator[Process]:
+    limited = ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh") if descriptors else ()
     process = await asyncio.create_subprocess_exec(
+        *limited,
         sys.executable,
         "-m",
         "drengine.cli.main",
@@ -62,13 +70,20 @@ async def target(store: Path, *arguments: str, environment: dict[str, str] | Non
                     break
             else:
                 pytest.fail("the target ended before it was ready")
-        drain = asyncio.ensure_future(process.stderr.read())
-        yield Process(process, (host, int(port)))
+        lines: list[dict[str, Any]] = []
+        drain = asyncio.ensure_future(_collect(process.stderr, lines))
+        yield Process(process, (host, int(port)), said["metrics_port"], lines)
         drain.cancel()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def _collect(stream: asyncio.StreamReader, lines: list[dict[str, Any]]) -> None:
+    async for line in stream:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
 
 
 async def test_sigterm_drains_acknowledges_and_exits_cleanly(tmp_path: Path) -> None:

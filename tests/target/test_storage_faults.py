@@ -160,8 +160,8 @@ async def test_a_store_that_became_read_only_is_a_state_with_a_reason(tmp_path: 
         storage.plan = lambda call: Fault(errno.EROFS) if call.operation in ("create", "append") else None
         await agent.declare()
         refuse = await agent.refused()
-        assert (refuse.code, refuse.retryable) == ("store-read-only", False)
+        assert (refuse.code, refuse.retryable) == ("store-read-only", True)
         await agent.ended()
         assert agent.acks == []
         state = site.daemon.sources.get("shop")
-        assert (state.state, state.reason) == ("STALLED", "target-failed")
+        assert (state.state, state.reason) == ("STALLED", "target-read-only")

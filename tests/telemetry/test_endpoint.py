@@ -21,7 +21,7 @@ LAG = Family("lag_seconds", Kind.GAUGE, "Lag.")
 
 @contextmanager
 def serving(metrics: Metrics, host: str = "127.0.0.1") -> Iterator[int]:
-    endpoint = MetricsEndpoint(host, 0, metrics, ready=lambda: True)
+    endpoint = MetricsEndpoint(host, 0, metrics, not_ready=lambda: "")
     try:
         yield endpoint.port
     finally:
@@ -142,6 +142,6 @@ def test_it_listens_on_an_ipv6_address() -> None:
 @pytest.mark.parametrize("host", ["203.0.113.1", "no-such-host.invalid"])
 def test_an_address_that_is_not_ours_is_named(host: str) -> None:
     with pytest.raises(DrengineError) as caught:
-        MetricsEndpoint(host, 9, Metrics((), lambda: ()), ready=lambda: True)
+        MetricsEndpoint(host, 9, Metrics((), lambda: ()), not_ready=lambda: "")
     assert caught.value.kind is METRICS_ADDRESS
     assert host in caught.value.message

@@ -48,16 +48,18 @@ def _get(port: int, path: str) -> tuple[int, bytes]:
 
 def test_the_endpoint_serves_metrics_and_probes_and_stops() -> None:
     ready = [False]
-    endpoint = MetricsEndpoint("127.0.0.1", 0, Metrics((SENT,), lambda: ()), ready=lambda: ready[0])
+    endpoint = MetricsEndpoint(
+        "127.0.0.1", 0, Metrics((SENT,), lambda: ()), not_ready=lambda: "" if ready[0] else "starting"
+    )
     try:
         assert _get(endpoint.port, "/healthz") == (200, b"ok\n")
-        assert _get(endpoint.port, "/readyz")[0] == 503
+        assert _get(endpoint.port, "/readyz") == (503, b"not ready: starting\n")
         ready[0] = True
         assert _get(endpoint.port, "/readyz")[0] == 200
         assert b"drengine_sent_bytes_total" in _get(endpoint.port, "/metrics")[1]
         assert _get(endpoint.port, "/etc/passwd")[0] == 404
         with pytest.raises(DrengineError, match="metrics-address"):
-            MetricsEndpoint("127.0.0.1", endpoint.port, Metrics((), lambda: ()), ready=lambda: True)
+            MetricsEndpoint("127.0.0.1", endpoint.port, Metrics((), lambda: ()), not_ready=lambda: "")
     finally:
         endpoint.close()
     with pytest.raises(OSError, match="refused"):

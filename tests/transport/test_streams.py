@@ -304,7 +304,7 @@ async def test_a_peer_is_told_why_even_when_it_was_still_talking() -> None:
         await here.send(ev.CutEvent(13, mark(13), Cut(0, PointKind.QUIET)))
         await here.send(ev.CutEvent(14, mark(14), Cut(0, PointKind.QUIET)))
         here._set_reading(True)
-        assert await here.receive() == ev.Refuse("outside-data-network", "for example", False)
+        assert await here.receive() == ev.Refuse("outside-data-network", "for example", True)
         await here.close()
         assert there.failures == ["outside-data-network"]
 

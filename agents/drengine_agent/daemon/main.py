@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.process.signals import ask_on_signals
+from drengine.telemetry.accepting import quiet_accept_failures
 from drengine.telemetry.endpoint import MetricsEndpoint
 from drengine.telemetry.notify import notify
 from drengine_agent.config import AgentConfig, load_config
@@ -74,6 +75,7 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
     running = asyncio.create_task(agent.run())
     ask_on_signals(lambda: _stop(agent))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, config_path)
+    quiet_accept_failures(asyncio.get_running_loop())
     control = ControlServer(agent, config.control_socket)
     endpoint: MetricsEndpoint | None = None
     lease: asyncio.Task[None] | None = None
@@ -85,7 +87,10 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
             lease = asyncio.create_task(remote.keep_lease())
         if config.metrics is not None:
             endpoint = MetricsEndpoint(
-                config.metrics.host, config.metrics.port, metrics, ready=lambda: agent.pipeline is not None
+                config.metrics.host,
+                config.metrics.port,
+                metrics,
+                not_ready=lambda: "" if agent.pipeline is not None else "no session with the target",
             )
         notify("READY=1")
         log.info("protecting source %s", config.source, extra={"volumes": len(config.volume)})

@@ -163,7 +163,9 @@ REFUSAL_REASONS = {
     "fenced": "fenced",
     "store-full": "target-full",
     "store-io": "target-failed",
-    "store-read-only": "target-failed",
+    "store-read-only": "target-read-only",
+    "store-away": "target-away",
+    "resources-exhausted": "target-exhausted",
     "outside-data-network": "outside-data-network",
 }
 

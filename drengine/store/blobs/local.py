@@ -82,6 +82,7 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._first_seen: os.stat_result | None = None
 
     def create(self, name: str) -> LocalAppender:
         """See Storage. Missing folders are made; `sync_dir` makes them durable."""
@@ -161,7 +162,7 @@ class LocalStorage:
     def _folders(self, name: str, *, make: bool = False) -> Iterator[tuple[Sequence[int], str]]:
         """Descriptors of all folders from the root to the one that holds `name`, and the last part of `name`."""
         *folders, leaf = name_parts(name)
-        chain = [os.open(self.root, _FOLDER)]
+        chain = [self._open_root()]
         try:
             for part in folders:
                 if make:
@@ -172,6 +173,20 @@ class LocalStorage:
         finally:
             for descriptor in chain:
                 os.close(descriptor)
+
+    def _open_root(self) -> int:
+        """The root, and none that took its place: its files are not ours. That a file is missing says nothing then."""
+        try:
+            descriptor = os.open(self.root, _FOLDER)
+        except FileNotFoundError as error:
+            raise OSError(errno.ESTALE, f"{self.root} is not there") from error
+        found = os.fstat(descriptor)
+        if self._first_seen is None:
+            self._first_seen = found
+        if not os.path.samestat(found, self._first_seen):
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, f"{self.root} is another directory than before")
+        return descriptor
 
 
 def _sync(chain: Sequence[int]) -> None:
