@@ -21,7 +21,8 @@ from drengine.control.agents import BrokerAgents
 from drengine.control.broker import embedded_broker
 from drengine.control.config import BrokerOptions
 from drengine.control.dispatch import Action, Generations, Tell
-from drengine.control.link import Link, Message
+from drengine.control.link import Link
+from drengine.control.message import Message
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
 from drengine.model.clock import SystemClock

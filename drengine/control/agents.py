@@ -15,7 +15,8 @@ import msgspec
 
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
-from drengine.control.link import Link, Message
+from drengine.control.link import Link
+from drengine.control.message import Message
 from drengine.control.messages import AgentReport, Answer, Command, PartyKind, Presence, Verb
 from drengine.control.topics import Leaf, Topic, everyone, parse_topic
 from drengine.model.clock import Clock, SystemClock

@@ -20,7 +20,7 @@ from iotcore import Broker
 
 from drengine.config import Address
 from drengine.control.errors import BROKER_FAILED
-from drengine.control.link import PACKET_BYTES_MAX
+from drengine.control.message import PACKET_BYTES_MAX
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.transport.networks import is_loopback

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE
+from drengine.control.message import PAYLOAD_BYTES_MAX, Message
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 
@@ -26,20 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("drengine.control")
 
-PAYLOAD_BYTES_MAX = 128 << 10
-PACKET_BYTES_MAX = PAYLOAD_BYTES_MAX + 4096
 BACKOFF_SECONDS_MIN = 0.2
 BACKOFF_SECONDS_MAX = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What is published or arrives. `expiry_seconds` 0: the broker may keep it for ever."""
-
-    topic: str
-    payload: bytes
-    retained: bool = False
-    expiry_seconds: int = 0
 
 
 class Link:

@@ -23,12 +23,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from drengine.config import Address
-from drengine.control.link import PACKET_BYTES_MAX
+from drengine.control.message import PACKET_BYTES_MAX, Message
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client as PahoClient
-
-    from drengine.control.link import Message
 
 __all__ = ["MqttClient", "MqttError"]
 

@@ -23,8 +23,9 @@ import msgspec
 from drengine import __version__
 from drengine.control.config import BrokerOptions
 from drengine.control.dispatch import Action, Dispatcher
-from drengine.control.link import PAYLOAD_BYTES_MAX, Link, Message
+from drengine.control.link import Link
 from drengine.control.memory import CommandMemory
+from drengine.control.message import PAYLOAD_BYTES_MAX, Message
 from drengine.control.messages import AgentReport, Answer, PartyKind, Presence, Verb
 from drengine.control.topics import Leaf, Topic
 from drengine.model.clock import Clock

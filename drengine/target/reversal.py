@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -16,17 +15,16 @@ from typing import TypeVar
 import numpy as np
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, Batch, Extent, ExtentKind
+from drengine.model.extents import Batch, Extent, ExtentKind
 from drengine.model.points import Mark, RecoveryPoint
 from drengine.store.changes import Spans
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE
 from drengine.store.store import Store
 from drengine.store.view import View
+from drengine.target.peer import AdmittedAgent
 from drengine.target.queries import answer
 from drengine.transport import FramedStream
-from drengine.wire.connection import negotiate_version
 from drengine.wire.events import (
-    ABILITIES,
     Changed,
     ChangeQuery,
     Event,
@@ -36,11 +34,7 @@ from drengine.wire.events import (
     Hashes,
     HashQuery,
     Hello,
-    Ping,
-    Pong,
-    Refuse,
     Span,
-    Welcome,
 )
 from drengine.wire.fields import SPANS_MAX
 from drengine.wire.payload import cut_blocks, data_extent, make_batch
@@ -52,19 +46,11 @@ LEVEL = 1
 _T = TypeVar("_T")
 
 
-class Reversal:
+class Reversal(AdmittedAgent):
     """An admitted session, from WELCOME to its end."""
 
     def __init__(self, stream: FramedStream, hello: Hello, *, probe_seconds: float) -> None:
-        self.source = hello.source
-        self.instance = hello.instance
-        self.ended = asyncio.Event()
-        self._stream = stream
-        self._hello = hello
-        self._probe_seconds = probe_seconds
-        self._loop = asyncio.get_running_loop()
-        self._ending: asyncio.Future[None] = self._loop.create_future()
-        self._heard = asyncio.Event()
+        super().__init__(stream, hello, probe_seconds=probe_seconds)
         self._places = asyncio.Semaphore(ANSWERS_MAX)
         self._changes: dict[int, dict[int, Spans] | None] = {}
 
@@ -76,41 +62,16 @@ class Reversal:
         """
         view = await asyncio.to_thread(store.view, point)
         try:
-            await self._stream.send(
-                Welcome(
-                    version=negotiate_version(self._hello),
-                    abilities=self._hello.abilities & ABILITIES,
-                    session=secrets.token_bytes(16),
-                    generation=(await asyncio.to_thread(store.source, self.source)).generation,
-                    durable_sequence=point.sequence,
-                    durable_mark=Mark(),
-                    credit_bytes=credit_bytes,
-                    batch_plain_bytes_max=BATCH_PLAIN_BYTES_MAX,
-                    geometry=point.geometry,
-                )
+            await self._welcome(
+                generation=(await asyncio.to_thread(store.source, self.source)).generation,
+                sequence=point.sequence,
+                mark=Mark(),
+                geometry=point.geometry,
+                credit_bytes=credit_bytes,
             )
             await self._serve(store, view, pool)
         finally:
             await asyncio.shield(asyncio.to_thread(view.close))
-
-    def end(self, cause: DrengineError | None) -> None:
-        """End the session for this reason (None: in peace)."""
-        if not self._ending.done():
-            if cause is None:
-                self._ending.set_result(None)
-            else:
-                self._ending.set_exception(cause)
-
-    async def is_alive(self) -> bool:
-        """Whether the agent still answers, in time."""
-        self._heard.clear()
-        try:
-            async with asyncio.timeout(self._probe_seconds):
-                await self._stream.send(Ping(secrets.randbits(63)))
-                await self._heard.wait()
-        except (TimeoutError, DrengineError):
-            return False
-        return not self.ended.is_set()
 
     async def _serve(self, store: Store, view: View, pool: Executor) -> None:
         try:
@@ -127,9 +88,7 @@ class Reversal:
         log.info("the source has read what it wanted", extra={"source": self.source})
 
     async def _receive(self, tasks: asyncio.TaskGroup, store: Store, view: View, pool: Executor) -> None:
-        while True:
-            event = await self._stream.receive()
-            self._heard.set()
+        while event := await self._next_work():
             match event:
                 case HashQuery():
                     await self._answer(tasks, pool, lambda query: Hashes(query.query, answer(view, query)), event)
@@ -137,14 +96,6 @@ class Reversal:
                     await self._answer(tasks, pool, lambda query: Fetched(query.query, batch_of(view, query)), event)
                 case ChangeQuery():
                     await self._answer(tasks, pool, lambda query: self._changed(store, view, query), event)
-                case Ping(token=token):
-                    await self._stream.send(Pong(token))
-                case Refuse(code=code, message=message):
-                    told = {"source": self.source, "code": code, "detail": message}
-                    log.warning("the agent ended the session", extra=told)
-                    return
-                case Goodbye():
-                    return
 
     async def _answer(self, tasks: asyncio.TaskGroup, pool: Executor, make: Callable[[_T], Event], query: _T) -> None:
         await self._places.acquire()

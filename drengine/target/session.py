@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX
 from drengine.store.damage import DamagedRange
 from drengine.store.log import BranchWriter
 from drengine.store.store import Store
@@ -25,11 +23,10 @@ from drengine.target import metrics as m
 from drengine.target.errors import SOURCE_BUSY, TARGET_FAILED
 from drengine.target.ingest import Ingest, IngestLimits, Stored
 from drengine.target.metrics import TargetMetrics
+from drengine.target.peer import AdmittedAgent
 from drengine.target.sources import Sources, SourceState
 from drengine.transport import FramedStream, reason_of
-from drengine.wire.connection import negotiate_version
 from drengine.wire.events import (
-    ABILITIES,
     Ack,
     BatchEvent,
     Credit,
@@ -40,12 +37,8 @@ from drengine.wire.events import (
     Hashes,
     HashQuery,
     Hello,
-    Ping,
-    Pong,
-    Refuse,
     Resend,
     Status,
-    Welcome,
 )
 
 log = logging.getLogger("drengine.target")
@@ -63,7 +56,7 @@ class Replaced(DrengineError):
         super().__init__(SOURCE_BUSY, "a newer session of this agent took its place")
 
 
-class Session:
+class Session(AdmittedAgent):
     """An admitted session, from WELCOME to its end."""
 
     def __init__(
@@ -76,23 +69,15 @@ class Session:
         clock: Clock,
         probe_seconds: float,
     ) -> None:
-        self.source = hello.source
-        self.instance = hello.instance
-        self.ended = asyncio.Event()
-        self._stream = stream
-        self._hello = hello
+        super().__init__(stream, hello, probe_seconds=probe_seconds)
         self.state = state
         self._metrics = metrics
         self._clock = clock
-        self._probe_seconds = probe_seconds
-        self._loop = asyncio.get_running_loop()
         self._ingest: Ingest | None = None
         self._outbox: deque[Event] = deque()
         self._to_send = asyncio.Event()
         self._progress = asyncio.Event()
-        self._ending: asyncio.Future[None] = self._loop.create_future()
         self._queries = 0
-        self._heard = asyncio.Event()
         self._arrivals: deque[tuple[int, float]] = deque()
 
     async def run(
@@ -110,18 +95,12 @@ class Session:
         Raises:
             DrengineError: why it ended, unless in peace; the agent has not been told yet.
         """
-        await self._stream.send(
-            Welcome(
-                version=negotiate_version(self._hello),
-                abilities=self._hello.abilities & ABILITIES,
-                session=secrets.token_bytes(16),
-                generation=writer.generation,
-                durable_sequence=writer.durable.sequence,
-                durable_mark=writer.durable.mark,
-                credit_bytes=credit_bytes,
-                batch_plain_bytes_max=BATCH_PLAIN_BYTES_MAX,
-                geometry=tuple(writer.geometry.values()),
-            )
+        await self._welcome(
+            generation=writer.generation,
+            sequence=writer.durable.sequence,
+            mark=writer.durable.mark,
+            geometry=tuple(writer.geometry.values()),
+            credit_bytes=credit_bytes,
         )
         self.state.durable_sequence = writer.durable.sequence
         self._ingest = Ingest(store, writer, self, pool, clock=self._clock, limits=ingest_limits)
@@ -146,25 +125,6 @@ class Session:
     def is_busy(self) -> bool:
         """Whether anything that was received waits to be stored."""
         return bool(self._ingest and self._ingest.queued)
-
-    def end(self, cause: DrengineError | None) -> None:
-        """End the session for this reason (None: in peace)."""
-        if not self._ending.done():
-            if cause is None:
-                self._ending.set_result(None)
-            else:
-                self._ending.set_exception(cause)
-
-    async def is_alive(self) -> bool:
-        """Whether the agent still answers, in time."""
-        self._heard.clear()
-        self._post(Ping(secrets.randbits(63)))
-        try:
-            async with asyncio.timeout(self._probe_seconds):
-                await self._heard.wait()
-        except TimeoutError:
-            return False
-        return not self.ended.is_set()
 
     def ask_again(self, damaged: list[DamagedRange]) -> None:
         """Ask the source to send unreadable ranges of its newest data again."""
@@ -201,9 +161,9 @@ class Session:
         assert self._ingest
         while True:
             await self._await_room(self._ingest)
-            event = await self._stream.receive()
-            self._heard.set()
-            match event:
+            match event := await self._next_work():
+                case None:
+                    return
                 case BatchEvent() | CutEvent() | Geometry():
                     self._arrivals.append((event.sequence, self._clock.monotonic()))
                     self._ingest.put(event)
@@ -213,14 +173,9 @@ class Session:
                 case Status():
                     Sources.note_status(self.state, event, self._clock.now_ns())
                     self._ingest.put(event)
-                case Ping(token=token):
-                    self._post(Pong(token))
-                case Refuse(code=code, message=message):
-                    told = {"source": self.source, "code": code, "detail": message}
-                    log.warning("the agent ended the session", extra=told)
-                    return
-                case Goodbye():
-                    return
+
+    async def _send_event(self, event: Event) -> None:
+        self._post(event)
 
     async def _send(self) -> None:
         while True:

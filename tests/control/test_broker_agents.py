@@ -13,7 +13,7 @@ import pytest
 from drengine.config import Address
 from drengine.control.broker import EmbeddedBroker
 from drengine.control.config import BrokerOptions
-from drengine.control.link import Message
+from drengine.control.message import Message
 from drengine.control.messages import AgentReport, Answer, Presence, Verb
 from drengine.model.errors import DrengineError
 from tests.control.site import Mosquitto, Worker, free_port, options_for, orchestrator, party, until

@@ -14,7 +14,7 @@ import pytest
 from drengine.config import Address
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.control.broker import EmbeddedBroker
-from drengine.control.link import Message
+from drengine.control.message import Message
 from drengine.control.messages import Verb
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
