@@ -112,6 +112,12 @@ class VolumeOptions:
 
     name: str = option(TEXT, help="What people call it; also its name over NBD.", example="data", check=_name("volume"))
     path: Path = option(PATH, help="The file or block device.", example="/dev/vg0/data")
+    anonymous: bool = option(
+        FLAG,
+        default=False,
+        help="It is accepted that nothing tells this disk from another one: it has no serial number, partition table "
+        "or file system. No warning then.",
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+
 from drengine.model.errors import error_kind
+from drengine.model.points import VolumeGeometry
+
+
+def adoption_hint(known: VolumeGeometry) -> str:
+    """What to do where the target knows a volume as another disk than the one that is here."""
+    known_as = shlex.quote(known.identity)
+    return f"If this disk replaces that one: `drengine-agent adopt --volume {known.name} --known-as {known_as}`."
+
 
 BAD_SCHEDULE = error_kind(
     "bad-bandwidth-schedule",
@@ -41,6 +51,12 @@ SESSION_REFUSED = error_kind(
     86,
     "The target refused the session.",
     "The target's message says why; its log says more.",
+)
+NOT_A_REPLACEMENT = error_kind(
+    "not-a-replacement",
+    53,
+    "There is no other disk to be adopted for this volume.",
+    "`drengine-agent check-config` names the volumes; a disk that was recognised needs no adoption.",
 )
 REVERSE_REFUSED = error_kind(
     "reverse-refused",

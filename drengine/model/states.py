@@ -45,7 +45,10 @@ REASONS: dict[str, Reason] = {
         Reason("tracker-version", "The tracking state is of another version; differences are being found by a rescan."),
         Reason("passthrough", "A command that passes by block tracking wrote to a disk; see docs/ebpf.md."),
         Reason("volume-missing", "A volume's path does not open; attach it or remove it from the configuration."),
-        Reason("volume-replaced", "Another device appeared under the volume's name; check it, then enrol it anew."),
+        Reason(
+            "volume-replaced",
+            "Another device is under the volume's path; attach the right one, or `drengine-agent adopt` it.",
+        ),
         Reason("reversed", "The disks were made equal to the recovered side; a comparison proves it."),
         Reason("changed-outside", "A volume was written while the agent was stopped; a rescan finds the differences."),
         Reason("read-error", "The source's disk returns errors; no point is cut until the blocks can be read."),

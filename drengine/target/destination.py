@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from drengine.linux.devices import is_mounted
+from drengine.linux.identity import evidence_in, evidence_of, is_same
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
 from drengine.target.errors import DESTINATION_EXISTS, DESTINATION_REFUSED, DESTINATION_SMALL
@@ -57,7 +58,7 @@ def check_destination(
                 hint="If that is meant, add --write-device.",
             )
     elif stat.S_ISREG(status.st_mode):
-        _check_file(destination, volume, status)
+        _check_file(destination, volume)
         if not overwrite:
             raise DrengineError(DESTINATION_EXISTS, f"{destination} exists")
     else:
@@ -101,10 +102,8 @@ def rename_new(path: Path, destination: Path) -> None:
     path.unlink()
 
 
-def _check_file(file: Path, volume: VolumeGeometry, status: os.stat_result) -> None:
+def _check_file(file: Path, volume: VolumeGeometry) -> None:
     """It must be nobody's disk: not the protected one, not an agent's, not a loop device's."""
-    if volume.identity.startswith(f"file:{os.statvfs(file).f_fsid:x}:{status.st_ino}:"):
-        raise DrengineError(DESTINATION_REFUSED, f"{file} is the protected volume itself")
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             if backing.read_text(encoding="utf-8", errors="replace").rstrip("\n") == str(file.resolve()):
@@ -114,6 +113,8 @@ def _check_file(file: Path, volume: VolumeGeometry, status: os.stat_result) -> N
     except OSError as error:
         raise DrengineError(DESTINATION_REFUSED, f"{file}: {error.strerror}") from error
     try:
+        if is_same(evidence_in(volume.identity), evidence_of(descriptor)):
+            raise DrengineError(DESTINATION_REFUSED, f"{file} is the protected volume itself")
         lock(descriptor, file)
     finally:
         os.close(descriptor)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine.linux.identity import evidence_of, identity_of
 from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.store.retention import RetentionPolicy
@@ -222,9 +223,8 @@ def test_destinations_that_must_not_be_written_are_refused_and_untouched(
     link.symlink_to(busy)
     own = tmp_path / "own.img"
     own.write_bytes(b"own")
-    status = own.stat()
-    identity = f"file:{os.statvfs(own).f_fsid:x}:{status.st_ino}:0"
-    protected = type(volume)(1, "data", identity, SIZE)
+    with own.open("rb") as opened:
+        protected = type(volume)(1, "data", identity_of(evidence_of(opened.fileno())), SIZE)
 
     def refused(path: Path, kind: str, *, force: bool = True, of: object = volume) -> None:
         with pytest.raises(DrengineError) as error:

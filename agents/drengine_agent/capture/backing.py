@@ -1,8 +1,8 @@
 """A source's volume as it lies on this host: a file or block device, opened once, known by what it is.
 
-A path is only a way to find a volume. What it *is* gets read from the open file: for a file its file system,
-inode and inode generation; for a block device its partition UUID, WWID or serial, else its device number.
-So another disk under an old name is refused (VOLUME_REPLACED), never replicated as if it were the old one.
+A path is only a way to find a volume. What it *is* gets read from the open file, as evidence of several kinds
+(drengine.linux.identity). So another disk under an old name is refused (VOLUME_REPLACED), never replicated as if it
+were the old one, until somebody says that it replaces that one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import errno
 import fcntl
 import os
 import stat
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from drengine.linux.disks import boot_id
+from drengine.linux.devices import BLOCK_DEVICES, Number, attribute, boot_id, device_number, disk_attribute
+from drengine.linux.identity import Evidence, evidence_in, evidence_of, identity_of, is_same, is_weak, joined
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError, error_kind
 from drengine.model.points import VolumeGeometry
@@ -34,7 +34,7 @@ VOLUME_REPLACED = error_kind(
     "volume-replaced",
     71,
     "Another file or device lies under a volume's path.",
-    "Attach the right disk; if the replacement is meant, remove the volume and add it under a new name.",
+    "Attach the right disk; if it is meant to replace the old one: `drengine-agent adopt --volume NAME`.",
 )
 VOLUME_IN_USE = error_kind(
     "volume-in-use",
@@ -49,7 +49,10 @@ VOLUME_UNSUPPORTED = error_kind(
     "Name a disk, a partition, a logical volume or a disk image.",
 )
 
-_FS_IOC_GETVERSION: Final = 0x80087601
+WEAK_HINT = (
+    "Give the disk a serial number (QEMU: serial=, libvirt: <serial>), a partition table or a file system; "
+    "or accept it with `anonymous = true` in the volume's table of the configuration."
+)
 _BLKGETSIZE64: Final = 0x80081272
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
 _CANNOT_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENOTTY})
@@ -75,6 +78,8 @@ class Volume:
         name: what people call it.
         path: where it was found.
         identity: what it is, printable; stays the same over restarts.
+        declared: what the target knows it as: the identity of the first disk that it lay on.
+        evidence: what it was recognised by, to be remembered.
         size_bytes: its size when it was opened.
         writable: it was opened (and locked) for the tap.
     """
@@ -87,10 +92,11 @@ class Volume:
         self.writable = writable
         self._fd = fd
         status = os.fstat(fd)
-        self._device = status.st_rdev if stat.S_ISBLK(status.st_mode) else None
-        self.identity = _identity(fd, status)
+        self._device = _number(status) if stat.S_ISBLK(status.st_mode) else None
+        self.evidence = evidence_of(fd)
+        self.identity = self.declared = identity_of(self.evidence)
         self.size_bytes = _size(fd, status)
-        self._disk_sequence = _sysfs(self._device, "diskseq") if self._device is not None else ""
+        self._disk_sequence = disk_attribute(self._device, "diskseq") if self._device is not None else ""
         self._direct_fd = self._open_direct() if direct else -1
 
     @staticmethod
@@ -101,6 +107,8 @@ class Volume:
         *,
         writable: bool = False,
         identity: str = "",
+        evidence: Evidence | None = None,
+        declared: str = "",
         direct: bool = False,
     ) -> Volume:
         """Open a volume and check what it is.
@@ -111,6 +119,8 @@ class Volume:
             path: a regular file or a block device.
             writable: for the tap: refused while anybody else may write to it, and locked.
             identity: what it must be, as `identity` of an earlier open said; empty accepts anything.
+            evidence: what it was recognised by then, if that is known.
+            declared: what the target knows it as, if that is something else.
             direct: large aligned reads bypass the page cache where the file system can.
 
         Raises:
@@ -120,7 +130,8 @@ class Volume:
         fd = _open(name, where, writable)
         try:
             opened = Volume(volume, name, where, fd, writable=writable, direct=direct)
-            opened._verify(identity)
+            opened._verify(identity, evidence or evidence_in(identity))
+            opened.declared = declared or opened.identity
             if writable:
                 opened._claim()
         except BaseException:
@@ -131,7 +142,21 @@ class Volume:
     @property
     def geometry(self) -> VolumeGeometry:
         """The volume as it is declared to the target."""
-        return VolumeGeometry(self.volume, self.name, self.identity, self.size_bytes)
+        return VolumeGeometry(self.volume, self.name, self.declared, self.size_bytes)
+
+    @property
+    def is_weak(self) -> bool:
+        """Nothing that lasts tells this disk from another one like it."""
+        return is_weak(self.evidence)
+
+    def evidence_now(self) -> dict[str, str]:
+        """What it can be recognised by from now on: what is written on it may have changed.
+
+        Raises:
+            OSError: it can't be looked at.
+        """
+        self.evidence = joined(self.evidence, evidence_of(self._fd))
+        return self.evidence
 
     @property
     def descriptor_path(self) -> str:
@@ -154,7 +179,7 @@ class Volume:
                 if stat.S_ISBLK(there.st_mode) and self._device is not None
                 else (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
             )
-            if self._device is not None and _sysfs(self._device, "diskseq") != self._disk_sequence:
+            if self._device is not None and disk_attribute(self._device, "diskseq") != self._disk_sequence:
                 same = False
             if not same:
                 raise DrengineError(VOLUME_REPLACED, f"volume {self.name}: {self.path} is another device or file now")
@@ -171,7 +196,7 @@ class Volume:
         if self._device is None:
             status = os.fstat(self._fd)
             return f"file {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        fields = _sysfs(self._device, "stat").split()
+        fields = attribute(self._device, "stat").split()
         counters = [fields[i] for i in (6, 13) if i < len(fields)]  # sectors written, sectors discarded
         return " ".join(["device", boot_id(), self._disk_sequence, *counters])
 
@@ -299,11 +324,16 @@ class Volume:
             os.close(self._direct_fd)
         self._fd = self._direct_fd = -1
 
-    def _verify(self, identity: str) -> None:
-        if identity and self.identity != identity:
-            raise DrengineError(
-                VOLUME_REPLACED, f"volume {self.name}: {self.path} is {self.identity}, expected {identity}"
-            )
+    def _verify(self, identity: str, known: Evidence) -> None:
+        if identity:
+            if not is_same(known, self.evidence):
+                raise DrengineError(
+                    VOLUME_REPLACED,
+                    f"volume {self.name}: {self.path} is {self.identity}, expected {identity}",
+                    hint="Attach the right disk; if it is meant to replace the old one: "
+                    f"`drengine-agent adopt --volume {self.name}`.",
+                )
+            self.identity, self.evidence = identity, joined(known, self.evidence)
         if self.size_bytes == 0:
             raise DrengineError(VOLUME_UNSUPPORTED, f"volume {self.name}: {self.path} is empty")
 
@@ -330,7 +360,7 @@ def _open(name: str, path: Path, writable: bool) -> int:
             raise DrengineError(VOLUME_UNSUPPORTED, f"volume {name}: {path} is no regular file and no block device")
         flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
         if writable and stat.S_ISBLK(status.st_mode):
-            user = _device_user(status.st_rdev)
+            user = _device_user(_number(status))
             if user:
                 raise DrengineError(VOLUME_IN_USE, f"volume {name}: {path} is in use by {user}")
             flags |= os.O_EXCL  # the kernel refuses a claimed device, and refuses to mount ours
@@ -347,47 +377,13 @@ def _size(fd: int, status: os.stat_result) -> int:
     return int.from_bytes(answer, "little")
 
 
-def _identity(fd: int, status: os.stat_result) -> str:
-    if stat.S_ISBLK(status.st_mode):
-        return _device_identity(status.st_rdev)
-    generation = 0  # some file systems have none; inode numbers are used again, so take it where there is one
-    with contextlib.suppress(OSError):
-        generation = struct.unpack("<I", fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))[:4])[0]
-    return f"file:{os.fstatvfs(fd).f_fsid:x}:{status.st_ino}:{generation:x}"
+def _number(status: os.stat_result) -> Number:
+    return os.major(status.st_rdev), os.minor(status.st_rdev)
 
 
-def _device_identity(device: int) -> str:
-    properties = dict(line.partition("=")[::2] for line in _sysfs(device, "uevent").splitlines())
-    part = _sysfs(device, "partition")
-    disk = "../" if part else ""
-    found = (
-        ("partuuid", properties.get("PARTUUID", "")),
-        ("dm", _sysfs(device, "dm/uuid")),
-        ("md", _sysfs(device, "md/uuid")),
-        ("wwid", _sysfs(device, disk + "wwid") or _sysfs(device, disk + "device/wwid")),
-        ("serial", _sysfs(device, disk + "serial") or _sysfs(device, disk + "device/serial")),
-        ("loop", _sysfs(device, disk + "loop/backing_file")),
-    )
-    number = f"{os.major(device)}:{os.minor(device)}"
-    kind, value = next(((kind, value) for kind, value in found if value), ("number", number))
-    of_disk = part and kind not in ("partuuid", "number")
-    text = f"block:{kind}={value}" + (f":partition={part}" if of_disk else "")
-    return "".join(c if c.isprintable() else "?" for c in text)[:255]
-
-
-def _sysfs(device: int | None, name: str) -> str:
-    if device is None:
-        return ""
-    try:
-        path = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/{name}")
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _device_user(device: int) -> str:
+def _device_user(device: Number) -> str:
     """Who may write to a device beside us: a mount, swap, or a device built upon it or its partitions."""
-    root = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    root = BLOCK_DEVICES / "{}:{}".format(*device)
     family = [root]
     with contextlib.suppress(OSError):
         family += [child for child in root.iterdir() if (child / "partition").exists()]
@@ -404,8 +400,7 @@ def _device_user(device: int) -> str:
                 return f"a mount at {mount.at}"
     with contextlib.suppress(OSError):
         for line in Path("/proc/swaps").read_text().splitlines()[1:]:
-            status = Path(line.split()[0]).stat()
-            if f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}" in numbers:
+            if "{}:{}".format(*device_number(Path(line.split()[0]))) in numbers:
                 return "swap"
     return ""
 

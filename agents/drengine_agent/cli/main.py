@@ -51,13 +51,17 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine_agent.cli.fence",
         "Stop serving and shipping at once and until `release`, also over restarts; to be used when nobody else can.",
     ),
+    "adopt": Command(
+        "drengine_agent.cli.adopt",
+        "Say that the disk under a volume's path replaces the one that was there. The agent must be stopped.",
+    ),
     "release": Command(
         "drengine_agent.cli.release",
         "Serve and ship again. A failback does this by itself; by hand, make sure first that nobody else is in charge.",
     ),
     "protect": Command(
         "drengine_agent.cli.protect",
-        "Write a configuration file; `run` then protects these volumes. Nothing is opened or changed yet.",
+        "Write a configuration file; `run` then protects these volumes. Nothing is served or changed yet.",
     ),
     "standby": Command(
         "drengine_agent.cli.standby",

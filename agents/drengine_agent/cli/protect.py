@@ -9,7 +9,9 @@ import typer
 
 from drengine.model.errors import DrengineError
 from drengine.terminal import note
+from drengine_agent.capture.backing import WEAK_HINT
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, named_volumes
+from drengine_agent.doctor.gather import volume_at
 from drengine_agent.errors import CONFIG_EXISTS
 from drengine_agent.install.configuration import configuration_text
 
@@ -26,10 +28,9 @@ def protect(
     state_directory: Annotated[Path | None, typer.Option(help="Where the agent keeps its journal and indexes.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Write a configuration file; `run` then protects these volumes. Nothing is opened or changed yet."""
-    text = configuration_text(
-        source, target, named_volumes(volume), tracker=tracker, listen=listen, state_directory=state_directory
-    )
+    """Write a configuration file; `run` then protects these volumes. Nothing is served or changed yet."""
+    volumes = named_volumes(volume)
+    text = configuration_text(source, target, volumes, tracker=tracker, listen=listen, state_directory=state_directory)
     try:
         with config.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -37,4 +38,7 @@ def protect(
         raise DrengineError(CONFIG_EXISTS, f"{config} is there already") from error
     except OSError as error:
         raise DrengineError(CONFIG_EXISTS, f"{config}: {error.strerror}", hint="Name another file.") from error
+    for name, path in volumes.items():
+        if volume_at(name, path).weak:
+            note(f"{name}: nothing tells {path} from another disk. {WEAK_HINT}")
     note(f"wrote {config}; start with: drengine-agent run --config {config}")

@@ -28,10 +28,17 @@ def show_standing(answer: dict[str, Any], json: bool) -> None:
     if answer["state"] in ("INITIAL_SYNC", "RESCAN"):
         done, total = answer["sweep_scanned_bytes"], answer["sweep_bytes"]
         rows.insert(2, ("progress", f"{human_bytes(done)} of {human_bytes(total)}"))
-    rows += [("volume", f"{v['name']}  {human_bytes(v['size_bytes'])}  {v['path']}") for v in answer["volumes"]]
+    rows += [("volume", _volume(v)) for v in answer["volumes"]]
     for name, text in rows:
         if text:
             print(f"{name:9} {text}")
+
+
+def _volume(told: dict[str, Any]) -> str:
+    text = f"{told['name']}  {human_bytes(told['size_bytes'])}  {told['path']}"
+    if told["declared"] != told["identity"]:
+        text += f"  adopted in place of {told['declared']}"
+    return text + ("  nothing tells it from another disk: give it a serial number" if told["anonymous"] else "")
 
 
 def _not_in_charge(answer: dict[str, Any]) -> str:
@@ -40,6 +47,8 @@ def _not_in_charge(answer: dict[str, Any]) -> str:
         parts.append(f"its disks are on the way to point {answer['reversing']}")
     elif answer["equals"]:
         parts.append(f"its disks equal point {answer['equals']}")
+    if answer["replaced"]:
+        parts.append(f"replaced, and still without content: {', '.join(answer['replaced'])}")
     if answer["way_home"]:
         parts.append(f"now: {answer['way_home']}")
     return ", ".join(parts)

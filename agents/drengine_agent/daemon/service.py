@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from random import Random
 
+import msgspec
+
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
@@ -158,7 +160,15 @@ class Agent:
             "read_errors": self.progress.read_errors,
             "ack_seconds": round(self.traffic.ack_seconds_last, 6),
             "volumes": [
-                {"name": v.name, "number": v.volume, "path": str(v.path), "size_bytes": v.size_bytes}
+                {
+                    "name": v.name,
+                    "number": v.volume,
+                    "path": str(v.path),
+                    "size_bytes": v.size_bytes,
+                    "identity": v.identity,
+                    "declared": v.declared,
+                    "anonymous": v.is_weak,
+                }
                 for v in self.capture.volumes.values()
             ],
             "generation": self.generation,
@@ -355,6 +365,7 @@ class Agent:
             ticker.cancel()
             admission.cancel()
             await self.way_home.close()
+            await asyncio.get_running_loop().run_in_executor(None, self._remember_disks)
             self._save()
             await asyncio.get_running_loop().run_in_executor(None, self.capture.close)
             self._directory.close()
@@ -527,6 +538,13 @@ class Agent:
         behind = self.capture.tracker.behind_since_ns()
         with contextlib.suppress(DrengineError, OSError, EOFError):
             await session.send_status(Status(state.value, reason, facts.backlog_bytes, behind))
+
+    def _remember_disks(self) -> None:
+        """What is written on the disks may have changed, and be all that tells them apart at the next boot."""
+        for volume in self.capture.volumes.values():
+            with contextlib.suppress(OSError):
+                known = self._state.volumes[volume.name]
+                self._state.volumes[volume.name] = msgspec.structs.replace(known, evidence=volume.evidence_now())
 
     def _save(self) -> None:
         self._state.represented_ns = self.lag.represented_ns

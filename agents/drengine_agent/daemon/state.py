@@ -13,15 +13,32 @@ from pathlib import Path
 import msgspec
 
 from drengine.durable import replace_durably
+from drengine.linux.identity import evidence_in
 from drengine.model.errors import DrengineError
 from drengine_agent.errors import AGENT_RUNNING, STATE_DAMAGED
 
 
 class KnownVolume(msgspec.Struct, frozen=True):
-    """A volume's number, never given to another, and what it was when it was last protected."""
+    """A volume's number, never given to another, and what it was when it was last protected.
+
+    Attributes:
+        number: inside the source.
+        identity: of the disk or file that it lies on.
+        declared: what the target knows it as, if that is another disk, which this one replaced; else empty.
+        evidence: what it was recognised by (drengine.linux.identity); empty if an older version noted none.
+        adopted_ns: when somebody said that it replaces the one before; 0: never.
+    """
 
     number: int
     identity: str
+    declared: str = ""
+    evidence: dict[str, str] = {}
+    adopted_ns: int = 0
+
+    @property
+    def evidence_known(self) -> dict[str, str]:
+        """What it can be recognised by; of older notes what the identity says by itself."""
+        return self.evidence or evidence_in(self.identity)
 
 
 class AgentState(msgspec.Struct):

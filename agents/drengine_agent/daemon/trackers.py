@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from drengine.linux.disks import boot_id
+import msgspec
+
+from drengine.linux.devices import boot_id
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind, VolumeGeometry
 from drengine_agent.beneath import beneath, identity
-from drengine_agent.capture.backing import Volume
+from drengine_agent.capture.backing import WEAK_HINT, Volume
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES
 from drengine_agent.capture.ebpf.live import LiveVolume, ReadLimit
 from drengine_agent.capture.ebpf.program import COPIES
@@ -29,6 +33,8 @@ from drengine_agent.cuts.still import Stillness
 from drengine_agent.daemon.state import AgentState, KnownVolume
 from drengine_agent.errors import STATE_ON_VOLUME
 from drengine_agent.ship.bandwidth import BandwidthSchedule, TokenBucket
+
+log = logging.getLogger("drengine.agent")
 
 IDLE_SECONDS = 0.05
 """A look at a quiet disk proves anew that it is quiet, and costs half a millisecond of CPU."""
@@ -119,9 +125,13 @@ def open_capture(config: AgentConfig, state: AgentState, clock: Clock) -> Captur
                 wanted.path,
                 writable=config.tracker == "nbd",
                 identity=known.identity if known else "",
+                evidence=known.evidence_known if known else None,
+                declared=known.declared if known else "",
             )
             opened.append(volume)
-            state.volumes[wanted.name] = KnownVolume(volume.volume, volume.identity)
+            known = known or KnownVolume(volume.volume, volume.identity)
+            state.volumes[wanted.name] = msgspec.structs.replace(known, evidence=volume.evidence)
+            _tell_about(volume, known, accepted=wanted.anonymous)
         volumes = {volume.volume: volume for volume in opened}
         if config.tracker == "ebpf":
             return _open_ebpf(config, volumes, clock, state)
@@ -130,6 +140,15 @@ def open_capture(config: AgentConfig, state: AgentState, clock: Clock) -> Captur
         for volume in opened:
             volume.close()
         raise
+
+
+def _tell_about(volume: Volume, known: KnownVolume, *, accepted: bool) -> None:
+    """What an auditor, or whoever may swap disks, wants to read in the log."""
+    if known.declared:
+        at = datetime.fromtimestamp(known.adopted_ns / 1e9, UTC).isoformat(timespec="seconds")
+        log.info("volume %s: %s, adopted at %s in place of %s", volume.name, known.identity, at, known.declared)
+    if volume.is_weak and not accepted:
+        log.warning("volume %s: nothing tells %s from another disk. %s", volume.name, volume.path, WEAK_HINT)
 
 
 class VolumeResizedError(Exception):

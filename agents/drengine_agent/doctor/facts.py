@@ -64,6 +64,7 @@ class Volume:
         device: the kernel's name of the device, such as `nvme0n1p2`.
         refusal: why the kernel's events would not show all its writes; empty if they do.
         size_bytes: its size.
+        weak: nothing that lasts tells this disk from another one.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Volume:
     device: str = ""
     refusal: str = ""
     size_bytes: int = 0
+    weak: bool = False
 
 
 @dataclass(frozen=True, slots=True)

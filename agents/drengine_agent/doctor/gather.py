@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drengine.config import Address
+from drengine.linux.identity import evidence_of, is_weak
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
 from drengine_agent.beneath import Identity, beneath, identity
@@ -153,7 +154,19 @@ def volume_at(name: str, path: Path, *, root: Path = ROOT) -> Volume:
         device=device.name,
         refusal=device.refusal,
         size_bytes=device.size_bytes,
+        weak=_is_weak(path),
     )
+
+
+def _is_weak(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_weak(evidence_of(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def place_of(role: str, path: Path, volumes: Mapping[str, Path], *, root: Path = ROOT) -> Place:

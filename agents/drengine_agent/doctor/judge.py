@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from drengine.terminal import human_bytes
+from drengine_agent.capture.backing import WEAK_HINT
 from drengine_agent.capture.ebpf.probe import KERNEL_MIN
 from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Volume
 
@@ -264,6 +265,8 @@ def _volumes(host: Host, choices: list[Choice], refused: str) -> Iterator[Findin
         else:
             memory = f", {human_bytes(bitmap_bytes(volume.size_bytes))} of kernel memory" * (choice.tracker == "ebpf")
             yield Finding("volume", Level.OK, f"{what}: {human_bytes(volume.size_bytes)}, {choice.tracker}{memory}")
+        if volume.weak:
+            yield Finding("identity", Level.WARN, f"{what}: nothing tells it from another disk", WEAK_HINT)
 
 
 def bitmap_bytes(size_bytes: int) -> int:

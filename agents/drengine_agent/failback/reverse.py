@@ -24,7 +24,7 @@ from drengine.wire.payload import digest, verify_batch
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.scan.indexes import Note
 from drengine_agent.capture.tracker import Range
-from drengine_agent.errors import REVERSE_REFUSED
+from drengine_agent.errors import REVERSE_REFUSED, adoption_hint
 from drengine_agent.failback.point_reader import PointReader
 from drengine_agent.ship.bandwidth import TokenBucket
 from drengine_agent.ship.baseline import TargetBaseline
@@ -102,9 +102,10 @@ class Reversal:
         """
         async with PointReader.opened(self.connect, self.hello, self.clock) as reader:
             check_geometry(reader.welcome.geometry, self.volumes)
-            self.report.bytes_total = sum(volume.size_bytes for volume in self.volumes.values())
-            for number, volume in sorted(self.volumes.items()):
-                windows = self._changed(reader, number) if self.since else self._compared(reader, volume)
+            sizes = {volume.volume: volume.size_bytes for volume in reader.welcome.geometry}
+            self.report.bytes_total = sum(sizes.values())
+            for number, size in sorted(sizes.items()):
+                windows = self._changed(reader, number, size) if self.since else self._compared(reader, number, size)
                 async for spans, looked_at in windows:
                     await self._fetch_all(reader, spans)
                     await _whole(self._settle)
@@ -112,17 +113,17 @@ class Reversal:
                     self.progress(self.report)
         return self.report
 
-    async def _compared(self, reader: PointReader, volume: Volume) -> AsyncIterator[tuple[list[Span], int]]:
+    async def _compared(self, reader: PointReader, number: int, size: int) -> AsyncIterator[tuple[list[Span], int]]:
         """Windows by hashes: what differs in each, and its length."""
-        sizes = {volume.volume: volume.size_bytes}
+        sizes = {number: size}
         baseline = TargetBaseline(reader.ask, sizes)
-        for start in range(0, volume.size_bytes, WINDOW_BYTES):
-            length = min(WINDOW_BYTES, volume.size_bytes - start)
+        for start in range(0, size, WINDOW_BYTES):
+            length = min(WINDOW_BYTES, size - start)
             found = _Differences()
             sweep = Sweep(
                 volumes=self.volumes,
                 sizes=sizes,
-                ranges=[Range(volume.volume, start, length)],
+                ranges=[Range(number, start, length)],
                 baseline=baseline,
                 indexes=None,
                 hand_over=lambda _: None,
@@ -135,9 +136,9 @@ class Reversal:
             found.spans += [Span(part.volume, part.offset, part.length) for part in sweep.report.unread]
             yield joined(found.spans), length
 
-    async def _changed(self, reader: PointReader, number: int) -> AsyncIterator[tuple[list[Span], int]]:
+    async def _changed(self, reader: PointReader, number: int, size: int) -> AsyncIterator[tuple[list[Span], int]]:
         """Windows by the target's log."""
-        size, at = self.volumes[number].size_bytes, 0
+        at = 0
         spans: list[Span] = []
         held = 0
         async for span in reader.changed(number, self.since, size):
@@ -293,12 +294,14 @@ def check_geometry(theirs: Sequence[VolumeGeometry], ours: Mapping[int, Volume])
             name = (there or here).name  # type: ignore[union-attr]
             where = "the point has no such volume" if there is None else "it is not protected here"
             raise DrengineError(REVERSE_REFUSED, f"volume {number} ({name}): {where}")
-        if (there.name, there.identity) != (here.name, here.identity):
+        if (there.name, there.identity) != (here.name, here.declared):
             raise DrengineError(
                 REVERSE_REFUSED,
-                f"volume {number} is {there.name} ({there.identity}) at the point, here {here.name} ({here.identity})",
+                f"volume {number} is {there.name} ({there.identity}) at the point, here {here.name} ({here.declared})",
+                hint=adoption_hint(there) if there.name == here.name else None,
             )
-        if there.size_bytes != here.size_bytes:
+        adopted = here.declared != here.identity  # somebody said that this disk replaces that one: it may be larger
+        if there.size_bytes > here.size_bytes or (there.size_bytes < here.size_bytes and not adopted):
             raise DrengineError(
                 REVERSE_REFUSED,
                 f"volume {here.name} has {there.size_bytes} bytes at the point, and {here.size_bytes} here",

@@ -60,6 +60,7 @@ class WayHome:
             "fence_reason": record.reason,
             "reversing": record.reversing,
             "equals": record.equals,
+            "replaced": record.replaced,
             "preserved": f"{record.preserved.branch}-{record.preserved.sequence}" if record.preserved else "",
             "way_home": self._busy,
             **self._work,
@@ -109,6 +110,13 @@ class WayHome:
                 REVERSE_REFUSED,
                 f"the disks are on the way to point {record.reversing}: they are neither what they were nor that point",
                 hint="Run the reversal again until it ends; it goes on where it is.",
+            )
+        if record.replaced and not force:
+            raise DrengineError(
+                REVERSE_REFUSED,
+                f"the disk of {', '.join(record.replaced)} was replaced and holds nothing of this source yet",
+                hint="Bring its content home first: `drengine failback` writes all of it. If it has the right content "
+                "already: `drengine-agent release --force`.",
             )
         if generation < agent.generation and not force:
             raise DrengineError(SOURCE_FENCED, f"generation {generation} is over, this source is at {agent.generation}")
@@ -176,13 +184,16 @@ class WayHome:
             if record.reversing or (record.equals and record.stamps == _stamps(volumes)):
                 # What they held was preserved, or given up, before the target's bytes took its place.
                 return PreserveReport(branch, 0, 0, 0)
+            ours = {number: volume for number, volume in volumes.items() if volume.name not in record.replaced}
+            if not ours:
+                return PreserveReport(branch, 0, 0, 0)  # nothing that this source wrote is left
             told = lambda: {  # noqa: E731
                 "compared_bytes": progress.sweep.scanned_bytes,
                 "total_bytes": progress.sweep_bytes,
             }
             async with self._telling(tell, told), _errors():
                 report = await preserve(
-                    volumes,
+                    ours,
                     agent.connect,
                     agent.hello(Purpose.PRESERVE, branch, generation=generation),
                     clock=self._clock,
@@ -202,7 +213,8 @@ class WayHome:
             raise DrengineError(REVERSE_REFUSED, f"a point is named by its id, not {point[:60]!r}")
         async with self._possessed() as volumes:
             untouched = record.stamps == _stamps(volumes)
-            if not (record.preserved or record.reversing or (record.equals and untouched) or force):
+            lost = record.replaced and all(volume.name in record.replaced for volume in volumes.values())
+            if not (record.preserved or record.reversing or lost or (record.equals and untouched) or force):
                 raise DrengineError(
                     REVERSE_REFUSED,
                     "what the disks hold has not been preserved at the target",
@@ -220,7 +232,7 @@ class WayHome:
             async with self._telling(tell, lambda: _told(run.report)), _errors():
                 report = await run.run()
             equal = msgspec.structs.replace(
-                self.fence.record, reversing="", equals=point, stamps=_stamps(volumes), preserved=None
+                self.fence.record, reversing="", equals=point, stamps=_stamps(volumes), preserved=None, replaced=[]
             )
             await asyncio.to_thread(self.fence.replace, equal)
         return report

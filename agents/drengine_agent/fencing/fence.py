@@ -55,6 +55,7 @@ class FenceRecord(msgspec.Struct, frozen=True):
         reversing: the point that the disks are being made equal to; while it is set they are neither one nor the other.
         equals: the point that the disks are equal to, verified.
         stamps: of each volume when they were found equal; a volume with another stamp was written since.
+        replaced: volumes on disks that were adopted in place of others and hold nothing of this source yet.
     """
 
     standing: Standing = Standing.IN_CHARGE
@@ -65,6 +66,7 @@ class FenceRecord(msgspec.Struct, frozen=True):
     reversing: str = ""
     equals: str = ""
     stamps: dict[str, str] = {}
+    replaced: list[str] = []
 
 
 def fenced_record(generation: int, reason: str, clock: Clock) -> FenceRecord:

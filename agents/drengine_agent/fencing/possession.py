@@ -38,7 +38,15 @@ def possessed(volumes: Mapping[int, Volume], *, vouched: bool = False) -> Iterat
                 if not lease.release():
                     raise DrengineError(REVERSE_REFUSED, f"volume {volume.name}: {volume.path} is open for writing")
             try:
-                opened = Volume.open(number, volume.name, volume.path, writable=True, identity=volume.identity)
+                opened = Volume.open(
+                    number,
+                    volume.name,
+                    volume.path,
+                    writable=True,
+                    identity=volume.identity,
+                    evidence=volume.evidence,
+                    declared=volume.declared,
+                )
             except DrengineError as error:
                 raise DrengineError(REVERSE_REFUSED, error.message, hint=error.hint) from error
             stack.callback(opened.close)

@@ -42,7 +42,7 @@ from drengine.wire.events import (
 from drengine.wire.frames import batch_frame_bytes
 from drengine_agent.capture.scan.index import DIGEST_BYTES
 from drengine_agent.capture.scan.indexes import Note
-from drengine_agent.errors import SESSION_REFUSED
+from drengine_agent.errors import SESSION_REFUSED, adoption_hint
 
 PING_SECONDS = 5.0
 SILENCE_SECONDS = 15.0
@@ -118,7 +118,7 @@ def check_declared(welcome: Welcome, volumes: tuple[VolumeGeometry, ...]) -> Non
             raise SessionEnded(
                 "volume-replaced",
                 f"volume {ours.volume} is {theirs.name} ({theirs.identity}) at the target, here {ours.name} "
-                f"({ours.identity})",
+                f"({ours.identity})" + (f". {adoption_hint(theirs)}" if theirs.name == ours.name else ""),
                 retryable=False,
             )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.durable import replace_durably
-from drengine.linux.disks import Number, boot_id, disk_attribute
+from drengine.linux.devices import Number, boot_id, disk_attribute
 from drengine.linux.mounts import mount_at, read_mounts
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdAddress

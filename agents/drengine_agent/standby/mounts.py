@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 import msgspec
 
 from drengine.durable import replace_durably
-from drengine.linux.disks import attachment, device_number
+from drengine.linux.devices import attachment, device_number
 from drengine.linux.mounts import Mount, mount_at, read_mounts
 from drengine.model.errors import DrengineError
 from drengine_agent.standby.disk import run_tool

@@ -15,7 +15,7 @@ import msgspec
 
 from drengine.control.attach import AttachOrder, StandbyMount
 from drengine.durable import replace_durably
-from drengine.linux.disks import disk_name
+from drengine.linux.devices import disk_name
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name

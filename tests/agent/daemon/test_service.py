@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +18,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind
 from drengine.nbd.client import NbdClient
 from drengine.wire.events import Refuse
+from drengine_agent.capture import backing
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.daemon.client import ask
 from drengine_agent.daemon.operator import ControlServer
@@ -179,6 +181,21 @@ async def test_another_disk_under_the_old_name_is_never_shipped(tmp_path: Path) 
         Agent(config, connector=replica.connect)
     assert refused.value.kind.id == "volume-replaced"
     assert replica.image() == image
+
+
+@pytest.mark.fault(76)
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_a_disk_that_nothing_tells_from_another_is_warned_of_unless_that_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, accepted: bool
+) -> None:
+    monkeypatch.setattr(backing, "evidence_of", lambda _: {"number": "254:16"})
+    config = configured(tmp_path, tracker="scan")
+    config = replace(config, volume=tuple(replace(volume, anonymous=accepted) for volume in config.volume))
+    async with running(config, Replica()) as agent:
+        (volume,) = agent.status()["volumes"]  # type: ignore[misc]
+        assert (volume["identity"], volume["anonymous"]) == ("block:number=254:16", True)  # type: ignore[index]
+    warned = [record.message for record in caplog.records if "nothing tells" in record.message]
+    assert len(warned) == (not accepted)
 
 
 @pytest.mark.fault(27)

@@ -31,6 +31,16 @@ def test_a_good_host_has_nothing_to_hear() -> None:
     assert "self-test saw work" in report.choices[0].why
 
 
+@pytest.mark.fault(76)
+def test_a_disk_that_nothing_tells_from_another_is_named_and_something_asked_for() -> None:
+    report = judge(host(volumes=(dataclasses.replace(DISK, weak=True),)))
+    (found,) = [finding for finding in report.findings if finding.id == "identity"]
+    assert (report.ok, found.level) == (True, Level.WARN)
+    assert "/dev/vdb" in found.seen
+    assert "serial" in found.hint
+    assert "anonymous = true" in found.hint
+
+
 REFUSED = {
     "an old python": (host(python=(3, 9, 2)), "python"),
     "a minimal python": (host(modules_missing=("ssl",)), "python-modules"),

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from drengine.model.clock import SystemClock
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
 from drengine.store.branches import BranchInfo
@@ -43,6 +44,7 @@ class Home:
         self.store = target.store
         self.names = [f"disk{number}" for number in range(1, volumes + 1)]
         self.seeded = random.Random(7)
+        self.clock = SystemClock()
         for name in self.names:
             if not self.path(name).exists():
                 self.path(name).write_bytes(self.seeded.randbytes(MIB) + bytes(MIB) + b"tail" * 128)

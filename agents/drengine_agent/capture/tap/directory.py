@@ -20,7 +20,7 @@ import msgspec
 import xxhash
 
 from drengine.durable import replace_durably
-from drengine.linux.disks import boot_id
+from drengine.linux.devices import boot_id
 from drengine.model.errors import DrengineError
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.tap.dirty import DirtySet

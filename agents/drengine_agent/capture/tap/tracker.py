@@ -193,8 +193,8 @@ class Tap:
     def _check_declared(self, volumes: Sequence[VolumeGeometry]) -> None:
         for declared in volumes:
             volume = self.volumes.get(declared.volume)
-            if volume is None or declared.identity not in ("", volume.identity):
-                found = volume.identity if volume else "not there"
+            if volume is None or declared.identity not in ("", volume.declared):
+                found = volume.declared if volume else "not there"
                 raise DrengineError(VOLUME_REPLACED, f"volume {declared.name} is {found}, expected {declared.identity}")
 
     # ---- the clients' side
