@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -227,8 +228,9 @@ class Pair:
         target: Mapping[str, Any] | None = None,
     ) -> None:
         self.ground, self.volumes, self._name = ground, dict(volumes), name
-        self.source = fresh_source() if tracker == "ebpf" else f"shop{name}"
+        self.source = fresh_source() if tracker == "ebpf" else f"shop{name.strip()}"
         self.port = free_port()
+        self.listen = "127.0.0.1"
         self._exports = 0
         self._unequal = ""
         self.store = ground.folder / f"store{name}"
@@ -249,7 +251,7 @@ class Pair:
             self.target_file,
             {
                 "store": str(store),
-                "listen": f"127.0.0.1:{self.port}",
+                "listen": f"{self.listen}:{self.port}",
                 "nbd_socket": str(self.recovery),
                 "free_space_min": "0B",
                 **self._target_options,
@@ -282,7 +284,7 @@ class Pair:
         """The target, until it listens."""
         arguments = (DRENGINE, "target", "run", "--config", str(self.target_file))
         self.target = self.ground.site.start(f"target{self._name}", *arguments, prefix=prefix)
-        self.ground.until("the target serves", lambda: accepts(self.port))
+        self.ground.until("the target serves", lambda: accepts(self.port, self.listen))
         return self.target
 
     def start_agent(self, *, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
@@ -397,11 +399,9 @@ def read_live(path: Path) -> bytes:
     return done.stdout
 
 
-def accepts(port: int) -> bool:
+def accepts(port: int, host: str = "127.0.0.1") -> bool:
     """Whether somebody listens there."""
-    import socket
-
-    with socket.create_connection(("127.0.0.1", port), 2.0):
+    with socket.create_connection((host, port), 2.0):
         return True
 
 
