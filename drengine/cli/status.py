@@ -11,6 +11,7 @@ import typer
 from drengine.cli.common import JsonOption, StoreOption, open_store
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
+from drengine.store.names import segment_name
 from drengine.terminal import emit_json, human_age, human_bytes, note, show_table
 
 app = typer.Typer(add_completion=False)
@@ -33,7 +34,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
                     "source": each.name,
                     "generation": each.generation,
                     "active_branch": active,
-                    "being_written": _is_locked(store / "locks" / f"branch-{each.name}-{active:08d}.lock"),
+                    "being_written": opened.is_being_written(each.name, active),
                     "volumes": {v.name: v.size_bytes for v in newest.geometry} if newest else {},
                     "newest_point": newest.id if newest else None,
                     "newest_point_time_ns": newest.time_ns if newest else None,
@@ -46,6 +47,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
                     "records_damaged": each.records_damaged,
                 }
             )
+        set_aside = [segment_name(*place) for place in opened.set_aside()]
     if json:
         emit_json(
             {
@@ -53,22 +55,15 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
                 "stored_bytes": stats.stored_bytes,
                 "plain_bytes": stats.plain_bytes,
                 "free_bytes": stats.free_bytes,
+                "set_aside": set_aside,
                 "sources": sources,
             }
         )
         return
     _show(store, stats.stored_bytes, stats.plain_bytes, stats.free_bytes, sources)
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock: asked of the kernel, because trying it would get in a writer's way."""
-    try:
-        inode = path.stat().st_ino
-        locks = Path("/proc/locks").read_text(encoding="ascii")
-    except OSError:
-        return False
-    held = (line.split() for line in locks.splitlines() if " FLOCK " in line)
-    return any(fields[5].rpartition(":")[2] == str(inode) for fields in held if "->" not in fields)
+    if set_aside:
+        note(f"set aside, because the catalogue does not name them: {', '.join(set_aside)}")
+        note("nothing removes them; docs/operations.md says what they are")
 
 
 def _show(store: Path, stored: int, plain: int, free: int | None, sources: list[dict[str, Any]]) -> None:

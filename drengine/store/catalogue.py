@@ -4,6 +4,9 @@ WAL with synchronous=FULL: a transaction is on stable storage when `transaction(
 error. Several processes may have it open; each connection is used by one thread at a time (a lock
 sees to it). SQLite has no checksums of its own, so every row carries one (rows.py), and all rows are
 checked when the catalogue is opened.
+
+Each transaction has a number, its epoch. A catalogue whose epoch is behind the one noted beside the segments
+(epoch.py) is older than the data: it is not opened, and no transaction of it begins.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from drengine.model.errors import DrengineError, ErrorKind
+from drengine.store.epoch import EpochNote
 from drengine.store.errors import (
     CATALOGUE_DAMAGED,
     FENCED,
@@ -36,7 +40,9 @@ from drengine.store.rows import (
     TABLE_OF,
     BranchRow,
     DamageRow,
+    EpochRow,
     PointRow,
+    RemovalRow,
     SegmentRow,
     SourceRow,
     Table,
@@ -49,9 +55,11 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
+FIRST_EPOCH = 1
 _POINTS_AT_ONCE = 32
+_TABLES_OF_VERSION = {1: Tables.VERSION_1, SCHEMA_VERSION: Tables.VERSION_2}
 
 _TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
 
@@ -100,27 +108,34 @@ class Catalogue:
         check: bool = True,
         name: str = CATALOGUE_NAME,
     ) -> None:
-        """Open an existing catalogue.
+        """Open an existing catalogue; one of version 1 is brought to version 2 unless it is opened for reading only.
 
         Raises:
-            DrengineError: CATALOGUE_DAMAGED, STORE_VERSION, STORE_READ_ONLY, STORE_IO.
+            DrengineError: CATALOGUE_DAMAGED, also when it is older than the segments; STORE_VERSION, STORE_READ_ONLY,
+                STORE_IO.
         """
         path = directory / name
         if not path.is_file():
             raise DrengineError(CATALOGUE_DAMAGED, f"{path} is missing")
         self._lock = threading.RLock()
         self._depth = 0
+        self._changed = False
+        self.upgraded = False
+        self._note = EpochNote(directory) if name == CATALOGUE_NAME else None
         try:
             self._db = _connect(path, read_only=read_only)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             _raise_system_error(path, error)
             raise _from_sqlite(error) from error
         try:
-            self._check_identity()
+            self.version = self._check_identity()
+            self._require_current()
+            if self.version == 1 and not read_only:
+                self._upgrade()
             if check:
                 self.check()
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
     @staticmethod
@@ -130,8 +145,9 @@ class Catalogue:
             db = _connect(directory / name, read_only=False)
             try:
                 db.execute("BEGIN IMMEDIATE")
-                for statement in _schema().values():
+                for statement in _schema(SCHEMA_VERSION).values():
                     db.execute(statement)
+                _put(db, EpochRow(1, FIRST_EPOCH))
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute("COMMIT")
@@ -145,6 +161,8 @@ class Catalogue:
         """Close the connection; the last one also empties the write-ahead log."""
         with self._lock:
             self._db.close()
+            if self._note:
+                self._note.close()
 
     def check(self) -> None:
         """Check the file's structure and every row's checksum.
@@ -156,7 +174,7 @@ class Catalogue:
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if found is None or found[0] != "ok":
             raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: {found[0] if found else 'no answer'}")
-        for table in Tables.ALL:
+        for table in _TABLES_OF_VERSION[self.version]:
             with self._lock, self._errors():
                 rows = self._db.execute(f"SELECT * FROM {table.name}")
                 if not all(row_checksum(table.name, row[:-1]) == row[-1] for row in rows):
@@ -168,7 +186,8 @@ class Catalogue:
 
         Raises:
             DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY, MAINTENANCE_BUSY; nothing was changed, except
-                that after STORE_IO it may still come to light after a crash.
+                that after STORE_IO it may still come to light after a crash. CATALOGUE_DAMAGED when it is older than
+                the segments.
         """
         with self._lock:
             if self._depth:
@@ -176,9 +195,14 @@ class Catalogue:
                 return
             with self._errors():
                 self._db.execute("BEGIN IMMEDIATE")
-            self._depth = 1
+            self._depth, self._changed = 1, False
+            epoch = 0
             try:
+                self._require_current()
                 yield
+                if self._changed:
+                    epoch = self.epoch() + 1
+                    self.put(EpochRow(1, epoch))
                 with self._errors():
                     self._db.execute("COMMIT")
             except BaseException:
@@ -187,6 +211,26 @@ class Catalogue:
                 raise
             finally:
                 self._depth = 0
+            if epoch:
+                self.note_epoch(epoch)
+
+    def epoch(self) -> int:
+        """Number of the newest transaction; 0 in a catalogue of version 1."""
+        if self.version == 1:
+            return 0
+        found = self._select(Tables.EPOCH, "")
+        if len(found) != 1:
+            raise DrengineError(CATALOGUE_DAMAGED, "catalogue: it does not say which transaction was its newest")
+        return cast(EpochRow, found[0]).number
+
+    def noted_epoch(self) -> int | None:
+        """The newest transaction that is known beside the segments; None when nothing readable says it."""
+        return self._note.read() if self._note else None
+
+    def note_epoch(self, epoch: int, *, sync: bool = False) -> None:
+        """Note beside the segments that this transaction was committed."""
+        if self._note:
+            self._note.write(epoch, sync=sync)
 
     def data_version(self) -> int:
         """A number that changes whenever another connection has committed something."""
@@ -197,15 +241,14 @@ class Catalogue:
     def put(self, *rows: Any) -> None:
         """Insert or replace rows of any kind, inside a transaction."""
         with self._lock, self._errors():
+            self._changed = self._changed or bool(rows)
             for row in rows:
-                table = TABLE_OF[type(row)]
-                values = (*row, row_checksum(table.name, tuple(row)))
-                marks = ",".join("?" * len(values))
-                self._db.execute(f"INSERT OR REPLACE INTO {table.name} VALUES ({marks})", values)
+                _put(self._db, row)
 
     def remove(self, *rows: Any) -> None:
         """Delete rows by their keys, inside a transaction."""
         with self._lock, self._errors():
+            self._changed = self._changed or bool(rows)
             for row in rows:
                 table = TABLE_OF[type(row)]
                 where = " AND ".join(f"{field} = ?" for field in table.row._fields[: table.keys])
@@ -289,6 +332,11 @@ class Catalogue:
         """Records of a source that cannot be read."""
         return cast("list[DamageRow]", self._select(Tables.DAMAGE, "WHERE source = ?", source))
 
+    def removals(self, source: str, branch: int) -> list[RemovalRow]:
+        """Files of a branch that are to be removed, or were a moment ago."""
+        found = self._select(Tables.REMOVAL, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch)
+        return cast("list[RemovalRow]", found)
+
     def require_writable(self, source: str, branch: int, generation: int) -> tuple[SourceRow, BranchRow]:
         """The rows of a branch that this generation may write now (rule 4).
 
@@ -320,17 +368,58 @@ class Catalogue:
             rows.append(table.row._make(values[:-1]))
         return rows
 
-    def _check_identity(self) -> None:
+    def _require_current(self) -> int:
+        """The epoch, unless the segments know of a later one.
+
+        Raises:
+            DrengineError: CATALOGUE_DAMAGED.
+        """
+        # First the note, then the row: whoever commits in between is ahead of the note that was read.
+        noted = self.noted_epoch()
+        epoch = self.epoch()
+        if noted is not None and noted > epoch:
+            raise DrengineError(
+                CATALOGUE_DAMAGED,
+                f"the catalogue is older than the segments: it ends at transaction {epoch}, and {noted} was committed. "
+                "Its write-ahead log was lost, or an old copy was put back",
+            )
+        return epoch
+
+    def _upgrade(self) -> None:
+        """From version 1 to version 2: add the tables that are missing."""
+        with self._lock, self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                if version == 1:  # nobody else was faster
+                    for name, statement in _schema(SCHEMA_VERSION).items():
+                        if name not in _schema(1):
+                            self._db.execute(statement)
+                    _put(self._db, EpochRow(1, FIRST_EPOCH))
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        self.version = SCHEMA_VERSION
+        self.upgraded = True
+
+    def _check_identity(self) -> int:
+        """Check that it is a catalogue of a version that is known, and which."""
         with self._errors():
+            self._db.execute("BEGIN")  # somebody else may be upgrading it
             (application,) = self._db.execute("PRAGMA application_id").fetchone()
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             schema = dict(self._db.execute("SELECT name, sql FROM sqlite_master").fetchall())
+            self._db.execute("COMMIT")
         if application != APPLICATION_ID:
             raise DrengineError(CATALOGUE_DAMAGED, "catalogue: the file is not a catalogue of drengine")
-        if version != SCHEMA_VERSION:
+        if version not in _TABLES_OF_VERSION:
             raise DrengineError(STORE_VERSION, f"catalogue has version {version}, this is {SCHEMA_VERSION}")
-        if schema != _schema():
+        if schema != _schema(version):
             raise DrengineError(CATALOGUE_DAMAGED, "catalogue: its tables are not those of a catalogue")
+        return int(version)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -340,10 +429,17 @@ class Catalogue:
             raise _from_sqlite(error) from error
 
 
-def _schema() -> dict[str, str]:
-    """The statement that makes each table."""
+def _put(db: sqlite3.Connection, row: Any) -> None:
+    table = TABLE_OF[type(row)]
+    values = (*row, row_checksum(table.name, tuple(row)))
+    marks = ",".join("?" * len(values))
+    db.execute(f"INSERT OR REPLACE INTO {table.name} VALUES ({marks})", values)
+
+
+def _schema(version: int) -> dict[str, str]:
+    """The statement that makes each table of a version."""
     statements = {}
-    for table in Tables.ALL:
+    for table in _TABLES_OF_VERSION[version]:
         types = get_type_hints(table.row)
         columns = ", ".join(f"{field} {_TYPES[types[field]]} NOT NULL" for field in table.row._fields)
         keys = ", ".join(table.row._fields[: table.keys])

@@ -3,8 +3,9 @@
 A segment is rewritten as a new revision of itself: dead DATA rows become DROPPED, their plain bytes are
 zeroed before the payload is compressed anew, so that every plain offset stays as it was and no map changes. A segment
 in which nothing is live is removed whole. Order of a rewrite: new file synced, its name synced, one
-transaction that swaps the revision, old file deleted. Order of a removal: rows leave the catalogue, a manifest says
-so durably, files are deleted. A manifest that knows every retired point is durable before anything else.
+transaction that swaps the revision, old file deleted. Order of a removal: in one transaction its rows leave the
+catalogue and the decision to remove its file is recorded; a manifest says so durably; the file is deleted; the decision
+is forgotten. A manifest that knows every retired point is durable before anything else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,15 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Codec, ExtentKind
 from drengine.store import segment as codec
 from drengine.store.context import StoreContext
-from drengine.store.errors import BRANCH_BUSY, DAMAGED, STORE_IO, os_errors
-from drengine.store.leases import leased_positions, lock_branch, lock_maintenance
+from drengine.store.errors import DAMAGED, STORE_IO, os_errors
+from drengine.store.leases import leased_positions, lock_maintenance
 from drengine.store.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
 from drengine.store.manifest import write_manifest
-from drengine.store.names import layer_last, parse_segment_name, segment_directory, segment_name
+from drengine.store.names import SegmentPlace, parse_segment_name, segment_directory, segment_name
 from drengine.store.records import check_record
-from drengine.store.rows import CUT_OFF, OPEN, SEALED, SegmentRow
+from drengine.store.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
 from drengine.store.segment import FLAG_DROPPED, RecordType, SegmentIndex
+from drengine.store.strays import clear_strays
 from drengine.wire.payload import encode_payload
 
 _LEVEL = 3
@@ -43,6 +45,7 @@ class CompactionReport:
         bytes_freed: file bytes given back (negative if it grew, which only tiny segments do).
         bytes_written: file bytes written.
         segments_skipped: segments left alone because they are damaged.
+        set_aside: files that no row names and about which nothing is decided (strays.py).
         complete: False when `bytes_max` ended it early.
     """
 
@@ -51,6 +54,7 @@ class CompactionReport:
     bytes_freed: int = 0
     bytes_written: int = 0
     segments_skipped: int = 0
+    set_aside: list[SegmentPlace] = field(default_factory=list)
     complete: bool = True
 
 
@@ -76,7 +80,7 @@ def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[
                     write_manifest(context)
                     manifest_due = False
                 _compact_branch(context, roots, report, bytes_max=bytes_max, yield_to=yield_to)
-                clear_strays(context, roots.branch.source, roots.branch.branch)
+                report.set_aside += clear_strays(context, roots.branch.source, roots.branch.branch)
                 if not report.complete:
                     return report
     return report
@@ -130,16 +134,20 @@ def _remove(context: StoreContext, rows: list[SegmentRow], report: CompactionRep
     if not rows:
         return
     catalogue = context.catalogue
+    removals = [RemovalRow(row.source, row.branch, row.segment, row.revision) for row in rows]
     with catalogue.transaction():
         damage = catalogue.damage(rows[0].source)
         gone = {(row.branch, row.segment) for row in rows}
         catalogue.remove(*rows, *(bad for bad in damage if (bad.branch, bad.segment) in gone))
+        catalogue.put(*removals)
     # A rebuild from now on knows that they were not lost.
     write_manifest(context)
     for row in rows:
         context.storage.delete(segment_name(row.source, row.branch, row.segment, row.revision))
         report.segments_removed += 1
         report.bytes_freed += row.length
+    with catalogue.transaction():
+        catalogue.remove(*removals)
 
 
 def rewrite(
@@ -156,9 +164,9 @@ def rewrite(
     """
     index = context.records.index(row)
     old_name = segment_name(row.source, row.branch, row.segment, row.revision)
-    new_name = segment_name(row.source, row.branch, row.segment, row.revision + 1)
-    header = replace(index.header, revision=row.revision + 1, salt=secrets.randbits(64))
-    context.storage.delete(new_name)
+    revision = _next_revision(context, row)
+    new_name = segment_name(row.source, row.branch, row.segment, revision)
+    header = replace(index.header, revision=revision, salt=secrets.randbits(64))
     appender = context.storage.create(new_name)
     reader = context.storage.open(old_name)
     try:
@@ -184,7 +192,7 @@ def rewrite(
         appender.sync()
         context.storage.sync_dir(segment_directory(row.source, row.branch))
         swapped = row._replace(
-            revision=row.revision + 1,
+            revision=revision,
             state=SEALED,
             committed_length=length,
             length=length + len(tail),
@@ -206,6 +214,12 @@ def rewrite(
     report.segments_rewritten += 1
     report.bytes_written += length
     report.bytes_freed += row.length - swapped.length
+
+
+def _next_revision(context: StoreContext, row: SegmentRow) -> int:
+    """One that no file has: what an interrupted rewrite left is not written over."""
+    names = context.storage.list(f"{segment_directory(row.source, row.branch)}/{row.segment:08d}.")
+    return max(place.revision for place in (SegmentPlace(*row[:4]), *filter(None, map(parse_segment_name, names)))) + 1
 
 
 def _rewritten(
@@ -261,33 +275,3 @@ def _replace(context: StoreContext, old: SegmentRow, new: SegmentRow) -> None:
         if found != old:
             raise DrengineError(DAMAGED, f"segment {old.segment} of {old.source!r} changed while it was compacted")
         context.catalogue.put(new)
-
-
-def clear_strays(context: StoreContext, source: str, branch: int) -> None:
-    """Delete files that no row names: what a crash left between a transaction and a deletion, or before a swap.
-
-    Files behind the newest segment may belong to a writer; they are touched only when there is none.
-    """
-    rows = context.catalogue.segments(source, branch)
-    named = {segment_name(source, branch, row.segment, row.revision) for row in rows}
-    newest = max((row.segment for row in rows), default=0)
-    strays: list[str] = []
-    unfinished: list[str] = []
-    for name in context.storage.list(segment_directory(source, branch)):
-        place = parse_segment_name(name)
-        if place and name not in named:
-            (strays if place.segment <= newest else unfinished).append(name)
-        elif not rows and layer_last(name):
-            unfinished.append(name)
-    if unfinished:
-        try:
-            with lock_branch(context.directory, source, branch):
-                fresh = context.catalogue.segments(source, branch)
-                strays += unfinished if len(fresh) == len(rows) else []
-        except DrengineError as error:
-            if error.kind is not BRANCH_BUSY:
-                raise
-    if strays:
-        write_manifest(context)
-    for name in strays:
-        context.storage.delete(name)

@@ -63,8 +63,18 @@ def lock_branch(directory: Path, source: str, branch: int) -> Lock:
     Raises:
         DrengineError: BRANCH_BUSY.
     """
-    name = f"branch-{source}-{branch:08d}.lock"
-    return _lock(directory, name, BRANCH_BUSY, f"branch {branch} of {source!r} has a writer")
+    return _lock(directory, _branch_lock(source, branch), BRANCH_BUSY, f"branch {branch} of {source!r} has a writer")
+
+
+def is_branch_locked(directory: Path, source: str, branch: int) -> bool:
+    """Whether a branch has a writer: asked of the kernel, because trying the lock would get in a writer's way."""
+    try:
+        inode = (directory / LOCKS_DIRECTORY / _branch_lock(source, branch)).stat().st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return False
+    held = (line.split() for line in locks.splitlines() if " FLOCK " in line)
+    return any(fields[5].rpartition(":")[2] == str(inode) for fields in held if "->" not in fields)
 
 
 def lock_maintenance(directory: Path) -> Lock:
@@ -134,6 +144,10 @@ def leased_positions(directory: Path) -> set[Position]:
             finally:
                 os.close(fd)
     return positions
+
+
+def _branch_lock(source: str, branch: int) -> str:
+    return f"branch-{source}-{branch:08d}.lock"
 
 
 def _lock(directory: Path, name: str, kind: ErrorKind, message: str) -> Lock:

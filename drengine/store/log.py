@@ -30,9 +30,10 @@ from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import FENCED, SEQUENCE_GAP, STORE_FULL, STORE_IO, os_errors
 from drengine.store.leases import lock_branch
-from drengine.store.names import layer_last, parse_segment_name, segment_directory, segment_name
+from drengine.store.names import segment_directory, segment_name
 from drengine.store.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
 from drengine.store.segment import RecordType, Role, SegmentHeader
+from drengine.store.strays import abandon
 
 EPOCH_BYTES = 16
 
@@ -293,15 +294,8 @@ class BranchWriter:
         if unfinished:
             with self._catalogue.transaction():
                 self._catalogue.put(*unfinished)
-        newest = max((part.segment for part in rows), default=0)
-        self._next_segment = newest + 1
-        # Files behind the newest committed segment were never committed: their writer died first.
         with os_errors("clearing unfinished segments"):
-            # Newest first, so that a crash in between leaves no gap.
-            for name in reversed(self._context.storage.list(segment_directory(source, branch))):
-                place = parse_segment_name(name)
-                if (place and place.segment > newest) or layer_last(name) > newest:
-                    self._context.storage.delete(name)
+            self._next_segment = abandon(self._context, self._catalogue, source, branch)
         return row
 
     def _revert(self) -> None:

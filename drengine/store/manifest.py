@@ -60,12 +60,13 @@ class SourceState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """The snapshot."""
+    """The snapshot. `epoch` numbers the transaction that it shows; 0 where it was written before there were epochs."""
 
     store: bytes
     number: int
     created_ns: int
     sources: list[SourceState]
+    epoch: int = 0
 
 
 def branch_row(state: BranchState) -> BranchRow:
@@ -91,7 +92,8 @@ def take_snapshot(catalogue: Catalogue, store: bytes, number: int, now_ns: int) 
                 branches.append(BranchState(list(branch), points, _ranges(rows), following))
             damage = [list(row) for row in catalogue.damage(source.name)]
             sources.append(SourceState(list(source), branches, damage))
-    return Manifest(store, number, now_ns, sources)
+        epoch = catalogue.epoch()
+    return Manifest(store, number, now_ns, sources, epoch)
 
 
 def write_manifest(context: StoreContext) -> Manifest:

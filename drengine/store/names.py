@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 SEGMENTS = "segments"
 MANIFESTS = "manifests"
+EPOCH_NAME = f"{SEGMENTS}/epoch"
 _SEGMENT = re.compile(r"segments/([a-z0-9][a-z0-9._-]{0,62})/(\d{8})/(\d{8})\.(\d{4,6})\.seg", re.ASCII)
 _LAYER = re.compile(r"segments/[^/]+/\d{8}/(\d{8})\.L(\d)\.map", re.ASCII)
 _MANIFEST = re.compile(r"manifests/(\d{8})", re.ASCII)

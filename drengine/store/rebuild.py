@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from drengine.durable import sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
-from drengine.store.catalogue import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
+from drengine.store.catalogue import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
+from drengine.store.epoch import EpochNote
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, lock_branch, lock_maintenance
@@ -32,7 +33,7 @@ from drengine.store.manifest import (
 )
 from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
 from drengine.store.records import read_header
-from drengine.store.rows import OPEN, SIDE_ROLES, BranchRow, PointRow, SourceRow
+from drengine.store.rows import OPEN, SIDE_ROLES, BranchRow, EpochRow, PointRow, SourceRow
 from drengine.store.salvage import SalvagedBranch, salvage_branch
 from drengine.store.segment import Role
 
@@ -87,7 +88,9 @@ def rebuild_catalogue(
             for suffix in ("", *SIDE_SUFFIXES):
                 (directory / f"{_NEW}{suffix}").unlink(missing_ok=True)
             Catalogue.create(directory, _NEW)
+            epoch = _newest_epoch(directory, manifest)
             with _opened(directory) as catalogue, catalogue.transaction():
+                catalogue.put(EpochRow(1, epoch))
                 _fill(
                     catalogue,
                     report,
@@ -99,6 +102,7 @@ def rebuild_catalogue(
                     progress=progress,
                 )
             report.kept_aside = _take_place(directory)
+            EpochNote(directory).write(epoch + 1, sync=True)
     return report
 
 
@@ -133,6 +137,18 @@ def _identity(directory: Path, storage: Storage, places: list[SegmentPlace]) -> 
         finally:
             reader.close()
     raise DrengineError(NOT_A_STORE, f"no segment in {directory} tells which store it is of")
+
+
+def _newest_epoch(directory: Path, manifest: Manifest | None) -> int:
+    """The newest transaction that anything in the store tells of: the new catalogue goes on behind it."""
+    known = [EpochNote(directory).read() or 0, manifest.epoch if manifest else 0, FIRST_EPOCH]
+    with suppress(DrengineError):
+        old = Catalogue(directory, read_only=True, check=False)
+        try:
+            known.append(old.epoch())
+        finally:
+            old.close()
+    return max(known)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class SourceRow(NamedTuple):
 class BranchRow(NamedTuple):
     """A branch and what is durable on it.
 
-    `superseded_ns` is when a promotion left it behind, 0 while it is active; `next_segment` is never used again.
+    `superseded_ns` is when a promotion left it behind, 0 while it is active.
     """
 
     source: str
@@ -117,7 +117,23 @@ class DamageRow(NamedTuple):
     reason: str
 
 
-Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow
+class EpochRow(NamedTuple):
+    """The one row that numbers the catalogue's transactions (epoch.py). `id` is always 1."""
+
+    id: int
+    number: int
+
+
+class RemovalRow(NamedTuple):
+    """A decision to remove a segment's file. It leaves the catalogue after the file is gone."""
+
+    source: str
+    branch: int
+    segment: int
+    revision: int
+
+
+Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow | EpochRow | RemovalRow
 
 
 class Table(NamedTuple):
@@ -136,10 +152,13 @@ class Tables:
     SEGMENT: ClassVar = Table("segment", SegmentRow, 3)
     POINT: ClassVar = Table("point", PointRow, 3)
     DAMAGE: ClassVar = Table("damage", DamageRow, 4)
-    ALL: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE)
+    EPOCH: ClassVar = Table("epoch", EpochRow, 1)
+    REMOVAL: ClassVar = Table("removal", RemovalRow, 4)
+    VERSION_1: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE)
+    VERSION_2: ClassVar = (*VERSION_1, EPOCH, REMOVAL)
 
 
-TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.ALL}
+TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.VERSION_2}
 
 
 def row_checksum(table: str, values: tuple[Any, ...]) -> int:

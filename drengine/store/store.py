@@ -17,17 +17,18 @@ from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.blobs import LocalStorage, Storage
 from drengine.store.branches import Branches, BranchInfo
-from drengine.store.catalogue import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
+from drengine.store.catalogue import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
 from drengine.store.changes import Spans, changed_since
 from drengine.store.compaction import CompactionReport, compact
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
+from drengine.store.epoch import EpochNote
 from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_FULL, STORE_READ_ONLY, UNKNOWN_POINT, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
-from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, take_lease
+from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, take_lease
 from drengine.store.log import BranchWriter
 from drengine.store.manifest import write_manifest
-from drengine.store.names import MANIFESTS, SEGMENTS
+from drengine.store.names import EPOCH_NAME, MANIFESTS, SEGMENTS, SegmentPlace
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place
 from drengine.store.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
@@ -39,6 +40,7 @@ from drengine.store.scrub import Progress, ScrubReport, VerifyReport, scrub, ver
 from drengine.store.segment import parse_geometry
 from drengine.store.stack import Layers
 from drengine.store.stats import StoreStats, store_stats
+from drengine.store.strays import require_current, set_aside
 from drengine.store.view import View
 from drengine.store.writable import WritableView
 
@@ -79,6 +81,7 @@ class Store:
             for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS):
                 (directory / name).mkdir()
             Catalogue.create(directory)
+            EpochNote(directory).write(FIRST_EPOCH, sync=True)
             sync_directory(directory)
             sync_directory(directory.parent)
         write_identity(directory, secrets.token_bytes(16))
@@ -119,20 +122,25 @@ class Store:
         storage = storage or LocalStorage(directory)
         records = Records(storage, catalogue, options)
         layers = Layers(storage, catalogue, records, options, read_only=read_only)
-        return Store(
-            StoreContext(
-                directory=directory,
-                identity=identity,
-                place=place,
-                read_only=read_only,
-                options=options,
-                clock=clock or SystemClock(),
-                storage=storage,
-                catalogue=catalogue,
-                records=records,
-                layers=layers,
-            )
+        context = StoreContext(
+            directory=directory,
+            identity=identity,
+            place=place,
+            read_only=read_only,
+            options=options,
+            clock=clock or SystemClock(),
+            storage=storage,
+            catalogue=catalogue,
+            records=records,
+            layers=layers,
         )
+        try:
+            _confirm_epoch(context)
+        except BaseException:
+            catalogue.close()
+            place.close()
+            raise
+        return Store(context)
 
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""
@@ -432,6 +440,14 @@ class Store:
         """Sizes and counts, from the catalogue alone."""
         return store_stats(self._context)
 
+    def is_being_written(self, source: str, branch: int) -> bool:
+        """Whether a process is a branch's writer now."""
+        return is_branch_locked(self._context.directory, source, branch)
+
+    def set_aside(self) -> list[SegmentPlace]:
+        """Segment files that the catalogue does not name and that nobody is writing; see strays.py."""
+        return set_aside(self._context)
+
     @staticmethod
     def rebuild(
         path: Path | str,
@@ -483,15 +499,26 @@ class Store:
         self._context.place.require()
 
 
+def _confirm_epoch(context: StoreContext) -> None:
+    """Where no epoch is noted beside the segments, hold the catalogue against them, and note it."""
+    catalogue = context.catalogue
+    if catalogue.version == 1 or catalogue.noted_epoch() is not None:
+        return
+    require_current(context, strict=not catalogue.upgraded)
+    if not context.read_only:
+        catalogue.note_epoch(catalogue.epoch(), sync=True)
+
+
 def _clear_unfinished(directory: Path) -> None:
     """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
     found = sorted(directory.iterdir())
     ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
     ours |= {f"{CATALOGUE_NAME}{suffix}" for suffix in SIDE_SUFFIXES}
-    if any(
-        entry.name not in ours or entry.is_symlink() or (entry.is_dir() and any(entry.iterdir())) for entry in found
-    ):
+    epoch = directory / EPOCH_NAME
+    inside = [entry for folder in found if folder.is_dir() for entry in folder.iterdir() if entry != epoch]
+    if inside or any(entry.name not in ours or entry.is_symlink() for entry in found):
         raise DrengineError(STORE_EXISTS, f"{directory} is not empty")
+    epoch.unlink(missing_ok=True)
     for entry in found:
         if entry.is_dir():
             entry.rmdir()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.errors import MAINTENANCE_BUSY
+from drengine.store.names import segment_name
 from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import metrics as m
@@ -100,6 +101,12 @@ class Maintenance:
         """Give back space."""
         report = self.store.compact(yield_to=self._yield)
         self.metrics.count(m.FREED, max(0, report.bytes_freed))
+        if report.set_aside and len(report.set_aside) != self.metrics.set_aside:
+            log.warning(
+                "segment files that the catalogue does not name are set aside",
+                extra={"segments": len(report.set_aside), "first": segment_name(*report.set_aside[0])},
+            )
+        self.metrics.set_aside = len(report.set_aside)
         if report.segments_rewritten or report.segments_removed:
             log.info(
                 "space given back",

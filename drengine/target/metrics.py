@@ -55,6 +55,11 @@ STORE_STATE = Family(
     "1 for what keeps the store from taking anything in (`none`: nothing does), 0 for the others.",
     ("reason",),
 )
+SET_ASIDE = Family(
+    "target_store_set_aside_segments",
+    GAUGE,
+    "Segment files that the catalogue does not name and that nothing removes; counted at each compaction.",
+)
 SESSIONS = Family("target_sessions", GAUGE, "Sessions open now.")
 NBD_CONNECTIONS = Family("target_nbd_connections", GAUGE, "NBD connections open now.")
 MAINTENANCE_AGE = Family(
@@ -99,6 +104,7 @@ class TargetMetrics:
         self.store_reason: Callable[[], str] = lambda: "none"
         self.nbd_connections: Callable[[], int] = lambda: 0
         self.last_success: dict[str, float] = {}
+        self.set_aside = 0
         self._sources = sources
         self._clock = clock
         self._lock = threading.Lock()
@@ -136,6 +142,7 @@ class TargetMetrics:
         store_reason = self.store_reason()
         for reason in ("none", *STALLED_BY.values()):
             yield Sample(STORE_STATE, float(reason == store_reason), (reason,))
+        yield Sample(SET_ASIDE, self.set_aside)
         yield Sample(SESSIONS, self.sessions())
         yield Sample(NBD_CONNECTIONS, self.nbd_connections())
         for task, moment in sorted(self.last_success.items()):

@@ -14,6 +14,7 @@ from drengine.model.extents import EXTENT
 from drengine.model.points import PointSelector
 from drengine.store import segment as codec
 from drengine.store.catalogue import APPLICATION_ID, SCHEMA_VERSION
+from drengine.store.epoch import EPOCH_MAGIC, EPOCH_SLOT
 from drengine.store.manifest import MANIFEST_MAGIC
 from drengine.store.store import Store
 from tests.store.make_samples import SAMPLE_OPTIONS, contents
@@ -27,6 +28,7 @@ STRUCTS = {
     "CUT_FIXED": codec.CUT_FIXED,
     "GEOMETRY_ROW": codec.GEOMETRY_ROW,
     "FOOTER": codec.FOOTER,
+    "EPOCH_SLOT": EPOCH_SLOT,
 }
 
 
@@ -59,6 +61,7 @@ def test_the_documents_constants_are_the_codes():
     assert "`DRec`" in DOCUMENT and codec.RECORD_MAGIC == b"DRec"
     assert "`DRSEAL\\x1a\\n`" in DOCUMENT and codec.FOOTER_MAGIC == b"DRSEAL\x1a\n"
     assert "`DRMAN\\x01\\r\\n`" in DOCUMENT and MANIFEST_MAGIC == b"DRMAN\x01\r\n"
+    assert "`DREPOCH\\n`" in DOCUMENT and EPOCH_MAGIC == b"DREPOCH\n"
     assert f"0x{APPLICATION_ID:08X}" in DOCUMENT and f"user version {SCHEMA_VERSION}" in DOCUMENT
     for kind in codec.RecordType:
         assert f"{kind.value} {kind.name}" in DOCUMENT

@@ -1,0 +1,93 @@
+"""What the segments know of the catalogue: the number of its newest transaction, kept beside them.
+
+A catalogue that was put back from a copy, or that lost its write-ahead log, is a consistent file of an earlier day.
+Nothing in it says so. Therefore each transaction carries a number, its *epoch*, and whoever committed one notes the
+number here before the commit is reported to anybody. A catalogue whose epoch is less than the noted one is older than
+the data: it is refused, and a rebuild makes a current one from the segments.
+
+The note follows the transaction and is not synced at each commit. So it is never ahead of a catalogue that was
+left alone, whatever a crash leaves; after a power cut it may be behind, which only makes it weaker evidence.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+import xxhash
+
+from drengine.store.identity import sync_directory
+from drengine.store.names import EPOCH_NAME
+
+EPOCH_SLOT = struct.Struct("<8sQQ")
+"""Magic, epoch, xxh3-64 of both. Epochs alternate between two slots, so that a torn write leaves the other one."""
+EPOCH_MAGIC = b"DREPOCH\n"
+EPOCH_SLOTS = 2
+
+
+class EpochNote:
+    """The note of one store; each catalogue connection has its own object."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / EPOCH_NAME
+        self._descriptor = -1
+        self._writable = False
+
+    def read(self) -> int | None:
+        """The greatest epoch noted; None when there is no readable note."""
+        try:
+            data = os.pread(self._open(write=False), EPOCH_SLOT.size * EPOCH_SLOTS, 0)
+        except OSError:
+            return None
+        return parse_note(data)
+
+    def write(self, epoch: int, *, sync: bool = False) -> None:
+        """Note an epoch; one that is behind the noted one changes nothing.
+
+        A note that cannot be written only leaves weaker evidence, so it does not fail a commit that has succeeded.
+        """
+        with suppress(OSError):
+            descriptor = self._open(write=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                if epoch > (parse_note(os.pread(descriptor, EPOCH_SLOT.size * EPOCH_SLOTS, 0)) or 0):
+                    os.pwrite(descriptor, pack_slot(epoch), epoch % EPOCH_SLOTS * EPOCH_SLOT.size)
+            finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            if sync:
+                os.fsync(descriptor)
+                sync_directory(self._path.parent)
+
+    def close(self) -> None:
+        """Let go of the file; harmless when done twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self, *, write: bool) -> int:
+        if self._descriptor < 0 or (write and not self._writable):
+            flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
+            descriptor = os.open(self._path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self.close()
+            self._descriptor, self._writable = descriptor, write
+        return self._descriptor
+
+
+def pack_slot(epoch: int) -> bytes:
+    """One slot."""
+    body = EPOCH_SLOT.pack(EPOCH_MAGIC, epoch, 0)[:-8]
+    return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+
+
+def parse_note(data: bytes) -> int | None:
+    """The greatest epoch in the slots that are intact; None when none is."""
+    found = []
+    for at in range(0, len(data) - EPOCH_SLOT.size + 1, EPOCH_SLOT.size):
+        slot = data[at : at + EPOCH_SLOT.size]
+        _, epoch, _ = EPOCH_SLOT.unpack(slot)
+        if slot == pack_slot(epoch):
+            found.append(epoch)
+    return max(found, default=None)

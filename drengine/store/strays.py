@@ -1,0 +1,250 @@
+"""Segment files that no row of the catalogue names: which of them may go, and which are set aside.
+
+Nothing is removed because it is not named. A file goes only when one of these is known:
+
+- a transaction has decided to remove it (a removal row, or a swap to another revision that is there and whole);
+- its writer ended before it committed anything of it. The catalogue is known to be current (epoch.py), so a file behind
+  its newest segment was never committed; the next writer records that it is abandoned, and then removes it.
+
+Everything else stays where it is: *set aside*. Nobody reads it, its number is not given out again, it is
+counted and shown, and a rebuild looks at it.
+"""
+
+from __future__ import annotations
+
+from drengine.model.errors import DrengineError
+from drengine.store.blobs import Reader
+from drengine.store.catalogue import Catalogue
+from drengine.store.context import StoreContext
+from drengine.store.errors import BRANCH_BUSY, CATALOGUE_DAMAGED, DAMAGED, read_errors
+from drengine.store.leases import is_branch_locked, lock_branch
+from drengine.store.manifest import newest_manifest, write_manifest
+from drengine.store.names import (
+    SEGMENTS,
+    SegmentPlace,
+    layer_last,
+    parse_segment_name,
+    segment_directory,
+    segment_name,
+)
+from drengine.store.records import SegmentScan, read_header
+from drengine.store.rows import SEALED, RemovalRow, SegmentRow
+from drengine.store.segment import HEADER, SegmentHeader, checksum
+
+_CHUNK_BYTES = 1 << 20
+
+
+def set_aside(context: StoreContext) -> list[SegmentPlace]:
+    """Files that no row names and that nobody is writing, in all branches; those that may go are among them."""
+    found = []
+    for source, branch in sorted(_branches_on_disk(context)):
+        unnamed = unnamed_segments(context, context.catalogue, source, branch)
+        rows = context.catalogue.segments(source, branch)
+        newest = max((row.segment for row in rows), default=0)
+        if any(place.segment > newest for place in unnamed) and is_branch_locked(context.directory, source, branch):
+            unnamed = [place for place in unnamed if place.segment <= newest]
+        found += unnamed
+    return found
+
+
+def unnamed_segments(context: StoreContext, catalogue: Catalogue, source: str, branch: int) -> list[SegmentPlace]:
+    """The branch's segment files that no row names, by number."""
+    names = context.storage.list(f"{segment_directory(source, branch)}/")
+    places = sorted(place for place in map(parse_segment_name, names) if place)
+    named = {(row.segment, row.revision) for row in catalogue.segments(source, branch)}
+    return [place for place in places if (place.segment, place.revision) not in named]
+
+
+def abandon(context: StoreContext, catalogue: Catalogue, source: str, branch: int) -> int:
+    """Record what an earlier writer left behind its last commit, then remove it; the caller holds the branch's lock.
+
+    Returns:
+        The first segment number that no file and no row has ever had.
+
+    Raises:
+        DrengineError: CATALOGUE_DAMAGED when the catalogue is older than the segments; STORE_IO.
+    """
+    newest = max((row.segment for row in catalogue.segments(source, branch)), default=0)
+    unnamed = unnamed_segments(context, catalogue, source, branch)
+    decided = catalogue.removals(source, branch)
+    behind = [place for place in unnamed if place.segment > newest]
+    going = [place for place in behind if RemovalRow(*place) in decided or _was_never_committed(context, place)]
+    with catalogue.transaction():  # which the older catalogue refuses
+        catalogue.put(*(RemovalRow(*place) for place in going))
+    # Newest first, so that a crash in between leaves no gap.
+    for place in reversed(going):
+        context.storage.delete(segment_name(*place))
+    for name in context.storage.list(f"{segment_directory(source, branch)}/"):
+        if layer_last(name) > newest:
+            context.storage.delete(name)
+    _forget_removals(catalogue, [RemovalRow(*place) for place in going] + [r for r in decided if r.segment > newest])
+    return max(newest, *(place.segment for place in unnamed), *(row.segment for row in decided), 0) + 1
+
+
+def clear_strays(context: StoreContext, source: str, branch: int) -> list[SegmentPlace]:
+    """Remove the files of a branch that a transaction has decided on; returns what is set aside.
+
+    Files behind the newest segment may belong to a writer; they are touched only when there is none.
+    """
+    catalogue = context.catalogue
+    rows = {row.segment: row for row in catalogue.segments(source, branch)}
+    newest = max(rows, default=0)
+    decided = [row for row in catalogue.removals(source, branch) if row.segment <= newest]
+    going: list[SegmentPlace] = []
+    kept: list[SegmentPlace] = []
+    for place in unnamed_segments(context, catalogue, source, branch):
+        if place.segment <= newest:
+            may_go = RemovalRow(*place) in decided or _has_another_revision(context, rows.get(place.segment))
+            (going if may_go else kept).append(place)
+    if going:
+        write_manifest(context)
+    for place in going:
+        context.storage.delete(segment_name(*place))
+    _forget_removals(catalogue, decided)
+    try:
+        with lock_branch(context.directory, source, branch):
+            abandon(context, catalogue, source, branch)
+            kept += [p for p in unnamed_segments(context, catalogue, source, branch) if p.segment > newest]
+    except DrengineError as error:
+        if error.kind is not BRANCH_BUSY:
+            raise
+    return kept
+
+
+def require_current(context: StoreContext, *, strict: bool) -> None:
+    """Hold the catalogue against the files when no epoch is noted beside them.
+
+    Args:
+        context: the open store.
+        strict: doubt is enough: whole records behind the durable position are taken for committed ones. Without an
+            epoch it cannot be told whether they were.
+
+    Raises:
+        DrengineError: CATALOGUE_DAMAGED.
+    """
+    manifest, _ = newest_manifest(context.storage)
+    if manifest and manifest.store == context.identity and manifest.epoch > context.catalogue.epoch():
+        raise DrengineError(CATALOGUE_DAMAGED, f"the catalogue is older than manifest {manifest.number}")
+    known = {
+        (source.name, branch.branch)
+        for source in context.catalogue.sources()
+        for branch in context.catalogue.branches(source.name)
+    }
+    for source, branch in sorted(_branches_on_disk(context) - known):
+        raise DrengineError(
+            CATALOGUE_DAMAGED, f"there are segments of branch {branch} of {source!r}, which the catalogue does not know"
+        )
+    for source, branch in sorted(known if strict else ()):
+        if _has_records_behind(context, source, branch):
+            raise DrengineError(
+                CATALOGUE_DAMAGED,
+                f"branch {branch} of {source!r} has whole records behind its durable position, and {SEGMENTS}/ "
+                "does not say whether they were committed",
+            )
+
+
+def _branches_on_disk(context: StoreContext) -> set[tuple[str, int]]:
+    places = map(parse_segment_name, context.storage.list(f"{SEGMENTS}/"))
+    return {(place.source, place.branch) for place in places if place}
+
+
+def _was_never_committed(context: StoreContext, place: SegmentPlace) -> bool:
+    """Whether a file behind the newest segment is one that a writer of this store began, or holds nothing at all.
+
+    What cannot be told stays.
+    """
+    name = segment_name(*place)
+    try:
+        with read_errors(name):
+            reader = context.storage.open(name)
+            try:
+                if reader.size() < HEADER.size or _is_zero(reader):
+                    return True
+                header, _ = read_header(reader)
+                return _is_of(context, header, place)
+            finally:
+                reader.close()
+    except FileNotFoundError:
+        return True
+    except DrengineError as error:
+        if error.kind is not DAMAGED:
+            raise
+        return False
+
+
+def _is_of(context: StoreContext, header: SegmentHeader, place: SegmentPlace) -> bool:
+    return header.store == context.identity and place == (
+        header.source,
+        header.branch,
+        header.segment,
+        header.revision,
+    )
+
+
+def _is_zero(reader: Reader) -> bool:
+    """Whether the file has a length but no content, as a crash may leave a new file."""
+    size = reader.size()
+    return not any(any(reader.read_at(at, _CHUNK_BYTES)) for at in range(0, size, _CHUNK_BYTES))
+
+
+def _has_another_revision(context: StoreContext, row: SegmentRow | None) -> bool:
+    """Whether the revision that the catalogue names is there and has its length: then any other is superfluous."""
+    if row is None:
+        return False
+    name = segment_name(row.source, row.branch, row.segment, row.revision)
+    try:
+        with read_errors(name):
+            reader = context.storage.open(name)
+            try:
+                return reader.size() >= (row.length if row.state == SEALED else row.committed_length)
+            finally:
+                reader.close()
+    except FileNotFoundError:
+        return False
+    except DrengineError as error:
+        if error.kind is not DAMAGED:
+            raise
+        return False
+
+
+def _has_records_behind(context: StoreContext, source: str, branch: int) -> bool:
+    """Whether a whole record follows what is committed, in the newest segment or in files behind it."""
+    rows = context.catalogue.segments(source, branch)
+    newest = rows[-1] if rows else None
+    if newest and newest.state != SEALED:
+        count = newest.last_sequence - newest.first_sequence + 1
+        if _has_record(context, segment_name(source, branch, newest.segment, newest.revision), count):
+            return True
+    last = newest.segment if newest else 0
+    unnamed = unnamed_segments(context, context.catalogue, source, branch)
+    return any(_has_record(context, segment_name(*place), 0) for place in unnamed if place.segment > last)
+
+
+def _has_record(context: StoreContext, name: str, number: int) -> bool:
+    """Whether record `number` of a segment is there and whole, its payload included."""
+    try:
+        with read_errors(name):
+            reader = context.storage.open(name)
+            try:
+                scan = SegmentScan(reader)
+                scan.extend(reader, reader.size())
+                index = scan.index()
+                if index.record_count <= number:
+                    return False
+                start, length = index.payload_range(number)
+                payload = reader.read_at(start, length)
+                return checksum(index.header.salt, payload) == int(index.records["payload_checksum"][number])
+            finally:
+                reader.close()
+    except FileNotFoundError:
+        return False
+    except DrengineError as error:
+        if error.kind is not DAMAGED:
+            raise
+        return False
+
+
+def _forget_removals(catalogue: Catalogue, rows: list[RemovalRow]) -> None:
+    if rows:
+        with catalogue.transaction():
+            catalogue.remove(*rows)
