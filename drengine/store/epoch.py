@@ -19,7 +19,7 @@ from pathlib import Path
 
 import xxhash
 
-from drengine.store.identity import sync_directory
+from drengine.durable import sync_directory
 from drengine.store.names import EPOCH_NAME
 
 EPOCH_SLOT = struct.Struct("<8sQQ")
