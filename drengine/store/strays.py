@@ -13,7 +13,6 @@ counted and shown, and a rebuild looks at it.
 from __future__ import annotations
 
 from drengine.model.errors import DrengineError
-from drengine.store.blobs import Reader
 from drengine.store.catalogue import Catalogue
 from drengine.store.context import StoreContext
 from drengine.store.errors import BRANCH_BUSY, CATALOGUE_DAMAGED, DAMAGED, read_errors
@@ -27,11 +26,9 @@ from drengine.store.names import (
     segment_directory,
     segment_name,
 )
-from drengine.store.records import SegmentScan, read_header
+from drengine.store.records import SegmentScan
 from drengine.store.rows import SEALED, RemovalRow, SegmentRow
-from drengine.store.segment import HEADER, SegmentHeader, checksum
-
-_CHUNK_BYTES = 1 << 20
+from drengine.store.segment import HEADER, HEADER_MAGIC, checksum
 
 
 def set_aside(context: StoreContext) -> list[SegmentPlace]:
@@ -116,8 +113,8 @@ def require_current(context: StoreContext, *, strict: bool) -> None:
 
     Args:
         context: the open store.
-        strict: doubt is enough: whole records behind the durable position are taken for committed ones. Without an
-            epoch it cannot be told whether they were.
+        strict: doubt is enough: whole records behind the durable position are taken for committed ones, and a file
+            that is named and missing for one that a newer catalogue replaced. Without an epoch neither can be told.
 
     Raises:
         DrengineError: CATALOGUE_DAMAGED.
@@ -134,7 +131,11 @@ def require_current(context: StoreContext, *, strict: bool) -> None:
         raise DrengineError(
             CATALOGUE_DAMAGED, f"there are segments of branch {branch} of {source!r}, which the catalogue does not know"
         )
+    files = set(context.storage.list(f"{SEGMENTS}/")) if strict else set()
     for source, branch in sorted(known if strict else ()):
+        for row in context.catalogue.segments(source, branch):
+            if (name := segment_name(*row[:4])) not in files:
+                raise DrengineError(CATALOGUE_DAMAGED, f"the catalogue names {name}, which is not there")
         if _has_records_behind(context, source, branch):
             raise DrengineError(
                 CATALOGUE_DAMAGED,
@@ -149,19 +150,17 @@ def _branches_on_disk(context: StoreContext) -> set[tuple[str, int]]:
 
 
 def _was_never_committed(context: StoreContext, place: SegmentPlace) -> bool:
-    """Whether a file behind the newest segment is one that a writer of this store began, or holds nothing at all.
+    """Whether a file behind the newest segment is one that a writer of this store began.
 
-    What cannot be told stays.
+    Its first bytes say so, also where a power cut left the rest torn; or they never reached the disk. What
+    cannot be told stays.
     """
     name = segment_name(*place)
     try:
         with read_errors(name):
             reader = context.storage.open(name)
             try:
-                if reader.size() < HEADER.size or _is_zero(reader):
-                    return True
-                header, _ = read_header(reader)
-                return _is_of(context, header, place)
+                data = reader.read_at(0, HEADER.size)
             finally:
                 reader.close()
     except FileNotFoundError:
@@ -170,21 +169,11 @@ def _was_never_committed(context: StoreContext, place: SegmentPlace) -> bool:
         if error.kind is not DAMAGED:
             raise
         return False
-
-
-def _is_of(context: StoreContext, header: SegmentHeader, place: SegmentPlace) -> bool:
-    return header.store == context.identity and place == (
-        header.source,
-        header.branch,
-        header.segment,
-        header.revision,
-    )
-
-
-def _is_zero(reader: Reader) -> bool:
-    """Whether the file has a length but no content, as a crash may leave a new file."""
-    size = reader.size()
-    return not any(any(reader.read_at(at, _CHUNK_BYTES)) for at in range(0, size, _CHUNK_BYTES))
+    if len(data) < HEADER.size or not any(data):
+        return True
+    magic, _, _, _, store, _, branch, segment, revision = HEADER.unpack(data)[:9]
+    is_ours = magic == HEADER_MAGIC and store == context.identity
+    return is_ours and (branch, segment, revision) == (place.branch, place.segment, place.revision)
 
 
 def _has_another_revision(context: StoreContext, row: SegmentRow | None) -> bool:
