@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import json
 import pkgutil
 import sys
 from collections import defaultdict
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import TypeAdapter
 
 from drengine.config import reference
 from drengine.model.errors import error_kinds
@@ -182,6 +184,13 @@ def runbook_schema() -> str:
     return str(importlib.import_module("drengine.failover.runbook.schema").schema_text())
 
 
+def run_schema() -> str:
+    """docs/run.schema.json"""
+    answer = importlib.import_module("drengine.failover.answers").RunDetail
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(answer).json_schema()}
+    return json.dumps(schema, indent=2) + "\n"
+
+
 DOCUMENTS = {
     "docs/configuration.md": configuration,
     "docs/errors.md": errors,
@@ -189,6 +198,7 @@ DOCUMENTS = {
     "docs/cli.md": commands,
     "docs/faults.md": faults,
     "docs/runbook.schema.json": runbook_schema,
+    "docs/run.schema.json": run_schema,
     "deploy/grafana/drengine.json": dashboard,
 }
 

@@ -98,7 +98,7 @@ def _failover(bench: Bench, servers: int, newest: dict[int, Snapshot]) -> Measur
 
 
 async def _carry_out(session: Session, folder: Path) -> Snapshot:
-    book, version = session.load_runbook(str(folder / "runbook.yaml"))
+    book, version = session.load_runbook(folder / "runbook.yaml")
     run = session.create_run(Mode.FAILOVER, book, version, "benchmark", {})
     await session.execute(run)
     return session.snapshot(run.id)

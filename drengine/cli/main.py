@@ -46,15 +46,15 @@ COMMANDS: Mapping[str, Command | Group] = {
         "Receive, keep and serve replicas.",
         {
             "run": Command(
-                "drengine.cli.target",
+                "drengine.cli.target.run",
                 "Run the daemon in the foreground until SIGTERM; a new store is made in an empty directory.",
             ),
             "check-config": Command(
-                "drengine.cli.target_config",
+                "drengine.cli.target.config",
                 "Check a configuration file, with the certificates it names, without starting anything.",
             ),
             "example-config": Command(
-                "drengine.cli.target_config", "Print a commented configuration file with every option."
+                "drengine.cli.target.config", "Print a commented configuration file with every option."
             ),
         },
     ),
@@ -65,26 +65,26 @@ COMMANDS: Mapping[str, Command | Group] = {
     "runbook": Group(
         "Runbooks: write one, find what is wrong with it, list those that were run.",
         {
-            "init": Command("drengine.cli.runbook", "Write a runbook for the sources in the store."),
+            "init": Command("drengine.cli.runbook.init", "Write a runbook for the sources in the store."),
             "validate": Command(
-                "drengine.cli.runbook",
+                "drengine.cli.runbook.validate",
                 "Say what is wrong with a runbook: each mistake with line, column and hint.",
             ),
             "schema": Command(
-                "drengine.cli.runbook", "Print the JSON Schema of runbooks, by which editors complete them."
+                "drengine.cli.runbook.schema", "Print the JSON Schema of runbooks, by which editors complete them."
             ),
             "list": Command(
-                "drengine.cli.runbook", "List the runbooks of which runs were begun, each in its newest version."
+                "drengine.cli.runbook.kept", "List the runbooks of which runs were begun, each in its newest version."
             ),
-            "show": Command("drengine.cli.runbook", "Print a runbook as it was run."),
+            "show": Command("drengine.cli.runbook.kept", "Print a runbook as it was run."),
         },
     ),
     "reports": Group(
         "Reports of runs: list them, read them, hand them on.",
         {
-            "list": Command("drengine.cli.reports", "List the reports that are kept, newest first."),
+            "list": Command("drengine.cli.reports.listing", "List the reports that are kept, newest first."),
             "export": Command(
-                "drengine.cli.reports",
+                "drengine.cli.reports.export",
                 "Hand on the report of a run as it stands now; where the registry can't tell any more, as it was kept.",
             ),
         },
@@ -94,23 +94,23 @@ COMMANDS: Mapping[str, Command | Group] = {
         "Print step by step what a run would do now, with the points it would choose and how long it would take.",
     ),
     "drill": Command(
-        "drengine.cli.drill",
+        "drengine.cli.begin",
         "Rehearse a recovery: launch in isolation from a branch of a point, check, measure, clean up.",
     ),
     "failover": Command(
-        "drengine.cli.failover",
+        "drengine.cli.begin",
         "Bring the runbook's sources back here: fence them, promote a point under a new generation, launch, check.",
     ),
     "migrate": Command(
-        "drengine.cli.migrate",
+        "drengine.cli.begin",
         "Move the runbook's sources here without losing anything: stop them, take their last point, promote it.",
     ),
     "failback": Command(
-        "drengine.cli.failback",
+        "drengine.cli.begin",
         "Bring the sources home: ship what differs to their disks while the recovered side serves, then switch over.",
     ),
     "reprotect": Command(
-        "drengine.cli.reprotect",
+        "drengine.cli.begin",
         "Ship what differs back to the sources' disks, without switching over: they are ready for a failback.",
     ),
     "runs": Command(
@@ -120,43 +120,43 @@ COMMANDS: Mapping[str, Command | Group] = {
         "One run: how it is, and going on with it.",
         {
             "show": Command(
-                "drengine.cli.run",
+                "drengine.cli.runs",
                 "Show a run: its end or what it waits for, what was measured, and each step with its result.",
             ),
             "resume": Command(
-                "drengine.cli.run",
+                "drengine.cli.orders",
                 "Go on with a run that was interrupted, or try again what failed in one that stopped.",
             ),
         },
     ),
     "approve": Command(
-        "drengine.cli.approve", "Approve a step that waits for it. Whoever executes the run goes on at once."
+        "drengine.cli.orders", "Approve a step that waits for it. Whoever executes the run goes on at once."
     ),
     "abort": Command(
-        "drengine.cli.abort",
+        "drengine.cli.orders",
         "End a run where it is: nothing new begins, a drill is cleaned up. A failover is not undone (see rollback).",
     ),
     "commit": Command(
-        "drengine.cli.commit",
+        "drengine.cli.orders",
         "Accept a completed failover: it can't be rolled back any more; the way home is a failback.",
     ),
     "rollback": Command(
-        "drengine.cli.rollback",
+        "drengine.cli.orders",
         "Undo a failover, or a failback before its switch: stop what was launched and put the sources in charge again.",
     ),
     "orchestrator": Group(
         "Watch the parties and drill on schedule, when nobody types a command.",
         {
             "run": Command(
-                "drengine.cli.orchestrator",
+                "drengine.cli.orchestrator.run",
                 "Run the daemon in the foreground until SIGTERM. Failovers need it not: each command works without it.",
             ),
             "check-config": Command(
-                "drengine.cli.orchestrator_config",
+                "drengine.cli.orchestrator.config",
                 "Check a configuration file, with the certificates it names, without starting anything.",
             ),
             "example-config": Command(
-                "drengine.cli.orchestrator_config", "Print a commented configuration file with every option."
+                "drengine.cli.orchestrator.config", "Print a commented configuration file with every option."
             ),
         },
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,14 @@ from drengine.cli.engine import (
     StateOption,
     in_session,
     load_config,
+    runbook_place,
 )
+from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.terminal import emit_json, human_duration, human_time, show_table
+
+if TYPE_CHECKING:
+    from drengine.failover.answers import Plan, PlannedStep
+    from drengine.failover.orders import Orders
 
 app = typer.Typer(add_completion=False)
 
@@ -26,8 +32,8 @@ app = typer.Typer(add_completion=False)
 def plan(
     runbook: RunbookArgument,
     mode: Annotated[
-        str, typer.Option("--mode", help="drill, failover, migration, reprotect or failback.")
-    ] = "failover",
+        Mode, typer.Option("--mode", help="drill, failover, migration, reprotect or failback.")
+    ] = Mode.FAILOVER,
     point: Annotated[str, typer.Option("--point", help="`latest`, a time, a point's id or its label.")] = "",
     config: ConfigOption = None,
     store: EngineStoreOption = None,
@@ -39,49 +45,29 @@ def plan(
 
     Nothing is touched. Times come from earlier runs of the runbook, marked with =, or are estimates, marked with ~.
     """
-    from drengine.failover.preview import preview  # noqa: PLC0415
-    from drengine.failover.runbook.values import Mode  # noqa: PLC0415
-    from drengine.failover.session import Session  # noqa: PLC0415
 
-    if mode not in [each.value for each in Mode]:
-        raise typer.BadParameter(f"one of {', '.join(each.value for each in Mode)}", param_hint="--mode")
-
-    async def work(session: Session) -> None:
-        book, _ = await asyncio.to_thread(session.read_runbook, runbook)
-        options = {"point": point} if point else {}
-        found = await asyncio.to_thread(preview, session, Mode(mode), book, options)
+    async def work(orders: Orders) -> None:
+        found = await asyncio.to_thread(lambda: orders.plan(mode, runbook_place(runbook), point=point))
         if json:
-            steps = [
-                {
-                    "id": step.id,
-                    "kind": step.kind.value,
-                    "title": step.title,
-                    "wave": step.wave,
-                    "source": step.source,
-                    "needs": list(step.needs),
-                    "critical": step.critical,
-                    "on_failure": step.on_failure.value,
-                    "timeout_seconds": step.timeout_seconds,
-                    "retries": step.retries,
-                    "cleanup": step.cleanup,
-                    "predicted_seconds": found.seconds[step.id],
-                    "measured": step.id in found.measured,
-                }
-                for step in found.steps
-            ]
-            points = {source: dict(each) for source, each in found.points.items()}
-            emit_json({"mode": mode, "steps": steps, "points": points, "predicted_seconds": found.predicted_seconds})
-            return
-        for source, each in found.points.items():
-            when = f" of {human_time(each['time_ns'])}, {each['kind']}" if "time_ns" in each else ""
-            print(f"{source}: {each['error'] or 'point ' + each['point'] + when}")
-        rows = []
-        for number, step in enumerate(found.steps, start=1):
-            sure = "=" if step.id in found.measured else "~"
-            told = f"{sure} {human_duration(found.seconds[step.id])}"
-            fails = "go on" if not step.critical or step.on_failure.value == "continue" else step.on_failure.value
-            rows.append((str(number), step.wave, step.title, told, fails, "always" if step.cleanup else ""))
-        show_table(("step", "wave", "what", "takes", "if it fails", "cleanup"), rows, title=f"{mode} {book.name}")
-        print(f"predicted: {human_duration(found.predicted_seconds)} from the declaration to the last step")
+            emit_json(found)
+        else:
+            _show(found)
 
     in_session(load_config(config, store, state, export), work)
+
+
+def _show(found: Plan) -> None:
+    for source, each in found.points.items():
+        when = f" of {human_time(each['time_ns'])}, {each['kind']}" if "time_ns" in each else ""
+        print(f"{source}: {each['error'] or 'point ' + each['point'] + when}")
+    rows = [_row(number, step) for number, step in enumerate(found.steps, start=1)]
+    heads = ("step", "wave", "what", "takes", "if it fails", "cleanup")
+    show_table(heads, rows, title=f"{found.mode.value} {found.runbook}")
+    print(f"predicted: {human_duration(found.predicted_seconds)} from the declaration to the last step")
+
+
+def _row(number: int, step: PlannedStep) -> tuple[str, ...]:
+    takes = f"{'=' if step.measured else '~'} {human_duration(step.predicted_seconds)}"
+    goes_on = not step.critical or step.on_failure is OnFailure.CONTINUE
+    fails = "go on" if goes_on else step.on_failure.value
+    return str(number), step.wave, step.title, takes, fails, "always" if step.cleanup else ""

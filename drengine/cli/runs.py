@@ -1,15 +1,27 @@
-"""`drengine runs`: the runs that there were."""
+"""`drengine runs` and `drengine run show`: the runs that there were, and one of them."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drengine.cli.common import JsonOption
-from drengine.cli.engine import ConfigOption, EngineStoreOption, StateOption, in_session, load_config
+from drengine.cli.engine import (
+    ConfigOption,
+    EngineStoreOption,
+    RunArgument,
+    StateOption,
+    in_session,
+    load_config,
+    told,
+)
 from drengine.terminal import emit_json, human_duration, human_time, note, show_table
+
+if TYPE_CHECKING:
+    from drengine.failover.answers import Run
+    from drengine.failover.orders import Orders
 
 app = typer.Typer(add_completion=False)
 
@@ -24,51 +36,57 @@ def runs(
     json: JsonOption = False,
 ) -> None:
     """List runs, newest first: what for, how far, how they ended, what was measured."""
-    from drengine.failover.measure import measure  # noqa: PLC0415
-    from drengine.failover.session import Session  # noqa: PLC0415
 
-    async def work(session: Session) -> None:
-        found = await asyncio.to_thread(lambda: session.registry.runs(runbook=runbook, limit=limit))
-        measured = {each.id: measure(await asyncio.to_thread(session.snapshot, each.id)) for each in found}
+    async def work(orders: Orders) -> None:
+        found = await asyncio.to_thread(lambda: orders.runs(runbook=runbook, limit=limit))
         if json:
-            emit_json(
-                [
-                    {
-                        "run": each.id,
-                        "mode": each.mode.value,
-                        "runbook": each.runbook,
-                        "state": each.state.value,
-                        "outcome": each.outcome.value,
-                        "reason": each.reason,
-                        "started_by": each.started_by,
-                        "created_ns": each.created_ns,
-                        "finished_ns": each.finished_ns,
-                        "rto_seconds": measured[each.id].rto_seconds,
-                        "rpo_seconds": measured[each.id].rpo_seconds,
-                        "unfenced": list(measured[each.id].unfenced),
-                    }
-                    for each in found
-                ]
-            )
-            return
-        if not found:
+            emit_json(found)
+        elif not found:
             note("there was no run yet")
-            return
-        rows = []
-        for each in found:
-            rto, rpo = measured[each.id].rto_seconds, measured[each.id].rpo_seconds
-            rows.append(
-                (
-                    each.id,
-                    each.mode.value,
-                    human_time(each.created_ns)[:19],
-                    each.started_by,
-                    each.state.value,
-                    each.outcome.value or each.reason,
-                    human_duration(rto) if rto is not None else "",
-                    human_duration(rpo) if rpo is not None else "",
-                )
-            )
-        show_table(("run", "mode", "begun", "by", "state", "outcome", "RTO", "RPO"), rows, title="Runs")
+        else:
+            heads = ("run", "mode", "begun", "by", "state", "outcome", "RTO", "RPO")
+            show_table(heads, [_row(each) for each in found], title="Runs")
 
     in_session(load_config(config, store, state), work)
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    config: ConfigOption = None,
+    store: EngineStoreOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a run: its end or what it waits for, what was measured, and each step with its result."""
+
+    async def work(orders: Orders) -> None:
+        found = await asyncio.to_thread(orders.show, run)
+        if json:
+            emit_json(found)
+            return
+        print("\n".join(told(found)))
+        rows = [
+            (each.id, each.status.value, str(each.attempt or ""), _seconds(each.seconds), each.message)
+            for each in found.steps
+        ]
+        show_table(("step", "status", "try", "took", "result"), rows)
+
+    in_session(load_config(config, store, state), work)
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    return (
+        run.run,
+        run.mode.value,
+        human_time(run.created_ns)[:19],
+        run.started_by,
+        run.state.value,
+        run.outcome.value or run.reason,
+        _seconds(run.rto_seconds),
+        _seconds(run.rpo_seconds),
+    )
+
+
+def _seconds(seconds: float | None) -> str:
+    return human_duration(seconds) if seconds is not None else ""

@@ -19,8 +19,7 @@ from typing import Any
 
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
-from drengine.failover.drivers.available import available_drivers, load_driver
-from drengine.failover.drivers.driver import LaunchDriver
+from drengine.failover.drivers.available import load_drivers
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.executor import Executor, Watcher
 from drengine.failover.plan import HOME, sources_of
@@ -51,7 +50,7 @@ class Session:
     agents: BrokerAgents | NoAgents
     owner: str
 
-    def load_runbook(self, place: str) -> tuple[Runbook, str]:
+    def load_runbook(self, place: Path | str) -> tuple[Runbook, str]:
         """A runbook by its file or by the name under which it was kept, and the version that a run of it keeps.
 
         Raises:
@@ -60,11 +59,11 @@ class Session:
         book, text = self.read_runbook(place)
         return book, self.registry.save_runbook(book.name, text)
 
-    def read_runbook(self, place: str) -> tuple[Runbook, str]:
-        """A runbook and its text; nothing is kept."""
-        if place.endswith((".yaml", ".yml")) or "/" in place:
-            text = read_runbook_text(Path(place))
-            return read_runbook(text, where=place), text
+    def read_runbook(self, place: Path | str) -> tuple[Runbook, str]:
+        """A runbook, by its file or its name, and its text; nothing is kept. No name leads to a file."""
+        if isinstance(place, Path):
+            text = read_runbook_text(place)
+            return read_runbook(text, where=str(place)), text
         stored = self.registry.runbook(place)
         return read_runbook(stored.text, where=f"{place}@{stored.version[:12]}"), stored.text
 
@@ -212,14 +211,3 @@ async def _agents(
     async with BrokerAgents(config.broker, clock=clock) as agents:
         await agents.settled()
         yield agents
-
-
-def load_drivers() -> dict[str, LaunchDriver]:
-    """Every driver that can be loaded; a runbook that names another is told so when it is declared."""
-    found: dict[str, LaunchDriver] = {}
-    for name in available_drivers():
-        try:
-            found[name] = load_driver(name)
-        except DrengineError:
-            continue
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,15 @@ def test_help_for_commands_is_served_without_importing_one(line: str) -> None:
         f"import sys; from drengine.terminal import main; from {place[name]}; main(app, {words});"
         "print(sorted(each for each in sys.modules if '.cli.' in each))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     module = place[name].split()[0]
     assert done.stdout.splitlines()[-1] == f"['{module}']"
     table: Mapping[str, Command | Group] = COMMANDS if name == "drengine" else AGENT_COMMANDS

@@ -46,7 +46,7 @@ def lived_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, di
     """An API with runs, and names that lead somewhere."""
     with served(tmp_path_factory.mktemp("console")) as api:
         api.do("PUT", "/runbooks/shop", {"text": ASKING})
-        run = api.do("POST", "/runs", {"mode": "drill", "runbook": "shop"})["id"]
+        run = api.do("POST", "/runs", {"mode": "drill", "runbook": "shop"})["run"]
         api.until(run, lambda found: found["waiting_for"])
         names = {"run": [run], "name": ["shop"], "runbook": ["shop"], "source": ["shop"], "point": ["latest", "1-1"]}
         yield api, api.get("/openapi.json"), names

@@ -68,7 +68,7 @@ def test_a_drill_by_rest_leaves_a_report_and_metrics_and_the_daemon_ends_cleanly
         assert status == 200, said
         status, said = ask(rest, "POST", "/api/v1/runs", {"mode": "drill", "runbook": "shop"})
         assert status == 201, said
-        run = json.loads(said)["id"]
+        run = json.loads(said)["run"]
         while (found := json.loads(ask(rest, "GET", f"/api/v1/runs/{run}")[1]))["state"] != "finished":
             assert time.monotonic() < end
             time.sleep(0.05)

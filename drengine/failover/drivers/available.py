@@ -41,3 +41,14 @@ def load_driver(name: str) -> LaunchDriver:
     except Exception as error:  # third-party code may raise anything
         raise DrengineError(LAUNCH_SETTINGS, f"launch driver {name!r} can't be loaded: {error}") from error
     return driver
+
+
+def load_drivers() -> dict[str, LaunchDriver]:
+    """Every driver that can be loaded; a runbook that names another is told so when it is declared."""
+    found: dict[str, LaunchDriver] = {}
+    for name in available_drivers():
+        try:
+            found[name] = load_driver(name)
+        except DrengineError:
+            continue
+    return found

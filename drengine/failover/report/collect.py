@@ -9,9 +9,10 @@ from pathlib import Path
 
 from drengine.failover.registry import Registry
 from drengine.failover.registry.values import Party
-from drengine.failover.report.keep import keep_report
+from drengine.failover.report.keep import Form, is_kept, keep_report, read_kept
 from drengine.failover.report.make import make_report
-from drengine.failover.report.values import Report, Route
+from drengine.failover.report.page import report_page
+from drengine.failover.report.values import Report, Route, report_json
 from drengine.failover.runbook.reader import read_runbook
 from drengine.model.errors import DrengineError
 
@@ -30,6 +31,27 @@ def report_of(registry: Registry, run: str, now_ns: int) -> Report:
     routes = routes_of(registry.parties(), record.sources)
     entries, requests = registry.entries(run), registry.requests(run)
     return make_report(record, book, stored.text, entries, requests, now_ns=now_ns, routes=routes)
+
+
+async def report_as(registry: Registry, directory: Path, run: str, form: Form, now_ns: int) -> bytes:
+    """A run's report, as the run stands now; where the registry can't tell any more, as it was kept.
+
+    Args:
+        registry, directory: what knows the run, and where reports are kept.
+        run: which.
+        form: as what.
+        now_ns: wall clock.
+
+    Raises:
+        DrengineError: UNKNOWN_RUN, UNKNOWN_RUNBOOK, REGISTRY_UNAVAILABLE, where none is kept; REPORT_UNAVAILABLE.
+    """
+    try:
+        report = await asyncio.to_thread(report_of, registry, run, now_ns)
+    except DrengineError:
+        if not await asyncio.to_thread(is_kept, directory, run, form):
+            raise
+        return await read_kept(directory, run, form)
+    return report_json(report) if form is Form.JSON else report_page(report).encode()
 
 
 def routes_of(parties: Iterable[Party], sources: Collection[str]) -> list[Route]:

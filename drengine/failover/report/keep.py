@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import aiofiles
@@ -12,12 +14,18 @@ import msgspec
 from drengine.durable import replace_durably
 from drengine.failover.report.errors import REPORT_UNAVAILABLE
 from drengine.failover.report.page import report_page
-from drengine.failover.report.values import Report, report_json
+from drengine.failover.report.values import Report, ReportSummary, report_json
 from drengine.model.errors import DrengineError
 
 REPORT_BYTES_MAX = 256 << 20
-FORMS = ("json", "html")
 _RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,120}", re.ASCII)
+
+
+class Form(enum.StrEnum):
+    """What a report can be handed on as."""
+
+    HTML = "html"
+    JSON = "json"
 
 
 async def keep_report(directory: Path, report: Report) -> Path:
@@ -26,17 +34,17 @@ async def keep_report(directory: Path, report: Report) -> Path:
     Raises:
         DrengineError: REPORT_UNAVAILABLE.
     """
-    page = report_path(directory, report.run, "html")
+    page = report_path(directory, report.run, Form.HTML)
     try:
         await asyncio.to_thread(lambda: directory.mkdir(parents=True, exist_ok=True, mode=0o700))
-        await _keep(report_path(directory, report.run, "json"), report_json(report))
+        await _keep(report_path(directory, report.run, Form.JSON), report_json(report))
         await _keep(page, report_page(report).encode())
     except OSError as error:
         raise DrengineError(REPORT_UNAVAILABLE, f"report of {report.run}: {error.strerror or error}") from error
     return page
 
 
-async def read_kept(directory: Path, run: str, form: str) -> bytes:
+async def read_kept(directory: Path, run: str, form: Form) -> bytes:
     """A report as it was kept.
 
     Raises:
@@ -58,6 +66,17 @@ def kept_reports(directory: Path) -> list[str]:
     return sorted(found, reverse=True)
 
 
+async def summaries(directory: Path, limit: int, unreadable: Callable[[DrengineError], None]) -> list[ReportSummary]:
+    """The reports that are kept, newest first; `unreadable` is told of those that can't be read, which are left out."""
+    found = []
+    for run in (await asyncio.to_thread(kept_reports, directory))[:limit]:
+        try:
+            found.append(_short(await summary(directory, run), directory))
+        except DrengineError as error:
+            unreadable(error)
+    return found
+
+
 async def summary(directory: Path, run: str) -> Report:
     """A kept report as values.
 
@@ -65,19 +84,41 @@ async def summary(directory: Path, run: str) -> Report:
         DrengineError: REPORT_UNAVAILABLE, also when it is damaged.
     """
     try:
-        return msgspec.json.decode(await read_kept(directory, run, "json"), type=Report)
+        return msgspec.json.decode(await read_kept(directory, run, Form.JSON), type=Report)
     except msgspec.MsgspecError as error:
         raise DrengineError(REPORT_UNAVAILABLE, f"the report of {run} is damaged: {error}") from error
 
 
-def report_path(directory: Path, run: str, form: str) -> Path:
+def _short(report: Report, directory: Path) -> ReportSummary:
+    measured = {each.name: each.measured_seconds for each in report.objectives}
+    return ReportSummary(
+        run=report.run,
+        verdict=report.verdict,
+        good=report.good,
+        warnings=[each.text for each in report.warnings],
+        rto_seconds=measured.get("RTO"),
+        rpo_seconds=measured.get("RPO"),
+        made_ns=report.made_ns,
+        page=str(report_path(directory, report.run, Form.HTML)),
+    )
+
+
+def is_kept(directory: Path, run: str, form: Form) -> bool:
+    """Whether there is such a report; there is none of what names no run."""
+    try:
+        return report_path(directory, run, form).exists()
+    except DrengineError:
+        return False
+
+
+def report_path(directory: Path, run: str, form: Form) -> Path:
     """A report's file; a run's name can't lead out of the directory (fault 53).
 
     Raises:
         DrengineError: REPORT_UNAVAILABLE.
     """
-    if not _RUN.fullmatch(run) or ".." in run or form not in FORMS:
-        raise DrengineError(REPORT_UNAVAILABLE, f"{run[:120]!r} names no run, or {form[:10]!r} no form of a report")
+    if not _RUN.fullmatch(run) or ".." in run:
+        raise DrengineError(REPORT_UNAVAILABLE, f"{run[:120]!r} names no run")
     return directory / f"{run}.{form}"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from drengine.config import parse_duration
+from drengine.failover.masking import masked
 from drengine.failover.measure import Measures, measure
 from drengine.failover.report.values import (
     Attempt,
@@ -27,7 +27,6 @@ from drengine.failover.run import Event, JournalEntry, Outcome, Request, RunReco
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, Status, StepState, observe
 from drengine.failover.steps.step import StepKind
-from drengine.failover.steps.texts import without_secrets
 
 CONSISTENCY: Mapping[str, str] = {
     "write-order": "captured in the order in which it was written",
@@ -41,10 +40,6 @@ EVIDENCE: Mapping[str, str] = {
     "lease": "it fences itself after a silence, and was silent for longer",
     "none": "nothing proves that it has stopped",
 }
-_NAMED_SECRET = re.compile(
-    r"(?im)(\b[\w-]*(?:password|passwd|secret|token|credential|api[_-]?key|authorization|cookie)[\w-]*"
-    r"['\"]?\s*[:=]\s*)(?:\"[^\"\n]*\"|'[^'\n]*'|(?:bearer|basic)\s+[^\s,}]+|[^\s,}]+)"
-)
 
 
 def make_report(
@@ -106,11 +101,6 @@ def make_report(
         options=_plain(run.options),
         runbook_text=masked(text),
     )
-
-
-def masked(text: str) -> str:
-    """`text` without what looks like a secret: passwords of URLs, and values of keys that are named like secrets."""
-    return without_secrets(_NAMED_SECRET.sub(r"\1***", text))
 
 
 def journal_digest(entries: Iterable[JournalEntry]) -> str:

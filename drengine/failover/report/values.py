@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -163,6 +164,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     journal_sha256: str
     options: dict[str, Any]
     runbook_text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSummary:
+    """A report that is kept.
+
+    Attributes:
+        verdict, good, warnings: see Report.
+        page: the file of its page, on the host of the orchestrator.
+    """
+
+    run: str
+    verdict: str
+    good: bool
+    warnings: list[str]
+    rto_seconds: float | None
+    rpo_seconds: float | None
+    made_ns: int
+    page: str
 
 
 def report_json(report: Report) -> bytes:

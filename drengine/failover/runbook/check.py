@@ -103,7 +103,8 @@ class _Checker:
         self._name(name, at, "source")
         if self._sources is not None and name not in self._sources:
             hint = did_you_mean(name, self._sources)
-            self._error("unknown-source", at, f"no source {shown(name)} is registered", hint)
+            told = f"no source {shown(name)} replicates here yet: a run would be refused until it does"
+            self._warning("not-registered", at, told, hint)
         launch = source.launch
         self._driver(launch, (*at, "launch"))
         if launch.host:

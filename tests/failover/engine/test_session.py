@@ -10,13 +10,13 @@ import pytest
 
 from drengine.control.agents import NoAgents
 from drengine.failover.config import load_orchestrator_config
-from drengine.failover.errors import BAD_APPROVAL, RUN_STATE
+from drengine.failover.errors import BAD_APPROVAL, RUN_STATE, WOULD_LOSE
+from drengine.failover.orders import Orders
 from drengine.failover.plan import plan
 from drengine.failover.points import select_point
 from drengine.failover.preview import losses, preview
 from drengine.failover.registry import Registry
 from drengine.failover.registry.errors import RUN_ACTIVE
-from drengine.failover.requests import approve, ask_abort, ask_resume, ask_rollback, commit
 from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.failover.session import Session
@@ -64,7 +64,7 @@ def write_book(tmp_path: Path, said: str = "one", *, ask: bool = False) -> str:
 
 
 def begin(session: Session, mode: Mode, place: str, by: str = "ann", **options: Any) -> RunRecord:
-    book, version = session.load_runbook(place)
+    book, version = session.load_runbook(Path(place))
     return session.create_run(mode, book, version, by, options)
 
 
@@ -73,8 +73,8 @@ async def test_a_runbook_that_changes_while_it_runs_changes_nothing_of_the_run(
 ) -> None:
     run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path, "one", ask=True)), wait=False)
     assert run.state is RunState.WAITING
-    session.load_runbook(write_book(tmp_path, "two"))
-    approve(session, run.id, "ann")
+    session.load_runbook(Path(write_book(tmp_path, "two")))
+    Orders(session).approve(run.id, "ann")
     run = await session.execute(run)
     assert run.outcome is Outcome.COMPLETED
     launched = session.snapshot(run.id).state("launch:shop")
@@ -97,7 +97,7 @@ async def test_of_two_operators_who_start_the_same_run_one_does(session: Session
 async def test_an_approval_that_is_none_is_refused(session: Session, tmp_path: Path, by: str, step: str) -> None:
     run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path, ask=True)), wait=False)
     with pytest.raises(DrengineError) as caught:
-        approve(session, run.id, by, step=step)
+        Orders(session).approve(run.id, by, step=step)
     assert caught.value.kind is BAD_APPROVAL
     assert session.snapshot(run.id).approvals == {}
 
@@ -106,14 +106,14 @@ async def test_what_a_finished_run_can_no_longer_do(session: Session, world: Wor
     place = write_book(tmp_path)
     drill = await session.execute(begin(session, Mode.DRILL, place))
     failover = await session.execute(begin(session, Mode.FAILOVER, place))
-    commit(session, failover.id, "ann")
+    Orders(session).commit(failover.id, "ann")
     for refused in (
-        lambda: ask_rollback(session, drill.id, "ann"),
-        lambda: commit(session, drill.id, "ann"),
-        lambda: ask_abort(session, drill.id, "ann"),
-        lambda: ask_resume(session, drill.id, "ann"),
-        lambda: approve(session, drill.id, "ann"),
-        lambda: ask_rollback(session, failover.id, "ann"),
+        lambda: Orders(session).rollback(drill.id, "ann"),
+        lambda: Orders(session).commit(drill.id, "ann"),
+        lambda: Orders(session).abort(drill.id, "ann"),
+        lambda: Orders(session).resume(drill.id, "ann"),
+        lambda: Orders(session).approve(drill.id, "ann"),
+        lambda: Orders(session).rollback(failover.id, "ann"),
     ):
         with pytest.raises(DrengineError) as caught:
             refused()
@@ -128,11 +128,14 @@ async def test_a_rollback_says_before_what_it_would_lose(session: Session, world
     world.driver.write(instance, 3, b"x" * BLOCK)
     (lost,) = losses(session, run)
     assert (lost.source, lost.branch, lost.records > 0) == ("shop", 2, True)
-    ask_rollback(session, run.id, "ann")
+    with pytest.raises(DrengineError) as caught:
+        Orders(session).rollback(run.id, "ann")
+    assert caught.value.kind is WOULD_LOSE
+    Orders(session).rollback(run.id, "ann", yes=True)
     run = await session.execute(run)
     assert run.outcome is Outcome.ROLLED_BACK
     with pytest.raises(DrengineError) as caught:
-        ask_rollback(session, run.id, "ann")
+        Orders(session).rollback(run.id, "ann")
     assert caught.value.kind is RUN_STATE
 
 
@@ -143,7 +146,7 @@ async def test_once_the_disks_follow_the_recovered_side_nothing_is_rolled_back(
     failover = await session.execute(begin(session, Mode.FAILOVER, place))
     assert (await session.execute(begin(session, Mode.REPROTECT, place))).outcome is Outcome.COMPLETED
     with pytest.raises(DrengineError) as caught:
-        ask_rollback(session, failover.id, "ann")
+        Orders(session).rollback(failover.id, "ann")
     assert caught.value.kind is RUN_STATE
     assert (await session.execute(begin(session, Mode.FAILBACK, place))).outcome is Outcome.COMPLETED
 
@@ -159,7 +162,7 @@ async def test_looking_ahead_touches_nothing_and_learns_from_earlier_runs(
     session: Session, world: World, tmp_path: Path
 ) -> None:
     place, before = write_book(tmp_path), world.facts()
-    book, _ = session.read_runbook(place)
+    book, _ = session.read_runbook(Path(place))
     ahead = preview(session, Mode.FAILOVER, book, {})
     assert [step.id for step in ahead.steps] == [step.id for step in plan(Mode.FAILOVER, book, {})]
     assert ahead.measured == frozenset()
@@ -231,7 +234,7 @@ async def test_what_was_failed_over_fails_over_again_only_after_what_ran_here_wa
     assert world.store.source("shop").generation == 3
     world.judge.verdict()
     with pytest.raises(DrengineError) as caught:
-        ask_rollback(session, second.id, "ann")
+        Orders(session).rollback(second.id, "ann")
     assert caught.value.kind is RUN_STATE
     with pytest.raises(DrengineError) as caught:
         begin(session, Mode.MIGRATION, place)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from drengine.control.messages import AgentReport, PartyKind
+from drengine.failover.masking import masked
 from drengine.failover.plan import plan_rollback
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import keep_report_of, report_of
 from drengine.failover.report.keep import keep_report, kept_reports, read_kept, report_path, summary
-from drengine.failover.report.make import journal_digest, make_report, masked
+from drengine.failover.report.make import journal_digest, make_report
 from drengine.failover.report.page import report_page
 from drengine.failover.report.values import Report, Route, report_json
 from drengine.failover.run import Outcome, RequestKind, RunState
@@ -341,7 +342,7 @@ async def test_a_report_is_made_from_what_the_registry_holds(tmp_path: Path) -> 
 
 
 def test_reports_are_handed_on_by_command(tmp_path: Path) -> None:
-    from drengine.cli.reports import app
+    from drengine.cli.main import app
 
     state = tmp_path / "state"
     registry = Registry.open(str(state / "registry.sqlite"), clock=SystemClock())
@@ -350,25 +351,25 @@ def test_reports_are_handed_on_by_command(tmp_path: Path) -> None:
     registry.close()
     where = ["--store", str(tmp_path), "--state", str(state)]
     command = CliRunner()
-    done = command.invoke(app, ["export", story.run.id, *where])
+    done = command.invoke(app, ["reports", "export", story.run.id, *where])
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("<!doctype html>")
-    assert command.invoke(app, ["list", *where, "--json"]).stdout == "[]\n"
+    assert command.invoke(app, ["reports", "list", *where, "--json"]).stdout == "[]\n"
     (state / "reports").mkdir()
     out = state / "reports" / f"{story.run.id}.json"
-    done = command.invoke(app, ["export", story.run.id, *where, "--form", "json", "-o", str(out)])
+    done = command.invoke(app, ["reports", "export", story.run.id, *where, "--form", "json", "-o", str(out)])
     assert done.exit_code == 0, done.output
-    (listed,) = json.loads(command.invoke(app, ["list", *where, "--json"]).stdout)
+    (listed,) = json.loads(command.invoke(app, ["reports", "list", *where, "--json"]).stdout)
     assert (listed["run"], listed["good"], listed["rpo_seconds"]) == (story.run.id, True, 1.412)
-    assert "Drill of web-shop passed" in command.invoke(app, ["list", *where]).stdout
+    assert "Drill of web-shop passed" in command.invoke(app, ["reports", "list", *where]).stdout
 
 
 def test_a_kept_report_outlives_its_registry(tmp_path: Path) -> None:
-    from drengine.cli.reports import app
+    from drengine.cli.main import app
 
     reports = tmp_path / "state" / "reports"
     reports.mkdir(parents=True)
     (reports / "r1.html").write_text("as it was kept")
     where = ["--store", str(tmp_path), "--state", str(tmp_path / "state")]
-    assert CliRunner().invoke(app, ["export", "r1", *where]).stdout == "as it was kept"
-    assert getattr(CliRunner().invoke(app, ["export", "r2", *where]).exception, "kind", None) is not None
+    assert CliRunner().invoke(app, ["reports", "export", "r1", *where]).stdout == "as it was kept"
+    assert getattr(CliRunner().invoke(app, ["reports", "export", "r2", *where]).exception, "kind", None) is not None

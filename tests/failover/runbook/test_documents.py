@@ -12,12 +12,12 @@ import yaml
 from msgspec import inspect
 from typer.testing import CliRunner
 
+from drengine.failover.drivers.available import load_drivers
 from drengine.failover.runbook import check, document, fit, reader
 from drengine.failover.runbook.init import KnownSource, initial_runbook
 from drengine.failover.runbook.reader import examine
 from drengine.failover.runbook.schema import runbook_schema
 from drengine.failover.runbook.values import Runbook
-from drengine.failover.session import load_drivers
 from drengine.store.store import Store
 from tests.console.schema import mistakes
 from tests.failover.engine.world import World
@@ -106,22 +106,22 @@ def test_a_first_runbook_has_the_right_shape(driver: str, name: str) -> None:
 
 
 def test_a_first_runbook_comes_from_what_the_store_holds(tmp_path: Path) -> None:
-    from drengine.cli.runbook import app
+    from drengine.cli.main import app
 
     world = World(tmp_path / "world", "shop", "mail")
     store = next(each.parent for each in (tmp_path / "world").rglob("STORE"))
     world.store.close()
     run = CliRunner().invoke
     file = tmp_path / "all.yaml"
-    done = run(app, ["init", "all", "--store", str(store), "-o", str(file)])
+    done = run(app, ["runbook", "init", "all", "--store", str(store), "-o", str(file)])
     assert done.exit_code == 0, done.output
     examined = examine(file.read_text())
     assert examined.runbook is not None
     assert set(examined.runbook.sources) == {"shop", "mail"}
-    again = run(app, ["init", "all", "--store", str(store), "-o", str(file)])
+    again = run(app, ["runbook", "init", "all", "--store", str(store), "-o", str(file)])
     assert getattr(again.exception, "kind", None) is not None
-    only = run(app, ["init", "all", "--store", str(store), "--source", "mail"])
+    only = run(app, ["runbook", "init", "all", "--store", str(store), "--source", "mail"])
     assert list(yaml.safe_load(only.stdout)["sources"]) == ["mail"]
-    checked = run(app, ["validate", str(file), "--store", str(store), "--json"])
+    checked = run(app, ["runbook", "validate", str(file), "--store", str(store), "--json"])
     assert json.loads(checked.stdout)["valid"] is True
     assert isinstance(world.store, Store)

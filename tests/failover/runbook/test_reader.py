@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from drengine.failover.drivers.available import load_drivers
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.findings import FINDINGS_MAX
 from drengine.failover.runbook.reader import examine, read_runbook, read_runbook_text
 from drengine.failover.runbook.values import Approval, Mode, OnFailure
-from drengine.failover.session import load_drivers
 from drengine.model.errors import DrengineError
 from tests.failover.runbook.books import SMALL, WHOLE
 
@@ -189,7 +189,7 @@ def test_what_may_be_meant_so_is_a_warning() -> None:
 
 def test_sources_that_nobody_registered_are_told() -> None:
     (found,) = examine(SMALL, sources=["dbs", "mail"]).findings
-    assert (found.id, found.place.line, found.hint) == ("unknown-source", 4, "Did you mean 'dbs'?")
+    assert (found.id, found.place.line, found.hint) == ("not-registered", 4, "Did you mean 'dbs'?")
 
 
 def test_settings_are_checked_by_their_driver() -> None:
@@ -227,15 +227,15 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
 
 
 def test_the_command_tells_all_mistakes_and_ends_with_103(tmp_path: Path) -> None:
-    from drengine.cli.runbook import app
+    from drengine.cli.main import app
 
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(SMALL)
     bad.write_text(SMALL.replace("driver:", "drivr:"))
-    assert CliRunner().invoke(app, ["validate", str(good)]).exit_code == 0
-    result = CliRunner().invoke(app, ["validate", str(bad)])
+    assert CliRunner().invoke(app, ["runbook", "validate", str(good)]).exit_code == 0
+    result = CliRunner().invoke(app, ["runbook", "validate", str(bad)])
     assert result.exit_code == BAD_RUNBOOK.exit_code
     assert f"{bad}:6:14: error unknown-key at sources.db.launch.drivr" in result.stdout
-    machine = json.loads(CliRunner().invoke(app, ["validate", str(bad), "--json"]).stdout)
+    machine = json.loads(CliRunner().invoke(app, ["runbook", "validate", str(bad), "--json"]).stdout)
     assert machine["valid"] is False
     assert {each["id"] for each in machine["findings"]} == {"unknown-key", "missing-key"}

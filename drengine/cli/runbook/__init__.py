@@ -1,0 +1,1 @@
+"""`drengine runbook`: writing runbooks and finding what is wrong with them."""

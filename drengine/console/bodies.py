@@ -1,0 +1,81 @@
+"""What the REST API takes, and how it refuses, as classes: OpenAPI is made from them and from the answers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field
+
+from drengine.failover.runbook.values import Mode
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+RUN_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z._-]{0,120}$"
+TEXT_CHARACTERS_MAX = 1 << 20
+
+RunId = Annotated[str, Path(pattern=RUN_PATTERN, description="A run's id.")]
+RunbookName = Annotated[str, Path(pattern=NAME_PATTERN, description="A runbook's name.")]
+SourceName = Annotated[str, Path(pattern=NAME_PATTERN, description="A source's name.")]
+
+
+class Body(BaseModel):
+    """Of a request: unknown keys are refused, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StartRun(Body):
+    """A run to begin. The runbook is one that is kept: see PUT /runbooks/{name}."""
+
+    mode: Annotated[Mode, Field(strict=False, description="What the run is for.")]
+    runbook: str = Field(pattern=NAME_PATTERN)
+    point: str = Field("", max_length=300, description="`latest`, a time, a point's id or its label.")
+    force: bool = Field(False, description="Failover and migration: go on although a source can't be fenced.")
+    hold: bool = Field(False, description="Drill: keep it running until somebody approves its end.")
+    discard_divergent: bool = Field(False, description="Way home: do not keep what a source wrote on its own.")
+
+
+class Ask(Body):
+    """What somebody wants of a run."""
+
+    note: str = Field("", max_length=2000, description="Kept with the request.")
+
+
+class Approve(Ask):
+    """An approval."""
+
+    step: str = Field("", max_length=200, description="The step's id; not needed when only one is waiting.")
+
+
+class Resume(Ask):
+    """Going on with a run."""
+
+    force: bool = Field(False, description="Go on although a source can't be fenced.")
+    done: str = Field("", max_length=200, description="A failed step's id that was done by hand.")
+
+
+class Rollback(Ask):
+    """Undoing a run."""
+
+    yes: bool = Field(False, description="Go on although the recovered side's writes are lost.")
+
+
+class RunbookText(Body):
+    """A runbook in YAML."""
+
+    text: str = Field(max_length=TEXT_CHARACTERS_MAX)
+
+
+class Problem(BaseModel):
+    """Why a request failed: the same ids and hints as the commands give."""
+
+    id: str
+    message: str
+    hint: str
+
+
+class Health(BaseModel):
+    """That the orchestrator answers."""
+
+    version: str
+    store: str

@@ -1,0 +1,28 @@
+"""What looks like a secret is masked, once, wherever people and programs read (fault 59)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from drengine.failover.steps.texts import without_secrets
+
+_NAMED_SECRET = re.compile(
+    r"(?im)(\b[\w-]*(?:password|passwd|secret|token|credential|api[_-]?key|authorization|cookie)[\w-]*"
+    r"['\"]?\s*[:=]\s*)(?:\"[^\"\n]*\"|'[^'\n]*'|(?:bearer|basic)\s+[^\s,}]+|[^\s,}]+)"
+)
+
+
+def masked(text: str) -> str:
+    """`text` without what looks like a secret: passwords of URLs, and values of keys that are named like secrets."""
+    return without_secrets(_NAMED_SECRET.sub(r"\1***", text))
+
+
+def masked_json(value: Any) -> Any:
+    """A JSON value with each text in it masked."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {key: masked_json(each) for key, each in value.items()}
+    return [masked_json(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,338 @@
+"""What people and programs may order and ask: each is decided here, once, whoever asks and by whichever way.
+
+The command line and REST parse what was asked, call an order, and give its answer. An order checks everything before
+it notes anything, so that nobody waits for something that can't happen. Orders that begin or change a run return its
+record: whoever gave the order carries it out, or sees that somebody does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drengine.failover.answers import (
+    Party,
+    Plan,
+    Run,
+    RunDetail,
+    Saved,
+    Validation,
+    entry_answer,
+    party_answer,
+    plan_answer,
+    request_answer,
+    run_answer,
+    run_detail,
+    validation,
+)
+from drengine.failover.config import OrchestratorConfig
+from drengine.failover.errors import (
+    BAD_APPROVAL,
+    RUN_ABORTED,
+    RUN_FAILED,
+    RUN_STATE,
+    RUN_WAITING,
+    UNFENCED,
+    WOULD_LOSE,
+)
+from drengine.failover.executor import FORCE, Watcher
+from drengine.failover.plan import can_roll_back
+from drengine.failover.preview import Loss, losses, preview
+from drengine.failover.registry.errors import LEASE_HELD
+from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState
+from drengine.failover.runbook.errors import BAD_RUNBOOK
+from drengine.failover.runbook.reader import Examined, RunbookError, examine
+from drengine.failover.runbook.values import Mode
+from drengine.failover.session import Session, open_session
+from drengine.failover.snapshot import Snapshot, Status, may_approve
+from drengine.failover.steps.step import StepKind
+from drengine.model.errors import DrengineError
+from drengine.terminal import human_time
+
+FORWARD = (Mode.FAILOVER, Mode.MIGRATION)
+COMMITTED_REASON = "committed"
+BY_HAND = (StepKind.RELEASE, StepKind.STOP_WORKLOAD, StepKind.COMMAND, StepKind.DNS, StepKind.NOTIFY)
+"""What a person may have done instead. Nobody's word fences a source, promotes, or makes a workload healthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Orders and questions about runs and runbooks, within a session."""
+
+    session: Session
+
+    # ---- orders ----------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        mode: Mode,
+        runbook: Path | str,
+        by: str,
+        *,
+        point: str = "",
+        force: bool = False,
+        hold: bool = False,
+        discard_divergent: bool = False,
+    ) -> RunRecord:
+        """Begin a run; nothing is done before it is executed.
+
+        Args:
+            mode: what it is for.
+            runbook: its file, or the name under which it was kept.
+            by: who asks for it.
+            point: `latest`, a time, a point's id or its label; empty: as the runbook says.
+            force: go on although a source can't be fenced.
+            hold: keep what a drill launched until somebody approves its end.
+            discard_divergent: on the way home, do not keep what a source wrote on its own.
+
+        Raises:
+            DrengineError: BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where there is no way home or none
+                is needed; RUN_ACTIVE when an unfinished run holds one of the sources.
+        """
+        given = {"point": point, "force": force, "hold": hold, "discard_divergent": discard_divergent}
+        book, version = self.session.load_runbook(runbook)
+        return self.session.create_run(mode, book, version, by, {name: value for name, value in given.items() if value})
+
+    def approve(self, id: str, by: str, *, step: str = "", note: str = "") -> Request:
+        """Approve a step, by default the one that is waiting.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN; BAD_APPROVAL when nobody approves, he may not, or nothing such is waiting.
+        """
+        _, snapshot = self._look(id)
+        asked = [each for each in snapshot.steps if each.step.kind is StepKind.APPROVAL]
+        waiting = [each for each in asked if each.status is Status.WAITING and each.step.id not in snapshot.approvals]
+        wanted = [each.step for each in asked if each.step.id == step] if step else [each.step for each in waiting]
+        if len(wanted) != 1:
+            known = ", ".join(each.step.id for each in waiting) or "none"
+            told = f"{step or 'exactly one step'} does not wait for approval; waiting: {known}"
+            raise DrengineError(BAD_APPROVAL, told)
+        if not may_approve(wanted[0], by):
+            allowed = ", ".join(wanted[0].settings["approval"].get("by") or []) or "anybody who gives a name"
+            told = f"{by.strip() or 'nobody'} may not approve {wanted[0].id}; {allowed} may"
+            raise DrengineError(BAD_APPROVAL, told)
+        return request_answer(self.session.registry.request(id, RequestKind.APPROVE, wanted[0].id, by, note))
+
+    def abort(self, id: str, by: str, *, note: str = "") -> RunRecord:
+        """End a run where it is.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN; RUN_STATE when it is finished or is being rolled back.
+        """
+        run, snapshot = self._look(id)
+        if run.state is RunState.FINISHED:
+            raise DrengineError(RUN_STATE, f"run {id} is {run.state.value} ({run.outcome.value}): nothing to abort")
+        if snapshot.rolling_back:
+            raise DrengineError(RUN_STATE, f"run {id} is being rolled back; a rollback is not left half done")
+        self.session.registry.request(id, RequestKind.ABORT, "", by, note)
+        return run
+
+    def resume(self, id: str, by: str, *, force: bool = False, done: str = "") -> RunRecord:
+        """Go on with a run: one that stopped tries again what failed.
+
+        Args:
+            id, by: who asks it of which run.
+            force: go on without fencing.
+            done: id of a failed step that was done by hand.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN; RUN_STATE when it is finished, or the step is none that could be done by hand.
+        """
+        run, snapshot = self._look(id)
+        if run.state is RunState.FINISHED:
+            raise DrengineError(RUN_STATE, f"run {id} is finished ({run.outcome.value}): there is nothing to resume")
+        if done:
+            failed = [each.step for each in snapshot.steps if each.status is Status.FAILED]
+            by_hand = [step.id for step in failed if step.kind in BY_HAND]
+            if done not in by_hand:
+                known = ", ".join(by_hand) or "none"
+                raise DrengineError(RUN_STATE, f"{done!r} can't be called done; failed steps that can: {known}")
+        if run.state is RunState.STOPPED:
+            self.session.registry.request(id, RequestKind.RESUME, done, by, FORCE if force else "")
+        return run
+
+    def rollback(self, id: str, by: str, *, yes: bool = False, note: str = "") -> RunRecord:
+        """Undo everything that a run did.
+
+        Args:
+            id, by, note: who asks it of which run, and why.
+            yes: go on although what was written on the recovered side stays behind on its branch.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN; RUN_STATE when it can't be rolled back; WOULD_LOSE.
+        """
+        run, snapshot = self._look(id)
+        self._check_rollback(run, snapshot)
+        lost = losses(self.session, run)
+        if lost and not yes:
+            raise DrengineError(WOULD_LOSE, "; ".join(map(told_loss, lost)))
+        self.session.registry.request(id, RequestKind.ROLLBACK, "", by, note)
+        return run
+
+    def commit(self, id: str, by: str, *, note: str = "") -> RunDetail:
+        """Accept a failover: it can't be rolled back any more, only failed back.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN, LEASE_HELD; RUN_STATE unless it is a failover that was completed.
+        """
+        registry = self.session.registry
+        run = registry.run(id)
+        if run.mode not in FORWARD or run.outcome is not Outcome.COMPLETED or run.state is not RunState.FINISHED:
+            what = f"{run.mode.value}, {run.state.value} {run.outcome.value}".strip()
+            raise DrengineError(RUN_STATE, f"only a completed failover or migration can be committed; {id} is: {what}")
+        registry.request(id, RequestKind.COMMIT, "", by, note)
+        lease = registry.acquire_lease(f"run:{id}", self.session.owner, self.session.config.lease)
+        try:
+            registry.update_run(id, token=lease.token, reason=COMMITTED_REASON)
+        finally:
+            registry.release_lease(lease)
+        return self.show(id)
+
+    def keep(self, name: str, text: str) -> Saved:
+        """Keep a runbook under its name; refused when it could not be run.
+
+        Raises:
+            DrengineError: BAD_RUNBOOK.
+        """
+        examined = self._examined(text)
+        if examined.runbook is None:
+            raise RunbookError(name, examined.findings)
+        if examined.runbook.name != name:
+            told = f"the runbook's own name is {examined.runbook.name!r}, not {name!r}"
+            raise DrengineError(BAD_RUNBOOK, told, hint="Put it under its own name.")
+        version = self.session.registry.save_runbook(name, text)
+        return Saved(valid=True, findings=validation(examined).findings, name=name, version=version)
+
+    async def carry_out(
+        self, run: RunRecord, *, wait: bool = True, watch: Watcher, patient: bool = False, leave: bool = False
+    ) -> RunDetail | None:
+        """Carry a run out here, see `Session.execute`.
+
+        Returns:
+            the run as it then stands; None where somebody else executes it, if it may be left to them.
+        """
+        try:
+            await self.session.execute(run, wait=wait, watch=watch, patient=patient)
+        except DrengineError as error:
+            if error.kind is not LEASE_HELD or not leave:
+                raise
+            return None
+        return await asyncio.to_thread(self.show, run.id)
+
+    # ---- questions -------------------------------------------------------------------------------------------
+
+    def show(self, id: str) -> RunDetail:
+        """A run with its steps, as it stands now.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN.
+        """
+        return run_detail(*self._look(id))
+
+    def runs(self, **wanted: Any) -> list[Run]:
+        """Runs, newest first; `wanted` narrows them down, see `Registry.runs`."""
+        return [run_answer(each, self.session.snapshot(each.id)) for each in self.session.registry.runs(**wanted)]
+
+    def journal(self, id: str, after: int = 0) -> list[JournalEntry]:
+        """What happened in a run, in order, behind that number.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN.
+        """
+        self.session.registry.run(id)
+        return [entry_answer(each) for each in self.session.registry.entries(id, after)]
+
+    def requests(self, id: str, after: int = 0) -> list[Request]:
+        """What people asked of a run, in order, behind that number.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN.
+        """
+        self.session.registry.run(id)
+        return [request_answer(each) for each in self.session.registry.requests(id, after)]
+
+    def parties(self) -> list[Party]:
+        """Agents, recovery hosts and targets, as they were last heard of."""
+        return [party_answer(each) for each in self.session.registry.parties()]
+
+    def plan(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Plan:
+        """What a run would do now; nothing is touched.
+
+        Raises:
+            DrengineError: as `begin`, but for RUN_ACTIVE.
+        """
+        book, _ = self.session.read_runbook(runbook)
+        options: Mapping[str, Any] = {"point": point} if point else {}
+        return plan_answer(mode, book.name, preview(self.session, mode, book, options))
+
+    def validate(self, text: str) -> Validation:
+        """What is wrong with a runbook; nothing is kept."""
+        return validation(self._examined(text))
+
+    def giving_up(self, run: RunRecord) -> list[str]:
+        """What a rollback leaves behind on the recovered side's branches, a line for each source."""
+        return [told_loss(each) for each in losses(self.session, run)]
+
+    @staticmethod
+    def failure(run: Run) -> DrengineError | None:
+        """How a run ended, or why it stopped, as an error for scripts; None if it is completed."""
+        if run.outcome is Outcome.COMPLETED:
+            return None
+        kinds = {Outcome.BLOCKED: UNFENCED, Outcome.ABORTED: RUN_ABORTED, Outcome.NONE: RUN_WAITING}
+        told = f"run {run.run} is {run.state.value}: {run.outcome.value or run.reason}".rstrip(": ")
+        return DrengineError(kinds.get(run.outcome, RUN_FAILED), told)
+
+    def _look(self, id: str) -> tuple[RunRecord, Snapshot]:
+        return self.session.registry.run(id), self.session.snapshot(id)
+
+    def _examined(self, text: str) -> Examined:
+        site = self.session.site
+        return examine(text, sources=[each.name for each in site.store.sources()], drivers=site.drivers)
+
+    def _check_rollback(self, run: RunRecord, snapshot: Snapshot) -> None:
+        if run.mode is Mode.DRILL:
+            raise DrengineError(RUN_STATE, f"run {run.id} is a drill: it cleans up after itself; abort it instead")
+        if run.outcome is Outcome.ROLLED_BACK or snapshot.rolling_back:
+            raise DrengineError(
+                RUN_STATE, f"run {run.id} was rolled back already, or is being; resume it if it stopped"
+            )
+        if run.reason == COMMITTED_REASON:
+            raise DrengineError(RUN_STATE, f"run {run.id} was committed: the way home is a failback")
+        if run.state is RunState.FINISHED and run.mode not in FORWARD:
+            raise DrengineError(RUN_STATE, f"run {run.id} is finished: fail over again instead")
+        if not can_roll_back(run.mode, run.options):
+            raise DrengineError(
+                RUN_STATE, f"run {run.id} failed over what was failed over already: the way home is a failback"
+            )
+        later = [
+            other.id
+            for other in self.session.registry.runs()
+            if other.created_ns > run.created_ns
+            and set(other.sources) & set(run.sources)
+            and any(each.step.kind is StepKind.REVERSE and each.begun for each in self.session.snapshot(other.id).steps)
+        ]
+        if later:
+            raise DrengineError(
+                RUN_STATE, f"run {later[-1]} has begun to overwrite the sources' disks: go on to a failback"
+            )
+        if any(each.step.kind is StepKind.HAND_BACK and each.begun for each in snapshot.steps):
+            raise DrengineError(
+                RUN_STATE, f"run {run.id} has handed a source back already: resume it, then fail over again"
+            )
+
+
+@asynccontextmanager
+async def open_orders(config: OrchestratorConfig) -> AsyncIterator[Orders]:
+    """Orders within a session that is opened for them, and closed in the end; see `open_session`."""
+    async with open_session(config) as session:
+        yield Orders(session)
+
+
+def told_loss(loss: Loss) -> str:
+    """What a rollback gives up on one source's recovered side, for people."""
+    until = f", until {human_time(loss.newest_ns)}" if loss.newest_ns else ""
+    return f"{loss.source}: {loss.records} changes on the recovered side{until} (they stay on branch {loss.branch})"

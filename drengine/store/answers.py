@@ -1,0 +1,70 @@
+"""Recovery points as people and programs are told of them: the command line and REST give the same JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from drengine.model.points import RecoveryPoint
+from drengine.terminal import human_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeAnswer:
+    """A volume of a point."""
+
+    volume: int
+    name: str
+    identity: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointAnswer:
+    """A recovery point.
+
+    Attributes:
+        time, time_ns: the moment that it shows, in UTC and in nanoseconds since the epoch.
+        received_ns: when it was durable here.
+        verified_ns: when all of it was last read again and hashed; 0: each batch was when it was received.
+        lag_seconds: from the moment that it shows until it was durable here; 0 where the clocks disagree.
+    """
+
+    id: str
+    source: str
+    branch: int
+    sequence: int
+    time: str
+    time_ns: int
+    received_ns: int
+    kind: str
+    label: str
+    verified_ns: int
+    damaged: bool
+    size_bytes: int
+    lag_seconds: float
+    pinned: bool
+    volumes: list[VolumeAnswer]
+
+
+def point_answer(point: RecoveryPoint) -> PointAnswer:
+    """A recovery point."""
+    return PointAnswer(
+        id=point.id,
+        source=point.source,
+        branch=point.branch,
+        sequence=point.sequence,
+        time=human_time(point.time_ns).replace(" ", "T"),
+        time_ns=point.time_ns,
+        received_ns=point.received_ns,
+        kind=point.kind.value,
+        label=point.label,
+        verified_ns=point.verified_ns,
+        damaged=point.damaged,
+        size_bytes=point.size_bytes,
+        lag_seconds=max(0.0, (point.received_ns - point.time_ns) / 1e9),
+        pinned=point.pinned,
+        volumes=[
+            VolumeAnswer(volume=each.volume, name=each.name, identity=each.identity, size_bytes=each.size_bytes)
+            for each in point.geometry
+        ],
+    )
