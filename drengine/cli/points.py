@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_source
-from drengine.model.points import RecoveryPoint
+from drengine.store.answers import PointAnswer, point_answer
 from drengine.terminal import (
     emit_json,
-    exact_time,
     human_age,
     human_bytes,
     human_duration,
@@ -38,7 +37,7 @@ def points(
         name = pick_source(opened, source)
         found = opened.points(name, branch=branch)
     if json:
-        emit_json([describe(point) for point in found])
+        emit_json([point_answer(point) for point in found])
         return
     if not found:
         note(f"{name} has no recovery point yet")
@@ -49,54 +48,21 @@ def points(
     now_ns = time.time_ns()
     show_table(
         ("point", "time", "age", "kind", "verified", "size", "lag", "pinned", "label"),
-        [_row(point, now_ns) for point in shown],
+        [_row(point_answer(point), now_ns) for point in shown],
         title=f"Recovery points of {name}",
     )
 
 
-def describe(point: RecoveryPoint) -> dict[str, Any]:
-    """A point for machines."""
-    return {
-        "id": point.id,
-        "source": point.source,
-        "branch": point.branch,
-        "sequence": point.sequence,
-        "time": exact_time(point.time_ns),
-        "time_ns": point.time_ns,
-        "kind": point.kind.value,
-        "label": point.label,
-        "verified_ns": point.verified_ns,
-        "damaged": point.damaged,
-        "size_bytes": point.size_bytes,
-        "lag_seconds": lag_seconds(point),
-        "pinned": point.pinned,
-        "volumes": [
-            {
-                "volume": each.volume,
-                "name": each.name,
-                "identity": each.identity,
-                "size_bytes": each.size_bytes,
-            }
-            for each in point.geometry
-        ],
-    }
-
-
-def lag_seconds(point: RecoveryPoint) -> float:
-    """From the moment that the point shows until it was durable here; 0 where the clocks disagree."""
-    return max(0.0, (point.received_ns - point.time_ns) / 1e9)
-
-
-def _row(point: RecoveryPoint, now_ns: int) -> tuple[str, ...]:
+def _row(point: PointAnswer, now_ns: int) -> tuple[str, ...]:
     checked = f"{human_age(point.verified_ns, now_ns)} ago" if point.verified_ns else "at ingest"
     return (
         point.id,
         human_time(point.time_ns),
         human_age(point.time_ns, now_ns),
-        point.kind.value,
+        point.kind,
         "DAMAGED" if point.damaged else checked,
         human_bytes(point.size_bytes),
-        human_duration(lag_seconds(point)),
+        human_duration(point.lag_seconds),
         "pinned" if point.pinned else "",
         point.label,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from drengine.model.points import RecoveryPoint
-from drengine.terminal import human_time
+from drengine.terminal import exact_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def point_answer(point: RecoveryPoint) -> PointAnswer:
         source=point.source,
         branch=point.branch,
         sequence=point.sequence,
-        time=human_time(point.time_ns).replace(" ", "T"),
+        time=exact_time(point.time_ns),
         time_ns=point.time_ns,
         received_ns=point.received_ns,
         kind=point.kind.value,
