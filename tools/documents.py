@@ -59,7 +59,8 @@ def errors() -> str:
     )
     return (
         f"{GENERATED}# Errors\n\nEach failure has a stable id and, for a command that ends with it, an exit status. "
-        "0 is success, 2 a command line that can't be understood, 130 an interrupt. With `--json` the error is one "
+        "0 is success, 2 a command line that can't be understood, 130 an interrupt, 141 (without a word) a reader of "
+        "its output that went away. With `--json` the error is one "
         "JSON object on standard error. *Retry helps*: the same action may succeed later without anyone changing "
         "anything. *Peer comes back*: an agent that is refused for it backs off and tries again by itself; "
         "otherwise it stops until somebody acts at its side.\n\n"

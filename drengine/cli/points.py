@@ -63,6 +63,6 @@ def _row(point: PointAnswer, now_ns: int) -> tuple[str, ...]:
         "DAMAGED" if point.damaged else checked,
         human_bytes(point.size_bytes),
         human_duration(point.lag_seconds),
-        "pinned" if point.pinned else "",
+        "yes" if point.pinned else "",
         point.label,
     )

@@ -154,7 +154,7 @@ Service = Callable[[Orchestrator], AbstractAsyncContextManager[object]]
 
 
 async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, ...] = ()) -> int:
-    """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code.
+    """Run until SIGTERM, SIGINT or SIGHUP; a second one ends the process at once. Returns the exit code.
 
     Raises:
         DrengineError: the store's and the registry's own, BROKER_FAILED.

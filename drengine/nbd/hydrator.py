@@ -47,7 +47,7 @@ def open_hydration(uri: str, copy: Path | None) -> Hydration:
 async def serve_until_signalled(
     hydration: Hydration, socket: Path, *, served: Callable[[], None], progress: Callable[[int, int], None]
 ) -> None:
-    """`serve_hydration` until SIGTERM or SIGINT."""
+    """`serve_hydration` until SIGTERM, SIGINT or SIGHUP."""
     await serve_hydration(hydration, socket, signalled(), served=served, progress=progress)
 
 

@@ -238,7 +238,7 @@ def open_or_create(path: Path, clock: Clock) -> Store:
 
 
 async def run_target(config: TargetConfig) -> int:
-    """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code."""
+    """Run until SIGTERM, SIGINT or SIGHUP; a second one ends the process at once. Returns the exit code."""
     stopping = signalled(insist=True)
     raise_descriptor_limit()
     quiet_accept_failures(asyncio.get_running_loop())

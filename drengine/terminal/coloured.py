@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,17 +19,52 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+HEADING = "bold cyan"
+
+
+FIRM_CHARACTERS_MAX = 26
+"""A column with no longer cells (ids, times, sizes) is never folded, and neither is the first."""
+FOLDED_CHARACTERS_MIN = 20
+
 
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", styles: Sequence[str] = ()
 ) -> None:
-    """See `output.show_table`."""
-    table = Table(title=title or None, header_style="bold cyan", title_justify="left")
-    for heading in headings:
-        table.add_column(heading)
+    """See `output.show_table`: ruled where there is room for it, with texts folded where that is enough, else a few
+    lines for each row. Nothing is cut off."""
+    console = Console()
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    least = [
+        width if at == 0 or width <= FIRM_CHARACTERS_MAX else FOLDED_CHARACTERS_MIN for at, width in enumerate(widths)
+    ]
+    if sum(least) + 3 * len(least) + 1 > console.width:
+        _print_flowing(console, headings, rows, title, styles)
+        return
+    table = Table(title=title or None, header_style=HEADING, title_justify="left")
+    for heading, width, natural in zip(headings, least, widths, strict=True):
+        table.add_column(heading, min_width=width, no_wrap=width == natural, overflow="fold")
     for row, style in zip_longest(rows, styles, fillvalue=""):
         table.add_row(Text(row[0], style=style), *(Text(cell) for cell in row[1:]))
-    Console().print(table)
+    console.print(table)
+
+
+def _print_flowing(
+    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], title: str, styles: Sequence[str]
+) -> None:
+    """Each row as its first cell and then, as many as fit in a line, the others with their headings."""
+    if title:
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    for row, style in zip_longest(rows, styles, fillvalue=""):
+        line = Text(row[0], style=style or "bold")
+        for heading, cell in zip(headings[1:], row[1:], strict=True):
+            if not cell:
+                continue
+            part = Text.assemble((heading, HEADING), " ", cell)
+            if line.cell_len + 2 + part.cell_len > console.width:
+                console.print(line, soft_wrap=True)
+                line = Text()
+            line = Text.assemble(line, "  ", part)
+        console.print(line, soft_wrap=True)
 
 
 @contextmanager

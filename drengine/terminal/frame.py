@@ -17,7 +17,8 @@ from typer.exceptions import TyperException
 
 from drengine import __version__
 from drengine.model.errors import DrengineError, error_kind
-from drengine.terminal.output import OUTPUT_FAILED, printable, write_output
+from drengine.terminal.output import printable, write_output
+from drengine.terminal.streams import safe_streams
 
 INTERNAL = error_kind(
     "internal",
@@ -130,12 +131,15 @@ def _print_version(wanted: bool) -> None:
 
 def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command and return the exit code; no failure reaches the user as a traceback."""
+    with safe_streams():
+        return _run(commands, arguments)
+
+
+def _run(commands: typer.Typer, arguments: Sequence[str]) -> int:
     try:
         result = typer.main.get_command(commands).main(list(arguments), standalone_mode=False)
         write_output("")
     except DrengineError as error:
-        if error.kind is OUTPUT_FAILED:
-            _drop_output()
         return _tell(arguments, error.kind.id, error.message, error.hint, error.kind.exit_code)
     except typer.Abort:
         return INTERRUPTED_EXIT_CODE
@@ -147,21 +151,14 @@ def main(commands: typer.Typer, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
-        _drop_output()
         return BROKEN_PIPE_EXIT_CODE
     except SystemExit as end:  # typer's own answer to a broken pipe
         if not isinstance(end.__context__, BrokenPipeError):
             raise
-        _drop_output()
         return BROKEN_PIPE_EXIT_CODE
     except Exception as error:  # noqa: BLE001 (the last resort: a person gets a line, the traceback goes to a file)
         return _tell_internal(arguments, error)
     return result if isinstance(result, int) else 0
-
-
-def _drop_output() -> None:
-    """Send what is still buffered nowhere, or the interpreter would complain about it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell_internal(arguments: Sequence[str], error: Exception) -> int:

@@ -18,7 +18,7 @@ OUTPUT_FAILED = error_kind(
     "output-failed",
     52,
     "Standard output could not be written.",
-    "Free space where it goes, or send it elsewhere; what the command did is done.",
+    "Free space where it goes, or send it elsewhere. The command did its work; what it said is lost.",
 )
 
 
@@ -39,13 +39,13 @@ def write_output(text: str) -> None:
         DrengineError: OUTPUT_FAILED.
         BrokenPipeError: whoever read it has gone.
     """
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise DrengineError(OUTPUT_FAILED, f"standard output: {error.strerror or error}") from error
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    if isinstance(failure, BrokenPipeError):
+        raise failure
+    if failure is not None:
+        raise DrengineError(OUTPUT_FAILED, f"standard output: {failure.strerror or failure}")
 
 
 def _plain(value: Any) -> Any:

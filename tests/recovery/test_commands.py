@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -228,8 +229,9 @@ def exporting(tmp_path: Path) -> Iterator[list[Export]]:
             each.process.communicate()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_export_serves_a_point_at_once_and_ends_on_a_signal(
-    tmp_path: Path, contents: dict[str, bytes], exporting: list[Export]
+    tmp_path: Path, contents: dict[str, bytes], exporting: list[Export], number: int
 ) -> None:
     older = next(iter(contents))
     socket = tmp_path / "nbd.sock"
@@ -239,8 +241,25 @@ def test_export_serves_a_point_at_once_and_ends_on_a_signal(
     assert export.told["volumes"] == [{"name": "data", "size_bytes": SIZE}]
     with NbdClient(str(socket), "") as client:
         assert bytes(client.read(0, SIZE)) == contents[older]
-    assert export.end(signal.SIGINT) == 0
+    assert export.end(number) == 0
     assert not socket.exists()
+    assert not list((tmp_path / "store").rglob("lease-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_writable_export_leaves_no_socket_and_no_writer_behind(
+    tmp_path: Path, contents: dict[str, bytes], exporting: list[Export], number: int
+) -> None:
+    export = Export("--writable", "--store", str(tmp_path / "store"))
+    exporting.append(export)
+    socket = Path(parse_qs(urlsplit(export.told["uris"][0]).query)["socket"][0])
+    with NbdClient(str(socket), export.told["exports"][0]) as client:
+        client.write(0, b"written" * 100)
+    assert export.end(number) == 0
+    assert not socket.parent.exists()
+    assert not list((tmp_path / "store").rglob("lease-*"))
+    with Store.open(tmp_path / "store") as store, store.head_view("shop", export.told["branch"]) as view:
+        assert view.read(1, 0, 700) == b"written" * 100, "what was written is durable at the end"
 
 
 def test_a_writable_export_is_a_branch_that_outlives_it(

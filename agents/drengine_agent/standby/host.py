@@ -158,7 +158,7 @@ class StandbyHost:
 
 
 async def serve_standby(config: StandbyConfig) -> None:
-    """Take orders until SIGTERM or SIGINT. Workloads stay up: only an order ends them.
+    """Take orders until SIGTERM, SIGINT or SIGHUP. Workloads stay up: only an order ends them.
 
     Raises:
         DrengineError: it can't start.
