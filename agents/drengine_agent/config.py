@@ -27,8 +27,8 @@ from drengine.config.options import BAD_CONFIG
 from drengine.control.config import BrokerOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
+from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.cuts.config import CutOptions
-from drengine_agent.ship.bandwidth import BandwidthSchedule
 
 WORKERS_MAX = 64
 LEASE_SECONDS_MIN = 5.0

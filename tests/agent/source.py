@@ -9,11 +9,11 @@ from pathlib import Path
 
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.points import VolumeGeometry
+from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.capture.backing import Volume
-from drengine_agent.capture.scan.indexes import HashIndexes
+from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.scan.tracker import ScanTracker
 from drengine_agent.capture.tracker import Tracker
-from drengine_agent.ship.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress

@@ -41,6 +41,7 @@ class CutFacts:
         tried_at: when one of each kind was last tried in vain.
         dirty_bytes: changed and not handed out.
         can_freeze: there is somebody who freezes.
+        requested: somebody waits for a point, so a cut is forced before its time.
     """
 
     now: float
@@ -49,6 +50,7 @@ class CutFacts:
     tried_at: Mapping[PointKind, float]
     dirty_bytes: int
     can_freeze: bool
+    requested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class CutDecision:
 
 
 def decide(policy: CutPolicy, facts: CutFacts) -> CutDecision:
-    """Application cuts by their schedule; frozen ones when nothing else was to be had for too long."""
+    """Application cuts by their schedule; frozen ones when there was no other for too long, or somebody waits."""
     kind = _wanted(policy, facts)
     late = facts.now - _last_cut(facts) >= policy.overdue_seconds
     if kind is None:
@@ -86,6 +88,8 @@ def _wanted(policy: CutPolicy, facts: CutFacts) -> PointKind | None:
         return PointKind.APPLICATION
     if PointKind.FROZEN in policy.kinds and facts.now - _last_cut(facts) >= policy.frozen_after_seconds:
         return PointKind.FROZEN
+    if facts.requested:
+        return next((kind for kind in (PointKind.FROZEN, PointKind.APPLICATION) if kind in policy.kinds), None)
     return None
 
 

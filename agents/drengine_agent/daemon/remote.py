@@ -14,12 +14,12 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import check_new_label
 from drengine.model.states import ReplicationState
+from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.state import make_state_directory, read_state
 from drengine_agent.errors import COMMAND_REFUSED
 from drengine_agent.fencing.lease import REPORTS_PER_LEASE, SelfFencing
-from drengine_agent.ship.bandwidth import BandwidthSchedule
 
 DETAILS = (
     "hint",

@@ -22,6 +22,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
 from drengine.transport import DataNetworks, TlsFiles, TrafficObserver, client_context, connect
 from drengine.wire.events import Hello, Purpose, Resend, Status, Welcome
+from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.backoff import backoff_seconds
 from drengine_agent.daemon.health import STALL_REASONS, Facts, derive_state
@@ -32,7 +33,6 @@ from drengine_agent.failback.preserve import PreserveReport
 from drengine_agent.failback.reverse import ReverseReport
 from drengine_agent.failback.way_home import Tell, WayHome
 from drengine_agent.fencing.fence import SOURCE_FENCED, Fence
-from drengine_agent.ship.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.ship.compression import CompressionController, levels_of
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import LabelRequest, Pipeline, Progress

@@ -14,13 +14,14 @@ from drengine.linux.devices import boot_id
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind, VolumeGeometry
+from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.beneath import beneath, identity
 from drengine_agent.capture.backing import WEAK_HINT, Volume
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES
 from drengine_agent.capture.ebpf.live import LiveVolume, ReadLimit
 from drengine_agent.capture.ebpf.program import COPIES
 from drengine_agent.capture.ebpf.tracker import EbpfTracker
-from drengine_agent.capture.scan.indexes import HashIndexes
+from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.scan.tracker import ScanTracker
 from drengine_agent.capture.tap.server import TapServer
 from drengine_agent.capture.tap.tracker import Tap, TapOptions
@@ -32,7 +33,6 @@ from drengine_agent.cuts.mounts import file_systems_on
 from drengine_agent.cuts.still import Stillness
 from drengine_agent.daemon.state import AgentState, KnownVolume
 from drengine_agent.errors import STATE_ON_VOLUME
-from drengine_agent.ship.bandwidth import BandwidthSchedule, TokenBucket
 
 log = logging.getLogger("drengine.agent")
 

@@ -16,10 +16,10 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine.wire.events import Goodbye, Hello, Welcome
+from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.tracker import Abilities, Changes, Range
 from drengine_agent.errors import REVERSE_REFUSED
-from drengine_agent.ship.bandwidth import TokenBucket
 from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress

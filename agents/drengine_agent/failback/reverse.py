@@ -21,12 +21,12 @@ from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind, iter_
 from drengine.model.points import VolumeGeometry
 from drengine.wire.events import Hello, Span
 from drengine.wire.payload import digest, verify_batch
+from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
-from drengine_agent.capture.scan.indexes import Note
+from drengine_agent.capture.indexes import Note
 from drengine_agent.capture.tracker import Range
 from drengine_agent.errors import REVERSE_REFUSED, adoption_hint
 from drengine_agent.failback.point_reader import PointReader
-from drengine_agent.ship.bandwidth import TokenBucket
 from drengine_agent.ship.baseline import TargetBaseline
 from drengine_agent.ship.session import Stream
 from drengine_agent.ship.sweep import Sweep

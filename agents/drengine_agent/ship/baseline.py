@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 from drengine.model.extents import BLOCK_BYTES, GRAIN_BYTES
-from drengine_agent.capture.scan.index import (
+from drengine_agent.capture.index import (
     DIGEST_BYTES,
     GRAIN_DIGEST_BYTES,
     SLAB_BLOCKS,

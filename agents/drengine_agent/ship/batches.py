@@ -12,7 +12,7 @@ from drengine.model.extents import (
     ExtentKind,
 )
 from drengine.wire.payload import cut_blocks, data_extent, make_batch
-from drengine_agent.capture.scan.indexes import Note
+from drengine_agent.capture.indexes import Note
 from drengine_agent.ship.compression import compressible
 
 Notes = list[Note]

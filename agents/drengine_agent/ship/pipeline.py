@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from drengine.model.clock import Clock
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.wire.events import Resend
-from drengine_agent.capture.scan.indexes import HashIndexes
+from drengine_agent.bandwidth import TokenBucket
+from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.tracker import Changes, Range, Tracker, Write
-from drengine_agent.ship.bandwidth import TokenBucket
 from drengine_agent.ship.baseline import Baseline, IndexBaseline, TargetBaseline, ZeroBaseline
 from drengine_agent.ship.batches import BatchBuilder, Outgoing
 from drengine_agent.ship.compression import CompressionController

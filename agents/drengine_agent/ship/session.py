@@ -40,8 +40,8 @@ from drengine.wire.events import (
     Welcome,
 )
 from drengine.wire.frames import batch_frame_bytes
-from drengine_agent.capture.scan.index import DIGEST_BYTES
-from drengine_agent.capture.scan.indexes import Note
+from drengine_agent.capture.index import DIGEST_BYTES
+from drengine_agent.capture.indexes import Note
 from drengine_agent.errors import SESSION_REFUSED, adoption_hint
 
 PING_SECONDS = 5.0

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, GRAIN_BYTES
-from drengine_agent.capture.scan.index import (
+from drengine_agent.capture.index import (
     DIGEST_BYTES,
     GRAIN_DIGEST_BYTES,
     SLAB_BYTES,
@@ -27,7 +27,7 @@ from drengine_agent.capture.scan.index import (
     grain_digest,
     hash_block,
 )
-from drengine_agent.capture.scan.indexes import HashIndexes
+from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.tracker import Range
 from drengine_agent.ship.baseline import Baseline
 from drengine_agent.ship.batches import BatchBuilder, Notes, Outgoing

@@ -42,6 +42,12 @@ def facts(now: float, **more: Any) -> CutFacts:
         (ALL, facts(100.0, cut_at={APPLICATION: 41.0, QUIET: 99.0}), CutDecision()),
         (ALL, facts(101.0, cut_at={APPLICATION: 41.0, QUIET: 99.0}), CutDecision(APPLICATION)),
         (CutPolicy(kinds=(APPLICATION,)), facts(1e9), CutDecision(reason="no-cut")),
+        (CutPolicy(), facts(1.0, requested=True), CutDecision()),
+        (CutPolicy(kinds=(QUIET, FROZEN)), facts(1.0, requested=True), CutDecision(FROZEN)),
+        (CutPolicy(kinds=(APPLICATION,)), facts(1.0, requested=True), CutDecision(APPLICATION)),
+        (ALL, facts(1.0, requested=True), CutDecision(FROZEN)),
+        (ALL, facts(1.0, requested=True, dirty_bytes=9 << 20), CutDecision(FROZEN, settle=True)),
+        (ALL, facts(1.0, requested=True, tried_at={FROZEN: 0.5}), CutDecision()),
     ],
 )
 def test_decisions(policy: CutPolicy, known: CutFacts, expected: CutDecision) -> None:

@@ -22,11 +22,11 @@ from drengine.model.extents import GRAIN_BYTES, Batch, Codec, Extent, ExtentKind
 from drengine.store.branches import BranchInfo
 from drengine.wire.events import Fetched, Span
 from drengine.wire.payload import digest
+from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.daemon.service import Agent
 from drengine_agent.failback.reverse import FETCH_BYTES, FETCH_SPANS, grouped, joined
 from drengine_agent.fencing.fence import Fence
-from drengine_agent.ship.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.ship.session import Stream
 from tests.agent.failback.home import MIB, SIZE, Home, at_home, until
 

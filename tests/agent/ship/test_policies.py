@@ -15,9 +15,9 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, VolumeGeometry
 from drengine.model.states import REASONS, ReplicationState
 from drengine.wire.events import Welcome
+from drengine_agent.bandwidth import BURST_SECONDS, BandwidthSchedule, TokenBucket
 from drengine_agent.daemon.backoff import CAP_SECONDS, backoff_seconds
 from drengine_agent.daemon.health import Facts, derive_state
-from drengine_agent.ship.bandwidth import BURST_SECONDS, BandwidthSchedule, TokenBucket
 from drengine_agent.ship.compression import LEVELS, CompressionController, Window, compressible, levels_of, next_level
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.session import SessionEnded, check_declared, decide_resume

@@ -12,8 +12,8 @@ import os
 import threading
 from typing import Final
 
+from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
-from drengine_agent.ship.bandwidth import TokenBucket
 
 ALIGN_BYTES: Final = 4096
 _BOUNCE_BYTES: Final = 1 << 20

@@ -262,16 +262,11 @@ class EbpfTracker:
                 tried_at=dict(self._tried_at),
                 dirty_bytes=watch.active_blocks() * BLOCK_BYTES,
                 can_freeze=self._stillness is not None,
+                requested=self._cut_requested,
             ),
         )
         if decision.reason != "none":
             self._why_no_cut = decision.reason
-        forced = next((kind for kind in (PointKind.FROZEN, PointKind.APPLICATION) if kind in self._policy.kinds), None)
-        if self._cut_requested and decision.kind is None and forced is not None and self._stillness is not None:
-            if self._clock.monotonic() - self._tried_at.get(forced, float("-inf")) < self._policy.retry_seconds:
-                return decision
-            dirty_bytes = watch.active_blocks() * BLOCK_BYTES
-            return CutDecision(forced, settle=dirty_bytes > self._policy.remainder_bytes)
         return decision
 
     def _is_settled(self) -> bool:

@@ -26,7 +26,7 @@ from pathlib import Path
 from drengine.model.clock import Clock
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine_agent.capture.backing import Volume
-from drengine_agent.capture.scan.indexes import HashIndexes
+from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.tracker import Abilities, Changes, Range
 
 LEASE_LOOK_SECONDS = 0.01

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drengine.model.points import Mark, VolumeGeometry
-from drengine_agent.capture.scan.index import (
+from drengine_agent.capture.index import (
     DIGEST_BYTES,
     PAGE_BYTES,
     UNKNOWN,
@@ -20,7 +20,7 @@ from drengine_agent.capture.scan.index import (
     block_digest,
     hash_block,
 )
-from drengine_agent.capture.scan.indexes import HashIndexes
+from drengine_agent.capture.indexes import HashIndexes
 
 MIB = 1 << 20
 STATE = IndexState(b"e" * 16, 7, 42)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from drengine.model.points import Mark, VolumeGeometry
-from drengine_agent.capture.scan.index import BlockHashes, BlockIndex, IndexState
+from drengine_agent.capture.index import BlockHashes, BlockIndex, IndexState
 
 Note = tuple[int, int, int, BlockHashes]
 """(volume, page, block in the page, its entry)."""
