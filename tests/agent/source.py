@@ -17,7 +17,9 @@ from drengine_agent.capture.tracker import Tracker
 from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress
-from drengine_agent.ship.session import Session, Traffic, decide_resume, hello_for, open_session
+from drengine_agent.ship.resume import decide_resume
+from drengine_agent.ship.sender import Sender, Traffic
+from drengine_agent.ship.session import Session, hello_for
 from drengine_agent.ship.sweep import Readable
 from tests.agent.replica import Replica, ReplicaStream
 
@@ -79,35 +81,24 @@ class Source:
             file.write(data)
 
     async def pipeline(self, replica: Replica, **options: float) -> tuple[Pipeline, ReplicaStream]:
-        pipelines: list[Pipeline] = []
-
-        def make(stream: object, welcome: object) -> Session:
-            return Session(
-                stream, welcome, self.clock, self.traffic,  # type: ignore[arg-type]
-                on_durable=lambda sent, sequence: pipelines[0].durable(sent, sequence),  # noqa: PLW0108 - made later
-                on_resend=lambda event: pipelines[0].resend(event),  # noqa: PLW0108
-            )  # fmt: skip
-
-        session = await open_session(replica.connect, hello_for("server", bytes(16), 1), make)
+        session = await Session.open(replica.connect, hello_for("server", bytes(16), 1), self.clock)
         assert self.tracker
-        pipelines.append(
-            Pipeline(
-                tracker=self.tracker,
-                volumes={number: self.wrap(volume) for number, volume in self.volumes.items()},
-                geometry=self.geometry,
-                indexes=self.indexes,
-                session=session,
-                resume=decide_resume(session.welcome, self.geometry, 0),
-                compression=CompressionController(),
-                bandwidth=TokenBucket(BandwidthSchedule(), self.clock),
-                lag=self.lag,
-                progress=self.progress,
-                clock=self.clock,
-                **options,  # type: ignore[arg-type]
-            )
+        pipeline = Pipeline(
+            tracker=self.tracker,
+            volumes={number: self.wrap(volume) for number, volume in self.volumes.items()},
+            geometry=self.geometry,
+            indexes=self.indexes,
+            sender=Sender(session, self.clock, self.traffic),
+            resume=decide_resume(session.welcome, self.geometry, 0),
+            compression=CompressionController(),
+            bandwidth=TokenBucket(BandwidthSchedule(), self.clock),
+            lag=self.lag,
+            progress=self.progress,
+            clock=self.clock,
+            **options,  # type: ignore[arg-type]
         )
         assert isinstance(session.stream, ReplicaStream)
-        return pipelines[0], session.stream
+        return pipeline, session.stream
 
     async def replicate(self, replica: Replica) -> None:
         """One session that ships what there is and ends in peace; a new round begins with it."""

@@ -21,7 +21,7 @@ from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
 from drengine.transport import DataNetworks, TlsFiles, TrafficObserver, client_context, connect
-from drengine.wire.events import Hello, Purpose, Resend, Status, Welcome
+from drengine.wire.events import Hello, Purpose, Status
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.backoff import backoff_seconds
@@ -36,17 +36,9 @@ from drengine_agent.fencing.fence import SOURCE_FENCED, Fence
 from drengine_agent.ship.compression import CompressionController, levels_of
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import LabelRequest, Pipeline, Progress
-from drengine_agent.ship.session import (
-    Sent,
-    Session,
-    SessionEnded,
-    Stream,
-    Traffic,
-    check_declared,
-    decide_resume,
-    hello_for,
-    open_session,
-)
+from drengine_agent.ship.resume import check_declared, decide_resume
+from drengine_agent.ship.sender import Sender, Traffic
+from drengine_agent.ship.session import Session, SessionEnded, Stream, hello_for
 
 log = logging.getLogger("drengine.agent")
 
@@ -99,7 +91,7 @@ class Agent:
         self.compression = CompressionController(levels_of(config.compression))
         self.observe_ack: Callable[[float], None] = lambda _: None
         self.pipeline: Pipeline | None = None
-        self._session: Session | None = None
+        self._sender: Sender | None = None
         self._replicating: asyncio.Task[None] | None = None
         self._facts = Facts(paused=self._state.paused, stopped="" if self.way_home.fence.may_ship else "fenced")
         self._resumed = asyncio.Event()
@@ -132,7 +124,7 @@ class Agent:
             self.pipeline.refresh_lag()
         facts = self.facts()
         state, reason = derive_state(facts)
-        session, sweep = self._session, self.progress.sweep
+        sender, sweep = self._sender, self.progress.sweep
         return {
             "source": self.config.source,
             "state": state.value,
@@ -145,8 +137,8 @@ class Agent:
             "lag_seconds": round(self.lag.lag_seconds, 3),
             "has_point": self.lag.has_point,
             "backlog_bytes": facts.backlog_bytes,
-            "durable_sequence": session.durable_sequence if session else self._state.acknowledged_sequence,
-            "sent_sequence": session.sequence if session else 0,
+            "durable_sequence": sender.durable_sequence if sender else self._state.acknowledged_sequence,
+            "sent_sequence": sender.sequence if sender else 0,
             "points_cut": self.traffic.cuts,
             "bytes_captured": self.traffic.captured_bytes,
             "bytes_read": self.progress.read_bytes + (0 if not self.progress.sweeping else sweep.read_bytes),
@@ -235,8 +227,8 @@ class Agent:
         Raises:
             DrengineError: COMMAND_REFUSED, there is no session or it ended.
         """
-        pipeline, session = self.pipeline, self._session
-        if pipeline is None or session is None:
+        pipeline, sender = self.pipeline, self._sender
+        if pipeline is None or sender is None:
             raise DrengineError(COMMAND_REFUSED, "there is no session with the target, so no point can be cut")
         request = LabelRequest(label)
         for hurry in (self.capture.request_round, self.capture.request_cut):
@@ -245,8 +237,8 @@ class Agent:
         pipeline.request_label(request)
         try:
             sequence = await asyncio.wrap_future(request.done)
-            await session.wait_durable(sequence)
-        except asyncio.CancelledError as error:
+            await sender.wait_durable(sequence)
+        except (asyncio.CancelledError, SessionEnded, DrengineError, OSError, EOFError) as error:
             raise DrengineError(COMMAND_REFUSED, "the session ended before the point was cut") from error
         return sequence
 
@@ -412,20 +404,9 @@ class Agent:
     async def _replicate(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.capture.check)
         capture = self.capture
-        made: list[Pipeline] = []
-
-        def durable(sent: list[Sent], sequence: int) -> None:
-            self._state.acknowledged_sequence = sequence
-            made[0].durable(sent, sequence)
-
-        def resend(event: Resend) -> None:
-            made[0].resend(event)
-
-        def make(stream: Stream, welcome: Welcome) -> Session:
-            return Session(stream, welcome, self._clock, self.traffic, durable, resend, self.observe_ack)
-
         hello = hello_for(self.config.source, self._instance, self._state.generation)
-        session = await open_session(self.connect, hello, make)
+        session = await Session.open(self.connect, hello, self._clock)
+        sender = Sender(session, self._clock, self.traffic, self._acknowledged)
         capture.admit()
         try:
             geometry = capture.geometry
@@ -435,7 +416,7 @@ class Agent:
                 volumes=capture.readers or capture.volumes,
                 geometry=geometry,
                 indexes=capture.indexes,
-                session=session,
+                sender=sender,
                 resume=decide_resume(session.welcome, geometry, self._state.acknowledged_sequence),
                 compression=self.compression,
                 bandwidth=self.bandwidth,
@@ -447,8 +428,7 @@ class Agent:
                 point_interval_seconds=self.config.point_interval,
                 idle_seconds=capture.idle_seconds,
             )
-            made.append(pipeline)
-            self.pipeline, self._session = pipeline, session
+            self.pipeline, self._sender = pipeline, sender
             self._facts = replace(self._facts, attempts=0, disconnect_reason="")
             self._detail = ""
             log.info("session with %s established", self.config.target)
@@ -456,9 +436,13 @@ class Agent:
                 pipeline.finish()
             await pipeline.run()
         finally:
-            self.pipeline = self._session = None
+            self.pipeline = self._sender = None
             self.progress.syncing, self.progress.rescan_reason = False, ""
-            await session.stream.close()
+            await session.close()
+
+    def _acknowledged(self, sequence: int, seconds: float) -> None:
+        self._state.acknowledged_sequence = sequence
+        self.observe_ack(seconds)
 
     async def _connect_socket(self) -> Stream:
         config = self.config
@@ -530,14 +514,14 @@ class Agent:
             log.info("state %s (%s)", state[0].value, state[1])
 
     async def _tell_target(self) -> None:
-        session = self._session
-        if session is None:
+        sender = self._sender
+        if sender is None:
             return
         facts = self.facts()
         state, reason = derive_state(facts)
         behind = self.capture.tracker.behind_since_ns()
         with contextlib.suppress(DrengineError, OSError, EOFError):
-            await session.send_status(Status(state.value, reason, facts.backlog_bytes, behind))
+            await sender.send_status(Status(state.value, reason, facts.backlog_bytes, behind))
 
     def _remember_disks(self) -> None:
         """What is written on the disks may have changed, and be all that tells them apart at the next boot."""

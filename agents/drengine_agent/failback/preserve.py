@@ -6,16 +6,14 @@ what differs is shipped, and one point ends it. Nobody else has the disks meanwh
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, PointKind, VolumeGeometry
-from drengine.wire.events import Goodbye, Hello, Welcome
+from drengine.wire.events import Hello
 from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.tracker import Abilities, Changes, Range
@@ -23,7 +21,9 @@ from drengine_agent.errors import REVERSE_REFUSED
 from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress
-from drengine_agent.ship.session import Session, Stream, Traffic, check_declared, decide_resume, open_session
+from drengine_agent.ship.resume import check_declared, decide_resume
+from drengine_agent.ship.sender import Sender, Traffic
+from drengine_agent.ship.session import Connect, Session
 
 GOODBYE_SECONDS = 5.0
 
@@ -89,7 +89,7 @@ class StandingDisks:
 
 async def preserve(
     volumes: Mapping[int, Volume],
-    connect: Callable[[], Awaitable[Stream]],
+    connect: Connect,
     hello: Hello,
     *,
     clock: Clock,
@@ -106,19 +106,8 @@ async def preserve(
     sizes = {number: volume.size_bytes for number, volume in volumes.items()}
     geometry = tuple(volume.geometry for volume in volumes.values())
     tracker, traffic = StandingDisks(sizes, clock), Traffic()
-    made: list[Pipeline] = []
-
-    def make(stream: Stream, welcome: Welcome) -> Session:
-        return Session(
-            stream,
-            welcome,
-            clock,
-            traffic,
-            lambda sent, sequence: made[0].durable(sent, sequence),  # noqa: PLW0108 - made later
-            lambda event: made[0].resend(event),  # noqa: PLW0108
-        )
-
-    session = await open_session(connect, hello, make)
+    session = await Session.open(connect, hello, clock)
+    sender = Sender(session, clock, traffic)
     try:
         check_declared(session.welcome, geometry)
         pipeline = Pipeline(
@@ -126,7 +115,7 @@ async def preserve(
             volumes=volumes,
             geometry=geometry,
             indexes=None,
-            session=session,
+            sender=sender,
             resume=decide_resume(session.welcome, geometry, 0),
             compression=compression,
             bandwidth=bandwidth,
@@ -135,21 +124,12 @@ async def preserve(
             clock=clock,
             workers=workers,
         )
-        made.append(pipeline)
         pipeline.finish()
         await pipeline.run()
-        await _heard_goodbye(session.stream)
+        await session.wait_goodbye(GOODBYE_SECONDS)  # then it has let go of the branch: whoever wants to close it can
     finally:
-        await session.stream.close()
+        await session.close()
     if tracker.unread or not traffic.cuts:
         where = ", ".join(f"volume {part.volume} at {part.offset}" for part in tracker.unread[:3])
         raise DrengineError(REVERSE_REFUSED, f"the disks can't be read whole: {where or 'no point was cut'}")
-    return PreserveReport(hello.branch, session.durable_sequence, sum(sizes.values()), traffic.payload_bytes)
-
-
-async def _heard_goodbye(stream: Stream) -> None:
-    """The target answers our goodbye when it has let go of the branch: whoever wants to close it can do so then."""
-    with contextlib.suppress(DrengineError, OSError, EOFError, TimeoutError):
-        async with asyncio.timeout(GOODBYE_SECONDS):
-            while not isinstance(await stream.receive(), Goodbye):
-                pass
+    return PreserveReport(hello.branch, sender.durable_sequence, sum(sizes.values()), traffic.payload_bytes)

@@ -11,7 +11,7 @@ runs it again, and it converges, because every run compares what is there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from drengine_agent.capture.tracker import Range
 from drengine_agent.errors import REVERSE_REFUSED, adoption_hint
 from drengine_agent.failback.point_reader import PointReader
 from drengine_agent.ship.baseline import TargetBaseline
-from drengine_agent.ship.session import Stream
+from drengine_agent.ship.session import Connect
 from drengine_agent.ship.sweep import Sweep
 
 WINDOW_BYTES = 256 << 20
@@ -81,7 +81,7 @@ class Reversal:
     """
 
     volumes: Mapping[int, Volume]
-    connect: Callable[[], Awaitable[Stream]]
+    connect: Connect
     hello: Hello
     clock: Clock
     bandwidth: TokenBucket
@@ -101,8 +101,8 @@ class Reversal:
             DrengineError: REVERSE_REFUSED: the volumes are not those of the point, or did not keep what was written.
         """
         async with PointReader.opened(self.connect, self.hello, self.clock) as reader:
-            check_geometry(reader.welcome.geometry, self.volumes)
-            sizes = {volume.volume: volume.size_bytes for volume in reader.welcome.geometry}
+            check_geometry(reader.session.welcome.geometry, self.volumes)
+            sizes = {volume.volume: volume.size_bytes for volume in reader.session.welcome.geometry}
             self.report.bytes_total = sum(sizes.values())
             for number, size in sorted(sizes.items()):
                 windows = self._changed(reader, number, size) if self.since else self._compared(reader, number, size)

@@ -30,7 +30,8 @@ from drengine_agent.ship.baseline import Baseline, IndexBaseline, TargetBaseline
 from drengine_agent.ship.batches import BatchBuilder, Outgoing
 from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
-from drengine_agent.ship.session import Resume, Sent, Session
+from drengine_agent.ship.resume import Resume
+from drengine_agent.ship.sender import Sender, Sent
 from drengine_agent.ship.sweep import Readable, Sweep, SweepCancelled, SweepReport
 
 PERMITS = 8
@@ -87,7 +88,7 @@ class Pipeline:
         volumes: Mapping[int, Readable],
         geometry: tuple[VolumeGeometry, ...],
         indexes: HashIndexes | None,
-        session: Session,
+        sender: Sender,
         resume: Resume,
         compression: CompressionController,
         bandwidth: TokenBucket,
@@ -106,7 +107,7 @@ class Pipeline:
         self._geometry = geometry
         self._sizes = {volume.volume: volume.size_bytes for volume in geometry}
         self._indexes = indexes
-        self._session = session
+        self._sender = sender
         self._resume = resume
         self._since = indexes.begin(resume.since, target_empty=resume.empty) if indexes else resume.since
         self._compression = compression
@@ -119,7 +120,7 @@ class Pipeline:
         self._workers = workers
         self._point_interval_seconds = point_interval_seconds
         self._idle_seconds = idle_seconds
-        self._plain_bytes_max = min(1 << 20, session.welcome.batch_plain_bytes_max)
+        self._plain_bytes_max = min(1 << 20, sender.session.welcome.batch_plain_bytes_max)
 
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[_Item | None] = asyncio.Queue()
@@ -155,14 +156,14 @@ class Pipeline:
         self.wake()
 
     def resend(self, event: Resend) -> None:
-        """The target wants a range again: it counts as changed."""
+        """See Shipper: it counts as changed."""
         if event.volume in self._sizes and event.offset < self._sizes[event.volume]:
             length = min(event.length, self._sizes[event.volume] - event.offset)
             self._resend.append(Range(event.volume, event.offset, length))
             self.wake()
 
     def durable(self, sent: list[Sent], sequence: int) -> None:
-        """The session's acknowledgements."""
+        """See Shipper."""
         self._lag.acknowledged(sequence)
         with self._lock:
             self._acknowledging += 1
@@ -204,11 +205,11 @@ class Pipeline:
 
     async def run(self) -> None:
         """Replicate until `finish` is through (returns) or something ends the session (raises)."""
-        if self._resume.declare or self._since != self._session.welcome.durable_mark:
-            await self._session.send_geometry(self._geometry, self._since)
+        if self._resume.declare or self._since != self._sender.session.welcome.durable_mark:
+            await self._sender.send_geometry(self._geometry, self._since)
         capture = self._loop.run_in_executor(None, self._capture)
         sender = asyncio.create_task(self._send())
-        receiver = asyncio.create_task(self._session.run())
+        receiver = asyncio.create_task(self._sender.run(self))
         tasks: set[asyncio.Future[None]] = {capture, sender, receiver, self._failed}
         try:
             while not sender.done():
@@ -237,7 +238,7 @@ class Pipeline:
 
     async def _send(self) -> None:
         """Send items in order until None; then wait until all of it is durable and say goodbye."""
-        sequence = self._session.sequence
+        sequence = self._sender.sequence
         last = self._clock.monotonic()
         while (item := await self._queue.get()) is not None:
             batches = item.batches if isinstance(item.batches, list) else await asyncio.wrap_future(item.batches)
@@ -245,11 +246,11 @@ class Pipeline:
             for number, outgoing in enumerate(batches):
                 mark = item.mark if number == len(batches) - 1 else item.mark_before
                 await self._limit(len(outgoing.batch.payload) + len(outgoing.batch.table))
-                sequence = await self._session.send_batch(
+                sequence = await self._sender.send_batch(
                     outgoing.batch, mark, captured_bytes=outgoing.captured_bytes, notes=outgoing.notes
                 )
             if item.cut is not None:
-                sequence = await self._session.send_cut(item.cut, item.mark)
+                sequence = await self._sender.send_cut(item.cut, item.mark)
                 self._lag.cut_sent(sequence, item.captured_at)
                 if item.request is not None:
                     item.request.done.set_result(sequence)
@@ -260,8 +261,8 @@ class Pipeline:
             with self._lock:
                 self._queued -= 1
             self._note_drained()
-        await self._session.wait_durable(sequence)
-        await self._session.say_goodbye()
+        await self._sender.wait_durable(sequence)
+        await self._sender.session.say_goodbye()
 
     async def _limit(self, length: int) -> None:
         wait = self._bandwidth.reserve(length)
@@ -271,7 +272,7 @@ class Pipeline:
 
     def _idle(self) -> bool:
         with self._lock:
-            return not (self._queued or self._acknowledging or self._session.in_flight)
+            return not (self._queued or self._acknowledging or self._sender.in_flight)
 
     def _note_drained(self) -> None:
         if self._idle():
@@ -282,7 +283,7 @@ class Pipeline:
     def _capture(self) -> None:
         try:
             since = self._since
-            if since == self._session.welcome.durable_mark:
+            if since == self._sender.session.welcome.durable_mark:
                 self._tracker.acknowledge(since)
             while not self._stopping.is_set():
                 asked_at = self._clock.monotonic()
@@ -388,7 +389,7 @@ class Pipeline:
     def _baseline(self, *, empty: bool) -> Baseline:
         if empty:
             return ZeroBaseline()
-        remote = TargetBaseline(self._session.ask, self._sizes)
+        remote = TargetBaseline(self._sender.session.ask_digests, self._sizes)
         return IndexBaseline(self._indexes.by_volume, remote) if self._indexes is not None else remote
 
     def _sweep_ranges(self, ranges: Iterable[Range], baseline: Baseline | None, since: Mark, mark: Mark) -> None:

@@ -82,7 +82,7 @@ async def test_a_write_through_the_tap_becomes_a_point_in_write_order(tmp_path: 
     config, replica = configured(tmp_path), Replica()
     async with running(config, replica) as agent:
         await until(lambda: replica.points)
-        assert agent.status()["state"] == "CONTINUOUS"
+        await until(lambda: agent.status()["state"] == "CONTINUOUS")  # once the acknowledgement has been heard
         await write(config, MIB + 100, b"hello")
         await until(lambda: replica.image()[MIB + 100 : MIB + 105] == b"hello")
         await until(lambda: replica.points[-1].images[1] == replica.image())

@@ -20,7 +20,8 @@ from drengine_agent.daemon.backoff import CAP_SECONDS, backoff_seconds
 from drengine_agent.daemon.health import Facts, derive_state
 from drengine_agent.ship.compression import LEVELS, CompressionController, Window, compressible, levels_of, next_level
 from drengine_agent.ship.lag import LagMeter
-from drengine_agent.ship.session import SessionEnded, check_declared, decide_resume
+from drengine_agent.ship.resume import check_declared, decide_resume
+from drengine_agent.ship.session import SessionEnded
 
 MIB = 1 << 20
 
