@@ -24,7 +24,6 @@ KNOWN_BETWEEN_PARTS = {
     },
     "drengine_agent": {
         frozenset({"drengine_agent.daemon", "drengine_agent.failback"}),
-        frozenset({"drengine_agent.capture", "drengine_agent.ship"}),
     },
 }
 
