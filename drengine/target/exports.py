@@ -273,16 +273,15 @@ class ViewExport:
         try:
             if request.command == Command.READ:
                 return Reply(request, data=self._view.read(self._volume, request.offset, request.length))
-            self._change(request)
+            if self._writable is not None:  # a point takes no writes, and has nothing to flush
+                self._change(request, self._writable)
             return Reply(request)
         except DrengineError as error:
             if error.kind is DAMAGED:
                 log.warning("a read met damage", extra={"export": self.info.name, "detail": error.message})
             return Reply(request, _ERRORS.get(error.kind, NbdError.EIO), message=error.message)
 
-    def _change(self, request: Request) -> None:
-        view = self._writable
-        assert view is not None, "the server refuses writes to read-only exports"
+    def _change(self, request: Request, view: WritableView) -> None:
         match request.command:
             case Command.WRITE:
                 assert request.data is not None

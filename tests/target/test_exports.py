@@ -62,6 +62,22 @@ async def test_nbdcopy_and_qemu_img_see_each_point_as_it_was(tmp_path: Path) -> 
             assert done.returncode == 0, done.stdout + done.stderr
 
 
+async def test_a_point_has_nothing_to_flush_and_says_so_without_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket = tmp_path / "nbd.sock"
+    async with running(tmp_path / "store", nbd_socket=socket) as site:
+        sequence, content = (await filled(site, 9, cuts=1))[-1]
+
+        def use() -> bytes:
+            with NbdClient(str(socket), f"shop/data@1-{sequence}") as disk:
+                disk.flush()
+                return bytes(disk.read(0, 65536))
+
+        assert await asyncio.to_thread(use) == content[:65536]
+    assert [each for each in caplog.records if each.exc_info] == []
+
+
 async def test_the_list_is_short_and_every_point_can_still_be_opened(tmp_path: Path) -> None:
     nbdinfo = need("nbdinfo")
     socket = tmp_path / "nbd.sock"
