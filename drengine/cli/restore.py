@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import JsonOption, PointArgument, SourceOption, StoreOption, open_store, pick_point
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
 from drengine.process.signals import ending_signals
@@ -52,14 +53,14 @@ def restore(
             overwrite, write_device = overwrite or meant == "--overwrite", write_device or meant == "--write-device"
         reports = []
         with opened.view(found) as view:
-            identity = opened.context.identity + f"/{found.source}/{found.id}".encode()
+            identity = opened.identity + f"/{found.source}/{found.id}".encode()
             works = [
                 Restore(
                     view,
                     volume,
                     path,
                     identity=identity,
-                    clock=opened.context.clock,
+                    clock=SystemClock(),
                     verify=verify,
                     overwrite=overwrite,
                     write_device=write_device,

@@ -131,6 +131,12 @@ RESOURCES_EXHAUSTED = error_kind(
     "Raise the limit (`ulimit -n`, LimitNOFILE= in the unit), or serve fewer at once; it goes on by itself.",
     retryable=True,
 )
+STORAGE_UNAVAILABLE = error_kind(
+    "storage-unavailable",
+    58,
+    "The storage that the STORE file names is not installed here, or can't be opened.",
+    "Install the package that brings it, in the environment that runs drengine; see docs/format.md, STORE.",
+)
 
 _BY_ERRNO: dict[int, ErrorKind] = {
     errno.ENOSPC: STORE_FULL,

@@ -9,6 +9,7 @@ import xxhash
 
 from drengine.durable import replace_durably
 from drengine.model.errors import DrengineError
+from drengine.store.blobs.available import LOCAL, StorageName
 from drengine.store.errors import NOT_A_STORE, STORE_IDENTITY_DAMAGED, STORE_VERSION, os_errors
 from drengine.store.segment import FORMAT_VERSION
 
@@ -17,24 +18,37 @@ IDENTITY_BYTES_MAX = 4096
 FORMAT_NAME = "drengine replica store"
 
 
-class Identity(msgspec.Struct, frozen=True):
+VERSION_WITH_STORAGE = 2
+"""Of a STORE file that names another storage than the directory itself: what does not know of any must not open it."""
+
+
+class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
     """Contents of the STORE file. `id` is 32 hexadecimal digits."""
 
     format: str
     version: int
     id: str
+    storage: str = LOCAL
+    place: str = ""
 
 
-def write_identity(directory: Path, identity: bytes) -> None:
+def write_identity(directory: Path, identity: bytes, storage: StorageName | None = None) -> None:
     """Write the STORE file: from then on the directory is a store. Atomic and durable."""
-    line = msgspec.json.encode(Identity(FORMAT_NAME, FORMAT_VERSION, identity.hex()))
+    storage = storage or StorageName()
+    version = FORMAT_VERSION if storage == StorageName() else VERSION_WITH_STORAGE
+    line = msgspec.json.encode(Identity(FORMAT_NAME, version, identity.hex(), *storage))
     data = line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n"
     with os_errors(f"writing {directory / IDENTITY_NAME}"):
         replace_durably(directory / IDENTITY_NAME, data)
 
 
 def read_identity(directory: Path) -> bytes:
-    """The store's identity.
+    """The store's identity, see `read_store_file`."""
+    return read_store_file(directory)[0]
+
+
+def read_store_file(directory: Path) -> tuple[bytes, StorageName]:
+    """The store's identity, and which storage holds its segments.
 
     Raises:
         DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED.
@@ -55,11 +69,11 @@ def read_identity(directory: Path) -> bytes:
         raise damaged from error
     if identity.format != FORMAT_NAME:
         raise DrengineError(NOT_A_STORE, f"{directory} holds {identity.format[:60]!r}")
-    if identity.version > FORMAT_VERSION:
+    if identity.version > (FORMAT_VERSION if identity.storage == LOCAL else VERSION_WITH_STORAGE):
         raise DrengineError(
             STORE_VERSION,
             f"{directory} has format {identity.version}, this version reads up to {FORMAT_VERSION}",
         )
     if len(found) != 16:
         raise damaged
-    return found
+    return found, StorageName(identity.storage, identity.place)

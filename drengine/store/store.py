@@ -15,7 +15,8 @@ from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
-from drengine.store.blobs import LocalStorage, Storage
+from drengine.store.blobs import Storage
+from drengine.store.blobs.available import StorageName, open_storage
 from drengine.store.branches import Branches, BranchInfo
 from drengine.store.catalogue import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
 from drengine.store.changes import Spans, changed_since
@@ -23,8 +24,16 @@ from drengine.store.compaction import CompactionReport, compact
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.epoch import EpochNote
-from drengine.store.errors import NOT_A_STORE, STORE_EXISTS, STORE_FULL, STORE_READ_ONLY, UNKNOWN_POINT, os_errors
-from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
+from drengine.store.errors import (
+    NOT_A_STORE,
+    STORE_EXISTS,
+    STORE_FULL,
+    STORE_IDENTITY_DAMAGED,
+    STORE_READ_ONLY,
+    UNKNOWN_POINT,
+    os_errors,
+)
+from drengine.store.identity import IDENTITY_NAME, read_store_file, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, take_lease
 from drengine.store.log import BranchWriter
 from drengine.store.manifest import write_manifest
@@ -33,6 +42,7 @@ from drengine.store.options import StoreOptions
 from drengine.store.place import Place
 from drengine.store.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
 from drengine.store.records import Address, Records
+from drengine.store.reread import reread_newest
 from drengine.store.retention import RetentionPolicy
 from drengine.store.retire import retain
 from drengine.store.rows import BranchRow, SourceRow
@@ -68,13 +78,17 @@ class Store:
         options: StoreOptions | None = None,
         clock: Clock | None = None,
         storage: Storage | None = None,
+        stored_in: StorageName | None = None,
     ) -> Store:
         """Make a store in an empty or missing directory and open it.
 
+        `stored_in` names the storage that holds its segments, the directory itself by default; see `open` for others.
+
         Raises:
-            DrengineError: STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO.
+            DrengineError: STORAGE_UNAVAILABLE, STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO.
         """
         directory = Path(path)
+        storage = storage or (open_storage(stored_in, directory) if stored_in else None)
         with os_errors(f"creating a store in {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
             _clear_unfinished(directory)
@@ -84,7 +98,7 @@ class Store:
             EpochNote(directory).write(FIRST_EPOCH, sync=True)
             sync_directory(directory)
             sync_directory(directory.parent)
-        write_identity(directory, secrets.token_bytes(16))
+        write_identity(directory, secrets.token_bytes(16), stored_in)
         return Store.open(directory, options=options, clock=clock, storage=storage)
 
     @staticmethod
@@ -102,16 +116,17 @@ class Store:
             path: its directory.
             clock: time source; the machine's by default.
             options: limits.
-            storage: where the segments are; the directory itself by default.
+            storage: in place of the one that the STORE file names (for tests that make it fail).
             read_only: change nothing, and manage without permission to write.
 
         Raises:
-            DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY.
+            DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY,
+                STORAGE_UNAVAILABLE.
         """
         directory = Path(path)
         if not os.path.isdir(directory):  # noqa: PTH112 (a path too long for the system is no directory either)
             raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
-        identity = read_identity(directory)
+        identity, stored_in = read_store_file(directory)
         options = options or StoreOptions()
         catalogue = Catalogue(directory, read_only=read_only)
         try:
@@ -119,7 +134,7 @@ class Store:
         except BaseException:
             catalogue.close()
             raise
-        storage = storage or LocalStorage(directory)
+        storage = storage or open_storage(stored_in, directory)
         records = Records(storage, catalogue, options)
         layers = Layers(storage, catalogue, records, options, read_only=read_only)
         context = StoreContext(
@@ -159,6 +174,15 @@ class Store:
     def context(self) -> StoreContext:
         """What the store's parts share (for the store's own tools and tests)."""
         return self._context
+
+    @property
+    def identity(self) -> bytes:
+        """16 bytes that name the store."""
+        return self._context.identity
+
+    def reread_newest(self, source: str) -> int:
+        """Read a source's newest segments again, after its disk has failed; see reread.reread_newest."""
+        return reread_newest(self._context, source)
 
     def sources(self) -> list[SourceInfo]:
         """All sources, by name."""
@@ -464,7 +488,7 @@ class Store:
         """
         directory = Path(path)
         options, clock = options or StoreOptions(), clock or SystemClock()
-        storage = storage or LocalStorage(directory)
+        storage = storage or open_storage(_stored_in(directory), directory)
         report = rebuild_catalogue(directory, storage, clock, progress)
         with Store.open(directory, options=options, clock=clock, storage=storage) as store:
             finish_rebuild(store.context)
@@ -507,6 +531,16 @@ def _confirm_epoch(context: StoreContext) -> None:
     require_current(context, strict=not catalogue.upgraded)
     if not context.read_only:
         catalogue.note_epoch(catalogue.epoch(), sync=True)
+
+
+def _stored_in(directory: Path) -> StorageName:
+    """The storage that the STORE file names; the directory itself where that file is lost."""
+    try:
+        return read_store_file(directory)[1]
+    except DrengineError as error:
+        if error.kind not in (NOT_A_STORE, STORE_IDENTITY_DAMAGED):
+            raise
+        return StorageName()
 
 
 def _clear_unfinished(directory: Path) -> None:

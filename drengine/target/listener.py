@@ -21,7 +21,6 @@ from drengine.target.admission import Admission, CreditBudget, decide_admission
 from drengine.target.errors import SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
 from drengine.target.metrics import TargetMetrics
-from drengine.target.reread import reread_newest
 from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, Session
 from drengine.target.sources import Sources, SourceState
@@ -211,7 +210,7 @@ class Reception:
                 f"{hello.source!r} ships generation {hello.generation}, the store is at {info.generation}",
             )
         if hello.source in self._suspect:
-            damaged = reread_newest(self.store, hello.source)
+            damaged = self.store.reread_newest(hello.source)
             told = {"source": hello.source, "records_damaged": damaged}
             log.warning("the store is used again after a failure of its disk", extra=told)
             self._suspect.discard(hello.source)

@@ -13,7 +13,7 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, Batch, Codec, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
-from drengine.store.blobs import LocalStorage, Storage
+from drengine.store.blobs import Storage
 from drengine.store.store import Store
 from drengine.target.config import MaintenanceOptions, TargetConfig
 from drengine.target.daemon import TargetDaemon
@@ -215,7 +215,7 @@ async def running(
     """A target on loopback over a store in `directory`; everything is closed afterwards."""
     if not directory.exists():  # noqa: ASYNC240 (a test may wait for it)
         Store.create(directory, clock=clock).close()
-    store = Store.open(directory, storage=storage or LocalStorage(directory), clock=clock)
+    store = Store.open(directory, storage=storage, clock=clock)
     quiet = MaintenanceOptions(retention_interval=1e6, compaction_interval=1e6)
     given: dict[str, object] = {"maintenance": quiet, "free_space_min": 0, **options}
     config = TargetConfig(store=directory, listen=Address("127.0.0.1", 0), **given)  # type: ignore[arg-type]

@@ -17,7 +17,6 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.errors import STORE_AWAY, STORE_READ_ONLY
 from drengine.store.store import Store
-from drengine.target.reread import reread_newest
 from tests.store.harness import batch, geometry, mark
 from tests.target.agent import Agent, Refused, join, running
 from tests.target.test_process import Process, target
@@ -186,7 +185,7 @@ def test_what_is_away_with_the_whole_store_is_not_recorded_as_damaged(tmp_path: 
         writer.commit(generation=1)
         writer.close()
         (tmp_path / "store").rename(tmp_path / "aside")
-        for act in (store.scrub, store.compact, lambda: reread_newest(store, "shop"), lambda: store.head_view("shop")):
+        for act in (store.scrub, store.compact, lambda: store.reread_newest("shop"), lambda: store.head_view("shop")):
             with pytest.raises(DrengineError) as caught:
                 act()
             assert caught.value.kind is STORE_AWAY

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
-
 from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.steps.errors import LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
+from drengine.plugins import Plugins
 
-GROUP = "drengine.launch_drivers"
-OURS: Mapping[str, str] = {
-    "command": "drengine.failover.drivers.command:CommandDriver",
-    "qemu": "drengine.failover.drivers.qemu:QemuDriver",
-    "standby": "drengine.failover.drivers.standby:StandbyDriver",
-}
-"""Loaded by name, so that a checkout that was never installed has them too."""
+DRIVERS = Plugins(
+    "drengine.launch_drivers",
+    "launch driver",
+    {
+        "command": "drengine.failover.drivers.command:CommandDriver",
+        "qemu": "drengine.failover.drivers.qemu:QemuDriver",
+        "standby": "drengine.failover.drivers.standby:StandbyDriver",
+    },
+    LAUNCH_SETTINGS,
+)
 
 
 def available_drivers() -> dict[str, str]:
-    """Names and where they come from. Ours can't be replaced by a package that happens to be installed."""
-    return {each.name: each.value for each in entry_points(group=GROUP)} | dict(OURS)
+    """Names and where they come from."""
+    return DRIVERS.available()
 
 
 def load_driver(name: str) -> LaunchDriver:
@@ -30,14 +30,9 @@ def load_driver(name: str) -> LaunchDriver:
     Raises:
         DrengineError: LAUNCH_SETTINGS when there is none, or it can't be loaded.
     """
-    known = available_drivers()
-    if name not in known:
-        raise DrengineError(
-            LAUNCH_SETTINGS, f"there is no launch driver {name!r}; there are {', '.join(sorted(known))}"
-        )
-    module, _, attribute = known[name].partition(":")
+    make = DRIVERS.load(name)
     try:
-        driver: LaunchDriver = getattr(import_module(module), attribute)()
+        driver: LaunchDriver = make()
     except Exception as error:  # third-party code may raise anything
         raise DrengineError(LAUNCH_SETTINGS, f"launch driver {name!r} can't be loaded: {error}") from error
     return driver

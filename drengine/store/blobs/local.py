@@ -208,3 +208,8 @@ def _may_hold(folder: str, prefix: str) -> bool:
 def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
+
+
+def local_storage(directory: Path, _place: str) -> LocalStorage:
+    """The store's own directory: what a store uses that names no other storage."""
+    return LocalStorage(directory)

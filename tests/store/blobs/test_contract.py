@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from drengine.store.blobs import Buffer, FaultyStorage, LocalStorage, MemoryStorage, Storage
+from tests.store.blobs.rows import RowStorage
 
 IMPLEMENTATIONS: dict[str, Callable[[Path], Storage]] = {
     "local": LocalStorage,
     "memory": lambda _: MemoryStorage(),
     "memory without append": lambda _: MemoryStorage(append=False),
+    "a plug-in that lives in tests only": lambda root: RowStorage(root, str(root.parent / "rows.sqlite")),
     "local behind the fault wrapper": lambda root: FaultyStorage(LocalStorage(root)),
 }
 BAD_NAMES = ["", "/etc/passwd", "../x", "a/../b", "a/./b", "a//b", "a/", ".", "..", "a\0b", "/"]

@@ -7,15 +7,15 @@ nobody should find out at recovery: the newest segments are read again and their
 from __future__ import annotations
 
 from drengine.model.errors import DrengineError
+from drengine.store.context import StoreContext
 from drengine.store.damage import damage_row, record_damage
 from drengine.store.errors import DAMAGED
 from drengine.store.records import Address
-from drengine.store.store import Store
 
 SEGMENTS = 2
 
 
-def reread_newest(store: Store, source: str) -> int:
+def reread_newest(context: StoreContext, source: str) -> int:
     """Read the newest segments of a source's active branch again; returns how many records are damaged.
 
     What is damaged is remembered with the points that need it, so the next session asks the source for it again.
@@ -23,8 +23,7 @@ def reread_newest(store: Store, source: str) -> int:
     Raises:
         DrengineError: STORE_IO, the disk still fails; nothing may be written yet.
     """
-    context = store.context
-    branch = store.source(source).active_branch
+    branch = context.catalogue.source(source).active_branch
     found = []
     for row in context.catalogue.segments(source, branch)[-SEGMENTS:]:
         count = context.records.index(row).record_count
