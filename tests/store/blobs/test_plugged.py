@@ -45,7 +45,7 @@ def rows_in(tmp_path: Path) -> StorageName:
 
 
 def segments_in(store: Path) -> list[Path]:
-    return [path for path in store.glob("segments/**/*") if path.is_file()]
+    return [path for path in store.glob("segments/**/*") if path.suffix in (".seg", ".map")]
 
 
 @pytest.mark.usefixtures("packages")
