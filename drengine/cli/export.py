@@ -16,6 +16,7 @@ from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_stor
 from drengine.config import ADDRESS, BAD_CONFIG
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
+from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
 from drengine.process.signals import signalled
@@ -99,7 +100,7 @@ async def _serve(
                 place = await server.start_unix(socket or Path(made) / "nbd.sock")
                 told["uris"] = [f"nbd+unix:///{quote(name)}?socket={quote(str(place))}" for name in names]
             held = await _hold(exports, names)
-            _tell(told, names, volumes, json)
+            _tell(told, names, volumes, held.info.sector_bytes, json)
             await stopping.wait()
             held.close()
         finally:
@@ -113,9 +114,14 @@ async def _hold(exports: StoreExports, names: list[str]) -> Export:
     return held
 
 
-def _tell(told: dict[str, Any], names: list[str], volumes: tuple[VolumeGeometry, ...], json: bool) -> None:
+def _tell(
+    told: dict[str, Any], names: list[str], volumes: tuple[VolumeGeometry, ...], sector_bytes: int, json: bool
+) -> None:
+    """`sector_bytes` is what clients of the first volume are told."""
     if json:
-        sizes = [{"name": each.name, "size_bytes": each.size_bytes} for each in volumes]
+        sizes = [
+            {"name": each.name, "size_bytes": each.size_bytes, "sector_bytes": each.sector_bytes} for each in volumes
+        ]
         emit_json({**told, "exports": names, "volumes": sizes, "pid": os.getpid()})
         return
     what = f"point {told['point']}, read-only" if "point" in told else f"branch {told['branch']}, writable"
@@ -125,7 +131,15 @@ def _tell(told: dict[str, Any], names: list[str], volumes: tuple[VolumeGeometry,
     first = told["uris"][0]
     print(f"look at it:  nbdinfo '{first}'", f"copy it:     nbdcopy '{first}' disk.img", sep="\n")
     keep = " -snapshot" if "point" in told else ""
-    print(f"boot it:     qemu-system-x86_64 -m 1024{keep} -drive file='{first}',format=raw", flush=True)
+    if sector_bytes <= SECTOR_BYTES:
+        print(f"boot it:     qemu-system-x86_64 -m 1024{keep} -drive file='{first}',format=raw", flush=True)
+    else:
+        note(f"the disk had sectors of {sector_bytes} bytes, and so must what reads its partition table")
+        print(
+            f"boot it:     qemu-system-x86_64 -m 1024{keep} -drive file='{first}',format=raw,if=none,id=disk "
+            f"-device virtio-blk,drive=disk,logical_block_size={sector_bytes},physical_block_size={sector_bytes}",
+            flush=True,
+        )
     note("serving until Ctrl-C")
 
 

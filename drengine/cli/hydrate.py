@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import JsonOption
+from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.hydrator import keep_progress, open_hydration, serve_until_signalled
+from drengine.target.destination import sectors_differ
 from drengine.terminal import emit_json, human_bytes, is_terminal, note, progress_bar
 
 app = typer.Typer(add_completion=False)
@@ -29,6 +31,8 @@ def hydrate(
     is a cache: after a stop it is filled anew.
     """
     hydration = open_hydration(uri, to)
+    if told := sectors_differ(to.name, max(SECTOR_BYTES, hydration.sector_bytes), to):
+        note(told)
 
     def tell() -> None:
         if json:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_source
+from drengine.model.sectors import SECTOR_BYTES
 from drengine.store.answers import PointAnswer, point_answer
 from drengine.terminal import (
     emit_json,
@@ -51,6 +52,9 @@ def points(
         [_row(point_answer(point), now_ns) for point in shown],
         title=f"Recovery points of {name}",
     )
+    for each in shown[-1].geometry:
+        if each.sector_bytes != SECTOR_BYTES:
+            note(f"{each.name} lies on a disk with sectors of {each.sector_bytes} bytes")
 
 
 def _row(point: PointAnswer, now_ns: int) -> tuple[str, ...]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from drengine.cli.common import JsonOption, PointArgument, SourceOption, StoreOption, open_store, pick_point
+from drengine.linux.devices import sector_bytes
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
 from drengine.process.signals import ending_signals
+from drengine.target.destination import sectors_differ
 from drengine.target.errors import BAD_DESTINATION
 from drengine.target.restore import Restore, prepare
 from drengine.terminal import emit_json, human_bytes, note, progress_bar
@@ -68,6 +71,10 @@ def restore(
                 for volume, path in places
             ]
             prepare(works, store)
+            sectors = [view.sector_bytes(volume.volume) for volume, _ in places]
+            for (volume, path), size in zip(places, sectors, strict=True):
+                if told := sectors_differ(volume.name, size, path):
+                    note(told)
             with _stopping_on_signals(works), ExitStack() as taken:
                 for work in works:
                     taken.callback(work.close)
@@ -81,7 +88,11 @@ def restore(
                             + (", read back and equal" if verify else ", not read back")
                         )
                 if json:
-                    emit_json({"id": found.id, "source": found.source, "completed": True, "volumes": reports})
+                    told_of = [
+                        {**asdict(report), "sector_bytes": size, "destination_sector_bytes": sector_bytes(report.path)}
+                        for report, size in zip(reports, sectors, strict=True)
+                    ]
+                    emit_json({"id": found.id, "source": found.source, "completed": True, "volumes": told_of})
                 for work in works:
                     work.forget()
 

@@ -70,6 +70,15 @@ def device_instance(status: os.stat_result) -> int:
     return int(disk_attribute((os.major(status.st_rdev), os.minor(status.st_rdev)), "diskseq") or 0)
 
 
+def sector_bytes(path: Path) -> int:
+    """The logical sector size of the block device at a path; 0 for anything else."""
+    try:
+        number = device_number(path)
+    except OSError:
+        return 0
+    return int(disk_attribute(number, "queue/logical_block_size") or 0)
+
+
 def device_behind(path: Path) -> Path:
     """The block device that a link such as ``/dev/disk/by-id/...`` leads to; any other path as it is.
 

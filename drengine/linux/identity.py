@@ -12,6 +12,7 @@ kind                                                  of
 `partition`                                           which one of its disk
 `content`                                             what is written on it: of its partition table, else file system
 `number`, `attachment`                                the device's number; and as nothing else is named in this boot
+`sector`                                              its logical sector size: told, never compared
 ====================================================  =================================================================
 """
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from drengine.linux.devices import Number, attachment, attribute, disk_attribute
+from drengine.model.sectors import with_sectors, without_sectors
 
 IDENTITY_CHARACTERS_MAX: Final = 255
 LASTING: Final = ("partuuid", "dm", "md", "wwid", "serial", "loop")
@@ -71,12 +73,13 @@ def identity_of(evidence: Evidence) -> str:
     value = f"{kind}={evidence[kind]}" if kind else evidence.get("content") or f"number={evidence['number']}"
     of_disk = kind not in ("", "partuuid") and "partition" in evidence
     text = f"block:{value}" + (f":partition={evidence['partition']}" if of_disk else "")
-    return "".join(c if c.isprintable() else "?" for c in text)[:IDENTITY_CHARACTERS_MAX]
+    printable = "".join(c if c.isprintable() else "?" for c in text)
+    return with_sectors(printable, int(evidence.get("sector", 0)), IDENTITY_CHARACTERS_MAX)
 
 
 def evidence_in(identity: str) -> dict[str, str]:
     """What an identity says by itself; also one that was written by versions that knew no more than its text."""
-    kind, _, rest = identity.partition(":")
+    kind, _, rest = without_sectors(identity).partition(":")
     if kind == "file":
         where, _, inode = rest.partition(":")
         name, equals, value = where.partition("=")
@@ -143,6 +146,7 @@ def _device_evidence(descriptor: int, number: Number) -> dict[str, str]:
         "serial": lambda: disk_attribute(number, "serial") or disk_attribute(number, "device/serial"),
         "loop": lambda: disk_attribute(number, "loop/backing_file"),
         "content": lambda: content_name(_head(descriptor)),
+        "sector": lambda: disk_attribute(number, "queue/logical_block_size"),
         "number": lambda: "{}:{}".format(*number),
         "attachment": lambda: attachment(number) if disk_attribute(number, "diskseq") else "",
     }

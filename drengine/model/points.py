@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from drengine.model.errors import BAD_LABEL, BAD_POINT, DrengineError
+from drengine.model.sectors import recorded_sectors
 
 
 class PointKind(enum.StrEnum):
@@ -39,7 +40,8 @@ class VolumeGeometry:
     Attributes:
         volume: number inside its source, 1 to 2**32-1; never used again for another volume.
         name: what people call it (checked by names.check_name).
-        identity: what the volume is, beyond its path: file-system UUID, serial, inode; printable, up to 255.
+        identity: what the volume is, beyond its path: file-system UUID, serial, inode; printable, up to 255. Ends in
+            ``:sector=BYTES`` where its disk's logical sectors are not of 512 bytes.
         size_bytes: its size; any number of bytes, a 512-byte tail is legal.
     """
 
@@ -47,6 +49,11 @@ class VolumeGeometry:
     name: str
     identity: str
     size_bytes: int
+
+    @property
+    def sector_bytes(self) -> int:
+        """Logical sector size of its disk when it was first protected, as its identity tells; 512 if it tells none."""
+        return recorded_sectors(self.identity)
 
 
 @dataclass(frozen=True, slots=True)

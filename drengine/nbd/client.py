@@ -116,6 +116,7 @@ class NbdClient:
         self._server_name = None if isinstance(address, str) else address[0]
         self._cookie = 0
         self.size_bytes = 0
+        self.block_bytes_min = 1
         try:
             self._socket.settimeout(timeout_seconds)
             self._socket.connect(address)
@@ -166,6 +167,8 @@ class NbdClient:
                 raise DrengineError(NBD_CLIENT, f"{what} refused: {data.decode('utf-8', 'replace')}")
             if kind == _REP_INFO and data[:2] == b"\0\0":
                 self.size_bytes = struct.unpack(">Q", data[2:10])[0]
+            if kind == _REP_INFO and data[:2] == b"\0\3":
+                self.block_bytes_min = struct.unpack(">I", data[2:6])[0]
 
     def _receive(self, length: int) -> bytearray:
         buffer = bytearray(length)

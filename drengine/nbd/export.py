@@ -126,6 +126,8 @@ class ExportInfo:
         description: for people.
         block_bytes_min, block_bytes_preferred, block_bytes_max: told to clients; powers of two (the last: a
             multiple). Requests not aligned to the minimum are refused; 1 means that any are served.
+        sector_bytes: told to clients as the minimum, if that is less: what the disk should look like. Smaller requests
+            are served all the same.
         can_multi_conn: a FLUSH on one connection covers writes answered on any other, and reads see them.
         can_flush, can_fua, can_trim, can_zero, can_fast_zero, can_cache: commands and flags it takes.
         can_block_status: `block_status` knows holes and zeros (base:allocation is offered).
@@ -136,6 +138,7 @@ class ExportInfo:
     read_only: bool = False
     description: str = ""
     block_bytes_min: int = 1
+    sector_bytes: int = 1
     block_bytes_preferred: int = 4096
     block_bytes_max: int = REQUEST_BYTES_MAX
     can_multi_conn: bool = True

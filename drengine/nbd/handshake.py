@@ -176,7 +176,10 @@ class Handshake:
             option,
             OptionReply.INFO,
             numbers.INFO_BLOCK_SIZE.pack(
-                Info.BLOCK_SIZE, info.block_bytes_min, info.block_bytes_preferred, info.block_bytes_max
+                Info.BLOCK_SIZE,
+                max(info.block_bytes_min, info.sector_bytes),
+                max(info.block_bytes_preferred, info.sector_bytes),
+                info.block_bytes_max,
             ),
         )
         if Info.NAME in self._infos:

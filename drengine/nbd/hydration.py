@@ -55,6 +55,7 @@ class Hydration:
                 undo.callback(client.close)
                 self._clients.put(client)
             self.size_bytes = client.size_bytes
+            self.sector_bytes = client.block_bytes_min
             self._copy = -1
             if copy is not None:
                 copy = device_behind(copy)
@@ -241,6 +242,7 @@ class HydratingExport:
             hydration.size_bytes,
             description="hydrating",
             block_bytes_preferred=BLOCK_BYTES,
+            sector_bytes=hydration.sector_bytes,
             can_block_status=False,
         )
 

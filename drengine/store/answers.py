@@ -10,12 +10,13 @@ from drengine.terminal import exact_time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeAnswer:
-    """A volume of a point."""
+    """A volume of a point; `sector_bytes` is what its disk had when it was first protected."""
 
     volume: int
     name: str
     identity: str
     size_bytes: int
+    sector_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,13 @@ def point_answer(point: RecoveryPoint) -> PointAnswer:
         lag_seconds=max(0.0, (point.received_ns - point.time_ns) / 1e9),
         pinned=point.pinned,
         volumes=[
-            VolumeAnswer(volume=each.volume, name=each.name, identity=each.identity, size_bytes=each.size_bytes)
+            VolumeAnswer(
+                volume=each.volume,
+                name=each.name,
+                identity=each.identity,
+                size_bytes=each.size_bytes,
+                sector_bytes=each.sector_bytes,
+            )
             for each in point.geometry
         ],
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
+from drengine.model.sectors import HEAD_BYTES, sector_bytes_of
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE, UNKNOWN_VOLUME
 from drengine.store.extentmap import FlatMap, coalesce, merge
 from drengine.store.leases import Lock, Position
@@ -97,6 +98,15 @@ class View:
         buffer = bytearray(length)
         self._fill(volume, offset, memoryview(buffer))
         return bytes(buffer)
+
+    def sector_bytes(self, volume: int) -> int:
+        """The logical sector size of the disk that a volume's content was made on; see drengine.model.sectors."""
+        geometry = self.geometry[volume]
+        try:
+            head = self.read(volume, 0, min(HEAD_BYTES, geometry.size_bytes))
+        except DrengineError:
+            head = b""  # whoever reads it hears of the damage
+        return sector_bytes_of(geometry.identity, head)
 
     def read_into(self, volume: int, offset: int, buffer: memoryview | bytearray) -> None:
         """Fill a writable buffer of bytes from a volume; see `read`."""

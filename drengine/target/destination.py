@@ -7,13 +7,15 @@ import ctypes
 import errno
 import fcntl
 import os
+import shlex
 import stat
 from pathlib import Path
 
-from drengine.linux.devices import is_mounted
+from drengine.linux.devices import is_mounted, sector_bytes
 from drengine.linux.identity import evidence_in, evidence_of, is_same
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
+from drengine.model.sectors import SECTOR_BYTES
 from drengine.target.errors import DESTINATION_EXISTS, DESTINATION_REFUSED, DESTINATION_SMALL
 
 _AT_FDCWD = -100
@@ -63,6 +65,25 @@ def check_destination(
             raise DrengineError(DESTINATION_EXISTS, f"{destination} exists")
     else:
         raise DrengineError(DESTINATION_REFUSED, f"{destination} is neither a regular file nor a block device")
+
+
+def sectors_differ(volume: str, size: int, destination: Path) -> str:
+    """What to say where a volume's disk had sectors of `size` bytes and its destination has others; empty if equal.
+
+    A file has none: what attaches it decides, and has 512 if nobody says more.
+    """
+    there = sector_bytes(destination)
+    if size == (there or SECTOR_BYTES):
+        return ""
+    what = f"{volume} was made on a disk with sectors of {size} bytes"
+    if there:
+        return (
+            f"{what}, and {destination} has {there}: its partition table can't be read there. "
+            f"Restore it to a disk with sectors of {size} bytes, or to a file, and attach that with "
+            f"`losetup --find --show --partscan --sector-size {size} FILE`"
+        )
+    place = shlex.quote(str(destination))
+    return f"{what}: attach it with `losetup --find --show --partscan --sector-size {size} {place}`"
 
 
 def lock(descriptor: int, path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector, RecoveryPoint, VolumeGeometry
+from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import (
     FLAG_FUA,
     STATUS_HOLE,
@@ -139,7 +140,8 @@ class StoreExports:
             if shared.users == 1 and shared.promoted and self.protection and isinstance(shared.view, WritableView):
                 self.protection.watch(shared.view)
         log.info("export opened", extra={"export": str(parsed), "peer": peer.address})
-        return ViewExport(wanted, shared.view, volume, self.pool, lambda: self._release(key))
+        sector_bytes = await loop.run_in_executor(self.pool, shared.view.sector_bytes, volume.volume)
+        return ViewExport(wanted, shared.view, volume, self.pool, lambda: self._release(key), sector_bytes)
 
     async def close(self) -> None:
         """Wait until what connections left behind is flushed and closed."""
@@ -231,7 +233,13 @@ class ViewExport:
     inline = False
 
     def __init__(
-        self, name: str, view: View, volume: VolumeGeometry, pool: Executor, release: Callable[[], None]
+        self,
+        name: str,
+        view: View,
+        volume: VolumeGeometry,
+        pool: Executor,
+        release: Callable[[], None],
+        sector_bytes: int,
     ) -> None:
         self._view = view
         self._writable = view if isinstance(view, WritableView) else None
@@ -246,6 +254,7 @@ class ViewExport:
             read_only=self._writable is None,
             description=f"{told}, volume {volume.name}",
             block_bytes_preferred=65536,
+            sector_bytes=1 if sector_bytes == SECTOR_BYTES or volume.size_bytes % sector_bytes else sector_bytes,
         )
 
     def submit(self, requests: list[Request], complete: Complete) -> list[Reply]:

@@ -80,6 +80,14 @@ def test_go_tells_size_flags_and_block_sizes_and_begins_transmission() -> None:
     assert shell.core.transmitting
 
 
+@pytest.mark.fault(76)
+def test_clients_are_told_the_sectors_of_the_disk() -> None:
+    shell = greeted(info=ExportInfo("4k", 1 << 20, sector_bytes=4096))
+    replies = nbd.option_replies(shell.feed(nbd.option(nbd.GO, nbd.named("4k", (3,)))))
+    told = next(reply.data for reply in replies if reply.data[:2] == b"\0\3")
+    assert struct.unpack(">III", told[2:]) == (4096, 4096, 32 << 20)
+
+
 def test_info_answers_like_go_but_stays_in_the_handshake() -> None:
     shell = greeted()
     assert shell.kinds(nbd.option(nbd.INFO, nbd.named(DISK.name))) == [nbd.REP_INFO, nbd.REP_INFO, nbd.ACK]

@@ -25,6 +25,7 @@ class Remote:
     def __init__(self, content: bytes) -> None:
         self.content = bytearray(content)
         self.size_bytes = len(content)
+        self.block_bytes_min = 1
         self.failing = 0
         self.reads = 0
 

@@ -238,7 +238,7 @@ def test_export_serves_a_point_at_once_and_ends_on_a_signal(
     export = Export(older, "--store", str(tmp_path / "store"), "--socket", str(socket))
     exporting.append(export)
     assert export.told["point"] == older and export.told["writable"] is False
-    assert export.told["volumes"] == [{"name": "data", "size_bytes": SIZE}]
+    assert export.told["volumes"] == [{"name": "data", "size_bytes": SIZE, "sector_bytes": 512}]
     with NbdClient(str(socket), "") as client:
         assert bytes(client.read(0, SIZE)) == contents[older]
     assert export.end(number) == 0

@@ -145,6 +145,11 @@ class Volume:
         return VolumeGeometry(self.volume, self.name, self.declared, self.size_bytes)
 
     @property
+    def sector_bytes(self) -> int:
+        """Logical sector size; 0 for a file, which has none."""
+        return int(self.evidence.get("sector", 0))
+
+    @property
     def is_weak(self) -> bool:
         """Nothing that lasts tells this disk from another one like it."""
         return is_weak(self.evidence)

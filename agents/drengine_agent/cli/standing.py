@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from drengine.model.sectors import SECTOR_BYTES
 from drengine.terminal import emit_json, human_bytes, human_duration
 
 
@@ -36,6 +37,8 @@ def show_standing(answer: dict[str, Any], json: bool) -> None:
 
 def _volume(told: dict[str, Any]) -> str:
     text = f"{told['name']}  {human_bytes(told['size_bytes'])}  {told['path']}"
+    if told["sector_bytes"] not in (0, SECTOR_BYTES):
+        text += f"  sectors of {told['sector_bytes']} bytes"
     if told["declared"] != told["identity"]:
         text += f"  adopted in place of {told['declared']}"
     return text + ("  nothing tells it from another disk: give it a serial number" if told["anonymous"] else "")

@@ -160,6 +160,7 @@ class Agent:
                     "identity": v.identity,
                     "declared": v.declared,
                     "anonymous": v.is_weak,
+                    "sector_bytes": v.sector_bytes,
                 }
                 for v in self.capture.volumes.values()
             ],

@@ -16,7 +16,8 @@ from drengine.durable import replace_durably
 from drengine.linux.devices import Number, boot_id, disk_attribute
 from drengine.linux.mounts import mount_at, read_mounts
 from drengine.model.errors import DrengineError
-from drengine.nbd.client import NbdAddress
+from drengine.model.sectors import SECTOR_BYTES
+from drengine.nbd.client import NbdAddress, NbdClient
 from drengine.process import end_marked, find_marked, run_command, start_marked
 from drengine_agent.standby.errors import STANDBY_FAILED
 
@@ -112,7 +113,18 @@ class AttachedDisk:
             self._file.touch()
             self._start_fuse()
         found = self._loop_devices()
-        return found[0] if found else Path(run_tool("losetup", "--find", "--show", "--partscan", self._file))
+        if found:
+            return found[0]
+        sectors = ("--sector-size", str(max(SECTOR_BYTES, self._sector_bytes())))
+        return Path(run_tool("losetup", "--find", "--show", "--partscan", *sectors, self._file))
+
+    def _sector_bytes(self) -> int:
+        """Of the disk's content, as whoever serves it tells."""
+        try:
+            with NbdClient.of(self.uri) as client:
+                return client.block_bytes_min
+        except OSError as error:
+            raise DrengineError(STANDBY_FAILED, f"{self.uri}: {error.strerror}") from error
 
     def _start_fuse(self) -> None:
         output = self.directory / f"{self.volume}.nbdfuse"

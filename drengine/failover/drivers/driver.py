@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from drengine.control.messages import Answer, Verb
+from drengine.model.sectors import SECTOR_BYTES
 
 HostOrder = Callable[[Verb, Mapping[str, Any], float, Callable[[str], None]], Answer]
 
@@ -24,11 +25,13 @@ class Disk:
         volume: its name.
         size_bytes: its size.
         uri: NBD URI, writable, of the branch.
+        sector_bytes: logical sector size of the disk that its content was made on.
     """
 
     volume: str
     size_bytes: int
     uri: str
+    sector_bytes: int = SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True)

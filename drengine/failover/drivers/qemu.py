@@ -26,6 +26,7 @@ from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
+from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.client import NbdAddress
 from drengine.process import end_marked, find_marked, run_command, start_marked
 
@@ -234,7 +235,9 @@ def machine_arguments(request: LaunchRequest, settings: QemuSettings) -> list[st
         node = {**nbd_node(disk.uri), "node-name": f"disk{number}", "discard": "unmap", "detect-zeroes": "unmap"}
         if settings.tls_directory:
             node["tls-creds"] = "tls"
-        device = {"driver": "virtio-blk-pci", "drive": f"disk{number}", "serial": disk.volume[:20]}
+        device: dict[str, Any] = {"driver": "virtio-blk-pci", "drive": f"disk{number}", "serial": disk.volume[:20]}
+        if disk.sector_bytes != SECTOR_BYTES:
+            device |= {"logical_block_size": disk.sector_bytes, "physical_block_size": disk.sector_bytes}
         arguments += ["-blockdev", json.dumps(node), "-device", json.dumps({**device, "bootindex": number + 1})]
     return arguments + settings.arguments
 

@@ -80,8 +80,11 @@ def launch_request(step: PlannedStep, context: StepContext, loop: asyncio.Abstra
     if branch:
         with context.site.store.head_view(source, branch) as head:
             volumes = sorted(head.geometry.values(), key=lambda volume: volume.volume)
+            sectors = {each.volume: head.sector_bytes(each.volume) for each in volumes}
         uri = context.site.export_uri
-        disks = tuple(Disk(each.name, each.size_bytes, uri(source, each.name, branch)) for each in volumes)
+        disks = tuple(
+            Disk(each.name, each.size_bytes, uri(source, each.name, branch), sectors[each.volume]) for each in volumes
+        )
     return LaunchRequest(
         instance=instance,
         run=str(settings.get("run") or context.run),

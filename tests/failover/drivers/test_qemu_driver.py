@@ -70,6 +70,14 @@ def test_the_boot_disk_comes_first_and_names_stay_values() -> None:
     assert nodes[0]["server"] == {"type": "unix", "path": "/run/x,y.sock"}
 
 
+@pytest.mark.fault(76)
+def test_a_disk_of_larger_sectors_looks_like_one_to_the_machine() -> None:
+    disks = (Disk("a", 1, "nbd://127.0.0.1:1/a"), Disk("b", 1, "nbd://127.0.0.1:1/b", 4096))
+    devices = [json.loads(each) for each in arguments(QemuSettings(), disks=disks) if '"bootindex"' in each]
+    assert "logical_block_size" not in devices[0]
+    assert (devices[1]["logical_block_size"], devices[1]["physical_block_size"]) == (4096, 4096)
+
+
 @pytest.mark.parametrize("uri", ["http://x/y", "nbd:///x", ""])
 def test_what_is_no_nbd_address_is_refused(uri: str) -> None:
     with pytest.raises(DrengineError, match="no NBD address"):
