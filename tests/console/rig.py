@@ -105,6 +105,7 @@ class Api:
 @contextmanager
 def served(folder: Path) -> Iterator[Api]:
     """The API in a thread with a loop of its own, until left."""
+    folder.mkdir(parents=True, exist_ok=True)
     world = World(folder / "world")
     ready, stop = threading.Event(), threading.Event()
     made: list[Api] = []
