@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, EXTENT, Batch, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
-from drengine.store.log import BranchWriter
+from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
 from drengine.wire.payload import digest, encode_payload
 

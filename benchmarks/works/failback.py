@@ -21,7 +21,7 @@ from benchmarks.results import Contestant, Measured, Table, contest
 from benchmarks.site import Target, check_replica, site, wait_for
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
-from drengine.store.branches import BranchInfo
+from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
 from drengine_agent.config import parse_config
 from drengine_agent.daemon.service import Agent

@@ -20,8 +20,8 @@ from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
 from drengine.process.signals import signalled
-from drengine.store.branches import BranchInfo
 from drengine.store.errors import UNKNOWN_BRANCH, UNKNOWN_VOLUME
+from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
 from drengine.target.exports import StoreExports
 from drengine.terminal import emit_json, human_bytes, note

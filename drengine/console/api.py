@@ -33,8 +33,8 @@ from drengine.failover.session import Session
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.answers import PointAnswer, point_answer
-from drengine.store.branches import BranchInfo
 from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
+from drengine.store.log.branches import BranchInfo
 from drengine.store.store import SourceInfo
 
 PREFIX = "/api/v1"

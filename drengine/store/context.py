@@ -7,11 +7,11 @@ from pathlib import Path
 
 from drengine.model.clock import Clock
 from drengine.store.blobs import Storage
-from drengine.store.catalogue import Catalogue
+from drengine.store.catalogue.database import Catalogue
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place
-from drengine.store.records import Records
-from drengine.store.stack import Layers
+from drengine.store.views.records import Records
+from drengine.store.views.stack import Layers
 
 
 @dataclass(frozen=True, slots=True)

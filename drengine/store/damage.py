@@ -12,15 +12,15 @@ from typing import NamedTuple
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import VolumeGeometry
-from drengine.store.catalogue import Catalogue
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED
 from drengine.store.leases import Position
-from drengine.store.records import Address
-from drengine.store.rows import BranchRow, DamageRow, PointRow
-from drengine.store.rowset import row_set
-from drengine.store.segment import parse_geometry
-from drengine.store.view import look_up
+from drengine.store.segments.format import parse_geometry
+from drengine.store.segments.rowset import row_set
+from drengine.store.views.records import Address
+from drengine.store.views.view import look_up
 
 WHOLE_SEGMENT = -1
 """Record number of damage to a segment of which not even the tables can be read."""

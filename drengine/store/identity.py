@@ -11,7 +11,7 @@ from drengine.durable import replace_durably
 from drengine.model.errors import DrengineError
 from drengine.store.blobs.available import LOCAL, StorageName
 from drengine.store.errors import NOT_A_STORE, STORE_IDENTITY_DAMAGED, STORE_VERSION, os_errors
-from drengine.store.segment import FORMAT_VERSION
+from drengine.store.segments.format import FORMAT_VERSION
 
 IDENTITY_NAME = "STORE"
 IDENTITY_BYTES_MAX = 4096

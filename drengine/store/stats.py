@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from drengine.store.catalogue.rows import OPEN
 from drengine.store.context import StoreContext
 from drengine.store.errors import os_errors
-from drengine.store.rows import OPEN
 
 
 @dataclass(frozen=True, slots=True)

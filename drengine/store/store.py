@@ -17,13 +17,16 @@ from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.blobs import Storage
 from drengine.store.blobs.available import StorageName, open_storage
-from drengine.store.branches import Branches, BranchInfo
-from drengine.store.catalogue import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
-from drengine.store.changes import Spans, changed_since
-from drengine.store.compaction import CompactionReport, compact
+from drengine.store.care.compaction import CompactionReport, compact
+from drengine.store.care.reread import reread_newest
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.care.retire import retain
+from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
+from drengine.store.catalogue.database import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
+from drengine.store.catalogue.epoch import EpochNote
+from drengine.store.catalogue.rows import BranchRow, SourceRow
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
-from drengine.store.epoch import EpochNote
 from drengine.store.errors import (
     NOT_A_STORE,
     STORE_EXISTS,
@@ -35,24 +38,21 @@ from drengine.store.errors import (
 )
 from drengine.store.identity import IDENTITY_NAME, read_store_file, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, take_lease
-from drengine.store.log import BranchWriter
-from drengine.store.manifest import write_manifest
+from drengine.store.log.branches import Branches, BranchInfo
+from drengine.store.log.changes import Spans, changed_since
+from drengine.store.log.writable import WritableView
+from drengine.store.log.writer import BranchWriter
 from drengine.store.names import EPOCH_NAME, MANIFESTS, SEGMENTS, SegmentPlace
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place
-from drengine.store.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
-from drengine.store.records import Address, Records
-from drengine.store.reread import reread_newest
-from drengine.store.retention import RetentionPolicy
-from drengine.store.retire import retain
-from drengine.store.rows import BranchRow, SourceRow
-from drengine.store.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
-from drengine.store.segment import parse_geometry
-from drengine.store.stack import Layers
+from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.rebuild.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
+from drengine.store.rebuild.strays import require_current, set_aside
+from drengine.store.segments.format import parse_geometry
 from drengine.store.stats import StoreStats, store_stats
-from drengine.store.strays import require_current, set_aside
-from drengine.store.view import View
-from drengine.store.writable import WritableView
+from drengine.store.views.records import Address, Records
+from drengine.store.views.stack import Layers
+from drengine.store.views.view import View
 
 
 @dataclass(frozen=True, slots=True)

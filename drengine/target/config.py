@@ -23,7 +23,7 @@ from drengine.config import (
     section,
 )
 from drengine.model.errors import DrengineError
-from drengine.store.retention import RetentionPolicy
+from drengine.store.care.retention import RetentionPolicy
 from drengine.transport import TlsFiles
 from drengine.wire.frames import BATCH_FRAME_BYTES_MAX
 

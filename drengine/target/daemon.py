@@ -21,7 +21,7 @@ from drengine.nbd.export import Peer
 from drengine.nbd.server import NbdServer
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
-from drengine.store.retention import RetentionPolicy
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import metrics as m
 from drengine.target.admission import CreditBudget

@@ -39,9 +39,9 @@ from drengine.store.errors import (
     UNKNOWN_SOURCE,
     UNKNOWN_VOLUME,
 )
+from drengine.store.log.writable import WritableView
 from drengine.store.store import Store
-from drengine.store.view import View
-from drengine.store.writable import WritableView
+from drengine.store.views.view import View
 from drengine.target.protection import Protection, cut_if_written
 
 log = logging.getLogger("drengine.target")

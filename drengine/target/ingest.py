@@ -22,7 +22,7 @@ from typing import Protocol
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.errors import from_os_error
-from drengine.store.log import BranchWriter, Committed
+from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.store import Store
 from drengine.target.errors import TARGET_FAILED
 from drengine.target.queries import HashAnswers, answer

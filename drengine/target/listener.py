@@ -15,7 +15,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.errors import FENCED, STORE_IO, UNKNOWN_BRANCH, UNKNOWN_POINT
-from drengine.store.log import BranchWriter
+from drengine.store.log.writer import BranchWriter
 from drengine.store.store import SourceInfo, Store
 from drengine.target.admission import Admission, CreditBudget, decide_admission
 from drengine.target.errors import SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.errors import MAINTENANCE_BUSY
 from drengine.store.names import segment_name
-from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import metrics as m
 from drengine.target.metrics import StoreFigures, TargetMetrics

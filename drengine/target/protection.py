@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind, RecoveryPoint
-from drengine.store.writable import WritableView
+from drengine.store.log.writable import WritableView
 
 log = logging.getLogger("drengine.target")
 

@@ -14,7 +14,7 @@ from drengine.model.extents import EXTENT, NO_DIGEST
 from drengine.model.points import VolumeGeometry
 from drengine.store.errors import DAMAGED
 from drengine.store.store import Store
-from drengine.store.view import View
+from drengine.store.views.view import View
 from drengine.wire.events import HashQuery
 from drengine.wire.payload import digest
 

@@ -32,7 +32,7 @@ from drengine.linux.devices import device_behind, device_instance
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
-from drengine.store.view import View
+from drengine.store.views.view import View
 from drengine.target.destination import check_destination, free_bytes, lock, rename_new
 from drengine.target.errors import (
     BAD_DESTINATION,

@@ -17,10 +17,10 @@ import numpy as np
 from drengine.model.errors import DrengineError
 from drengine.model.extents import Batch, Extent, ExtentKind
 from drengine.model.points import Mark, RecoveryPoint
-from drengine.store.changes import Spans
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE
+from drengine.store.log.changes import Spans
 from drengine.store.store import Store
-from drengine.store.view import View
+from drengine.store.views.view import View
 from drengine.target.peer import AdmittedAgent
 from drengine.target.queries import answer
 from drengine.transport import FramedStream

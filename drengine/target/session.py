@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.damage import DamagedRange
-from drengine.store.log import BranchWriter
+from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
 from drengine.target import metrics as m
 from drengine.target.errors import SOURCE_BUSY, TARGET_FAILED

@@ -11,9 +11,9 @@ from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
-from drengine.store.catalogue import CATALOGUE_NAME
+from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.store import Store
-from drengine.store.view import View
+from drengine.store.views.view import View
 from tests.crash.disk import Tree
 from tests.crash.workload import OPTIONS, SOURCE, STORE, Content, Expected, Oracle, Write, batch, changed
 

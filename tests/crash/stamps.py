@@ -15,9 +15,9 @@ from pathlib import Path
 from drengine.model.clock import SystemClock
 from drengine.model.extents import ExtentKind
 from drengine.model.points import Cut, Mark, PointKind
-from drengine.store.log import BranchWriter
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.log.writer import BranchWriter
 from drengine.store.options import StoreOptions
-from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from tests.crash.workload import SOURCE, Content, Write, batch, changed, geometry
 

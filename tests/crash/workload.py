@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from drengine.model.clock import ManualClock
 from drengine.model.extents import NO_DIGEST, Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, PointSelector, RecoveryPoint, VolumeGeometry
-from drengine.store.log import BranchWriter
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.log.writable import WritableView
+from drengine.store.log.writer import BranchWriter
 from drengine.store.options import StoreOptions
-from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
-from drengine.store.writable import WritableView
 from drengine.wire.payload import digest, encode_payload
 
 SOURCE = "web"

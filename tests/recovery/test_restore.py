@@ -18,7 +18,7 @@ import pytest
 from drengine.linux.identity import evidence_of, identity_of
 from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
-from drengine.store.retention import RetentionPolicy
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import restore as engine
 from drengine.target.destination import check_destination

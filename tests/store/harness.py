@@ -14,7 +14,7 @@ from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeometry
-from drengine.store.log import BranchWriter, Committed
+from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from drengine.wire.payload import digest, encode_payload

@@ -16,10 +16,10 @@ import msgspec
 import xxhash
 
 from drengine.model.clock import ManualClock
-from drengine.store.catalogue import CATALOGUE_NAME
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
-from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from tests.store.harness import Source, crash
 

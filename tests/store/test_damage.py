@@ -12,7 +12,8 @@ import pytest
 from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
-from drengine.store.catalogue import CATALOGUE_NAME
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.damage import DamagedRange
 from drengine.store.errors import (
     CATALOGUE_DAMAGED,
@@ -24,7 +25,6 @@ from drengine.store.errors import (
 )
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
-from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from tests.store.harness import Source, check_head, check_point, crash, scratch, tiny_store
 

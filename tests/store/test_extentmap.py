@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drengine.store import extentmap
-from drengine.store.extentmap import FlatMap, coalesce, merge, resolve
+from drengine.store.views import extentmap
+from drengine.store.views.extentmap import FlatMap, coalesce, merge, resolve
 
 SIZE = 96
 FAR = (1 << 63) - SIZE

@@ -17,9 +17,9 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import Cut, PointKind
 from drengine.store.blobs import LocalStorage, MemoryStorage
 from drengine.store.blobs.faulty import Fault, FaultyStorage, fail_from
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.errors import DAMAGED, FENCED, STORE_FULL, STORE_IO, STORE_READ_ONLY
 from drengine.store.options import StoreOptions
-from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from tests.store.harness import Disk, Source, batch, check_head, check_point, crash, geometry, mark, scratch
 

@@ -12,10 +12,10 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.model.extents import EXTENT
 from drengine.model.points import PointSelector
-from drengine.store import segment as codec
-from drengine.store.catalogue import APPLICATION_ID, SCHEMA_VERSION
-from drengine.store.epoch import EPOCH_MAGIC, EPOCH_SLOT
-from drengine.store.manifest import MANIFEST_MAGIC
+from drengine.store.catalogue.database import APPLICATION_ID, SCHEMA_VERSION
+from drengine.store.catalogue.epoch import EPOCH_MAGIC, EPOCH_SLOT
+from drengine.store.rebuild.manifest import MANIFEST_MAGIC
+from drengine.store.segments import format as codec
 from drengine.store.store import Store
 from tests.store.make_samples import SAMPLE_OPTIONS, contents
 

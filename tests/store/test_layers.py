@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Call, Fault, FaultyStorage, LocalStorage, MemoryStorage
 from drengine.store.errors import DAMAGED, STORE_FULL
-from drengine.store.extentmap import FlatMap, resolve
-from drengine.store.layers import FANOUT, LEVEL_MAX, cover, open_layer, write_layer
+from drengine.store.views.extentmap import FlatMap, resolve
+from drengine.store.views.layers import FANOUT, LEVEL_MAX, cover, open_layer, write_layer
 
 NAME = "segments/web/00000001/00000001.L1.map"
 

@@ -17,11 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
-from drengine.store.catalogue import CATALOGUE_NAME, SIDE_SUFFIXES
-from drengine.store.epoch import EPOCH_SLOT, EPOCH_SLOTS, EpochNote, pack_slot, parse_note
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES
+from drengine.store.catalogue.epoch import EPOCH_SLOT, EPOCH_SLOTS, EpochNote, pack_slot, parse_note
+from drengine.store.catalogue.rows import RemovalRow
 from drengine.store.names import EPOCH_NAME, MANIFESTS, SegmentPlace, segment_name
-from drengine.store.retention import RetentionPolicy
-from drengine.store.rows import RemovalRow
 from drengine.store.store import Store
 from tests.store.harness import MEMORY_DIRECTORY, TINY, Disk, Source, check_point, crash, scratch
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind, RecoveryPoint
-from drengine.store.retention import BAD_RETENTION, RetentionPolicy, ThinningStep, plan
+from drengine.store.care.retention import BAD_RETENTION, RetentionPolicy, ThinningStep, plan
 
 S = 1_000_000_000
 T0 = 1_764_000_000 * S - 1_764_000_000 % 604_800 * S

@@ -10,7 +10,8 @@ import pytest
 from drengine.model.errors import BAD_EXTENTS, BAD_NAME, DrengineError
 from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, PointSelector
-from drengine.store.compaction import CompactionReport
+from drengine.store.care.compaction import CompactionReport
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.errors import (
     BRANCH_BUSY,
     DAMAGED,
@@ -25,7 +26,6 @@ from drengine.store.errors import (
     UNKNOWN_POINT,
 )
 from drengine.store.leases import lock_maintenance
-from drengine.store.retention import RetentionPolicy
 from drengine.store.store import Store
 from tests.store.harness import Source, batch, check_head, check_point, crash, geometry, mark, scratch, tiny_store
 

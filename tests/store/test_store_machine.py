@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from drengine.model.clock import ManualClock
 from drengine.model.points import PointKind
-from drengine.store.retention import RetentionPolicy
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from tests.store.harness import (
     MEMORY_DIRECTORY,

@@ -21,7 +21,7 @@ from drengine.model.extents import (
     check_table,
     pack_table,
 )
-from drengine.store import segment
+from drengine.store.segments import format as segment
 from drengine.store.store import Store
 from tests.store.harness import Source, mark, tiny_store
 

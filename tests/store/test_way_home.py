@@ -13,11 +13,11 @@ import pytest
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import Cut, PointKind, RecoveryPoint
-from drengine.store.branches import BranchInfo
-from drengine.store.catalogue import CATALOGUE_NAME
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.errors import FENCED, OUT_OF_RANGE, UNKNOWN_BRANCH
-from drengine.store.log import BranchWriter
-from drengine.store.retention import RetentionPolicy
+from drengine.store.log.branches import BranchInfo
+from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
 from tests.store.harness import Disk, Source, batch, check_point, mark, scratch, tiny_store
 

@@ -13,7 +13,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.nbd.client import NbdClient
-from drengine.store.retention import RetentionPolicy
+from drengine.store.care.retention import RetentionPolicy
 from tests.target.agent import SIZE, Site, running
 
 pytestmark = pytest.mark.timeout(60)

@@ -15,7 +15,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, Batch, ExtentKind, iter_table
 from drengine.model.points import PointKind, PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
-from drengine.store.branches import BranchInfo
+from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
 from drengine.transport import DataNetworks, FramedStream, connect
 from drengine.wire.events import (

@@ -12,8 +12,8 @@ from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, Ste
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
-from drengine.store.branches import BranchInfo
 from drengine.store.errors import FENCED, UNKNOWN_POINT
+from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
 
 

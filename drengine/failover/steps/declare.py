@@ -13,7 +13,7 @@ from drengine.failover.steps.errors import LAUNCH_SETTINGS
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
-from drengine.store.branches import BranchInfo
+from drengine.store.log.branches import BranchInfo
 
 
 class DeclareStep:

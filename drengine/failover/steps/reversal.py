@@ -9,7 +9,7 @@ from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult, branch_named
 from drengine.failover.steps.telling import agent_generation, refused, tell
 from drengine.failover.steps.threads import in_thread
-from drengine.store.branches import BranchInfo
+from drengine.store.log.branches import BranchInfo
 from drengine.terminal import human_bytes
 
 ROUNDS_MAX = 5

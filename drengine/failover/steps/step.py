@@ -13,7 +13,7 @@ from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook
 from drengine.model.clock import Clock
 from drengine.model.points import RecoveryPoint
-from drengine.store.branches import BranchInfo
+from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
 
 

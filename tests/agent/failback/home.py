@@ -13,7 +13,7 @@ from typing import Any
 from drengine.model.clock import SystemClock
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
-from drengine.store.branches import BranchInfo
+from drengine.store.log.branches import BranchInfo
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.daemon.service import Agent
 from tests.target.agent import Site

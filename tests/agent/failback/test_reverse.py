@@ -19,7 +19,7 @@ import pytest
 from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import GRAIN_BYTES, Batch, Codec, Extent, ExtentKind, iter_table, pack_table
-from drengine.store.branches import BranchInfo
+from drengine.store.log.branches import BranchInfo
 from drengine.wire.events import Fetched, Span
 from drengine.wire.payload import digest
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket

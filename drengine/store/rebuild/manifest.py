@@ -15,12 +15,12 @@ import xxhash
 
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
-from drengine.store.catalogue import Catalogue
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow, SegmentRow, SourceRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, os_errors, read_errors
 from drengine.store.leases import lock_manifests
 from drengine.store.names import MANIFESTS, manifest_name, parse_manifest_name
-from drengine.store.rows import BranchRow, DamageRow, PointRow, SegmentRow, SourceRow
 
 MANIFEST_MAGIC = b"DRMAN\x01\r\n"
 MANIFEST_BYTES_MAX = 256 << 20

@@ -20,7 +20,21 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from drengine.model.errors import DrengineError, ErrorKind
-from drengine.store.epoch import EpochNote
+from drengine.store.catalogue.epoch import EpochNote
+from drengine.store.catalogue.rows import (
+    SIDE_ROLES,
+    TABLE_OF,
+    BranchRow,
+    DamageRow,
+    EpochRow,
+    PointRow,
+    RemovalRow,
+    SegmentRow,
+    SourceRow,
+    Table,
+    Tables,
+    row_checksum,
+)
 from drengine.store.errors import (
     CATALOGUE_DAMAGED,
     FENCED,
@@ -34,20 +48,6 @@ from drengine.store.errors import (
     UNKNOWN_BRANCH,
     UNKNOWN_SOURCE,
     os_errors,
-)
-from drengine.store.rows import (
-    SIDE_ROLES,
-    TABLE_OF,
-    BranchRow,
-    DamageRow,
-    EpochRow,
-    PointRow,
-    RemovalRow,
-    SegmentRow,
-    SourceRow,
-    Table,
-    Tables,
-    row_checksum,
 )
 
 CATALOGUE_NAME = "catalogue.sqlite"

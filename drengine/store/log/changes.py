@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
+from drengine.store.catalogue.rows import PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE
-from drengine.store.rows import PointRow
-from drengine.store.rowset import row_set
-from drengine.store.segment import RecordType
+from drengine.store.segments.format import RecordType
+from drengine.store.segments.rowset import row_set
 
 Spans = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 """Starts and ends of ranges, ascending, neither overlapping nor touching."""

@@ -16,14 +16,16 @@ from drengine.durable import sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
-from drengine.store.catalogue import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
+from drengine.store.catalogue.database import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
+from drengine.store.catalogue.epoch import EpochNote
+from drengine.store.catalogue.rows import OPEN, SIDE_ROLES, BranchRow, EpochRow, PointRow, SourceRow
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
-from drengine.store.epoch import EpochNote
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
 from drengine.store.leases import LOCKS_DIRECTORY, lock_branch, lock_maintenance
-from drengine.store.manifest import (
+from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
+from drengine.store.rebuild.manifest import (
     BranchState,
     Manifest,
     branch_row,
@@ -31,11 +33,9 @@ from drengine.store.manifest import (
     point_rows,
     write_manifest,
 )
-from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
-from drengine.store.records import read_header
-from drengine.store.rows import OPEN, SIDE_ROLES, BranchRow, EpochRow, PointRow, SourceRow
-from drengine.store.salvage import SalvagedBranch, salvage_branch
-from drengine.store.segment import Role
+from drengine.store.rebuild.salvage import SalvagedBranch, salvage_branch
+from drengine.store.segments.format import Role
+from drengine.store.views.records import read_header
 
 _NEW = f"{CATALOGUE_NAME}.new"
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
-from drengine.store.compaction import CompactionReport, rewrite
+from drengine.store.care.compaction import CompactionReport, rewrite
+from drengine.store.catalogue.rows import OPEN, SEALED, DamageRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.damage import WHOLE_SEGMENT, DamagedRange, damage_row, judge_points
 from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, read_errors
 from drengine.store.leases import lock_maintenance
 from drengine.store.names import segment_name
-from drengine.store.records import Address, check_record, read_sealed
-from drengine.store.rows import OPEN, SEALED, DamageRow, SegmentRow
-from drengine.store.segment import RecordType, SegmentIndex
-from drengine.store.view import View
+from drengine.store.segments.format import RecordType, SegmentIndex
+from drengine.store.views.records import Address, check_record, read_sealed
+from drengine.store.views.view import View
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes to do) now and then."""

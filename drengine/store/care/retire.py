@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from drengine.model.points import RecoveryPoint
+from drengine.store.care.retention import RetentionPolicy, plan
+from drengine.store.catalogue.rows import BranchRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.leases import Position, leased_positions, lock_maintenance
-from drengine.store.manifest import write_manifest
-from drengine.store.retention import RetentionPolicy, plan
-from drengine.store.rows import BranchRow, PointRow
+from drengine.store.rebuild.manifest import write_manifest
 
 
 def retain(context: StoreContext, policy: RetentionPolicy, now_ns: int) -> list[RecoveryPoint]:

@@ -19,13 +19,13 @@ from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
 from drengine.store.context import StoreContext
 from drengine.store.errors import STORE_FULL
-from drengine.store.extentmap import FlatMap, merge
 from drengine.store.leases import Position
-from drengine.store.log import Appended, BranchWriter, Committed
-from drengine.store.rowset import RowSet
-from drengine.store.segment import parse_geometry
-from drengine.store.stack import StackLayer, resolve_rows
-from drengine.store.view import Piece, View
+from drengine.store.log.writer import Appended, BranchWriter, Committed
+from drengine.store.segments.format import parse_geometry
+from drengine.store.segments.rowset import RowSet
+from drengine.store.views.extentmap import FlatMap, merge
+from drengine.store.views.stack import StackLayer, resolve_rows
+from drengine.store.views.view import Piece, View
 from drengine.wire.payload import cut_blocks, data_extent, make_batch
 
 _MEMORY = 0xFFFFFFFF

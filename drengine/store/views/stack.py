@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
 from drengine.store.blobs import Storage
-from drengine.store.catalogue import Catalogue
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import OPEN, DamageRow, SegmentRow
 from drengine.store.errors import DAMAGED
-from drengine.store.extentmap import FlatMap, merge, resolve
-from drengine.store.layers import FANOUT, cover, open_layer, write_layer
 from drengine.store.names import layer_name
 from drengine.store.options import StoreOptions
-from drengine.store.records import ByteCache, Records
-from drengine.store.rows import OPEN, DamageRow, SegmentRow
-from drengine.store.rowset import RowSet, row_set
+from drengine.store.segments.rowset import RowSet, row_set
+from drengine.store.views.extentmap import FlatMap, merge, resolve
+from drengine.store.views.layers import FANOUT, cover, open_layer, write_layer
+from drengine.store.views.records import ByteCache, Records
 
 _log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import Batch, Codec, ExtentKind
-from drengine.store import segment as codec
 from drengine.store.blobs import Reader, Storage
-from drengine.store.catalogue import Catalogue
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import SEALED, SegmentRow
 from drengine.store.errors import DAMAGED, read_errors
 from drengine.store.names import segment_name
 from drengine.store.options import StoreOptions
-from drengine.store.rows import SEALED, SegmentRow
-from drengine.store.segment import FLAG_DROPPED, FOOTER, RECORD, SegmentHeader, SegmentIndex
+from drengine.store.segments import format as codec
+from drengine.store.segments.format import FLAG_DROPPED, FOOTER, RECORD, SegmentHeader, SegmentIndex
 from drengine.wire.payload import decode_payload, digest
 
 _V = TypeVar("_V")

@@ -13,11 +13,11 @@ counted and shown, and a rebuild looks at it.
 from __future__ import annotations
 
 from drengine.model.errors import DrengineError
-from drengine.store.catalogue import Catalogue
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import BRANCH_BUSY, CATALOGUE_DAMAGED, DAMAGED, read_errors
 from drengine.store.leases import is_branch_locked, lock_branch
-from drengine.store.manifest import newest_manifest, write_manifest
 from drengine.store.names import (
     SEGMENTS,
     SegmentPlace,
@@ -26,9 +26,9 @@ from drengine.store.names import (
     segment_directory,
     segment_name,
 )
-from drengine.store.records import SegmentScan
-from drengine.store.rows import SEALED, RemovalRow, SegmentRow
-from drengine.store.segment import HEADER, HEADER_MAGIC, checksum
+from drengine.store.rebuild.manifest import newest_manifest, write_manifest
+from drengine.store.segments.format import HEADER, HEADER_MAGIC, checksum
+from drengine.store.views.records import SegmentScan
 
 
 def set_aside(context: StoreContext) -> list[SegmentPlace]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import Mark, RecoveryPoint
+from drengine.store.catalogue.rows import SIDE_ROLES, BranchRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
 from drengine.store.leases import lock_branch
-from drengine.store.manifest import write_manifest
-from drengine.store.rows import SIDE_ROLES, BranchRow, PointRow
+from drengine.store.rebuild.manifest import write_manifest
 
 
 @dataclass(frozen=True, slots=True)

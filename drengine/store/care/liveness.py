@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drengine.model.extents import ExtentKind
-from drengine.store.catalogue import Catalogue
-from drengine.store.extentmap import ZERO_SEGMENT, FlatMap, merge, resolve
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import BranchRow, SegmentRow
 from drengine.store.leases import Position
-from drengine.store.records import Records
-from drengine.store.rows import BranchRow, SegmentRow
-from drengine.store.rowset import RowSet, row_set
+from drengine.store.segments.rowset import RowSet, row_set
+from drengine.store.views.extentmap import ZERO_SEGMENT, FlatMap, merge, resolve
+from drengine.store.views.records import Records
 
 _CANDIDATE = 1
 """Segment number of rows being judged; what covers them is mapped as ZERO_SEGMENT, which joins well."""

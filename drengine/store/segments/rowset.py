@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from drengine.model.extents import EXTENT, ExtentKind
 from drengine.model.points import VolumeGeometry
-from drengine.store.segment import EXTENT_DTYPE, RecordType, SegmentIndex, parse_geometry
+from drengine.store.segments.format import EXTENT_DTYPE, RecordType, SegmentIndex, parse_geometry
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Codec, ExtentKind
-from drengine.store import segment as codec
+from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
+from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, STORE_IO, os_errors
 from drengine.store.leases import leased_positions, lock_maintenance
-from drengine.store.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
-from drengine.store.manifest import write_manifest
 from drengine.store.names import SegmentPlace, parse_segment_name, segment_directory, segment_name
-from drengine.store.records import check_record
-from drengine.store.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
-from drengine.store.segment import FLAG_DROPPED, RecordType, SegmentIndex
-from drengine.store.strays import clear_strays
+from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.rebuild.strays import clear_strays
+from drengine.store.segments import format as codec
+from drengine.store.segments.format import FLAG_DROPPED, RecordType, SegmentIndex
+from drengine.store.views.records import check_record
 from drengine.wire.payload import encode_payload
 
 _LEVEL = 3

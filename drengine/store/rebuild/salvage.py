@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark
 from drengine.store.blobs import Reader, Storage
+from drengine.store.catalogue.rows import CUT_OFF, SEALED, DamageRow, PointRow, SegmentRow
 from drengine.store.damage import WHOLE_SEGMENT
 from drengine.store.errors import DAMAGED, read_errors
-from drengine.store.manifest import BranchState, branch_row
 from drengine.store.names import SegmentPlace, segment_name
-from drengine.store.records import SegmentScan, read_sealed
-from drengine.store.rows import CUT_OFF, SEALED, DamageRow, PointRow, SegmentRow
-from drengine.store.segment import (
+from drengine.store.rebuild.manifest import BranchState, branch_row
+from drengine.store.segments.format import (
     RecordType,
     SegmentHeader,
     SegmentIndex,
@@ -35,6 +34,7 @@ from drengine.store.segment import (
     parse_cut,
     parse_geometry,
 )
+from drengine.store.views.records import SegmentScan, read_sealed
 
 
 @dataclass(slots=True)

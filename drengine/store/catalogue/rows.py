@@ -8,7 +8,7 @@ import msgspec
 import xxhash
 
 from drengine.model.points import Mark, PointKind, RecoveryPoint
-from drengine.store.segment import Role, parse_geometry
+from drengine.store.segments.format import Role, parse_geometry
 
 SIDE_ROLES = frozenset(role.name.lower() for role in (Role.DRILL, Role.DIVERGENT))
 """Branches beside the source's history: fenced by a generation of their own, never the active one."""

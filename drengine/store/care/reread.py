@@ -10,7 +10,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.context import StoreContext
 from drengine.store.damage import damage_row, record_damage
 from drengine.store.errors import DAMAGED
-from drengine.store.records import Address
+from drengine.store.views.records import Address
 
 SEGMENTS = 2
 

@@ -17,10 +17,10 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
 from drengine.model.sectors import HEAD_BYTES, sector_bytes_of
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE, UNKNOWN_VOLUME
-from drengine.store.extentmap import FlatMap, coalesce, merge
 from drengine.store.leases import Lock, Position
-from drengine.store.records import Address, Records
-from drengine.store.stack import StackLayer
+from drengine.store.views.extentmap import FlatMap, coalesce, merge
+from drengine.store.views.records import Address, Records
+from drengine.store.views.stack import StackLayer
 from drengine.wire.payload import digest
 
 ExtentType = Literal["data", "zero", "hole"]

@@ -27,7 +27,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Reader, Storage
 from drengine.store.errors import DAMAGED, os_errors
-from drengine.store.extentmap import FlatMap
+from drengine.store.views.extentmap import FlatMap
 
 FANOUT = 16
 LEVEL_MAX = 3

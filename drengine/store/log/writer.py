@@ -23,17 +23,17 @@ from typing import NamedTuple
 from drengine.model.errors import BAD_EXTENTS, DrengineError
 from drengine.model.extents import EXTENT, OFFSET_MAX, Batch
 from drengine.model.points import Cut, Mark, RecoveryPoint, VolumeGeometry
-from drengine.store import segment as codec
 from drengine.store.blobs import Appender
-from drengine.store.catalogue import Catalogue
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import FENCED, SEQUENCE_GAP, STORE_FULL, STORE_IO, os_errors
 from drengine.store.leases import lock_branch
 from drengine.store.names import segment_directory, segment_name
-from drengine.store.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
-from drengine.store.segment import RecordType, Role, SegmentHeader
-from drengine.store.strays import abandon
+from drengine.store.rebuild.strays import abandon
+from drengine.store.segments import format as codec
+from drengine.store.segments.format import RecordType, Role, SegmentHeader
 
 EPOCH_BYTES = 16
 
