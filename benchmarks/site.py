@@ -145,6 +145,7 @@ class Site:
         }
         config = self.folder / "target.toml"
         config.write_text("".join(f'{name} = "{text}"\n' for name, text in lines.items()))
+        Store.create(self.folder / "store").close()
         popen, log = self._start("target", "drengine.cli.main", "target", "run", "--config", str(config))
         target = Target(popen, log, port, self.folder / "store", nbd)
         self._running.append(target)

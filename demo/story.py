@@ -81,6 +81,7 @@ class Story:
         return slots
 
     def _start_outpost(self) -> subprocess.Popen[bytes]:
+        self._site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         target = self._site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
         self._site.start("orchestrator", "drengine.cli.main", "orchestrator", "run", "--config", "orchestrator.toml")
         self._site.wait("the target listens", lambda: _accepts(self._ports.target))

@@ -7,6 +7,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from drengine.ownership import give_to_owner
+
 ASIDE = ".new"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -73,6 +75,7 @@ def open_aside(name: str, folder: int, mode: int) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is_named(descriptor, name, folder):
+                give_to_owner(descriptor, folder)
                 os.ftruncate(descriptor, 0)
                 return descriptor
         except BaseException:

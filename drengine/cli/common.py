@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,6 @@ import typer
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector, RecoveryPoint
-from drengine.store.errors import STORE_READ_ONLY
 from drengine.target.errors import SOURCE_NEEDED
 
 if TYPE_CHECKING:
@@ -33,14 +33,13 @@ def open_store(path: Path, *, read_only: bool = False, may_be_read_only: bool = 
 
     `may_be_read_only`: where it can't be written it is read all the same, and what was found is not remembered in it.
     """
+    from drengine.store.place import is_writable  # noqa: PLC0415
     from drengine.store.store import Store  # noqa: PLC0415
 
-    try:
-        return Store.open(path, read_only=read_only)
-    except DrengineError as error:
-        if error.kind is not STORE_READ_ONLY or not may_be_read_only:
-            raise
-        return Store.open(path, read_only=True)
+    if may_be_read_only:
+        with suppress(DrengineError):  # which opening it tells better
+            read_only = not is_writable(path)
+    return Store.open(path, read_only=read_only)
 
 
 def pick_source(store: Store, name: str | None) -> str:

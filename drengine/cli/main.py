@@ -47,7 +47,11 @@ COMMANDS: Mapping[str, Command | Group] = {
         {
             "run": Command(
                 "drengine.cli.target.run",
-                "Run the daemon in the foreground until SIGTERM; a new store is made in an empty directory.",
+                "Run the daemon in the foreground until SIGTERM.",
+            ),
+            "init": Command(
+                "drengine.cli.target.init",
+                "Make an empty store, once, in a missing or empty directory; the target itself never makes one.",
             ),
             "check-config": Command(
                 "drengine.cli.target.config",

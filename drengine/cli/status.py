@@ -52,6 +52,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
         emit_json(
             {
                 "store": str(store),
+                "store_id": opened.identity.hex(),
                 "stored_bytes": stats.stored_bytes,
                 "plain_bytes": stats.plain_bytes,
                 "free_bytes": stats.free_bytes,

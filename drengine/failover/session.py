@@ -34,6 +34,7 @@ from drengine.failover.steps.step import Site
 from drengine.failover.steps.workloads import instance_name
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.ownership import make_directory
 from drengine.store.store import Store
 
 RUN_LABEL = "run:"
@@ -182,7 +183,7 @@ async def open_session(config: OrchestratorConfig, *, clock: Clock | None = None
         DrengineError: the store's and the registry's own; not that a broker is silent.
     """
     clock = clock or SystemClock()
-    config.state.mkdir(parents=True, exist_ok=True)
+    make_directory(config.state)
     registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock)
     try:
         with await asyncio.to_thread(Store.open, config.store, clock=clock) as store:

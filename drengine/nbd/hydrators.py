@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from drengine.model.errors import DrengineError
 from drengine.nbd.errors import HYDRATION_FAILED
+from drengine.ownership import make_directory
 from drengine.process import end_marked, find_marked, start_marked
 
 MARK = "DRENGINE_HYDRATOR"
@@ -35,7 +36,7 @@ def start_hydrators(instance: str, directory: Path, disks: Mapping[str, str], *,
     Raises:
         DrengineError: HYDRATION_FAILED.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     return {volume: _start(instance, directory, volume, uri, copied=copied) for volume, uri in disks.items()}
 
 

@@ -12,7 +12,7 @@ NOT_A_STORE = error_kind(
     "not-a-store",
     30,
     "The directory is not a replica store.",
-    "Check the path; `drengine target` makes a store in an empty directory.",
+    "Check the path, and that its file system is mounted; `drengine target init --store DIR` makes a new store.",
 )
 STORE_VERSION = error_kind(
     "store-version",

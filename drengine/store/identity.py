@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -54,7 +55,7 @@ def read_store_file(directory: Path) -> tuple[bytes, StorageName]:
         DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED.
     """
     path = directory / IDENTITY_NAME
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (a path too long for the system is no file either)
         raise DrengineError(NOT_A_STORE, f"{directory} is not a replica store: it has no {IDENTITY_NAME} file")
     with os_errors(f"reading {path}"), path.open("rb") as file:
         data = file.read(IDENTITY_BYTES_MAX)

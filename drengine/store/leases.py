@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from pathlib import Path
 from types import TracebackType
 
 from drengine.model.errors import DrengineError, ErrorKind
+from drengine.ownership import open_owned
 from drengine.store.errors import BRANCH_BUSY, MAINTENANCE_BUSY, os_errors
 
 LOCKS_DIRECTORY = "locks"
 _LEASE_PREFIX = "lease-"
 _UNFINISHED = ".new"
 _LEASE_ATTEMPTS = 16
+_LEASE = re.compile(_LEASE_PREFIX + r"(.+)-(\d{1,19})-(\d{1,19})-[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def lock_manifests(directory: Path) -> Lock:
     """Wait to be the only one who writes a manifest."""
     path = directory / LOCKS_DIRECTORY / "manifest.lock"
     with os_errors("locking the manifests"):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(fd, fcntl.LOCK_EX)
     return Lock(path, fd)
 
@@ -110,7 +113,7 @@ def take_lease(directory: Path, position: Position) -> Lock:
 
 
 def _make_lease(making: Path, path: Path) -> Lock:
-    fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fd = open_owned(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         making.rename(path)
@@ -130,20 +133,27 @@ def leased_positions(directory: Path) -> set[Position]:
     with os_errors("reading leases"):
         for path in sorted((directory / LOCKS_DIRECTORY).glob(f"{_LEASE_PREFIX}*")):
             try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
+                continue
+            except PermissionError:
+                # Somebody else's, who may be living: it stops what it names, and nothing else.
+                positions |= _leased(path.name)
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
-            except BlockingIOError:
-                if path.name.endswith(_UNFINISHED):
-                    continue
-                source, branch, sequence, _ = path.name.removeprefix(_LEASE_PREFIX).rsplit("-", 3)
-                positions.add(Position(source, int(branch), int(sequence)))
+            except (BlockingIOError, PermissionError):
+                positions |= _leased(path.name)
             finally:
                 os.close(fd)
     return positions
+
+
+def _leased(name: str) -> set[Position]:
+    """What a lease's file names; nothing while it is being made, or when it is no lease's name."""
+    match = _LEASE.fullmatch(name)
+    return {Position(match[1], int(match[2]), int(match[3]))} if match else set()
 
 
 def _branch_lock(source: str, branch: int) -> str:
@@ -153,7 +163,7 @@ def _branch_lock(source: str, branch: int) -> str:
 def _lock(directory: Path, name: str, kind: ErrorKind, message: str) -> Lock:
     path = directory / LOCKS_DIRECTORY / name
     with os_errors(f"locking {name}"):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

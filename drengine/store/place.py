@@ -14,6 +14,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.errors import STORE_AWAY, STORE_READ_ONLY, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity
+from drengine.store.leases import LOCKS_DIRECTORY
 
 _Stamp = tuple[int, ...]
 
@@ -64,12 +65,7 @@ class Place:
             DrengineError: as `require`; STORE_READ_ONLY.
         """
         self.require()
-        with os_errors(f"looking at {self._directory}"):
-            if os.statvfs(self._directory).f_flag & os.ST_RDONLY:
-                raise DrengineError(STORE_READ_ONLY, f"{self._directory} is on a file system mounted read-only")
-            for path in (self._directory, self._directory / CATALOGUE_NAME):
-                if not os.access(path, os.W_OK):
-                    raise DrengineError(STORE_READ_ONLY, f"{path} may not be written by this user")
+        require_writable(self._directory)
 
     def close(self) -> None:
         """Forget it; harmless when done twice."""
@@ -79,6 +75,35 @@ class Place:
 
     def _away(self, why: str) -> DrengineError:
         return DrengineError(STORE_AWAY, f"{self._directory} is not the store that was opened: {why}")
+
+
+def require_writable(directory: Path) -> None:
+    """Return when this user may write the store in a directory.
+
+    Raises:
+        DrengineError: STORE_READ_ONLY, STORE_AWAY, STORE_IO.
+    """
+    with os_errors(f"looking at {directory}"):
+        if os.statvfs(directory).f_flag & os.ST_RDONLY:
+            raise DrengineError(STORE_READ_ONLY, f"{directory} is on a file system mounted read-only")
+        for path in (directory, directory / CATALOGUE_NAME, directory / LOCKS_DIRECTORY):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise DrengineError(STORE_READ_ONLY, f"{path} may not be written by this user")
+
+
+def is_writable(directory: Path) -> bool:
+    """Whether this user may write the store in a directory.
+
+    Raises:
+        DrengineError: STORE_AWAY, STORE_IO.
+    """
+    try:
+        require_writable(directory)
+    except DrengineError as error:
+        if error.kind is not STORE_READ_ONLY:
+            raise
+        return False
+    return True
 
 
 def _inode(path: Path) -> _Stamp:

@@ -15,6 +15,7 @@ from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
+from drengine.ownership import give_path_to_owner, make_directory
 from drengine.store.blobs import Storage
 from drengine.store.blobs.available import StorageName, open_storage
 from drengine.store.care.compaction import CompactionReport, compact
@@ -90,11 +91,12 @@ class Store:
         directory = Path(path)
         storage = storage or (open_storage(stored_in, directory) if stored_in else None)
         with os_errors(f"creating a store in {directory}"):
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             _clear_unfinished(directory)
             for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS):
-                (directory / name).mkdir()
+                make_directory(directory / name)
             Catalogue.create(directory)
+            give_path_to_owner(directory / CATALOGUE_NAME)
             EpochNote(directory).write(FIRST_EPOCH, sync=True)
             sync_directory(directory)
             sync_directory(directory.parent)
@@ -545,7 +547,7 @@ def _stored_in(directory: Path) -> StorageName:
 
 def _clear_unfinished(directory: Path) -> None:
     """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
-    found = sorted(directory.iterdir())
+    found = sorted(entry for entry in directory.iterdir() if entry.name != "lost+found")  # the root of an ext4
     ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
     ours |= {f"{CATALOGUE_NAME}{suffix}" for suffix in SIDE_SUFFIXES}
     epoch = directory / EPOCH_NAME

@@ -100,8 +100,14 @@ class TargetConfig:
 
     store: Path = option(
         PATH,
-        help="Directory of the replica store; made when it is missing or empty.",
+        help="Directory of the replica store, which `drengine target init` made.",
         example="/var/lib/drengine/store",
+    )
+    store_id: str = option(
+        TEXT,
+        default="",
+        help="Id of the store that is expected there (`drengine target init` and `drengine status` show it); any other "
+        "one is refused. Empty: whichever is there.",
     )
     listen: Address = option(
         ADDRESS, default=Address("127.0.0.1", 7440), help="Where agents connect.", check=_replication

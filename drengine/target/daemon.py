@@ -26,6 +26,7 @@ from drengine.store.store import Store
 from drengine.target import metrics as m
 from drengine.target.admission import CreditBudget
 from drengine.target.config import TargetConfig
+from drengine.target.errors import WRONG_STORE
 from drengine.target.exports import StoreExports
 from drengine.target.ingest import IngestLimits
 from drengine.target.listener import Reception
@@ -104,7 +105,7 @@ class TargetDaemon:
         tls = server_context(config.tls.files) if config.tls.files else None
         store = self._given_store
         if store is None:
-            store = await asyncio.to_thread(open_or_create, config.store, self.clock)
+            store = await asyncio.to_thread(open_expected, config.store, config.store_id, self.clock)
             cleanup.push_async_callback(asyncio.to_thread, store.close)
         self.store = store
         await asyncio.to_thread(self.sources.load, store)
@@ -225,16 +226,17 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def open_or_create(path: Path, clock: Clock) -> Store:
-    """The store in a directory; a new one where the directory is missing or empty.
+def open_expected(path: Path, store_id: str, clock: Clock) -> Store:
+    """The store in a directory. None is made there: an empty directory may be where a file system is not mounted.
 
     Raises:
-        DrengineError: see Store.open and Store.create.
+        DrengineError: WRONG_STORE when its id is not the expected one; see also Store.open.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        log.info("a new store is made", extra={"store": str(path)})
-        return Store.create(path, clock=clock)
-    return Store.open(path, clock=clock)
+    store = Store.open(path, clock=clock)
+    if store_id and store.identity.hex() != store_id.lower():
+        store.close()
+        raise DrengineError(WRONG_STORE, f"{path} holds store {store.identity.hex()}, and {store_id[:80]} is expected")
+    return store
 
 
 async def run_target(config: TargetConfig) -> int:

@@ -76,3 +76,9 @@ BAD_DESTINATION = error_kind(
     "The volumes and destinations of a restore do not fit together.",
     "Give --to DIRECTORY, or --to VOLUME=PATH once for each volume to restore.",
 )
+WRONG_STORE = error_kind(
+    "wrong-store",
+    56,
+    "Another store than the expected one lies in the target's directory.",
+    "Mount the right file system, or correct `store_id` in the target's configuration; `drengine status` shows the id.",
+)

@@ -232,6 +232,7 @@ class Pair:
         self.port = free_port()
         self.listen = "127.0.0.1"
         self._exports = 0
+        self._has_store = False
         self._unequal = ""
         self.store = ground.folder / f"store{name}"
         self.state = ground.folder / f"state{name}"
@@ -281,7 +282,10 @@ class Pair:
         return self
 
     def start_target(self, *, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        """The target, until it listens."""
+        """The target, until it listens; its store is made before it is started for the first time."""
+        if not self._has_store:
+            self.ground.run(*prefix, sys.executable, "-m", DRENGINE, "target", "init", "--config", self.target_file)
+            self._has_store = True
         arguments = (DRENGINE, "target", "run", "--config", str(self.target_file))
         self.target = self.ground.site.start(f"target{self._name}", *arguments, prefix=prefix)
         self.ground.until("the target serves", lambda: accepts(self.port, self.listen))

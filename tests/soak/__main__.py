@@ -58,6 +58,7 @@ class Soak:
             "pause_seconds": 0.005,
         }
         (self._folder / "plan.json").write_text(json.dumps(plan))
+        self._site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         self.target, self.agent = self._start_target(), self._start_agent()
         self._site.start("writer", "demo.writer", "plan.json")
         self._site.wait("the agent replicates", self._continuous)

@@ -113,6 +113,7 @@ class LiveSoak:
         (self._folder / "target.toml").write_text(TARGET.format(port=port))
         (self._folder / "agent.toml").write_text(AGENT.format(port=port, source=self._source, data=data, log=log))
         (self._folder / "progress").write_bytes(bytes(8))
+        self._site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         self._site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
         self._agent = self._start_agent()
         self._site.wait("the first point", lambda: self._shipped(0), seconds=60)

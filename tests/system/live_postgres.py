@@ -166,6 +166,7 @@ class LiveHost:
         self._stack.callback(Watch.detach, self.source)
         self._stack.callback(self.site.close)
         (self.folder / "target.toml").write_text(TARGET.format(port=self._port))
+        self.site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         self.site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
 
     def _postgres(self, top: Path, port: int) -> Server:

@@ -80,6 +80,7 @@ def test_the_promoted_disk_boots_and_shows_the_last_replicated_marker(folder: Pa
     (folder / "runbook.yaml").write_text(json.dumps(runbook(folder)))
     site = Site(folder)
     try:
+        site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
         site.wait("the store is there", (folder / "recovery.sock").exists)
         start = {"output": folder / "agent.log", "directory": folder}

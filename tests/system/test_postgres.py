@@ -76,6 +76,7 @@ class Outpost:
         port = free_port()
         (self.folder / "target.toml").write_text(TARGET.format(port=port))
         (self.folder / "agent.toml").write_text(AGENT.format(port=port))
+        self.site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         self.site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
         agent = self.start_agent()
         self.site.wait("the initial sync ends in a point", self._replicates)

@@ -292,6 +292,7 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
         initialise(programs, place / "registry/data", place / "registry/wal")
         stack.enter_context(Server(programs, place / "registry/data", place / "registry", 5441))
         hosts.start("outpost", "mosquitto", broker, "-c", str(place / "mosquitto.conf"))
+        hosts.drengine("target", "init", "--config", "target.toml")
         hosts.python("outpost", "target", "drengine.cli.main", "target", "run", "--config", "target.toml")
         hosts.python("recovery", "standby", "drengine_agent", "standby", "--config", "standby.toml")
         hosts.python("source", "agent", "drengine_agent", "run", "--config", "agent.toml")

@@ -44,6 +44,8 @@ class Process:
 async def target(
     store: Path, *arguments: str, environment: dict[str, str] | None = None, descriptors: int = 0
 ) -> AsyncIterator[Process]:
+    with contextlib.suppress(DrengineError):  # it is there already
+        Store.create(store).close()
     limited = ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh") if descriptors else ()
     process = await asyncio.create_subprocess_exec(
         *limited,
@@ -118,6 +120,7 @@ async def test_readiness_is_told_only_when_agents_can_connect(tmp_path: Path) ->
 async def test_a_second_target_on_the_port_says_so_and_exits(tmp_path: Path) -> None:
     async with target(tmp_path / "store") as running:
         port = running.address[1]
+        Store.create(tmp_path / "other").close()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "drengine.cli.main", "target", "run", "--store", str(tmp_path / "other")),
             *("--listen", f"127.0.0.1:{port}"),

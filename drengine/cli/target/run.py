@@ -24,9 +24,9 @@ def run(
     nbd_listen: Annotated[str | None, typer.Option("--nbd-listen", help="HOST:PORT to serve points on.")] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="HOST:PORT of the Prometheus endpoint.")] = None,
 ) -> None:
-    """Run the daemon in the foreground until SIGTERM; a new store is made in an empty directory.
+    """Run the daemon in the foreground until SIGTERM.
 
-    What stands on the command line wins over the file.
+    The store must be there: `drengine target init` makes one. What stands on the command line wins over the file.
     """
     given = {"store": store, "listen": listen, "nbd_socket": nbd_socket, "nbd_listen": nbd_listen, "metrics": metrics}
     loaded = load_target_config(config, {name: str(value) for name, value in given.items() if value is not None})

@@ -23,6 +23,7 @@ from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
+from drengine.ownership import make_directory
 from drengine.process import Finished, end_marked, find_marked, run_command, start_marked
 
 MARK = "DRENGINE_INSTANCE"
@@ -114,7 +115,7 @@ class CommandDriver:
         shutil.rmtree(request.directory, ignore_errors=True)
 
     def _start(self, request: LaunchRequest, settings: CommandSettings) -> None:
-        request.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(request.directory)
         if settings.start:
             self._must(request, settings, settings.start)
             (request.directory / "started").touch()

@@ -28,6 +28,7 @@ from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.client import NbdAddress
+from drengine.ownership import make_directory
 from drengine.process import end_marked, find_marked, run_command, start_marked
 
 MARK = "DRENGINE_INSTANCE"
@@ -148,7 +149,7 @@ class QemuDriver:
 
     def _start(self, request: LaunchRequest, settings: QemuSettings) -> None:
         directory = request.directory
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         (directory / _CONSOLE).unlink(missing_ok=True)
         try:
             start_marked(

@@ -23,6 +23,7 @@ from drengine.failover.registry.errors import REGISTRY_UNAVAILABLE
 from drengine.failover.registry.tables import MIGRATIONS, versions
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.ownership import make_directory, open_owned
 
 BUSY_SECONDS = 15.0
 """How long a writer waits for its turn; and after how long PostgreSQL ends one that is stopped inside a transaction."""
@@ -145,9 +146,9 @@ def parse_url(url: str) -> URL:
 
 def _file_engine(url: URL) -> Engine:
     path = Path(url.database or "")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     # It holds runbooks, and with them perhaps passwords: for its owner only, and its log inherits that.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    os.close(open_owned(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")

@@ -16,6 +16,7 @@ from drengine.failover.report.errors import REPORT_UNAVAILABLE
 from drengine.failover.report.page import report_page
 from drengine.failover.report.values import Report, ReportSummary, report_json
 from drengine.model.errors import DrengineError
+from drengine.ownership import make_directory
 
 REPORT_BYTES_MAX = 256 << 20
 _RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,120}", re.ASCII)
@@ -36,7 +37,7 @@ async def keep_report(directory: Path, report: Report) -> Path:
     """
     page = report_path(directory, report.run, Form.HTML)
     try:
-        await asyncio.to_thread(lambda: directory.mkdir(parents=True, exist_ok=True, mode=0o700))
+        await asyncio.to_thread(lambda: make_directory(directory, mode=0o700))
         await _keep(report_path(directory, report.run, Form.JSON), report_json(report))
         await _keep(page, report_page(report).encode())
     except OSError as error:

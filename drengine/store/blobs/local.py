@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drengine.durable import open_aside, remove_aside
+from drengine.ownership import give_to_owner
 from drengine.store.blobs.storage import Abilities, Buffer, name_parts
 
 UNFINISHED = ".tmp"
@@ -88,7 +89,13 @@ class LocalStorage:
         """See Storage. Missing folders are made; `sync_dir` makes them durable."""
         with self._folders(name, make=True) as (chain, leaf):
             flags = _FILE | os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            return LocalAppender(os.open(leaf, flags, 0o600, dir_fd=chain[-1]))
+            appender = LocalAppender(descriptor := os.open(leaf, flags, 0o600, dir_fd=chain[-1]))
+            try:
+                give_to_owner(descriptor, chain[-1])
+            except BaseException:
+                appender.close()
+                raise
+            return appender
 
     def open(self, name: str) -> LocalReader:
         """See Storage."""
@@ -165,10 +172,10 @@ class LocalStorage:
         chain = [self._open_root()]
         try:
             for part in folders:
-                if make:
-                    with suppress(FileExistsError):
-                        os.mkdir(part, 0o700, dir_fd=chain[-1])
+                made = make and _make_folder(part, chain[-1])
                 chain.append(os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=chain[-1]))
+                if made:
+                    give_to_owner(chain[-1], chain[-2])
             yield chain, leaf
         finally:
             for descriptor in chain:
@@ -187,6 +194,15 @@ class LocalStorage:
             os.close(descriptor)
             raise OSError(errno.ESTALE, f"{self.root} is another directory than before")
         return descriptor
+
+
+def _make_folder(name: str, folder: int) -> bool:
+    """Whether it was made now."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=folder)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _sync(chain: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import xxhash
 
 from drengine.durable import sync_directory
+from drengine.ownership import open_owned
 from drengine.store.names import EPOCH_NAME
 
 EPOCH_SLOT = struct.Struct("<8sQQ")
@@ -70,7 +71,7 @@ class EpochNote:
     def _open(self, *, write: bool) -> int:
         if self._descriptor < 0 or (write and not self._writable):
             flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
-            descriptor = os.open(self._path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = open_owned(self._path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             self.close()
             self._descriptor, self._writable = descriptor, write
         return self._descriptor

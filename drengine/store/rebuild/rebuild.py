@@ -15,6 +15,7 @@ from pathlib import Path
 from drengine.durable import sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.ownership import give_path_to_owner, make_directory
 from drengine.store.blobs import Storage
 from drengine.store.catalogue.database import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
 from drengine.store.catalogue.epoch import EpochNote
@@ -67,9 +68,9 @@ def rebuild_catalogue(
     with os_errors(f"rebuilding {directory}"):
         names = storage.list(SEGMENTS)
         places = [place for place in map(parse_segment_name, names) if place]
-        if not (directory / IDENTITY_NAME).exists() and not places:
+        if not places and not os.path.exists(directory / IDENTITY_NAME):  # noqa: PTH110 (nor a path too long)
             raise DrengineError(NOT_A_STORE, f"{directory} has neither a {IDENTITY_NAME} file nor segments")
-        (directory / LOCKS_DIRECTORY).mkdir(exist_ok=True)
+        make_directory(directory / LOCKS_DIRECTORY)
         branches = sorted({(place.source, place.branch) for place in places})
         with ExitStack() as stack:
             stack.enter_context(lock_maintenance(directory))
@@ -88,6 +89,7 @@ def rebuild_catalogue(
             for suffix in ("", *SIDE_SUFFIXES):
                 (directory / f"{_NEW}{suffix}").unlink(missing_ok=True)
             Catalogue.create(directory, _NEW)
+            give_path_to_owner(directory / _NEW)
             epoch = _newest_epoch(directory, manifest)
             with _opened(directory) as catalogue, catalogue.transaction():
                 catalogue.put(EpochRow(1, epoch))

@@ -72,6 +72,7 @@ class Target:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self._log = (folder / "target.log").open("wb")
+        Store.create(self.store).close()
         self._process = subprocess.Popen(
             [*PROGRAM, "target", "run", "--store", str(self.store), "--listen", self.address],
             env=ENVIRONMENT,

@@ -21,6 +21,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine.process import find_marked
+from drengine.store.store import Store
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}", "NO_COLOR": "1"}
@@ -121,6 +122,7 @@ def site() -> Iterator[Site]:
         write_configuration(directory, *free_ports(3))
         made = Site(directory)
         stack.callback(made.end)
+        Store.create(directory / "store").close()
         made.start("target", "target", "run", "--config", str(directory / "target.toml"))
         eventually((directory / "nbd.sock").exists)
         made.start("orchestrator", "orchestrator", "run", "--config", str(directory / "orchestrator.toml"))

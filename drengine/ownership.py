@@ -1,0 +1,79 @@
+"""Whose files are: what root makes in a service's directory belongs to the service.
+
+A daemon runs as a user of its own, and root runs commands on the same store and state. A file of root's that the
+daemon may not open stops it. So whatever is made gets the owner of the directory in which it is made.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def give_to_owner(descriptor: int, folder: int) -> None:
+    """Give what was just made to the owner of its folder, where root made it; both are open.
+
+    Raises:
+        OSError: it cannot be given.
+    """
+    if os.geteuid():
+        return
+    owner, made = os.fstat(folder), os.fstat(descriptor)
+    if (owner.st_uid, owner.st_gid) != (made.st_uid, made.st_gid):
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def give_path_to_owner(path: Path) -> None:
+    """Give a file or directory that was just made to the owner of its folder, where root made it.
+
+    Raises:
+        OSError: it cannot be given.
+    """
+    if not os.geteuid():
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def make_directory(path: Path, *, mode: int = 0o777) -> None:
+    """Make a directory and those above it that are missing; one that is there is left as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    for each in reversed(missing):
+        try:
+            each.mkdir(mode=mode)
+        except FileExistsError:
+            continue  # somebody else was faster
+        give_path_to_owner(each)
+    if not path.is_dir():
+        path.mkdir()  # which says what is wrong
+
+
+def open_owned(path: Path, flags: int, mode: int) -> int:
+    """A file's descriptor; the file, if this makes it, belongs to its folder's owner.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if os.geteuid() or not flags & os.O_CREAT:
+        return os.open(path, flags, mode)
+    folder = os.open(path.parent, _FOLDER)
+    try:
+        try:
+            descriptor = os.open(path.name, flags | os.O_EXCL, mode, dir_fd=folder)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return os.open(path.name, flags & ~os.O_CREAT, dir_fd=folder)
+        try:
+            give_to_owner(descriptor, folder)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+    finally:
+        os.close(folder)
