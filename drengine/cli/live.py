@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from drengine.terminal import human_duration, human_time, is_terminal
+from drengine.terminal import Branch, human_duration, human_time, is_terminal, live_tree
 from drengine.terminal.output import printable
 
 if TYPE_CHECKING:
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from drengine.failover.run import RunRecord
     from drengine.failover.snapshot import Snapshot, StepState
 
+MARKS = {
+    "pending": ("·", "dim"),
+    "running": ("▶", "bold cyan"),
+    "interrupted": ("▶", "cyan"),
+    "waiting": ("?", "bold yellow"),
+    "retry": ("↻", "yellow"),
+    "done": ("✓", "green"),
+    "failed": ("✗", "bold red"),
+    "skipped": ("-", "dim"),
+}
 TELLING = ("waiting", "retry", "done", "failed")
 
 
@@ -24,10 +35,9 @@ def view(run: RunRecord, *, quiet: bool) -> Iterator[Watcher]:
     if quiet:
         yield lambda run, snapshot, decision: None
     elif is_terminal():
-        from drengine.cli.live_tree import tree  # noqa: PLC0415 - rich is for terminals only
-
-        with tree(run) as watch:
-            yield watch
+        drawn = _Tree(run)
+        with live_tree(drawn.draw):
+            yield drawn.watch
     else:
         yield _Lines(run)
 
@@ -50,3 +60,39 @@ class _Lines:
 def _line(each: StepState) -> str:
     took = f" in {human_duration((each.ended_ns - each.began_ns) / 1e9)}" if each.status.value == "done" else ""
     return printable(f"{human_time(each.ended_ns)[11:]}  {each.step.id}: {each.status.value}{took}: {each.message}")
+
+
+class _Tree:
+    """The newest snapshot as a tree; drawn again and again, so that times tick."""
+
+    def __init__(self, run: RunRecord) -> None:
+        self._run = run
+        self._snapshot: Snapshot | None = None
+
+    def watch(self, run: RunRecord, snapshot: Snapshot, decision: Decision) -> None:
+        self._run, self._snapshot = run, snapshot
+
+    def draw(self) -> Branch:
+        run = self._run
+        title = [(f"{run.mode.value} {run.runbook} ", "bold"), (run.id, "dim")]
+        top: list[Branch] = []
+        waves: dict[str, list[Branch]] = {}
+        for each in self._snapshot.steps if self._snapshot else ():
+            name = each.step.wave
+            if name and name not in waves:
+                waves[name] = []
+                top.append(Branch([(name, "bold")], waves[name]))
+            (waves[name] if name else top).append(Branch(_parts(each)))
+        return Branch([*title, (f"  {run.state.value} {run.outcome.value}", "bold")], top)
+
+
+def _parts(each: StepState) -> list[tuple[str, str]]:
+    """A step's line, as texts with their styles."""
+    mark, style = MARKS[each.status.value]
+    parts = [(f"{mark} {printable(each.step.title)}", style)]
+    if each.began_ns:
+        until = time.time_ns() if each.status.value in ("running", "waiting") else each.ended_ns
+        parts.append((f"  {human_duration(max(0.0, (until - each.began_ns) / 1e9))}", "cyan"))
+    if each.message and each.status.value != "pending":
+        parts.append((f"  {printable(each.message)}", "red" if each.status.value == "failed" else "dim"))
+    return parts

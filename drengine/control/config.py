@@ -10,6 +10,7 @@ from pathlib import Path
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, Address, option
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
+from drengine.transport.tls import TlsFiles, client_context
 
 
 def _keepalive(seconds: float) -> None:
@@ -64,8 +65,6 @@ class BrokerOptions:
         """
         if self.certificate is None or self.key is None or self.ca is None:
             return None
-        from drengine.transport import TlsFiles, client_context  # noqa: PLC0415 - commands read options, too
-
         return client_context(TlsFiles(self.certificate, self.key, self.ca))
 
 

@@ -110,11 +110,9 @@ class Link:
         client = self._client
         if client is None:
             raise DrengineError(BROKER_UNREACHABLE, f"{self._where}: {self.detail}")
-        from drengine.control.mqtt import MqttError  # noqa: PLC0415 - imported by `run` already
-
         try:
             await client.say(message)
-        except MqttError as error:
+        except client.failure as error:
             raise DrengineError(BROKER_UNREACHABLE, f"{self._where}: {_said(error)}") from error
 
     async def run(self) -> None:
@@ -122,14 +120,12 @@ class Link:
         if self._options.address is None:
             self.detail = "no broker is configured"
             await asyncio.Event().wait()
-        from drengine.control.mqtt import MqttError  # noqa: PLC0415 - only who is told to connect waits for it
-
-        attempts = 0
+        kind, attempts = _client_kind(), 0
         while True:
             before = self.connections
             try:
-                await self._serve(self._new_client())
-            except (MqttError, OSError, ValueError) as error:
+                await self._serve(self._new_client(kind))
+            except (kind.failure, OSError, ValueError) as error:
                 self.detail = _said(error)
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():  # the library put its own error in place of that
@@ -170,11 +166,9 @@ class Link:
         except Exception:
             log.exception("a message on %s could not be taken", message.topic)
 
-    def _new_client(self) -> MqttClient:
-        from drengine.control.mqtt import MqttClient  # noqa: PLC0415
-
+    def _new_client(self, kind: type[MqttClient]) -> MqttClient:
         assert self._options.address is not None
-        return MqttClient(
+        return kind(
             self._options.address,
             self._client_id,
             tls=self._tls,
@@ -185,6 +179,12 @@ class Link:
     @property
     def _where(self) -> str:
         return str(self._options.address or "(none)")
+
+
+def _client_kind() -> type[MqttClient]:
+    from drengine.control.mqtt import MqttClient  # noqa: PLC0415 - a party that has no broker waits for no library
+
+    return MqttClient
 
 
 def _said(error: Exception) -> str:

@@ -14,7 +14,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiomqtt
 from aiomqtt import MqttError
@@ -38,7 +38,9 @@ CALL_SECONDS = 5.0
 
 
 class MqttClient(aiomqtt.Client):
-    """One connection; made anew for each."""
+    """One connection; made anew for each. `failure` is what breaks it."""
+
+    failure: ClassVar[type[Exception]] = MqttError
 
     def __init__(
         self,

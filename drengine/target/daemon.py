@@ -37,8 +37,9 @@ from drengine.target.session import ended_because
 from drengine.target.sources import Sources
 from drengine.target.watch import StoreWatch
 from drengine.telemetry import MetricsEndpoint, notify, quiet_accept_failures
-from drengine.transport import DataNetworks, Listener, serve, server_context
-from drengine.transport.networks import is_loopback
+from drengine.transport.endpoints import Listener, serve
+from drengine.transport.networks import DataNetworks, is_loopback
+from drengine.transport.tls import server_context
 
 log = logging.getLogger("drengine.target")
 

@@ -25,7 +25,7 @@ from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, Session
 from drengine.target.sources import Sources, SourceState
 from drengine.target.watch import DESCRIPTORS_KEPT, require_descriptors
-from drengine.transport import FramedStream
+from drengine.transport.framed import FramedStream
 from drengine.wire.connection import negotiate_version
 from drengine.wire.events import Hello, Purpose
 

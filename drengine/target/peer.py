@@ -12,7 +12,7 @@ import secrets
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BATCH_PLAIN_BYTES_MAX
 from drengine.model.points import Mark, VolumeGeometry
-from drengine.transport import FramedStream
+from drengine.transport.framed import FramedStream
 from drengine.wire.connection import negotiate_version
 from drengine.wire.events import ABILITIES, Event, Goodbye, Hello, Ping, Pong, Refuse, Welcome
 

@@ -23,7 +23,7 @@ from drengine.store.store import Store
 from drengine.store.views.view import View
 from drengine.target.peer import AdmittedAgent
 from drengine.target.queries import answer
-from drengine.transport import FramedStream
+from drengine.transport.framed import FramedStream
 from drengine.wire.events import (
     Changed,
     ChangeQuery,

@@ -25,7 +25,8 @@ from drengine.target.ingest import Ingest, IngestLimits, Stored
 from drengine.target.metrics import TargetMetrics
 from drengine.target.peer import AdmittedAgent
 from drengine.target.sources import Sources, SourceState
-from drengine.transport import FramedStream, reason_of
+from drengine.transport.errors import reason_of
+from drengine.transport.framed import FramedStream
 from drengine.wire.events import (
     Ack,
     BatchEvent,

@@ -9,13 +9,16 @@ from drengine.terminal.output import (
     human_duration,
     human_time,
     is_terminal,
+    live_tree,
     note,
     progress_bar,
     show_table,
 )
+from drengine.terminal.tree import Branch
 
 __all__ = [
     "INTERNAL",
+    "Branch",
     "Command",
     "Group",
     "app",
@@ -27,6 +30,7 @@ __all__ = [
     "human_time",
     "is_terminal",
     "lazy_app",
+    "live_tree",
     "main",
     "note",
     "progress_bar",

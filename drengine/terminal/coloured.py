@@ -1,4 +1,4 @@
-"""Output at a terminal, by rich: tables and progress. Imported only where somebody looks."""
+"""Output at a terminal, by rich: tables, progress, trees. Imported only where somebody looks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,8 +19,12 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
+
+from drengine.terminal.tree import Branch
 
 HEADING = "bold cyan"
+TICKS_PER_SECOND = 8
 
 
 FIRM_CHARACTERS_MAX = 26
@@ -80,3 +85,22 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def live(draw: Callable[[], Branch]) -> Live:
+    """See `output.live_tree`."""
+    return Live(get_renderable=lambda: _grown(draw()), refresh_per_second=TICKS_PER_SECOND)
+
+
+def _grown(branch: Branch) -> Tree:
+    tree = Tree(Text.assemble(*branch.line))
+    tree.children += [_grown(each) for each in branch.below]
+    return tree
+
+
+class Screen:
+    """What a terminal can show."""
+
+    table = staticmethod(print_table)
+    bar = staticmethod(bar)
+    live = staticmethod(live)

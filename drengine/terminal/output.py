@@ -7,12 +7,16 @@ import enum
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drengine.model.errors import DrengineError, error_kind
+from drengine.terminal.tree import Branch
+
+if TYPE_CHECKING:
+    from drengine.terminal.coloured import Screen
 
 OUTPUT_FAILED = error_kind(
     "output-failed",
@@ -126,9 +130,7 @@ def show_table(
         for row in [headings, *rows]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
-    from drengine.terminal.coloured import print_table  # noqa: PLC0415 - rich costs 60 ms, which only terminals pay
-
-    print_table(headings, rows, title=title, styles=styles)
+    _screen().table(headings, rows, title=title, styles=styles)
 
 
 @contextmanager
@@ -140,7 +142,16 @@ def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, i
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    from drengine.terminal.coloured import bar  # noqa: PLC0415 - as above
-
-    with bar(what) as advance:
+    with _screen().bar(what) as advance:
         yield advance
+
+
+def live_tree(draw: Callable[[], Branch]) -> AbstractContextManager[object]:
+    """A tree that is drawn again and again at a terminal, until left, so that times tick."""
+    return _screen().live(draw)
+
+
+def _screen() -> type[Screen]:
+    from drengine.terminal.coloured import Screen  # noqa: PLC0415 - rich costs 60 ms, which only terminals pay
+
+    return Screen

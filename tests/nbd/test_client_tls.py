@@ -11,7 +11,7 @@ from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdAddress, NbdClient
 from drengine.nbd.file_export import FileProvider
 from drengine.nbd.server import NbdServer
-from drengine.transport import server_context
+from drengine.transport.tls import server_context
 from tests.transport.certificates import Authority
 
 

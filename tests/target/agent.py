@@ -18,7 +18,9 @@ from drengine.store.store import Store
 from drengine.target.config import MaintenanceOptions, TargetConfig
 from drengine.target.daemon import TargetDaemon
 from drengine.target.ingest import IngestLimits
-from drengine.transport import DataNetworks, FramedStream, connect
+from drengine.transport.endpoints import connect
+from drengine.transport.framed import FramedStream
+from drengine.transport.networks import DataNetworks
 from drengine.wire.events import (
     ABILITIES,
     Ack,

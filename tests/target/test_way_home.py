@@ -17,7 +17,9 @@ from drengine.model.points import PointKind, PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
 from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
-from drengine.transport import DataNetworks, FramedStream, connect
+from drengine.transport.endpoints import connect
+from drengine.transport.framed import FramedStream
+from drengine.transport.networks import DataNetworks
 from drengine.wire.events import (
     ABILITIES,
     Changed,

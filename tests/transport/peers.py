@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.transport import DataNetworks, FramedStream, Listener, StreamLimits, connect, reason_of, serve
+from drengine.transport.endpoints import Listener, connect, serve
+from drengine.transport.errors import reason_of
+from drengine.transport.framed import FramedStream, StreamLimits
+from drengine.transport.networks import DataNetworks
 from drengine.wire import events as ev
 from drengine.wire.frames import batch_frame_bytes
 from tests.wire.samples import HELLO, WELCOME

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from drengine.model.errors import DrengineError
-from drengine.transport import DataNetworks, connect, serve
-from drengine.transport.endpoints import _check_plain
+from drengine.transport.endpoints import _check_plain, connect, serve
 from drengine.transport.errors import OUTSIDE_DATA_NETWORK, PLAIN_REFUSED, UNREACHABLE
-from drengine.transport.networks import is_loopback
+from drengine.transport.networks import DataNetworks, is_loopback
 
 NETWORKS = DataNetworks.parse(["10.20.0.0/16", "192.168.7.0/24", "fd00:1::/64"])
 

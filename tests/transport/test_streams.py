@@ -15,8 +15,10 @@ from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES
 from drengine.model.points import Cut, PointKind
-from drengine.transport import DataNetworks, FramedStream, StreamLimits, connect, reason_of, serve
-from drengine.transport.errors import OUTSIDE_DATA_NETWORK, TIMED_OUT, UNREACHABLE, TransportError
+from drengine.transport.endpoints import connect, serve
+from drengine.transport.errors import OUTSIDE_DATA_NETWORK, TIMED_OUT, UNREACHABLE, TransportError, reason_of
+from drengine.transport.framed import FramedStream, StreamLimits
+from drengine.transport.networks import DataNetworks
 from drengine.wire import events as ev
 from drengine.wire.connection import Connection, Role
 from drengine.wire.errors import LocalProtocolError, RemoteProtocolError

@@ -20,7 +20,10 @@ import msgspec
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
-from drengine.transport import DataNetworks, TlsFiles, TrafficObserver, client_context, connect
+from drengine.transport.endpoints import connect
+from drengine.transport.framed import TrafficObserver
+from drengine.transport.networks import DataNetworks
+from drengine.transport.tls import TlsFiles, client_context
 from drengine.wire.events import Hello, Purpose, Status
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.config import AgentConfig

@@ -9,7 +9,7 @@ import typer
 
 from drengine.config import example
 from drengine.target.config import TargetConfig, load_target_config
-from drengine.transport import server_context
+from drengine.transport.tls import server_context
 
 app = typer.Typer(add_completion=False)
 
