@@ -293,11 +293,11 @@ class NoAgents:
     """The parties where no broker is configured: nothing is known and nobody can be told anything."""
 
     def presences(self) -> Mapping[str, tuple[PartyKind, Presence]]:
-        """Nobody's."""
+        """No party is seen."""
         return {}
 
     def reports(self) -> Mapping[str, AgentReport]:
-        """Nothing."""
+        """No report has come."""
         return {}
 
     def is_online(self, name: str) -> bool:
@@ -305,7 +305,7 @@ class NoAgents:
         return False
 
     def report_age_seconds(self, name: str) -> float | None:
-        """Nothing came."""
+        """None: no report has come."""
         return None
 
     async def settled(self, seconds: float = 0.0) -> bool:

@@ -50,8 +50,8 @@ def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, flo
     found = {}
     for volume in volumes:
         with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
-            told = json.loads((directory / f"{volume}.json").read_text())
-            found[volume] = round(told["hydrated_bytes"] / told["size_bytes"], 4)
+            report = json.loads((directory / f"{volume}.json").read_text())
+            found[volume] = round(report["hydrated_bytes"] / report["size_bytes"], 4)
     return found
 
 

@@ -247,12 +247,12 @@ class ViewExport:
         self._pool = pool
         self._release = release
         point = view.point
-        told = f"point {point.id} of {point.source}, {point.kind.value}" if point else "branch"
+        what = f"point {point.id} of {point.source}, {point.kind.value}" if point else "branch"
         self.info = ExportInfo(
             name,
             volume.size_bytes,
             read_only=self._writable is None,
-            description=f"{told}, volume {volume.name}",
+            description=f"{what}, volume {volume.name}",
             block_bytes_preferred=65536,
             sector_bytes=1 if sector_bytes == SECTOR_BYTES or volume.size_bytes % sector_bytes else sector_bytes,
         )

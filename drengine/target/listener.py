@@ -113,8 +113,8 @@ class Reception:
             else:
                 self.sessions[hello.source] = session
             Sources.note_opened(state, stream.peer)
-            told = {"source": hello.source, "peer": stream.peer, "durable": writer.durable.sequence}
-            log.info("session opened", extra=told)
+            opened = {"source": hello.source, "peer": stream.peer, "durable": writer.durable.sequence}
+            log.info("session opened", extra=opened)
             return session, writer, credit
 
     async def _run(self, session: Session, writer: BranchWriter, credit: int) -> None:
@@ -211,8 +211,8 @@ class Reception:
             )
         if hello.source in self._suspect:
             damaged = self.store.reread_newest(hello.source)
-            told = {"source": hello.source, "records_damaged": damaged}
-            log.warning("the store is used again after a failure of its disk", extra=told)
+            found = {"source": hello.source, "records_damaged": damaged}
+            log.warning("the store is used again after a failure of its disk", extra=found)
             self._suspect.discard(hello.source)
         return self.store.writer(hello.source, generation=info.generation, branch=info.active_branch)
 

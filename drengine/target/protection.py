@@ -68,6 +68,6 @@ def cut_if_written(view: WritableView) -> RecoveryPoint | None:
     try:
         return view.cut(PointKind.WRITE_ORDER) if view.is_uncut else None
     except DrengineError as error:
-        told = {"source": view.position.source, "branch": view.branch, "detail": error.message}
-        log.warning("no recovery point of a promoted branch (%s)", error.kind.id, extra=told)
+        why = {"source": view.position.source, "branch": view.branch, "detail": error.message}
+        log.warning("no recovery point of a promoted branch (%s)", error.kind.id, extra=why)
         return None

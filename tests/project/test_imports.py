@@ -14,7 +14,6 @@ GRAPH = imports_of({name: path.read_text() for name, path in product_files().ite
 
 KNOWN_BETWEEN_MODULES = {
     # Each is being dissolved: whoever does it removes the line. None may be added.
-    frozenset({"drengine.control.link", "drengine.control.mqtt"}),
     frozenset({"drengine_agent.daemon.service", "drengine_agent.failback.way_home"}),
 }
 KNOWN_BETWEEN_PARTS = {
@@ -22,6 +21,7 @@ KNOWN_BETWEEN_PARTS = {
     "drengine.failover": {
         frozenset(f"drengine.failover.{each}" for each in ("actions", "drivers", "plan", "runbook", "steps"))
     },
+    "drengine.store": set[frozenset[str]](),
     "drengine_agent": {
         frozenset({"drengine_agent.daemon", "drengine_agent.failback"}),
     },

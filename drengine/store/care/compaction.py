@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Codec, ExtentKind
+from drengine.store.blobs import Appender, Reader
 from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
@@ -29,7 +30,7 @@ from drengine.store.names import SegmentPlace, parse_segment_name, segment_direc
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
 from drengine.store.segments import format as codec
-from drengine.store.segments.format import FLAG_DROPPED, RecordType, SegmentIndex
+from drengine.store.segments.format import FLAG_DROPPED, RecordType, SegmentHeader, SegmentIndex
 from drengine.store.views.records import check_record
 from drengine.wire.payload import encode_payload
 
@@ -170,32 +171,13 @@ def rewrite(
     appender = context.storage.create(new_name)
     reader = context.storage.open(old_name)
     try:
-        headers, tables, plain_bytes = [], [], 0
-        packed = header.pack()
-        appender.append(packed)
-        length = len(packed)
-        for number in range(index.record_count):
-            yield_to()
-            start, size = index.payload_range(number)
-            live = liveness.of_record(number) if liveness else None
-            record, table, payload = _rewritten(header.salt, index, number, reader.read_at(start, size), live)
-            appender.append(record, table, payload)
-            headers.append(record)
-            tables.append(table)
-            plain_bytes += codec.live_plain_bytes(table) if index.type(number) == RecordType.BATCH else 0
-            length += len(record) + len(table) + len(payload)
-        tail = codec.pack_seal(header.salt, headers, tables, length, index.last_sequence)
-        if context.storage.abilities.append:
-            # Where a seal is found after a crash, the records before it are whole.
-            appender.sync()
-        appender.append(tail)
-        appender.sync()
+        length, sealed_length, plain_bytes = _copy(context, header, index, reader, appender, liveness, yield_to)
         context.storage.sync_dir(segment_directory(row.source, row.branch))
         swapped = row._replace(
             revision=revision,
             state=SEALED,
             committed_length=length,
-            length=length + len(tail),
+            length=sealed_length,
             plain_bytes=plain_bytes,
             dead_bytes=0,
         )
@@ -214,6 +196,39 @@ def rewrite(
     report.segments_rewritten += 1
     report.bytes_written += length
     report.bytes_freed += row.length - swapped.length
+
+
+def _copy(
+    context: StoreContext,
+    header: SegmentHeader,
+    index: SegmentIndex,
+    reader: Reader,
+    appender: Appender,
+    liveness: SegmentLiveness | None,
+    yield_to: Callable[[], None],
+) -> tuple[int, int, int]:
+    """Write and sync all records and the seal; returns the length without and with it, and the live plain bytes."""
+    headers, tables, plain_bytes = [], [], 0
+    packed = header.pack()
+    appender.append(packed)
+    length = len(packed)
+    for number in range(index.record_count):
+        yield_to()
+        start, size = index.payload_range(number)
+        live = liveness.of_record(number) if liveness else None
+        record, table, payload = _rewritten(header.salt, index, number, reader.read_at(start, size), live)
+        appender.append(record, table, payload)
+        headers.append(record)
+        tables.append(table)
+        plain_bytes += codec.live_plain_bytes(table) if index.type(number) == RecordType.BATCH else 0
+        length += len(record) + len(table) + len(payload)
+    seal = codec.pack_seal(header.salt, headers, tables, length, index.last_sequence)
+    if context.storage.abilities.append:
+        # Where a seal is found after a crash, the records before it are whole.
+        appender.sync()
+    appender.append(seal)
+    appender.sync()
+    return length, length + len(seal), plain_bytes
 
 
 def _next_revision(context: StoreContext, row: SegmentRow) -> int:

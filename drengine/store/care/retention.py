@@ -162,8 +162,8 @@ def _ages_ns(points: list[RecoveryPoint], received_ns: int, time_ns: int) -> lis
     ages: list[int] = []
     age = 0
     for point in reversed(points):
-        told = [told for told in (received_ns - point.received_ns, time_ns - point.time_ns) if told >= 0]
-        age = max(age, min(told, default=0))
+        since_ns = [each for each in (received_ns - point.received_ns, time_ns - point.time_ns) if each >= 0]
+        age = max(age, min(since_ns, default=0))
         ages.append(age)
     return ages[::-1]
 

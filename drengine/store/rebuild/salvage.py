@@ -13,7 +13,7 @@ Every judgement a rebuild makes about segment files is made here, from the files
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
@@ -88,76 +88,75 @@ def salvage_branch(
         now_ns: time noted on damage.
     """
     by_segment: dict[int, list[SegmentPlace]] = {}
-    for place in places:
+    for place in sorted(places, key=lambda place: place.segment):
         by_segment.setdefault(place.segment, []).append(place)
-    first_place = next(iter(sorted(by_segment)), None)
     source, branch = _names(by_segment, known)
-    live = {n for item in known.segments for n in range(item.first, item.last + 1)} if known else set()
-    vouched = known.next_segment if known else 1
-    found: dict[int, _Found] = {}
-    for number, candidates in sorted(by_segment.items()):
-        best = _best(storage, store, candidates)
-        if best:
-            found[number] = best
+    found = _readable(storage, store, by_segment, known, final=final)
+    result = SalvagedBranch()
+
+    def lose(segment: int, sequence: int, reason: str) -> None:
+        result.damage.append(DamageRow(source, branch, segment, WHOLE_SEGMENT, sequence, now_ns, reason))
+
+    newest = _join(result, found, known, lose, now_ns)
+    durable = branch_row(known).durable_sequence if known else 0
+    if result.header is not None and result.sequence < durable:
+        lose(newest, result.sequence + 1, f"the log ends before position {durable}, which was durable")
+    if by_segment and result.header is None and known is None:
+        lose(next(iter(by_segment)), 1, "no segment of the branch is readable")
+    return result
+
+
+def _readable(
+    storage: Storage,
+    store: bytes | None,
+    by_segment: dict[int, list[SegmentPlace]],
+    known: BranchState | None,
+    *,
+    final: bool,
+) -> dict[int, _Found]:
+    """The best file of each segment, as far as it belongs to the log."""
+    found = {number: best for number, each in by_segment.items() if (best := _best(storage, store, each))}
+    durable = branch_row(known).durable_sequence if known else 0
     _cut_tails(found)
     if found:
-        _cut_torn(storage, found, max(found), branch_row(known).durable_sequence if known else 0)
+        _cut_torn(storage, found, max(found), durable)
     if final and known:
-        limit = branch_row(known).durable_sequence
         for number, item in list(found.items()):
-            _keep_until(found, number, item, limit)
-    result = SalvagedBranch()
-    base = branch_row(known).base_sequence if known else None
-    at: int | None = None
+            _keep_until(found, number, item, durable)
+    return found
+
+
+def _join(
+    result: SalvagedBranch,
+    found: dict[int, _Found],
+    known: BranchState | None,
+    lose: Callable[[int, int, str], None],
+    now_ns: int,
+) -> int:
+    """Take the segments in order, and note what is missing between them; returns the newest segment's number."""
+    live = {n for item in known.segments for n in range(item.first, item.last + 1)} if known else set()
+    vouched = known.next_segment if known else 1
+    expected: int | None = None
     previous = 0
     for number in sorted(set(found) | live):
         if number not in found:
             # Listed as live and gone: what it held is unknown.
-            start = at if at is not None else (base or 0) + 1
-            result.damage.append(
-                DamageRow(
-                    source,
-                    branch,
-                    number,
-                    WHOLE_SEGMENT,
-                    start,
-                    now_ns,
-                    "the segment is missing or unreadable",
-                )
-            )
+            base = branch_row(known).base_sequence if known else 0
+            lose(number, base + 1 if expected is None else expected, "the segment is missing or unreadable")
             previous = number
             continue
         item = found[number]
         header = item.index.header
         result.header = result.header or header
-        expected = header.base_sequence + 1 if at is None else at
+        begin = header.base_sequence + 1 if expected is None else expected
         between = range(previous + 1, number)
         explained = bool(between) and all(n < vouched and n not in live for n in between)
         reported = any(bad.segment == previous for bad in result.damage)
-        if header.first_sequence > expected and not explained and not reported:
-            lost = previous + 1 if between else previous
-            result.damage.append(
-                DamageRow(
-                    source,
-                    branch,
-                    lost,
-                    WHOLE_SEGMENT,
-                    expected,
-                    now_ns,
-                    "positions are missing from the log",
-                )
-            )
+        if header.first_sequence > begin and not explained and not reported:
+            lose(previous + 1 if between else previous, begin, "positions are missing from the log")
         _take(result, item, now_ns)
-        at, previous = item.index.last_sequence + 1, number
-    durable = branch_row(known).durable_sequence if known else 0
-    if result.header is not None and result.sequence < durable:
-        reason = f"the log ends before position {durable}, which was durable"
-        result.damage.append(DamageRow(source, branch, previous, WHOLE_SEGMENT, result.sequence + 1, now_ns, reason))
-    if first_place is not None and result.header is None and known is None:
-        result.damage.append(
-            DamageRow(source, branch, first_place, WHOLE_SEGMENT, 1, now_ns, "no segment of the branch is readable")
-        )
-    return result
+        expected, previous = item.index.last_sequence + 1, number
+    return previous
 
 
 def _names(by_segment: dict[int, list[SegmentPlace]], known: BranchState | None) -> tuple[str, int]:
