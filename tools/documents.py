@@ -46,12 +46,17 @@ def configuration() -> str:
     )
 
 
-def errors() -> str:
-    """docs/errors.md"""
+def import_everything() -> None:
+    """Import all modules, so that what each of them registers is known."""
     for package in PACKAGES:
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
+
+
+def errors() -> str:
+    """docs/errors.md"""
+    import_everything()
     rows = "\n".join(
         f"| {kind.exit_code} | `{kind.id}` | {kind.summary} | {kind.hint} | {'yes' if kind.retryable else 'no'} | "
         f"{'no' if kind.final else 'yes'} |"

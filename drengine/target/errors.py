@@ -22,7 +22,7 @@ TARGET_BUSY = error_kind(
     "target-busy",
     61,
     "The target's memory budget does not allow another session.",
-    "Raise `memory_budget_bytes` on the target, or use another target; the agent tries again by itself.",
+    "Raise `memory_budget` on the target, or use another target; the agent tries again by itself.",
     retryable=True,
 )
 SOURCE_NEEDED = error_kind(

@@ -115,8 +115,8 @@ class WayHome:
             raise DrengineError(
                 REVERSE_REFUSED,
                 f"the disk of {', '.join(record.replaced)} was replaced and holds nothing of this source yet",
-                hint="Bring its content home first: `drengine failback` writes all of it. If it has the right content "
-                "already: `drengine-agent release --force`.",
+                hint="Bring its content home first: `drengine failback RUNBOOK` writes all of it. If it has the right "
+                "content already: `drengine-agent release --force`.",
             )
         if generation < agent.generation and not force:
             raise DrengineError(SOURCE_FENCED, f"generation {generation} is over, this source is at {agent.generation}")

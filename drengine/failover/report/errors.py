@@ -8,5 +8,5 @@ REPORT_UNAVAILABLE = error_kind(
     "report-unavailable",
     120,
     "A report can't be read or written.",
-    "`drengine reports` lists those that are kept; the message says what is wrong with the place.",
+    "`drengine reports list` lists those that are kept; the message says what is wrong with the place.",
 )

@@ -31,6 +31,7 @@ read: an approver must see what will be done."""
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})\.[0-9]{1,17}", re.ASCII)
+_MERGE = "<<"
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 
@@ -220,6 +221,11 @@ class _Builder:
             return
         key, key_place = pending
         self._pending[-1] = None
+        if key == _MERGE:
+            told = f"{shown(_MERGE)} merges nothing: what is approved must be written where it stands"
+            hint = "Write the keys out, or use an alias for a whole value: KEY: *ANCHOR."
+            self._findings.add("merge-key", key_place, "", told, hint)
+            return
         if key in parent.entries:
             first = parent.keys[key].line
             self._findings.add(

@@ -38,6 +38,9 @@ def _fit(node: Node, wanted: inspect.Type, path: str, findings: Findings) -> Non
             if node.value not in known:
                 hint = did_you_mean(node.written, known)
                 findings.add("bad-value", node.place, path, f"{_found(node)} is none of the words allowed", hint)
+        case inspect.Metadata(type=inspect.StrType(), extra=dict() as extra):
+            if not isinstance(node.value, str):
+                _wrong(node, path, extra["what"], _example_hint(node, extra), findings)
         case inspect.StrType():
             if not isinstance(node.value, str):
                 _wrong(node, path, "a text", _text_hint(node), findings)
@@ -97,6 +100,13 @@ def _text_hint(node: Node) -> str:
     if node.entries is None and node.items is None:
         return f'Put it in quotes: "{node.written[:40]}".'
     return "Write a text."
+
+
+def _example_hint(node: Node, extra: dict[str, str]) -> str:
+    """A number for a duration is the usual mistake."""
+    if extra["what"] == "a duration" and isinstance(node.value, (int, float)) and node.value > 0:
+        return f"Write it with its unit: {node.written}s, {node.written}m."
+    return f"Write for example {extra['example']}."
 
 
 def _list_hint(node: Node, item: inspect.Type) -> str:

@@ -28,7 +28,7 @@ class RunbookError(DrengineError):
         super().__init__(
             BAD_RUNBOOK,
             errors[0].told(where) + more,
-            hint=f"{errors[0].hint} `drengine runbook validate` lists all mistakes.",
+            hint=f"{errors[0].hint} `drengine runbook validate FILE` lists all mistakes.",
         )
         self.findings = findings
 

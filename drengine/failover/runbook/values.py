@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+Duration = Annotated[
+    str,
+    msgspec.Meta(
+        extra={"what": "a duration", "example": "10m"},
+        extra_json_schema={
+            "pattern": r"^\d{1,9}(\.\d{1,9})?\s*(ms|s|m|h|d|w)$",
+            "examples": ["500ms", "5s", "10m", "1h"],
+        },
+    ),
+]
+"""Texts of a kind of their own are marked, so that what is said of a value of another type leads to a right one."""
+WebAddress = Annotated[str, msgspec.Meta(extra={"what": "a web address", "example": "http://HOST:PORT/PATH"})]
+Database = Annotated[str, msgspec.Meta(extra={"what": "a database", "example": "postgresql://USER@HOST/DATABASE"})]
+RecordType = Annotated[str, msgspec.Meta(extra={"what": "a record type", "example": "A"})]
+Schedule = Annotated[str, msgspec.Meta(extra={"what": "a schedule", "example": '"30 3 * * sun"'})]
+Driver = Annotated[str, msgspec.Meta(extra={"what": "the name of a driver", "example": "qemu"})]
 
 
 class OnFailure(enum.StrEnum):
@@ -34,7 +51,7 @@ class Mode(enum.StrEnum):
 class HttpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Passes when the answer fits."""
 
-    url: str
+    url: WebAddress
     """http or https; ${SOURCE.KEY} stands for what the source's launch told."""
     status: int = 200
     """Expected status."""
@@ -56,7 +73,7 @@ class TcpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class SqlCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Passes when the query's first column of the first row equals `expect` (as text), or any row comes when empty."""
 
-    dsn: str
+    dsn: Database
     """postgresql://USER@HOST/DATABASE or sqlite:///PATH; keep passwords in ~/.pgpass."""
     query: str
     """One statement."""
@@ -73,7 +90,7 @@ class DnsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Zone that is updated."""
     name: str
     """Name inside the zone."""
-    type: str = "A"
+    type: RecordType = "A"
     """Record type."""
     ttl: int = 60
     """Seconds."""
@@ -95,7 +112,7 @@ class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Tell somebody: a webhook that gets the run as JSON, or a command that gets it on standard input."""
 
-    url: str = ""
+    url: WebAddress = ""
     """Webhook, http or https."""
     command: list[str] = []
     """Program and arguments; no shell."""
@@ -108,7 +125,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Shown to people instead of what it does."""
     approval: Approval | None = None
     """Ask a person."""
-    wait: str | None = None
+    wait: Duration | None = None
     """Let so much time pass."""
     command: list[str] | None = None
     """Program and arguments; no shell. Exit status 0 passes."""
@@ -124,11 +141,11 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Tell somebody."""
     modes: tuple[Mode, ...] = (Mode.DRILL, Mode.FAILOVER, Mode.MIGRATION)
     """In which modes it is run; steps of the way home name `failback`."""
-    timeout: str = "30s"
+    timeout: Duration = "30s"
     """How long it may take; checks are repeated until then."""
     retries: int = 0
     """How often it is tried again after it failed."""
-    every: str = "1s"
+    every: Duration = "1s"
     """Between tries of checks and retries."""
     critical: bool = True
     """false: a failure is noted and the run goes on."""
@@ -141,7 +158,7 @@ class Fence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     command: list[str]
     """Program and arguments; no shell."""
-    timeout: str = "30s"
+    timeout: Duration = "30s"
     """How long one try may take."""
     retries: int = 1
     """How often it is tried again."""
@@ -153,7 +170,7 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `settings` belong to the driver, which checks them; `drill` holds those that differ in a drill (isolation).
     """
 
-    driver: str
+    driver: Driver
     """`command`, `qemu`, `standby`, or one that an installed package brings."""
     host: str = ""
     """Recovery host, for drivers that need one."""
@@ -161,7 +178,7 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The driver's own."""
     drill: dict[str, Any] = {}
     """Settings that differ in a drill."""
-    timeout: str = "5m"
+    timeout: Duration = "5m"
     """Until it has to be healthy."""
     retries: int = 0
     """How often it is tried again."""
@@ -205,9 +222,9 @@ class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is promised: the longest data loss and the longest outage."""
 
-    rpo: str = "5s"
+    rpo: Duration = "5s"
     """Longest data loss, a duration."""
-    rto: str = "5m"
+    rto: Duration = "5m"
     """Longest time until users work again, a duration."""
 
 
@@ -226,5 +243,5 @@ class Runbook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Protected servers, by the names under which they replicate."""
     waves: list[Wave]
     """In which order they start, and what is done before and after."""
-    schedule: str = ""
+    schedule: Schedule = ""
     """Drills by themselves: a cron expression of five fields, in UTC; empty: none."""

@@ -74,7 +74,7 @@ def test_what_can_be_run_fits_the_schema(text: str) -> None:
 BEYOND_A_SCHEMA = {
     *("duplicate-key", "bad-key", "yaml-tag", "yaml-alias", "yaml-syntax", "many-documents", "control-character"),
     *("way-up", "unknown-source", "unused-source", "unknown-wave", "wave-cycle", "duplicate-name", "bad-reference"),
-    *("bad-point", "bad-schedule", "bad-command"),
+    *("bad-point", "bad-schedule", "bad-command", "merge-key"),
 }
 NOT_BY_SCHEMA = {"no time", "for ever", "an approval by nobody", "an address that is none"}
 

@@ -26,7 +26,7 @@ JOURNAL_UNUSABLE = error_kind(
     "journal-unusable",
     74,
     "The capture journal can't be made or opened.",
-    "Check that the journal's directory exists, is writable and has space for `journal_bytes`.",
+    "Check that the journal's directory exists, is writable and has space for `nbd.journal`.",
 )
 
 FORMAT = 1

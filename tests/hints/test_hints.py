@@ -1,0 +1,128 @@
+"""A hint leads somewhere that works: every command, option, file and setting that one names is there.
+
+What a hint tells to type is typed in the situation that shows it, in test_situations.py; a new hint that names a
+command needs an entry there, or here with the reason why it is not tried.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+
+import pytest
+
+from drengine.config.options import options_of
+from drengine.model.errors import error_kinds
+from drengine.model.states import REASONS
+from tests.hints import test_situations
+from tests.hints.words import COMMANDS, OPTIONS, ROOT, Hint, complaint, every_hint, written_commands
+from tools.documents import import_everything
+
+HINTS = every_hint()
+NOT_TRIED = {
+    "`drengine --version`": "it is a comparison of two versions",
+    "`drengine-agent --version`": "it is a comparison of two versions",
+    "`drengine-agent run`": "the doctor's tests find no unit; `run` is every agent's test",
+    "`drengine-agent run --config FILE`": "every agent's test runs it",
+    "`drengine-agent doctor`": "tests/agent/doctor",
+    "`drengine-agent adopt --volume NAME`": "tests/agent/daemon and tests/agent/capture adopt disks",
+    "`drengine-agent adopt --volume {}`": "tests/agent/daemon and tests/agent/capture adopt disks",
+    "`drengine-agent check-config FILE`": "tests/cli",
+    "`drengine-agent release --force`": "tests/agent/failback",
+    "`drengine failback RUNBOOK`": "tests/failover/engine",
+}
+"""Commands of hints that are not typed in the situation, and why that is enough."""
+WORDS = {
+    *("latest", "before:", "before:2026-11-23T10:00:00Z", "label:"),  # how points are named
+    *("nbd", "scan", "ebpf", "standby", "frozen", "unlimited", "20MiB/s"),  # values of options
+    "08:00-18:00=20MiB/s, otherwise unlimited",
+    *("after", "by", "then", "modes", "mounts"),  # keys of runbooks and of what belongs to them
+}
+
+
+def settings() -> set[str]:
+    """Names of all options of the configuration files."""
+    found = set[str]()
+    for module, name in (
+        ("drengine.target.config", "TargetConfig"),
+        ("drengine.failover.config", "OrchestratorConfig"),
+        ("drengine_agent.config", "AgentConfig"),
+        ("drengine_agent.standby.config", "StandbyConfig"),
+    ):
+        found |= _names(getattr(importlib.import_module(module), name), "")
+    return found
+
+
+def _names(cls: type, path: str) -> set[str]:
+    found = set[str]()
+    for name, each in options_of(cls).items():
+        found |= {name, path + name}
+        if each.nested is not None:
+            found |= _names(each.nested, f"{path}{name}.")
+    return found
+
+
+def test_every_kind_of_error_says_what_to_do() -> None:
+    import_everything()
+    kinds = error_kinds()
+    assert len(kinds) > 90
+    for kind in kinds:
+        assert kind.hint.strip() and kind.hint.endswith("."), kind.id
+        assert any(kind.hint == hint.text for hint in HINTS), f"the hint of {kind.id} is not found by the tests"
+
+
+@pytest.mark.parametrize("hint", [each for each in HINTS if each.typed], ids=lambda hint: hint.place)
+def test_what_a_hint_tells_to_type_can_be_typed(hint: Hint) -> None:
+    for words in hint.typed:
+        assert complaint(words) == "", f"{' '.join(words)}: {hint.text}"
+
+
+@pytest.mark.parametrize("hint", [each for each in HINTS if each.quoted or each.options], ids=lambda hint: hint.place)
+def test_the_options_settings_and_tools_that_a_hint_names_are_there(hint: Hint) -> None:
+    known = settings()
+    for quoted in hint.quoted:
+        word, value = quoted.split()[0], quoted.partition(" = ")
+        named = quoted in WORDS or value[0] in known or word in ("drengine", "drengine-agent") or word in OPTIONS
+        assert named or shutil.which(word) or word == "ulimit", f"`{quoted}` in: {hint.text}"
+    for option in hint.options:
+        assert option in OPTIONS or any(option in quoted for quoted in hint.quoted), f"{option} in: {hint.text}"
+
+
+def test_the_pages_that_a_hint_names_are_there() -> None:
+    texts = [hint.text for hint in HINTS] + [reason.hint for reason in REASONS.values()]
+    for page in {page for text in texts for page in re.findall(r"docs/[\w.-]+\w", text)}:
+        assert (ROOT / page).exists(), page
+
+
+def test_every_command_that_a_hint_names_is_tried() -> None:
+    told = {
+        f"`{quoted}`" for hint in HINTS for quoted in hint.quoted if quoted.split()[0] in ("drengine", "drengine-agent")
+    }
+    tried = set(test_situations.TRIED)
+    assert sorted(told - tried - NOT_TRIED.keys()) == [], "type it in test_situations.py"
+    assert sorted((tried | NOT_TRIED.keys()) - told) == [], "no hint says so any more"
+
+
+def test_commands_that_texts_and_documents_speak_of_exist() -> None:
+    found = list(written_commands())
+    assert len(found) > 200
+    assert [(place, words, why) for place, words in found if (why := complaint(words, named=True))] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("drengine run show RUN", ""),
+        ("drengine export POINT --writable", ""),
+        ("drengine approve RUN --by NAME", ""),
+        ("drengine reports", "no such command"),
+        ("drengine run show", "needs RUN"),
+        ("drengine run shows RUN", "no such command"),
+        ("drengine points --jsn", "no option"),
+        ("drengine status LATEST", "fewer arguments"),
+    ],
+)
+def test_a_command_that_can_not_be_typed_is_found_out(line: str, why: str) -> None:
+    assert why in complaint(line.split()) if why else not complaint(line.split())
+    assert COMMANDS

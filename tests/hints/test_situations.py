@@ -1,0 +1,385 @@
+"""Somebody types what a hint says, in the situation that shows it, and gets on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.cli.main import app
+from drengine.model.errors import error_kinds
+from drengine.process import find_marked
+from drengine.store.retention import RetentionPolicy
+from drengine.store.store import Store
+from drengine.terminal import main
+from drengine_agent.bandwidth import BandwidthSchedule
+from drengine_agent.cli.main import commands as agent_app
+from tests.recovery.replica import make
+
+pytestmark = pytest.mark.timeout(120)
+TRIED: dict[str, Callable[..., None]] = {}
+"""What hints say between backticks and is typed here, with the test that does."""
+
+BOOK = """
+version: 1
+name: shop
+sources:
+  shop:
+    launch:
+      driver: command
+      settings: {run: RUN, environment: {WHOSE: PLACE}}
+    FENCE
+waves:
+  - name: all
+    sources: [shop]
+    STEPS
+"""
+APPROVAL = 'before: [{approval: {prompt: "really?", by: [ann]}}]'
+
+
+def tries(*quoted: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Marks a test that types these; it has to find them in the hint."""
+
+    def mark(test: Callable[..., None]) -> Callable[..., None]:
+        TRIED.update({f"`{each}`": test for each in quoted})
+        return test
+
+    return mark
+
+
+@dataclass
+class Person:
+    """Somebody at a prompt."""
+
+    directory: Path
+    capture: Any
+    out: str = ""
+    hint: str = ""
+    agents: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def types(self, *words: str, exit_code: int | None = 0) -> str:
+        """Type a command; with an exit code of None it may end anyhow."""
+        program, *rest = words
+        commands = agent_app if program == "drengine-agent" else app
+        code = main(commands, rest)
+        self.out, said = self.capture.readouterr()
+        assert exit_code in (code, None), f"{words}: {code}\n{self.out}\n{said}"
+        assert "Traceback" not in said
+        return str(said)
+
+    def meets(self, id: str, *words: str) -> None:
+        """Type something that ends with this error; its hint is remembered."""
+        said = self.types(*words, exit_code=None)
+        assert f"[{id}]" in said, said
+        self.hint = said.partition("hint:")[2].strip()
+
+    def follows(self, quoted: str, *more: str, exit_code: int = 0, **filled: str) -> str:
+        """Type what the hint says, upper case filled in."""
+        assert f"`{quoted}`" in self.hint, self.hint
+        words = [filled[word.lower()] if word.isupper() else word for word in shlex.split(quoted)]
+        self.types(*words, *more, exit_code=exit_code)
+        return self.out
+
+    def book(self, *, run: str = "[sleep, '600']", fence: str = "fence: {command: ['true']}", steps: str = "") -> str:
+        text = BOOK.replace("RUN", run).replace("FENCE", fence).replace("STEPS", steps)
+        path = self.directory / "shop.yaml"
+        path.write_text(text.replace("PLACE", str(self.directory)))
+        return str(path)
+
+    def run(self) -> str:
+        """The newest run's id."""
+        self.types("drengine", "runs", "--json")
+        return str(json.loads(self.out)[0]["run"])
+
+
+@pytest.fixture
+def person(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Person]:
+    make(tmp_path / "store")
+    monkeypatch.setenv("DRENGINE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("DRENGINE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("DRENGINE_EXPORT", f"unix:{tmp_path / 'nbd.sock'}")
+    monkeypatch.delenv("DRENGINE_CONFIG", raising=False)
+    somebody = Person(tmp_path, capsys)
+    yield somebody
+    for agent in somebody.agents:
+        agent.send_signal(signal.SIGKILL)
+        agent.communicate()
+    for pid in find_marked("WHOSE", str(tmp_path)):
+        subprocess.run(["kill", "-9", str(pid)], check=False)
+
+
+# --- points and stores
+
+
+@tries("drengine status")
+def test_a_source_that_is_not_there(person: Person) -> None:
+    person.meets("unknown-source", "drengine", "points", "--source", "nope")
+    assert "shop" in person.follows("drengine status")
+
+
+def test_several_sources(person: Person) -> None:
+    make(person.directory / "store", seed=2, source="bank")
+    person.meets("source-needed", "drengine", "points")
+    assert "--source" in person.hint
+    for name in ("shop", "bank"):
+        assert name in person.follows("drengine status")
+        person.types("drengine", "points", "--source", name)
+
+
+@tries("drengine points")
+def test_a_point_that_is_not_there(person: Person) -> None:
+    person.meets("unknown-point", "drengine", "verify", "yesterday")
+    point = person.follows("drengine points").splitlines()[-1].split()[0]
+    person.types("drengine", "verify", point)
+
+
+def test_a_point_that_can_not_be(person: Person) -> None:
+    person.meets("bad-point", "drengine", "verify", "before:yesterday")
+    point = person.follows("drengine points").splitlines()[-1].split()[0]
+    for text in (point, "latest", "before:2026-11-23T10:00:00Z", "cut 1"):
+        person.types("drengine", "verify", text)
+    assert re.findall(r"`(before:[^`]+)`", person.hint) == ["before:2026-11-23T10:00:00Z"]
+
+
+def test_a_label_that_a_point_may_not_have(person: Person) -> None:
+    for label in ("latest", "20261125", "1-5", "before:noon", "label:x"):
+        person.meets("bad-label", "drengine-agent", "cut", "--label", label)
+    config = str(person.directory / "none.toml")
+    person.meets("bad-config", "drengine-agent", "cut", "--label", "before the upgrade", "--config", config)
+
+
+@tries("drengine branches")
+def test_a_branch_that_is_not_there(person: Person) -> None:
+    with Store.open(person.directory / "store") as store:
+        branch = store.create_branch(store.points("shop")[0]).number
+    person.meets("unknown-branch", "drengine", "branches", "--drop", "7")
+    assert str(branch) in person.follows("drengine branches")
+    person.types("drengine", "branches", "--drop", str(branch))
+
+
+@tries("drengine points --json")
+def test_a_volume_that_is_not_there(person: Person) -> None:
+    person.meets("unknown-volume", "drengine", "export", "--volume", "nope")
+    assert json.loads(person.follows("drengine points --json"))[0]["volumes"][0]["name"] == "data"
+
+
+@tries("drengine scrub")
+def test_data_that_is_damaged(person: Person) -> None:
+    segment = next((person.directory / "store").rglob("*.seg"))
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+    person.meets("damaged", "drengine", "verify", "latest")
+    whole = [line for line in person.follows("drengine points").splitlines()[1:] if "DAMAGED" not in line]
+    person.follows("drengine scrub", exit_code=43)
+    with Store.open(person.directory / "store") as store:
+        assert store.damaged_ranges("shop"), "the source is asked for these"
+    if whole:
+        person.types("drengine", "verify", whole[-1].split()[0])
+
+
+@tries("drengine rebuild")
+def test_a_catalogue_that_is_lost(person: Person) -> None:
+    for file in (person.directory / "store").glob("catalogue.sqlite*"):
+        file.unlink()
+    person.meets("catalogue-damaged", "drengine", "points")
+    person.follows("drengine rebuild")
+    person.types("drengine", "verify", "latest")
+
+
+def test_a_stores_identity_that_is_damaged(person: Person) -> None:
+    identity = person.directory / "store/STORE"
+    data = bytearray(identity.read_bytes())
+    data[12] ^= 1
+    identity.write_bytes(data)
+    person.meets("store-identity-damaged", "drengine", "points")
+    person.follows("drengine rebuild")
+    person.types("drengine", "verify", "latest")
+
+
+def test_a_retention_policy_and_a_schedule_of_bandwidth() -> None:
+    hints = {kind.id: kind.hint for kind in error_kinds()}
+    (policy,) = re.findall(r'"([^"]+)"', hints["bad-retention"])
+    assert RetentionPolicy.parse(policy)
+    schedules = re.findall(r"`([^`]+)`", hints["bad-bandwidth-schedule"])
+    assert len([BandwidthSchedule.parse(each) for each in schedules]) == 3
+
+
+# --- restores
+
+
+def test_a_destination_that_is_there(person: Person) -> None:
+    disk = person.directory / "disk.img"
+    disk.write_bytes(b"old")
+    words = ("drengine", "restore", "latest", "--to", f"data={disk}")
+    person.meets("destination-exists", *words)
+    assert "--overwrite" in person.hint
+    person.types(*words, "--overwrite")
+
+
+def test_destinations_that_do_not_fit_the_volumes(person: Person) -> None:
+    person.meets("bad-destination", "drengine", "restore", "latest", "--to", "disk.img")
+    assert "--to DIRECTORY" in person.hint and "--to VOLUME=PATH" in person.hint
+    (person.directory / "out").mkdir()
+    person.types("drengine", "restore", "latest", "--to", str(person.directory / "out"))
+    person.types("drengine", "restore", "latest", "--to", f"data={person.directory / 'disk.img'}")
+
+
+# --- runbooks and runs
+
+
+@tries("drengine runbook validate FILE")
+def test_a_runbook_with_mistakes(person: Person) -> None:
+    book = Path(person.book())
+    book.write_text(book.read_text().replace("driver:", "drivr:").replace("version: 1", "version: 2"))
+    person.meets("bad-runbook", "drengine", "drill", str(book))
+    assert person.follows("drengine runbook validate FILE", file=str(book), exit_code=103).count("unknown-key") == 1
+
+
+@tries("drengine runbook list")
+def test_a_runbook_that_is_not_there(person: Person) -> None:
+    person.types("drengine", "drill", person.book())
+    person.meets("unknown-runbook", "drengine", "drill", "shopp")
+    assert "shop" in person.follows("drengine runbook list")
+    person.types("drengine", "drill", "shop")
+
+
+def test_a_runbook_that_is_there_already(person: Person) -> None:
+    place = str(person.directory / "first.yaml")
+    person.types("drengine", "runbook", "init", "shop", "--output", place)
+    person.meets("runbook-exists", "drengine", "runbook", "init", "shop", "--output", place)
+    person.types("drengine", "runbook", "init", "shop", "--output", str(person.directory / "second.yaml"))
+
+
+@tries("drengine run show RUN", "drengine run resume RUN")
+def test_a_run_that_failed(person: Person) -> None:
+    go = person.directory / "go"
+    steps = f"then: [{{command: [test, -e, {go}], timeout: 5s}}]"
+    person.meets("run-failed", "drengine", "failover", person.book(steps=steps))
+    run = person.run()
+    assert "all.then.1" in person.follows("drengine run show RUN", run=run)
+    go.touch()
+    person.follows("drengine run resume RUN", run=run)
+
+
+@tries("drengine rollback RUN")
+def test_a_run_that_failed_and_is_undone(person: Person) -> None:
+    person.meets("run-failed", "drengine", "failover", person.book(steps="then: [{command: ['false']}]"))
+    run = person.run()
+    told = person.follows("drengine rollback RUN", run=run, exit_code=106)
+    (then,) = set(re.findall(r"then: (drengine run resume \S+ --done \S+)", told))  # no broker: release it by hand
+    person.types(*shlex.split(then))
+    assert "rolled-back" in person.out
+
+
+def test_a_drill_that_failed(person: Person) -> None:
+    person.meets("run-failed", "drengine", "drill", person.book(run="['false']"))
+    assert "launch:shop" in person.follows("drengine run show RUN", run=person.run())
+
+
+def test_a_source_that_can_not_be_fenced(person: Person) -> None:
+    person.meets("unfenced", "drengine", "failover", person.book(fence=""))
+    assert "--force" in person.hint
+    person.follows("drengine run resume RUN", "--force", run=person.run())
+
+
+@tries("drengine approve RUN --by NAME")
+def test_a_run_that_waits_for_approval(person: Person) -> None:
+    person.meets("run-waiting", "drengine", "failover", person.book(steps=APPROVAL), "--no-wait")
+    run = person.run()
+    person.follows("drengine approve RUN --by NAME", run=run, name="ann")
+    person.follows("drengine run resume RUN", run=run)
+
+
+def test_an_approval_by_somebody_who_may_not(person: Person) -> None:
+    person.types("drengine", "failover", person.book(steps=APPROVAL), "--no-wait", exit_code=108)
+    run = person.run()
+    person.meets("bad-approval", "drengine", "approve", run, "--by", "bob")
+    assert "ann" in person.follows("drengine run show RUN", run=run)
+    person.types("drengine", "approve", run, "--by", "ann")
+
+
+@tries("drengine runs")
+def test_a_source_that_another_run_holds(person: Person) -> None:
+    book = person.book(steps=APPROVAL)
+    person.types("drengine", "failover", book, "--no-wait", exit_code=108)
+    run = person.run()
+    person.meets("run-active", "drengine", "drill", book)
+    assert run in person.follows("drengine runs")
+    person.types("drengine", "abort", run, "--by", "ann")
+    person.types("drengine", "drill", person.book())
+
+
+def test_a_run_that_was_aborted(person: Person) -> None:
+    person.types("drengine", "failover", person.book(steps=APPROVAL), "--no-wait", exit_code=108)
+    run = person.run()
+    person.types("drengine", "abort", run, "--by", "ann")
+    code = main(app, ["run", "resume", run])
+    said = person.capture.readouterr().err
+    assert code and "hint:" in said
+    assert "aborted" in person.types("drengine", "run", "show", run) or "aborted" in person.out
+
+
+def test_a_run_that_is_not_known(person: Person) -> None:
+    person.types("drengine", "drill", person.book())
+    person.meets("unknown-run", "drengine", "run", "show", "nope")
+    assert person.run() in person.follows("drengine runs")
+
+
+def test_a_run_in_another_state(person: Person) -> None:
+    person.meets("run-state", "drengine", "failback", person.book())
+    person.follows("drengine runs")
+    assert "trunk" in person.follows("drengine branches")
+
+
+@tries("drengine reports list")
+def test_a_report_that_can_not_be_written(person: Person) -> None:
+    person.types("drengine", "drill", person.book())
+    run = person.run()
+    nowhere = str(person.directory / "no/such/folder/report.html")
+    person.meets("report-unavailable", "drengine", "reports", "export", run, "--output", nowhere)
+    assert run in person.follows("drengine reports list")
+    person.types("drengine", "reports", "export", run, "--output", str(person.directory / "report.html"))
+
+
+# --- agents
+
+
+def test_a_configuration_that_is_there_already(person: Person) -> None:
+    (person.directory / "disk.img").write_bytes(bytes(1 << 20))
+    volume = ["--volume", f"data={person.directory / 'disk.img'}"]
+    words = ["drengine-agent", "protect", "--source", "shop", "--target", "127.0.0.1:1", *volume, "--config"]
+    person.types(*words, str(person.directory / "a.toml"))
+    person.meets("config-exists", *words, str(person.directory / "a.toml"))
+    assert "--config" in person.hint
+    person.types(*words, str(person.directory / "b.toml"))
+
+
+@tries("drengine-agent status")
+def test_an_agent_that_runs_already(person: Person) -> None:
+    (person.directory / "disk.img").write_bytes(bytes(1 << 20))
+    config = str(person.directory / "agent.toml")
+    words = ["--source", "shop", "--target", "127.0.0.1:1", "--volume", f"data={person.directory / 'disk.img'}"]
+    words += ["--state-directory", str(person.directory / "agent"), "--tracker", "scan", "--config", config]
+    person.types("drengine-agent", "protect", *words)
+    person.meets("agent-not-running", "drengine-agent", "status", "--config", config)
+    assert "--config" in person.hint
+    program = [sys.executable, "-m", "drengine_agent.cli.main", "run", "--config", config]
+    agent = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+    person.agents.append(agent)
+    assert agent.stderr is not None
+    while main(agent_app, ["status", "--config", config]):
+        assert agent.poll() is None
+        assert agent.stderr.readline()
+    person.capture.readouterr()
+    person.meets("agent-running", "drengine-agent", "run", "--config", config)
+    assert str(agent.pid) in person.follows("drengine-agent status", "--config", config)
