@@ -7,8 +7,6 @@ understood, so that `--help` waits for neither numpy nor a database.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ import typer
 
 from drengine.cli.live import view
 from drengine.failover.run import Outcome
+from drengine.process.signals import ask_on_signals
 from drengine.terminal import emit_json, human_duration, note
 
 if TYPE_CHECKING:
@@ -96,19 +95,13 @@ def in_session(config: OrchestratorConfig, work: Callable[[Orders], Awaitable[T]
 
 
 def _end_on_signals(task: asyncio.Task[Any] | None) -> None:
-    signals = 0
-
-    def end(number: signal.Signals) -> None:
-        nonlocal signals
-        signals += 1
-        if signals > 1 or task is None:
-            os._exit(128 + number)
+    def end() -> None:
         note("ending; `drengine run resume RUN` goes on. Again: at once")
-        task.cancel()
+        if task is not None:
+            task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(ValueError, RuntimeError):  # not the main thread
-            asyncio.get_running_loop().add_signal_handler(number, end, number)
+    with suppress(ValueError, RuntimeError):  # not the main thread
+        ask_on_signals(end, insist=True)
 
 
 def carry_out(

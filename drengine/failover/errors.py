@@ -8,7 +8,8 @@ RUN_FAILED = error_kind(
     "run-failed",
     106,
     "A run failed, or was rolled back because it failed.",
-    "`drengine run show RUN` says which step and why; then `drengine run resume RUN` or `drengine rollback RUN`.",
+    "`drengine run show RUN` says which step and why. If it stopped: `drengine run resume RUN` or "
+    "`drengine rollback RUN`; if it is finished, begin a new one.",
 )
 UNFENCED = error_kind(
     "unfenced",

@@ -284,7 +284,10 @@ class Orders:
             return None
         kinds = {Outcome.BLOCKED: UNFENCED, Outcome.ABORTED: RUN_ABORTED, Outcome.NONE: RUN_WAITING}
         told = f"run {run.run} is {run.state.value}: {run.outcome.value or run.reason}".rstrip(": ")
-        return DrengineError(kinds.get(run.outcome, RUN_FAILED), told)
+        kind = kinds.get(run.outcome, RUN_FAILED)
+        return DrengineError(
+            kind, told, hint=_what_now(run) if kind is RUN_FAILED else kind.hint.replace("RUN", run.run)
+        )
 
     def _look(self, id: str) -> tuple[RunRecord, Snapshot]:
         return self.session.registry.run(id), self.session.snapshot(id)
@@ -323,6 +326,15 @@ class Orders:
             raise DrengineError(
                 RUN_STATE, f"run {run.id} has handed a source back already: resume it, then fail over again"
             )
+
+
+def _what_now(run: Run) -> str:
+    """What can be done about a run that failed."""
+    show = f"`drengine run show {run.run}` says which step and why"
+    if run.state is RunState.FINISHED:
+        return f"{show}. It is over: mend that, and begin a new one."
+    undo = f"`drengine abort {run.run}`" if run.mode is Mode.DRILL else f"`drengine rollback {run.run}`"
+    return f"{show}; then `drengine run resume {run.run}`, or {undo}."
 
 
 @asynccontextmanager

@@ -28,7 +28,8 @@ NOT_TRIED = {
     "`drengine-agent doctor`": "tests/agent/doctor",
     "`drengine-agent adopt --volume NAME`": "tests/agent/daemon and tests/agent/capture adopt disks",
     "`drengine-agent adopt --volume {}`": "tests/agent/daemon and tests/agent/capture adopt disks",
-    "`drengine-agent check-config FILE`": "tests/cli",
+    "`drengine-agent check-config`": "tests/cli",
+    "`drengine export POINT --writable`": "tests/recovery/test_commands.py",
     "`drengine-agent release --force`": "tests/agent/failback",
     "`drengine failback RUNBOOK`": "tests/failover/engine",
 }

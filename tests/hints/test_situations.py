@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,7 +63,7 @@ class Person:
     capture: Any
     out: str = ""
     hint: str = ""
-    agents: list[subprocess.Popen[str]] = field(default_factory=list)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def types(self, *words: str, exit_code: int | None = 0) -> str:
         """Type a command; with an exit code of None it may end anyhow."""
@@ -84,7 +83,8 @@ class Person:
 
     def follows(self, quoted: str, *more: str, exit_code: int = 0, **filled: str) -> str:
         """Type what the hint says, upper case filled in."""
-        assert f"`{quoted}`" in self.hint, self.hint
+        said = re.sub("RUN", filled.get("run", "RUN"), quoted)
+        assert f"`{quoted}`" in self.hint or f"`{said}`" in self.hint, self.hint
         words = [filled[word.lower()] if word.isupper() else word for word in shlex.split(quoted)]
         self.types(*words, *more, exit_code=exit_code)
         return self.out
@@ -110,9 +110,9 @@ def person(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.delenv("DRENGINE_CONFIG", raising=False)
     somebody = Person(tmp_path, capsys)
     yield somebody
-    for agent in somebody.agents:
-        agent.send_signal(signal.SIGKILL)
-        agent.communicate()
+    for each in somebody.started:
+        each.kill()
+        each.communicate()
     for pid in find_marked("WHOSE", str(tmp_path)):
         subprocess.run(["kill", "-9", str(pid)], check=False)
 
@@ -185,6 +185,24 @@ def test_data_that_is_damaged(person: Person) -> None:
         assert store.damaged_ranges("shop"), "the source is asked for these"
     if whole:
         person.types("drengine", "verify", whole[-1].split()[0])
+
+
+@tries("drengine target run")
+def test_a_directory_that_is_no_store(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = person.directory / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("DRENGINE_STORE", str(empty))
+    person.meets("not-a-store", "drengine", "points")
+    assert "`drengine target run`" in person.hint
+    program = [sys.executable, "-m", "drengine.cli.main", "target", "run", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as target:
+        person.started.append(target)
+        assert target.stderr is not None
+        while not (empty / "STORE").exists():
+            assert target.stderr.readline()
+        target.terminate()
+        target.communicate(timeout=60)
+    person.meets("source-needed", "drengine", "points")
 
 
 @tries("drengine rebuild")
@@ -277,13 +295,15 @@ def test_a_run_that_failed_and_is_undone(person: Person) -> None:
     run = person.run()
     told = person.follows("drengine rollback RUN", run=run, exit_code=106)
     (then,) = set(re.findall(r"then: (drengine run resume \S+ --done \S+)", told))  # no broker: release it by hand
-    person.types(*shlex.split(then))
-    assert "rolled-back" in person.out
+    person.meets("run-failed", *shlex.split(then))
+    assert "rolled-back" in person.out and "resume" not in person.hint
 
 
 def test_a_drill_that_failed(person: Person) -> None:
     person.meets("run-failed", "drengine", "drill", person.book(run="['false']"))
     assert "launch:shop" in person.follows("drengine run show RUN", run=person.run())
+    assert "resume" not in person.hint and "rollback" not in person.hint
+    person.types("drengine", "drill", person.book())
 
 
 def test_a_source_that_can_not_be_fenced(person: Person) -> None:
@@ -320,13 +340,20 @@ def test_a_source_that_another_run_holds(person: Person) -> None:
 
 
 def test_a_run_that_was_aborted(person: Person) -> None:
-    person.types("drengine", "failover", person.book(steps=APPROVAL), "--no-wait", exit_code=108)
-    run = person.run()
-    person.types("drengine", "abort", run, "--by", "ann")
-    code = main(app, ["run", "resume", run])
-    said = person.capture.readouterr().err
-    assert code and "hint:" in said
-    assert "aborted" in person.types("drengine", "run", "show", run) or "aborted" in person.out
+    steps = APPROVAL.replace("before:", "then:")
+    program = [sys.executable, "-m", "drengine.cli.main", "failover", person.book(steps=steps)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        while "all.then.1: waiting" not in (line := waiting.stdout.readline()):
+            assert line
+        run = person.run()
+        person.types("drengine", "abort", run, "--by", "ann")
+        _, said = waiting.communicate(timeout=60)
+        assert waiting.returncode == 109 and "[run-aborted]" in said
+    person.hint = said.partition("hint:")[2]
+    assert "all.then.1" in person.follows("drengine run show RUN", run=run)
+    person.follows("drengine rollback RUN", run=run, exit_code=106)
+    assert "undo.hand-back:shop: done" in person.out
 
 
 def test_a_run_that_is_not_known(person: Person) -> None:
@@ -375,7 +402,7 @@ def test_an_agent_that_runs_already(person: Person) -> None:
     assert "--config" in person.hint
     program = [sys.executable, "-m", "drengine_agent.cli.main", "run", "--config", config]
     agent = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
-    person.agents.append(agent)
+    person.started.append(agent)
     assert agent.stderr is not None
     while main(agent_app, ["status", "--config", config]):
         assert agent.poll() is None

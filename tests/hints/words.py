@@ -163,5 +163,7 @@ def written_commands() -> Iterator[tuple[str, list[str]]]:
                 if quoted.split()[0] in PROGRAMS and not re.search(r"\w\|\w", quoted):
                     yield place, shlex.split(quoted)
             for each in re.split(r"; |\s{3,}", line) if within else ():
+                if re.search(r"\w\|\w", each):
+                    continue  # alternatives
                 if each.split()[:1] and each.split()[0] in PROGRAMS and not each.endswith("\\"):
                     yield place, shlex.split(each, comments=True)

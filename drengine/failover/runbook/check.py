@@ -311,7 +311,9 @@ class _Checker:
         except ValueError:
             fits = False
         if not fits or re.search(r"\s", url):
-            self._error("bad-value", at, f"{shown(url)} is no web address", "Write http://HOST:PORT/PATH.")
+            self._error(
+                "bad-value", at, f"{shown(url)} is no web address", "Write for example http://10.0.0.5:8080/health."
+            )
 
     def _filled(self, text: str, at: Path) -> None:
         if not text.strip():

@@ -18,7 +18,7 @@ Duration = Annotated[
     ),
 ]
 """Texts of a kind of their own are marked, so that what is said of a value of another type leads to a right one."""
-WebAddress = Annotated[str, msgspec.Meta(extra={"what": "a web address", "example": "http://HOST:PORT/PATH"})]
+WebAddress = Annotated[str, msgspec.Meta(extra={"what": "a web address", "example": "http://10.0.0.5:8080/health"})]
 Database = Annotated[str, msgspec.Meta(extra={"what": "a database", "example": "postgresql://USER@HOST/DATABASE"})]
 RecordType = Annotated[str, msgspec.Meta(extra={"what": "a record type", "example": "A"})]
 Schedule = Annotated[str, msgspec.Meta(extra={"what": "a schedule", "example": '"30 3 * * sun"'})]
