@@ -17,7 +17,7 @@ import pytest
 from drengine.cli.main import app
 from drengine.model.errors import error_kinds
 from drengine.process import find_marked
-from drengine.store.retention import RetentionPolicy
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.terminal import main
 from drengine_agent.bandwidth import BandwidthSchedule
@@ -187,21 +187,12 @@ def test_data_that_is_damaged(person: Person) -> None:
         person.types("drengine", "verify", whole[-1].split()[0])
 
 
-@tries("drengine target run")
+@tries("drengine target init --store DIR")
 def test_a_directory_that_is_no_store(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = person.directory / "empty"
-    empty.mkdir()
     monkeypatch.setenv("DRENGINE_STORE", str(empty))
     person.meets("not-a-store", "drengine", "points")
-    assert "`drengine target run`" in person.hint
-    program = [sys.executable, "-m", "drengine.cli.main", "target", "run", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as target:
-        person.started.append(target)
-        assert target.stderr is not None
-        while not (empty / "STORE").exists():
-            assert target.stderr.readline()
-        target.terminate()
-        target.communicate(timeout=60)
+    person.follows("drengine target init --store DIR", dir=str(empty))
     person.meets("source-needed", "drengine", "points")
 
 
