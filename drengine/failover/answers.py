@@ -6,9 +6,8 @@ Values that need no change to be told are told as they are: a branch, a source, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +22,11 @@ from drengine.failover.runbook.reader import Examined
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.snapshot import Snapshot, Status, StepState
 from drengine.failover.steps.step import StepKind
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,42 +188,21 @@ class Party:
 
 def run_answer(run: RunRecord, snapshot: Snapshot) -> Run:
     """A run without its steps."""
-    return Run(**_facts(run, snapshot))
+    return _told(Run, run, measure(snapshot), **_of_steps(run, snapshot))
 
 
 def run_detail(run: RunRecord, snapshot: Snapshot) -> RunDetail:
     """A run with its steps."""
-    return RunDetail(**_facts(run, snapshot), steps=[_step(each) for each in snapshot.steps])
+    steps = [_told(Step, each, each.step, seconds=_seconds(each)) for each in snapshot.steps]
+    return _told(RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), steps=steps)
 
 
-def _facts(run: RunRecord, snapshot: Snapshot) -> dict[str, Any]:
-    measures = measure(snapshot)
-    told = {each.name: getattr(measures, each.name) for each in fields(measures)}
-    told |= {each.name: getattr(run, each.name) for each in fields(run) if each.name not in ("id", "options")}
-    waiting = [each.step.id for each in snapshot.steps if each.status is Status.WAITING]
-    points = {source: masked_json(point) for source, point in measures.points.items()}
-    lists = {"sources": list(run.sources), "unfenced": list(measures.unfenced)}
-    return told | lists | {"run": run.id, "waiting_for": waiting, "points": points, "fencing": dict(measures.fencing)}
+def _of_steps(run: RunRecord, snapshot: Snapshot) -> dict[str, Any]:
+    return {"run": run.id, "waiting_for": [each.step.id for each in snapshot.steps if each.status is Status.WAITING]}
 
 
-def _step(state: StepState) -> Step:
-    return Step(
-        id=state.step.id,
-        kind=state.step.kind,
-        title=masked(state.step.title),
-        wave=state.step.wave,
-        source=state.step.source,
-        critical=state.step.critical,
-        status=state.status,
-        attempt=state.attempt,
-        began_ns=state.began_ns,
-        ended_ns=state.ended_ns,
-        seconds=(state.ended_ns - state.began_ns) / 1e9 if state.ended_ns > state.began_ns > 0 else None,
-        code=state.code,
-        message=masked(state.message),
-        output=masked(state.output),
-        data=masked_json(state.data),
-    )
+def _seconds(state: StepState) -> float | None:
+    return (state.ended_ns - state.began_ns) / 1e9 if state.ended_ns > state.began_ns > 0 else None
 
 
 def entry_answer(entry: engine.JournalEntry) -> engine.JournalEntry:
@@ -240,45 +223,27 @@ def request_answer(request: engine.Request) -> engine.Request:
 def plan_answer(mode: Mode, runbook: str, found: Preview) -> Plan:
     """What a run would do."""
     steps = [
-        PlannedStep(
-            id=each.id,
-            kind=each.kind,
-            title=masked(each.title),
-            wave=each.wave,
-            source=each.source,
-            needs=list(each.needs),
-            critical=each.critical,
-            on_failure=each.on_failure,
-            timeout_seconds=each.timeout_seconds,
-            retries=each.retries,
-            cleanup=each.cleanup,
-            predicted_seconds=found.seconds[each.id],
-            measured=each.id in found.measured,
-        )
+        _told(PlannedStep, each, predicted_seconds=found.seconds[each.id], measured=each.id in found.measured)
         for each in found.steps
     ]
-    points: Mapping[str, dict[str, Any]] = {source: masked_json(point) for source, point in found.points.items()}
-    return Plan(mode=mode, runbook=runbook, predicted_seconds=found.predicted_seconds, points=dict(points), steps=steps)
+    return _told(Plan, found, mode=mode, runbook=runbook, steps=steps)
 
 
 def validation(examined: Examined) -> Validation:
     """What was found in a runbook."""
-    findings = [
-        FindingAnswer(
-            id=each.id,
-            line=each.place.line,
-            column=each.place.column,
-            path=each.path,
-            message=each.message,
-            hint=each.hint,
-            warning=each.warning,
-        )
-        for each in examined.findings
-    ]
+    findings = [_told(FindingAnswer, each, each.place) for each in examined.findings]
     return Validation(valid=examined.runbook is not None, findings=findings)
 
 
 def party_answer(party: KnownParty) -> Party:
     """A party as it was last heard of."""
-    told = {each.name: getattr(party, each.name) for each in fields(party)}
-    return Party(**told | {"report": msgspec.to_builtins(party.report) if party.report else None})
+    return _told(Party, party, report=msgspec.to_builtins(party.report) if party.report else None)
+
+
+def _told(answer: type[T], *values: Any, **more: Any) -> T:
+    """An answer whose fields are those of the values, the first that has one, masked; `more` are told as they are."""
+    for each in fields(answer):
+        if each.name not in more:
+            has = next(value for value in values if hasattr(value, each.name))
+            more[each.name] = masked_json(getattr(has, each.name))
+    return answer(**more)

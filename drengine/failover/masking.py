@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ def masked(text: str) -> str:
 
 def masked_json(value: Any) -> Any:
     """A JSON value with each text in it masked."""
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
         return masked(value)
     if isinstance(value, Mapping):
         return {key: masked_json(each) for key, each in value.items()}
