@@ -201,3 +201,37 @@ def test_a_shop_is_drilled_failed_over_and_brought_home(site: Site) -> None:
     assert found.startswith(b"written and recovered by " + failover["run"].encode())
     assert write(site, 2 * BLOCK, b"home")
     eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+
+
+@pytest.mark.fault(27)
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("larger", [0, 1 << 20])
+def test_a_shop_comes_home_to_a_disk_that_replaces_the_lost_one(site: Site, larger: int) -> None:
+    eventually(lambda: write(site, 0, b"written"))
+    eventually(lambda: write(site, 3 * BLOCK, b"never read again from the old disk"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    assert site.agent("cut", "--label", "before")
+    failover = site.drengine("failover", str(site.directory / "shop.yaml"))
+    assert failover["outcome"] == "completed"
+
+    site.kill("agent")
+    (site.directory / "disk").unlink()
+    (site.directory / "disk").write_bytes(b"\xff" * (SIZE + larger))
+    site.start("agent", "run", "-c", str(site.directory / "agent.toml"))
+    assert site.processes.pop("agent").wait(SECONDS) == 71
+    assert "drengine-agent adopt --volume data" in (site.directory / "agent.log").read_text()
+    adopted = site.agent("adopt", "--volume", "data")
+    assert adopted["declared"] == adopted["formerly"] != adopted["identity"]
+    site.start("agent", "run", "-c", str(site.directory / "agent.toml"))
+    eventually(lambda: site.agent("status")["replaced"] == ["data"])
+
+    home = site.drengine("failback", str(site.directory / "shop.yaml"))
+    assert home["outcome"] == "completed"
+    with site.tap() as tap:
+        assert bytes(tap.read(0, 100)).startswith(b"written and recovered by " + failover["run"].encode())
+        assert bytes(tap.read(3 * BLOCK, 34)) == b"never read again from the old disk"
+        assert bytes(tap.read(4 * BLOCK, SIZE - 4 * BLOCK)) == bytes(SIZE - 4 * BLOCK)
+    assert write(site, 2 * BLOCK, b"home")
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    shown = (site.directory / "agent.log").read_text()
+    assert "adopted at" in shown and adopted["identity"] in shown, "an auditor finds it in the log"
