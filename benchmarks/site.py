@@ -129,8 +129,10 @@ class Agent(Process):
 class Site:
     """Starts processes in a folder and ends those, and only those."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, packages: Path | None = None) -> None:
+        """`packages`: a folder of further packages that the processes shall find installed."""
         self.folder = folder
+        self._packages = packages
         self._running: list[Process] = []
 
     def start_target(self, **options: str) -> Target:
@@ -213,25 +215,26 @@ class Site:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environment(),
+                env=environment(self._packages),
             )
         return popen, log
 
 
 @contextlib.contextmanager
-def site(folder: Path) -> Iterator[Site]:
+def site(folder: Path, packages: Path | None = None) -> Iterator[Site]:
     """A site that ends with the block."""
-    made = Site(folder)
+    made = Site(folder, packages)
     try:
         yield made
     finally:
         made.close()
 
 
-def environment() -> dict[str, str]:
-    """What our processes need to find the packages."""
+def environment(packages: Path | None = None) -> dict[str, str]:
+    """What our processes need to find our packages, and those in one more folder."""
     root = Path(__file__).parent.parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "agents")])}
+    places = [root, root / "agents", *([packages] if packages else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
 
 
 def wait_for(what: str, ready: Callable[[], _T], *processes: Process, seconds: float = 60.0) -> _T:

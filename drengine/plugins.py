@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from drengine.model.errors import DrengineError, ErrorKind
@@ -30,10 +29,11 @@ class Plugins:
 
     def available(self) -> dict[str, str]:
         """Names, and where the parts come from."""
-        return {each.name: each.value for each in entry_points(group=self.group)} | dict(self.ours)
+        metadata = import_module("importlib.metadata")  # slow, and not needed for what is ours
+        return {each.name: each.value for each in metadata.entry_points(group=self.group)} | dict(self.ours)
 
-    def load(self, name: str) -> Any:
-        """What stands under that name: a class or a function.
+    def place_of(self, name: str) -> str:
+        """Where the part of that name comes from; nothing is loaded.
 
         Raises:
             DrengineError: `unknown`.
@@ -42,7 +42,15 @@ class Plugins:
         if name not in known:
             listed = ", ".join(sorted(known))
             raise DrengineError(self.unknown, f"there is no {self.noun} {name[:80]!r}; there are {listed}")
-        module, _, attribute = known[name].partition(":")
+        return known[name]
+
+    def load(self, name: str) -> Any:
+        """What stands under that name: a class or a function.
+
+        Raises:
+            DrengineError: `unknown`.
+        """
+        module, _, attribute = self.place_of(name).partition(":")
         try:
             return getattr(import_module(module), attribute)
         except Exception as error:  # third-party code may raise anything

@@ -82,7 +82,7 @@ def metrics() -> str:
         ("Agent", "drengine_agent.daemon.metrics"),
         ("Orchestrator", "drengine.console.metrics"),
     ):
-        found = [each for each in vars(importlib.import_module(module)).values() if isinstance(each, Family)]
+        found: tuple[Family, ...] = importlib.import_module(module).FAMILIES
         rows = "\n".join(
             f"| `{each.full_name}` | {each.kind.value} | {', '.join(each.labels) or 'none'} | {each.help} |"
             for each in sorted(found, key=lambda each: each.name)

@@ -29,6 +29,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.cuts.config import CutOptions
+from drengine_agent.trackers import TRACKERS
 
 WORKERS_MAX = 64
 LEASE_SECONDS_MIN = 5.0
@@ -166,10 +167,12 @@ class AgentConfig:
         FLAG, default=False, help="Allow sessions without TLS beyond loopback; the log repeats it."
     )
     tracker: str = option(
-        choice("nbd", "ebpf", "scan"),
+        TEXT,
         default="nbd",
         help="How changes are seen: `nbd` serves the volumes and records each write in order; `ebpf` tracks the disks "
-        "of a running host inside the kernel; `scan` compares hashes.",
+        "of a running host inside the kernel; `scan` compares hashes. Installed packages may bring others "
+        "(docs/capture.md).",
+        check=TRACKERS.place_of,
     )
     point_interval: float = option(
         DURATION,

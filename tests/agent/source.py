@@ -13,14 +13,13 @@ from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.scan.tracker import ScanTracker
-from drengine_agent.capture.tracker import Tracker
+from drengine_agent.capture.tracker import Readable, Tracker
 from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress
 from drengine_agent.ship.resume import decide_resume
 from drengine_agent.ship.sender import Sender, Traffic
 from drengine_agent.ship.session import Session, hello_for
-from drengine_agent.ship.sweep import Readable
 from tests.agent.replica import Replica, ReplicaStream
 
 DEADLINE_SECONDS = 30.0

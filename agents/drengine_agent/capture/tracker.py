@@ -36,6 +36,9 @@ from typing import Protocol
 
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 
+STALL_REASONS = frozenset({"read-error", "no-cut", "busy", "freeze-refused", "freeze-too-long", "hook-failed"})
+"""What a tracker may give as its reason that keeps points from being cut while the session stands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
@@ -96,6 +99,22 @@ class Changes:
     cut_kind: PointKind = PointKind.WRITE_ORDER
     cut_time_ns: int = 0
     more: bool = False
+
+
+class Readable(Protocol):
+    """A volume as it is read to be shipped. Used by several threads."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`.
+
+        Raises:
+            DrengineError, OSError: the device could not give exactly these bytes.
+        """
+        ...
+
+    def data_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """The range cut into (offset, length, is data), in order. What is no data reads as zeros."""
+        ...
 
 
 class Tracker(Protocol):

@@ -10,9 +10,6 @@ BEHIND_SECONDS = 5.0
 """Up to here a continuous source with a backlog is still called CONTINUOUS: work in flight isn't a condition."""
 
 
-STALL_REASONS = frozenset({"read-error", "no-cut", "busy", "freeze-refused", "freeze-too-long", "hook-failed"})
-"""What a tracker says that keeps points from being cut while the session stands."""
-
 RESCAN_REASONS = frozenset(
     {
         "operator", "unclean-stop", "rebooted", "journal-full", "journal-damaged", "index-lost", "epoch-changed",

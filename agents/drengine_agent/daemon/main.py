@@ -20,6 +20,7 @@ from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.daemon.metrics import AgentMetrics
 from drengine_agent.daemon.operator import ControlServer
 from drengine_agent.daemon.service import Agent
+from drengine_agent.daemon.trackers import capture_class
 from drengine_agent.errors import STATE_DAMAGED
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _control_ended(task: asyncio.Task[None]) -> None:
 
 
 async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteControl | None) -> None:
-    metrics = AgentMetrics(config.source)
+    metrics = AgentMetrics(config.source, capture_class(config.tracker).figures_class)
     agent = Agent(config, observer=metrics)
     metrics.watch(agent)
     running = asyncio.create_task(agent.run())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from drengine.model.points import PointKind
 from drengine.model.states import REASONS, ReplicationState
 from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
-from drengine_agent.daemon.health import RESCAN_REASONS, STALL_REASONS, derive_state
+from drengine_agent.capture.figures import Figures, families_of
+from drengine_agent.daemon.health import RESCAN_REASONS, derive_state
 from drengine_agent.daemon.service import Agent
+from drengine_agent.daemon.trackers import capture_class
+from drengine_agent.trackers import OURS
 
 if TYPE_CHECKING:
     from drengine.control.party import Party
@@ -32,8 +35,6 @@ BACKLOG = Family(
     "agent_backlog_bytes", Kind.GAUGE, "Bytes captured or dirty that are not durable at the target.", _SOURCE
 )
 VOLUME_SIZE = Family("agent_volume_size_bytes", Kind.GAUGE, "Size of a protected volume.", _VOLUME)
-JOURNAL_USED = Family("agent_journal_used_bytes", Kind.GAUGE, "Bytes of the capture journal in use.", _SOURCE)
-JOURNAL_CAPACITY = Family("agent_journal_capacity_bytes", Kind.GAUGE, "Bytes the capture journal can hold.", _SOURCE)
 COMPRESSION = Family("agent_compression_ratio", Kind.GAUGE, "Plain bytes for each byte sent, since the start.", _SOURCE)
 CAPTURED = Family("agent_captured_bytes_total", Kind.COUNTER, "Bytes of volumes taken up to be shipped.", _SOURCE)
 READ = Family("agent_read_bytes_total", Kind.COUNTER, "Bytes read from volumes by scans and syncs.", _SOURCE)
@@ -66,94 +67,26 @@ IGNORED = Family(
 CUTS_BY_KIND = Family(
     "agent_cuts_total", Kind.COUNTER, "Recovery points cut, by how they are known to be consistent.", ("source", "kind")
 )
-CUTS_FAILED = Family(
-    "agent_cuts_failed_total", Kind.COUNTER, "Forced cuts that came to nothing, by reason.", ("source", "reason")
-)
-DIRTY_BLOCKS = Family(
-    "agent_dirty_blocks", Kind.GAUGE, "Blocks of 4 KiB that the kernel marked and that are not durable.", _SOURCE
-)
-DIRTY_BYTES = Family(
-    "agent_dirty_bytes", Kind.GAUGE, "Bytes in blocks that the kernel marked and that are not durable.", _SOURCE
-)
-FREEZES = Family("agent_freezes_total", Kind.COUNTER, "Freezes of the file systems on tracked disks.", _SOURCE)
-FREEZE_LAST = Family("agent_freeze_last_seconds", Kind.GAUGE, "How long the last freeze lasted.", _SOURCE)
-FREEZE_LONGEST = Family(
-    "agent_freeze_longest_seconds", Kind.GAUGE, "How long the longest freeze lasted since the start.", _SOURCE
-)
-DIRECT_READ = Family(
-    "agent_direct_read_bytes_total", Kind.COUNTER, "Bytes read from tracked disks, past the page cache.", _SOURCE
-)
-READ_WAIT = Family(
-    "agent_read_wait_seconds_total", Kind.COUNTER, "Seconds that reads waited for `ebpf.read_limit`.", _SOURCE
-)
-EVENTS = Family(
-    "agent_tracker_events_total", Kind.COUNTER, "Changes of tracked disks that the kernel counted.", _SOURCE
-)
-RUNS = Family(
-    "agent_tracker_runs_total",
-    Kind.COUNTER,
-    "Runs of the tracker's programs, for all disks of the host; only with kernel.bpf_stats_enabled.",
-    _SOURCE,
-)
-RUN_SECONDS = Family(
-    "agent_tracker_run_seconds_total", Kind.COUNTER, "Time of these runs; only with kernel.bpf_stats_enabled.", _SOURCE
-)
-RUNS_MISSED = Family(
-    "agent_tracker_runs_missed_total", Kind.COUNTER, "Runs that the kernel left out; copies did their work.", _SOURCE
-)
-HEALED = Family(
-    "agent_tracker_healed_total",
-    Kind.COUNTER,
-    "Times that changes were left out by all copies, found by the audit, and handed out again.",
-    _SOURCE,
-)
-PASSED = Family(
-    "agent_tracker_passthrough_total",
-    Kind.COUNTER,
-    "Pass-through commands to tracked disks, by where their data went.",
-    ("source", "direction"),
-)
-FAMILIES = (
-    LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, JOURNAL_USED, JOURNAL_CAPACITY, COMPRESSION, CAPTURED, READ, SENT,
-    BATCHES, CUTS, READ_ERRORS, RESCANS, ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED,
-    CUTS_BY_KIND, CUTS_FAILED, DIRTY_BLOCKS, DIRTY_BYTES, FREEZES, FREEZE_LAST, FREEZE_LONGEST, DIRECT_READ, READ_WAIT,
-    EVENTS, RUNS, RUN_SECONDS, RUNS_MISSED, HEALED, PASSED,
+_OWN = (
+    LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, COMPRESSION, CAPTURED, READ, SENT, BATCHES, CUTS, READ_ERRORS, RESCANS,
+    ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND,
 )  # fmt: skip
-
-
-_FIGURES: tuple[tuple[Family, str], ...] = (
-    (JOURNAL_USED, "journal_used_bytes"),
-    (JOURNAL_CAPACITY, "journal_capacity_bytes"),
-    (DIRTY_BLOCKS, "dirty_blocks"),
-    (DIRTY_BYTES, "dirty_bytes"),
-    (FREEZE_LAST, "freeze_seconds_last"),
-    (FREEZE_LONGEST, "freeze_seconds_longest"),
-)
-"""Gauges by the name of what the tracker tells; those that it does not tell are not shown."""
-
-_COUNTS: tuple[tuple[Family, str], ...] = (
-    (FREEZES, "freezes"),
-    (DIRECT_READ, "direct_read_bytes"),
-    (READ_WAIT, "read_waited_seconds"),
-    (EVENTS, "tracker_events"),
-    (RUNS, "tracker_runs"),
-    (RUN_SECONDS, "tracker_run_seconds"),
-    (RUNS_MISSED, "tracker_runs_missed"),
-    (HEALED, "tracker_healed"),
-)
+FAMILIES = (*_OWN, *(family for name in OURS for family in families_of(capture_class(name).figures_class)))
+"""The agent's own, and those of our trackers."""
 
 
 class AgentMetrics(Metrics):
     """An agent's metrics; also what a transport tells its traffic."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, figures: type[Figures] = Figures) -> None:
+        """`figures` are those of the tracker that is used: it may be none of ours."""
         self._source = source
         self._agent: Agent | None = None
         self._party: Party | None = None
         self._counted: dict[tuple[Family, tuple[str, ...]], float] = {}
         self.bytes_by_network: dict[str, list[int]] = {}
         """Received and sent, by network, since the start."""
-        super().__init__(FAMILIES, self._ask)
+        super().__init__(dict.fromkeys((*FAMILIES, *families_of(figures))), self._ask)
 
     def watch(self, agent: Agent) -> None:
         """Show this agent."""
@@ -194,7 +127,7 @@ class AgentMetrics(Metrics):
             (READ_ERRORS, (), progress.read_errors),
             *((RESCANS, (reason,), progress.rescans.get(reason, 0)) for reason in sorted(RESCAN_REASONS)),
             *((CUTS_BY_KIND, (kind.value,), progress.cuts.get(kind, 0)) for kind in PointKind),
-            *self._tracker_counts(agent.capture.details()),
+            *(each for each in agent.capture.figures().readings() if each[0].kind is Kind.COUNTER),
         ]
         if self._party is not None:
             commands = self._party.dispatcher
@@ -204,18 +137,6 @@ class AgentMetrics(Metrics):
         for family, labels, now in counts:
             self.count(family, max(0.0, now - self._counted.get((family, labels), 0.0)), (self._source, *labels))
             self._counted[family, labels] = now
-
-    @staticmethod
-    def _tracker_counts(details: Mapping[str, object]) -> Iterator[tuple[Family, tuple[str, ...], float]]:
-        """What only some trackers count. Every reason is there from the start, so that an increase can be seen."""
-        for family, key in _COUNTS:
-            if isinstance(value := details.get(key), int | float):
-                yield family, (), value
-        if isinstance(failed := details.get("cuts_failed"), dict):
-            yield from ((CUTS_FAILED, (reason,), failed.get(reason, 0)) for reason in sorted(STALL_REASONS))
-        for direction in ("out", "in"):
-            if isinstance(value := details.get(f"tracker_passed_{direction}"), int):
-                yield PASSED, (direction,), value
 
     def _ask(self) -> Iterable[Sample]:
         agent, source = self._agent, self._source
@@ -237,9 +158,8 @@ class AgentMetrics(Metrics):
                 yield Sample(REASON, float(code == reason), (source, code))
         for volume in agent.capture.volumes.values():
             yield Sample(VOLUME_SIZE, volume.size_bytes, (source, volume.name))
-        details = agent.capture.details()
-        for family, key in _FIGURES:
-            if isinstance(value := details.get(key), int | float):
-                yield Sample(family, value, (source,))
+        for family, labels, value in agent.capture.figures().readings():
+            if family.kind is Kind.GAUGE:
+                yield Sample(family, value, (source, *labels))
         if agent.traffic.payload_bytes:
             yield Sample(COMPRESSION, agent.traffic.plain_bytes / agent.traffic.payload_bytes, (source,))

@@ -178,7 +178,7 @@ class RemoteControl:
         agent = self._started
         generation = int(command.arguments.get("generation", command.generation))
         await agent.fence(generation, f"command {command.id}")
-        return {"generation": agent.generation, "cuts_clients": agent.capture.make_server is not None}
+        return {"generation": agent.generation, "cuts_clients": agent.capture.serves}
 
     async def _quiesce(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         return await self._started.quiesce(check_new_label(str(command.arguments.get("label", ""))))

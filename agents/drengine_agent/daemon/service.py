@@ -26,11 +26,13 @@ from drengine.transport.networks import DataNetworks
 from drengine.transport.tls import TlsFiles, client_context
 from drengine.wire.events import Hello, Purpose, Status
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.capture.capture import Capture, VolumeResizedError
+from drengine_agent.capture.tracker import STALL_REASONS
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.backoff import backoff_seconds
-from drengine_agent.daemon.health import STALL_REASONS, Facts, derive_state
+from drengine_agent.daemon.health import Facts, derive_state
 from drengine_agent.daemon.state import StateDirectory
-from drengine_agent.daemon.trackers import Capture, VolumeResizedError, open_capture, volume_reason
+from drengine_agent.daemon.trackers import open_capture, volume_reason
 from drengine_agent.errors import COMMAND_REFUSED
 from drengine_agent.failback.preserve import PreserveReport
 from drengine_agent.failback.reverse import ReverseReport
@@ -171,7 +173,7 @@ class Agent:
             "branch": self.branch,
             "serving": self.is_serving,
             **self.way_home.status(),
-            **self.capture.details(),
+            **self.capture.figures().shown(),
         }
 
     @property
@@ -192,7 +194,7 @@ class Agent:
     @property
     def is_serving(self) -> bool:
         """Whether clients may use the volumes now; False where they are not the agent's to serve."""
-        return self.capture.server is not None and self.capture.server.is_admitting
+        return self.capture.is_serving
 
     # ---- what an operator may ask ----------------------------------------------------------------------------
 
@@ -218,10 +220,10 @@ class Agent:
         Raises:
             DrengineError: COMMAND_REFUSED.
         """
-        if self.capture.request_round is not None:
-            self.capture.request_round()
-        else:
+        if self.capture.tracker.abilities.live:
             self.capture.tracker.request_rescan("operator")
+        else:
+            self.capture.hurry()
         if self.pipeline is not None:
             self.pipeline.wake()
 
@@ -235,9 +237,7 @@ class Agent:
         if pipeline is None or sender is None:
             raise DrengineError(COMMAND_REFUSED, "there is no session with the target, so no point can be cut")
         request = LabelRequest(label)
-        for hurry in (self.capture.request_round, self.capture.request_cut):
-            if hurry is not None:
-                hurry()
+        self.capture.hurry()
         pipeline.request_label(request)
         try:
             sequence = await asyncio.wrap_future(request.done)
@@ -417,7 +417,7 @@ class Agent:
             check_declared(session.welcome, geometry)
             pipeline = Pipeline(
                 tracker=capture.tracker,
-                volumes=capture.readers or capture.volumes,
+                volumes=capture.readers,
                 geometry=geometry,
                 indexes=capture.indexes,
                 sender=sender,

@@ -25,14 +25,14 @@ from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.wire.events import Resend
 from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.indexes import HashIndexes
-from drengine_agent.capture.tracker import Changes, Range, Tracker, Write
+from drengine_agent.capture.tracker import Changes, Range, Readable, Tracker, Write
 from drengine_agent.ship.baseline import Baseline, IndexBaseline, TargetBaseline, ZeroBaseline
 from drengine_agent.ship.batches import BatchBuilder, Outgoing
 from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.resume import Resume
 from drengine_agent.ship.sender import Sender, Sent
-from drengine_agent.ship.sweep import Readable, Sweep, SweepCancelled, SweepReport
+from drengine_agent.ship.sweep import Sweep, SweepCancelled, SweepReport
 
 PERMITS = 8
 REMOTE_WORKERS = 8

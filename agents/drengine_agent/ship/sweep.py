@@ -28,25 +28,9 @@ from drengine_agent.capture.index import (
     hash_block,
 )
 from drengine_agent.capture.indexes import HashIndexes
-from drengine_agent.capture.tracker import Range
+from drengine_agent.capture.tracker import Range, Readable
 from drengine_agent.ship.baseline import Baseline
 from drengine_agent.ship.batches import BatchBuilder, Notes, Outgoing
-
-
-class Readable(Protocol):
-    """A volume as the sweep needs it."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset`.
-
-        Raises:
-            DrengineError, OSError: the device could not give exactly these bytes.
-        """
-        ...
-
-    def data_extents(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
-        """The range cut into (offset, length, is data), in order. What is no data reads as zeros."""
-        ...
 
 
 class Builder(Protocol):
