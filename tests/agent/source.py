@@ -19,7 +19,7 @@ from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress
 from drengine_agent.ship.resume import decide_resume
 from drengine_agent.ship.sender import Sender, Traffic
-from drengine_agent.ship.session import Session, hello_for
+from drengine_agent.ship.uplink import Uplink
 from tests.agent.replica import Replica, ReplicaStream
 
 DEADLINE_SECONDS = 30.0
@@ -79,21 +79,21 @@ class Source:
             file.seek(offset)
             file.write(data)
 
-    async def pipeline(self, replica: Replica, **options: float) -> tuple[Pipeline, ReplicaStream]:
-        session = await Session.open(replica.connect, hello_for("server", bytes(16), 1), self.clock)
+    async def pipeline(self, replica: Replica, *, workers: int = 2, **options: float) -> tuple[Pipeline, ReplicaStream]:
+        bandwidth = TokenBucket(BandwidthSchedule(), self.clock)
+        uplink = Uplink("server", replica.connect, self.clock, bandwidth, CompressionController(), workers)
+        session = await uplink.open(uplink.hello(1))
         assert self.tracker
         pipeline = Pipeline(
+            uplink=uplink,
             tracker=self.tracker,
             volumes={number: self.wrap(volume) for number, volume in self.volumes.items()},
             geometry=self.geometry,
             indexes=self.indexes,
             sender=Sender(session, self.clock, self.traffic),
             resume=decide_resume(session.welcome, self.geometry, 0),
-            compression=CompressionController(),
-            bandwidth=TokenBucket(BandwidthSchedule(), self.clock),
             lag=self.lag,
             progress=self.progress,
-            clock=self.clock,
             **options,  # type: ignore[arg-type]
         )
         assert isinstance(session.stream, ReplicaStream)

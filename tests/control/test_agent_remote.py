@@ -71,7 +71,7 @@ async def test_every_verb_of_an_agent_does_what_it_says(tmp_path: Path) -> None:
             await order(Verb.RESUME)
             await until(lambda: agents.reports()["server"].state == "CONTINUOUS", "the report of going on")
             assert await order(Verb.THROTTLE, bandwidth="20MiB/s") == {"bandwidth": "20MiB/s"}
-            assert agent.bandwidth.limit_bytes_per_second == 20 << 20
+            assert agent.uplink.bandwidth.limit_bytes_per_second == 20 << 20
             await order(Verb.SYNC)
             assert (await order(Verb.STATUS))["source"] == "server"
             wrong = await agents.command(

@@ -91,7 +91,7 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
                 config.metrics.host,
                 config.metrics.port,
                 metrics,
-                not_ready=lambda: "" if agent.pipeline is not None else "no session with the target",
+                not_ready=agent.not_ready,
             )
         notify("READY=1")
         log.info("protecting source %s", config.source, extra={"volumes": len(config.volume)})

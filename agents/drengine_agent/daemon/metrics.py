@@ -91,7 +91,7 @@ class AgentMetrics(Metrics):
     def watch(self, agent: Agent) -> None:
         """Show this agent."""
         self._agent = agent
-        agent.observe_ack = lambda seconds: self.observe(ACK, seconds, (self._source,))
+        agent.replication.observe_ack = lambda seconds: self.observe(ACK, seconds, (self._source,))
 
     def watch_party(self, party: Party) -> None:
         """Show how it is at the broker, too."""
@@ -142,11 +142,10 @@ class AgentMetrics(Metrics):
         agent, source = self._agent, self._source
         if agent is None:
             return
-        if agent.pipeline is not None:
-            agent.pipeline.refresh_lag()
-        facts = agent.facts()
+        agent.replication.refresh_lag()
+        facts = agent.replication.facts()
         state, reason = derive_state(facts)
-        yield Sample(LAG, agent.lag.lag_seconds, (source,))
+        yield Sample(LAG, agent.replication.lag.lag_seconds, (source,))
         yield Sample(FENCED, float(agent.is_fenced), (source,))
         if self._party is not None:
             yield Sample(BROKER, float(self._party.link.is_connected), (source,))

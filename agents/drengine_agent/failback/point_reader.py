@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 
-from drengine.model.clock import Clock
 from drengine.model.extents import Batch, ExtentKind, block_ranges, check_table, iter_table
 from drengine.wire.events import Changed, ChangeQuery, Fetch, Fetched, Hello, Span
 from drengine.wire.terms import FETCHES_OPEN_MAX, QUERIES_OPEN_MAX
-from drengine_agent.ship.session import Connect, Session, SessionEnded
+from drengine_agent.ship.session import Session, SessionEnded
+from drengine_agent.ship.uplink import Uplink
 
 
 class PointReader:
@@ -25,13 +25,13 @@ class PointReader:
 
     @staticmethod
     @contextlib.asynccontextmanager
-    async def opened(connect: Connect, hello: Hello, clock: Clock) -> AsyncIterator[PointReader]:
+    async def opened(uplink: Uplink, hello: Hello) -> AsyncIterator[PointReader]:
         """Connect, and read until the block is left.
 
         Raises:
             SessionEnded: refused, or it ended; DrengineError, OSError, EOFError: the stream's.
         """
-        session = await Session.open(connect, hello, clock)
+        session = await uplink.open(hello)
         try:
             running = asyncio.create_task(session.run(lambda _: None))
             try:

@@ -14,16 +14,14 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine.wire.events import Hello
-from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.tracker import Abilities, Changes, Range
 from drengine_agent.errors import REVERSE_REFUSED
-from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress
 from drengine_agent.ship.resume import check_declared, decide_resume
 from drengine_agent.ship.sender import Sender, Traffic
-from drengine_agent.ship.session import Connect, Session
+from drengine_agent.ship.uplink import Uplink
 
 GOODBYE_SECONDS = 5.0
 
@@ -89,13 +87,9 @@ class StandingDisks:
 
 async def preserve(
     volumes: Mapping[int, Volume],
-    connect: Connect,
+    uplink: Uplink,
     hello: Hello,
     *,
-    clock: Clock,
-    bandwidth: TokenBucket,
-    compression: CompressionController,
-    workers: int,
     progress: Progress,
 ) -> PreserveReport:
     """Ship what differs, and cut the point; returns when it is durable. The volumes must be ours alone.
@@ -105,24 +99,21 @@ async def preserve(
     """
     sizes = {number: volume.size_bytes for number, volume in volumes.items()}
     geometry = tuple(volume.geometry for volume in volumes.values())
-    tracker, traffic = StandingDisks(sizes, clock), Traffic()
-    session = await Session.open(connect, hello, clock)
-    sender = Sender(session, clock, traffic)
+    tracker, traffic = StandingDisks(sizes, uplink.clock), Traffic()
+    session = await uplink.open(hello)
+    sender = Sender(session, uplink.clock, traffic)
     try:
         check_declared(session.welcome, geometry)
         pipeline = Pipeline(
+            uplink=uplink,
             tracker=tracker,
             volumes=volumes,
             geometry=geometry,
             indexes=None,
             sender=sender,
             resume=decide_resume(session.welcome, geometry, 0),
-            compression=compression,
-            bandwidth=bandwidth,
-            lag=LagMeter(clock),
+            lag=LagMeter(uplink.clock),
             progress=progress,
-            clock=clock,
-            workers=workers,
         )
         pipeline.finish()
         await pipeline.run()

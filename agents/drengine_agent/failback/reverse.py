@@ -15,21 +15,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind, iter_table
 from drengine.model.points import VolumeGeometry
 from drengine.wire.events import Hello, Span
 from drengine.wire.payload import digest, verify_batch
-from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.indexes import Note
 from drengine_agent.capture.tracker import Range
 from drengine_agent.errors import REVERSE_REFUSED, adoption_hint
 from drengine_agent.failback.point_reader import PointReader
 from drengine_agent.ship.baseline import TargetBaseline
-from drengine_agent.ship.session import Connect
 from drengine_agent.ship.sweep import Sweep
+from drengine_agent.ship.uplink import Uplink
 
 WINDOW_BYTES = 256 << 20
 """What is compared before any of it is fetched: bounds what is remembered."""
@@ -74,17 +72,15 @@ class Reversal:
 
     Attributes:
         volumes: to be written, ours alone.
-        connect, hello: how the point is reached.
+        uplink, hello: how the point is reached.
         since: position on the point's branch that the disks are known to equal; 0: nothing is known.
         before_first_write: called once, in a thread, before anything is changed.
         progress: told often; must be quick.
     """
 
     volumes: Mapping[int, Volume]
-    connect: Connect
+    uplink: Uplink
     hello: Hello
-    clock: Clock
-    bandwidth: TokenBucket
     since: int = 0
     before_first_write: Callable[[], None] = lambda: None
     progress: Progress = lambda _: None
@@ -100,7 +96,7 @@ class Reversal:
             SessionEnded, OSError, EOFError: the session ended: run it again.
             DrengineError: REVERSE_REFUSED: the volumes are not those of the point, or did not keep what was written.
         """
-        async with PointReader.opened(self.connect, self.hello, self.clock) as reader:
+        async with PointReader.opened(self.uplink, self.hello) as reader:
             check_geometry(reader.session.welcome.geometry, self.volumes)
             sizes = {volume.volume: volume.size_bytes for volume in reader.session.welcome.geometry}
             self.report.bytes_total = sum(sizes.values())
@@ -176,9 +172,9 @@ class Reversal:
 
     async def _limit(self, length: int) -> None:
         async with self._lock:
-            wait = self.bandwidth.reserve(length)
+            wait = self.uplink.bandwidth.reserve(length)
             if wait > 0:
-                await self.clock.sleep(wait)
+                await self.uplink.clock.sleep(wait)
 
     def _write(self, batch: Batch) -> list[Extent]:
         """Write a batch that has proved itself; returns its extents, to be read back."""

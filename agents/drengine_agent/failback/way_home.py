@@ -12,25 +12,24 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.wire.events import Purpose
 from drengine_agent.capture.backing import Volume
+from drengine_agent.capture.capture import Capture
 from drengine_agent.errors import COMMAND_REFUSED, REVERSE_REFUSED
 from drengine_agent.failback.preserve import PreserveReport, preserve
 from drengine_agent.failback.reverse import Reversal, ReverseReport
-from drengine_agent.fencing.fence import SOURCE_FENCED, Fence, FenceRecord, Preserved, Standing, fenced_record
+from drengine_agent.fencing.charge import Charge
+from drengine_agent.fencing.fence import SOURCE_FENCED, FenceRecord, Preserved, Standing
 from drengine_agent.fencing.possession import possessed
 from drengine_agent.ship.pipeline import Progress
 from drengine_agent.ship.session import SessionEnded
-
-if TYPE_CHECKING:
-    from drengine_agent.daemon.service import Agent
+from drengine_agent.ship.uplink import Uplink
 
 log = logging.getLogger("drengine.agent")
 
@@ -38,15 +37,48 @@ Tell = Callable[[Mapping[str, Any]], None]
 _T = TypeVar("_T")
 
 
-class WayHome:
-    """What one agent does about its standing. Its methods belong to the agent's event loop."""
+class Source(Protocol):
+    """What a way home needs of the source that it is about."""
 
-    def __init__(self, agent: Agent, fence: Fence, clock: Clock) -> None:
-        self.fence = fence
-        self._agent = agent
-        self._clock = clock
-        self._changing = asyncio.Lock()
-        """Held while standing and serving change together."""
+    @property
+    def capture(self) -> Capture:
+        """Its volumes and their tracker."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """That it ships under."""
+        ...
+
+    @property
+    def branch(self) -> int:
+        """That this generation writes."""
+        ...
+
+    def take_generation(self, generation: int, branch: int) -> None:
+        """Ship under this generation from now on, also over restarts; DrengineError when that can't be kept."""
+        ...
+
+    def go_on(self) -> None:
+        """Nothing keeps it from shipping any more."""
+        ...
+
+    async def cut(self, label: str) -> int:
+        """Cut a point, and return its position once it is durable; DrengineError when that can't be had."""
+        ...
+
+
+class WayHome:
+    """What is done about one source's standing. Its methods belong to the agent's event loop."""
+
+    def __init__(self, source: Source, charge: Charge, uplink: Uplink, *, vouched: bool) -> None:
+        """`vouched`: somebody vouches for the stillness of volumes whose file system knows no leases."""
+        self.fence = charge.fence
+        self._source = source
+        self._uplink = uplink
+        self._clock = uplink.clock
+        self._changing = charge.changing
+        self._vouched = vouched
         self._busy = ""
         self._closing = False
         self._task: asyncio.Task[Any] | None = None
@@ -65,20 +97,6 @@ class WayHome:
             "way_home": self._busy,
             **self._work,
         }
-
-    async def stand_down(self, generation: int, reason: str) -> None:
-        """Stop serving, now; and remember it. What ships is for the caller to stop.
-
-        Raises:
-            DrengineError: STATE_DAMAGED: it serves nobody, but a restart would not know.
-        """
-        async with self._changing:
-            if self.fence.record.standing is not Standing.FENCED:
-                self.fence.assume(fenced_record(generation, reason, self._clock))
-                log.warning("this source is fenced (%s): it serves and ships nothing until it is released", reason)
-            await asyncio.to_thread(self._agent.capture.stop_serving, cut=True)
-            if not self.fence.is_durable:
-                await asyncio.to_thread(self.fence.replace, self.fence.record)
 
     async def quiesce(self, label: str) -> dict[str, Any]:
         """For a planned switch: stop serving in peace, and wait until a last point is durable.
@@ -104,7 +122,7 @@ class WayHome:
         await self._alone("release", self._release(generation, branch, force=force))
 
     async def _release(self, generation: int, branch: int, *, force: bool) -> None:
-        agent, record = self._agent, self.fence.record
+        source, record = self._source, self.fence.record
         if record.reversing and not force:
             raise DrengineError(
                 REVERSE_REFUSED,
@@ -118,16 +136,17 @@ class WayHome:
                 hint="Bring its content home first: `drengine failback RUNBOOK` writes all of it. If it has the right "
                 "content already: `drengine-agent release --force`.",
             )
-        if generation < agent.generation and not force:
-            raise DrengineError(SOURCE_FENCED, f"generation {generation} is over, this source is at {agent.generation}")
-        await asyncio.to_thread(agent.take_generation, generation, branch)
+        if generation < source.generation and not force:
+            ours = source.generation
+            raise DrengineError(SOURCE_FENCED, f"generation {generation} is over, this source is at {ours}")
+        await asyncio.to_thread(source.take_generation, generation, branch)
         if record.equals or record.reversing:
             # The next session proves that nothing differs, and ships nothing.
-            await asyncio.to_thread(agent.capture.tracker.request_rescan, "reversed")
+            await asyncio.to_thread(source.capture.tracker.request_rescan, "reversed")
         async with self._changing:
             await asyncio.to_thread(self.fence.replace, FenceRecord())
-            await asyncio.to_thread(agent.capture.serve)
-            agent.go_on()
+            await asyncio.to_thread(source.capture.serve)
+            source.go_on()
         log.warning("this source is in charge again, under generation %d", generation)
 
     async def close(self) -> None:
@@ -157,26 +176,26 @@ class WayHome:
             self._busy, self._work = "", {}
 
     async def _quiesce(self, label: str) -> dict[str, Any]:
-        agent, before = self._agent, self.fence.record
+        source, before = self._source, self.fence.record
         async with self._changing:
             self._require_shipping()
-            await asyncio.to_thread(agent.capture.stop_serving, cut=False)
+            await asyncio.to_thread(source.capture.stop_serving, cut=False)
         try:
             async with self._changing:
                 self._require_shipping()
-                record = FenceRecord(Standing.QUIESCED, agent.generation, "quiesced", self._clock.now_ns())
+                record = FenceRecord(Standing.QUIESCED, source.generation, "quiesced", self._clock.now_ns())
                 await asyncio.to_thread(self.fence.replace, record)
-            sequence = await agent.cut(label)
+            sequence = await source.cut(label)
         except BaseException:
             async with self._changing:
                 if before.standing is Standing.IN_CHARGE and self.fence.may_ship:
                     await asyncio.to_thread(self.fence.replace, before)
-                    await asyncio.to_thread(agent.capture.serve)
+                    await asyncio.to_thread(source.capture.serve)
             raise
-        return {"sequence": sequence, "point": f"{agent.branch}-{sequence}"}
+        return {"sequence": sequence, "point": f"{source.branch}-{sequence}"}
 
     async def _preserve(self, branch: int, generation: int, tell: Tell) -> PreserveReport:
-        agent, record = self._agent, self.fence.record
+        record = self.fence.record
         if record.preserved and record.preserved.branch == branch:
             return PreserveReport(branch, record.preserved.sequence, 0, 0)
         progress = Progress()
@@ -194,12 +213,8 @@ class WayHome:
             async with self._telling(tell, told), _errors():
                 report = await preserve(
                     ours,
-                    agent.connect,
-                    agent.hello(Purpose.PRESERVE, branch, generation=generation),
-                    clock=self._clock,
-                    bandwidth=agent.bandwidth,
-                    compression=agent.compression,
-                    workers=agent.config.workers,
+                    self._uplink,
+                    self._uplink.hello(generation, Purpose.PRESERVE, branch),
                     progress=progress,
                 )
             kept = msgspec.structs.replace(self.fence.record, preserved=Preserved(branch, report.sequence))
@@ -207,7 +222,7 @@ class WayHome:
         return report
 
     async def _reverse(self, point: str, tell: Tell, *, force: bool) -> ReverseReport:
-        agent, record = self._agent, self.fence.record
+        source, record = self._source, self.fence.record
         at = PointSelector.parse(point)
         if at.branch is None or at.sequence is None:
             raise DrengineError(REVERSE_REFUSED, f"a point is named by its id, not {point[:60]!r}")
@@ -222,10 +237,8 @@ class WayHome:
                 )
             run = Reversal(
                 volumes,
-                agent.connect,
-                agent.hello(Purpose.REVERSE, at.branch, sequence=at.sequence),
-                self._clock,
-                agent.bandwidth,
+                self._uplink,
+                self._uplink.hello(source.generation, Purpose.REVERSE, at.branch, sequence=at.sequence),
                 since=_known_position(record, at.branch, at.sequence) if untouched else 0,
                 before_first_write=lambda: self._mark_reversing(point),
             )
@@ -247,16 +260,16 @@ class WayHome:
 
     def _mark_reversing(self, point: str) -> None:
         """Before a byte is changed: durable, and no tracker believes what it knew."""
-        self._agent.capture.tracker.request_rescan("reversed")
+        self._source.capture.tracker.request_rescan("reversed")
         marked = msgspec.structs.replace(self.fence.record, reversing=point, equals="", stamps={}, preserved=None)
         self.fence.replace(marked)
 
     @contextlib.asynccontextmanager
     async def _possessed(self) -> AsyncIterator[dict[int, Volume]]:
-        agent = self._agent
-        await asyncio.to_thread(agent.capture.check)
+        source = self._source
+        await asyncio.to_thread(source.capture.check)
         with contextlib.ExitStack() as stack:
-            held = possessed(agent.capture.volumes, vouched=agent.config.scan.assume_quiescent)
+            held = possessed(source.capture.volumes, vouched=self._vouched)
             volumes = await asyncio.to_thread(stack.enter_context, held)
             yield volumes
 

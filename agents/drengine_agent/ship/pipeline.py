@@ -20,19 +20,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from drengine.model.clock import Clock
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.wire.events import Resend
-from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.tracker import Changes, Range, Readable, Tracker, Write
 from drengine_agent.ship.baseline import Baseline, IndexBaseline, TargetBaseline, ZeroBaseline
 from drengine_agent.ship.batches import BatchBuilder, Outgoing
-from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.resume import Resume
 from drengine_agent.ship.sender import Sender, Sent
 from drengine_agent.ship.sweep import Sweep, SweepCancelled, SweepReport
+from drengine_agent.ship.uplink import Uplink
 
 PERMITS = 8
 REMOTE_WORKERS = 8
@@ -84,19 +82,16 @@ class Pipeline:
     def __init__(
         self,
         *,
+        uplink: Uplink,
         tracker: Tracker,
         volumes: Mapping[int, Readable],
         geometry: tuple[VolumeGeometry, ...],
         indexes: HashIndexes | None,
         sender: Sender,
         resume: Resume,
-        compression: CompressionController,
-        bandwidth: TokenBucket,
         lag: LagMeter,
         progress: Progress,
-        clock: Clock,
         check: Callable[[], None] = lambda: None,
-        workers: int = 2,
         point_interval_seconds: float = 0.05,
         idle_seconds: float = 0.02,
     ) -> None:
@@ -110,14 +105,14 @@ class Pipeline:
         self._sender = sender
         self._resume = resume
         self._since = indexes.begin(resume.since, target_empty=resume.empty) if indexes else resume.since
-        self._compression = compression
-        self._bandwidth = bandwidth
+        self._compression = uplink.compression
+        self._bandwidth = uplink.bandwidth
         self._lag = lag
         self._progress = progress
-        self._clock = clock
+        self._clock = uplink.clock
         self._check = check
-        self._checked_at = clock.monotonic()
-        self._workers = workers
+        self._checked_at = uplink.clock.monotonic()
+        self._workers = uplink.workers
         self._point_interval_seconds = point_interval_seconds
         self._idle_seconds = idle_seconds
         self._plain_bytes_max = min(1 << 20, sender.session.welcome.batch_plain_bytes_max)
@@ -130,7 +125,7 @@ class Pipeline:
         self._stopping = threading.Event()
         self._finishing = threading.Event()
         self._sweep: Sweep | None = None
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
+        self._pool = ThreadPoolExecutor(uplink.workers, thread_name_prefix="encode")
         self._acknowledger = ThreadPoolExecutor(1, thread_name_prefix="acknowledge")
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._acknowledging = 0

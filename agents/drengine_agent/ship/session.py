@@ -84,11 +84,15 @@ REFUSAL_REASONS = {
     "outside-data-network": "outside-data-network",
 }
 
+TARGET_STATES = frozenset({"target-full", "target-failed", "target-read-only", "target-away", "target-exhausted"})
+"""These end by themselves, so they are waited for, whatever an older target says of trying again."""
+
 
 def refused(refuse: Refuse) -> SessionEnded:
     """What a REFUSE means for us."""
     reason = REFUSAL_REASONS.get(refuse.code, "target-refused")
-    return SessionEnded(reason, f"{refuse.code}: {refuse.message}", retryable=refuse.retryable and reason != "fenced")
+    retryable = reason in TARGET_STATES or (refuse.retryable and reason != "fenced")
+    return SessionEnded(reason, f"{refuse.code}: {refuse.message}", retryable=retryable)
 
 
 def hello_for(

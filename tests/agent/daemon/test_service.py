@@ -20,6 +20,7 @@ from drengine.nbd.client import NbdClient
 from drengine.wire.events import Refuse
 from drengine_agent.capture import backing
 from drengine_agent.config import AgentConfig, parse_config
+from drengine_agent.daemon import replication
 from drengine_agent.daemon.client import ask
 from drengine_agent.daemon.operator import ControlServer
 from drengine_agent.daemon.service import Agent
@@ -151,6 +152,78 @@ async def test_a_full_target_is_shown_and_tried_again(tmp_path: Path) -> None:
         await until(lambda: agent.status()["reason"] == "target-full")
         assert agent.status()["state"] == "DISCONNECTED"
         replica.refuse = None
+        await until(lambda: replica.points)
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("store-full", "target-full"),
+        ("store-io", "target-failed"),
+        ("store-read-only", "target-read-only"),
+        ("store-away", "target-away"),
+        ("resources-exhausted", "target-exhausted"),
+    ],
+)
+async def test_a_target_whose_store_is_in_trouble_is_tried_again_whatever_its_flag_says(
+    tmp_path: Path, code: str, reason: str
+) -> None:
+    config, replica = configured(tmp_path), Replica()
+    replica.refuse = Refuse(code, "no", retryable=False)
+    async with running(config, replica) as agent:
+        await until(lambda: agent.status()["reason"] == reason)
+        assert agent.status()["state"] == "DISCONNECTED"
+        assert agent.not_ready() == f"DISCONNECTED ({reason}): {code}: no"
+        replica.refuse = None
+        await until(lambda: replica.points)
+        assert agent.not_ready() == ""
+
+
+@pytest.mark.fault(65)
+async def test_resume_makes_a_source_that_stopped_try_again_and_sync_says_that_nothing_would_happen(
+    tmp_path: Path,
+) -> None:
+    config, replica = configured(tmp_path), Replica()
+    replica.refuse = Refuse("unknown-branch", "there is none", retryable=False)
+    async with running(config, replica) as agent:
+        await until(lambda: agent.status()["state"] == "STOPPED")
+        assert agent.not_ready() == "STOPPED (target-refused): unknown-branch: there is none"
+        with pytest.raises(DrengineError, match="stopped") as refused:
+            agent.sync()
+        assert "drengine-agent resume" in refused.value.hint
+        sessions = replica.sessions
+        agent.resume()
+        await until(lambda: replica.sessions > sessions and agent.status()["state"] == "STOPPED")
+        replica.refuse = None
+        agent.resume()
+        await until(lambda: replica.points)
+        assert agent.status()["detail"] == ""
+        agent.sync()
+        await until(lambda: agent.status()["rescans"] == {"operator": 1})
+
+
+async def test_sync_says_that_a_paused_source_compares_nothing(tmp_path: Path) -> None:
+    config, replica = configured(tmp_path), Replica()
+    async with running(config, replica) as agent:
+        agent.pause()
+        with pytest.raises(DrengineError, match="paused") as refused:
+            agent.sync()
+        assert refused.value.hint == "`drengine-agent resume`."
+        assert agent.not_ready().startswith("PAUSED")
+
+
+@pytest.mark.parametrize("order", ["resume", "sync"])
+async def test_an_order_ends_the_wait_before_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(replication, "backoff_seconds", lambda _attempts, _random: 3600.0)
+    config, replica = configured(tmp_path), Replica()
+    replica.refuse = Refuse("store-away", "moved", retryable=True)
+    async with running(config, replica) as agent:
+        await until(lambda: agent.status()["state"] == "DISCONNECTED")
+        replica.refuse = None
+        getattr(agent, order)()
         await until(lambda: replica.points)
 
 

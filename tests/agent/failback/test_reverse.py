@@ -258,7 +258,7 @@ class Cut:
     """A link that breaks after so many events."""
 
     def __init__(self, agent: Agent, rng: random.Random) -> None:
-        self._connect = agent.connect
+        self._connect = agent.uplink.connect
         self._rng = rng
         self.breaks = 6
 
@@ -287,7 +287,7 @@ async def test_a_link_that_breaks_at_any_answer_ends_the_round_and_never_the_dis
         branch = await parted(home, rng)
         agent = home.agent
         assert agent is not None
-        agent.connect = cut = Cut(agent, rng)
+        agent.uplink.connect = cut = Cut(agent, rng)
         beyond = home.diverge()
         while True:
             try:
@@ -339,7 +339,7 @@ async def test_bytes_that_are_not_what_their_hashes_say_are_never_written(tmp_pa
         assert agent is not None
         await preserved(home)
         point = await home.last_point(branch)
-        connect = agent.connect
+        connect = agent.uplink.connect
 
         def spoilt(event: Fetched, how: str) -> Fetched:
             batch, rows = event.batch, list(iter_table(event.batch.table))
@@ -370,11 +370,11 @@ async def test_bytes_that_are_not_what_their_hashes_say_are_never_written(tmp_pa
                 return stream
 
             before = home.disks()
-            agent.connect = lying
+            agent.uplink.connect = lying
             with pytest.raises(DrengineError):
                 await agent.reverse(point.id, force=True)
             assert home.disks() == before, how
-        agent.connect = connect
+        agent.uplink.connect = connect
         await agent.reverse(point.id)
         assert home.disks() == home.shown(point)
 
@@ -461,7 +461,7 @@ async def test_the_way_home_keeps_to_the_bandwidth_limit(tmp_path: Path) -> None
                 waits.append(super().reserve(length))
                 return 0.0
 
-        agent.bandwidth = Bucket(BandwidthSchedule.parse("1MiB/s"), ManualClock())
+        agent.uplink.bandwidth = Bucket(BandwidthSchedule.parse("1MiB/s"), ManualClock())
         report = await agent.reverse((await home.last_point(branch)).id)
         assert report.bytes_shipped >= MIB
         assert 0.85 <= waits[-1] <= 1.2

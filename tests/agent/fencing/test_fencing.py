@@ -53,8 +53,10 @@ async def test_a_fenced_source_cuts_its_clients_off_and_serves_and_ships_nothing
         assert (agent.status()["state"], agent.status()["reason"]) == ("STOPPED", "fenced")
         assert agent.status()["fence_reason"] == "a test"
         sessions = replica.sessions
-        agent.sync()
-        agent.resume()
+        for order in (agent.sync, agent.resume):
+            with pytest.raises(DrengineError) as refused:
+                order()
+            assert refused.value.kind.id == "source-fenced"
         await asyncio.sleep(0.1)
         assert replica.sessions == sessions
         assert (tmp_path / "disk1.img").read_bytes().startswith(b"before")
@@ -160,7 +162,7 @@ async def test_a_target_restored_from_an_older_copy_fences_nobody(tmp_path: Path
         await home.caught_up()
         await home.stop()
         agent = home.start()
-        agent.take_generation(3, 1)
+        agent.replication.take_generation(3, 1)
         await home.restart()
         assert home.agent is not None
         detail = home.agent
@@ -185,7 +187,7 @@ async def test_a_record_that_cannot_be_read_counts_as_fenced(tmp_path: Path, con
 async def test_an_old_order_fences_nobody_and_an_old_generation_is_not_taken_back(tmp_path: Path) -> None:
     config, replica = configured(tmp_path), Replica()
     async with running(config, replica) as agent:
-        agent.take_generation(4, 2)
+        agent.replication.take_generation(4, 2)
         with pytest.raises(DrengineError, match="over"):
             await agent.fence(3)
         assert not agent.is_fenced

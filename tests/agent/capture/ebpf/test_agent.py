@@ -319,7 +319,7 @@ async def test_a_quiet_host_with_a_mounted_disk_becomes_and_stays_quiet(host: Ho
             await until(lambda: watch.answer == watch.cleared)
             shipped, answer = agent.traffic.captured_bytes, watch.answer
             for _ in range(3):  # several saves of state, reports and checks later
-                agent._save()
+                agent.replication._save()
                 await asyncio.to_thread(agent.capture.check)
             await until(lambda: agent.status()["lag_seconds"] < 1.0)  # type: ignore[operator]
             assert (agent.traffic.captured_bytes, watch.answer) == (shipped, answer)
