@@ -290,7 +290,7 @@ class BrokerAgents:
 
 
 class NoAgents:
-    """The parties where no broker is configured: nothing is known and nobody can be told anything."""
+    """The parties where no broker is configured: none is known, and no command can be sent."""
 
     def presences(self) -> Mapping[str, tuple[PartyKind, Presence]]:
         """No party is seen."""

@@ -1,8 +1,8 @@
 """A broker for one machine: rumqttd in a child process, on loopback only, for the quickstart and the demo.
 
 It speaks MQTT 5 and keeps nothing on disk, which is enough: parties say again who they are after each connection. It
-has no access control; whoever can connect to loopback can say anything. For more than one machine there is Mosquitto
-(deploy/mosquitto) or the region's broker.
+has no access control; any process that can connect to loopback can say anything. For more than one
+machine there is Mosquitto (deploy/mosquitto) or the region's broker.
 
 The child watches a pipe from us and ends when it closes, so it does not outlive us even when we are killed.
 """

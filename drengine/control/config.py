@@ -1,4 +1,4 @@
-"""The broker's options, shared by all who speak over it."""
+"""The broker's options, shared by all parties."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class Dispatcher:
         self.ignored[reason] += 1
         now = self._clock.monotonic()
         if now - self._logged_at.get(reason, -LOG_SECONDS) < LOG_SECONDS:
-            return  # whoever floods us must not flood the log; the counters tell
+            return  # a flood of messages must not flood the log; the counters show it
         self._logged_at[reason] = now
         extra = {"verb": command.verb.value, "id": command.id} if command else {}
         log.warning("a command was ignored (%s): %s", reason.value, message, extra=extra)

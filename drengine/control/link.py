@@ -1,8 +1,8 @@
 """One connection to the broker that comes back by itself: MQTT 5, QoS 1, clean sessions.
 
 Nothing is queued for us at the broker and nothing is queued here: what matters is said again after each connection
-(the greeting), and whoever commands asks again until it is answered. A PUBACK proves nothing, because its reason is
-not looked at by the library; so nobody here relies on one.
+(the greeting), and the sender of a command asks again until it is answered. A PUBACK proves nothing, because its
+reason is not looked at by the library; so nothing here relies on one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Link:
                 self.connections += 1
                 self.detail = ""
                 self._connected.set()
-                self._made.set()  # wakes those who wait now, and nobody later
+                self._made.set()  # wakes the tasks that wait now, and none later
                 self._made.clear()
                 log.info("connected with the broker %s", self._where)
                 async for arrived in client.messages:

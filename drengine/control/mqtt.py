@@ -1,4 +1,4 @@
-"""aiomqtt, as we use it: MQTT 5, QoS 1. Imported only by those who are told to connect.
+"""aiomqtt, as we use it: MQTT 5, QoS 1. Imported only by processes that connect.
 
 Some of its habits would hurt a process that does more than MQTT in the same event loop, and are mended here: it asks
 the loop to watch a socket that may be closed by then, whose number may belong to somebody else; it leaves the socket
@@ -114,7 +114,7 @@ class MqttClient(aiomqtt.Client):
 
 
 async def _cancellable(call: Awaitable[object]) -> None:
-    """Do it; whoever was cancelled meanwhile is told so, whatever came of it."""
+    """Await the call; a task that was cancelled meanwhile is cancelled, whatever the call returned."""
     task = asyncio.current_task()
     assert task is not None
     before = task.cancelling()

@@ -168,7 +168,7 @@ class Party:
         return Message(str(self._topics[Leaf.PRESENCE]), msgspec.json.encode(presence), retained=True)
 
     async def _send_answer(self, answer: Answer) -> None:
-        with contextlib.suppress(DrengineError):  # who waits asks again
+        with contextlib.suppress(DrengineError):  # a waiting peer asks again
             await self.link.publish(Message(str(self._topics[Leaf.ANSWER]), msgspec.json.encode(answer)))
 
     # ---- what arrives ----------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Hydration:
 
     def __init__(self, connect: Callable[[], NbdClient], copy: Path | None, *, connections: int = 4) -> None:
         """Connect so many times, and begin an empty copy at `copy` (a file is made anew; a device, also behind a link,
-        must be big enough and used by nobody; None: there is none).
+        must be big enough and not be in use; None: there is none).
 
         Raises:
             DrengineError, OSError: the remote disk or the copy can't be opened.
@@ -120,7 +120,7 @@ class Hydration:
             remote.flush()
 
     def fill(self, stopping: threading.Event) -> None:
-        """Bring everything here, in order, behind whoever uses the disk.
+        """Bring everything here, in order; requests of clients go first.
 
         Raises:
             OSError, DrengineError: as `read`; calling it again goes on.
@@ -167,7 +167,7 @@ class Hydration:
     @contextmanager
     def _changing(self, offset: int, length: int) -> Iterator[None]:
         """Around a change of both: while it is under way, and if it fails, the blocks that it touches count as not
-        filled, for nobody knows what the remote disk holds then. Afterwards those are filled that were before, and
+        filled: what the remote disk holds then is unknown. Afterwards those are filled that were before, and
         those that it covered whole."""
         first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
         with self._locked(first, last):

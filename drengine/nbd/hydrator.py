@@ -64,7 +64,7 @@ async def serve_hydration(
     Args:
         hydration: an open one; it is closed here.
         socket: where clients connect.
-        stopping: set by whoever has enough.
+        stopping: ends it when set.
         served: called once when clients may connect.
         progress: called twice a second with bytes that are here and bytes in all, until it is complete.
 

@@ -1,6 +1,6 @@
 """Hydrators of an instance: one process for each disk, serving it to a workload while it becomes local.
 
-They outlive whoever started them, and are found again by their mark (see drengine.process.marked).
+They outlive the process that started them, and are found again by their mark (see drengine.process.marked).
 """
 
 from __future__ import annotations

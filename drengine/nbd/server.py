@@ -125,7 +125,7 @@ class NbdServer:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket nobody listens on.
+    """Remove a socket on which no process listens.
 
     Raises:
         OSError: something else is there, or somebody listens.

@@ -24,7 +24,7 @@ class Finished:
     Attributes:
         code: its exit status; negative for a signal; 127 when it could not be started.
         output: the last lines of both its outputs, bounded.
-        timed_out: it had to be ended, for its time was up or nobody wanted it any more.
+        timed_out: it had to be ended, because its time was up or it was cancelled.
     """
 
     code: int

@@ -1,4 +1,4 @@
-"""Processes that carry a mark in their environment: found again after any crash of whoever started them.
+"""Processes that carry a mark in their environment: found again after any crash of the process that started them.
 
 A file with a process number can be lost between starting and noting, and names another process after a reboot. The mark
 is inherited by children too, so ending an instance ends all of it.
@@ -56,7 +56,7 @@ def start_marked(
 def end_marked(name: str, value: str, *, grace_seconds: float) -> bool:
     """SIGTERM to all of them, SIGKILL to those that are left after the grace; False if SIGKILL was needed.
 
-    Without any grace nobody is asked: SIGKILL at once.
+    Without any grace they get SIGKILL at once.
     """
     deadline = time.monotonic() + grace_seconds
     found = find_marked(name, value)

@@ -1,4 +1,4 @@
-"""What cannot be read, and who needs it.
+"""What cannot be read, and which points need it.
 
 Damage is recorded per record. A point is damaged when something it shows lies in such a record; one cut later, after
 the source has sent the range again, is not. Damage never shortens a branch: later good data stays (fault 2).

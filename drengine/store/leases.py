@@ -90,7 +90,7 @@ def lock_maintenance(directory: Path) -> Lock:
 
 
 def lock_manifests(directory: Path) -> Lock:
-    """Wait to be the only one who writes a manifest."""
+    """Become the only writer of manifests; waits for the one before."""
     path = directory / LOCKS_DIRECTORY / "manifest.lock"
     with os_errors("locking the manifests"):
         fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

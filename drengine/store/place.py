@@ -1,7 +1,7 @@
 """Where an open store lies, and whether it still does: nothing is read from or written into what took its place.
 
 A store is used by path (files, locks, SQLite), and a path may lead elsewhere tomorrow: the directory is moved away, its
-file system unmounted, another store put there. Whoever writes asks here first. When the same directory is back at its
+file system unmounted, another store put there. Each writer asks here first. When the same directory is back at its
 path, everything that was open is valid again.
 """
 

@@ -16,7 +16,7 @@ class SourceStats:
     Attributes:
         stored_bytes: file bytes of its segments.
         plain_bytes: bytes before compression that they hold.
-        dead_bytes: of those, what the last compaction found nobody can see.
+        dead_bytes: of those, what the last compaction found to be visible from no position.
         points_damaged: points that need unreadable data.
         newest_point_ns: source's clock at its newest point on the active branch; 0 when it has none.
     """

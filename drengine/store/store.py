@@ -281,7 +281,7 @@ class Store:
         self.require_room(free_bytes_min)
 
     def require_room(self, free_bytes_min: int) -> None:
-        """Return when so much space is free, or nobody knows how much is.
+        """Return when so much space is free, or it is unknown how much is.
 
         Raises:
             DrengineError: STORE_FULL, and as `require_usable`.
@@ -304,7 +304,7 @@ class Store:
             pass
 
     def close_branch(self, source: str, branch: int) -> None:
-        """Nobody may write the branch any more. A drill's data goes with the next retention, any other's by policy."""
+        """Let the branch take no more writes. A drill's data goes with the next retention, any other's by policy."""
         self._require_writable()
         self._branches.close(source, branch)
 
@@ -430,7 +430,7 @@ class Store:
         return WritableView(self._context, self.writer(source, generation=generation, branch=branch))
 
     def compact(self, *, bytes_max: int | None = None, yield_to: Callable[[], None] = lambda: None) -> CompactionReport:
-        """Give back the space of what nobody can see any more; see compaction.compact."""
+        """Give back the space of what can be seen no more; see compaction.compact."""
         self._require_writable()
         return compact(self._context, bytes_max=bytes_max, yield_to=yield_to)
 
@@ -471,7 +471,7 @@ class Store:
         return is_branch_locked(self._context.directory, source, branch)
 
     def set_aside(self) -> list[SegmentPlace]:
-        """Segment files that the catalogue does not name and that nobody is writing; see strays.py."""
+        """Segment files that the catalogue does not name and that have no writer; see strays.py."""
         return set_aside(self._context)
 
     @staticmethod
@@ -505,8 +505,8 @@ class Store:
         try:
             return take_lease(self._context.directory, position)
         except DrengineError as error:
-            # Where nobody can write nobody compacts; and on a full disk reading matters more. Without a lease, data
-            # that compaction takes away meanwhile is refused, never replaced by something else.
+            # Where nothing can be written nothing is compacted; and on a full disk reading matters more. Without a lease,
+            # data that compaction takes away meanwhile is refused, never replaced by something else.
             if error.kind is STORE_FULL or (self._context.read_only and error.kind is STORE_READ_ONLY):
                 return None
             raise

@@ -3,7 +3,7 @@
 A source has one session at a time (fault 41). An agent whose TCP connection is half open must get back in at once,
 and two agents with one identity must not throw each other out in turns:
 
-- nobody is there: admit;
+- no session of the source is there: admit;
 - the same instance of the agent is there: it has lost that connection, so the new one replaces it;
 - another instance is there: it is asked whether it lives. If it answers, the newcomer is refused; otherwise replaced.
 """

@@ -96,7 +96,7 @@ class MaintenanceOptions:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """Everything a target is told."""
+    """All options of a target."""
 
     store: Path = option(
         PATH,

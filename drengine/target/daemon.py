@@ -152,7 +152,7 @@ class TargetDaemon:
         return Addresses((host, port), nbd_address, config.nbd_socket, metrics_port)
 
     async def _drain(self, server: Listener) -> None:
-        """End all sessions in peace; whoever does not let go in time is left to its fate."""
+        """End all sessions in peace; one that takes too long is abandoned."""
         seconds = self.config.stop_seconds
         await self.reception.close(seconds)
         with contextlib.suppress(TimeoutError):

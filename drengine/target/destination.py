@@ -70,7 +70,7 @@ def check_destination(
 def sectors_differ(volume: str, size: int, destination: Path) -> str:
     """What to say where a volume's disk had sectors of `size` bytes and its destination has others; empty if equal.
 
-    A file has none: what attaches it decides, and has 512 if nobody says more.
+    A file has none: what attaches it decides, and takes 512 by default.
     """
     there = sector_bytes(destination)
     if size == (there or SECTOR_BYTES):
@@ -124,7 +124,7 @@ def rename_new(path: Path, destination: Path) -> None:
 
 
 def _check_file(file: Path, volume: VolumeGeometry) -> None:
-    """It must be nobody's disk: not the protected one, not an agent's, not a loop device's."""
+    """It must not be a disk in use: not the protected one, not an agent's, not a loop device's."""
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             if backing.read_text(encoding="utf-8", errors="replace").rstrip("\n") == str(file.resolve()):

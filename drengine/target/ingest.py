@@ -7,7 +7,7 @@ fdatasync and one transaction for many batches. Invariants:
 
 - `on_durable` is called only with what `BranchWriter.commit` returned (rule 2), never with what was appended;
 - a batch whose hashes differ is never appended, nor is anything behind it;
-- after any failure nothing more is appended, and the session is told why.
+- after any failure nothing more is appended, and the session learns why.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Stored:
 
 
 class IngestSink(Protocol):
-    """Who is told; called on the ingest thread (hashes: on the pool's)."""
+    """What the ingest reports to; called on the ingest thread (hashes: on the pool's)."""
 
     def on_durable(self, stored: Stored) -> None:
         """Something became durable: acknowledge it."""
@@ -85,7 +85,7 @@ class IngestSink(Protocol):
         ...
 
     def on_failed(self, error: DrengineError) -> None:
-        """This can't go on: end the session with this reason. It may be told several times; the first counts."""
+        """This can't go on: end the session with this reason. It may be called several times; the first counts."""
         ...
 
 

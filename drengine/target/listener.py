@@ -178,7 +178,7 @@ class Reception:
         session.ended.set()
 
     async def _make_way(self, hello: Hello) -> None:
-        """Decide between the newcomer and who is there.
+        """Decide between a new session and the present one.
 
         Raises:
             DrengineError: SOURCE_BUSY.

@@ -26,7 +26,7 @@ class AdmittedAgent:
         self.source = hello.source
         self.instance = hello.instance
         self.ended = asyncio.Event()
-        """Set by whoever runs the session, once it is over."""
+        """Set once the session is over, by the task that runs it."""
         self._stream = stream
         self._hello = hello
         self._probe_seconds = probe_seconds

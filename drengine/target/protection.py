@@ -1,7 +1,7 @@
 """Recovery points of promoted branches: the recovered side is protected from its first write.
 
-Whoever writes a promoted branch over NBD knows nothing of points, so they are cut here: of everything that was written
-when the cut is made, in the order in which it was taken in, hence of kind write-order.
+A client that writes a promoted branch over NBD knows nothing of points, so they are cut here: of everything that
+was written when the cut is made, in the order in which it was taken in, hence of kind write-order.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class HashAnswers:
 
 
 class SharedView:
-    """A view that is closed when the last one who holds it lets go."""
+    """A view that is closed when its last holder releases it."""
 
     def __init__(self, view: View) -> None:
         self.view = view

@@ -145,7 +145,7 @@ class Restore:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether an earlier run of the same restore has completed this file, and nobody changed it since."""
+        """Whether an earlier run of the same restore has completed this file, and it has not changed since."""
         if self._is_device or _NOT_DONE in self._digests:
             return False
         try:

@@ -153,7 +153,7 @@ class Session(AdmittedAgent):
         self._tell(self._progress.set)
 
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the session with it
             self._loop.call_soon_threadsafe(function, *arguments)
 
     # The tasks.

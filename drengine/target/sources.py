@@ -111,7 +111,7 @@ class Sources:
 
     @staticmethod
     def note_status(state: SourceState, status: Status, now_ns: int) -> None:
-        """The agent told its state; unknown words are not repeated, so labels stay bounded."""
+        """Note the state that the agent reported; unknown words are not repeated, so labels stay bounded."""
         state.state = ReplicationState(status.state) if status.state in _STATES else ReplicationState.STALLED
         state.reason = status.reason if status.reason in REASONS else "internal"
         state.backlog_bytes = status.backlog_bytes

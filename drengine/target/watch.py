@@ -1,4 +1,4 @@
-"""Whether the store can take anything in: looked at each second, so that also who has nothing to store is told.
+"""Whether the store can take anything in: looked at each second, so that idle sessions learn of it as well.
 
 A store that was moved away or remounted read-only ends the sessions: their agents show it, back off and come back. One
 that is full, or a target that is out of descriptors, ends none: what is open may go on.

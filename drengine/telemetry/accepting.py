@@ -1,7 +1,7 @@
 """Connections that cannot be accepted, because descriptors or memory are used up.
 
-The listening socket stays readable meanwhile, so whoever accepts has to wait before it tries again, and must not write
-a line each time. Clients wait in the socket's queue.
+The listening socket stays readable meanwhile, so the accepting side has to wait before it tries again, and must not
+write a line each time. Clients wait in the socket's queue.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ METRICS_ADDRESS = error_kind(
 )
 REQUEST_SECONDS = 5
 REQUESTS_MAX = 8
-"""Served at once; who comes beyond that is turned away, so that a flood costs neither threads nor memory."""
+"""Connections served at once; further ones are refused, so that a flood costs neither threads nor memory."""
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +104,7 @@ class MetricsEndpoint:
                 try:
                     with one_scrape:
                         text = metrics.render()
-                except Exception:  # noqa: BLE001 (whatever it is, the daemon goes on and the scraper is told)
+                except Exception:  # noqa: BLE001 (whatever it is, the daemon goes on and the scraper gets an error)
                     _log.exception("the metrics could not be gathered")
                     self._answer(500, b"the metrics could not be gathered; see the log\n")
                 else:

@@ -1,7 +1,7 @@
 """Metrics as data: each family is defined once, and from that come registration, the reference page and its tests.
 
 Counters and histograms are updated as things happen. Gauges are *asked for* at each scrape, so that lag keeps growing
-while the peer is unreachable and nothing has to tick. Label values are bounded by whoever defines the family.
+while the peer is unreachable and nothing has to tick. Label values are bounded where the family is defined.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ JOINED_BYTES_MAX = 16384
 """Smaller payloads are copied behind their header: one system call is cheaper than two."""
 
 LINGER_SECONDS = 2.0
-"""Whoever said the last word waits so long for the peer to take it, because closing could destroy it."""
+"""How long the side that spoke last waits for the peer to take it: closing the socket earlier could destroy it."""
 
 
 class TrafficObserver(Protocol):

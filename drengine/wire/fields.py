@@ -81,7 +81,7 @@ class FieldType:
     Attributes:
         text: what the document says of its bytes.
         bytes_min, bytes_max: its possible size.
-        write: from the value; need not judge it, because whoever sends reads back what was written.
+        write: from the value; need not judge it, because the sender reads back what was written.
         read: to the value; raises FieldError for anything that is not allowed.
     """
 

@@ -206,7 +206,7 @@ def _make_folder(name: str, folder: int) -> bool:
 
 
 def _sync(chain: Sequence[int]) -> None:
-    """Deepest folder first. All of them, always: whoever made one may have died before it was durable."""
+    """Deepest folder first. All of them, always: the process that made one may have died before it was durable."""
     for descriptor in reversed(chain):
         os.fsync(descriptor)
 

@@ -1,4 +1,4 @@
-"""Compaction: giving back the space of what nobody can see any more.
+"""Compaction: giving back the space of what no point, branch or reader sees any more.
 
 A segment is rewritten as a new revision of itself: dead DATA rows become DROPPED, their plain bytes are
 zeroed before the payload is compressed anew, so that every plain offset stays as it was and no map changes. A segment

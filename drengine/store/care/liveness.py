@@ -48,21 +48,21 @@ class SegmentLiveness:
 
     @property
     def dead_bytes(self) -> int:
-        """Plain bytes that nobody can see and that compaction has not dropped yet."""
+        """Plain bytes that no root sees and that compaction has not dropped yet."""
         dead = (self.rows.kind == ExtentKind.DATA) & ~self.live
         return int(self.rows.length[dead].sum())
 
 
 @dataclass(frozen=True, slots=True)
 class BranchRoots:
-    """A branch and its roots, ascending; none when nobody can see the branch any more."""
+    """A branch and its roots, ascending; none when the branch can be seen no more."""
 
     branch: BranchRow
     positions: list[int]
 
     @property
     def dead(self) -> bool:
-        """Nobody can see it, nor ever will."""
+        """Whether no root sees it: none ever will again."""
         return not self.positions and bool(self.branch.closed)
 
 

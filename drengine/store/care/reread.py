@@ -1,7 +1,7 @@
 """After a disk has failed a write or a sync: look at what is said to be there before building on it (fault 5).
 
 What was committed was synced without an error, so it should be whole. But the disk has shown that it can fail, and
-nobody should find out at recovery: the newest segments are read again and their checksums compared.
+recovery is too late to find out: the newest segments are read again and their checksums compared.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def plan(
         now_ns: the target's wall clock; it only bounds a newest point whose time lies in the future.
         policy: what to keep.
         protected: ids (RecoveryPoint.id) of points that are leased or that branches grow from.
-        ended_branches: branches that nobody writes any more: there even the newest point may go when its time is up.
+        ended_branches: branches that take no more writes: there even the newest point may go when its time is up.
     """
     kept = sorted(points, key=lambda point: (point.branch, point.sequence))
     removed: list[RecoveryPoint] = []

@@ -54,7 +54,7 @@ def _retain_source(context: StoreContext, source: str, policy: RetentionPolicy, 
 
 
 def _is_over(branch: BranchRow, points: list[PointRow], leases: set[Position]) -> bool:
-    """Closed, and nobody looks at it or keeps a point of it."""
+    """Whether it is closed, not being read, and has no point that is kept."""
     if not branch.closed:
         return False
     leased = any(lease.source == branch.source and lease.branch == branch.branch for lease in leases)

@@ -96,7 +96,7 @@ def verify(context: StoreContext, view: View, progress: Progress) -> VerifyRepor
 
 
 def scrub(context: StoreContext, progress: Progress, yield_to: Callable[[], None]) -> ScrubReport:
-    """Read and hash again everything that is stored, whoever needs it."""
+    """Read and hash again everything that is stored, needed or not."""
     report = ScrubReport()
     catalogue = context.catalogue
     parts = [

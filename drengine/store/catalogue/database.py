@@ -374,7 +374,7 @@ class Catalogue:
         Raises:
             DrengineError: CATALOGUE_DAMAGED.
         """
-        # First the note, then the row: whoever commits in between is ahead of the note that was read.
+        # First the note, then the row: a commit in between is ahead of the note that was read.
         noted = self.noted_epoch()
         epoch = self.epoch()
         if noted is not None and noted > epoch:
@@ -391,7 +391,7 @@ class Catalogue:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                if version == 1:  # nobody else was faster
+                if version == 1:  # no other process was faster
                     for name, statement in _schema(SCHEMA_VERSION).items():
                         if name not in _schema(1):
                             self._db.execute(statement)
@@ -456,7 +456,7 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     try:
         return _configured(path, "mode=ro", ("SELECT count(*) FROM sqlite_master",))
     except sqlite3.OperationalError:
-        # A reader needs a -shm file. Where none can be made nobody writes either, unless a log is left to replay.
+        # A reader needs a -shm file. Where none can be made, there is no writer either, unless a log is left to replay.
         log = path.with_name(f"{path.name}-wal")
         if log.exists() and log.stat().st_size:
             raise

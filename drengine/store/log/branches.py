@@ -24,7 +24,7 @@ class BranchInfo:
         parent, base_sequence: where it grew from; 0 for the trunk.
         generation: of its writer when it was made.
         role: ``trunk``, ``promoted``, ``drill`` or ``divergent`` (what a source had beyond the replica).
-        closed: nobody may write it any more.
+        closed: it takes no more writes.
         durable_sequence: its newest durable position.
         active: the branch that the source's generation writes.
     """

@@ -3,7 +3,7 @@
 Every judgement a rebuild makes about segment files is made here, from the files and the newest manifest alone.
 
 - Of several revisions of a segment the newest that is sealed and intact counts: roots only ever disappear or
-  move forward, so what an unfinished compaction dropped nobody needs.
+  move forward, so what an unfinished compaction dropped is not needed.
 - A segment's first position cuts off whatever earlier segments hold from there on: that was never committed.
 - A jump in positions is a loss, unless the manifest says that the segments in between were removed.
 - The last segment may end torn: whole records up to there are taken, committed or not, for each was

@@ -6,7 +6,7 @@ Nothing is removed because it is not named. A file goes only when one of these i
 - its writer ended before it committed anything of it. The catalogue is known to be current (epoch.py), so a file behind
   its newest segment was never committed; the next writer records that it is abandoned, and then removes it.
 
-Everything else stays where it is: *set aside*. Nobody reads it, its number is not given out again, it is
+Everything else stays where it is: *set aside*. It is not read, its number is not given out again, it is
 counted and shown, and a rebuild looks at it.
 """
 
@@ -32,7 +32,7 @@ from drengine.store.views.records import SegmentScan
 
 
 def set_aside(context: StoreContext) -> list[SegmentPlace]:
-    """Files that no row names and that nobody is writing, in all branches; those that may go are among them."""
+    """Files that no row names and that have no writer, in all branches; those that may go are among them."""
     found = []
     for source, branch in sorted(_branches_on_disk(context)):
         unnamed = unnamed_segments(context, context.catalogue, source, branch)

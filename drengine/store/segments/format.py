@@ -108,7 +108,7 @@ class Role(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """The start of a segment: who wrote it, and the stream's state just before its first record.
+    """The start of a segment: its writer, and the stream's state just before its first record.
 
     Attributes:
         store: identity of the store.

@@ -141,7 +141,7 @@ class Layers:
         found = self._read(name) if found is None else found
         if found is None and level == 0:
             row = self._catalogue.segment(source, branch, first)
-            # A number without a row: its segment was never committed, or nobody can see anything of it any more.
+            # A number without a row: its segment was never committed, or nothing of it can be seen any more.
             found = resolve_rows(first, row_set(self._records.index(row))) if row else {}
             self._keep(name, found)
         elif found is None:
