@@ -1,8 +1,8 @@
 """What travels over the broker, as values. JSON on the wire; docs/control.md shows each message and its topic.
 
 Commands carry an id, the generation they were decided under and an absolute expiry; the party that executes one
-answers with a message of our own (a broker's PUBACK proves nothing) and answers a repeated id with the first answer. Commands are
-never retained (rule 9, fault 50). Payloads stay far below the 128 KiB that AWS IoT Core allows.
+answers with a message of our own (a broker's PUBACK proves nothing) and answers a repeated id with the first answer.
+Commands are never retained (rule 9, fault 50). Payloads stay far below the 128 KiB that AWS IoT Core allows.
 """
 
 from __future__ import annotations

@@ -505,7 +505,7 @@ class Store:
         try:
             return take_lease(self._context.directory, position)
         except DrengineError as error:
-            # Where nothing can be written nothing is compacted; and on a full disk reading matters more. Without a lease,
+            # Where nothing can be written nothing is compacted; on a full disk reading matters more. Without a lease,
             # data that compaction takes away meanwhile is refused, never replaced by something else.
             if error.kind is STORE_FULL or (self._context.read_only and error.kind is STORE_READ_ONLY):
                 return None

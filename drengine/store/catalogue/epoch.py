@@ -2,7 +2,8 @@
 
 A catalogue that was put back from a copy, or that lost its write-ahead log, is a consistent file of an earlier day.
 Nothing in it says so. Therefore each transaction carries a number, its *epoch*, and the process that committed one
-notes the number here before the commit is reported to anybody. A catalogue whose epoch is less than the noted one is older than
+notes the number here before the commit is reported.
+A catalogue whose epoch is less than the noted one is older than
 the data: it is refused, and a rebuild makes a current one from the segments.
 
 The note follows the transaction and is not synced at each commit. So it is never ahead of a catalogue that was
