@@ -44,16 +44,30 @@ DROPPED = re.compile(
 )
 """Types; a second binding of zstandard; 300 languages and styles that help texts are never written in."""
 TIME = (1980, 1, 1, 0, 0, 0)
+SIZE_CHARACTERS = 16
 SHELL = """#!/bin/sh
 # drengine-agent {version}: one file for any Linux with Python 3.11 to 3.14. Below this script lies a zip archive.
+size={size}
+refuse() {{
+  case " $* " in
+    *" --json "*)
+      printf '{{"error": "%s", "message": "%s", "hint": "%s", "exit_code": %s}}\\n' "$1" "$3" "$4" "$2" >&2 ;;
+    *)
+      printf 'error: %s [%s]\\nhint:  %s\\n' "$3" "$1" "$4" >&2 ;;
+  esac
+  exit "$2"
+}}
+found=$(wc -c <"$0" 2>/dev/null) && [ "$found" -ne "$size" ] &&
+  refuse one-file-damaged 14 "this file has $((found)) bytes and not $size: it is not whole" \\
+    "Copy it to this host again, and compare its sha256sum with that of where it comes from." "$@"
 for python in ${{DRENGINE_PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}}; do
   command -v "$python" >/dev/null 2>&1 &&
     "$python" -IS -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null &&
     exec "$python" -IS "$0" "$@"
 done
-echo "error: no Python 3.11 to 3.14 is found on this host [python-unsupported]" >&2
-echo "hint:  Install one beside the system's own (its packages are not needed), or name it: DRENGINE_PYTHON=PATH." >&2
-exit 93
+refuse python-unsupported 93 "no Python 3.11 to 3.14 is found on this host" \\
+  "Install one beside the system's own (its packages are not needed), or name it: DRENGINE_PYTHON=PATH." "$@"
+exit
 """
 
 
@@ -150,13 +164,14 @@ def pack(found: dict[str, bytes], *, level: int = 9) -> bytes:
     start = (Path(__file__).parent / "onefile_start.py").read_text(encoding="utf-8")
     build.update(start.encode())
     out = io.BytesIO()
-    out.write(SHELL.format(version=__version__).encode())
+    out.write(SHELL.format(version=__version__, size=" " * SIZE_CHARACTERS).encode())
     with zipfile.ZipFile(out, "a") as archive:
         # Stored plainly: a Python without zlib must be able to read it, to say so.
         _add(archive, "__main__.py", start.replace("BUILD-ID", build.hexdigest()[:24]).encode(), None)
         for name in names:
             _add(archive, name, found[name], level)
-    return out.getvalue()
+    size = str(len(out.getvalue())).ljust(SIZE_CHARACTERS)
+    return out.getvalue().replace(b"size=" + b" " * SIZE_CHARACTERS, f"size={size}".encode(), 1)
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes, level: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The failures of installing and removing. Exit codes 91 to 93."""
+"""The failures of installing and removing. Exit codes 14, 57, 91 to 93."""
 
 from __future__ import annotations
 
@@ -22,4 +22,17 @@ PYTHON_UNSUPPORTED = error_kind(
     "The one-file agent has nothing for this Python.",
     "Use CPython 3.11 to 3.14 on x86_64 or aarch64; its packages are not needed.",
 )
-"""Told by the file itself, before anything of the agent is loaded: tools/onefile_start.py."""
+ONE_FILE_DAMAGED = error_kind(
+    "one-file-damaged",
+    14,
+    "The one-file agent is cut short or damaged.",
+    "Copy it to this host again, and compare its sha256sum with that of where it comes from.",
+)
+CACHE_UNUSABLE = error_kind(
+    "cache-unusable",
+    57,
+    "The one-file agent finds no place where it can unpack itself.",
+    "Free some space there (30 MB are enough), or name another folder: DRENGINE_CACHE=FOLDER.",
+)
+"""Told by the file itself, before anything of the agent is loaded: tools/onefile_start.py, and the shell script in
+tools/onefile.py."""

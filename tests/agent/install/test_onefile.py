@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import fcntl
 import json
 import os
+import re
+import resource
+import shutil
 import stat
 import struct
 import subprocess
@@ -14,12 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from drengine_agent.install.errors import PYTHON_UNSUPPORTED
+from drengine.model.errors import ErrorKind
+from drengine_agent.install.errors import CACHE_UNUSABLE, ONE_FILE_DAMAGED, PYTHON_UNSUPPORTED
 from tests.agent.install.onefile import build_here
-from tools.onefile import pack, requirements, without_sections
+from tools.onefile import ROOT, pack, requirements, without_sections
 
 Answer = subprocess.CompletedProcess[str]
 Start = Callable[..., Answer]
+START = ROOT / "tools/onefile_start.py"
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +108,6 @@ def test_two_first_starts_at_once_both_run(agent: Path, tmp_path: Path) -> None:
 
 
 def test_other_versions_are_cleaned_away_unless_they_run(start: Start, tmp_path: Path) -> None:
-    import fcntl
-
     cache = tmp_path / "cache"
     for name in ("old", "running", ".unpacking-x"):
         (cache / name / "drengine").mkdir(parents=True)
@@ -186,6 +191,117 @@ def test_a_machine_that_it_has_nothing_for_is_told_so(agent: Path, start: Start,
     done = start("--version", file=poor)
     assert done.returncode == 93
     assert "nothing for cpython-" in done.stderr
+
+
+@pytest.mark.parametrize("left", [0.2, 0.6, 0.99999])
+@pytest.mark.parametrize("words", [["doctor"], ["status", "--json"]])
+def test_a_file_that_was_cut_short_is_told_so(agent: Path, tmp_path: Path, left: float, words: list[str]) -> None:
+    data = agent.read_bytes()
+    (tmp_path / "short").write_bytes(data[: int(len(data) * left)])
+    (tmp_path / "short").chmod(0o755)
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "DRENGINE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [tmp_path / "short", *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    _refused_with(done, ONE_FILE_DAMAGED, json_wanted="--json" in words)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_with_a_damaged_member_is_told_so(agent: Path, start: Start, tmp_path: Path) -> None:
+    data = bytearray(agent.read_bytes())
+    with zipfile.ZipFile(agent) as whole:
+        member = next(each for each in whole.infolist() if each.filename == "common/drengine_agent/cli/main.py")
+    middle = member.header_offset + 30 + len(member.filename) + member.compress_size // 2
+    data[middle] ^= 0x10
+    bad = tmp_path / "bad"
+    bad.write_bytes(data)
+    _refused_with(start("--version", file=bad), ONE_FILE_DAMAGED)
+    _refused_with(start("status", "--json", file=bad), ONE_FILE_DAMAGED, json_wanted=True)
+    assert [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".gone")] == []
+
+
+def test_without_room_anywhere_it_says_so_and_leaves_nothing(agent: Path, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    environment = {name: str(tmp_path / "t") for name in ("DRENGINE_CACHE", "CACHE_DIRECTORY", "TMPDIR")}
+    done = subprocess.run(
+        [sys.executable, "-IS", str(agent), "--version"],
+        env={**environment, "XDG_CACHE_HOME": str(tmp_path / "t")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    _refused_with(done, CACHE_UNUSABLE)
+    assert str(tmp_path / "t") in done.stderr
+    assert not [path for path in (tmp_path / "t").rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_where_one_folder_is_full_the_next_is_taken(start: Start, tmp_path: Path) -> None:
+    full, roomy = tmp_path / "full", tmp_path / "roomy"
+    full.mkdir(0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", full], check=True)
+    try:
+        done = start("--version", DRENGINE_CACHE=str(full), CACHE_DIRECTORY=str(roomy))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert not list(full.iterdir())
+        assert len(list(roomy.iterdir())) == 1
+    finally:
+        subprocess.run(["umount", full], check=True)
+
+
+@pytest.mark.parametrize("harm", ["removed", "emptied", "changed", "memory removed", "folder removed"])
+def test_what_was_unpacked_and_is_not_whole_any_more_is_mended(start: Start, tmp_path: Path, harm: str) -> None:
+    start("--version")
+    (place,) = (tmp_path / "cache").iterdir()
+    victim = place / "drengine_agent/cli/main.py"
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    match harm:
+        case "removed":
+            victim.unlink()
+        case "emptied":
+            victim.write_bytes(b"")
+        case "changed":
+            victim.write_bytes(victim.read_bytes().replace(b"a", b"b", 1))
+        case "memory removed":
+            (place / ".contents").unlink()
+        case _:
+            shutil.rmtree(victim.parent)
+    held = os.open(place, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)  # another one runs from there
+    try:
+        done = start("--version")
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        os.close(held)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [place.name]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_the_file_says_by_itself_is_what_the_list_of_errors_says(agent: Path) -> None:
+    text = agent.read_bytes()[:4000].decode(errors="replace") + START.read_text(encoding="utf-8")
+    for kind in (PYTHON_UNSUPPORTED, ONE_FILE_DAMAGED, CACHE_UNUSABLE):
+        assert re.search(rf'{kind.id}"?,? {kind.exit_code}\b', text), kind.id
+    for kind in (ONE_FILE_DAMAGED, CACHE_UNUSABLE):
+        assert kind.hint in text
+
+
+def test_any_python_can_read_how_it_starts() -> None:
+    """Old ones have to understand it, to say that they are too old."""
+    tree = ast.parse(START.read_text(encoding="utf-8"), feature_version=(3, 4))
+    new = (ast.JoinedStr, ast.Starred, ast.NamedExpr, ast.AnnAssign, ast.AsyncFunctionDef, ast.Match)
+    assert not [node for node in ast.walk(tree) if isinstance(node, new)]
+
+
+def _refused_with(done: Answer, kind: ErrorKind, *, json_wanted: bool = False) -> None:
+    assert done.returncode == kind.exit_code, done.stderr
+    if json_wanted:
+        told = json.loads(done.stderr)
+        assert (told["error"], told["exit_code"], told["hint"]) == (kind.id, kind.exit_code, kind.hint)
+    else:
+        assert len(done.stderr.splitlines()) == 2, done.stderr
+        assert f"[{kind.id}]" in done.stderr
 
 
 def test_the_same_members_give_the_same_bytes() -> None:
