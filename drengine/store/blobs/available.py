@@ -12,7 +12,7 @@ from drengine.store.errors import STORAGE_UNAVAILABLE
 
 LOCAL = "local"
 STORAGES = Plugins(
-    "drengine.storages", "storage", {LOCAL: "drengine.store.blobs.local:local_storage"}, STORAGE_UNAVAILABLE
+    "drengine.storages", "storage", {LOCAL: "drengine.store.blobs.local:LocalStorage"}, STORAGE_UNAVAILABLE
 )
 
 

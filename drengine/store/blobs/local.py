@@ -81,7 +81,8 @@ class LocalStorage:
 
     abilities = Abilities(append=True)
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, _place: str = "") -> None:
+        """`root` is all that it needs to find its files."""
         self.root = root
         self._first_seen: os.stat_result | None = None
 
@@ -224,8 +225,3 @@ def _may_hold(folder: str, prefix: str) -> bool:
 def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
-
-
-def local_storage(directory: Path, _place: str) -> LocalStorage:
-    """The store's own directory: what a store uses that names no other storage."""
-    return LocalStorage(directory)
