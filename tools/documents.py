@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from drengine.config import reference
 from drengine.model.errors import error_kinds
 from drengine.telemetry import Family
+from drengine.transport.causes import CAUSES
 from tools.dashboard import dashboard
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +63,7 @@ def errors() -> str:
         f"{'no' if kind.final else 'yes'} |"
         for kind in error_kinds()
     )
+    causes = "".join(f"| `{each.code}` | {each.meaning} | {each.hint} |\n" for each in CAUSES.values())
     return (
         f"{GENERATED}# Errors\n\nEach failure has a stable id and, for a command that ends with it, an exit status. "
         "0 is success, 2 a command line that can't be understood, 130 an interrupt, 141 (without a word) a reader of "
@@ -70,7 +72,9 @@ def errors() -> str:
         "anything. *Peer comes back*: an agent that is refused for it backs off and tries again by itself; "
         "otherwise it stops until somebody acts at its side.\n\n"
         "| exit | id | meaning | what to do | retry helps | peer comes back |\n|---|---|---|---|---|---|\n"
-        f"{rows}\n"
+        f"{rows}\n\n## Why TLS fails\n\nThe causes of `tls-failed` and `bad-tls-files`: our files, our certificate "
+        "(`own`), the peer's (`peer`), or both sides together. Logs and metrics call them so.\n\n"
+        f"| cause | meaning | what to do |\n|---|---|---|\n{causes}"
     )
 
 

@@ -27,6 +27,7 @@ from drengine.config.options import BAD_CONFIG
 from drengine.control.config import BrokerOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
+from drengine.transport.tls import TlsFiles
 from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.cuts.config import CutOptions
 from drengine_agent.trackers import TRACKERS
@@ -56,6 +57,14 @@ class TlsOptions:
     certificate: Path | None = option(PATH, default=None, help="PEM file with this agent's certificate and its chain.")
     key: Path | None = option(PATH, default=None, help="PEM file with its key.")
     ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs targets.")
+
+    def files(self, where: str = "[tls]") -> TlsFiles | None:
+        """The three files; None when TLS is not configured.
+
+        Raises:
+            DrengineError: BAD_CONFIG.
+        """
+        return TlsFiles.together(self.certificate, self.key, self.ca, where=where)
 
 
 @dataclass(frozen=True)
@@ -254,7 +263,5 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
             BAD_CONFIG,
             f"{where}: option control.lease needs tracker nbd: only what the agent serves can it stop serving",
         )
-    tls = config.tls
-    if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
-        raise DrengineError(BAD_CONFIG, f"{where}: [tls] needs certificate, key and ca together")
+    config.tls.files(f"{where}: [tls]")
     return config

@@ -22,6 +22,7 @@ from drengine.failover.snapshot import observe
 from drengine.failover.steps.step import StepKind
 from drengine.model.errors import DrengineError
 from drengine.telemetry import Family, Kind, Metrics, MetricsEndpoint, Sample
+from drengine.transport.credentials import CredentialFamilies
 
 GAUGE = Kind.GAUGE
 RUNS_READ_MAX = 500
@@ -52,6 +53,8 @@ FENCING_FAILURES = Family(
     f"Fence steps that failed or were forced without evidence, in the newest {RUNS_READ_MAX} runs.",
     ("runbook",),
 )
+CERTIFICATES = CredentialFamilies.of("orchestrator")
+CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 
 FAMILIES: tuple[Family, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Family))
 
@@ -75,6 +78,7 @@ class OrchestratorMetrics:
 
     def _gauges(self) -> Iterator[Sample]:
         session = self._session
+        yield from CERTIFICATES.samples(session.agents.credentials)
         stored = session.registry.runbooks()
         runs = session.registry.runs(limit=RUNS_READ_MAX)
         self._read = {_key(run): self._look(run) for run in runs}

@@ -21,6 +21,7 @@ from drengine.control.messages import AgentReport, Answer, Command, PartyKind, P
 from drengine.control.topics import Leaf, Topic, everyone, parse_topic
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.transport.credentials import Credentials
 
 log = logging.getLogger("drengine.control")
 
@@ -96,6 +97,15 @@ class BrokerAgents:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+
+    def reload(self) -> None:
+        """Read the certificates again, for the next connection."""
+        self.link.reload()
+
+    @property
+    def credentials(self) -> tuple[Credentials, ...]:
+        """With which we show ourselves to the broker."""
+        return (self.link.credentials,) if self.link.credentials else ()
 
     # ---- what is known ---------------------------------------------------------------------------------------
 
@@ -291,6 +301,14 @@ class BrokerAgents:
 
 class NoAgents:
     """The parties where no broker is configured: none is known, and no command can be sent."""
+
+    def reload(self) -> None:
+        """There is nothing to read again."""
+
+    @property
+    def credentials(self) -> tuple[Credentials, ...]:
+        """There are none."""
+        return ()
 
     def presences(self) -> Mapping[str, tuple[PartyKind, Presence]]:
         """No party is seen."""

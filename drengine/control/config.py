@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, Address, option
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
-from drengine.transport.tls import TlsFiles, client_context
+from drengine.transport.tls import TlsFiles
 
 
 def _keepalive(seconds: float) -> None:
@@ -48,8 +47,7 @@ class BrokerOptions:
         Raises:
             DrengineError: BAD_CONFIG.
         """
-        if len({bool(self.certificate), bool(self.key), bool(self.ca)}) > 1:
-            raise DrengineError(BAD_CONFIG, f"{where} needs certificate, key and ca together")
+        self.tls_files(where)
         if self.address is None:
             return
         if not self.address.host:
@@ -57,15 +55,13 @@ class BrokerOptions:
         if not (self.certificate or self.allow_plain or _is_local(self.address.host)):
             raise DrengineError(BAD_CONFIG, f"{where}: a broker beyond loopback needs certificate, key and ca")
 
-    def tls_context(self) -> ssl.SSLContext | None:
-        """For connecting; None for a plain connection.
+    def tls_files(self, where: str = "the broker's section") -> TlsFiles | None:
+        """The certificate files; None for a plain connection.
 
         Raises:
-            DrengineError: BAD_TLS_FILES.
+            DrengineError: BAD_CONFIG.
         """
-        if self.certificate is None or self.key is None or self.ca is None:
-            return None
-        return client_context(TlsFiles(self.certificate, self.key, self.ca))
+        return TlsFiles.together(self.certificate, self.key, self.ca, where=where)
 
 
 @dataclass(frozen=True)

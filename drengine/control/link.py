@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from drengine.control.errors import BROKER_UNREACHABLE
 from drengine.control.message import PAYLOAD_BYTES_MAX, Message
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.transport.credentials import Credentials
+from drengine.transport.errors import tls_failure
+from drengine.transport.tls import client_context
 
 if TYPE_CHECKING:
     from aiomqtt import Message as Arrived
@@ -28,6 +32,7 @@ log = logging.getLogger("drengine.control")
 
 BACKOFF_SECONDS_MIN = 0.2
 BACKOFF_SECONDS_MAX = 5.0
+_LOST = "the connection was lost"
 
 
 class Link:
@@ -68,7 +73,7 @@ class Link:
         self._will = will
         self._clock = clock
         self._random = random
-        self._tls = options.tls_context()
+        self.credentials = _credentials(options, clock)
         self._client: MqttClient | None = None
         self._connected = asyncio.Event()
         self._made = asyncio.Event()
@@ -127,6 +132,10 @@ class Link:
                 await self._serve(self._new_client(kind))
             except (kind.failure, OSError, ValueError) as error:
                 self.detail = _said(error)
+                if self.detail == _LOST and self.credentials and self.connections == before:
+                    self.detail += (
+                        " before it was agreed upon: the broker's log says whether it refused our certificate"
+                    )
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():  # the library put its own error in place of that
                     raise asyncio.CancelledError from error
@@ -171,10 +180,15 @@ class Link:
         return kind(
             self._options.address,
             self._client_id,
-            tls=self._tls,
+            tls=self.credentials.context() if self.credentials else None,
             keepalive_seconds=max(1, round(self._options.keepalive)),
             will=self._will,
         )
+
+    def reload(self) -> None:
+        """Read the certificates again, for the next connection; this one goes on as it is."""
+        if self.credentials is not None:
+            self.credentials.refresh(again=True)
 
     @property
     def _where(self) -> str:
@@ -187,6 +201,17 @@ def _client_kind() -> type[MqttClient]:
     return MqttClient
 
 
+def _credentials(options: BrokerOptions, clock: Clock) -> Credentials | None:
+    files = options.tls_files()
+    if files is None:
+        return None
+    return Credentials(files, client_context, role="broker", clock=clock)
+
+
 def _said(error: Exception) -> str:
+    cause = error.__cause__ or error.__context__ or error  # aiomqtt hides the cause, and repeats its text
+    if isinstance(cause, ssl.SSLError):
+        failure = tls_failure("TLS", cause)
+        return f"{failure.message}; {failure.hint}"
     text = f"{error.__cause__ or error}"
-    return "the connection was lost" if "Unspecified error" in text else text or type(error).__name__
+    return _LOST if "Unspecified error" in text else text or type(error).__name__

@@ -154,18 +154,28 @@ Service = Callable[[Orchestrator], AbstractAsyncContextManager[object]]
 
 
 async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, ...] = ()) -> int:
-    """Run until SIGTERM, SIGINT or SIGHUP; a second one ends the process at once. Returns the exit code.
+    """Run until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has certificates read again.
+
+    Returns the exit code.
 
     Raises:
         DrengineError: the store's and the registry's own, BROKER_FAILED.
     """
-    stopping = signalled(insist=True)
+    opened: list[Session] = []
+
+    def reload() -> None:
+        for session in opened:
+            session.agents.reload()
+        log.info("certificates are read again; other options need a restart")
+
+    stopping = signalled(insist=True, reload=reload)
     raise_descriptor_limit()
     quiet_accept_failures(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         if config.broker.embedded and config.broker.address is not None:
             await stack.enter_async_context(embedded_broker(config.broker.address))
         session = await stack.enter_async_context(open_session(config))
+        opened.append(session)
         orchestrator = Orchestrator(session)
         for service in services:
             await stack.enter_async_context(service(orchestrator))

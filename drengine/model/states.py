@@ -62,6 +62,8 @@ REASONS: dict[str, Reason] = {
         Reason("target-exhausted", "The target is out of file descriptors or memory; raise its limits."),
         Reason("fenced", "A newer generation exists: this source was failed over and must not ship."),
         Reason("outside-data-network", "The target's address is outside the configured data networks."),
+        Reason("plain-refused", "A target beyond loopback needs certificates; name them in `[tls]`."),
+        Reason("tls-failed", "A certificate was refused or can't be used; the detail names the cause."),
         Reason("bandwidth-limit", "The configured bandwidth limit is below the rate of change."),
         Reason("no-cut", "No consistent cut could be had; see the agent's log."),
         Reason("busy", "The disks never fall quiet; allow `frozen` cuts, or a longer freeze."),

@@ -33,7 +33,7 @@ class NbdServer:
         provider: ExportProvider,
         *,
         limits: NbdLimits | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         tls_required: bool = False,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
@@ -42,7 +42,7 @@ class NbdServer:
         Args:
             provider: finds exports by name.
             limits: bounds on its clients.
-            tls: context with the server's certificate; None offers no TLS.
+            tls: gives the context with the server's certificate for each handshake; None offers no TLS.
             tls_required: serve nothing before TLS has started.
             allow: says whether a TCP peer may connect at all (data networks); None allows every one.
         """

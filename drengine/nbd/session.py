@@ -62,7 +62,7 @@ class Service:
     Attributes:
         provider: finds exports.
         limits: bounds on clients.
-        policy, tls: whether there is TLS, and with which certificate.
+        policy, tls: whether there is TLS, and the context for the next handshake.
         allow: says whether a TCP peer may connect at all; None allows every one.
         sessions: those that are open.
         stats: counters.
@@ -71,7 +71,7 @@ class Service:
     provider: ExportProvider
     limits: NbdLimits
     policy: TlsPolicy
-    tls: ssl.SSLContext | None
+    tls: Callable[[], ssl.SSLContext] | None
     allow: Callable[[Peer], bool] | None
     sessions: set[Session] = field(default_factory=set)
     stats: ServerStats = field(default_factory=ServerStats)
@@ -316,14 +316,14 @@ class Session(asyncio.BufferedProtocol):
         self._run(self._core.parse)
 
     async def _secure(self) -> None:
-        transport, context = self._transport, self._service.tls
+        transport = self._transport
         assert transport is not None
-        assert context is not None
+        assert self._service.tls is not None
         try:
             secured = await self._loop.start_tls(
                 transport,
                 self,
-                context,
+                self._service.tls(),
                 server_side=True,
                 ssl_handshake_timeout=self._limits.handshake_seconds_max,
             )

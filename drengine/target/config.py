@@ -62,9 +62,7 @@ class TlsOptions:
     @property
     def files(self) -> TlsFiles | None:
         """The three files, or None when TLS is not configured."""
-        if self.certificate is None or self.key is None or self.ca is None:
-            return None
-        return TlsFiles(self.certificate, self.key, self.ca)
+        return TlsFiles.together(self.certificate, self.key, self.ca, where="[tls]")
 
 
 @dataclass(frozen=True)
@@ -170,8 +168,7 @@ def load_target_config(path: Path | None, overrides: dict[str, object]) -> Targe
     """
     config = load(TargetConfig, path, overrides=overrides) if path else parse(TargetConfig, overrides)
     where, tls = str(path or "command line"), config.tls
-    if len({bool(tls.certificate), bool(tls.key), bool(tls.ca)}) > 1:
-        raise DrengineError(BAD_CONFIG, f"{where}: [tls] needs certificate, key and ca together")
+    TlsFiles.together(tls.certificate, tls.key, tls.ca, where=f"{where}: [tls]")
     for address in (config.nbd_listen, config.metrics):
         if address and address.path:
             raise DrengineError(BAD_CONFIG, f"{where}: {address} is no HOST:PORT (nbd_socket takes a path)")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ from drengine.target.session import ended_because
 from drengine.target.sources import Sources
 from drengine.target.watch import StoreWatch
 from drengine.telemetry import MetricsEndpoint, notify, quiet_accept_failures
+from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import Listener, serve
 from drengine.transport.networks import DataNetworks, is_loopback
 from drengine.transport.tls import server_context
@@ -74,6 +77,7 @@ class TargetDaemon:
         self.config = config
         self.clock = clock or SystemClock()
         self.networks = DataNetworks.parse(config.data_networks)
+        self.credentials: Credentials | None = None
         self.sources = Sources()
         self.metrics = TargetMetrics(self.sources, self.clock)
         self._given_store = store
@@ -98,12 +102,26 @@ class TargetDaemon:
         self._ready = False
         await self._cleanup.aclose()
 
+    def reload(self) -> None:
+        """Read the certificates again; sessions go on as they are."""
+        if self.credentials is None:
+            log.info("there is nothing to read again: TLS is not configured, other options need a restart")
+        else:
+            self.credentials.refresh(again=True)
+
+    @property
+    def _context(self) -> Callable[[], ssl.SSLContext] | None:
+        """Gives the context for each TLS handshake; None without TLS."""
+        return self.credentials.context if self.credentials else None
+
     async def _start(self) -> Addresses:
         config, cleanup = self.config, self._cleanup
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="blocking")
         )
-        tls = server_context(config.tls.files) if config.tls.files else None
+        if config.tls.files:
+            self.credentials = Credentials(config.tls.files, server_context, role="target", clock=self.clock)
+            self.metrics.credentials = (self.credentials,)
         store = self._given_store
         if store is None:
             store = await asyncio.to_thread(open_expected, config.store, config.store_id, self.clock)
@@ -138,7 +156,7 @@ class TargetDaemon:
             config.listen.port,
             self.reception.receive,
             networks=self.networks,
-            tls=tls,
+            tls=self._context,
             allow_plain=config.allow_plain,
             observer=self.metrics,
             failed=lambda error: self.metrics.count(m.ENDED, 1, ended_because(error)),
@@ -176,11 +194,11 @@ class TargetDaemon:
         config = self.config
         if config.nbd_socket is None and config.nbd_listen is None:
             return None
-        tls = server_context(config.tls.files) if config.tls.files else None
         protection = Protection(config.point_interval, readers, self.clock, self._note_point)
         exports = StoreExports(store, readers, protection=protection)
         self._cleanup.push_async_callback(exports.close)
         self._cleanup.push_async_callback(protection.close)
+        tls = self._context
         server = NbdServer(exports, tls=tls, tls_required=tls is not None, allow=self._may_read)
         self._cleanup.push_async_callback(server.close, NBD_GRACE_SECONDS)
         self.metrics.nbd_connections = lambda: server.connections
@@ -241,11 +259,11 @@ def open_expected(path: Path, store_id: str, clock: Clock) -> Store:
 
 
 async def run_target(config: TargetConfig) -> int:
-    """Run until SIGTERM, SIGINT or SIGHUP; a second one ends the process at once. Returns the exit code."""
-    stopping = signalled(insist=True)
+    """Run until SIGTERM or SIGINT; a second one ends the process at once. Returns the exit code."""
+    daemon = TargetDaemon(config)
+    stopping = signalled(insist=True, reload=daemon.reload)
     raise_descriptor_limit()
     quiet_accept_failures(asyncio.get_running_loop())
-    daemon = TargetDaemon(config)
     where = await daemon.start()
     log.info(
         "target is ready",

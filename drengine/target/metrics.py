@@ -15,6 +15,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.model.states import ReplicationState
 from drengine.target.sources import STALLED_BY, Sources, SourceState
 from drengine.telemetry import Family, Kind, Metrics, Sample
+from drengine.transport.credentials import CredentialFamilies, Credentials
 
 COUNTER, GAUGE, HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 
@@ -65,6 +66,8 @@ NBD_CONNECTIONS = Family("target_nbd_connections", GAUGE, "NBD connections open 
 MAINTENANCE_AGE = Family(
     "target_maintenance_success_age_seconds", GAUGE, "Seconds since the task last succeeded.", ("task",)
 )
+CERTIFICATES = CredentialFamilies.of("target")
+CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 RECEIVED = Family("target_received_bytes_total", COUNTER, "Bytes received by peer network.", ("network",))
 SENT = Family("target_sent_bytes_total", COUNTER, "Bytes sent by peer network.", ("network",))
 PLAIN = Family("target_stored_plain_bytes_total", COUNTER, "Bytes stored, before compression.", ("source",))
@@ -101,6 +104,7 @@ class TargetMetrics:
     def __init__(self, sources: Sources, clock: Clock) -> None:
         self.figures = StoreFigures()
         self.sessions: Callable[[], int] = lambda: 0
+        self.credentials: tuple[Credentials, ...] = ()
         self.store_reason: Callable[[], str] = lambda: "none"
         self.nbd_connections: Callable[[], int] = lambda: 0
         self.last_success: dict[str, float] = {}
@@ -143,6 +147,7 @@ class TargetMetrics:
         for reason in ("none", *STALLED_BY.values()):
             yield Sample(STORE_STATE, float(reason == store_reason), (reason,))
         yield Sample(SET_ASIDE, self.set_aside)
+        yield from CERTIFICATES.samples(self.credentials)
         yield Sample(SESSIONS, self.sessions())
         yield Sample(NBD_CONNECTIONS, self.nbd_connections())
         for task, moment in sorted(self.last_success.items()):

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from drengine.telemetry.accepting import RETRY_SECONDS, AcceptFailures
 from drengine.transport.errors import (
     PLAIN_REFUSED,
     TIMED_OUT,
+    TLS_FAILED,
     UNREACHABLE,
     TransportError,
     broken,
@@ -24,11 +25,14 @@ from drengine.transport.errors import (
 )
 from drengine.transport.framed import FramedStream, StreamLimits, TrafficObserver
 from drengine.transport.networks import DataNetworks, is_loopback
+from drengine.transport.tls import alert_of
 from drengine.wire.connection import Role
 
 log = logging.getLogger("drengine.transport")
 
 CONNECTIONS_MAX = 256
+ALERT_SECONDS = 1.0
+"""How long a peer may take to close after it was told why its handshake failed."""
 
 Handler = Callable[[FramedStream], Awaitable[None]]
 
@@ -54,12 +58,15 @@ async def connect(
         async with asyncio.timeout(limits.opening_seconds):
             sock, network = await _connect_inside(host, port, networks, tls, allow_plain)
             with _closing_on_error(sock):
-                _, stream = await asyncio.get_running_loop().create_connection(
-                    lambda: FramedStream(Role.AGENT, network=network, observer=observer, limits=limits, clock=clock),
-                    sock=sock,
-                    ssl=tls,
-                    server_hostname=host if tls is not None else None,
-                )
+                async with _alerting(sock, tls):
+                    _, stream = await asyncio.get_running_loop().create_connection(
+                        lambda: FramedStream(
+                            Role.AGENT, network=network, observer=observer, limits=limits, clock=clock
+                        ),
+                        sock=sock,
+                        ssl=tls,
+                        server_hostname=host if tls is not None else None,
+                    )
     except TimeoutError as error:
         message = f"{host}:{port} did not answer in {limits.opening_seconds:g} s"
         raise TransportError(TIMED_OUT, "opening-timeout", message) from error
@@ -82,7 +89,7 @@ async def _connect_inside(
         peer = str(address[0])
         try:
             network = networks.label(peer)
-            _check_plain(peer, tls, allow_plain)
+            _check_plain(peer, tls is not None, allow_plain)
         except TransportError as error:
             failure = error
             continue
@@ -111,7 +118,7 @@ class Listener:
         handler: Handler,
         *,
         networks: DataNetworks,
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         allow_plain: bool,
         observer: TrafficObserver | None,
         failed: Callable[[DrengineError], None],
@@ -186,31 +193,34 @@ class Listener:
             TransportError: it was turned away, or failed TLS.
         """
         network = self._networks.label(peer)
-        _check_plain(peer, self._tls, self._allow_plain)
+        _check_plain(peer, self._tls is not None, self._allow_plain)
         if len(self._sessions) > self._connections_max:
             message = f"{peer} is one too many, {self._connections_max} are connected"
             raise TransportError(UNREACHABLE, "too-many-connections", message)
+        tls = self._tls() if self._tls else None
         try:
-            _, stream = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: FramedStream(
-                    Role.TARGET,
-                    network=network,
-                    observer=self._observer,
-                    limits=self._limits,
-                    clock=self._clock,
-                ),
-                sock,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._limits.opening_seconds if self._tls else None,
-            )
+            async with _alerting(sock, tls):
+                _, stream = await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: FramedStream(
+                        Role.TARGET,
+                        network=network,
+                        observer=self._observer,
+                        limits=self._limits,
+                        clock=self._clock,
+                    ),
+                    sock,
+                    ssl=tls,
+                    ssl_handshake_timeout=self._limits.opening_seconds if tls else None,
+                )
         except ConnectionAbortedError as error:  # asyncio's word for a TLS handshake that takes too long
             raise TransportError(TIMED_OUT, "opening-timeout", f"{peer}: {error}") from error
         except OSError as error:
-            raise broken(peer, error, handshake=self._tls is not None) from error
+            raise broken(peer, error, handshake=tls is not None) from error
         return stream
 
     def _report(self, peer: str, error: DrengineError) -> None:
-        log.warning("connection of %s ended, %s: %s", peer, reason_of(error), error.message)
+        hint = f"; {error.hint}" if error.kind is TLS_FAILED else ""
+        log.warning("connection of %s ended, %s: %s%s", peer, reason_of(error), error.message, hint)
         self._failed(error)
 
 
@@ -220,7 +230,7 @@ async def serve(
     handler: Handler,
     *,
     networks: DataNetworks,
-    tls: ssl.SSLContext | None,
+    tls: Callable[[], ssl.SSLContext] | None,
     allow_plain: bool = False,
     observer: TrafficObserver | None = None,
     failed: Callable[[DrengineError], None] = lambda _: None,
@@ -231,6 +241,7 @@ async def serve(
     """Listen for agents; each accepted peer inside the data networks gets `handler` in a task of its own.
 
     When `handler` raises a DrengineError the peer is told by REFUSE; in any case the stream is closed after it.
+    `tls` gives the context for each connection (`Credentials.context`), so that renewed certificates count at once.
     `failed` is told of each connection that was turned away or ended by an error (`errors.reason_of` gives its label).
 
     Raises:
@@ -281,8 +292,36 @@ def _closing_on_error(sock: socket.socket) -> Iterator[None]:
         raise
 
 
-def _check_plain(peer: str, tls: ssl.SSLContext | None, allow_plain: bool) -> None:
-    if tls is not None or is_loopback(peer):
+@contextlib.asynccontextmanager
+async def _alerting(sock: socket.socket, tls: ssl.SSLContext | None) -> AsyncIterator[None]:
+    """Tell the peer why the TLS handshake inside failed. asyncio closes the socket then, but not its duplicate."""
+    spare = None
+    with contextlib.suppress(OSError):  # out of descriptors: then the peer is left to guess
+        spare = sock.dup() if tls is not None else None
+    try:
+        yield
+    except ssl.SSLError as error:
+        if spare is not None and (alert := alert_of(error)):
+            await _say_last(spare, alert)
+        raise
+    finally:
+        if spare is not None:
+            spare.close()
+
+
+async def _say_last(sock: socket.socket, data: bytes) -> None:
+    """Send it, and wait for the peer to close: closing with unread bytes would take it back."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(ALERT_SECONDS):
+            await loop.sock_sendall(sock, data)
+            sock.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(sock, 65536):
+                pass
+
+
+def _check_plain(peer: str, secured: bool, allow_plain: bool) -> None:
+    if secured or is_loopback(peer):
         return
     if not allow_plain:
         raise TransportError(PLAIN_REFUSED, "plain-refused", f"{peer} would be spoken to without TLS")

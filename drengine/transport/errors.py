@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 from drengine.model.errors import DrengineError, ErrorKind, error_kind
+from drengine.transport.causes import CAUSES, Cause, cause_of, details_of
 from drengine.wire.errors import ProtocolError
 
 OUTSIDE_DATA_NETWORK = error_kind(
@@ -23,13 +24,20 @@ BAD_TLS_FILES = error_kind(
     "bad-tls-files",
     22,
     "A certificate, key or CA file is missing, unreadable or does not fit.",
-    "Check the paths, permissions and that the key belongs to the certificate.",
+    "The message names the file and the cause; docs/errors.md lists all of them.",
+)
+TLS_FAILED = error_kind(
+    "tls-failed",
+    19,
+    "TLS could not be agreed upon with the peer, or a certificate was refused.",
+    "The message names the cause; docs/errors.md lists all of them.",
+    retryable=True,
 )
 UNREACHABLE = error_kind(
     "peer-unreachable",
     23,
     "The peer can't be reached, or the connection broke.",
-    "Check the address, the service at the other end, the network between, and both sides' certificates.",
+    "Check the address, the service at the other end, and the network between.",
     retryable=True,
 )
 TIMED_OUT = error_kind(
@@ -45,13 +53,13 @@ REASONS: dict[str, str] = {
     "plain-refused": "plain TCP to or from another machine was not allowed",
     "unreachable": "the address does not resolve, or nothing answers there",
     "too-many-connections": "as many connections as may be are open",
-    "tls-failed": "the TLS handshake failed, or a certificate was refused",
     "opening-timeout": "the session was not agreed upon in time",
     "silent": "nothing was heard from the peer for too long",
     "stalled": "the peer took nothing of what was sent for too long",
     "truncated": "the peer closed the stream without a goodbye",
     "broken": "the connection broke",
     "closed": "the connection is closed",
+    **{cause.code: cause.meaning for cause in CAUSES.values()},
 }
 """Every reason a connection can fail for, besides those of wire.errors.REASONS."""
 
@@ -59,8 +67,8 @@ REASONS: dict[str, str] = {
 class TransportError(DrengineError):
     """A connection failed or was refused. `reason` is a key of REASONS."""
 
-    def __init__(self, kind: ErrorKind, reason: str, message: str) -> None:
-        super().__init__(kind, message)
+    def __init__(self, kind: ErrorKind, reason: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(kind, message, hint=hint)
         assert reason in REASONS
         self.reason = reason
 
@@ -70,17 +78,31 @@ def reason_of(error: DrengineError) -> str:
     return error.reason if isinstance(error, TransportError | ProtocolError) else error.kind.id
 
 
+def files_error(code: str, message: str) -> TransportError:
+    """BAD_TLS_FILES for this cause."""
+    return _caused(BAD_TLS_FILES, CAUSES[code], message)
+
+
+def tls_failure(peer: str, error: ssl.SSLError) -> TransportError:
+    """TLS_FAILED, for what OpenSSL says of the session with `peer`."""
+    cause = cause_of(error)
+    return _caused(TLS_FAILED, cause, f"{peer}: {cause.meaning} ({details_of(error)})")
+
+
 def broken(peer: str, error: Exception | None, *, handshake: bool = False) -> TransportError:
     """What a socket's or TLS's own error means; `handshake` while TLS is being agreed upon, when a peer that refuses
     our certificate may just hang up."""
     match error:
         case None:
             return TransportError(UNREACHABLE, "closed", f"{peer}: the connection is closed")
-        case ssl.SSLCertVerificationError():
-            return TransportError(UNREACHABLE, "tls-failed", f"{peer}: certificate refused: {error.verify_message}")
         case ssl.SSLError():
-            return TransportError(UNREACHABLE, "tls-failed", f"{peer}: TLS: {error.reason or error}")
+            return tls_failure(peer, error)
         case _ if handshake:
-            return TransportError(UNREACHABLE, "tls-failed", f"{peer}: the TLS handshake was broken off")
+            cause = CAUSES["tls-broken-off"]
+            return _caused(TLS_FAILED, cause, f"{peer}: {cause.meaning}")
         case _:
             return TransportError(UNREACHABLE, "broken", f"{peer}: {error or type(error).__name__}")
+
+
+def _caused(kind: ErrorKind, cause: Cause, message: str) -> TransportError:
+    return TransportError(kind, cause.code, message, hint=cause.hint)

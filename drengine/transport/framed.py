@@ -128,7 +128,9 @@ class FramedStream(asyncio.BufferedProtocol):
         try:
             self.connection.receive_eof()
         except ProtocolError as error:
-            self._fail(TransportError(UNREACHABLE, "truncated", f"{self.peer}: {error.message}"))
+            truncated = error.reason == "truncated"
+            cut = TransportError(UNREACHABLE, "truncated", f"{self.peer}: {error.message}")
+            self._fail(cut if truncated else error)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -215,8 +215,11 @@ class Connection:
             RemoteProtocolError: `truncated`, unless the session was over.
         """
         if self.state not in DEAF:
+            at, is_tls = self.state, self._is_tls(self._ahead[: self._filled])
             self._break()
-            raise RemoteProtocolError("truncated", f"the peer closed the stream when {self.state}")
+            if is_tls:  # its alert is shorter than a header
+                raise RemoteProtocolError("tls-unexpected", "it closed after a TLS alert")
+            raise RemoteProtocolError("truncated", f"the peer closed the stream when {at}")
 
     def _break(self) -> None:
         self.state = State.BROKEN
@@ -243,9 +246,15 @@ class Connection:
         self._ahead[:rest] = bytes(self._ahead[at : self._filled])
         self._filled = rest
 
+    def _is_tls(self, begin: Buffer) -> bool:
+        """Whether the peer's first bytes are a TLS record: an alert or a handshake, of any version."""
+        return self._frames_received == 0 and self._body is None and bytes(begin[:2]) in (b"\x15\x03", b"\x16\x03")
+
     def _begin_frame(self) -> int:
         """Judge a header before anything is allocated for it; returns the body's length."""
         magic, version, number, flags, body_length, meta_length, sequence, _ = HEADER.unpack(self._header)
+        if self._is_tls(self._header):
+            raise RemoteProtocolError("tls-unexpected", f"the header begins with {bytes(self._header[:4])!r}")
         if magic != MAGIC:
             raise RemoteProtocolError("bad-magic", f"the header begins with {bytes(self._header[:4])!r}")
         if version != LAYOUT_VERSION:

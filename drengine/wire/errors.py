@@ -26,6 +26,7 @@ VERSION_MISMATCH = error_kind(
 
 REASONS: dict[str, str] = {
     "bad-magic": "the bytes are not a frame of this protocol",
+    "tls-unexpected": "the peer speaks TLS, and this side does not",
     "bad-version": "the frame's layout version is unknown",
     "bad-flags": "a flag is set that means nothing",
     "bad-type": "the frame's type is unknown",
@@ -46,12 +47,18 @@ REASONS: dict[str, str] = {
 }
 """Every reason a session can end for, with its meaning."""
 
+_HINTS = {
+    "tls-unexpected": "Configure certificate, key and ca at this side as well.",
+}
+"""What to do, where the kind's own hint would lead astray."""
+
 
 class ProtocolError(DrengineError):
     """The protocol was broken. `reason` is a key of REASONS."""
 
     def __init__(self, reason: str, message: str, *, remote: bool) -> None:
-        super().__init__(PROTOCOL_REMOTE if remote else PROTOCOL_LOCAL, f"{REASONS[reason]}: {message}")
+        kind = PROTOCOL_REMOTE if remote else PROTOCOL_LOCAL
+        super().__init__(kind, f"{REASONS[reason]}: {message}", hint=_HINTS.get(reason))
         self.reason = reason
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ from drengine.cli.main import app
 from drengine.config import example
 from drengine.target.config import TargetConfig, load_target_config
 from drengine.terminal import main
+from drengine.transport.errors import BAD_TLS_FILES
+from drengine.transport.tls import TlsFiles
 from drengine_agent.cli.main import commands as agent_app
 from drengine_agent.config import AgentConfig, load_config
+from tests.transport.certificates import Authority
 
 
 def test_the_targets_example_is_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +73,81 @@ def test_a_mistake_in_the_targets_file_is_one_line_with_an_id(
     assert 10 <= code < 125, told
     assert len(told.splitlines()) == 2
     assert list(tmp_path.iterdir()) == [path]
+
+
+AGENT = """source = "shop"
+target = "127.0.0.1:7440"
+[[volume]]
+name = "data"
+path = "/dev/vdb"
+"""
+PROGRAMS = {
+    "target": (app, ["target", "check-config"], 'store = "/x"\n', "tls"),
+    "agent": (agent_app, ["check-config", "--config"], AGENT, "tls"),
+    "agent's broker": (agent_app, ["check-config", "--config"], AGENT, "control"),
+    "orchestrator": (app, ["orchestrator", "check-config"], 'store = "/x"\nstate = "/y"\n', "broker"),
+}
+
+
+def section(name: str, files: TlsFiles) -> str:
+    return f'[{name}]\ncertificate = "{files.certificate}"\nkey = "{files.key}"\nca = "{files.ca}"\n'
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("days", "exit_code", "said"),
+    [((-1, 1), 0, "valid until"), ((-9, -1), BAD_TLS_FILES.exit_code, "expired"), ((1, 9), 22, "not valid yet")],
+)
+def test_certificates_are_read_and_judged(
+    program: str,
+    days: tuple[float, float],
+    exit_code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli, command, text, name = PROGRAMS[program]
+    path = tmp_path / "config.toml"
+    path.write_text(text + section(name, Authority.make(tmp_path / "ca").issue("us", days=days)))
+    assert main(cli, [*command, str(path)]) == exit_code
+    told = capsys.readouterr()
+    assert said in told.out + told.err
+    assert ("hint" in told.err) == bool(exit_code)
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_certificate_of_another_ca_is_doubted_and_not_refused(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli, command, text, name = PROGRAMS[program]
+    files = Authority.make(tmp_path / "other", "other").issue("us")
+    path = tmp_path / "config.toml"
+    path.write_text(text + section(name, replace(files, ca=Authority.make(tmp_path / "ca").path)))
+    assert main(cli, [*command, str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "warning" in told and "[tls-own-issuer]" in told and "hint" in told
+
+
+@pytest.mark.fault(75)
+def test_what_certificates_say_is_there_for_programs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(AGENT + section("tls", Authority.make(tmp_path / "ca").issue("shop")))
+    assert main(agent_app, ["check-config", "--config", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["certificates"]["tls"]
+    assert (found["subject"], found["names"], found["doubts"]) == ("shop", ["127.0.0.1"], [])
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_certificate_key_and_ca_are_asked_for_together(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli, command, text, name = PROGRAMS[program]
+    path = tmp_path / "config.toml"
+    path.write_text(f'{text}[{name}]\nkey = "/k"\n')
+    assert main(cli, [*command, str(path)]) == 50
+    assert f"[{name}] needs certificate, key and ca together" in capsys.readouterr().err
 
 
 def test_an_endless_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,10 +79,13 @@ def test_a_drill_by_rest_leaves_a_report_and_metrics_and_the_daemon_ends_cleanly
             time.sleep(0.05)
         assert "ready at here" in page.read_text()
         assert b'last_drill_passed{runbook="shop"} 1.0' in ask(metrics, "GET", "/metrics")[1]
+        daemon.send_signal(signal.SIGHUP)
+        assert ask(rest, "GET", "/api/v1/health")[0] == 200, "a hang-up ends no daemon"
         daemon.send_signal(signal.SIGTERM)
         _, told = daemon.communicate(timeout=30)
         assert daemon.returncode == 0
         assert b"Traceback" not in told
+        assert b"read again" in told
     finally:
         if daemon.poll() is None:
             daemon.kill()

@@ -28,7 +28,7 @@ async def test_a_disk_is_read_and_written_over_tls_and_in_no_other_way(tmp_path:
     image = tmp_path / "disk"
     image.write_bytes(b"secret" * 1000)
     context = server_context(ours.issue("localhost"))
-    server = NbdServer(FileProvider({"disk": image}), tls=context, tls_required=True)
+    server = NbdServer(FileProvider({"disk": image}), tls=lambda: context, tls_required=True)
     try:
         _, port = await server.start_tcp("127.0.0.1")
         at = f"localhost:{port}/disk"

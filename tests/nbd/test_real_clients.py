@@ -14,6 +14,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -290,7 +291,7 @@ def certificates(tmp_path: Path) -> Path:
 @pytest.mark.fault(39)
 async def test_real_clients_work_over_tls_and_not_without_it(image: Path, tmp_path: Path, certificates: Path) -> None:
     need("nbdinfo", "nbdcopy", "qemu-img")
-    server = NbdServer(FileProvider({"image": image}), tls=server_context(certificates), tls_required=True)
+    server = NbdServer(FileProvider({"image": image}), tls=partial(server_context, certificates), tls_required=True)
     _, port = await server.start_tcp("127.0.0.1")
     secure = f"nbds://127.0.0.1:{port}/image?tls-certificates={certificates}"
     (export,) = json.loads(await run("nbdinfo", "--json", secure))["exports"]
@@ -328,7 +329,7 @@ async def test_tls_takes_a_certificate_of_our_ca_only_and_names_the_peer(
     other.mkdir()
     make_certificates(other)
     export = HeldExport()
-    server = NbdServer(export, tls=server_context(certificates))
+    server = NbdServer(export, tls=partial(server_context, certificates))
     path = str(await server.start_unix(tmp_path / "tls.sock"))
 
     async def handshake(folder: Path) -> Client:
@@ -359,7 +360,7 @@ async def test_tls_takes_a_certificate_of_our_ca_only_and_names_the_peer(
 async def test_options_injected_behind_starttls_are_refused_on_the_socket(
     image: Path, tmp_path: Path, certificates: Path
 ) -> None:
-    server = NbdServer(FileProvider({"image": image}), tls=server_context(certificates), tls_required=True)
+    server = NbdServer(FileProvider({"image": image}), tls=partial(server_context, certificates), tls_required=True)
     path = str(await server.start_unix(tmp_path / "tls.sock"))
     client = await Client.connect(path)
     client.writer.write(nbd.client_flags() + nbd.option(nbd.STARTTLS) + nbd.option(nbd.LIST))

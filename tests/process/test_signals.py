@@ -47,6 +47,20 @@ def test_a_second_signal_ends_at_once_where_it_insists(number: int) -> None:
         assert process.wait(30) == 128 + number
 
 
+def test_a_hang_up_has_a_daemon_read_its_files_again_and_never_ends_it() -> None:
+    script = SCRIPT.replace("signalled(", "signalled(reload=lambda: print('again', flush=True), ")
+    with subprocess.Popen(["nohup", sys.executable, "-c", script, "1"], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        for _ in range(3):
+            process.send_signal(signal.SIGHUP)
+            assert process.stdout.readline() == "again\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGHUP)
+        assert "done" in process.communicate("\n", timeout=30)[0].splitlines()
+        assert process.returncode == 0
+
+
 def test_a_lost_terminal_is_told_twice_and_insists_on_nothing() -> None:
     with subprocess.Popen([sys.executable, "-c", SCRIPT, "1"], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout and process.stdout.readline() == "ready\n"

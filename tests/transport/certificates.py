@@ -38,7 +38,7 @@ class Authority:
     path: Path
 
     @staticmethod
-    def make(folder: Path, name: str = "test CA") -> Authority:
+    def make(folder: Path, name: str = "test CA", *, days: tuple[float, float] = (-30, 30)) -> Authority:
         folder.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
@@ -47,14 +47,32 @@ class Authority:
             .issuer_name(_name(name))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - 30 * DAY)
-            .not_valid_after(NOW + 30 * DAY)
+            .not_valid_before(NOW + days[0] * DAY)
+            .not_valid_after(NOW + days[1] * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(key, hashes.SHA256())
         )
         path = folder / "ca.pem"
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return Authority(folder, name, key, path)
+
+    def intermediate(self, name: str) -> Authority:
+        """Another authority, which this one has signed."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(_name(name))
+            .issuer_name(_name(self.name))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - DAY)
+            .not_valid_after(NOW + DAY)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+        path = self.folder / f"{name}.pem"
+        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        return Authority(self.folder, name, key, path)
 
     def issue(
         self,
@@ -67,20 +85,22 @@ class Authority:
             ExtendedKeyUsageOID.CLIENT_AUTH,
         ),
         password: bytes | None = None,
+        self_signed: bool = False,
+        now: datetime.datetime = NOW,
     ) -> TlsFiles:
-        """A certificate with its key, valid between these days from now."""
+        """A certificate with its key, valid between these days from now; issued again, it takes the old one's place."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(name))
-            .issuer_name(_name(self.name))
+            .issuer_name(_name(name if self_signed else self.name))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW + days[0] * DAY)
-            .not_valid_after(NOW + days[1] * DAY)
+            .not_valid_before(now + days[0] * DAY)
+            .not_valid_after(now + days[1] * DAY)
             .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
-            .sign(self.key, hashes.SHA256())
+            .sign(key if self_signed else self.key, hashes.SHA256())
         )
         path = self.folder / f"{name}.pem"
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

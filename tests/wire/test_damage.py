@@ -144,18 +144,22 @@ def test_a_conversation_with_random_edits_ends_in_a_prefix_or_a_typed_reason(see
 
 @pytest.mark.fault(39)
 @pytest.mark.parametrize(
-    "data",
+    ("data", "reason"),
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),  # a TLS ClientHello
-        b"GET /metrics HTTP/1.1\r\nHost: outpost\r\n\r\n",
-        b"NBDMAGICIHAVEOPT" + bytes(20),
-        b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n",
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), "tls-unexpected"),  # a TLS ClientHello
+        (b"\x15\x03\x03\x00\x02\x02\x46", "tls-unexpected"),  # a TLS alert, before the peer closes
+        (b"GET /metrics HTTP/1.1\r\nHost: outpost\r\n\r\n", "bad-magic"),
+        (b"NBDMAGICIHAVEOPT" + bytes(20), "bad-magic"),
+        (b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n", "bad-magic"),
     ],
 )
-def test_another_protocol_is_known_by_its_first_bytes(data: bytes) -> None:
+def test_another_protocol_is_known_by_its_first_bytes(data: bytes, reason: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
-        Connection(Role.TARGET).receive(data)
-    assert caught.value.reason == "bad-magic"
+        target = Connection(Role.TARGET)
+        target.receive(data)
+        target.receive_eof()
+    assert caught.value.reason == reason
+    assert ("certificate" in caught.value.hint) == (reason == "tls-unexpected")
 
 
 @pytest.mark.fault(39)

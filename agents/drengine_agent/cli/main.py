@@ -69,7 +69,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "check-config": Command(
         "drengine_agent.cli.check_config",
-        "Read the configuration and say whether it is right. Nothing is opened or changed.",
+        "Read the configuration and its certificates and say whether they are right. Nothing is opened or changed.",
     ),
     "example-config": Command(
         "drengine_agent.cli.example_config",

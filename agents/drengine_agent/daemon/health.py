@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from drengine.model.errors import DrengineError
 from drengine.model.states import ReplicationState
 
 BEHIND_SECONDS = 5.0
@@ -49,6 +50,16 @@ class Facts:
     backlog_bytes: int = 0
     behind_seconds: float = 0.0
     limited: bool = False
+
+
+def disconnect_reason(error: Exception) -> str:
+    """Why there is no connection with the target: a code of states.REASONS."""
+    code = error.kind.id if isinstance(error, DrengineError) else ""
+    if code in ("outside-data-network", "plain-refused"):
+        return code
+    if code in ("tls-failed", "bad-tls-files") or getattr(error, "reason", "") == "tls-unexpected":
+        return "tls-failed"
+    return "target-unreachable"
 
 
 def derive_state(facts: Facts) -> tuple[ReplicationState, str]:

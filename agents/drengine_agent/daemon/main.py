@@ -30,11 +30,12 @@ log = logging.getLogger("drengine.agent")
 
 
 async def serve(config: AgentConfig, config_path: Path) -> None:
-    """Run until SIGTERM or SIGINT; SIGHUP takes a changed bandwidth limit.
+    """Run until SIGTERM or SIGINT; SIGHUP has the bandwidth limit and the certificates read again.
 
     Raises:
         DrengineError: it can't start, or its state can't be kept.
     """
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, log.info, "there is nothing to read again yet")
     if config.control.address is None:
         await _replicate(config, config_path, None)
         return
@@ -75,7 +76,7 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
     metrics.watch(agent)
     running = asyncio.create_task(agent.run())
     ask_on_signals(lambda: _stop(agent))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, config_path)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, remote, config_path)
     quiet_accept_failures(asyncio.get_running_loop())
     control = ControlServer(agent, config.control_socket)
     endpoint: MetricsEndpoint | None = None
@@ -112,7 +113,10 @@ def _stop(agent: Agent) -> None:
     agent.stop()
 
 
-def _reload(agent: Agent, path: Path) -> None:
+def _reload(agent: Agent, remote: RemoteControl | None, path: Path) -> None:
+    agent.connector.reload()
+    if remote is not None:
+        remote.party.link.reload()
     try:
         fresh = load_config(path)
     except DrengineError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from drengine.model.points import PointKind
 from drengine.model.states import REASONS, ReplicationState
 from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
+from drengine.transport.credentials import CredentialFamilies
 from drengine_agent.capture.figures import Figures, families_of
 from drengine_agent.daemon.health import RESCAN_REASONS, derive_state
 from drengine_agent.daemon.service import Agent
@@ -67,9 +68,11 @@ IGNORED = Family(
 CUTS_BY_KIND = Family(
     "agent_cuts_total", Kind.COUNTER, "Recovery points cut, by how they are known to be consistent.", ("source", "kind")
 )
+CERTIFICATES = CredentialFamilies.of("agent", _SOURCE)
+CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 _OWN = (
     LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, COMPRESSION, CAPTURED, READ, SENT, BATCHES, CUTS, READ_ERRORS, RESCANS,
-    ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND,
+    ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND, CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED,
 )  # fmt: skip
 FAMILIES = (*_OWN, *(family for name in OURS for family in families_of(capture_class(name).figures_class)))
 """The agent's own, and those of our trackers."""
@@ -149,6 +152,8 @@ class AgentMetrics(Metrics):
         yield Sample(FENCED, float(agent.is_fenced), (source,))
         if self._party is not None:
             yield Sample(BROKER, float(self._party.link.is_connected), (source,))
+        used = (agent.connector.credentials, self._party.link.credentials if self._party else None)
+        yield from CERTIFICATES.samples(filter(None, used), (source,))
         yield Sample(BACKLOG, facts.backlog_bytes, (source,))
         for each in ReplicationState:
             yield Sample(STATE, float(each is state), (source, each.value))

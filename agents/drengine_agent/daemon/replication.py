@@ -23,7 +23,7 @@ from drengine_agent.capture.capture import Capture, VolumeResizedError
 from drengine_agent.capture.tracker import STALL_REASONS
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.backoff import backoff_seconds
-from drengine_agent.daemon.health import Facts, derive_state
+from drengine_agent.daemon.health import Facts, derive_state, disconnect_reason
 from drengine_agent.daemon.state import StateDirectory
 from drengine_agent.daemon.trackers import open_capture, volume_reason
 from drengine_agent.errors import COMMAND_REFUSED
@@ -51,12 +51,14 @@ class Attempts:
         reason: why the last one failed.
         stopped: why none is made any more; empty while they are.
         detail: what was said about it, for people.
+        hint: what to do about it; empty where the reason's own says it.
     """
 
     failed: int = 0
     reason: str = ""
     stopped: str = ""
     detail: str = ""
+    hint: str = ""
 
 
 class Replication:
@@ -130,6 +132,11 @@ class Replication:
     def detail(self) -> str:
         """What was said about the newest failure, for people; empty when all is well."""
         return self._attempts.detail
+
+    @property
+    def hint(self) -> str:
+        """What to do about it, where that is known better than by the state's reason."""
+        return self._attempts.hint
 
     @property
     def generation(self) -> int:
@@ -300,10 +307,8 @@ class Replication:
             if reason in ("volume-replaced", "geometry-changed"):
                 self._halt(reason, str(error))
             else:
-                outside = isinstance(error, DrengineError) and error.kind.id == "outside-data-network"
-                await self._back_off(
-                    reason or ("outside-data-network" if outside else "target-unreachable"), str(error)
-                )
+                hint = error.hint if isinstance(error, DrengineError) else ""
+                await self._back_off(reason or disconnect_reason(error), str(error), hint)
         except Exception as error:
             log.exception("replication failed unexpectedly")
             await self._back_off("internal", f"{type(error).__name__}: {error}")
@@ -355,9 +360,10 @@ class Replication:
         except DrengineError as error:
             log.error("%s; after a restart the target will say it again", error)  # noqa: TRY400
 
-    async def _back_off(self, reason: str, message: str) -> None:
+    async def _back_off(self, reason: str, message: str, hint: str = "") -> None:
         attempts = self._attempts
         attempts.failed, attempts.reason, attempts.detail = attempts.failed + 1, reason, message
+        attempts.hint = hint
         wait = backoff_seconds(attempts.failed, self._random)
         log.warning("no session (%s): %s; trying again in %.1f s", reason, message, wait)
         await self._rest(wait)

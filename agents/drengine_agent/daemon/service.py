@@ -10,14 +10,12 @@ from random import Random
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
-from drengine.transport.endpoints import connect
 from drengine.transport.framed import TrafficObserver
-from drengine.transport.networks import DataNetworks
-from drengine.transport.tls import TlsFiles, client_context
 from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.capture import Capture
 from drengine_agent.config import AgentConfig
+from drengine_agent.daemon.connector import Connector
 from drengine_agent.daemon.health import derive_state
 from drengine_agent.daemon.replication import Replication
 from drengine_agent.daemon.state import StateDirectory
@@ -38,7 +36,8 @@ class Agent:
 
     Attributes:
         config: what it was told.
-        uplink: how the target is reached.
+        connector: makes connections with the target.
+        uplink: what sessions with the target share.
         replication: keeps the target up to date.
         way_home: what becomes of a source that was failed over.
     """
@@ -59,9 +58,10 @@ class Agent:
         """
         self.config = config
         clock = clock or SystemClock()
+        self.connector = Connector(config, clock, observer)
         self.uplink = Uplink(
             config.source,
-            connector or _connector(config, observer),
+            connector or self.connector,
             clock,
             TokenBucket(config.schedule, clock),
             CompressionController(levels_of(config.compression)),
@@ -110,7 +110,7 @@ class Agent:
             "source": self.config.source,
             "state": state.value,
             "reason": reason,
-            "hint": REASONS[reason].hint,
+            "hint": (replication.hint if state is ReplicationState.DISCONNECTED else "") or REASONS[reason].hint,
             "detail": replication.detail,
             "pid": os.getpid(),
             "target": str(self.config.target),
@@ -296,22 +296,3 @@ def _shown(volume: Volume) -> dict[str, object]:
         "anonymous": volume.is_weak,
         "sector_bytes": volume.sector_bytes,
     }
-
-
-def _connector(config: AgentConfig, observer: TrafficObserver | None) -> Callable[[], Awaitable[Stream]]:
-    """Connects to the target that the configuration names."""
-
-    async def connect_socket() -> Stream:
-        tls = None
-        if config.tls.certificate and config.tls.key and config.tls.ca:
-            tls = client_context(TlsFiles(config.tls.certificate, config.tls.key, config.tls.ca))
-        return await connect(
-            config.target.host,
-            config.target.port,
-            networks=DataNetworks.parse(config.data_networks),
-            tls=tls,
-            allow_plain=config.allow_plain,
-            observer=observer,
-        )
-
-    return connect_socket

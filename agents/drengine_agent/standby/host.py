@@ -158,14 +158,14 @@ class StandbyHost:
 
 
 async def serve_standby(config: StandbyConfig) -> None:
-    """Take orders until SIGTERM, SIGINT or SIGHUP. Workloads stay up: only an order ends them.
+    """Take orders until SIGTERM or SIGINT. Workloads stay up: only an order ends them. SIGHUP rereads certificates.
 
     Raises:
         DrengineError: it can't start.
     """
     host = StandbyHost(config)
     running = asyncio.create_task(host.party.run())
-    ask_on_signals(running.cancel)
+    ask_on_signals(running.cancel, reload=host.party.link.reload)
     notify("READY=1")
     log.info("recovery host %s is ready", config.name)
     with contextlib.suppress(asyncio.CancelledError):

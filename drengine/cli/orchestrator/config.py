@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from drengine.config import example
 from drengine.failover.config import OrchestratorConfig, load_orchestrator_config
+from drengine.transport.tls_check import Side, check_files
 
 app = typer.Typer(add_completion=False)
 
@@ -17,8 +19,11 @@ app = typer.Typer(add_completion=False)
 def check_config(config: Annotated[Path, typer.Argument(help="TOML file with the orchestrator's options.")]) -> None:
     """Check a configuration file, with the certificates it names, without starting anything."""
     loaded = load_orchestrator_config(config, {})
-    loaded.broker.tls_context()
+    files = loaded.broker.tls_files("[broker]")
+    report = check_files(files, Side.CLIENT, now=time.time()) if files else None
     print(f"{config} is valid: store {loaded.store}, broker {loaded.broker.address or 'none'}")
+    for line in report.lines() if report else ():
+        print(line)
 
 
 @app.command("example-config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from drengine.config import example
 from drengine.target.config import TargetConfig, load_target_config
-from drengine.transport.tls import server_context
+from drengine.transport.tls_check import ANY_ADDRESS, Side, check_files
 
 app = typer.Typer(add_completion=False)
 
@@ -20,9 +21,12 @@ def check_config(
 ) -> None:
     """Check a configuration file, with the certificates it names, without starting anything."""
     loaded = load_target_config(config, {})
-    if loaded.tls.files:
-        server_context(loaded.tls.files)
+    host = loaded.listen.host
+    address = "" if host in ANY_ADDRESS else host
+    report = check_files(loaded.tls.files, Side.SERVER, now=time.time(), address=address) if loaded.tls.files else None
     print(f"{config} is valid: store {loaded.store}, agents at {loaded.listen}")
+    for line in report.lines() if report else ():
+        print(line)
 
 
 @app.command("example-config")

@@ -31,7 +31,7 @@ class TapServer:
         *,
         sync: bool = False,
         sync_fallback_seconds: float | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         tls_required: bool = False,
         allow: Callable[[Peer], bool] | None = None,
         limits: NbdLimits | None = None,

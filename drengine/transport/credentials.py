@@ -1,0 +1,160 @@
+"""Certificates that are renewed on disk while we run: what is in use, until when, and what was not taken.
+
+Files are looked at before each handshake and each scrape, and on SIGHUP. New ones count from the next handshake on;
+sessions go on as they are. Files that can't be used (half written, of two issues, expired) change nothing but a line in
+the log and a metric: what was read before goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from drengine.model.clock import Clock
+from drengine.telemetry.metrics import Family, Kind, Sample
+from drengine.transport.causes import CAUSES
+from drengine.transport.errors import TransportError, files_error
+from drengine.transport.tls import TlsFiles, certificates_in
+from drengine.transport.x509 import Certificate
+
+log = logging.getLogger("drengine.transport")
+
+_NS = 1_000_000_000
+_Stamp = tuple[tuple[int, ...] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """One reading of the files."""
+
+    context: ssl.SSLContext
+    certificate: Certificate
+    authorities: tuple[Certificate, ...]
+
+
+class Credentials:
+    """A certificate, its key and the CA of peers, for one role. Threads may share it.
+
+    Attributes:
+        role: what they are for, as metrics call it.
+        rejected: why what lies on disk is not in use; None when it is.
+    """
+
+    def __init__(self, files: TlsFiles, make: Callable[[TlsFiles], ssl.SSLContext], *, role: str, clock: Clock) -> None:
+        """Read the files; `make` is `server_context` or `client_context`.
+
+        Raises:
+            TransportError: BAD_TLS_FILES.
+        """
+        self.role = role
+        self.rejected: TransportError | None = None
+        self._files = files
+        self._make = make
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen = _stamps(files)
+        self._loaded = self._load()
+        if fault := self._fault(self._loaded):
+            log.error("peers will refuse our certificate (%s): %s; %s", fault.reason, fault.message, fault.hint)
+
+    def context(self) -> ssl.SSLContext:
+        """For the next handshake."""
+        self.refresh()
+        return self._loaded.context
+
+    def refresh(self, *, again: bool = False) -> None:
+        """Read the files if they have changed, or in any case."""
+        with self._lock:
+            seen = _stamps(self._files)
+            if seen == self._seen and not again:
+                return
+            self._seen = seen
+            try:
+                fresh = self._load()
+                fault = self._fault(fresh)
+                if fault and not self._fault(self._loaded):
+                    raise fault
+            except TransportError as error:
+                self.rejected = error
+                log.error(  # noqa: TRY400 - the line says all
+                    "the certificates on disk are not taken, those read before go on (%s): %s; %s",
+                    error.reason,
+                    error.message,
+                    error.hint,
+                )
+                return
+            self._loaded, self.rejected = fresh, None
+        told = {"role": self.role, "certificate": str(self._files.certificate)}
+        log.info("certificates were read again, valid for %d s", self.expiry_seconds()["certificate"], extra=told)
+
+    def expiry_seconds(self) -> dict[str, float]:
+        """How long the certificate and the CA in use are still valid, by their option's name; below 0 afterwards."""
+        now, loaded = self._clock.now_ns() / _NS, self._loaded
+        return {
+            "certificate": loaded.certificate.ends_at - now,
+            "ca": max(each.ends_at for each in loaded.authorities) - now,
+        }
+
+    def _load(self) -> _Loaded:
+        context = self._make(self._files)
+        ours, *_ = certificates_in(self._files.certificate)
+        return _Loaded(context, ours, tuple(certificates_in(self._files.ca)))
+
+    def _fault(self, loaded: _Loaded) -> TransportError | None:
+        """Why nobody would believe this certificate at this moment."""
+        now, ours = self._clock.now_ns() / _NS, loaded.certificate
+        if ours.begins_at <= now < ours.ends_at:
+            return None
+        code = "tls-own-early" if now < ours.begins_at else "tls-own-expired"
+        return files_error(code, f"{self._files.certificate}: {CAUSES[code].meaning}")
+
+
+@dataclass(frozen=True)
+class CredentialFamilies:
+    """The metrics of a program's certificates."""
+
+    expiry: Family
+    rejected: Family
+
+    @staticmethod
+    def of(program: str, labels: tuple[str, ...] = ()) -> CredentialFamilies:
+        """`program` is `target`, `agent` or `orchestrator`; `labels` stand before the role."""
+        return CredentialFamilies(
+            Family(
+                f"{program}_certificate_expiry_seconds",
+                Kind.GAUGE,
+                "Seconds until the certificate, or the CA, in use for a role expires; negative once it has.",
+                (*labels, "role", "file"),
+            ),
+            Family(
+                f"{program}_certificate_rejected",
+                Kind.GAUGE,
+                "1 while the files on disk can't be used and those read before go on.",
+                (*labels, "role"),
+            ),
+        )
+
+    def samples(self, credentials: Iterable[Credentials], labels: tuple[str, ...] = ()) -> Iterator[Sample]:
+        """How they stand now, after another look at the files."""
+        for each in credentials:
+            each.refresh()
+            yield Sample(self.rejected, float(each.rejected is not None), (*labels, each.role))
+            for file, seconds in each.expiry_seconds().items():
+                yield Sample(self.expiry, seconds, (*labels, each.role, file))
+
+
+def _stamps(files: TlsFiles) -> _Stamp:
+    """What changes whenever a file is written, replaced or made readable."""
+    return tuple(map(_stamp, files.paths))
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
