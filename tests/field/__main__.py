@@ -27,6 +27,7 @@ from tests.field.trial import Trial, all_trials
 MARK = "DRENGINE_FIELD"
 GRACE_SECONDS = 30.0
 SHOWN_CHARACTERS = 3000
+SAID_CHARACTERS = 300
 
 
 @dataclass
@@ -68,7 +69,8 @@ def main() -> int:
     for each in chosen:
         print(f"  {each.name} ...", file=sys.stderr, flush=True)
         outcomes.append(_run(each, seed, options.scale, keep=options.keep))
-        print(f"  {outcomes[-1].verdict:8} {outcomes[-1].seconds:6.1f} s", file=sys.stderr, flush=True)
+        why = f"  {outcomes[-1].said[:SAID_CHARACTERS]}" if outcomes[-1].said else ""
+        print(f"  {outcomes[-1].verdict:8} {outcomes[-1].seconds:6.1f} s{why}", file=sys.stderr, flush=True)
     failed = [each for each in outcomes if each.verdict == "FAILED"]
     if options.json:
         print(json.dumps({"seed": seed, "scale": options.scale, "trials": [asdict(each) for each in outcomes]}))

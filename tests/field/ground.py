@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,10 +199,10 @@ class Ground:
         try:
             yield place
         finally:
-            for _ in range(100):  # somebody may be looking at it
+            for _ in range(100):
                 if self.run("umount", place, ok=False).status == 0:
                     break
-                self.site.wait("a moment", lambda: True)
+                time.sleep(0.05)  # somebody is looking at it
 
     def close(self) -> None:
         """End everything."""

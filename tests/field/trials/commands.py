@@ -45,7 +45,7 @@ ODD_YAML: dict[str, str | bytes] = {
 }
 
 
-@trial(seconds_max=180)
+@trial(seconds_max=300)
 def odd_yaml_is_judged_and_never_a_traceback(ground: Ground) -> None:
     """25 odd files given as runbooks: each is refused in words, within seconds, and none ends in a traceback."""
     assert len(ODD_YAML) == 25
@@ -139,5 +139,5 @@ def _nothing_is_cut(ground: Ground, pair: Pair) -> None:
         for shown in (plain, terminal):
             for point in points:
                 assert re.search(rf"\b{point['id']}\b", shown), f"{point['id']} is not whole at {columns}: {shown}"
-                when = point["time"].replace("T", " ").rstrip("Z")
-                assert when in shown or when.partition(" ")[2] in shown, f"{when} is not whole at {columns}: {shown}"
+                when = point["time"].replace("T", " ")[: len("2026-11-25 19:44:05.695")]
+                assert when in shown, f"{when} is not whole at {columns}: {shown}"
