@@ -14,7 +14,6 @@ KNOWN = {
     # By module and name. Each is being parted: whoever does it removes the line. None may be added.
     "plan.plan",
     "restore.restore",
-    "pipeline.__init__",
     "layout.plan",
 }
 

@@ -169,10 +169,13 @@ class Replication:
     def resume(self) -> None:
         """Ship again, whatever paused or stopped it, and without waiting for the next attempt.
 
+        A fenced source that is paused will ship once it is released.
+
         Raises:
-            DrengineError: SOURCE_FENCED.
+            DrengineError: SOURCE_FENCED, and it is not paused.
         """
-        self._require_charge("resume")
+        if not self._state.paused:
+            self._require_charge("resume")
         self._state.paused = False
         self._directory.save(self._state)
         self.go_on()

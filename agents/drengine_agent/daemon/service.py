@@ -178,7 +178,7 @@ class Agent:
         """Ship again, whatever paused or stopped it.
 
         Raises:
-            DrengineError: SOURCE_FENCED.
+            DrengineError: SOURCE_FENCED, and it is not paused.
         """
         self.replication.resume()
 

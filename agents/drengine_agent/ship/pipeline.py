@@ -26,13 +26,13 @@ from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.tracker import Changes, Range, Readable, Tracker, Write
 from drengine_agent.ship.baseline import Baseline, IndexBaseline, TargetBaseline, ZeroBaseline
 from drengine_agent.ship.batches import BatchBuilder, Outgoing
+from drengine_agent.ship.handover import Handover, Stopped
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.resume import Resume
 from drengine_agent.ship.sender import Sender, Sent
-from drengine_agent.ship.sweep import Sweep, SweepCancelled, SweepReport
+from drengine_agent.ship.sweep import Sweep, SweepReport
 from drengine_agent.ship.uplink import Uplink
 
-PERMITS = 8
 REMOTE_WORKERS = 8
 CHECK_SECONDS = 1.0
 INLINE_BYTES = 64 << 10
@@ -118,19 +118,13 @@ class Pipeline:
         self._plain_bytes_max = min(1 << 20, sender.session.welcome.batch_plain_bytes_max)
 
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[_Item | None] = asyncio.Queue()
-        self._permits = threading.Semaphore(PERMITS)
+        self._handover: Handover[_Item] = Handover(lambda: sender.in_flight)
         self._wake = threading.Event()
-        self._drained = threading.Event()
-        self._stopping = threading.Event()
         self._finishing = threading.Event()
         self._sweep: Sweep | None = None
         self._pool = ThreadPoolExecutor(uplink.workers, thread_name_prefix="encode")
         self._acknowledger = ThreadPoolExecutor(1, thread_name_prefix="acknowledge")
         self._failed: asyncio.Future[None] = self._loop.create_future()
-        self._acknowledging = 0
-        self._queued = 0
-        self._lock = threading.Lock()
 
         self._resend: deque[Range] = deque()
         self._labels: deque[LabelRequest] = deque()
@@ -160,8 +154,7 @@ class Pipeline:
     def durable(self, sent: list[Sent], sequence: int) -> None:
         """See Shipper."""
         self._lag.acknowledged(sequence)
-        with self._lock:
-            self._acknowledging += 1
+        self._handover.begin_settling()
         self._acknowledger.submit(self._settle, sent, sequence)
 
     def _settle(self, sent: list[Sent], sequence: int) -> None:
@@ -174,9 +167,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - ends the session, wherever it came from
             self._loop.call_soon_threadsafe(self._fail, error)
         finally:
-            with self._lock:
-                self._acknowledging -= 1
-            self._note_drained()
+            self._handover.end_settling()
             self.wake()
 
     def _fail(self, error: Exception) -> None:
@@ -186,7 +177,7 @@ class Pipeline:
     def refresh_lag(self) -> None:
         """Let the lag know if the newest durable point still equals the source."""
         now = self._clock.monotonic()
-        if not self._tracker.abilities.live or self._uncut or not self._idle():
+        if not self._tracker.abilities.live or self._uncut or not self._handover.is_idle:
             return
         if self._lag.has_point and self._tracker.backlog_bytes() == 0:
             self._lag.unchanged(now)
@@ -213,11 +204,9 @@ class Pipeline:
                     task.result()
                 tasks -= done
         finally:
-            self._stopping.set()
+            self._handover.stop()
             if self._sweep is not None:
                 self._sweep.cancel()
-            self._permits.release(1_000_000)
-            self._drained.set()
             self._wake.set()
             for task in (sender, receiver):
                 task.cancel()
@@ -235,7 +224,7 @@ class Pipeline:
         """Send items in order until None; then wait until all of it is durable and say goodbye."""
         sequence = self._sender.sequence
         last = self._clock.monotonic()
-        while (item := await self._queue.get()) is not None:
+        while (item := await self._handover.get()) is not None:
             batches = item.batches if isinstance(item.batches, list) else await asyncio.wrap_future(item.batches)
             ready = self._clock.monotonic()
             for number, outgoing in enumerate(batches):
@@ -252,10 +241,7 @@ class Pipeline:
             now = self._clock.monotonic()
             self._compression.observe(elapsed=now - last, starved=ready - last, blocked=now - ready)
             last = now
-            self._permits.release()
-            with self._lock:
-                self._queued -= 1
-            self._note_drained()
+            self._handover.sent()
         await self._sender.wait_durable(sequence)
         await self._sender.session.say_goodbye()
 
@@ -265,14 +251,6 @@ class Pipeline:
         if wait > 0:
             await self._clock.sleep(wait)
 
-    def _idle(self) -> bool:
-        with self._lock:
-            return not (self._queued or self._acknowledging or self._sender.in_flight)
-
-    def _note_drained(self) -> None:
-        if self._idle():
-            self._drained.set()
-
     # ---- the capture thread ----------------------------------------------------------------------------------
 
     def _capture(self) -> None:
@@ -280,7 +258,7 @@ class Pipeline:
             since = self._since
             if since == self._sender.session.welcome.durable_mark:
                 self._tracker.acknowledge(since)
-            while not self._stopping.is_set():
+            while not self._handover.is_stopping:
                 asked_at = self._clock.monotonic()
                 if asked_at >= self._checked_at + CHECK_SECONDS:
                     self._check()
@@ -298,9 +276,9 @@ class Pipeline:
                     if self._finishing.is_set():
                         break
                     self._rest(changes)
-            self._put(None)
-        except SweepCancelled:
-            if not self._stopping.is_set():
+            self._handover.put(None)
+        except Stopped:
+            if not self._handover.is_stopping:
                 raise
 
     def _moment(self, changes: Changes, asked_at: float) -> float:
@@ -326,7 +304,7 @@ class Pipeline:
             return
         request = self._labels.popleft() if self._labels else None
         cut = Cut(changes.cut_time_ns, changes.cut_kind, request.label if request else "")
-        self._put(_Item([], changes.mark, changes.mark, cut, self._captured_at, request))
+        self._handover.put(_Item([], changes.mark, changes.mark, cut, self._captured_at, request))
         self._progress.cuts[cut.kind] = self._progress.cuts.get(cut.kind, 0) + 1
         self._uncut = False
         self._cut_at = now
@@ -341,11 +319,13 @@ class Pipeline:
         self._wake.clear()
 
     def _ship_writes(self, changes: Changes, since: Mark) -> None:
-        self._acquire()
+        self._handover.acquire()
         if sum(write.length for write in changes.writes) <= INLINE_BYTES:
-            self._put(_Item(self._encode(changes.writes), since, changes.mark), permit=False)
+            self._handover.put(_Item(self._encode(changes.writes), since, changes.mark), permit=False)
         else:
-            self._put(_Item(self._pool.submit(self._encode, changes.writes), since, changes.mark), permit=False)
+            self._handover.put(
+                _Item(self._pool.submit(self._encode, changes.writes), since, changes.mark), permit=False
+            )
 
     def _encode(self, writes: Sequence[Write]) -> list[Outgoing]:
         batches: list[Outgoing] = []
@@ -375,7 +355,7 @@ class Pipeline:
         if baseline is not None:
             # What the target says it has must hold all that was sent: a block that was changed and changed back
             # since would be taken for equal. An index knows what is durable, and nothing of what is on its way.
-            self._wait_drained()
+            self._handover.wait_idle()
         self._sweep_ranges(ranges, baseline, since, changes.mark)
         self._check()
         self._swept = True
@@ -389,14 +369,15 @@ class Pipeline:
 
     def _sweep_ranges(self, ranges: Iterable[Range], baseline: Baseline | None, since: Mark, mark: Mark) -> None:
         held: list[Outgoing] = []
+        holding = threading.Lock()
 
         def hand_over(outgoing: Outgoing) -> None:
-            self._acquire()
-            with self._lock:
+            self._handover.acquire()
+            with holding:
                 held.append(outgoing)
                 ready = held.pop(0) if len(held) > 1 else None
             if ready is not None:
-                self._put(_Item([ready], since, since), permit=False)
+                self._handover.put(_Item([ready], since, since), permit=False)
 
         sweep = Sweep(
             volumes=self._volumes,
@@ -412,8 +393,8 @@ class Pipeline:
         self._progress.sweep_bytes = sum(wanted.length for wanted in ranges)
         self._progress.sweeping = True
         self._sweep = sweep
-        if self._stopping.is_set():
-            raise SweepCancelled
+        if self._handover.is_stopping:
+            raise Stopped
         remote = baseline is not None and not baseline.zeros_everywhere
         report = sweep.run(max(self._workers, REMOTE_WORKERS) if remote else self._workers)
         self._sweep = None
@@ -425,7 +406,7 @@ class Pipeline:
             self._progress.read_errors += len(report.unread)
             self._progress.read_error = report.read_error
         for outgoing in held:
-            self._put(_Item([outgoing], since, mark), permit=False)
+            self._handover.put(_Item([outgoing], since, mark), permit=False)
 
     def _send_again(self, since: Mark) -> None:
         """Ranges that the target lost. A live tracker hands them out again in order; for a scan they are sent now."""
@@ -435,27 +416,6 @@ class Pipeline:
         if self._tracker.abilities.live:
             self._tracker.mark_dirty(ranges, reason="operator")
         else:
-            self._wait_drained()
+            self._handover.wait_idle()
             self._sweep_ranges(ranges, None, since, since)
             self._uncut = True
-
-    def _acquire(self) -> None:
-        self._permits.acquire()
-        if self._stopping.is_set():
-            raise SweepCancelled
-
-    def _put(self, item: _Item | None, *, permit: bool = True) -> None:
-        if item is not None:
-            if permit:
-                self._acquire()
-            with self._lock:
-                self._queued += 1
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-
-    def _wait_drained(self) -> None:
-        while not self._stopping.is_set():
-            self._drained.clear()
-            if self._idle():
-                return
-            self._drained.wait()
-        raise SweepCancelled

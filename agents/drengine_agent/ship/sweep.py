@@ -31,6 +31,7 @@ from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.tracker import Range, Readable
 from drengine_agent.ship.baseline import Baseline
 from drengine_agent.ship.batches import BatchBuilder, Notes, Outgoing
+from drengine_agent.ship.handover import Stopped
 
 
 class Builder(Protocol):
@@ -60,10 +61,6 @@ class SweepReport:
     hole_bytes: int = 0
     unread: list[Range] = field(default_factory=list)
     read_error: str = ""
-
-
-class SweepCancelled(Exception):
-    """The sweep was told to stop."""
 
 
 @dataclass(slots=True)
@@ -102,14 +99,14 @@ class Sweep:
         """Sweep with so many threads; blocks until all is handed over.
 
         Raises:
-            SweepCancelled: `cancel` was called.
+            Stopped: `cancel` was called.
             Exception: whatever a worker met that is not a read error; the others are cancelled.
         """
         pieces = self._pieces() if self.baseline is None else self._slabs()
         with ThreadPoolExecutor(workers, thread_name_prefix="sweep") as pool:
             running = [pool.submit(self._work, pieces) for _ in range(workers)]
             failures = [error for future in running if (error := future.exception()) is not None]
-        for error in sorted(failures, key=lambda error: isinstance(error, SweepCancelled)):
+        for error in sorted(failures, key=lambda error: isinstance(error, Stopped)):
             raise error
         return self.report
 
@@ -138,7 +135,7 @@ class Sweep:
 
     def _sweep(self, piece: _Piece, view: memoryview, builder: Builder) -> None:
         if self._cancelled.is_set():
-            raise SweepCancelled
+            raise Stopped
         unread: set[int] = set()
         if piece.hole:
             if self.baseline is None:
