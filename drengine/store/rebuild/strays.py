@@ -12,7 +12,10 @@ counted and shown, and a rebuild looks at it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from drengine.model.errors import DrengineError
+from drengine.store.blobs import Reader
 from drengine.store.catalogue.database import Catalogue
 from drengine.store.catalogue.rows import SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
@@ -155,45 +158,24 @@ def _was_never_committed(context: StoreContext, place: SegmentPlace) -> bool:
     Its first bytes say so, also where a power cut left the rest torn; or they never reached the disk. What
     cannot be told stays.
     """
-    name = segment_name(*place)
-    try:
-        with read_errors(name):
-            reader = context.storage.open(name)
-            try:
-                data = reader.read_at(0, HEADER.size)
-            finally:
-                reader.close()
-    except FileNotFoundError:
-        return True
-    except DrengineError as error:
-        if error.kind is not DAMAGED:
-            raise
-        return False
-    if len(data) < HEADER.size or not any(data):
-        return True
-    magic, _, _, _, store, _, branch, segment, revision = HEADER.unpack(data)[:9]
-    is_ours = magic == HEADER_MAGIC and store == context.identity
-    return is_ours and (branch, segment, revision) == (place.branch, place.segment, place.revision)
+
+    def judge(reader: Reader) -> bool:
+        data = reader.read_at(0, HEADER.size)
+        if len(data) < HEADER.size or not any(data):
+            return True
+        magic, _, _, _, store, _, branch, segment, revision = HEADER.unpack(data)[:9]
+        is_ours = magic == HEADER_MAGIC and store == context.identity
+        return is_ours and (branch, segment, revision) == (place.branch, place.segment, place.revision)
+
+    return _judged(context, segment_name(*place), judge, missing=True)
 
 
 def _has_another_revision(context: StoreContext, row: SegmentRow | None) -> bool:
     """Whether the revision that the catalogue names is there and has its length: then any other is superfluous."""
     if row is None:
         return False
-    name = segment_name(row.source, row.branch, row.segment, row.revision)
-    try:
-        with read_errors(name):
-            reader = context.storage.open(name)
-            try:
-                return reader.size() >= (row.length if row.state == SEALED else row.committed_length)
-            finally:
-                reader.close()
-    except FileNotFoundError:
-        return False
-    except DrengineError as error:
-        if error.kind is not DAMAGED:
-            raise
-        return False
+    length = row.length if row.state == SEALED else row.committed_length
+    return _judged(context, segment_name(*row[:4]), lambda reader: reader.size() >= length)
 
 
 def _has_records_behind(context: StoreContext, source: str, branch: int) -> bool:
@@ -202,7 +184,7 @@ def _has_records_behind(context: StoreContext, source: str, branch: int) -> bool
     newest = rows[-1] if rows else None
     if newest and newest.state != SEALED:
         count = newest.last_sequence - newest.first_sequence + 1
-        if _has_record(context, segment_name(source, branch, newest.segment, newest.revision), count):
+        if _has_record(context, segment_name(*newest[:4]), count):
             return True
     last = newest.segment if newest else 0
     unnamed = unnamed_segments(context, context.catalogue, source, branch)
@@ -211,22 +193,31 @@ def _has_records_behind(context: StoreContext, source: str, branch: int) -> bool
 
 def _has_record(context: StoreContext, name: str, number: int) -> bool:
     """Whether record `number` of a segment is there and whole, its payload included."""
+
+    def judge(reader: Reader) -> bool:
+        scan = SegmentScan(reader)
+        scan.extend(reader, reader.size())
+        index = scan.index()
+        if index.record_count <= number:
+            return False
+        start, length = index.payload_range(number)
+        payload = reader.read_at(start, length)
+        return checksum(index.header.salt, payload) == int(index.records["payload_checksum"][number])
+
+    return _judged(context, name, judge)
+
+
+def _judged(context: StoreContext, name: str, judge: Callable[[Reader], bool], *, missing: bool = False) -> bool:
+    """What `judge` says of a file; `missing` where it is not there, False where it is damaged."""
     try:
         with read_errors(name):
             reader = context.storage.open(name)
             try:
-                scan = SegmentScan(reader)
-                scan.extend(reader, reader.size())
-                index = scan.index()
-                if index.record_count <= number:
-                    return False
-                start, length = index.payload_range(number)
-                payload = reader.read_at(start, length)
-                return checksum(index.header.salt, payload) == int(index.records["payload_checksum"][number])
+                return judge(reader)
             finally:
                 reader.close()
     except FileNotFoundError:
-        return False
+        return missing
     except DrengineError as error:
         if error.kind is not DAMAGED:
             raise
