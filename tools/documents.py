@@ -191,7 +191,7 @@ def _numbers(node: ast.AST) -> Iterator[int]:
 
 def runbook_schema() -> str:
     """docs/runbook.schema.json"""
-    return str(importlib.import_module("drengine.failover.runbook.schema").schema_text())
+    return str(importlib.import_module("drengine.failover.reading.schema").schema_text())
 
 
 def run_schema() -> str:

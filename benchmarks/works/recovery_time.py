@@ -8,6 +8,7 @@ import statistics
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.results import Contestant, Figure, Measured, Table, contest
@@ -17,6 +18,12 @@ from drengine.failover.measure import measure as measured
 from drengine.failover.runbook.values import Mode
 from drengine.failover.session import Session, open_session
 from drengine.failover.snapshot import Snapshot
+from drengine.failover.steps.choose_point import CHOOSE_POINT
+from drengine.failover.steps.command import COMMAND
+from drengine.failover.steps.declare import DECLARE
+from drengine.failover.steps.fence import FENCE
+from drengine.failover.steps.launch import LAUNCH
+from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.step import StepKind
 from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
@@ -40,7 +47,7 @@ with NbdClient(urllib.parse.parse_qs(uri.query)["socket"][0], urllib.parse.unquo
 """
 """A server: it has started when it has read all 5 MiB of its disk from the target; it keeps the disk open."""
 
-STEPS = (StepKind.DECLARE, StepKind.FENCE, StepKind.CHOOSE_POINT, StepKind.PROMOTE, StepKind.LAUNCH, StepKind.COMMAND)
+STEPS: tuple[StepKind[Any, Any], ...] = (DECLARE, FENCE, CHOOSE_POINT, PROMOTE, LAUNCH, COMMAND)
 
 
 def measure(bench: Bench) -> list[Table]:
@@ -143,6 +150,6 @@ def _replicate(path: Path, names: list[str]) -> None:
             writer.close()
 
 
-def _step(snapshot: Snapshot, kind: StepKind) -> Figure:
+def _step(snapshot: Snapshot, kind: StepKind[Any, Any]) -> Figure:
     seconds = [(each.ended_ns - each.began_ns) / 1e9 for each in snapshot.steps if each.step.kind is kind]
-    return Figure(kind.value, statistics.median(seconds), tuple(seconds), ours=True)
+    return Figure(kind.name, statistics.median(seconds), tuple(seconds), ours=True)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from drengine.config import parse_duration
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.measure import Measures, measure
+from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry.values import StoredRunbook
 from drengine.failover.run import Event, JournalEntry, Outcome, RunRecord, RunState
-from drengine.failover.runbook.reader import read_runbook
 from drengine.failover.runbook.values import Mode, Objectives
 from drengine.failover.session import Session
 from drengine.failover.snapshot import observe
-from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.fence import FENCE
 from drengine.model.errors import DrengineError
 from drengine.telemetry import Family, Kind, Metrics, MetricsEndpoint, Sample
 from drengine.transport.credentials import CredentialFamilies
@@ -154,7 +154,7 @@ def _key(run: RunRecord) -> tuple[str, ...]:
 
 
 def _is_fence_failure(entry: JournalEntry) -> bool:
-    if entry.event is not Event.RESULT or not entry.step.startswith(f"{StepKind.FENCE.value}:"):
+    if entry.event is not Event.RESULT or not entry.step.startswith(FENCE.step_id("") + ":"):
         return False
     data = entry.payload.get("data") or {}
     return not entry.payload.get("ok") or data.get("evidence") == "none"

@@ -16,12 +16,11 @@ from drengine.failover import run as engine
 from drengine.failover.masking import masked, masked_json
 from drengine.failover.measure import measure
 from drengine.failover.preview import Preview
+from drengine.failover.reading.reader import Examined
 from drengine.failover.registry.values import Party as KnownParty
 from drengine.failover.run import Outcome, RunRecord, RunState
-from drengine.failover.runbook.reader import Examined
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.snapshot import Snapshot, Status, StepState
-from drengine.failover.steps.step import StepKind
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -80,7 +79,7 @@ class Step:
     """
 
     id: str
-    kind: StepKind
+    kind: str
     title: str
     wave: str
     source: str
@@ -114,7 +113,7 @@ class PlannedStep:
     """
 
     id: str
-    kind: StepKind
+    kind: str
     title: str
     wave: str
     source: str
@@ -193,7 +192,7 @@ def run_answer(run: RunRecord, snapshot: Snapshot) -> Run:
 
 def run_detail(run: RunRecord, snapshot: Snapshot) -> RunDetail:
     """A run with its steps."""
-    steps = [_told(Step, each, each.step, seconds=_seconds(each)) for each in snapshot.steps]
+    steps = [_told(Step, each, each.step, kind=each.step.kind.name, seconds=_seconds(each)) for each in snapshot.steps]
     return _told(RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), steps=steps)
 
 
@@ -223,7 +222,13 @@ def request_answer(request: engine.Request) -> engine.Request:
 def plan_answer(mode: Mode, runbook: str, found: Preview) -> Plan:
     """What a run would do."""
     steps = [
-        _told(PlannedStep, each, predicted_seconds=found.seconds[each.id], measured=each.id in found.measured)
+        _told(
+            PlannedStep,
+            each,
+            kind=each.kind.name,
+            predicted_seconds=found.seconds[each.id],
+            measured=each.id in found.measured,
+        )
         for each in found.steps
     ]
     return _told(Plan, found, mode=mode, runbook=runbook, steps=steps)

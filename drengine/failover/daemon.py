@@ -14,10 +14,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from drengine.control.broker import embedded_broker
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry.errors import RUN_ACTIVE
 from drengine.failover.registry.values import StoredRunbook
 from drengine.failover.run import RunRecord, RunState
-from drengine.failover.runbook.reader import read_runbook
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
 from drengine.failover.session import Session, open_session

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from drengine.failover.run import Outcome
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.snapshot import Snapshot, Status, StepState
-from drengine.failover.steps.step import StepKind
 
 
 class Action(enum.StrEnum):
@@ -93,7 +92,7 @@ def _broken(mode: Mode, snapshot: Snapshot, running: list[StepState], broken: St
     cause = broken.step.id
     if running:
         return Decision(Action.WAIT, Reason.STEPS_RUNNING, cause=cause)
-    unfenced = broken.step.kind is StepKind.FENCE
+    unfenced = broken.step.kind.is_fence
     outcome = Outcome.BLOCKED if unfenced else Outcome.FAILED
     reason = Reason.SOURCE_UNFENCED if unfenced else Reason.STEP_FAILED
     if mode is Mode.DRILL:
@@ -105,7 +104,7 @@ def _broken(mode: Mode, snapshot: Snapshot, running: list[StepState], broken: St
 
 def _turn(snapshot: Snapshot, reason: Reason, cause: str) -> Decision:
     """Roll back, where that is still possible."""
-    if any(each.step.kind is StepKind.HAND_BACK and each.begun for each in snapshot.steps):
+    if any(each.step.kind.hands_back and each.begun for each in snapshot.steps):
         return Decision(Action.STOP, Reason.PAST_RETURN, outcome=Outcome.FAILED, cause=cause)
     return Decision(Action.ROLL_BACK, reason, cause=cause)
 
@@ -132,7 +131,7 @@ def _wind_up(snapshot: Snapshot, running: list[StepState], outcome: Outcome, rea
     if [each for each in running if not each.step.cleanup]:
         return Decision(Action.WAIT, Reason.STEPS_RUNNING, cause=cause)
     begun = {each.step.id for each in snapshot.steps if each.begun}
-    cleanups = [each for each in snapshot.steps if each.step.cleanup and each.step.settings.get("cleans") in begun]
+    cleanups = [each for each in snapshot.steps if each.step.cleanup and each.step.cleans in begun]
     wanted = {each.step.id for each in cleanups}
     through = {each.step.id for each in cleanups if each.status in (Status.DONE, Status.FAILED)}
     ready = tuple(

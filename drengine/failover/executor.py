@@ -15,9 +15,21 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from drengine.failover.decide import Action, Decision, Reason, decide
 from drengine.failover.plan import plan, plan_rollback
-from drengine.failover.run import Event, JournalEntry, Lease, Outcome, Request, RequestKind, RunRecord, RunState
+from drengine.failover.run import (
+    Event,
+    JournalEntry,
+    Lease,
+    Outcome,
+    Request,
+    RequestKind,
+    RunRecord,
+    RunState,
+    run_lease,
+)
 from drengine.failover.runbook.values import Runbook
 from drengine.failover.snapshot import (
     ABORT,
@@ -32,7 +44,8 @@ from drengine.failover.snapshot import (
     observe,
     plan_payload,
 )
-from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepHandler, StepKind, StepResult
+from drengine.failover.steps.kinds import StepKinds, step_kinds
+from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepResult
 from drengine.failover.steps.texts import without_secrets
 from drengine.model.errors import DrengineError
 
@@ -113,17 +126,17 @@ class Executor:
         self,
         registry: RunKeeper,
         site: Site,
-        handlers: Mapping[StepKind, StepHandler],
         runbook: Runbook,
         *,
         owner: str,
+        kinds: StepKinds | None = None,
         lease_seconds: float = 15.0,
         watch: Watcher = lambda run, snapshot, decision: None,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._registry = registry
         self._site = site
-        self._handlers = handlers
+        self._kinds = step_kinds() if kinds is None else kinds
         self._runbook = runbook
         self._owner = owner
         self._lease_seconds = lease_seconds
@@ -150,7 +163,7 @@ class Executor:
             DrengineError: LEASE_HELD, LEASE_LOST, UNKNOWN_RUN; those of the registry.
         """
         self._lease = await self._insist(
-            patience_seconds, self._registry.acquire_lease, f"run:{run}", self._owner, self._lease_seconds
+            patience_seconds, self._registry.acquire_lease, run_lease(run), self._owner, self._lease_seconds
         )
         working = asyncio.create_task(self._work(run, wait))
         keeping = asyncio.create_task(self._keep_lease())
@@ -178,8 +191,8 @@ class Executor:
             return self._run
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
             asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
-            told = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
-            await self._note({**told, "force": asked.note == FORCE})
+            resumed = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
+            await self._note({**resumed, "force": asked.note == FORCE})
         await self._set(RunState.RUNNING, Outcome.NONE, "")
         while True:
             self._last = snapshot = await self._observe()
@@ -204,8 +217,7 @@ class Executor:
                     self._abandoned.set()
                 await self._pause(decision.wake_ns)
             case Action.ABORT:
-                told = {"decision": ABORT, "by": snapshot.aborted_by, "request": snapshot.newest_request}
-                await self._note(told)
+                await self._note({"decision": ABORT, "by": snapshot.aborted_by, "request": snapshot.newest_request})
                 self._abandoned.set()
             case Action.ROLL_BACK:
                 self._abandoned = asyncio.Event()
@@ -215,13 +227,13 @@ class Executor:
                 await self._note(plan_payload(steps, ROLLBACK, reason=decision.reason.value, **more))
             case Action.STOP | Action.FINISH:
                 stopped = decision.action is Action.STOP
-                told = {
+                ended = {
                     "decision": STOPPED if stopped else FINISHED,
                     "outcome": decision.outcome.value,
                     "reason": decision.reason.value,
                     "cause": decision.cause,
                 }
-                await self._note(told)
+                await self._note(ended)
                 await self._set(
                     RunState.STOPPED if stopped else RunState.FINISHED, decision.outcome, decision.reason.value
                 )
@@ -234,8 +246,8 @@ class Executor:
         again = state.status in (Status.INTERRUPTED, Status.WAITING)
         attempt = state.attempt if again else state.attempt + 1
         if state.status is not Status.WAITING:
-            told = {"kind": state.step.kind.value, "owner": self._owner, "again": again}
-            await self._append(JournalEntry(state.step.id, Event.INTENT, attempt, self._now_ns(), told))
+            intent = {"kind": state.step.kind.name, "owner": self._owner, "again": again}
+            await self._append(JournalEntry(state.step.id, Event.INTENT, attempt, self._now_ns(), intent))
         step = state.step
         context = StepContext(
             run=self._run.id,
@@ -244,15 +256,17 @@ class Executor:
             site=self._site,
             results=snapshot.results,
             attempt=attempt,
-            options={**self._run.options, "by": self._run.started_by, "forced_by": self._forced_by(snapshot)},
+            options=self._run.options,
             approvals=snapshot.approvals,
             say=self._sayer(step, attempt),
             permit=self._permit,
+            started_by=self._run.started_by,
+            forced_by=self._forced_by(snapshot),
         )
         looking = again or attempt > 1
         self._tasks[step.id] = asyncio.create_task(self._carry_out(step, context, looking), name=step.id)
 
-    async def _carry_out(self, step: PlannedStep, context: StepContext, looking: bool) -> None:
+    async def _carry_out(self, step: PlannedStep[Any], context: StepContext, looking: bool) -> None:
         began = self._site.clock.monotonic()
         result = await self._result(step, context, looking)
         payload = {
@@ -260,20 +274,19 @@ class Executor:
             "message": without_secrets(result.message),
             "code": result.code,
             "waiting": result.waiting,
-            "data": dict(result.data),
+            "data": msgspec.to_builtins(result.data) if result.data is not None else {},
             "output": without_secrets(result.output)[-OUTPUT_CHARACTERS_MAX:],
             "retryable": result.retryable,
             "seconds": round(self._site.clock.monotonic() - began, 6),
         }
         await self._append(JournalEntry(step.id, Event.RESULT, context.attempt, self._now_ns(), payload))
 
-    async def _result(self, step: PlannedStep, context: StepContext, looking: bool) -> StepResult:
+    async def _result(self, step: PlannedStep[Any], context: StepContext, looking: bool) -> StepResult[Any]:
         """What the handler found or did; every failure is a result. `looking`: an earlier try may have got through."""
-        handler = self._handlers[step.kind]
 
-        async def check_then_act() -> StepResult:
-            found = await handler.check(step, context) if looking else None
-            return found or await handler.act(step, context)
+        async def check_then_act() -> StepResult[Any]:
+            found = await step.kind.check(step, context) if looking else None
+            return found or await step.kind.act(step, context)
 
         try:
             return await self._within(check_then_act(), step.timeout_seconds + GRACE_SECONDS, step.cleanup)
@@ -287,7 +300,7 @@ class Executor:
             log.exception("a step failed unexpectedly", extra={"step": step.id, "run": context.run})
             return StepResult(False, f"{type(error).__name__}: {error}", "internal", retryable=False)
 
-    async def _within(self, work: Awaitable[StepResult], seconds: float, cleanup: bool) -> StepResult:
+    async def _within(self, work: Awaitable[StepResult[Any]], seconds: float, cleanup: bool) -> StepResult[Any]:
         """The work's result, unless its time is up or the run is aborted before."""
         working = asyncio.ensure_future(work)
         limit = asyncio.ensure_future(self._site.clock.sleep(seconds))
@@ -301,7 +314,7 @@ class Executor:
         finally:
             await _cancelled(working, *ended)
 
-    def _sayer(self, step: PlannedStep, attempt: int) -> Callable[[str], None]:
+    def _sayer(self, step: PlannedStep[Any], attempt: int) -> Callable[[str], None]:
         """A step's words for people: shown now, from any thread; now and then noted for those who look elsewhere."""
         loop, clock = asyncio.get_running_loop(), self._site.clock
         noted = clock.monotonic()
@@ -338,7 +351,7 @@ class Executor:
         newest = self._requests[-1].seq if self._requests else 0
         self._requests += await asyncio.to_thread(self._registry.requests, self._run.id, newest)
         self._tasks = {id: task for id, task in self._tasks.items() if not self._collect(task)}
-        return observe(self._entries, self._requests, self._tasks, self._now_ns())
+        return observe(self._entries, self._requests, self._tasks, self._now_ns(), self._kinds)
 
     @staticmethod
     def _collect(task: asyncio.Task[None]) -> bool:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from drengine.failover.steps.texts import without_secrets
 
 _NAMED_SECRET = re.compile(
@@ -21,7 +23,9 @@ def masked(text: str) -> str:
 
 
 def masked_json(value: Any) -> Any:
-    """A JSON value with each text in it masked."""
+    """A value as JSON, with each text in it masked."""
+    if isinstance(value, msgspec.Struct):
+        return masked_json(msgspec.to_builtins(value))
     if isinstance(value, str) and not isinstance(value, enum.Enum):
         return masked(value)
     if isinstance(value, Mapping):

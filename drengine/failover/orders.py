@@ -42,21 +42,19 @@ from drengine.failover.errors import (
 from drengine.failover.executor import FORCE, Watcher
 from drengine.failover.plan import can_roll_back
 from drengine.failover.preview import Loss, losses, preview
+from drengine.failover.reading.reader import Examined, RunbookError, examine
 from drengine.failover.registry.errors import LEASE_HELD
-from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState
+from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, run_lease
 from drengine.failover.runbook.errors import BAD_RUNBOOK
-from drengine.failover.runbook.reader import Examined, RunbookError, examine
 from drengine.failover.runbook.values import Mode
 from drengine.failover.session import Session, open_session
 from drengine.failover.snapshot import Snapshot, Status, may_approve
-from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.approval import APPROVAL
 from drengine.model.errors import DrengineError
 from drengine.terminal import human_time
 
 FORWARD = (Mode.FAILOVER, Mode.MIGRATION)
 COMMITTED_REASON = "committed"
-BY_HAND = (StepKind.RELEASE, StepKind.STOP_WORKLOAD, StepKind.COMMAND, StepKind.DNS, StepKind.NOTIFY)
-"""What a person may have done instead. Nobody's word fences a source, promotes, or makes a workload healthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ class Orders:
             DrengineError: UNKNOWN_RUN; BAD_APPROVAL when nobody approves, he may not, or nothing such is waiting.
         """
         _, snapshot = self._look(id)
-        asked = [each for each in snapshot.steps if each.step.kind is StepKind.APPROVAL]
+        asked = [each for each in snapshot.steps if each.step.kind is APPROVAL]
         waiting = [each for each in asked if each.status is Status.WAITING and each.step.id not in snapshot.approvals]
         wanted = [each.step for each in asked if each.step.id == step] if step else [each.step for each in waiting]
         if len(wanted) != 1:
@@ -112,7 +110,7 @@ class Orders:
             told = f"{step or 'exactly one step'} does not wait for approval; waiting: {known}"
             raise DrengineError(BAD_APPROVAL, told)
         if not may_approve(wanted[0], by):
-            allowed = ", ".join(wanted[0].settings["approval"].get("by") or []) or "anybody who gives a name"
+            allowed = ", ".join(wanted[0].settings.by) or "anybody who gives a name"
             told = f"{by.strip() or 'nobody'} may not approve {wanted[0].id}; {allowed} may"
             raise DrengineError(BAD_APPROVAL, told)
         return request_answer(self.session.registry.request(id, RequestKind.APPROVE, wanted[0].id, by, note))
@@ -147,7 +145,7 @@ class Orders:
             raise DrengineError(RUN_STATE, f"run {id} is finished ({run.outcome.value}): there is nothing to resume")
         if done:
             failed = [each.step for each in snapshot.steps if each.status is Status.FAILED]
-            by_hand = [step.id for step in failed if step.kind in BY_HAND]
+            by_hand = [step.id for step in failed if step.kind.by_hand]
             if done not in by_hand:
                 known = ", ".join(by_hand) or "none"
                 raise DrengineError(RUN_STATE, f"{done!r} can't be called done; failed steps that can: {known}")
@@ -185,7 +183,7 @@ class Orders:
             what = f"{run.mode.value}, {run.state.value} {run.outcome.value}".strip()
             raise DrengineError(RUN_STATE, f"only a completed failover or migration can be committed; {id} is: {what}")
         registry.request(id, RequestKind.COMMIT, "", by, note)
-        lease = registry.acquire_lease(f"run:{id}", self.session.owner, self.session.config.lease)
+        lease = registry.acquire_lease(run_lease(id), self.session.owner, self.session.config.lease)
         try:
             registry.update_run(id, token=lease.token, reason=COMMITTED_REASON)
         finally:
@@ -316,13 +314,13 @@ class Orders:
             for other in self.session.registry.runs()
             if other.created_ns > run.created_ns
             and set(other.sources) & set(run.sources)
-            and any(each.step.kind is StepKind.REVERSE and each.begun for each in self.session.snapshot(other.id).steps)
+            and any(each.step.kind.overwrites_source and each.begun for each in self.session.snapshot(other.id).steps)
         ]
         if later:
             raise DrengineError(
                 RUN_STATE, f"run {later[-1]} has begun to overwrite the sources' disks: go on to a failback"
             )
-        if any(each.step.kind is StepKind.HAND_BACK and each.begun for each in snapshot.steps):
+        if any(each.step.kind.hands_back and each.begun for each in snapshot.steps):
             raise DrengineError(
                 RUN_STATE, f"run {run.id} has handed a source back already: resume it, then fail over again"
             )

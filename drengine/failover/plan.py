@@ -15,42 +15,49 @@ The gate is what the runbook puts before its first waves: an approval there come
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from drengine.config import parse_duration
-from drengine.failover.actions import ACTIONS, action_of, planned_action
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Step, Wave
-from drengine.failover.steps.step import PlannedStep, StepKind
+from drengine.failover.steps.approval import APPROVAL, Approval
+from drengine.failover.steps.branch import BRANCH
+from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings
+from drengine.failover.steps.declare import DECLARE, DeclareSettings
+from drengine.failover.steps.drop_branch import DROP_BRANCH
+from drengine.failover.steps.earlier import earlier_launches
+from drengine.failover.steps.fence import FENCE, FenceSettings
+from drengine.failover.steps.hand_back import HAND_BACK, HandBackSettings
+from drengine.failover.steps.kinds import step_kinds
+from drengine.failover.steps.launch import LAUNCH
+from drengine.failover.steps.preserve import PRESERVE, PreserveSettings
+from drengine.failover.steps.promote import PROMOTE
+from drengine.failover.steps.quiesce_recovered import QUIESCE_RECOVERED
+from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE, QuiesceSourceSettings
+from drengine.failover.steps.release import RELEASE, ReleaseSettings
+from drengine.failover.steps.reverse import REVERSE
+from drengine.failover.steps.reverse_last import REVERSE_LAST
+from drengine.failover.steps.step import ActionKind, NoSettings, PlannedStep, S, StepKind
+from drengine.failover.steps.stop_workload import STOP_WORKLOAD
+from drengine.failover.steps.wait import WAIT
+from drengine.failover.steps.workloads import WorkloadSettings
 
-FENCE_ANSWER_SECONDS = 5.0
-"""How long a source's agent may take to answer that it is fenced, before the runbook's command is tried."""
-
-LEASE_SECONDS_MAX = 600.0
-"""A source that fences itself only after a longer silence is not waited for."""
-
-QUICK_SECONDS = 60.0
-STORE_TRIES = 20
-"""Steps at the store are tried again while another process is busy there."""
-
-SHIPPING_SECONDS = 6 * 86400.0
-"""A bound for steps that ship data: they take as long as the difference needs. Commands may hold for a week."""
-
-SWITCH_SECONDS = 3600.0
-
-HOME = (Mode.REPROTECT, Mode.FAILBACK)
+WAIT_MARGIN_SECONDS = 60.0
 UNDO = "undo."
 """Begins the ids of a rollback's steps."""
 
+Server = Callable[[str, tuple[str, ...]], str | None]
+"""Plans what is done with a source after the steps with the given ids; the id of the last, or None for nothing."""
 
-def plan(mode: Mode, runbook: Runbook, options: Mapping[str, Any]) -> tuple[PlannedStep, ...]:
+
+def plan(mode: Mode, runbook: Runbook, options: Mapping[str, Any]) -> tuple[PlannedStep[Any], ...]:
     """The steps of a run, each after those it needs.
 
     Args:
         mode: what the run is for.
         runbook: a checked runbook.
-        options: the run's: ``point``, ``force``, ``hold``, and for the way home ``launches`` (see `session`).
+        options: the run's: ``point``, ``force``, ``hold``, and for the way home ``launches`` (see `steps.earlier`).
     """
     planner = _Planner(mode, runbook, options)
     match mode:
@@ -67,7 +74,7 @@ def plan(mode: Mode, runbook: Runbook, options: Mapping[str, Any]) -> tuple[Plan
 
 def plan_rollback(
     mode: Mode, runbook: Runbook, options: Mapping[str, Any], begun: Sequence[str]
-) -> tuple[PlannedStep, ...]:
+) -> tuple[PlannedStep[Any], ...]:
     """The steps that undo a run of which the steps `begun` were begun (done or not), in reverse order.
 
     A handler finds out itself whether there is something to undo: a step that was begun may not have got through.
@@ -82,7 +89,7 @@ def plan_rollback(
 
 def can_roll_back(mode: Mode, options: Mapping[str, Any]) -> bool:
     """Not a failover of what was failed over already: what it would have to put in charge again is no source."""
-    return mode in HOME or not options.get("launches")
+    return mode.is_way_home or not earlier_launches(options)
 
 
 def sources_of(runbook: Runbook) -> tuple[str, ...]:
@@ -90,7 +97,7 @@ def sources_of(runbook: Runbook) -> tuple[str, ...]:
     return tuple(dict.fromkeys(source for wave in runbook.waves for source in wave.sources))
 
 
-def predicted_seconds(steps: Iterable[PlannedStep], seconds: Mapping[str, float]) -> float:
+def predicted_seconds(steps: Iterable[PlannedStep[Any]], seconds: Mapping[str, float]) -> float:
     """When the last step that is no cleanup would be through, given how long each takes: the critical path."""
     through: dict[str, float] = {}
     for step in steps:
@@ -100,41 +107,85 @@ def predicted_seconds(steps: Iterable[PlannedStep], seconds: Mapping[str, float]
     return max(through.values(), default=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waves:
+    """How the steps of a runbook's waves are taken into a plan.
+
+    Attributes:
+        mode: steps of other modes are left out; their numbers stay.
+        prefix: begins the steps' ids.
+        takes: which kinds of steps are taken.
+        rolls_back: whether the run can be rolled back when one of them fails.
+    """
+
+    mode: Mode
+    prefix: str = ""
+    takes: Callable[[ActionKind[Any, Any]], bool] = lambda kind: True
+    rolls_back: bool = True
+
+    def chain(
+        self, wave: Wave, place: str, steps: Iterable[Step], needs: tuple[str, ...]
+    ) -> tuple[list[PlannedStep[Any]], tuple[str, ...]]:
+        """A wave's own steps, one after the other, and what the next has to wait for."""
+        chain: list[PlannedStep[Any]] = []
+        for number, step in enumerate(steps, start=1):
+            ((name, action),) = step.actions.items()
+            kind = step_kinds().actions[name]
+            if self.mode in step.modes and self.takes(kind):
+                id = f"{self.prefix}{wave.name}.{place}.{number}"
+                chain.append(self._planned(id, step, kind, action, wave.name, needs))
+                needs = (id,)
+        return chain, needs
+
+    def _planned(
+        self, id: str, step: Step, kind: ActionKind[Any, Any], action: Any, wave: str, needs: tuple[str, ...]
+    ) -> PlannedStep[Any]:
+        on_failure = step.on_failure if step.critical else OnFailure.CONTINUE
+        if on_failure is OnFailure.ROLLBACK and not self.rolls_back:
+            on_failure = OnFailure.STOP
+        # Waiting is what this kind is for: its time limit is its own length.
+        seconds = parse_duration(action) + WAIT_MARGIN_SECONDS if kind is WAIT else parse_duration(step.timeout)
+        return PlannedStep(
+            id=id,
+            kind=kind,
+            title=step.name or kind.title("", action),
+            settings=action,
+            needs=needs,
+            wave=wave,
+            timeout_seconds=seconds,
+            retries=step.retries,
+            every_seconds=parse_duration(step.every),
+            critical=step.critical,
+            on_failure=on_failure,
+        )
+
+
 class _Planner:
     """Collects steps; one method for each shape."""
 
     def __init__(self, mode: Mode, runbook: Runbook, options: Mapping[str, Any], prefix: str = "") -> None:
-        self.steps: list[PlannedStep] = []
+        self.steps: list[PlannedStep[Any]] = []
         self._mode = mode
         self._runbook = runbook
         self._options = options
         self._prefix = prefix
         self._sources = sources_of(runbook)
+        self._earlier = earlier_launches(options)
         self._roots = tuple(wave.name for wave in runbook.waves if not self._before(wave))
 
     def drill(self) -> None:
         """See the module."""
         gate = self._gate([self._declare()])
-        branches = {}
-        for source in self._sources:
-            chosen = self._choose(source, gate)
-            branches[source] = self._add(
-                StepKind.BRANCH, source, f"make a branch of {source} for the drill", (chosen,), retries=STORE_TRIES
-            )
+        branches = {
+            source: self._add(BRANCH, source, NoSettings(), (self._choose(source, gate),)) for source in self._sources
+        }
         ends = self._waves(lambda source, needs: self._launch(source, (branches[source], *needs)))
         if self._options.get("hold"):
-            self._add(StepKind.APPROVAL, "", "end the drill", ends, settings={"approval": {"prompt": "end the drill"}})
+            self._add(APPROVAL, "", Approval(prompt="end the drill"), ends, title="end the drill")
         for source in self._sources:
-            stopped = self._stop_workload(source, (), cleans=f"launch:{source}", cleanup=True)
-            self._add(
-                StepKind.DROP_BRANCH,
-                source,
-                f"drop the drill's branch of {source}",
-                (stopped,),
-                settings={"cleans": f"branch:{source}"},
-                retries=STORE_TRIES,
-                cleanup=True,
-            )
+            stopped = self._stop_workload(source, (), cleans=LAUNCH.step_id(source), cleanup=True)
+            cleans = BRANCH.step_id(source)
+            self._add(DROP_BRANCH, source, NoSettings(), (stopped,), cleans=cleans, cleanup=True)
 
     def failover(self, *, planned: bool) -> None:
         """See the module."""
@@ -142,76 +193,31 @@ class _Planner:
         if planned:
             # A server that others depend on is stopped last.
             gate = self._in_waves_reversed(gate, self._quiesce_source)
-        earlier = self._options.get("launches", {})
         fenced = tuple(
-            self._stop_workload(source, gate) if source in earlier else self._fence(source, gate)
+            self._stop_workload(source, gate) if source in self._earlier else self._fence(source, gate)
             for source in self._sources
         )
         promoted = tuple(
-            self._add(
-                StepKind.PROMOTE,
-                source,
-                f"promote {source} under the next generation",
-                (self._choose(source, fenced),),
-                retries=STORE_TRIES,
-            )
-            for source in self._sources
+            self._add(PROMOTE, source, NoSettings(), (self._choose(source, fenced),)) for source in self._sources
         )
         self._waves(lambda source, needs: self._launch(source, (*promoted, *needs)), first=promoted)
 
     def reverse(self) -> tuple[str, ...]:
         """See the module; gives the ids of the last steps."""
-        declared = self._declare()
+        declared, discard = self._declare(), bool(self._options.get("discard_divergent"))
         ends = []
         for source in self._sources:
-            at = self._fence(source, (declared,), agent_only=True)
-            at = self._add(
-                StepKind.PRESERVE,
-                source,
-                f"keep what {source} wrote beyond the replica, on a branch of its own",
-                (at,),
-                settings={"discard": bool(self._options.get("discard_divergent"))},
-                timeout_seconds=SHIPPING_SECONDS,
-                retries=3,
-            )
-            ends.append(
-                self._add(
-                    StepKind.REVERSE,
-                    source,
-                    f"ship what differs back to the disks of {source}",
-                    (at,),
-                    timeout_seconds=SHIPPING_SECONDS,
-                    retries=3,
-                )
-            )
+            fenced = self._fence(source, (declared,), agent_only=True)
+            kept = self._add(PRESERVE, source, PreserveSettings(discard), (fenced,))
+            ends.append(self._add(REVERSE, source, NoSettings(), (kept,)))
         return tuple(ends)
 
     def failback(self) -> None:
         """See the module."""
         gate = self._gate(self.reverse())
         quiesced = self._in_waves_reversed(gate, self._quiesce_recovered)
-        last = tuple(
-            self._add(
-                StepKind.REVERSE_LAST,
-                source,
-                f"ship the last difference to {source}",
-                quiesced,
-                timeout_seconds=SWITCH_SECONDS,
-                retries=3,
-            )
-            for source in self._sources
-        )
-        handed = tuple(
-            self._add(
-                StepKind.HAND_BACK,
-                source,
-                f"hand {source} the next generation",
-                last,
-                settings={"to": "recovered"},
-                retries=STORE_TRIES,
-            )
-            for source in self._sources
-        )
+        last = tuple(self._add(REVERSE_LAST, source, NoSettings(), quiesced) for source in self._sources)
+        handed = tuple(self._add(HAND_BACK, source, HandBackSettings("recovered"), last) for source in self._sources)
         ends = self._waves(lambda source, needs: self._release(source, (*handed, *needs)), first=handed)
         for source in self._sources:
             self._stop_workload(source, ends, critical=False)
@@ -220,174 +226,115 @@ class _Planner:
         """Stop what was launched, give the sources their branch again, and send them on."""
         stopped = self._in_waves_reversed(
             (),
-            lambda source, needs: self._stop_workload(source, needs) if f"launch:{source}" in begun else None,
+            lambda source, needs: self._stop_workload(source, needs) if LAUNCH.step_id(source) in begun else None,
         )
-        handed = []
-        for source in self._sources:
-            if f"promote:{source}" in begun:
-                handed.append(
-                    self._add(
-                        StepKind.HAND_BACK,
-                        source,
-                        f"give {source} the branch that it wrote, under the next generation",
-                        stopped,
-                        settings={"to": "source"},
-                        retries=STORE_TRIES,
-                    )
-                )
+        handed = [
+            self._add(HAND_BACK, source, HandBackSettings("source"), stopped)
+            for source in self._sources
+            if PROMOTE.step_id(source) in begun
+        ]
         needs = (*stopped, *handed)
-        touched = {f"{kind}:{source}" for kind in ("fence", "quiesce-source") for source in self._sources} & begun
-        self._waves(
-            lambda source, more: (
-                self._release(source, (*needs, *more))
-                if touched & {f"fence:{source}", f"quiesce-source:{source}"}
-                else None
-            ),
-            first=needs,
-            mode=Mode.FAILBACK,
-            without=(StepKind.APPROVAL,),
-        )
+
+        def release(source: str, more: tuple[str, ...]) -> str | None:
+            touched = {FENCE.step_id(source), QUIESCE_SOURCE.step_id(source)} & begun
+            return self._release(source, (*needs, *more)) if touched else None
+
+        # Nobody is asked before sources serve again that served before the run.
+        taken = self._taken(Mode.FAILBACK, lambda kind: not kind.asks_people)
+        self._waves(release, first=needs, taken=taken)
 
     def undo_failback(self, begun: frozenset[str]) -> None:
         """Start the recovered side again; only possible before anything was handed back."""
 
         def relaunch(source: str, needs: tuple[str, ...]) -> str | None:
-            return self._launch(source, needs) if f"quiesce-recovered:{source}" in begun else None
+            return self._launch(source, needs) if QUIESCE_RECOVERED.step_id(source) in begun else None
 
-        self._waves(relaunch, mode=Mode.FAILOVER, without=ACTIONS)
+        self._waves(relaunch, taken=self._taken(Mode.FAILOVER, lambda kind: False))
 
     def _declare(self) -> str:
-        settings = {"sources": list(self._sources)}
-        return self._add(StepKind.DECLARE, "", f"declare the {self._mode.value}", (), settings=settings)
+        title = f"declare the {self._mode.value}"
+        return self._add(DECLARE, "", DeclareSettings(list(self._sources)), (), title=title)
 
     def _choose(self, source: str, needs: tuple[str, ...]) -> str:
-        text = str(self._options.get("point") or self._runbook.sources[source].point)
-        settings: dict[str, Any] = {"point": text}
-        title = f"choose the recovery point of {source} ({text})"
+        settings = ChoosePointSettings(point=str(self._options.get("point") or self._runbook.sources[source].point))
         if self._mode is Mode.MIGRATION:
-            settings, title = {"from": f"quiesce-source:{source}"}, f"choose the last point of {source}"
-        return self._add(StepKind.CHOOSE_POINT, source, title, needs, settings=settings, retries=3)
+            settings = ChoosePointSettings(after=QUIESCE_SOURCE.step_id(source))
+        return self._add(CHOOSE_POINT, source, settings, needs)
 
     def _fence(self, source: str, needs: tuple[str, ...], *, agent_only: bool = False) -> str:
-        fence = self._runbook.sources[source].fence
-        command = fence.command if fence and not agent_only else []
-        settings: dict[str, Any] = {"command": command, "agent_only": agent_only}
-        seconds = FENCE_ANSWER_SECONDS + 2 * LEASE_SECONDS_MAX
-        if command and fence:
-            settings |= {"command_seconds": parse_duration(fence.timeout), "command_tries": fence.retries + 1}
-            seconds += parse_duration(fence.timeout) * (fence.retries + 1)
-        return self._add(StepKind.FENCE, source, f"fence {source}", needs, settings=settings, timeout_seconds=seconds)
+        settings, fence = FenceSettings(agent_only=agent_only), self._runbook.sources[source].fence
+        if fence and not agent_only:
+            settings = FenceSettings(
+                command=fence.command,
+                command_seconds=parse_duration(fence.timeout),
+                command_tries=fence.retries + 1,
+            )
+        return self._add(FENCE, source, settings, needs, timeout_seconds=settings.seconds_max)
 
     def _quiesce_source(self, source: str, needs: tuple[str, ...]) -> str:
-        return self._add(
-            StepKind.QUIESCE_SOURCE,
-            source,
-            f"stop {source} and take its last point",
-            needs,
-            settings={"stop": self._runbook.sources[source].stop},
-            timeout_seconds=SWITCH_SECONDS,
-        )
+        settings = QuiesceSourceSettings(self._runbook.sources[source].stop)
+        return self._add(QUIESCE_SOURCE, source, settings, needs)
 
     def _launch(self, source: str, needs: tuple[str, ...]) -> str:
         launch = self._runbook.sources[source].launch
-        isolated = self._mode is Mode.DRILL
-        settings: dict[str, Any] = {
-            "driver": launch.driver,
-            "host": launch.host,
-            "settings": {**launch.settings, **(launch.drill if isolated else {})},
-            "hydrate": launch.hydrate and not isolated,
-            "isolated": isolated,
-            **(self._earlier(source) if self._mode in HOME else {}),
-        }
-        return self._add(
-            StepKind.LAUNCH,
-            source,
-            f"launch {source} with {launch.driver}",
-            needs,
-            settings=settings,
-            timeout_seconds=parse_duration(launch.timeout),
-            retries=launch.retries,
-        )
+        settings = self._workload(source, earlier=self._mode.is_way_home, hydrate=launch.hydrate)
+        seconds = parse_duration(launch.timeout)
+        return self._add(LAUNCH, source, settings, needs, timeout_seconds=seconds, retries=launch.retries)
 
     def _quiesce_recovered(self, source: str, needs: tuple[str, ...]) -> str:
-        return self._add(
-            StepKind.QUIESCE_RECOVERED,
-            source,
-            f"stop the recovered {source} and take its last point",
-            needs,
-            settings=self._earlier(source),
-            timeout_seconds=SWITCH_SECONDS,
-        )
+        return self._add(QUIESCE_RECOVERED, source, self._workload(source), needs)
 
     def _release(self, source: str, needs: tuple[str, ...]) -> str:
-        return self._add(
-            StepKind.RELEASE,
-            source,
-            f"put {source} in charge again",
-            needs,
-            settings={"start": self._runbook.sources[source].start, "handed": f"{self._prefix}hand-back:{source}"},
-            timeout_seconds=SWITCH_SECONDS,
-            retries=3,
-        )
+        handed = HAND_BACK.step_id(source, self._prefix)
+        settings = ReleaseSettings(start=self._runbook.sources[source].start, handed=handed)
+        return self._add(RELEASE, source, settings, needs)
 
-    def _stop_workload(
-        self, source: str, needs: tuple[str, ...], *, cleans: str = "", cleanup: bool = False, critical: bool = True
-    ) -> str:
-        launch = self._runbook.sources[source].launch
-        isolated = self._mode is Mode.DRILL
-        settings: dict[str, Any] = {
-            "driver": launch.driver,
-            "host": launch.host,
-            "settings": {**launch.settings, **(launch.drill if isolated else {})},
-            "isolated": isolated,
-            "cleans": cleans,
-            **self._earlier(source),
-        }
-        return self._add(
-            StepKind.STOP_WORKLOAD,
-            source,
-            f"stop the {'drilled' if isolated else 'recovered'} {source}",
-            needs,
-            settings=settings,
-            timeout_seconds=max(QUICK_SECONDS, parse_duration(launch.timeout)),
-            retries=3,
-            critical=critical,
-            cleanup=cleanup,
-        )
+    def _stop_workload(self, source: str, needs: tuple[str, ...], **more: Any) -> str:
+        seconds = max(STOP_WORKLOAD.timeout_seconds, parse_duration(self._runbook.sources[source].launch.timeout))
+        return self._add(STOP_WORKLOAD, source, self._workload(source), needs, timeout_seconds=seconds, **more)
 
-    def _earlier(self, source: str) -> dict[str, Any]:
-        """On the way home the workload is one that an earlier run launched, with that run's settings."""
-        found = self._options.get("launches", {}).get(source)
-        return dict(found) if found else {}
+    def _workload(self, source: str, *, earlier: bool = True, hydrate: bool = False) -> WorkloadSettings:
+        """What the runbook says of a source's launch; where an earlier run launched it, that run's launch."""
+        launch, isolated = self._runbook.sources[source].launch, self._mode is Mode.DRILL
+        hydrate = hydrate and not isolated
+        found = self._earlier.get(source) if earlier else None
+        if found:
+            return WorkloadSettings(
+                driver=found.driver,
+                host=found.host,
+                settings=found.settings,
+                hydrate=hydrate,
+                run=found.run,
+                instance=found.instance,
+                branch=found.branch,
+            )
+        settings = launch.settings_in(self._mode)
+        return WorkloadSettings(
+            driver=launch.driver, host=launch.host, settings=settings, hydrate=hydrate, isolated=isolated
+        )
 
     def _gate(self, needs: Iterable[str]) -> tuple[str, ...]:
         """The steps before the waves that wait for no other."""
-        start = tuple(needs)
+        start, taken = tuple(needs), self._taken(self._mode)
         ends: list[str] = []
         for wave in self._runbook.waves:
             if wave.name in self._roots:
-                ends += self._chain(wave, wave.before_steps, "before", start)
+                ends += self._chain(taken, wave, "before", start)
         return tuple(dict.fromkeys(ends)) or start
 
-    def _waves(
-        self,
-        server: Any,
-        *,
-        first: tuple[str, ...] = (),
-        mode: Mode | None = None,
-        without: tuple[StepKind, ...] = (),
-    ) -> tuple[str, ...]:
+    def _waves(self, server: Server, *, first: tuple[str, ...] = (), taken: _Waves | None = None) -> tuple[str, ...]:
         """Each wave's servers between its steps, waves after those they wait for; gives the ends of all waves."""
         ends: dict[str, tuple[str, ...]] = {}
+        taken = taken or self._taken(self._mode)
         for wave in self._ordered():
             needs = tuple(dict.fromkeys(each for name in self._before(wave) for each in ends[name])) or first
             if wave.name not in self._roots:
-                needs = self._chain(wave, wave.before_steps, "before", needs, mode, without)
+                needs = self._chain(taken, wave, "before", needs)
             served = tuple(id for id in (server(source, needs) for source in wave.sources) if id) or needs
-            ends[wave.name] = self._chain(wave, wave.after_steps, "then", served, mode, without)
+            ends[wave.name] = self._chain(taken, wave, "then", served)
         return tuple(dict.fromkeys(each for wave in ends.values() for each in wave))
 
-    def _in_waves_reversed(self, first: tuple[str, ...], server: Any) -> tuple[str, ...]:
+    def _in_waves_reversed(self, first: tuple[str, ...], server: Server) -> tuple[str, ...]:
         """Each wave's servers after those of the waves that wait for it."""
         ends: dict[str, tuple[str, ...]] = {}
         for wave in reversed(self._ordered()):
@@ -396,25 +343,12 @@ class _Planner:
             ends[wave.name] = tuple(id for id in (server(source, needs) for source in wave.sources) if id) or needs
         return tuple(dict.fromkeys(each for wave in ends.values() for each in wave))
 
-    def _chain(
-        self,
-        wave: Wave,
-        chain: list[Step],
-        place: str,
-        needs: tuple[str, ...],
-        mode: Mode | None = None,
-        without: tuple[StepKind, ...] = (),
-    ) -> tuple[str, ...]:
-        """A wave's own steps, one after the other; those of other modes are left out, their numbers stay."""
-        for number, step in enumerate(chain, start=1):
-            kind, action = action_of(step)
-            if (mode or self._mode) in step.modes and kind not in without:
-                id = f"{self._prefix}{wave.name}.{place}.{number}"
-                planned = planned_action(id, step, kind, action, wave.name, needs)
-                if planned.on_failure is OnFailure.ROLLBACK and not can_roll_back(self._mode, self._options):
-                    planned = replace(planned, on_failure=OnFailure.STOP)
-                self.steps.append(planned)
-                needs = (id,)
+    def _taken(self, mode: Mode, takes: Callable[[ActionKind[Any, Any]], bool] = lambda kind: True) -> _Waves:
+        return _Waves(mode, self._prefix, takes, can_roll_back(self._mode, self._options))
+
+    def _chain(self, taken: _Waves, wave: Wave, place: str, needs: tuple[str, ...]) -> tuple[str, ...]:
+        chain, needs = taken.chain(wave, place, wave.before_steps if place == "before" else wave.after_steps, needs)
+        self.steps += chain
         return needs
 
     def _before(self, wave: Wave) -> tuple[str, ...]:
@@ -434,9 +368,22 @@ class _Planner:
             done.add(wave.name)
         return ordered
 
-    def _add(self, kind: StepKind, source: str, title: str, needs: tuple[str, ...], **more: Any) -> str:
-        id = f"{self._prefix}{kind.value}:{source}" if source else f"{self._prefix}{kind.value}"
+    def _add(
+        self, kind: StepKind[S, Any], source: str, settings: S, needs: tuple[str, ...], title: str = "", **more: Any
+    ) -> str:
+        """A step of the engine's own; `more` differs from what the kind says."""
+        id = kind.step_id(source, self._prefix)
         wave = next((wave.name for wave in self._runbook.waves if source in wave.sources), "")
-        values: dict[str, Any] = {"timeout_seconds": QUICK_SECONDS, "wave": wave, **more}
-        self.steps.append(PlannedStep(id=id, kind=kind, title=title, needs=needs, source=source, **values))
+        values: dict[str, Any] = {"timeout_seconds": kind.timeout_seconds, "retries": kind.retries, **more}
+        step = PlannedStep(
+            id=id,
+            kind=kind,
+            title=title or kind.title(source, settings),
+            settings=settings,
+            needs=needs,
+            source=source,
+            wave=wave,
+            **values,
+        )
+        self.steps.append(step)
         return id

@@ -7,45 +7,21 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from drengine.failover.errors import RUN_STATE
+from drengine.failover.labels import RunLabel
 from drengine.failover.plan import plan, predicted_seconds
 from drengine.failover.points import select_point
 from drengine.failover.run import RunRecord
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.session import Session
 from drengine.failover.snapshot import Snapshot, Status
-from drengine.failover.steps.branches import run_label
-from drengine.failover.steps.points import describe_point, loss
-from drengine.failover.steps.step import PlannedStep, StepKind, branch_named
+from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings, chosen_point
+from drengine.failover.steps.step import PlannedStep
 from drengine.model.errors import DrengineError
 
 EARLIER_RUNS = 10
-ESTIMATES: Mapping[StepKind, float] = {
-    StepKind.DECLARE: 0.1,
-    StepKind.QUIESCE_SOURCE: 5.0,
-    StepKind.FENCE: 1.0,
-    StepKind.CHOOSE_POINT: 0.1,
-    StepKind.BRANCH: 0.1,
-    StepKind.PROMOTE: 0.1,
-    StepKind.LAUNCH: 30.0,
-    StepKind.PRESERVE: 60.0,
-    StepKind.REVERSE: 60.0,
-    StepKind.QUIESCE_RECOVERED: 5.0,
-    StepKind.REVERSE_LAST: 5.0,
-    StepKind.HAND_BACK: 0.1,
-    StepKind.RELEASE: 5.0,
-    StepKind.STOP_WORKLOAD: 5.0,
-    StepKind.DROP_BRANCH: 1.0,
-    StepKind.APPROVAL: 0.0,
-    StepKind.WAIT: 0.0,
-    StepKind.COMMAND: 2.0,
-    StepKind.HTTP: 2.0,
-    StepKind.TCP: 1.0,
-    StepKind.SQL: 2.0,
-    StepKind.DNS: 1.0,
-    StepKind.NOTIFY: 1.0,
-}
-"""Seconds that a step of a kind is taken to last where no earlier run of the runbook tells; people take none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +36,7 @@ class Preview:
         predicted_seconds: from the declaration to the last step that is no cleanup.
     """
 
-    steps: tuple[PlannedStep, ...]
+    steps: tuple[PlannedStep[Any], ...]
     seconds: Mapping[str, float]
     measured: frozenset[str]
     points: Mapping[str, Mapping[str, Any]]
@@ -76,8 +52,8 @@ def preview(session: Session, mode: Mode, book: Runbook, options: Mapping[str, A
     options = {**options, **session.earlier_launches(mode, book)}
     steps = plan(mode, book, options)
     known = durations(earlier_snapshots(session, mode, book.name))
-    seconds = {step.id: known.get(step.id, ESTIMATES[step.kind]) for step in steps}
-    chosen = [step for step in steps if step.kind is StepKind.CHOOSE_POINT]
+    seconds = {step.id: known.get(step.id, step.kind.estimate_seconds) for step in steps}
+    chosen = [step for step in steps if step.kind is CHOOSE_POINT]
     return Preview(
         steps=steps,
         seconds=seconds,
@@ -101,7 +77,7 @@ def durations(snapshots: Sequence[Snapshot]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for snapshot in snapshots:
         for state in snapshot.steps:
-            if state.status is Status.DONE and state.step.kind is not StepKind.APPROVAL:
+            if state.status is Status.DONE and not state.step.kind.asks_people:
                 found.setdefault(state.step.id, []).append(max(0.0, (state.ended_ns - state.began_ns) / 1e9))
     return {id: median(each) for id, each in found.items()}
 
@@ -130,7 +106,7 @@ def losses(session: Session, run: RunRecord) -> list[Loss]:
     """
     store, found = session.site.store, []
     for source in run.sources:
-        branch = branch_named(store, source, run_label(run.id))
+        branch = RunLabel(run.id).branch(store, source)
         if branch is None or branch.role != "promoted":
             continue
         if not branch.active:
@@ -142,15 +118,17 @@ def losses(session: Session, run: RunRecord) -> list[Loss]:
     return found
 
 
-def _point(session: Session, step: PlannedStep) -> dict[str, Any]:
-    if "from" in step.settings:
+def _point(session: Session, step: PlannedStep[ChoosePointSettings]) -> dict[str, Any]:
+    """The point that would be chosen, as JSON, or why there is none (``error``)."""
+    if step.settings.after:
         return {"error": "", "point": "the one that is cut when the source has stopped"}
     now_ns = session.site.clock.now_ns()
     try:
-        point = select_point(session.site.store, step.source, step.settings["point"])
+        point = select_point(session.site.store, step.source, step.settings.point)
     except DrengineError as error:
         return {"error": error.message}
     received = max(each.received_ns for each in session.site.store.points(step.source))
     report = session.site.agents.reports().get(step.source)
     sign_ns = max(received, report.at_ns if report else 0)
-    return describe_point(point) | loss(point.time_ns, now_ns, sign_ns, evidence="", quiesced=False) | {"error": ""}
+    chosen = chosen_point(point, point.time_ns, now_ns, sign_ns, evidence="", quiesced=False)
+    return msgspec.structs.asdict(chosen) | {"error": ""}

@@ -121,6 +121,11 @@ class Lease:
     expires_ns: int
 
 
+def run_lease(run: str) -> str:
+    """The name of the lease that a run's executor holds."""
+    return f"run:{run}"
+
+
 def new_run_id(runbook: str, now_ns: int) -> str:
     """``20261123T081500-shop-4f2a``."""
     moment = datetime.fromtimestamp(now_ns // 10**9, UTC)

@@ -22,14 +22,15 @@ from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.available import load_drivers
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.executor import Executor, Watcher
-from drengine.failover.plan import HOME, sources_of
+from drengine.failover.labels import Purpose, RunLabel
+from drengine.failover.plan import sources_of
+from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import keep_report_of
 from drengine.failover.run import RunRecord, new_run_id
-from drengine.failover.runbook.reader import read_runbook, read_runbook_text
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
-from drengine.failover.steps.handlers import step_handlers
+from drengine.failover.steps.earlier import EarlierLaunch, launches_option
 from drengine.failover.steps.step import Site
 from drengine.failover.steps.workloads import instance_name
 from drengine.model.clock import Clock, SystemClock
@@ -37,7 +38,6 @@ from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.store.store import Store
 
-RUN_LABEL = "run:"
 LEASE_MARGIN_SECONDS = 1.0
 
 
@@ -108,7 +108,6 @@ class Session:
         executor = Executor(
             self.registry,
             self.site,
-            step_handlers(),
             await asyncio.to_thread(self.runbook_of, run),
             owner=self.owner,
             lease_seconds=self.config.lease,
@@ -142,30 +141,30 @@ class Session:
         if mode is Mode.DRILL:
             return {}
         found = {source: self._earlier_launch(book, source) for source in sources_of(book)}
-        here = {source: launch for source, launch in found.items() if launch}
+        here = {source: launch for source, launch in found.items() if launch is not None}
         for source in found:
-            if mode in HOME and source not in here:
+            if mode.is_way_home and source not in here:
                 raise DrengineError(RUN_STATE, f"{source!r} is not failed over: it is in charge itself")
             if mode is Mode.MIGRATION and source in here:
                 raise DrengineError(RUN_STATE, f"{source!r} is failed over already: fail it back first")
-        return {"launches": here} if here else {}
+        return launches_option(here)
 
-    def _earlier_launch(self, book: Runbook, source: str) -> dict[str, Any]:
-        """Empty where the source is in charge itself."""
+    def _earlier_launch(self, book: Runbook, source: str) -> EarlierLaunch | None:
+        """None where the source is in charge itself."""
         info = self.site.store.source(source)
         branch = next(each for each in self.site.store.branches(source) if each.number == info.active_branch)
-        if branch.role != "promoted" or branch.label.count(":") > 1:
-            return {}
-        id = branch.label.removeprefix(RUN_LABEL)
-        launch = self._launching_runbook(id, book).sources.get(source, book.sources[source]).launch
-        return {
-            "run": id,
-            "instance": instance_name(id, source),
-            "branch": branch.number,
-            "driver": launch.driver,
-            "host": launch.host,
-            "settings": dict(launch.settings),
-        }
+        label = RunLabel.parse(branch.label)
+        if branch.role != "promoted" or label is None or label.purpose is not Purpose.RECOVERY:
+            return None
+        launch = self._launching_runbook(label.run, book).sources.get(source, book.sources[source]).launch
+        return EarlierLaunch(
+            run=label.run,
+            instance=instance_name(label.run, source),
+            branch=branch.number,
+            driver=launch.driver,
+            host=launch.host,
+            settings=dict(launch.settings),
+        )
 
     def _launching_runbook(self, run: str, book: Runbook) -> Runbook:
         """The runbook of the run that failed over; where the registry was lost, today's has to do."""

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from drengine.failover.run import Event, JournalEntry, Outcome, Request, RequestKind
-from drengine.failover.steps.step import PlannedStep, StepKind
+from drengine.failover.steps.approval import Approval
+from drengine.failover.steps.kinds import StepKinds, step_json, step_kinds
+from drengine.failover.steps.step import PlannedStep, R, StepKind
 
 
 class Status(enum.StrEnum):
@@ -38,11 +40,12 @@ class StepState:
         tries: failed tries since the run was last resumed.
         attempt: number of the newest try, 0 before the first.
         retry_ns: when the next try is due, while RETRY.
-        code, message, output, data: of its newest result.
+        code, message, output: of its newest result.
+        data: of the same, as the journal keeps it; `result` gives it as a value.
         began_ns, ended_ns: of its first try and of its newest result; 0 if there is none.
     """
 
-    step: PlannedStep
+    step: PlannedStep[Any]
     status: Status = Status.PENDING
     tries: int = 0
     attempt: int = 0
@@ -68,6 +71,10 @@ class StepState:
     def begun(self) -> bool:
         """Whether it may have done something."""
         return self.attempt > 0
+
+    def result(self, kind: StepKind[Any, R]) -> R | None:
+        """What it gave, if it is of this kind and done, and the journal's words can be understood."""
+        return kind.read_result(self.data) if self.step.kind is kind and self.status is Status.DONE else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +108,11 @@ class Snapshot:
         return next(each for each in self.steps if each.step.id == id)
 
     @property
-    def results(self) -> dict[str, Mapping[str, Any]]:
-        """Data of the steps that are done, by id."""
-        return {each.step.id: each.data for each in self.steps if each.status is Status.DONE}
+    def results(self) -> dict[str, msgspec.Struct]:
+        """What the steps gave that are done, by id."""
+        done = ((each.step, each.data) for each in self.steps if each.status is Status.DONE)
+        read = ((step.id, step.kind.read_result(data)) for step, data in done)
+        return {id: result for id, result in read if result is not None}
 
 
 PLANNED = "planned"
@@ -116,7 +125,11 @@ FINISHED = "finished"
 
 
 def observe(
-    entries: Sequence[JournalEntry], requests: Sequence[Request], running: Collection[str], now_ns: int
+    entries: Sequence[JournalEntry],
+    requests: Sequence[Request],
+    running: Collection[str],
+    now_ns: int,
+    kinds: StepKinds | None = None,
 ) -> Snapshot:
     """Fold a journal into the run's state.
 
@@ -125,6 +138,7 @@ def observe(
         requests: what people asked for.
         running: ids of the steps on which the asking executor works.
         now_ns: wall clock.
+        kinds: of the steps; None: all that are installed.
     """
     states: dict[str, StepState] = {}
     rolling_back, ending, handled, forced_by = False, Outcome.NONE, 0, ""
@@ -137,7 +151,7 @@ def observe(
         match entry.payload.get("decision"):
             case "planned" | "rollback" as what:
                 rolling_back = what == ROLLBACK
-                states |= {step.id: StepState(step) for step in steps_of(entry)}
+                states |= {step.id: StepState(step) for step in steps_of(entry, kinds)}
                 handled = entry.payload.get("request", handled)
             case "abort":
                 ending = Outcome.ABORTED
@@ -171,30 +185,30 @@ def _asked(requests: Iterable[Request], kind: RequestKind) -> str:
     return next((each.by for each in requests if each.kind is kind), "")
 
 
-def approvals_of(steps: Iterable[PlannedStep], requests: Iterable[Request]) -> dict[str, str]:
+def approvals_of(steps: Iterable[PlannedStep[Any]], requests: Iterable[Request]) -> dict[str, str]:
     """Who approved which step: the first who may. An approval by nobody is none."""
     found: dict[str, str] = {}
-    asked = {step.id: step for step in steps if step.kind is StepKind.APPROVAL}
+    asked = {step.id: step for step in steps if step.kind.asks_people}
     for each in requests:
         if each.kind is RequestKind.APPROVE and each.step in asked and may_approve(asked[each.step], each.by):
             found.setdefault(each.step, each.by)
     return found
 
 
-def may_approve(step: PlannedStep, by: str) -> bool:
+def may_approve(step: PlannedStep[Any], by: str) -> bool:
     """Whether this person may approve this step."""
-    allowed = step.settings.get("approval", {}).get("by") or []
-    return bool(by.strip()) and (not allowed or by in allowed)
+    return isinstance(step.settings, Approval) and step.settings.allows(by)
 
 
-def plan_payload(steps: Iterable[PlannedStep], decision: str, **more: Any) -> dict[str, Any]:
+def plan_payload(steps: Iterable[PlannedStep[Any]], decision: str, **more: Any) -> dict[str, Any]:
     """A `decision` entry's payload that carries steps: the plan of a run is part of its journal."""
-    return {"decision": decision, "steps": [msgspec.to_builtins(step) for step in steps], **more}
+    return {"decision": decision, "steps": [step_json(step) for step in steps], **more}
 
 
-def steps_of(entry: JournalEntry) -> tuple[PlannedStep, ...]:
+def steps_of(entry: JournalEntry, kinds: StepKinds | None = None) -> tuple[PlannedStep[Any], ...]:
     """The steps that a `planned` or `rollback` entry carries."""
-    return msgspec.convert(entry.payload["steps"], tuple[PlannedStep, ...])
+    known = step_kinds() if kinds is None else kinds
+    return tuple(known.read_step(each) for each in entry.payload["steps"])
 
 
 def _after(state: StepState, entry: JournalEntry) -> StepState:
@@ -204,7 +218,7 @@ def _after(state: StepState, entry: JournalEntry) -> StepState:
         return replace(state, status=Status.INTERRUPTED, attempt=entry.attempt, began_ns=began)
     if entry.event is Event.PROGRESS:
         return replace(state, message=str(payload.get("message", state.message)))
-    told = replace(
+    ended = replace(
         state,
         code=str(payload.get("code", "")),
         message=str(payload.get("message", "")),
@@ -213,16 +227,16 @@ def _after(state: StepState, entry: JournalEntry) -> StepState:
         ended_ns=entry.at_ns,
     )
     if payload.get("skipped"):
-        return replace(told, status=Status.SKIPPED)
+        return replace(ended, status=Status.SKIPPED)
     if payload.get("waiting"):
-        return replace(told, status=Status.WAITING)
+        return replace(ended, status=Status.WAITING)
     if payload.get("ok"):
-        return replace(told, status=Status.DONE)
+        return replace(ended, status=Status.DONE)
     tries = state.tries + 1
     if tries <= state.step.retries and payload.get("retryable", True):
         retry_ns = entry.at_ns + int(state.step.every_seconds * 1e9)
-        return replace(told, status=Status.RETRY, tries=tries, retry_ns=retry_ns)
-    return replace(told, status=Status.FAILED, tries=tries)
+        return replace(ended, status=Status.RETRY, tries=tries, retry_ns=retry_ns)
+    return replace(ended, status=Status.FAILED, tries=tries)
 
 
 def _again(state: StepState) -> StepState:
@@ -232,8 +246,8 @@ def _again(state: StepState) -> StepState:
 
 
 def _done_by_hand(state: StepState, entry: JournalEntry) -> StepState:
-    told = f"done by hand, says {entry.payload.get('by')}"
-    return replace(state, status=Status.SKIPPED, code="", message=told, ended_ns=entry.at_ns)
+    message = f"done by hand, says {entry.payload.get('by')}"
+    return replace(state, status=Status.SKIPPED, code="", message=message, ended_ns=entry.at_ns)
 
 
 def _settled(state: StepState, running: bool) -> StepState:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from drengine.failover.drivers.available import load_drivers
+from drengine.failover.reading.fit import join
+from drengine.failover.reading.reader import examine
 from drengine.failover.runbook.document import Node, parse
 from drengine.failover.runbook.findings import Finding, Findings
-from drengine.failover.runbook.fit import join
-from drengine.failover.runbook.reader import examine
 from tests.failover.runbook.books import WHOLE
 
 NUMBERS = ("120", "2.5")

@@ -16,9 +16,7 @@ KNOWN_BETWEEN_MODULES = set[frozenset[str]]()
 """Each is being dissolved: whoever does it removes it. None may be added."""
 KNOWN_BETWEEN_PARTS = {
     "drengine": set[frozenset[str]](),
-    "drengine.failover": {
-        frozenset(f"drengine.failover.{each}" for each in ("actions", "drivers", "plan", "runbook", "steps"))
-    },
+    "drengine.failover": set[frozenset[str]](),
     "drengine.store": set[frozenset[str]](),
     "drengine_agent": set[frozenset[str]](),
     "drengine_agent.capture": set[frozenset[str]](),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from drengine.failover.runbook.schema import schema_text
+from drengine.failover.reading.schema import schema_text
 from drengine.terminal.output import write_output
 
 app = typer.Typer(add_completion=False)

@@ -12,8 +12,8 @@ from drengine.cli.common import JsonOption, open_store
 from drengine.cli.engine import ConfigOption, EngineStoreOption, load_config
 from drengine.failover.answers import validation
 from drengine.failover.drivers.available import load_drivers
+from drengine.failover.reading.reader import examine, read_runbook_text
 from drengine.failover.runbook.errors import BAD_RUNBOOK
-from drengine.failover.runbook.reader import examine, read_runbook_text
 from drengine.terminal import emit_json, note
 from drengine.terminal.output import printable
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drengine.failover.drivers.driver import LaunchDriver
-from drengine.failover.steps.errors import LAUNCH_SETTINGS
+from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 from drengine.plugins import Plugins
 

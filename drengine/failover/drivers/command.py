@@ -19,9 +19,9 @@ import msgspec
 
 from drengine.config import parse_duration
 from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
 from drengine.failover.drivers.settings import read_settings
-from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.process import Finished, end_marked, find_marked, run_command, start_marked

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from drengine.failover.drivers.driver import LaunchDriver, LaunchRequest
-from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
+from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from drengine.failover.steps.errors import LAUNCH_SETTINGS
+from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 
 T = TypeVar("T")

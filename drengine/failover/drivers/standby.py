@@ -13,8 +13,8 @@ import msgspec
 from drengine.control.attach import AttachOrder, StandbySettings
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.settings import read_settings
-from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 
 ASK_SECONDS = 30.0

@@ -19,11 +19,6 @@ from drengine.failover.run import Lease
 from drengine.model.errors import DrengineError
 
 
-def run_lease(run: str) -> str:
-    """The name of the lease that a run's executor holds."""
-    return f"run:{run}"
-
-
 def acquire(connection: Connection, name: str, owner: str, seconds: float, now_ns: int) -> Lease:
     """Become the holder. The same owner again gets a new token: what it did before may still be under way.
 

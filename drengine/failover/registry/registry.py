@@ -27,7 +27,17 @@ from drengine.failover.registry.tables import (
     schedules,
 )
 from drengine.failover.registry.values import Party, RunCount, StoredRunbook
-from drengine.failover.run import Event, JournalEntry, Lease, Outcome, Request, RequestKind, RunRecord, RunState
+from drengine.failover.run import (
+    Event,
+    JournalEntry,
+    Lease,
+    Outcome,
+    Request,
+    RequestKind,
+    RunRecord,
+    RunState,
+    run_lease,
+)
 from drengine.failover.runbook.errors import UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
 from drengine.model.clock import Clock
@@ -189,7 +199,7 @@ class Registry:
         sources: tuple[str, ...] = ()
         try:
             with self._database.writing() as connection:
-                leases.check_token(connection, leases.run_lease(id), token)
+                leases.check_token(connection, run_lease(id), token)
                 before = _find(connection, id)
                 sources = before.sources
                 if changes:
@@ -214,7 +224,7 @@ class Registry:
         row |= {"at_ns": entry.at_ns, "payload": _encode(entry.payload)}
         try:
             with self._database.writing() as connection:
-                leases.check_token(connection, leases.run_lease(run), token)
+                leases.check_token(connection, run_lease(run), token)
                 seq = _next(connection, journal.c.seq, journal.c.run == run)
                 connection.execute(insert(journal).values(seq=seq, **row))
         except IntegrityError as error:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry import Registry
 from drengine.failover.registry.values import Party
 from drengine.failover.report.keep import Form, is_kept, keep_report, read_kept
 from drengine.failover.report.make import make_report
 from drengine.failover.report.page import report_page
 from drengine.failover.report.values import Report, Route, report_json
-from drengine.failover.runbook.reader import read_runbook
 from drengine.model.errors import DrengineError
 
 log = logging.getLogger("drengine.failover")

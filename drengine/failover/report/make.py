@@ -26,7 +26,12 @@ from drengine.failover.report.values import (
 from drengine.failover.run import Event, JournalEntry, Outcome, Request, RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, Status, StepState, observe
-from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.choose_point import ChosenPoint
+from drengine.failover.steps.declare import DECLARE, Declared
+from drengine.failover.steps.fence import FENCE, Fenced
+from drengine.failover.steps.hand_back import HAND_BACK
+from drengine.failover.steps.preserve import PRESERVE
+from drengine.failover.steps.promote import PROMOTE
 
 CONSISTENCY: Mapping[str, str] = {
     "write-order": "captured in the order in which it was written",
@@ -88,7 +93,7 @@ def make_report(
         objectives=objectives,
         outage_seconds=measures.outage_seconds,
         fencing=_fencing(snapshot),
-        points=[_point(source, data) for source, data in measures.points.items()],
+        points=[_point(source, chosen) for source, chosen in measures.points.items()],
         generations=_generations(snapshot),
         steps=steps,
         people=_people(run, requests),
@@ -162,7 +167,7 @@ def _warnings(run: RunRecord, measures: Measures, objectives: Sequence[Objective
     found += [
         Warned(id="fencing-failed", text=f"{each.step.source} could not be fenced: {masked(each.message)}")
         for each in snapshot.steps
-        if each.step.kind is StepKind.FENCE and each.status is Status.FAILED
+        if each.step.kind.is_fence and each.status is Status.FAILED
     ]
     if run.state is not RunState.FINISHED:
         found.append(
@@ -179,64 +184,64 @@ def _warnings(run: RunRecord, measures: Measures, objectives: Sequence[Objective
     found += [
         Warned(id="step-failed", text=f"Step {each.step.id} failed: {masked(each.message) or each.code}")
         for each in snapshot.steps
-        if each.status is Status.FAILED and each.step.kind is not StepKind.FENCE
+        if each.status is Status.FAILED and not each.step.kind.is_fence
     ]
-    discarded = [
-        each for each in snapshot.steps if each.step.kind is StepKind.PRESERVE and each.data.get("kept") is False
-    ]
+    preserved = ((each, each.result(PRESERVE)) for each in snapshot.steps)
+    discarded = [each for each, result in preserved if result is not None and not result.kept]
     found += [Warned(id="discarded", text=masked(each.message)) for each in discarded]
     return found
 
 
 def _fencing(snapshot: Snapshot) -> list[Fencing]:
-    fences = [each for each in snapshot.steps if each.step.kind is StepKind.FENCE and each.begun]
+    fences = ((each, each.result(FENCE) or Fenced()) for each in snapshot.steps if each.step.kind is FENCE)
     return [
         Fencing(
             source=each.step.source,
-            evidence=evidence,
-            meaning=EVIDENCE.get(evidence, "not fenced"),
+            evidence=fenced.evidence,
+            meaning=EVIDENCE.get(fenced.evidence, "not fenced"),
             message=masked(each.message),
             at_ns=each.ended_ns,
-            forced_by=str(each.data.get("forced_by", "")),
-            tried=[masked(str(one)) for one in each.data.get("tried", ())],
+            forced_by=fenced.forced_by,
+            tried=[masked(one) for one in fenced.tried],
         )
-        for each in fences
-        for evidence in (str(each.data.get("evidence", "")) if each.status is Status.DONE else "",)
+        for each, fenced in fences
+        if each.begun
     ]
 
 
-def _point(source: str, data: Mapping[str, Any]) -> Point:
-    kind = str(data.get("kind", ""))
+def _point(source: str, chosen: ChosenPoint) -> Point:
     return Point(
         source=source,
-        point=str(data.get("point", "")),
-        time_ns=int(data.get("time_ns", 0)),
-        kind=kind,
-        meaning=CONSISTENCY.get(kind, "unknown"),
-        label=masked(str(data.get("label", ""))),
-        verified_ns=int(data.get("verified_ns", 0)),
-        size_bytes=int(data.get("size_bytes", 0)),
-        volumes={str(name): int(size) for name, size in data.get("volumes", {}).items()},
-        rpo_seconds=float(data.get("rpo_seconds", 0.0)),
-        known_by=str(data.get("rpo_known_by", "")),
+        point=chosen.point,
+        time_ns=chosen.time_ns,
+        kind=chosen.kind,
+        meaning=CONSISTENCY.get(chosen.kind, "unknown"),
+        label=masked(chosen.label),
+        verified_ns=chosen.verified_ns,
+        size_bytes=chosen.size_bytes,
+        volumes=chosen.volumes,
+        rpo_seconds=chosen.rpo_seconds,
+        known_by=chosen.rpo_known_by,
     )
 
 
 def _generations(snapshot: Snapshot) -> list[Generation]:
-    declared = next((each.data for each in snapshot.steps if each.step.kind is StepKind.DECLARE), {})
-    before = {source: int(each.get("generation", 0)) for source, each in declared.get("sources", {}).items()}
-    events = {StepKind.PROMOTE: "promoted", StepKind.HAND_BACK: "handed back"}
-    return [
-        Generation(
-            source=each.step.source,
-            before=before.get(each.step.source, 0),
-            after=int(each.data.get("generation", 0)),
-            branch=int(each.data.get("branch", 0)),
-            event=events[each.step.kind],
-        )
-        for each in snapshot.steps
-        if each.step.kind in events and each.status is Status.DONE
-    ]
+    declared = next((each.result(DECLARE) for each in snapshot.steps if each.step.kind is DECLARE), None) or Declared()
+    found = []
+    for each in snapshot.steps:
+        for kind, event in ((PROMOTE, "promoted"), (HAND_BACK, "handed back")):
+            branched, before = each.result(kind), declared.sources.get(each.step.source)
+            if branched is not None:
+                found.append(
+                    Generation(
+                        source=each.step.source,
+                        before=before.generation if before else 0,
+                        after=branched.generation,
+                        branch=branched.branch,
+                        event=event,
+                    )
+                )
+    return found
 
 
 def _step(state: StepState, entries: Sequence[JournalEntry]) -> StepReport:
@@ -244,7 +249,7 @@ def _step(state: StepState, entries: Sequence[JournalEntry]) -> StepReport:
     return StepReport(
         id=state.step.id,
         title=masked(state.step.title),
-        kind=state.step.kind.value,
+        kind=state.step.kind.name,
         wave=state.step.wave,
         source=state.step.source,
         status=state.status.value,

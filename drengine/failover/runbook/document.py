@@ -250,3 +250,29 @@ def _resolve(text: str) -> str | int | float | bool | None:
     if _INTEGER.fullmatch(text):
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def join(path: str, key: str) -> str:
+    """The path of a key's value; a key may be any text, so it is shortened."""
+    key = key if len(key) <= 60 else f"{key[:57]}..."
+    return f"{path}.{key}" if path else key
+
+
+def node_at(node: Node, path: tuple[str | int, ...]) -> Node:
+    """The node that a path of keys and numbers leads to, or the last one on the way that is there."""
+    for part in path:
+        if isinstance(part, int) and node.items is not None and part < len(node.items):
+            node = node.items[part]
+        elif isinstance(part, str) and node.entries is not None and part in node.entries:
+            node = node.entries[part]
+        else:
+            return node
+    return node
+
+
+def path_text(path: tuple[str | int, ...]) -> str:
+    """``waves[0].name``."""
+    text = ""
+    for part in path:
+        text = f"{text}[{part}]" if isinstance(part, int) else join(text, part)
+    return text

@@ -1,4 +1,4 @@
-"""A runbook as frozen values. The published JSON Schema is generated from these classes (`drengine runbook schema`)."""
+"""A runbook as frozen values. The published JSON Schema comes from these classes and from the kinds of steps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Duration = Annotated[
 ]
 """Texts of a kind of their own are marked, so that what is said of a value of another type leads to a right one."""
 WebAddress = Annotated[str, msgspec.Meta(extra={"what": "a web address", "example": "http://10.0.0.5:8080/health"})]
-Database = Annotated[str, msgspec.Meta(extra={"what": "a database", "example": "postgresql://USER@HOST/DATABASE"})]
-RecordType = Annotated[str, msgspec.Meta(extra={"what": "a record type", "example": "A"})]
 Schedule = Annotated[str, msgspec.Meta(extra={"what": "a schedule", "example": '"30 3 * * sun"'})]
 Driver = Annotated[str, msgspec.Meta(extra={"what": "the name of a driver", "example": "qemu"})]
+
+RETRIES_MAX = 1000
 
 
 class OnFailure(enum.StrEnum):
@@ -47,75 +47,10 @@ class Mode(enum.StrEnum):
     """Reverse replication without the switch: the source's disks follow the recovered side."""
     FAILBACK = "failback"
 
-
-class HttpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Passes when the answer fits."""
-
-    url: WebAddress
-    """http or https; ${SOURCE.KEY} stands for what the source's launch told."""
-    status: int = 200
-    """Expected status."""
-    contains: str = ""
-    """Text that the answer has to contain."""
-    headers: dict[str, str] = {}
-    """Sent with the request."""
-
-
-class TcpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Passes when something accepts connections."""
-
-    host: str
-    """Name or address, or ${SOURCE.KEY}."""
-    port: int
-    """1 to 65535."""
-
-
-class SqlCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Passes when the query's first column of the first row equals `expect` (as text), or any row comes when empty."""
-
-    dsn: Database
-    """postgresql://USER@HOST/DATABASE or sqlite:///PATH; keep passwords in ~/.pgpass."""
-    query: str
-    """One statement."""
-    expect: str = ""
-    """First value of the first row, as text; empty: any row will do."""
-
-
-class DnsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """RFC 2136 update of one record set."""
-
-    server: str
-    """Address of the authoritative server, with :PORT if it is not 53."""
-    zone: str
-    """Zone that is updated."""
-    name: str
-    """Name inside the zone."""
-    type: RecordType = "A"
-    """Record type."""
-    ttl: int = 60
-    """Seconds."""
-    values: list[str]
-    """New values; ${SOURCE.KEY} is filled in."""
-    key_file: str = ""
-    """TSIG key, as BIND writes it."""
-
-
-class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Wait until a person says yes (`drengine approve`)."""
-
-    prompt: str
-    """What is asked."""
-    by: list[str] = []
-    """Names that may approve; empty: anybody who gives a name."""
-
-
-class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Tell somebody: a webhook that gets the run as JSON, or a command that gets it on standard input."""
-
-    url: WebAddress = ""
-    """Webhook, http or https."""
-    command: list[str] = []
-    """Program and arguments; no shell."""
+    @property
+    def is_way_home(self) -> bool:
+        """It starts from a recovered side that serves, and leads back to the source."""
+        return self in (Mode.REPROTECT, Mode.FAILBACK)
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,22 +58,8 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     name: str = ""
     """Shown to people instead of what it does."""
-    approval: Approval | None = None
-    """Ask a person."""
-    wait: Duration | None = None
-    """Let so much time pass."""
-    command: list[str] | None = None
-    """Program and arguments; no shell. Exit status 0 passes."""
-    http: HttpCheck | None = None
-    """Check an HTTP answer."""
-    tcp: TcpCheck | None = None
-    """Check that something accepts connections."""
-    sql: SqlCheck | None = None
-    """Check what a query gives."""
-    dns: DnsChange | None = None
-    """Move a name."""
-    notify: Notification | None = None
-    """Tell somebody."""
+    actions: dict[str, Any] = {}
+    """What is done, by kind of step, as settings of that kind. In the text each kind is a key of the step itself."""
     modes: tuple[Mode, ...] = (Mode.DRILL, Mode.FAILOVER, Mode.MIGRATION)
     """In which modes it is run; steps of the way home name `failback`."""
     timeout: Duration = "30s"
@@ -184,6 +105,10 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """How often it is tried again."""
     hydrate: bool = False
     """Make its disks local in the background while it runs."""
+
+    def settings_in(self, mode: Mode) -> dict[str, Any]:
+        """The driver's settings in a mode: those of a drill lie over the others."""
+        return {**self.settings, **(self.drill if mode is Mode.DRILL else {})}
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,41 +1,63 @@
-"""Waiting: for a person, or for time to pass."""
+"""Waiting for a person."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import msgspec
 
-from drengine.config import parse_duration
-from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.runbook.sense import Sense
+from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 
 
-class ApprovalStep:
+class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Wait until a person says yes (`drengine approve`)."""
+
+    prompt: str
+    """What is asked."""
+    by: list[str] = []
+    """Names that may approve; empty: anybody who gives a name."""
+
+    def allows(self, person: str) -> bool:
+        """Whether this person may approve; a person without a name may not."""
+        return bool(person.strip()) and (not self.by or person in self.by)
+
+
+class Approved(msgspec.Struct, frozen=True):
+    """Who approved."""
+
+    by: str = ""
+
+
+class ApprovalStep(ActionKind[Approval, Approved]):
     """Passes when somebody who may has approved it (`drengine approve`)."""
 
-    kind: ClassVar[StepKind] = StepKind.APPROVAL
+    name = "approval"
+    help = "Ask a person."
+    settings_type = Approval
+    result_type = Approved
+    estimate_seconds = 0.0
+    asks_people = True
 
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """See StepHandler."""
-        who = context.approvals.get(step.id, "")
-        return StepResult(True, f"approved by {who}", data={"by": who}) if who else None
+    def title(self, source: str, settings: Approval) -> str:
+        """See StepKind."""
+        return f"approval: {settings.prompt}"
 
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
+    def examine(self, settings: Approval, sense: Sense) -> None:
+        """See ActionKind."""
+        sense.filled(settings.prompt, "prompt")
+        for number, name in enumerate(settings.by):
+            if not name.strip() or name != name.strip():
+                hint = "Write a name, or remove `by`: then anybody may who gives a name."
+                sense.error("bad-value", "nobody can't approve", hint, "by", number)
+
+    async def check(self, step: PlannedStep[Approval], context: StepContext) -> StepResult[Approved] | None:
+        """See StepKind."""
+        by = context.approvals.get(step.id, "")
+        return StepResult(True, f"approved by {by}", data=Approved(by)) if by else None
+
+    async def act(self, step: PlannedStep[Approval], context: StepContext) -> StepResult[Approved]:
         """Ask, and be asked again."""
-        allowed = step.settings["approval"].get("by") or []
-        who = f" (by {' or '.join(allowed)})" if allowed else ""
-        return StepResult(False, f"waits for approval{who}: {step.settings['approval']['prompt']}", waiting=True)
+        allowed = f" (by {' or '.join(step.settings.by)})" if step.settings.by else ""
+        return StepResult(False, f"waits for approval{allowed}: {step.settings.prompt}", waiting=True)
 
 
-class WaitStep:
-    """Lets some time pass; after an interruption it waits for what was left at most once more."""
-
-    kind: ClassVar[StepKind] = StepKind.WAIT
-
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """See StepHandler."""
-        return None
-
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        seconds = parse_duration(step.settings["wait"])
-        await context.site.clock.sleep(seconds)
-        return StepResult(True, f"waited {seconds:g} s")
+APPROVAL = ApprovalStep()

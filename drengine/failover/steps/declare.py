@@ -3,65 +3,116 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
+import msgspec
+
+from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.errors import RUN_STATE
-from drengine.failover.plan import HOME
 from drengine.failover.points import select_point
 from drengine.failover.runbook.values import Mode
-from drengine.failover.steps.errors import LAUNCH_SETTINGS
+from drengine.failover.steps.earlier import earlier_launches
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.store.log.branches import BranchInfo
 
 
-class DeclareStep:
+class DeclareSettings(msgspec.Struct, frozen=True):
+    """The sources that the run holds."""
+
+    sources: list[str]
+
+
+class DeclaredSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A source as it was when the run was declared.
+
+    Attributes:
+        generation, branch: under which, and where, it is written.
+        origin: the branch that the source's own disks wrote last.
+        represented_ns: until when its newest point showed all that the source wrote, as its agent said; 0: unknown.
+        sign_ns: its last sign of life; 0: none.
+        online: its agent was connected.
+    """
+
+    generation: int = 0
+    branch: int = 0
+    origin: int = 0
+    represented_ns: int = 0
+    sign_ns: int = 0
+    online: bool = False
+
+
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """What later steps and the report start from."""
+
+    declared_ns: int = 0
+    sources: dict[str, DeclaredSource] = {}
+
+
+class DeclareStep(StepKind[DeclareSettings, Declared]):
     """Notes who writes each source now; refuses what could not be carried out. Changes nothing."""
 
-    kind: ClassVar[StepKind] = StepKind.DECLARE
+    name = "declare"
+    settings_type = DeclareSettings
+    result_type = Declared
+    estimate_seconds = 0.1
 
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """Looking again is as good as having looked."""
-        return None
+    def title(self, source: str, settings: DeclareSettings) -> str:
+        """See StepKind."""
+        return f"declare {', '.join(settings.sources)}"
 
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler; the data holds, by source, what later steps and the report start from."""
-        facts = await in_thread(lambda: {source: _facts(source, context) for source in step.settings["sources"]})
-        told = ", ".join(f"{source} at generation {each['generation']}" for source, each in facts.items())
-        data = {"declared_ns": context.site.clock.now_ns(), "sources": facts}
-        return StepResult(True, f"{context.mode.value} of {told}", data=data)
+    async def act(self, step: PlannedStep[DeclareSettings], context: StepContext) -> StepResult[Declared]:
+        """See StepKind."""
+        facts = await in_thread(lambda: {source: _facts(source, context) for source in step.settings.sources})
+        listed = ", ".join(f"{source} at generation {each.generation}" for source, each in facts.items())
+        declared = Declared(declared_ns=context.site.clock.now_ns(), sources=facts)
+        return StepResult(True, f"{context.mode.value} of {listed}", data=declared)
 
 
-def _facts(source: str, context: StepContext) -> dict[str, Any]:
+DECLARE = DeclareStep()
+
+
+def declared(step: PlannedStep[Any], context: StepContext) -> DeclaredSource:
+    """The step's source as it was declared.
+
+    Raises:
+        DrengineError: RUN_STATE.
+    """
+    found = context.result_of(DECLARE).sources.get(step.source)
+    if found is None:
+        raise DrengineError(RUN_STATE, f"{step.source!r} was not declared")
+    return found
+
+
+def _facts(source: str, context: StepContext) -> DeclaredSource:
     store = context.site.store
     info = store.source(source)
     branches = {branch.number: branch for branch in store.branches(source)}
     active = branches[info.active_branch]
     report = context.site.agents.reports().get(source)
     received = [point.received_ns for point in store.points(source)]
-    if context.mode in HOME:
+    if context.mode.is_way_home:
         if active.role != "promoted":
             raise DrengineError(
                 RUN_STATE, f"{source!r} was not failed over: it writes its branch {active.number} itself"
             )
         origin = _origin(branches, active, report.generation if report else 0)
-        _check_driver(context, **_launch_of(context, source))
     else:
         origin = active.number
         if context.mode is not Mode.MIGRATION:
             text = str(context.options.get("point") or context.runbook.sources[source].point)
             select_point(store, source, text)
-        _check_driver(context, **_launch_of(context, source))
+    _check_launch(context, source)
     context.site.export_uri(source, "any", info.active_branch)  # where workloads find their disks must be known before
-    return {
-        "generation": info.generation,
-        "branch": info.active_branch,
-        "origin": origin,
-        "represented_ns": report.at_ns - int(report.lag_seconds * 1e9) if report else 0,
-        "sign_ns": max([report.at_ns if report else 0, *received]),
-        "online": context.site.agents.is_online(source),
-    }
+    return DeclaredSource(
+        generation=info.generation,
+        branch=info.active_branch,
+        origin=origin,
+        represented_ns=report.at_ns - int(report.lag_seconds * 1e9) if report else 0,
+        sign_ns=max([report.at_ns if report else 0, *received]),
+        online=context.site.agents.is_online(source),
+    )
 
 
 def _origin(branches: Mapping[int, BranchInfo], active: BranchInfo, generation: int) -> int:
@@ -74,18 +125,12 @@ def _origin(branches: Mapping[int, BranchInfo], active: BranchInfo, generation: 
     return own[0] if own else active.parent
 
 
-def _launch_of(context: StepContext, source: str) -> dict[str, Any]:
-    earlier = context.options.get("launches", {}).get(source)
-    if earlier and context.mode in HOME:
-        return {"driver": earlier["driver"], "settings": earlier["settings"]}
+def _check_launch(context: StepContext, source: str) -> None:
     launch = context.runbook.sources[source].launch
-    return {
-        "driver": launch.driver,
-        "settings": {**launch.settings, **(launch.drill if context.mode is Mode.DRILL else {})},
-    }
-
-
-def _check_driver(context: StepContext, *, driver: str, settings: Mapping[str, Any]) -> None:
+    driver, settings = launch.driver, launch.settings_in(context.mode)
+    earlier = earlier_launches(context.options).get(source)
+    if earlier and context.mode.is_way_home:
+        driver, settings = earlier.driver, earlier.settings
     found = context.site.drivers.get(driver)
     if found is None:
         known = ", ".join(sorted(context.site.drivers))

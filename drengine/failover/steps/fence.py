@@ -3,62 +3,117 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
+
+import msgspec
 
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Verb
 from drengine.failover.errors import UNFENCED
-from drengine.failover.plan import FENCE_ANSWER_SECONDS, LEASE_SECONDS_MAX
-from drengine.failover.steps.command import run_cancellable
+from drengine.failover.steps.agents import order_agent
+from drengine.failover.steps.declare import declared
+from drengine.failover.steps.programs import run_cancellable
+from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.telling import tell
 from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.model.errors import DrengineError
+
+ANSWER_SECONDS = 5.0
+"""How long a source's agent may take to answer that it is fenced, before the runbook's command is tried."""
+
+LEASE_SECONDS_MAX = 600.0
+"""A source that fences itself only after a longer silence is not waited for."""
 
 CLOCK_DRIFT = 1.1
 LEASE_MARGIN_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 
 
-class FenceStep:
-    """Evidence, in this order: `agent` (it answered), `command` (the runbook's ended with 0), `lease` (it has not been
-    heard of for longer than after which it fences itself), `none` (only when forced).
+class FenceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a source may be fenced.
+
+    Attributes:
+        command: program and arguments; empty: there is none.
+        agent_only: on the way home nobody uses the source, and its agent has to be there anyway.
+        command_seconds, command_tries: how long one try may take, and how many there are.
     """
 
-    kind: ClassVar[StepKind] = StepKind.FENCE
+    command: list[str] = []
+    agent_only: bool = False
+    command_seconds: float = 0.0
+    command_tries: int = 0
 
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """Fencing again is harmless, and its evidence is newer."""
-        return None
+    @property
+    def seconds_max(self) -> float:
+        """How long it may take to try everything."""
+        return ANSWER_SECONDS + 2 * LEASE_SECONDS_MAX + self.command_seconds * self.command_tries
 
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
+
+class Fenced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a source is known to serve no more.
+
+    Attributes:
+        evidence: ``agent``, ``command``, ``lease``; ``none`` where somebody forced it.
+        answer: of the agent.
+        command: the program that said so.
+        lease_seconds: after which silence it fences itself.
+        forced_by, tried: who forced it, and what was tried before.
+    """
+
+    evidence: str = ""
+    answer: dict[str, Any] = {}
+    command: str = ""
+    lease_seconds: float = 0.0
+    forced_by: str = ""
+    tried: list[str] = []
+
+
+class FenceStep(StepKind[FenceSettings, Fenced]):
+    """Evidence, in this order: `agent` (it answered), `command` (the runbook's ended with 0), `lease` (it has not been
+    heard of for longer than after which it fences itself), `none` (only when forced).
+
+    Fencing again is harmless, and its evidence is newer.
+    """
+
+    name = "fence"
+    settings_type = FenceSettings
+    result_type = Fenced
+    is_fence = True
+
+    def title(self, source: str, settings: FenceSettings) -> str:
+        """See StepKind."""
+        return f"fence {source}"
+
+    async def act(self, step: PlannedStep[FenceSettings], context: StepContext) -> StepResult[Fenced]:
+        """See StepKind."""
         tried: list[str] = []
         for attempt in (self._by_agent, self._by_command, self._by_lease):
             evidence = await attempt(step, context, tried)
             if evidence is not None:
                 return evidence
         found = "; ".join(tried)
-        by = context.options.get("forced_by")
-        if by and not step.settings["agent_only"]:
+        by = context.forced_by
+        if by and not step.settings.agent_only:
             message = f"NOT FENCED, forced by {by}: {step.source} may still be writing ({found})"
-            return StepResult(True, message, data={"evidence": "none", "forced_by": by, "tried": tried})
+            return StepResult(True, message, data=Fenced(evidence="none", forced_by=by, tried=tried))
         return StepResult(False, f"{step.source} could not be fenced: {found}", UNFENCED.id, retryable=False)
 
-    async def _by_agent(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
+    async def _by_agent(
+        self, step: PlannedStep[FenceSettings], context: StepContext, tried: list[str]
+    ) -> StepResult[Fenced] | None:
         agents = context.site.agents
         if not agents.is_online(step.source):
             tried.append("its agent is not connected")
             return None
-        generation = context.results["declare"]["sources"][step.source]["generation"]
+        generation = declared(step, context).generation
         try:
-            answer = await tell(
+            answer = await order_agent(
                 step,
                 context,
                 Verb.FENCE,
                 {"generation": generation},
                 generation=generation,
-                timeout_seconds=FENCE_ANSWER_SECONDS,
+                timeout_seconds=ANSWER_SECONDS,
             )
         except DrengineError as error:
             if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
@@ -71,28 +126,31 @@ class FenceStep:
         if not self._is_cut_off(step, context, answer.result):
             tried.append("its agent has stopped shipping, but does not serve the disks: whoever writes them writes on")
             return None
-        told: dict[str, Any] = {"evidence": "agent", "answer": dict(answer.result)}
-        return StepResult(True, f"the agent of {step.source} has stopped serving and shipping", data=told)
+        fenced = Fenced(evidence="agent", answer=dict(answer.result))
+        return StepResult(True, f"the agent of {step.source} has stopped serving and shipping", data=fenced)
 
-    def _is_cut_off(self, step: PlannedStep, context: StepContext, answer: Mapping[str, Any]) -> bool:
+    def _is_cut_off(self, step: PlannedStep[FenceSettings], context: StepContext, answer: Mapping[str, Any]) -> bool:
         """An agent that only watches disks can't keep anybody from them; on the way home nobody uses them (it takes
         them exclusively), and in a migration the runbook's own command may have stopped who did.
         """
-        stopped = context.results.get(f"quiesce-source:{step.source}", {}).get("stopped_by")
-        return bool(answer.get("cuts_clients", True) or stopped or step.settings["agent_only"])
+        quiesced = context.found(QUIESCE_SOURCE, step.source)
+        stopped = quiesced is not None and quiesced.stopped_by
+        return bool(answer.get("cuts_clients", True) or stopped or step.settings.agent_only)
 
-    async def _by_command(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
-        argv = step.settings["command"]
+    async def _by_command(
+        self, step: PlannedStep[FenceSettings], context: StepContext, tried: list[str]
+    ) -> StepResult[Fenced] | None:
+        argv = step.settings.command
         if not argv:
             tried.append("the runbook has no fence command")
             return None
-        for _ in range(step.settings["command_tries"]):
-            finished = await run_cancellable(argv, step.settings["command_seconds"], environment_of(step, context))
+        for _ in range(step.settings.command_tries):
+            finished = await run_cancellable(argv, step.settings.command_seconds, environment_of(step, context))
             if finished.ok:
                 return StepResult(
                     True,
                     f"{argv[0]} says that {step.source} is off",
-                    data={"evidence": "command", "command": argv[0]},
+                    data=Fenced(evidence="command", command=argv[0]),
                     output=without_secrets(finished.output),
                 )
             why = "took too long" if finished.timed_out else f"ended with {finished.code}"
@@ -100,14 +158,16 @@ class FenceStep:
         tried.append(f"{argv[0]} {why}: {without_secrets(finished.output)[-200:]}".rstrip(": "))
         return None
 
-    async def _by_lease(self, step: PlannedStep, context: StepContext, tried: list[str]) -> StepResult | None:
+    async def _by_lease(
+        self, step: PlannedStep[FenceSettings], context: StepContext, tried: list[str]
+    ) -> StepResult[Fenced] | None:
         """An agent with a lease serves nobody once the broker has carried no report of it for so long; that silence is
         only believed for as long as we saw the broker ourselves.
         """
         agents, clock = context.site.agents, context.site.clock
         report = agents.reports().get(step.source)
-        told = report.details.get("lease_seconds") if report else None
-        seconds = float(told) if isinstance(told, (int, float)) else 0.0
+        lease = report.details.get("lease_seconds") if report else None
+        seconds = float(lease) if isinstance(lease, (int, float)) else 0.0
         if not 0 < seconds <= LEASE_SECONDS_MAX:
             tried.append("it does not fence itself")
             return None
@@ -116,8 +176,11 @@ class FenceStep:
             age = agents.report_age_seconds(step.source)
             if age is not None and age > seconds * CLOCK_DRIFT:
                 message = f"{step.source} was silent for {age:.1f} s and fences itself after {seconds:g} s"
-                return StepResult(True, message, data={"evidence": "lease", "lease_seconds": seconds})
+                return StepResult(True, message, data=Fenced(evidence="lease", lease_seconds=seconds))
             context.say(f"waiting until {step.source} must have fenced itself")
             await clock.sleep(LOOK_SECONDS)
         tried.append(f"a silence of {seconds:g} s, after which it fences itself, was not observed")
         return None
+
+
+FENCE = FenceStep()

@@ -5,39 +5,67 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from drengine.failover.steps.command import result_of, run_cancellable
+import msgspec
+
+from drengine.failover.runbook.sense import Sense
+from drengine.failover.runbook.values import WebAddress
 from drengine.failover.steps.errors import CHECK_FAILED
-from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.programs import Ended, result_of, run_cancellable
+from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import environment_of, launched_details, without_secrets
 
 
-class NotifyStep:
-    """Sends what the run is and how far it got. Told again after an interruption: better twice than never."""
+class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tell somebody: a webhook that gets the run as JSON, or a command that gets it on standard input."""
 
-    kind: ClassVar[StepKind] = StepKind.NOTIFY
+    url: WebAddress = ""
+    """Webhook, http or https."""
+    command: list[str] = []
+    """Program and arguments; no shell."""
 
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """See StepHandler."""
-        return None
 
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        told = json.dumps(_told(step, context)).encode()
-        settings = step.settings["notify"]
-        if settings.get("command"):
-            argv = list(settings["command"])
-            finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context), told)
-            return result_of(argv[0], finished, step.timeout_seconds)
+class NotifyStep(ActionKind[Notification, Ended]):
+    """Sends what the run is and how far it got. Sent again after an interruption: better twice than never."""
+
+    name = "notify"
+    help = "Tell somebody."
+    settings_type = Notification
+    result_type = Ended
+    by_hand = True
+    schema: ClassVar[Mapping[str, Any]] = {"oneOf": [{"required": ["url"]}, {"required": ["command"]}]}
+
+    def title(self, source: str, settings: Notification) -> str:
+        """See StepKind."""
+        return "notify"
+
+    def examine(self, settings: Notification, sense: Sense) -> None:
+        """See ActionKind."""
+        if bool(settings.url) == bool(settings.command):
+            sense.error("one-action", "it needs either url or command", "Give one of them.")
+        if settings.url:
+            sense.url(settings.url, "url")
+        if settings.command:
+            sense.argv(settings.command, "command")
+
+    async def act(self, step: PlannedStep[Notification], context: StepContext) -> StepResult[Ended]:
+        """See StepKind."""
+        message = json.dumps(_message(step, context)).encode()
+        settings = step.settings
+        if settings.command:
+            environment = environment_of(step, context)
+            finished = await run_cancellable(settings.command, step.timeout_seconds, environment, message)
+            return result_of(settings.command[0], finished, step.timeout_seconds)
         try:
-            status = await asyncio.to_thread(_post, settings["url"], told, step.timeout_seconds)
+            status = await asyncio.to_thread(_post, settings.url, message, step.timeout_seconds)
         except (OSError, ValueError) as error:
-            return StepResult(False, without_secrets(f"{settings['url']}: {error}"), CHECK_FAILED.id)
-        return StepResult(True, without_secrets(f"{settings['url']} took it ({status})"))
+            return StepResult(False, without_secrets(f"{settings.url}: {error}"), CHECK_FAILED.id)
+        return StepResult(True, without_secrets(f"{settings.url} took it ({status})"))
 
 
-def _told(step: PlannedStep, context: StepContext) -> dict[str, Any]:
+def _message(step: PlannedStep[Notification], context: StepContext) -> dict[str, Any]:
     return {
         "run": context.run,
         "mode": context.mode.value,
@@ -54,3 +82,6 @@ def _post(url: str, body: bytes, seconds: float) -> int:
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer:
         return int(answer.status)
+
+
+NOTIFY = NotifyStep()

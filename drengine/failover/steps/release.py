@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import msgspec
 
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Verb
-from drengine.failover.steps.command import run_cancellable
+from drengine.failover.steps.agents import order_agent, refused
+from drengine.failover.steps.branches import Branched
 from drengine.failover.steps.errors import COMMAND_FAILED
+from drengine.failover.steps.fence import FENCE
+from drengine.failover.steps.programs import run_cancellable
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.telling import refused, tell
 from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
@@ -18,59 +19,96 @@ from drengine.model.errors import DrengineError
 ANSWER_SECONDS = 60.0
 
 
-class ReleaseStep:
-    """Lets the source's agent serve and ship again under its generation, then starts its workload."""
+class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a source goes on.
 
-    kind: ClassVar[StepKind] = StepKind.RELEASE
+    Attributes:
+        start: the command that starts its workload there; empty: nothing is started.
+        handed: id of the step that handed it back, if the run has one.
+    """
 
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """Releasing what is released does nothing; the start command is the runbook's, and it bears repetition."""
-        return None
+    start: list[str] = []
+    handed: str = ""
 
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        handed = context.results.get(step.settings["handed"])
-        if handed is None:
+
+class Released(msgspec.Struct, frozen=True, kw_only=True):
+    """What the source writes now."""
+
+    generation: int = 0
+    branch: int = 0
+
+
+class ReleaseStep(StepKind[ReleaseSettings, Released]):
+    """Lets the source's agent serve and ship again under its generation, then starts its workload.
+
+    Releasing what is released does nothing; the start command is the runbook's, and it bears repetition.
+    """
+
+    name = "release"
+    settings_type = ReleaseSettings
+    result_type = Released
+    timeout_seconds = 3600.0
+    retries = 3
+    estimate_seconds = 5.0
+    by_hand = True
+
+    def title(self, source: str, settings: ReleaseSettings) -> str:
+        """See StepKind."""
+        return f"put {source} in charge again"
+
+    async def act(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> StepResult[Released]:
+        """See StepKind."""
+        handed = context.results.get(step.settings.handed)
+        if not isinstance(handed, Branched):
             handed = await in_thread(lambda: self._unchanged(step, context))
-        told = f"{step.source} ships generation {handed['generation']} on branch {handed['branch']}"
-        if handed["changed"] or self._agent_was_told(step, context):
-            given = {"generation": handed["generation"], "branch": handed["branch"]}
-            try:
-                answer = await tell(
-                    step, context, Verb.RELEASE, given, generation=given["generation"], timeout_seconds=ANSWER_SECONDS
-                )
-            except DrengineError as error:
-                if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
-                    raise
-                return StepResult(False, f"{error.message}; {_by_hand(step, context, given)}", error.kind.id)
-            if not answer.ok:
-                return refused(answer)
+        message = f"{step.source} ships generation {handed.generation} on branch {handed.branch}"
+        if handed.changed or self._agent_was_fenced(step, context):
+            failure = await self._release(step, context, handed)
+            if failure is not None:
+                return failure
         else:
-            told = f"the agent of {step.source} was never fenced; switch it on again"
-        argv = step.settings["start"]
-        output = ""
+            message = f"the agent of {step.source} was never fenced; switch it on again"
+        argv, output = step.settings.start, ""
         if argv:
             finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context))
             output = without_secrets(finished.output)
             if not finished.ok:
                 return StepResult(False, f"{argv[0]} ended with {finished.code}", COMMAND_FAILED.id, output=output)
-        data = {"generation": handed["generation"], "branch": handed["branch"]}
-        return StepResult(True, told, data=data, output=output)
+        released = Released(generation=handed.generation, branch=handed.branch)
+        return StepResult(True, message, data=released, output=output)
 
-    def _unchanged(self, step: PlannedStep, context: StepContext) -> dict[str, Any]:
+    async def _release(
+        self, step: PlannedStep[ReleaseSettings], context: StepContext, handed: Branched
+    ) -> StepResult[Released] | None:
+        """Order the agent; why that failed, or None."""
+        given = {"generation": handed.generation, "branch": handed.branch}
+        try:
+            answer = await order_agent(
+                step, context, Verb.RELEASE, given, generation=handed.generation, timeout_seconds=ANSWER_SECONDS
+            )
+        except DrengineError as error:
+            if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
+                raise
+            return StepResult(False, f"{error.message}; {_by_hand(step, context, handed)}", error.kind.id)
+        return None if answer.ok else refused(answer)
+
+    def _unchanged(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> Branched:
         """The run never changed who writes the source: what holds is in the store."""
         info = context.site.store.source(step.source)
-        return {"generation": info.generation, "branch": info.active_branch, "changed": False}
+        return Branched(generation=info.generation, branch=info.active_branch, changed=False)
 
-    def _agent_was_told(self, step: PlannedStep, context: StepContext) -> bool:
+    def _agent_was_fenced(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> bool:
         """Whether an agent may have stopped serving because of this run: it answered, or is there to be asked."""
-        evidence = context.results.get(f"fence:{step.source}", {}).get("evidence")
-        return evidence == "agent" or context.site.agents.is_online(step.source)
+        fenced = context.found(FENCE, step.source)
+        return (fenced is not None and fenced.evidence == "agent") or context.site.agents.is_online(step.source)
 
 
-def _by_hand(step: PlannedStep, context: StepContext, given: Mapping[str, Any]) -> str:
+RELEASE = ReleaseStep()
+
+
+def _by_hand(step: PlannedStep[ReleaseSettings], context: StepContext, handed: Branched) -> str:
     """What a person can do who reaches the source."""
     return (
-        f"on {step.source}: drengine-agent release --generation {given['generation']} --branch {given['branch']}; "
+        f"on {step.source}: drengine-agent release --generation {handed.generation} --branch {handed.branch}; "
         f"then: drengine run resume {context.run} --done {step.id}"
     )

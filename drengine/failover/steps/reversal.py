@@ -1,133 +1,47 @@
-"""The way home for data: keep what the source wrote on its own, then make its disks equal to the recovered side's."""
+"""What both steps share that make a source's disks equal to the recovered side's."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from drengine.control.messages import Verb
-from drengine.failover.steps.branches import newest_point
-from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult, branch_named
-from drengine.failover.steps.telling import agent_generation, refused, tell
-from drengine.failover.steps.threads import in_thread
-from drengine.store.log.branches import BranchInfo
+import msgspec
+
+from drengine.failover.steps.step import PlannedStep
 from drengine.terminal import human_bytes
 
-ROUNDS_MAX = 5
-SMALL_BYTES = 64 << 20
-"""A round that shipped no more than this leaves little for the switch."""
 
+class Reversed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was shipped to the source.
 
-def divergent_label(run: str) -> str:
-    """What the branch is called that keeps what a source wrote beyond the replica."""
-    return f"run:{run}:divergent"
+    Attributes:
+        point: the one that the source's disks are equal to.
+        rounds: how often the difference was shipped, while the recovered side went on writing.
+        bytes_compared, bytes_written, bytes_total: of the source's volumes.
+        bytes_shipped: payload bytes that went to the source.
+        unmodified: its disks were equal already.
+    """
 
+    point: str = ""
+    rounds: int = 1
+    bytes_compared: int = 0
+    bytes_written: int = 0
+    bytes_shipped: int = 0
+    bytes_total: int = 0
+    unmodified: bool = False
 
-class PreserveStep:
-    """Has the fenced source ship what its disks hold beyond the replica onto a branch of its own (rule 5)."""
-
-    kind: ClassVar[StepKind] = StepKind.PRESERVE
-
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """The agent knows: the same command gets the same answer."""
-        return None
-
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        if step.settings["discard"]:
-            by = context.options.get("by", "")
-            return StepResult(
-                True, f"what {step.source} wrote on its own is discarded, as {by} said", data={"kept": False}
-            )
-        branch = await in_thread(lambda: self._branch(step, context))
-        answer = await tell(
-            step,
-            context,
-            Verb.PRESERVE,
-            {"branch": branch.number, "generation": branch.generation},
-            generation=agent_generation(step, context),
-            timeout_seconds=step.timeout_seconds,
+    def and_then(self, later: Reversed) -> Reversed:
+        """Both rounds as one, to the later one's point."""
+        return msgspec.structs.replace(
+            later,
+            rounds=self.rounds + 1,
+            bytes_compared=self.bytes_compared + later.bytes_compared,
+            bytes_written=self.bytes_written + later.bytes_written,
+            bytes_shipped=self.bytes_shipped + later.bytes_shipped,
+            unmodified=self.unmodified and later.unmodified,
         )
-        if not answer.ok:
-            return refused(answer)
-        if not answer.result.get("sequence", 1):
-            # The disks are the target's own already, from an earlier reversal: there was nothing to keep.
-            await in_thread(lambda: context.site.store.close_branch(step.source, branch.number))
-        shipped = int(answer.result.get("bytes_shipped", 0))
-        told = f"{human_bytes(shipped)} on branch {branch.number}" if shipped else "it wrote nothing on its own"
-        return StepResult(True, told, data={"kept": True, "branch": branch.number, **answer.result})
 
-    def _branch(self, step: PlannedStep, context: StepContext) -> BranchInfo:
-        store, label = context.site.store, divergent_label(context.run)
-        found = branch_named(store, step.source, label)
-        if found is not None:
-            return found
-        origin = context.results["declare"]["sources"][step.source]["origin"]
-        context.permit()
-        return store.create_branch(newest_point(store, step.source, origin), role="divergent", label=label)
-
-
-class ReverseStep:
-    """Ships the difference while the recovered side goes on writing, until little is left."""
-
-    kind: ClassVar[StepKind] = StepKind.REVERSE
-
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """See PreserveStep."""
-        return None
-
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        number = context.results["declare"]["sources"][step.source]["branch"]
-        shipped = compared = 0
-        unmodified = True
-        for round in range(1, ROUNDS_MAX + 1):
-            point = await in_thread(lambda: newest_point(context.site.store, step.source, number))
-            answer = await tell(
-                step,
-                context,
-                Verb.REVERSE,
-                {"branch": point.branch, "point": point.id, "force": bool(context.options.get("discard_divergent"))},
-                generation=agent_generation(step, context),
-                timeout_seconds=step.timeout_seconds,
-                part=f".{round}",
-            )
-            if not answer.ok:
-                return refused(answer)
-            latest = int(answer.result.get("bytes_shipped", 0))
-            shipped, compared = shipped + latest, compared + int(answer.result.get("bytes_compared", 0))
-            unmodified = unmodified and bool(answer.result.get("unmodified"))
-            if latest <= SMALL_BYTES:
-                break
-        data = {"point": point.id, "rounds": round, "bytes_shipped": shipped, "bytes_compared": compared}
-        return StepResult(True, _told(step, shipped, unmodified), data={**data, "unmodified": unmodified})
-
-
-class ReverseLastStep:
-    """Ships what was written until the recovered side stopped: then both sides are equal, hash by hash."""
-
-    kind: ClassVar[StepKind] = StepKind.REVERSE_LAST
-
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """See PreserveStep."""
-        return None
-
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        id = context.results[f"quiesce-recovered:{step.source}"]["point"]
-        answer = await tell(
-            step,
-            context,
-            Verb.REVERSE,
-            {"branch": context.results["declare"]["sources"][step.source]["branch"], "point": id},
-            generation=agent_generation(step, context),
-            timeout_seconds=step.timeout_seconds,
-        )
-        if not answer.ok:
-            return refused(answer)
-        data: dict[str, Any] = {**answer.result, "point": id}
-        told = _told(step, int(answer.result.get("bytes_shipped", 0)), bool(answer.result.get("unmodified")))
-        return StepResult(True, told, data=data)
-
-
-def _told(step: PlannedStep, shipped: int, unmodified: bool) -> str:
-    return f"{step.source} was not modified" if unmodified else f"{human_bytes(shipped)} shipped to {step.source}"
+    def shown(self, step: PlannedStep[Any]) -> str:
+        """In one line, for people."""
+        if self.unmodified:
+            return f"{step.source} was not modified"
+        return f"{human_bytes(self.bytes_shipped)} shipped to {step.source}"

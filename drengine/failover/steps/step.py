@@ -1,85 +1,76 @@
-"""A step of a plan, what becomes of it, and the interface of those who carry it out."""
+"""What a step of a plan is, what becomes of it, and what a kind of step has to say and to do.
+
+Each kind is one module of this package: its settings, its result, its facts (how long it takes, whether a person may do
+it by hand, ...) and its handler. `kinds` knows all of them. A kind that runbooks may name is an `ActionKind`.
+"""
 
 from __future__ import annotations
 
-import enum
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
 
 from drengine.control.messages import AgentReport, Answer, Verb
 from drengine.failover.drivers.driver import LaunchDriver
+from drengine.failover.errors import RUN_STATE
+from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook
 from drengine.model.clock import Clock
-from drengine.model.points import RecoveryPoint
-from drengine.store.log.branches import BranchInfo
+from drengine.model.errors import DrengineError
 from drengine.store.store import Store
 
+S = TypeVar("S")
+"""The settings of a kind of step: a frozen struct, or a plain text or list where that says all."""
+R = TypeVar("R", bound=msgspec.Struct)
+"""What a kind of step gives, for later steps and the report: a frozen struct whose fields all have defaults."""
 
-class StepKind(enum.StrEnum):
-    """Every kind of step a plan may hold; each has one handler in this package."""
 
-    # Engine's own, in the order in which a failover uses them.
-    DECLARE = "declare"
-    QUIESCE_SOURCE = "quiesce-source"
-    FENCE = "fence"
-    CHOOSE_POINT = "choose-point"
-    BRANCH = "branch"
-    PROMOTE = "promote"
-    LAUNCH = "launch"
-    PRESERVE = "preserve"
-    REVERSE = "reverse"
-    QUIESCE_RECOVERED = "quiesce-recovered"
-    REVERSE_LAST = "reverse-last"
-    HAND_BACK = "hand-back"
-    RELEASE = "release"
-    STOP_WORKLOAD = "stop-workload"
-    DROP_BRANCH = "drop-branch"
-    # The runbook's.
-    APPROVAL = "approval"
-    WAIT = "wait"
-    COMMAND = "command"
-    HTTP = "http"
-    TCP = "tcp"
-    SQL = "sql"
-    DNS = "dns"
-    NOTIFY = "notify"
+class NoSettings(msgspec.Struct, frozen=True):
+    """Settings of steps that need none beyond their source."""
+
+
+class NoResult(msgspec.Struct, frozen=True):
+    """The result of steps that leave nothing to tell."""
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedStep:
+class PlannedStep(Generic[S]):
     """One step of a plan.
 
     Attributes:
         id: unique in the plan and the same whenever the same runbook version is planned: ``fence:shop``.
+        settings: of its kind.
         needs: ids that must be through before.
-        cleanup: it is done however the run ends, once what it cleans has begun.
-        settings: JSON values for its handler.
+        cleanup: it is done however the run ends, once the step `cleans` has begun.
     """
 
     id: str
-    kind: StepKind
+    kind: StepKind[S, Any]
     title: str
+    settings: S
     needs: tuple[str, ...] = ()
     source: str = ""
     wave: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
     timeout_seconds: float = 30.0
     retries: int = 0
     every_seconds: float = 1.0
     critical: bool = True
     on_failure: OnFailure = OnFailure.STOP
     cleanup: bool = False
+    cleans: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(Generic[R]):
     """What a handler found or did. `waiting` (neither done nor failed): ask again later, e.g. an approval.
 
     Attributes:
         code: an error id or reason when not ok.
-        data: JSON values that later steps and the report read (a point's id, a branch's number, a pid).
+        data: what later steps and the report read (a point's id, a branch's number); None: the kind's defaults.
         output: last lines for people, bounded, without secrets (fault 59).
     """
 
@@ -87,7 +78,7 @@ class StepResult:
     message: str = ""
     code: str = ""
     waiting: bool = False
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: R | None = None
     output: str = ""
     retryable: bool = True
 
@@ -152,44 +143,160 @@ class StepContext:
 
     Attributes:
         run, mode, runbook: of the run that it belongs to (the version that the run began with).
-        results: data of steps that are through, by id.
+        results: of the steps that are done, by id; `result_of` gives them by their kind.
         attempt: 1 at first.
-        options: of the run: point selector, force, who started it.
+        options: of the run: point selector, force, what earlier runs launched.
+        approvals: who approved which step.
         say: one line of progress for people.
         permit: raises when another executor has taken the run over; asked right before what can't be undone.
+        started_by: who started the run.
+        forced_by: who said that the run goes on without fencing; empty: nobody.
     """
 
     run: str
     mode: Mode
     runbook: Runbook
     site: Site
-    results: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, msgspec.Struct]
     attempt: int
     options: Mapping[str, Any]
     approvals: Mapping[str, str]
     say: Callable[[str], None]
     permit: Callable[[], None] = lambda: None
+    started_by: str = ""
+    forced_by: str = ""
+
+    def found(self, kind: StepKind[Any, R], source: str = "") -> R | None:
+        """What the run's step of a kind gave for a source; None when it is not done, or is not part of the run."""
+        result = self.results.get(kind.step_id(source))
+        return result if isinstance(result, kind.result_type) else None
+
+    def result_of(self, kind: StepKind[Any, R], source: str = "") -> R:
+        """The same where the step must have been done before.
+
+        Raises:
+            DrengineError: RUN_STATE.
+        """
+        result = self.found(kind, source)
+        if result is None:
+            raise DrengineError(RUN_STATE, f"step {kind.step_id(source)} was not done, or its result can't be read")
+        return result
 
 
-class StepHandler(Protocol):
-    """Carries out one kind of step. Under one run, `act` after an interrupted `act` does nothing twice that matters."""
+class StepKind(ABC, Generic[S, R]):
+    """One kind of step: what is known about all steps of the kind, and their handler.
 
-    kind: ClassVar[StepKind]
+    Under one run, `act` after an interrupted `act` does nothing twice that matters.
 
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """A result if it is done already (an earlier try got through before it could be noted), else None."""
-        ...
+    Attributes:
+        name: in journals, ids and runbooks.
+        settings_type, result_type: as the journal keeps them, in JSON.
+        timeout_seconds, retries: of a step of this kind where nothing else is planned.
+        estimate_seconds: how long such a step is taken to last where no earlier run tells.
+        begins_outage: a planned outage begins with the first such step.
+        ends_outage: users may work after the last critical one of these steps.
+        by_hand: a person may say that it was done by hand. Nobody's word fences a source, promotes, or makes a workload
+            healthy.
+        asks_people: it waits for a person; how long that took says nothing about the next time.
+        is_fence: when it fails, the source may still be writing: the run is blocked, not failed.
+        overwrites_source: once begun, the source's disks are no longer what they were: an earlier failover can't be
+            rolled back.
+        hands_back: once begun, its own run can't be rolled back.
+    """
 
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
+    name: str
+    settings_type: type[S]
+    result_type: type[R]
+    timeout_seconds: ClassVar[float] = 60.0
+    retries: ClassVar[int] = 0
+    estimate_seconds: ClassVar[float] = 1.0
+    begins_outage: ClassVar[bool] = False
+    ends_outage: ClassVar[bool] = False
+    by_hand: ClassVar[bool] = False
+    asks_people: ClassVar[bool] = False
+    is_fence: ClassVar[bool] = False
+    overwrites_source: ClassVar[bool] = False
+    hands_back: ClassVar[bool] = False
+
+    @abstractmethod
+    def title(self, source: str, settings: S) -> str:
+        """What such a step does, for people."""
+
+    async def check(self, step: PlannedStep[S], context: StepContext) -> StepResult[R] | None:
+        """A result if it is done already (an earlier try got through before it could be noted), else None.
+
+        Kinds that can't know, or for which to do it again is as good, leave this as it is.
+        """
+        return None
+
+    @abstractmethod
+    async def act(self, step: PlannedStep[S], context: StepContext) -> StepResult[R]:
         """Do it. Exceptions of type DrengineError are failures with their id; asyncio.CancelledError is a timeout."""
-        ...
+
+    def step_id(self, source: str = "", prefix: str = "") -> str:
+        """The id of such a step in a plan; there is one for each source, or one in all."""
+        return f"{prefix}{self.name}:{source}" if source else f"{prefix}{self.name}"
+
+    def settings_json(self, settings: S) -> dict[str, Any]:
+        """Settings as the journal keeps them."""
+        made: dict[str, Any] = msgspec.to_builtins(settings)
+        return made
+
+    def read_settings(self, kept: Mapping[str, Any]) -> S:
+        """Settings as the journal kept them.
+
+        Raises:
+            msgspec.ValidationError: they are none of this kind.
+        """
+        return msgspec.convert(kept, self.settings_type)
+
+    def read_result(self, kept: Mapping[str, Any]) -> R | None:
+        """A result as the journal kept it; None when it is none of this kind."""
+        try:
+            return msgspec.convert(kept, self.result_type, strict=False)
+        except msgspec.ValidationError:
+            return None
 
 
-def branch_named(store: Store, source: str, label: str) -> BranchInfo | None:
-    """The branch that a run made earlier: labels of branches carry the run's id, so that they are found again."""
-    return next((branch for branch in store.branches(source) if branch.label == label), None)
+class ActionKind(StepKind[S, R]):
+    """A kind of step that runbooks name themselves: its name is the key, its settings are the value.
+
+    Attributes:
+        help: what it does, in one line, for the schema of runbooks.
+        checks: it proves that something works: a drill without such a step proves little.
+        schema: what the JSON Schema says beyond the settings' type.
+    """
+
+    help: ClassVar[str]
+    checks: ClassVar[bool] = False
+    schema: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def examine(self, settings: S, sense: Sense) -> None:
+        """Note what makes no sense in settings that have the right shape."""
+
+    def settings_json(self, settings: S) -> dict[str, Any]:
+        """As in the runbook: the kind's name, and what belongs to it."""
+        return {self.name: msgspec.to_builtins(settings)}
+
+    def read_settings(self, kept: Mapping[str, Any]) -> S:
+        """See StepKind."""
+        return msgspec.convert(kept.get(self.name), self.settings_type)
 
 
-def point_named(store: Store, source: str, id: str) -> RecoveryPoint | None:
-    """A point by its id."""
-    return next((point for point in store.points(source) if point.id == id), None)
+class MissingKind(StepKind[dict[str, Any], NoResult]):
+    """The kind of a step that an older or another program planned, of which nothing is installed here."""
+
+    settings_type = dict[str, Any]
+    result_type = NoResult
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def title(self, source: str, settings: dict[str, Any]) -> str:
+        """See StepKind."""
+        return self.name
+
+    async def act(self, step: PlannedStep[dict[str, Any]], context: StepContext) -> StepResult[NoResult]:
+        """Nobody here knows how."""
+        return StepResult(False, f"no step kind {self.name!r} is installed here", RUN_STATE.id, retryable=False)

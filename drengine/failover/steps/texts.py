@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drengine.failover.steps.errors import BAD_REFERENCE
+from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
 
@@ -24,8 +25,11 @@ Details = Mapping[str, Mapping[str, Any]]
 
 def launched_details(context: StepContext) -> Details:
     """What launch drivers told about the workloads of this run, by source."""
-    launches = ((id.removeprefix("launch:"), data) for id, data in context.results.items() if id.startswith("launch:"))
-    return {source: data.get("details", {}) for source, data in launches}
+    return {
+        id.removeprefix("launch:"): result.details
+        for id, result in context.results.items()
+        if id.startswith("launch:") and isinstance(result, Launched)
+    }
 
 
 def filled(text: str, details: Details) -> str:
@@ -50,9 +54,9 @@ def without_secrets(text: str) -> str:
     return _PASSWORD.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
 
 
-def environment_of(step: PlannedStep, context: StepContext) -> dict[str, str]:
+def environment_of(step: PlannedStep[Any], context: StepContext) -> dict[str, str]:
     """What a runbook's command learns about its run."""
-    told = {
+    found = {
         "DRENGINE_RUN": context.run,
         "DRENGINE_MODE": context.mode.value,
         "DRENGINE_RUNBOOK": context.runbook.name,
@@ -63,5 +67,5 @@ def environment_of(step: PlannedStep, context: StepContext) -> dict[str, str]:
     }
     for source, details in launched_details(context).items():
         prefix = "DRENGINE_" + re.sub(r"[^A-Z0-9]", "_", source.upper())
-        told |= {f"{prefix}_{key.upper()}": str(value) for key, value in details.items()}
-    return told
+        found |= {f"{prefix}_{key.upper()}": str(value) for key, value in details.items()}
+    return found

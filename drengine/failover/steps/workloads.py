@@ -1,17 +1,40 @@
-"""Workloads: launching them from a branch's disks, and stopping them."""
+"""What the steps share that launch a workload, stop it, or quiesce it: which instance, which disks, which driver."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar
+from typing import Any
 
-from drengine.failover.drivers.driver import Disk, Instance, LaunchDriver, LaunchRequest
-from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
-from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.telling import host_order
-from drengine.failover.steps.threads import in_thread
+import msgspec
+
+from drengine.failover.drivers.driver import Disk, LaunchDriver, LaunchRequest
+from drengine.failover.drivers.errors import LAUNCH_SETTINGS
+from drengine.failover.steps.agents import host_order
+from drengine.failover.steps.branch import BRANCH
+from drengine.failover.steps.promote import PROMOTE
+from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
 from drengine.wire.payload import digest
+
+
+class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a workload is launched, and which one it is.
+
+    Attributes:
+        driver, host, settings: the runbook's.
+        hydrate: make its disks local while it runs.
+        isolated: a drill: it must not reach production's networks.
+        run, instance, branch: of the earlier run that launched it; empty and 0: this run launches it.
+    """
+
+    driver: str = ""
+    host: str = ""
+    settings: dict[str, Any] = {}
+    hydrate: bool = False
+    isolated: bool = False
+    run: str = ""
+    instance: str = ""
+    branch: int = 0
 
 
 def instance_name(run: str, source: str) -> str:
@@ -19,63 +42,16 @@ def instance_name(run: str, source: str) -> str:
     return f"{source[:24]}-{digest(f'{run} {source}'.encode()).hex()[:10]}"
 
 
-class LaunchStep:
-    """Starts a workload and waits until it is healthy. One that is not is a failure, never a completion (fault 58)."""
-
-    kind: ClassVar[StepKind] = StepKind.LAUNCH
-
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """See StepHandler."""
-        loop = asyncio.get_running_loop()
-        request, driver = await in_thread(lambda: (launch_request(step, context, loop), driver_of(step, context)))
-        found = await in_thread(lambda: driver.inspect(request))
-        return _launched(found, request) if found.running and found.healthy else None
-
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        loop = asyncio.get_running_loop()
-
-        def launch() -> StepResult:
-            request = launch_request(step, context, loop)
-            context.permit()
-            found = driver_of(step, context).launch(request, context.say)
-            if not (found.running and found.healthy):
-                return StepResult(False, f"{request.instance} is not healthy", LAUNCH_FAILED.id)
-            return _launched(found, request)
-
-        return await in_thread(launch)
-
-
-class StopWorkloadStep:
-    """Ends a workload and removes whatever its launch made."""
-
-    kind: ClassVar[StepKind] = StepKind.STOP_WORKLOAD
-
-    async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-        """Stopping what is stopped does nothing."""
-        return None
-
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
-        """See StepHandler."""
-        loop = asyncio.get_running_loop()
-
-        def stop() -> str:
-            request = launch_request(step, context, loop)
-            driver_of(step, context).stop(request)
-            return request.instance
-
-        return StepResult(True, f"{await in_thread(stop)} is stopped and removed")
-
-
-def launch_request(step: PlannedStep, context: StepContext, loop: asyncio.AbstractEventLoop) -> LaunchRequest:
+def launch_request(
+    step: PlannedStep[WorkloadSettings], context: StepContext, loop: asyncio.AbstractEventLoop
+) -> LaunchRequest:
     """What the driver is asked, the same for launching, inspecting, quiescing and stopping.
 
-    On the way home the step's settings name the instance and branch of the run that launched it. `loop` is the
-    executor's, for drivers that tell a recovery host.
+    `loop` is the executor's, for drivers that order a recovery host.
     """
     settings, source = step.settings, step.source
-    branch = int(settings.get("branch") or _branch(source, context))
-    instance = str(settings.get("instance") or instance_name(context.run, source))
+    branch = settings.branch or _branch(source, context)
+    instance = settings.instance or instance_name(context.run, source)
     disks: tuple[Disk, ...] = ()
     if branch:
         with context.site.store.head_view(source, branch) as head:
@@ -87,26 +63,26 @@ def launch_request(step: PlannedStep, context: StepContext, loop: asyncio.Abstra
         )
     return LaunchRequest(
         instance=instance,
-        run=str(settings.get("run") or context.run),
+        run=settings.run or context.run,
         source=source,
         disks=disks,
-        isolated=bool(settings.get("isolated")),
-        settings=settings["settings"],
+        isolated=settings.isolated,
+        settings=settings.settings,
         directory=context.site.directory / instance,
-        host=settings.get("host", ""),
-        order=host_order(step, context, settings["host"], loop) if settings.get("host") else None,
-        hydrate=bool(settings.get("hydrate")),
+        host=settings.host,
+        order=host_order(step, context, settings.host, loop) if settings.host else None,
+        hydrate=settings.hydrate,
         timeout_seconds=step.timeout_seconds,
     )
 
 
-def driver_of(step: PlannedStep, context: StepContext) -> LaunchDriver:
+def driver_of(step: PlannedStep[WorkloadSettings], context: StepContext) -> LaunchDriver:
     """The step's driver.
 
     Raises:
         DrengineError: LAUNCH_SETTINGS.
     """
-    name = step.settings["driver"]
+    name = step.settings.driver
     if name not in context.site.drivers:
         raise DrengineError(LAUNCH_SETTINGS, f"there is no launch driver {name!r} here")
     return context.site.drivers[name]
@@ -114,19 +90,5 @@ def driver_of(step: PlannedStep, context: StepContext) -> LaunchDriver:
 
 def _branch(source: str, context: StepContext) -> int:
     """The branch of this run; 0 when a run is cleaned up that did not get as far."""
-    for kind in ("promote", "branch"):
-        made = context.results.get(f"{kind}:{source}")
-        if made is not None:
-            return int(made["branch"])
-    return 0
-
-
-def _launched(found: Instance, request: LaunchRequest) -> StepResult:
-    details: dict[str, Any] = dict(found.details)
-    output = str(details.pop("output", ""))
-    data = {
-        "instance": request.instance,
-        "details": details,
-        "disks": {disk.volume: disk.uri for disk in request.disks},
-    }
-    return StepResult(True, f"{request.instance} is healthy", data=data, output=output)
+    made = context.found(PROMOTE, source) or context.found(BRANCH, source)
+    return made.branch if made else 0

@@ -17,7 +17,7 @@ from drengine.failover.drivers.available import available_drivers, load_driver
 from drengine.failover.drivers.command import CommandDriver
 from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
-from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
+from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 from drengine.nbd.file_export import FileProvider
 from drengine.nbd.server import NbdServer

@@ -13,8 +13,8 @@ import pytest
 
 from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
+from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.drivers.qemu import QemuDriver, QemuSettings, machine_arguments, nbd_node
-from drengine.failover.steps.errors import LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="qemu-system-x86 is not installed")

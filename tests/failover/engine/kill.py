@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from drengine.failover.executor import Executor
-from drengine.failover.plan import HOME
 from drengine.failover.registry import Registry
 from drengine.failover.run import JournalEntry, Outcome, RequestKind, RunRecord, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook, Wave
 from drengine.failover.snapshot import Status, observe
-from drengine.failover.steps.handlers import step_handlers
 from drengine.failover.steps.step import Site
 from drengine.model.clock import SystemClock
 from drengine.store.store import Store
@@ -62,7 +60,7 @@ def orchestrate(directory: Path, run: str, book: Runbook, position: int) -> None
     with Store.open(directory / "store") as store:
         keeper: Any = DyingRegistry(registry, position)
         site = remote_site(directory, store)
-        executor = Executor(keeper, site, step_handlers(), book, owner="orchestrator", poll_seconds=0.02)
+        executor = Executor(keeper, site, book, owner="orchestrator", poll_seconds=0.02)
         asyncio.run(executor.execute(run))
 
 
@@ -102,7 +100,7 @@ def story(
         options: dict[str, Any] = {}
         for source in world.sources.values():
             source.write(7, b"never shipped" * 300)
-        if mode in HOME:
+        if mode.is_way_home:
             first = begin_run(registry, Mode.FAILOVER, book, {})
             assert _process(directory, first, book, NEVER) == 0
             for number, instance in enumerate(sorted(world.driver.running)):

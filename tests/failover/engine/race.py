@@ -13,9 +13,10 @@ from drengine.failover.registry import Registry
 from drengine.failover.run import Outcome
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import observe
-from drengine.failover.steps.branches import PromoteStep
-from drengine.failover.steps.handlers import step_handlers
-from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.branches import Branched
+from drengine.failover.steps.kinds import StepKinds, step_kinds
+from drengine.failover.steps.promote import PromoteStep
+from drengine.failover.steps.step import NoSettings, PlannedStep, StepContext, StepResult
 from drengine.model.clock import SystemClock
 from drengine.store.store import Store
 from tests.failover.engine.kill import PROCESSES, begin_run, remote_site
@@ -32,7 +33,7 @@ class JitteryPromotion(PromoteStep):
     def __init__(self, meeting: Any, seconds: float) -> None:
         self._meeting, self._seconds = meeting, seconds
 
-    async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
+    async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Branched]:
         await asyncio.to_thread(self._meeting.wait, SECONDS_MAX)
         time.sleep(self._seconds)  # noqa: ASYNC251 - nothing else runs here, and the moment must be exact
         return await super().act(step, context)
@@ -41,10 +42,10 @@ class JitteryPromotion(PromoteStep):
 def contend(directory: Path, number: int, run: str, book: Runbook, meeting: Any, seconds: float) -> None:
     """The life of one of the two."""
     registry = Registry.open(f"sqlite:///{directory}/registry-{number}.sqlite", clock=SystemClock())
-    handlers = step_handlers() | {StepKind.PROMOTE: JitteryPromotion(meeting, seconds)}
+    kinds = StepKinds((*step_kinds().values(), JitteryPromotion(meeting, seconds)))
     with Store.open(directory / "store") as store:
         site = remote_site(directory, store)
-        executor = Executor(registry, site, handlers, book, owner=f"orchestrator-{number}", poll_seconds=0.02)
+        executor = Executor(registry, site, book, kinds=kinds, owner=f"orchestrator-{number}", poll_seconds=0.02)
         asyncio.run(executor.execute(run))
 
 

@@ -9,7 +9,6 @@ from drengine.failover.plan import sources_of
 from drengine.failover.run import RunRecord, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
-from drengine.failover.steps.handlers import step_handlers
 from drengine.failover.steps.workloads import instance_name
 from tests.failover.engine.keeper import MemoryKeeper
 from tests.failover.engine.world import World
@@ -32,7 +31,7 @@ def create(keeper: MemoryKeeper, mode: Mode, book: Runbook, **options: Any) -> s
 
 def executor(world: World, keeper: MemoryKeeper, book: Runbook, **more: Any) -> Executor:
     given: dict[str, Any] = {"owner": "one", "poll_seconds": 0.01, **more}
-    return Executor(keeper, given.pop("site", None) or world.site(), step_handlers(), book, **given)
+    return Executor(keeper, given.pop("site", None) or world.site(), book, **given)
 
 
 async def carry_out(

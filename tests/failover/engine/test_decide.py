@@ -14,14 +14,17 @@ from drengine.failover.plan import plan, plan_rollback
 from drengine.failover.run import Outcome
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.snapshot import Snapshot, Status, StepState
+from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.step import PlannedStep, StepKind
 from tests.failover.engine.world import runbook
+
+KINDS = step_kinds()
 
 NOW = 1_000_000_000
 
 
-def step(id: str, kind: StepKind = StepKind.COMMAND, *needs: str, **more: Any) -> PlannedStep:
-    return PlannedStep(id=id, kind=kind, title=id, needs=needs, **more)
+def step(id: str, kind: StepKind[Any, Any] = KINDS["command"], *needs: str, **more: Any) -> PlannedStep[Any]:
+    return PlannedStep(id=id, kind=kind, title=id, settings=None, needs=needs, **more)
 
 
 def state(planned: PlannedStep, status: Status, **more: Any) -> StepState:
@@ -29,14 +32,14 @@ def state(planned: PlannedStep, status: Status, **more: Any) -> StepState:
     return StepState(planned, status, **{"attempt": begun, **more})
 
 
-A, B, C = step("a"), step("b", StepKind.COMMAND, "a"), step("c", StepKind.COMMAND, "a")
+A, B, C = step("a"), step("b", KINDS["command"], "a"), step("c", KINDS["command"], "a")
 OPTIONAL = step("a", critical=False)
 GOING_ON = step("a", on_failure=OnFailure.CONTINUE)
 UNDOING = step("a", on_failure=OnFailure.ROLLBACK)
-FENCE = step("a", StepKind.FENCE)
-HAND_BACK = step("h", StepKind.HAND_BACK)
-STOP = step("stop", cleanup=True, settings={"cleans": "a"})
-DROP = step("drop", StepKind.COMMAND, "stop", cleanup=True, settings={"cleans": "a"})
+FENCE = step("a", KINDS["fence"])
+HAND_BACK = step("h", KINDS["hand-back"])
+STOP = step("stop", cleanup=True, cleans="a")
+DROP = step("drop", KINDS["command"], "stop", cleanup=True, cleans="a")
 UNDO = step("undo.a")
 P, R, D, F = Status.PENDING, Status.RUNNING, Status.DONE, Status.FAILED
 
@@ -273,7 +276,7 @@ def test_every_run_comes_to_an_end_and_never_completes_over_a_critical_failure(
     if mode is Mode.DRILL:
         begun = {each.step.id for each in snapshot.steps if each.begun}
         assert decision.action is Action.FINISH
-        assert all(each.begun for each in snapshot.steps if each.step.settings.get("cleans") in begun)
+        assert all(each.begun for each in snapshot.steps if each.step.cleans in begun)
     assert not [each for each in snapshot.steps if each.status is Status.RUNNING]
 
 

@@ -128,7 +128,7 @@ async def test_a_stale_source_may_return_at_any_step_and_overwrites_nothing(tmp_
         held = world.read("shop", active)
         assert held[3 * BLOCK : 4 * BLOCK] == b"r" * BLOCK
         assert b"stale" not in held[11 * BLOCK : 12 * BLOCK]
-        chosen = seen(keeper, run).results["choose-point:shop"]["point"]
+        chosen = seen(keeper, run).results["choose-point:shop"].point
         state = seen(keeper, run).state("promote:shop")
         assert state.status is Status.DONE
         assert next(each for each in world.store.branches("shop") if each.active).base_sequence == int(

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from drengine.failover.labels import RunLabel
 from drengine.failover.run import Event, Outcome, RequestKind, RunState
-from drengine.failover.runbook.values import Approval, Mode, OnFailure, Step
+from drengine.failover.runbook.values import Mode, OnFailure, Step
 from drengine.failover.snapshot import Status
-from drengine.failover.steps.branches import run_label
-from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.approval import Approval
+from drengine.failover.steps.branches import Branched
+from drengine.failover.steps.kinds import StepKinds, step_kinds
+from drengine.failover.steps.promote import PromoteStep
+from drengine.failover.steps.step import NoSettings, PlannedStep, StepContext, StepResult
 from drengine.model.errors import DrengineError
 from drengine.store.errors import FENCED
 from drengine.store.store import Store
@@ -20,7 +24,9 @@ from tests.failover.engine.keeper import LEASE_HELD, LEASE_LOST, MemoryKeeper
 from tests.failover.engine.runs import carry_out, create, executor, seen
 from tests.failover.engine.world import BLOCK, World, runbook
 
-ASK = Step(approval=Approval(prompt="really?", by=["ann"]))
+KINDS = step_kinds()
+
+ASK = Step(actions={"approval": Approval(prompt="really?", by=["ann"])})
 
 
 async def until(condition: Any) -> None:
@@ -70,7 +76,7 @@ async def test_an_agent_that_only_watches_the_disks_is_no_evidence_that_nobody_w
     other = World(tmp_path / "other")
     other.sources["shop"].cuts_clients = False
     record, snapshot = await carry_out(other, keeper, Mode.FAILOVER, runbook(fence=["true"]))
-    assert snapshot.results["fence:shop"]["evidence"] == "command"
+    assert snapshot.results["fence:shop"].evidence == "command"
 
 
 @pytest.mark.fault(47)
@@ -81,7 +87,7 @@ async def test_a_silence_longer_than_the_lease_is_evidence_and_one_that_nobody_o
     world.agents.age_seconds = 6.0
     record, snapshot = await carry_out(world, keeper, Mode.FAILOVER, runbook())
     assert record.outcome is Outcome.COMPLETED
-    assert snapshot.results["fence:shop"]["evidence"] == "lease"
+    assert snapshot.results["fence:shop"].evidence == "lease"
     other = World(tmp_path / "other")
     other.sources["shop"].lease_seconds = 5.0
     other.sources["shop"].cut_off()
@@ -124,7 +130,7 @@ async def test_without_a_broker_a_fence_command_is_evidence_and_its_failure_is_n
     other = World(tmp_path / "other", broker=False)
     record, snapshot = await carry_out(other, keeper, Mode.FAILOVER, runbook(fence=["true"]))
     assert record.outcome is Outcome.COMPLETED
-    assert snapshot.results["fence:shop"]["evidence"] == "command"
+    assert snapshot.results["fence:shop"].evidence == "command"
 
 
 @pytest.mark.fault(58)
@@ -145,7 +151,7 @@ async def test_a_failed_launch_is_never_completed(tmp_path: Path) -> None:
 async def test_a_drill_that_fails_anywhere_leaves_nothing_behind(tmp_path: Path, broken: str) -> None:
     world, keeper = World(tmp_path), MemoryKeeper()
     before = world.facts()
-    then = [Step(command=["false"])] if broken == "check" else [ASK] if broken == "abort" else []
+    then = [Step(actions={"command": ["false"]})] if broken == "check" else [ASK] if broken == "abort" else []
     if broken == "launch":
         world.driver.broken.add("shop")
     book = runbook(then=then)
@@ -176,7 +182,7 @@ async def test_an_approval_by_nobody_or_by_somebody_else_is_none(tmp_path: Path)
     keeper.request(run, RequestKind.APPROVE, "all.before.1", "ann")
     record = await running
     assert record.outcome is Outcome.COMPLETED
-    assert seen(keeper, run).results["all.before.1"]["by"] == "ann"
+    assert seen(keeper, run).results["all.before.1"].by == "ann"
 
 
 async def test_without_waiting_an_approval_ends_the_executor_and_the_next_one_goes_on(tmp_path: Path) -> None:
@@ -204,14 +210,14 @@ async def test_a_failover_rolled_back_by_hand_puts_the_source_in_charge_and_keep
     assert (source.serving, source.generation) == (True, 3)
     source.write(6, b"s" * BLOCK)
     assert source.ship() is not None
-    recovered = next(each for each in world.store.branches("shop") if each.label == run_label(record.id))
+    recovered = next(each for each in world.store.branches("shop") if each.label == str(RunLabel(record.id)))
     assert world.read("shop", recovered.number)[5 * BLOCK : 6 * BLOCK] == b"r" * BLOCK
     world.judge.verdict()
 
 
 async def test_a_failed_check_rolls_the_failover_back_where_the_runbook_says_so(tmp_path: Path) -> None:
     world, keeper = World(tmp_path), MemoryKeeper()
-    book = runbook(then=[Step(command=["false"], on_failure=OnFailure.ROLLBACK)])
+    book = runbook(then=[Step(actions={"command": ["false"]}, on_failure=OnFailure.ROLLBACK)])
     record, _ = await carry_out(world, keeper, Mode.FAILOVER, book)
     assert (record.state, record.outcome) == (RunState.FINISHED, Outcome.ROLLED_BACK)
     assert world.sources["shop"].serving
@@ -237,7 +243,7 @@ async def test_a_rollback_to_a_source_that_does_not_answer_is_not_called_rolled_
 
 async def test_an_abort_ends_a_failover_where_it_is_and_a_rollback_still_undoes_it(tmp_path: Path) -> None:
     world, keeper = World(tmp_path), MemoryKeeper()
-    book = runbook(then=[Step(wait="1h")])
+    book = runbook(then=[Step(actions={"wait": "1h"})])
     run = create(keeper, Mode.FAILOVER, book)
     running = asyncio.create_task(executor(world, keeper, book).execute(run))
     await until(lambda: seen(keeper, run).steps and seen(keeper, run).state("all.then.1").begun)
@@ -270,23 +276,13 @@ async def test_an_executor_that_slept_past_its_lease_changes_nothing_more(tmp_pa
     run = create(keeper, Mode.FAILOVER, book)
     asleep, wake = asyncio.Event(), asyncio.Event()
 
-    class Sleepy:
-        kind = StepKind.PROMOTE
-
-        def __init__(self, real: Any) -> None:
-            self._real = real
-
-        async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-            return None
-
-        async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
+    class Sleepy(PromoteStep):
+        async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Branched]:
             asleep.set()
             await wake.wait()
-            result: StepResult = await self._real.act(step, context)
-            return result
+            return await super().act(step, context)
 
-    first = executor(world, keeper, book, lease_seconds=3600.0)
-    first._handlers = {**first._handlers, StepKind.PROMOTE: Sleepy(first._handlers[StepKind.PROMOTE])}
+    first = executor(world, keeper, book, lease_seconds=3600.0, kinds=StepKinds((*KINDS.values(), Sleepy())))
     sleeping = asyncio.create_task(first.execute(run))
     await asleep.wait()
     keeper._leases[f"run:{run}"] = expired(keeper._leases[f"run:{run}"])
@@ -311,7 +307,7 @@ def expired(lease: Any) -> Any:
 @pytest.mark.fault(56)
 async def test_a_step_that_hangs_is_ended_at_its_limit_tried_again_and_fails(tmp_path: Path) -> None:
     world, keeper = World(tmp_path), MemoryKeeper()
-    book = runbook(then=[Step(command=["sleep", "3600"], timeout="100ms", retries=1, every="10ms")])
+    book = runbook(then=[Step(actions={"command": ["sleep", "3600"]}, timeout="100ms", retries=1, every="10ms")])
     record, snapshot = await carry_out(world, keeper, Mode.FAILOVER, book)
     assert (record.state, record.outcome) == (RunState.STOPPED, Outcome.FAILED)
     state = snapshot.state("all.then.1")
@@ -320,19 +316,14 @@ async def test_a_step_that_hangs_is_ended_at_its_limit_tried_again_and_fails(tmp
 
 async def test_a_handler_that_ignores_its_limit_is_ended_by_the_executor(tmp_path: Path) -> None:
     world, keeper, book = World(tmp_path), MemoryKeeper(), runbook()
-    work = executor(world, keeper, book, site=world.site(HastyClock()))
 
-    class Stuck:
-        kind = StepKind.PROMOTE
-
-        async def check(self, step: PlannedStep, context: StepContext) -> StepResult | None:
-            return None
-
-        async def act(self, step: PlannedStep, context: StepContext) -> StepResult:
+    class Stuck(PromoteStep):
+        async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Branched]:
             await asyncio.Event().wait()
             raise AssertionError
 
-    work._handlers = {**work._handlers, StepKind.PROMOTE: Stuck()}
+    kinds = StepKinds((*KINDS.values(), Stuck()))
+    work = executor(world, keeper, book, site=world.site(HastyClock()), kinds=kinds)
     record = await work.execute(create(keeper, Mode.FAILOVER, book))
     assert record.outcome is Outcome.FAILED
     assert seen(keeper, record.id).state("promote:shop").code == "timeout"

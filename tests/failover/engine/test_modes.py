@@ -38,7 +38,7 @@ async def test_a_failover_fences_promotes_and_launches_and_the_source_is_refused
     world, keeper = World(tmp_path), MemoryKeeper()
     record, snapshot = await carry_out(world, keeper, Mode.FAILOVER, runbook())
     assert (record.state, record.outcome) == (RunState.FINISHED, Outcome.COMPLETED), snapshot
-    assert snapshot.results["fence:shop"]["evidence"] == "agent"
+    assert snapshot.results["fence:shop"].evidence == "agent"
     assert world.store.source("shop").generation == 2
     (instance,) = world.driver.running
     world.driver.write(instance, 3, b"r" * BLOCK)
@@ -84,8 +84,8 @@ async def test_a_volume_that_nobody_modified_is_recognised_on_the_way_home(tmp_p
     record, _ = await carry_out(world, keeper, Mode.FAILOVER, book)
     record, snapshot = await carry_out(world, keeper, Mode.FAILBACK, book, **way_home(world, record.id))
     assert record.outcome is Outcome.COMPLETED
-    assert snapshot.results["reverse:shop"]["unmodified"] is True
-    assert snapshot.results["preserve:shop"]["bytes_shipped"] == 0
+    assert snapshot.results["reverse:shop"].unmodified is True
+    assert snapshot.results["preserve:shop"].bytes_shipped == 0
     assert measure(snapshot).bytes_shipped_back == 0
 
 
@@ -115,7 +115,7 @@ async def test_a_migration_loses_nothing(tmp_path: Path) -> None:
     disk = bytes(source.disk)
     record, snapshot = await carry_out(world, keeper, Mode.MIGRATION, book)
     assert record.outcome is Outcome.COMPLETED, snapshot
-    assert world.read("shop", snapshot.results["promote:shop"]["branch"]) == disk
+    assert world.read("shop", snapshot.results["promote:shop"].branch) == disk
     assert measure(snapshot).rpo_seconds == 0.0
     assert source.fenced
     world.judge.verdict()

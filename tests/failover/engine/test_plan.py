@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from drengine.failover.plan import plan, plan_rollback, predicted_seconds
 from drengine.failover.run import Event, JournalEntry
 from drengine.failover.runbook.values import (
-    Approval,
     Launch,
     Mode,
-    Notification,
     OnFailure,
     Runbook,
     Source,
     Step,
-    TcpCheck,
     Wave,
 )
 from drengine.failover.snapshot import plan_payload, steps_of
-from drengine.failover.steps.step import PlannedStep, StepKind
+from drengine.failover.steps.approval import Approval
+from drengine.failover.steps.kinds import step_kinds
+from drengine.failover.steps.notify import Notification
+from drengine.failover.steps.step import PlannedStep
+from drengine.failover.steps.tcp import TcpCheck
 from tests.failover.engine.world import runbook
 
-CHECK = Step(tcp=TcpCheck(host="${db.address}", port=5432))
-ASK = Step(approval=Approval(prompt="really?", by=["ann"]))
-HOME = Step(notify=Notification(command=["tell"]), modes=(Mode.FAILBACK,))
+KINDS = step_kinds()
+
+CHECK = Step(actions={"tcp": TcpCheck(host="${db.address}", port=5432)})
+ASK = Step(actions={"approval": Approval(prompt="really?", by=["ann"])})
+HOME = Step(actions={"notify": Notification(command=["tell"])}, modes=(Mode.FAILBACK,))
 
 SHOP = Runbook(
     version=1,
@@ -35,17 +40,17 @@ SHOP = Runbook(
     },
     waves=[
         Wave(name="data", sources=["db"], before_steps=[ASK], after_steps=[CHECK, HOME]),
-        Wave(name="front", sources=["web"], before_steps=[Step(command=["warm-up"])]),
+        Wave(name="front", sources=["web"], before_steps=[Step(actions={"command": ["warm-up"]})]),
         Wave(name="post", sources=["mail"], after=["data"]),
     ],
 )
 
 
-def needs(steps: tuple[PlannedStep, ...]) -> dict[str, set[str]]:
+def needs(steps: tuple[PlannedStep[Any], ...]) -> dict[str, set[str]]:
     return {step.id: set(step.needs) for step in steps}
 
 
-def before(steps: tuple[PlannedStep, ...], id: str) -> set[str]:
+def before(steps: tuple[PlannedStep[Any], ...], id: str) -> set[str]:
     """Everything that must be through before a step."""
     direct = needs(steps)
     found: set[str] = set()
@@ -74,12 +79,12 @@ def test_a_failover_asks_first_fences_all_promotes_all_and_launches_in_waves() -
 def test_a_drill_touches_no_source_and_always_cleans_up() -> None:
     steps = plan(Mode.DRILL, SHOP, {})
     kinds = {step.kind for step in steps}
-    assert not kinds & {StepKind.FENCE, StepKind.PROMOTE, StepKind.QUIESCE_SOURCE, StepKind.RELEASE}
+    assert not kinds & {KINDS["fence"], KINDS["promote"], KINDS["quiesce-source"], KINDS["release"]}
     cleanup = {step.id for step in steps if step.cleanup}
     assert cleanup == {f"{kind}:{source}" for kind in ("stop-workload", "drop-branch") for source in SHOP.sources}
     launch = next(step for step in steps if step.id == "launch:db")
-    assert launch.settings["isolated"] is True
-    assert launch.settings["settings"] == {"isolated": True}
+    assert launch.settings.isolated is True
+    assert launch.settings.settings == {"isolated": True}
 
 
 def test_a_migration_stops_dependents_first_and_takes_the_last_point() -> None:
@@ -87,7 +92,7 @@ def test_a_migration_stops_dependents_first_and_takes_the_last_point() -> None:
     assert {"quiesce-source:web", "quiesce-source:mail"} <= before(steps, "quiesce-source:db")
     assert {f"quiesce-source:{source}" for source in SHOP.sources} <= before(steps, "fence:web")
     chosen = next(step for step in steps if step.id == "choose-point:db")
-    assert chosen.settings == {"from": "quiesce-source:db"}
+    assert chosen.kind.settings_json(chosen.settings) == {"from": "quiesce-source:db"}
 
 
 def test_a_failback_ships_everything_before_anything_stops_and_hands_back_all_at_once() -> None:
@@ -103,7 +108,7 @@ def test_a_failback_ships_everything_before_anything_stops_and_hands_back_all_at
 
 def test_reprotect_stops_nobody() -> None:
     kinds = [step.kind for step in plan(Mode.REPROTECT, runbook(), {})]
-    assert kinds == [StepKind.DECLARE, StepKind.FENCE, StepKind.PRESERVE, StepKind.REVERSE]
+    assert kinds == [KINDS["declare"], KINDS["fence"], KINDS["preserve"], KINDS["reverse"]]
 
 
 def test_a_rollback_undoes_only_what_was_begun_in_reverse() -> None:
@@ -126,7 +131,7 @@ def test_a_failback_that_is_rolled_back_starts_the_recovered_side_again() -> Non
     launches = {"db": {"instance": "i-db", "branch": 2, "driver": "simulated", "settings": {}, "run": "r", "host": ""}}
     steps = plan_rollback(Mode.FAILBACK, SHOP, {"launches": launches}, ["quiesce-recovered:db"])
     assert [step.id for step in steps] == ["undo.launch:db"]
-    assert steps[0].settings["instance"] == "i-db"
+    assert steps[0].settings.instance == "i-db"
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -143,7 +148,7 @@ def test_plans_are_the_same_every_time_ordered_and_survive_the_journal(mode: Mod
 
 
 def test_optional_steps_never_stop_a_run() -> None:
-    optional = Step(command=["x"], critical=False, on_failure=OnFailure.ROLLBACK)
+    optional = Step(actions={"command": ["x"]}, critical=False, on_failure=OnFailure.ROLLBACK)
     steps = plan(Mode.FAILOVER, runbook(then=[optional]), {})
     assert steps[-1].on_failure is OnFailure.CONTINUE
 

@@ -78,7 +78,7 @@ async def test_a_runbook_that_changes_while_it_runs_changes_nothing_of_the_run(
     run = await session.execute(run)
     assert run.outcome is Outcome.COMPLETED
     launched = session.snapshot(run.id).state("launch:shop")
-    assert launched.step.settings["settings"] == {"say": "one"}
+    assert launched.step.settings.settings == {"say": "one"}
     assert session.registry.runbook("shop").version != run.version
 
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import AgentReport, Answer, PartyKind, Verb
 from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.runbook.values import Fence, Launch, Runbook, Source, Step, Wave
-from drengine.failover.steps.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.steps.step import Site
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError

@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from drengine.failover.plan import plan, sources_of
+from drengine.failover.reading.reader import read_runbook
 from drengine.failover.run import Event, JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState
-from drengine.failover.runbook.reader import read_runbook
 from drengine.failover.runbook.values import Mode
 from drengine.failover.snapshot import plan_payload
-from drengine.failover.steps.step import PlannedStep, StepKind
+from drengine.failover.steps.kinds import step_kinds
+from drengine.failover.steps.step import PlannedStep
+
+KINDS = step_kinds()
 
 BEGIN_NS = 1_763_888_400_000_000_000
 TEXT = """\
@@ -41,7 +44,7 @@ waves:
 """
 
 NO_QUESTIONS = TEXT.replace("[ann]}", "[ann]}\n        modes: [failover]")
-SECONDS = {StepKind.LAUNCH: 6.2, StepKind.APPROVAL: 4.0, StepKind.FENCE: 1.4, StepKind.SQL: 1.1, StepKind.HTTP: 0.6}
+SECONDS = {KINDS["launch"]: 6.2, KINDS["approval"]: 4.0, KINDS["fence"]: 1.4, KINDS["sql"]: 1.1, KINDS["http"]: 0.6}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \x1b[31m\u202e"
 
 
@@ -91,10 +94,10 @@ class Story:
 
     def data(self, step: PlannedStep) -> dict[str, Any]:
         """As the handlers say it."""
-        if step.kind is StepKind.DECLARE:
+        if step.kind is KINDS["declare"]:
             facts = {"generation": 1, "branch": 1, "origin": 1, "sign_ns": self.at_ns, "online": False}
             return {"declared_ns": self.at_ns, "sources": dict.fromkeys(self.run.sources, facts)}
-        if step.kind is StepKind.CHOOSE_POINT:
+        if step.kind is KINDS["choose-point"]:
             return {
                 "point": "1-81734",
                 "time_ns": BEGIN_NS - 412_000_000,
@@ -106,9 +109,9 @@ class Story:
                 "rpo_seconds": 1.412,
                 "rpo_known_by": "from the point to 1 s after the source's last sign of life",
             }
-        if step.kind is StepKind.FENCE:
+        if step.kind is KINDS["fence"]:
             return {"evidence": "command", "command": "/usr/local/sbin/pdu"}
-        if step.kind is StepKind.PROMOTE:
+        if step.kind is KINDS["promote"]:
             return {"branch": 2, "generation": 2}
         return {}
 
@@ -122,23 +125,23 @@ def failover(*, hostile: str = "") -> Story:
     kinds = {step.id: step for step in story.steps}
     for id, step in kinds.items():
         output = f"postgres: ready {hostile}\npassword=s3cret dsn=postgresql://check:s3cret@10.0.0.5/shop"
-        if step.kind is StepKind.FENCE and step.source == "web":
+        if step.kind is KINDS["fence"] and step.source == "web":
             forced = {"evidence": "none", "forced_by": "ann", "tried": ["its agent is not connected", "no command"]}
             story.step(id, data=forced, message="NOT FENCED, forced by ann: web may still be writing")
-        elif step.kind is StepKind.LAUNCH and step.source == "db":
+        elif step.kind is KINDS["launch"] and step.source == "db":
             story.step(id, ok=False, seconds=4, message="db-1 is not healthy", code="launch-failed", retryable=True)
             story.intent(id, 2)
             story.at_ns += 10**9
             story.step(id, attempt=2, output=output, message=f"db runs {hostile}")
-        elif step.kind is StepKind.PROMOTE and step.source == "db":
+        elif step.kind is KINDS["promote"] and step.source == "db":
             story.intent(id)
             story.intent(id, again=True)
             story.step(id)
-        elif step.kind is StepKind.APPROVAL:
+        elif step.kind is KINDS["approval"]:
             story.step(id, seconds=0.1, ok=False, waiting=True)
             story.ask(RequestKind.APPROVE, "ann", id, f"the region is gone {hostile}")
             story.step(id)
-        elif step.kind is StepKind.NOTIFY:
+        elif step.kind is KINDS["notify"]:
             story.step(id, ok=False, message="https://chat.example/hook: timed out", code="check-failed", output=output)
         else:
             story.step(id)

@@ -26,10 +26,12 @@ from drengine.failover.report.values import Report, Route, report_json
 from drengine.failover.run import Outcome, RequestKind, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.failover.snapshot import plan_payload
-from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.kinds import step_kinds
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from tests.failover.report.runs import HOSTILE, NO_QUESTIONS, Story, drill, failover
+
+KINDS = step_kinds()
 
 SECRETS = ("s3cret", "hunter2", "abc123")
 
@@ -151,7 +153,7 @@ def test_only_what_was_completed_is_called_so(state: RunState, outcome: Outcome,
 def test_every_mode_has_its_report(mode: Mode) -> None:
     story = Story(mode, NO_QUESTIONS.replace("critical: false", "modes: [failback, drill]"))
     for step in story.steps:
-        data = {"bytes_shipped": 5 << 20} if step.kind in (StepKind.REVERSE, StepKind.REVERSE_LAST) else {}
+        data = {"bytes_shipped": 5 << 20} if step.kind in (KINDS["reverse"], KINDS["reverse-last"]) else {}
         story.step(step.id, data=data)
     story.finish(Outcome.COMPLETED)
     report = report_from(story)

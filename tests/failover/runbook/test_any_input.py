@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drengine.failover.runbook.check import find_cycle
+from drengine.failover.reading.check import find_cycle
+from drengine.failover.reading.reader import Examined, examine
 from drengine.failover.runbook.document import NODES_MAX, parse
 from drengine.failover.runbook.findings import FINDINGS_MAX, Findings
-from drengine.failover.runbook.reader import Examined, examine
 from drengine.failover.runbook.values import Wave
 from tests.failover.runbook.books import SMALL, WHOLE
 

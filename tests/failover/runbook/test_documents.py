@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from msgspec import inspect
 from typer.testing import CliRunner
 
 from drengine.failover.drivers.available import load_drivers
-from drengine.failover.runbook import check, document, fit, reader
+from drengine.failover.reading import check, fit, reader
+from drengine.failover.reading.reader import examine
+from drengine.failover.reading.schema import runbook_schema
+from drengine.failover.runbook import document, sense
 from drengine.failover.runbook.init import KnownSource, initial_runbook
-from drengine.failover.runbook.reader import examine
-from drengine.failover.runbook.schema import runbook_schema
 from drengine.failover.runbook.values import Runbook
+from drengine.failover.steps.kinds import step_kinds
 from drengine.store.store import Store
 from tests.console.schema import mistakes
 from tests.failover.engine.world import World
@@ -47,19 +50,26 @@ def test_every_key_is_in_the_manual() -> None:
                     walk(each)
             case inspect.ListType(item_type=item):
                 walk(item)
+            case inspect.Metadata(type=inner):
+                walk(inner)
             case inspect.DictType(value_type=value):
                 walk(value)
             case _:
                 return
 
     walk(inspect.type_info(Runbook))
+    found.remove("actions")
+    for name, kind in step_kinds().actions.items():
+        found.add(name)
+        walk(inspect.type_info(kind.settings_type))
     assert {"then", "key_file", "on_failure"} <= found
     assert sorted(key for key in found if f"`{key}`" not in PAGE and f"`{key}:" not in PAGE) == []
 
 
 def test_every_kind_of_mistake_is_in_the_manual() -> None:
-    texts = [Path(module.__file__ or "").read_text() for module in (check, document, fit, reader)]
-    ids = set(re.findall(r'(?:_error|_warning|_refuse|\.add|Finding)\(\s*"([a-z-]+)"', "\n".join(texts)))
+    texts = [Path(module.__file__ or "").read_text() for module in (check, document, fit, reader, sense)]
+    texts += [getsource(type(kind)) for kind in step_kinds().actions.values()]
+    ids = set(re.findall(r'(?:\.error|\.warning|_refuse|\.add|Finding)\(\s*"([a-z-]+)"', "\n".join(texts)))
     ids |= {case[2] for case in CASES.values()}
     assert len(ids) > 20
     assert sorted(id for id in ids if f"`{id}`" not in PAGE) == []

@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from drengine.failover.drivers.available import load_drivers
+from drengine.failover.reading.reader import examine, read_runbook, read_runbook_text
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.findings import FINDINGS_MAX
-from drengine.failover.runbook.reader import examine, read_runbook, read_runbook_text
-from drengine.failover.runbook.values import Approval, Mode, OnFailure
+from drengine.failover.runbook.values import Mode, OnFailure
+from drengine.failover.steps.approval import Approval
 from drengine.model.errors import DrengineError
 from tests.failover.runbook.books import SMALL, WHOLE
 
@@ -29,7 +30,9 @@ def test_everything_a_runbook_can_hold_is_read() -> None:
     assert book.sources["db"].launch.settings == {"memory_mib": 2048, "details": {"address": "10.0.0.5"}}
     assert book.description.count("\n") == 2
     data, front, last = book.waves
-    assert data.before_steps[0].approval == Approval(prompt="Start the failover of the shop?", by=["ann", "ben"])
+    assert data.before_steps[0].actions == {
+        "approval": Approval(prompt="Start the failover of the shop?", by=["ann", "ben"])
+    }
     assert data.before_steps[0].modes == (Mode.FAILOVER,)
     assert data.after_steps[2].on_failure is OnFailure.CONTINUE
     assert (data.after, front.after, last.after) == (None, ["data"], [])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from drengine.failover.runbook.values import Launch, Mode, Runbook, Source, Wave
+from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepKind
 from drengine.model.clock import SystemClock
 
@@ -33,11 +34,14 @@ class HastyClock(SystemClock):
         await asyncio.sleep(0)
 
 
-def planned(kind: StepKind, settings: Mapping[str, Any], **more: Any) -> PlannedStep:
-    return PlannedStep(id=f"{kind.value}:1", kind=kind, title=kind.value, settings=settings, **more)
+def planned(kind: StepKind[Any, Any], settings: Mapping[str, Any], **more: Any) -> PlannedStep[Any]:
+    """`settings` as a journal keeps them."""
+    return PlannedStep(id=kind.step_id("1"), kind=kind, title=kind.name, settings=kind.read_settings(settings), **more)
 
 
-def context(**more: Any) -> StepContext:
+def context(*, results: Mapping[str, Any] | None = None, **more: Any) -> StepContext:
+    """`results` by step, as a journal keeps them."""
+    kinds = step_kinds()
     clock = more.pop("clock", HastyClock())
     site = Site(cast(Any, None), cast(Any, None), {}, lambda *_: "", Path(), clock)
     values: dict[str, Any] = {
@@ -45,7 +49,7 @@ def context(**more: Any) -> StepContext:
         "mode": Mode.DRILL,
         "runbook": RUNBOOK,
         "site": site,
-        "results": {},
+        "results": {id: kinds[id.partition(":")[0]].read_result(kept) for id, kept in (results or {}).items()},
         "attempt": 1,
         "options": {},
         "approvals": {},

@@ -12,10 +12,14 @@ from typing import ClassVar
 
 import pytest
 
-from drengine.failover.steps.checks import HttpStep, SqlStep, TcpStep
 from drengine.failover.steps.errors import CHECK_FAILED
-from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.http import HttpStep
+from drengine.failover.steps.kinds import step_kinds
+from drengine.failover.steps.sql import SqlStep
+from drengine.failover.steps.tcp import TcpStep
 from tests.failover.steps.context import HastyClock, context, planned
+
+KINDS = step_kinds()
 
 
 class Service(BaseHTTPRequestHandler):
@@ -45,15 +49,15 @@ def service() -> Iterator[str]:
 
 async def test_a_service_that_wakes_up_late_passes_and_says_how_often_it_was_asked(service: str) -> None:
     Service.answers = [(503, b""), (200, b"starting"), (200, b"ready: 42")]
-    step = planned(StepKind.HTTP, {"http": {"url": service, "contains": "ready"}}, timeout_seconds=60)
+    step = planned(KINDS["http"], {"http": {"url": service, "contains": "ready"}}, timeout_seconds=60)
     result = await HttpStep().act(step, context())
     assert result.ok
-    assert result.data["tries"] == 3
+    assert result.data.tries == 3
 
 
 async def test_the_wrong_status_fails_with_what_was_seen(service: str) -> None:
     Service.answers = [(500, b"boom")]
-    step = planned(StepKind.HTTP, {"http": {"url": service}}, timeout_seconds=3)
+    step = planned(KINDS["http"], {"http": {"url": service}}, timeout_seconds=3)
     result = await HttpStep().act(step, context())
     assert (result.ok, result.code) == (False, CHECK_FAILED.id)
     assert "answered 500, not 200" in result.message
@@ -61,12 +65,12 @@ async def test_the_wrong_status_fails_with_what_was_seen(service: str) -> None:
 
 async def test_a_check_of_an_expected_refusal_passes(service: str) -> None:
     Service.answers = [(404, b"")]
-    assert (await HttpStep().act(planned(StepKind.HTTP, {"http": {"url": service, "status": 404}}), context())).ok
+    assert (await HttpStep().act(planned(KINDS["http"], {"http": {"url": service, "status": 404}}), context())).ok
 
 
 async def test_another_scheme_is_no_way_to_read_files(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
-    step = planned(StepKind.HTTP, {"http": {"url": f"file://{tmp_path}/secret"}}, timeout_seconds=0)
+    step = planned(KINDS["http"], {"http": {"url": f"file://{tmp_path}/secret"}}, timeout_seconds=0)
     result = await HttpStep().act(step, context())
     assert not result.ok
     assert "neither http nor https" in result.message
@@ -75,12 +79,12 @@ async def test_another_scheme_is_no_way_to_read_files(tmp_path: Path) -> None:
 async def test_the_address_of_a_launched_workload_is_filled_in(service: str) -> None:
     Service.answers = [(200, b"")]
     host = service.removeprefix("http://")
-    step = planned(StepKind.HTTP, {"http": {"url": "http://${shop.address}/"}})
+    step = planned(KINDS["http"], {"http": {"url": "http://${shop.address}/"}})
     assert (await HttpStep().act(step, context(results={"launch:shop": {"details": {"address": host}}}))).ok
 
 
 async def test_a_reference_to_nothing_says_what_is_known() -> None:
-    step = planned(StepKind.TCP, {"tcp": {"host": "${shop.adress}", "port": 1}}, timeout_seconds=0)
+    step = planned(KINDS["tcp"], {"tcp": {"host": "${shop.adress}", "port": 1}}, timeout_seconds=0)
     with pytest.raises(Exception, match=r"shop\.address") as raised:
         await TcpStep().act(step, context(results={"launch:shop": {"details": {"address": "x"}}}))
     assert raised.value.kind.id == "bad-reference"  # type: ignore[attr-defined]
@@ -91,9 +95,9 @@ async def test_a_port_that_nobody_listens_on_is_asked_until_the_time_is_up() -> 
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
         clock = HastyClock()
-        step = planned(StepKind.TCP, {"tcp": {"host": "127.0.0.1", "port": port}}, timeout_seconds=10, every_seconds=2)
+        step = planned(KINDS["tcp"], {"tcp": {"host": "127.0.0.1", "port": port}}, timeout_seconds=10, every_seconds=2)
         result = await TcpStep().act(step, context(clock=clock))
-    assert (result.ok, result.data["tries"]) == (False, 5)
+    assert (result.ok, result.data.tries) == (False, 5)
     assert clock.slept < 10
 
 
@@ -103,8 +107,8 @@ async def test_sql_compares_the_first_value(tmp_path: Path) -> None:
         database.execute("create table orders (id integer)")
         database.execute("insert into orders values (1), (2)")
     sql = {"dsn": f"sqlite:///{path}", "query": "select count(*) from orders", "expect": "2"}
-    assert (await SqlStep().act(planned(StepKind.SQL, {"sql": sql}), context())).ok
-    wrong = await SqlStep().act(planned(StepKind.SQL, {"sql": {**sql, "expect": "3"}}, timeout_seconds=0), context())
+    assert (await SqlStep().act(planned(KINDS["sql"], {"sql": sql}), context())).ok
+    wrong = await SqlStep().act(planned(KINDS["sql"], {"sql": {**sql, "expect": "3"}}, timeout_seconds=0), context())
     assert "gave '2', not '3'" in wrong.message
 
 
@@ -112,7 +116,7 @@ async def test_sql_compares_the_first_value(tmp_path: Path) -> None:
 async def test_a_password_in_a_database_address_is_never_shown() -> None:
     sql = {"dsn": "postgresql://app:hunter2@127.0.0.1:1/db", "query": "select 1"}
     said: list[str] = []
-    step = planned(StepKind.SQL, {"sql": sql}, timeout_seconds=2)
+    step = planned(KINDS["sql"], {"sql": sql}, timeout_seconds=2)
     result = await SqlStep().act(step, context(say=said.append))
     assert not result.ok
     assert "hunter2" not in repr(result) + repr(said)

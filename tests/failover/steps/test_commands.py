@@ -13,22 +13,25 @@ from pathlib import Path
 
 import pytest
 
-from drengine.failover.steps.approval import ApprovalStep, WaitStep
+from drengine.failover.steps.approval import ApprovalStep, Approved
 from drengine.failover.steps.command import CommandStep
 from drengine.failover.steps.errors import COMMAND_FAILED
+from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.notify import NotifyStep
-from drengine.failover.steps.step import StepKind
 from drengine.failover.steps.texts import without_secrets
+from drengine.failover.steps.wait import WaitStep
 from drengine.process import find_marked, run_command
 from tests.failover.steps.context import HastyClock, context, planned
 
+KINDS = step_kinds()
+
 
 def command(*argv: str, **more: object) -> object:
-    return CommandStep().act(planned(StepKind.COMMAND, {"command": list(argv)}, **more), context())  # type: ignore[arg-type]
+    return CommandStep().act(planned(KINDS["command"], {"command": list(argv)}, **more), context())  # type: ignore[arg-type]
 
 
 async def test_a_command_learns_which_run_it_belongs_to() -> None:
-    step = planned(StepKind.COMMAND, {"command": ["printenv", "DRENGINE_RUN", "DRENGINE_MODE"]}, source="shop")
+    step = planned(KINDS["command"], {"command": ["printenv", "DRENGINE_RUN", "DRENGINE_MODE"]}, source="shop")
     result = await CommandStep().act(step, context())
     assert (result.ok, result.output.split()) == (True, ["run-1", "drill"])
 
@@ -38,7 +41,7 @@ async def test_shell_metacharacters_are_plain_arguments(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.touch()
     result = await CommandStep().act(
-        planned(StepKind.COMMAND, {"command": ["echo", f"; rm {victim}", "$(rm x)", "`id`", "| cat"]}), context()
+        planned(KINDS["command"], {"command": ["echo", f"; rm {victim}", "$(rm x)", "`id`", "| cat"]}), context()
     )
     assert result.output == f"; rm {victim} $(rm x) `id` | cat"
     assert victim.exists()
@@ -46,13 +49,13 @@ async def test_shell_metacharacters_are_plain_arguments(tmp_path: Path) -> None:
 
 async def test_a_failing_command_tells_its_status_and_last_words() -> None:
     result = await command(sys.executable, "-c", "print('why'); raise SystemExit(7)")  # type: ignore[misc]
-    assert (result.ok, result.code, result.data["exit"], result.output) == (False, COMMAND_FAILED.id, 7, "why")
+    assert (result.ok, result.code, result.data.exit, result.output) == (False, COMMAND_FAILED.id, 7, "why")
 
 
 async def test_a_missing_program_and_a_nul_byte_are_failures_not_tracebacks() -> None:
     for argv in (["/no/such/program"], ["echo", "a\0b"]):
         result = await command(*argv)  # type: ignore[misc]
-        assert (result.ok, result.data["exit"]) == (False, 127)
+        assert (result.ok, result.data.exit) == (False, 127)
 
 
 @pytest.mark.fault(56)
@@ -111,19 +114,19 @@ def test_text_without_secrets_stays_as_it_is() -> None:
 
 
 async def test_an_approval_waits_until_somebody_gave_it() -> None:
-    step = planned(StepKind.APPROVAL, {"approval": {"prompt": "sure?", "by": ["ada"]}})
+    step = planned(KINDS["approval"], {"approval": {"prompt": "sure?", "by": ["ada"]}})
     waiting = await ApprovalStep().act(step, context())
     assert (waiting.ok, waiting.waiting) == (False, True)
     assert "ada" in waiting.message
     assert await ApprovalStep().check(step, context()) is None
     given = await ApprovalStep().check(step, context(approvals={step.id: "ada"}))
     assert given is not None
-    assert (given.ok, given.data) == (True, {"by": "ada"})
+    assert (given.ok, given.data) == (True, Approved("ada"))
 
 
 async def test_a_wait_takes_its_time_of_the_runs_clock() -> None:
     clock = HastyClock()
-    assert (await WaitStep().act(planned(StepKind.WAIT, {"wait": "90s"}), context(clock=clock))).ok
+    assert (await WaitStep().act(planned(KINDS["wait"], {"wait": "90s"}), context(clock=clock))).ok
     assert clock.slept == 90
 
 
@@ -141,15 +144,15 @@ async def test_a_notification_carries_the_run_as_json(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Hook) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/hook"
-        result = await NotifyStep().act(planned(StepKind.NOTIFY, {"notify": {"url": url}}), context())
+        result = await NotifyStep().act(planned(KINDS["notify"], {"notify": {"url": url}}), context())
     assert result.ok
     assert json.loads(told[0])["run"] == "run-1"
     file = tmp_path / "told"
     by_command = {"notify": {"command": ["tee", str(file)]}}
-    assert (await NotifyStep().act(planned(StepKind.NOTIFY, by_command), context())).ok
+    assert (await NotifyStep().act(planned(KINDS["notify"], by_command), context())).ok
     assert json.loads(file.read_text())["runbook"] == "shop"
 
 
 async def test_a_webhook_that_nobody_serves_fails_without_a_traceback() -> None:
-    step = planned(StepKind.NOTIFY, {"notify": {"url": "http://127.0.0.1:9/"}}, timeout_seconds=2)
+    step = planned(KINDS["notify"], {"notify": {"url": "http://127.0.0.1:9/"}}, timeout_seconds=2)
     assert not (await NotifyStep().act(step, context())).ok

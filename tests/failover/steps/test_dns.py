@@ -17,8 +17,10 @@ import dns.update
 import pytest
 
 from drengine.failover.steps.dns import DnsStep
-from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.kinds import step_kinds
 from tests.failover.steps.context import context, planned
+
+KINDS = step_kinds()
 
 SECRET = base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
@@ -90,7 +92,7 @@ def key(folder: Path, secret: str = SECRET) -> Path:
 
 
 async def test_a_signed_update_replaces_the_record(server: Server, tmp_path: Path) -> None:
-    step = planned(StepKind.DNS, change(server, key(tmp_path)))
+    step = planned(KINDS["dns"], change(server, key(tmp_path)))
     result = await DnsStep().act(step, context(results=LAUNCHED))
     assert result.ok, result.message
     told = server.updates[0].to_text()
@@ -99,7 +101,7 @@ async def test_a_signed_update_replaces_the_record(server: Server, tmp_path: Pat
 
 
 async def test_an_unsigned_update_is_refused_and_says_so(server: Server) -> None:
-    result = await DnsStep().act(planned(StepKind.DNS, change(server, None)), context(results=LAUNCHED))
+    result = await DnsStep().act(planned(KINDS["dns"], change(server, None)), context(results=LAUNCHED))
     assert not result.ok
     assert "REFUSED" in result.message
 
@@ -109,12 +111,12 @@ async def test_a_broken_key_file_fails_without_showing_its_secret(server: Server
     path = tmp_path / "bad.key"
     path.write_text(f"secret {SECRET}")
     for file in (path, tmp_path / "missing"):
-        result = await DnsStep().act(planned(StepKind.DNS, change(server, file)), context(results=LAUNCHED))
+        result = await DnsStep().act(planned(KINDS["dns"], change(server, file)), context(results=LAUNCHED))
         assert not result.ok
         assert SECRET not in repr(result)
 
 
 async def test_a_server_that_does_not_answer_is_a_failure(tmp_path: Path) -> None:
     settings = {"dns": {"server": "127.0.0.1:9", "zone": "example.test", "name": "shop", "values": ["192.0.2.1"]}}
-    result = await DnsStep().act(planned(StepKind.DNS, settings, timeout_seconds=2), context())
+    result = await DnsStep().act(planned(KINDS["dns"], settings, timeout_seconds=2), context())
     assert not result.ok

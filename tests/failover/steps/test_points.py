@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from drengine.failover.steps.points import SIGN_SECONDS, ChoosePointStep
-from drengine.failover.steps.step import StepKind
+from drengine.failover.steps.choose_point import SIGN_SECONDS, ChoosePointStep
+from drengine.failover.steps.kinds import step_kinds
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.store.store import Store
 from tests.failover.steps.context import context, planned
+
+KINDS = step_kinds()
 
 S = 1_000_000_000
 CUT_S = 1000
@@ -34,7 +37,7 @@ def store(tmp_path: Path) -> Store:
 
 
 async def chosen(store: Store, facts: dict[str, Any], *, evidence: str = "", point: str = "latest") -> dict[str, Any]:
-    step = planned(StepKind.CHOOSE_POINT, {"point": point}, source="shop")
+    step = planned(KINDS["choose-point"], {"point": point}, source="shop")
     given = context(
         results={
             "declare": {"declared_ns": 1040 * S, "sources": {"shop": {"sign_ns": 0, "represented_ns": 0, **facts}}},
@@ -42,7 +45,8 @@ async def chosen(store: Store, facts: dict[str, Any], *, evidence: str = "", poi
         }
     )
     given = replace(given, site=replace(given.site, store=store))
-    return dict((await ChoosePointStep().act(step, given)).data)
+    made: dict[str, Any] = msgspec.to_builtins((await ChoosePointStep().act(step, given)).data)
+    return made
 
 
 async def test_a_dead_source_may_have_worked_until_its_next_sign_of_life_was_due(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Commands of a step to the agent of its source."""
+"""Commands of a step to agents: that of its source, and those of recovery hosts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import HostOrder
+from drengine.failover.steps.declare import declared
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
 
 
-async def tell(
-    step: PlannedStep,
+async def order_agent(
+    step: PlannedStep[Any],
     context: StepContext,
     verb: Verb,
     arguments: Mapping[str, Any],
@@ -21,7 +22,7 @@ async def tell(
     timeout_seconds: float,
     part: str = "",
 ) -> Answer:
-    """Tell the source's agent and wait for its answer.
+    """Order the source's agent to do something, and wait for its answer.
 
     The command's id is that of the try, so a try that was interrupted asks for the answer to the same command.
 
@@ -51,7 +52,7 @@ async def tell(
     )
 
 
-def host_order(step: PlannedStep, context: StepContext, host: str, loop: asyncio.AbstractEventLoop) -> HostOrder:
+def host_order(step: PlannedStep[Any], context: StepContext, host: str, loop: asyncio.AbstractEventLoop) -> HostOrder:
     """What a launch driver, in its thread, tells a recovery host by. `loop` is the one to which the agents belong.
 
     Hosts have no generation: the store refuses whoever writes a branch under a stale one.
@@ -60,7 +61,7 @@ def host_order(step: PlannedStep, context: StepContext, host: str, loop: asyncio
     def order(
         verb: Verb, arguments: Mapping[str, Any], timeout_seconds: float, progress: Callable[[str], None]
     ) -> Answer:
-        told = context.site.agents.command(
+        answer = context.site.agents.command(
             host,
             verb,
             arguments,
@@ -69,18 +70,17 @@ def host_order(step: PlannedStep, context: StepContext, host: str, loop: asyncio
             timeout_seconds=timeout_seconds,
             progress=lambda answer: progress(answer.message or str(answer.result.get("message", ""))),
         )
-        return asyncio.run_coroutine_threadsafe(told, loop).result()
+        return asyncio.run_coroutine_threadsafe(answer, loop).result()
 
     return order
 
 
-def refused(answer: Answer) -> StepResult:
+def refused(answer: Answer) -> StepResult[Any]:
     """What a failed answer means for the step."""
     return StepResult(False, answer.message or answer.code, answer.code)
 
 
-def agent_generation(step: PlannedStep, context: StepContext) -> int:
+def agent_generation(step: PlannedStep[Any], context: StepContext) -> int:
     """The generation that the source's agent was last heard to be at; the one that was declared if it was not heard."""
     report = context.site.agents.reports().get(step.source)
-    declared: int = context.results["declare"]["sources"][step.source]["generation"]
-    return report.generation if report else declared
+    return report.generation if report else declared(step, context).generation

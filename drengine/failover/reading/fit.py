@@ -1,4 +1,7 @@
-"""Does a tree have the shape of a runbook? Keys and types, by the classes in values.py; every mistake at its place."""
+"""Does a tree have the shape of a runbook? Keys and types, by the classes of its values and by the kinds of steps.
+
+Every mistake is told at its place.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,15 @@ import shlex
 
 from msgspec import inspect
 
-from drengine.failover.runbook.document import Node
+from drengine.failover.runbook.document import Node, join
 from drengine.failover.runbook.findings import Findings, did_you_mean, shown
+from drengine.failover.runbook.values import Step
+from drengine.failover.steps.kinds import step_kinds
 
 
 def fit(node: Node, model: type, findings: Findings) -> None:
     """Note where `node` is not what `model` says."""
     _fit(node, inspect.type_info(model), "", findings)
-
-
-def join(path: str, key: str) -> str:
-    """The path of a key's value; a key may be any text, so it is shortened."""
-    key = key if len(key) <= 60 else f"{key[:57]}..."
-    return f"{path}.{key}" if path else key
 
 
 def _fit(node: Node, wanted: inspect.Type, path: str, findings: Findings) -> None:
@@ -41,6 +40,8 @@ def _fit(node: Node, wanted: inspect.Type, path: str, findings: Findings) -> Non
         case inspect.Metadata(type=inspect.StrType(), extra=dict() as extra):
             if not isinstance(node.value, str):
                 _wrong(node, path, extra["what"], _example_hint(node, extra), findings)
+        case inspect.Metadata(type=type):
+            _fit(node, type, path, findings)
         case inspect.StrType():
             if not isinstance(node.value, str):
                 _wrong(node, path, "a text", _text_hint(node), findings)
@@ -58,7 +59,7 @@ def _fit_struct(node: Node, wanted: inspect.StructType, path: str, findings: Fin
     if not _is_mapping(node, path, findings):
         return
     entries = node.entries or {}
-    fields = {each.encode_name: each for each in wanted.fields}
+    fields = _fields(wanted)
     for key, each in entries.items():
         if key in fields:
             _fit(each, fields[key].type, join(path, key), findings)
@@ -68,6 +69,16 @@ def _fit_struct(node: Node, wanted: inspect.StructType, path: str, findings: Fin
     for name, field in fields.items():
         if field.required and name not in entries:
             findings.add("missing-key", node.place, path, f"{name!r} is missing", f"Add {name}: here.")
+
+
+def _fields(wanted: inspect.StructType) -> dict[str, inspect.Field]:
+    """By key; the actions of a step are keys of the step itself, one for each kind."""
+    fields = {each.encode_name: each for each in wanted.fields}
+    if wanted.cls is Step:
+        del fields["actions"]
+        for name, kind in step_kinds().actions.items():
+            fields[name] = inspect.Field(name, name, inspect.type_info(kind.settings_type), required=False)
+    return fields
 
 
 def _fit_list(node: Node, item: inspect.Type, path: str, findings: Findings) -> None:
@@ -124,23 +135,3 @@ def _list_hint(node: Node, item: inspect.Type) -> str:
 def _quoted(word: str) -> str:
     plain = word.replace("-", "").replace("/", "").replace(".", "").replace("_", "").isalnum() and word[0].isalpha()
     return word if plain or (word.startswith("/") and " " not in word) else '"' + word.replace('"', '\\"') + '"'
-
-
-def node_at(node: Node, path: tuple[str | int, ...]) -> Node:
-    """The node that a path of keys and numbers leads to, or the last one on the way that is there."""
-    for part in path:
-        if isinstance(part, int) and node.items is not None and part < len(node.items):
-            node = node.items[part]
-        elif isinstance(part, str) and node.entries is not None and part in node.entries:
-            node = node.entries[part]
-        else:
-            return node
-    return node
-
-
-def path_text(path: tuple[str | int, ...]) -> str:
-    """``waves[0].name``."""
-    text = ""
-    for part in path:
-        text = f"{text}[{part}]" if isinstance(part, int) else join(text, part)
-    return text

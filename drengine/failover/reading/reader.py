@@ -6,16 +6,18 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from drengine.failover.drivers.driver import LaunchDriver
-from drengine.failover.runbook.check import check
+from drengine.failover.reading.check import check
+from drengine.failover.reading.fit import fit
 from drengine.failover.runbook.document import TEXT_CHARACTERS_MAX, parse
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.findings import Finding, Findings, Place, TooMany
-from drengine.failover.runbook.fit import fit
 from drengine.failover.runbook.values import Runbook
+from drengine.failover.steps.kinds import step_kinds
 from drengine.model.errors import DrengineError
 
 
@@ -78,7 +80,7 @@ def examine(
         if root is not None:
             fit(root, Runbook, findings)
             if not findings.errors:
-                book = msgspec.convert(root.builtins(), Runbook)
+                book = _values(root.builtins())
                 check(book, root, findings, sources=sources, drivers=drivers)
     except TooMany:
         pass
@@ -86,6 +88,24 @@ def examine(
         findings.found.append(Finding("wrong-type", Place(1, 1), "", str(error), "Compare docs/runbooks.md."))
     ordered = tuple(sorted(findings.found, key=lambda each: (each.place.line, each.place.column, each.id)))
     return Examined(None if findings.errors else book, ordered)
+
+
+def _values(built: dict[str, Any]) -> Runbook:
+    """The runbook of a tree that has its shape: the keys of a step that name a kind are its actions."""
+    for wave in built["waves"]:
+        for place in ("before", "then"):
+            wave[place] = [_step(each) for each in wave.get(place, ())]
+    return msgspec.convert(built, Runbook)
+
+
+def _step(written: dict[str, Any]) -> dict[str, Any]:
+    step, actions, kinds = dict[str, Any](), dict[str, Any](), step_kinds().actions
+    for key, each in written.items():
+        if key in kinds:
+            actions[key] = msgspec.convert(each, kinds[key].settings_type)
+        else:
+            step[key] = each
+    return {**step, "actions": actions}
 
 
 def read_runbook_text(path: Path) -> str:
@@ -99,8 +119,8 @@ def read_runbook_text(path: Path) -> str:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             data = file.read(4 * TEXT_CHARACTERS_MAX + 1) or b""
     except (OSError, ValueError) as error:
-        told = error.strerror if isinstance(error, OSError) and error.strerror else "it can't be read"
-        raise DrengineError(UNKNOWN_RUNBOOK, f"{str(path)[:200]}: {told}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it can't be read"
+        raise DrengineError(UNKNOWN_RUNBOOK, f"{str(path)[:200]}: {why}") from error
     try:
         return data.decode()
     except UnicodeDecodeError as error:

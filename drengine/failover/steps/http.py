@@ -1,0 +1,75 @@
+"""Checking an HTTP answer."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from typing import Annotated
+
+import msgspec
+
+from drengine.failover.runbook.sense import Sense
+from drengine.failover.runbook.values import WebAddress
+from drengine.failover.steps.checks import Check, Mismatch
+
+BODY_BYTES_MAX = 1 << 20
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
+
+
+class HttpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Passes when the answer fits."""
+
+    url: WebAddress
+    """http or https; ${SOURCE.KEY} stands for what the source's launch told."""
+    status: Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 100, "maximum": 599})] = 200
+    """Expected status."""
+    contains: str = ""
+    """Text that the answer has to contain."""
+    headers: dict[str, str] = {}
+    """Sent with the request."""
+
+
+class HttpStep(Check[HttpCheck]):
+    """An HTTP answer with the expected status and text. Redirects are followed; proxies of the environment are not."""
+
+    name = "http"
+    help = "Check an HTTP answer."
+    settings_type = HttpCheck
+
+    def title(self, source: str, settings: HttpCheck) -> str:
+        """See StepKind."""
+        return f"check {settings.url}"
+
+    def examine(self, settings: HttpCheck, sense: Sense) -> None:
+        """See ActionKind."""
+        sense.url(settings.url, "url")
+        if not 100 <= settings.status <= 599:
+            sense.error("bad-value", f"{settings.status} is no HTTP status", "100 to 599 are.", "status")
+        for name, value in settings.headers.items():
+            if not _HEADER.fullmatch(name) or "\n" in value or "\r" in value:
+                sense.error("bad-value", "it can't be sent as a header", "NAME: one line.", "headers", name)
+        sense.references([settings.contains, *settings.headers.values()])
+
+    def ask(self, settings: HttpCheck, seconds: float) -> str:
+        """See Check."""
+        url = settings.url
+        if not url.startswith(("http://", "https://")):
+            raise Mismatch(f"{url} is neither http nor https")
+        request = urllib.request.Request(url, headers=settings.headers)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=seconds) as answer:
+                status, body = answer.status, answer.read(BODY_BYTES_MAX)
+        except urllib.error.HTTPError as error:
+            with error:
+                status, body = error.code, error.read(BODY_BYTES_MAX)
+        if status != settings.status:
+            raise Mismatch(f"{url} answered {status}, not {settings.status}")
+        wanted = settings.contains
+        if wanted.encode() not in body:
+            raise Mismatch(f"{url} answered {status} without {wanted!r}: {body[:200].decode(errors='replace')!r}")
+        return f"{url} answered {status}"
+
+
+HTTP = HttpStep()

@@ -1,0 +1,59 @@
+"""Launching a source's workload from its recovered disks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.errors import LAUNCH_FAILED
+from drengine.failover.steps.launched import Launched
+from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.threads import in_thread
+from drengine.failover.steps.workloads import WorkloadSettings, driver_of, launch_request
+
+
+class LaunchStep(StepKind[WorkloadSettings, Launched]):
+    """Starts a workload and waits until it is healthy. One that is not is a failure, never a completion (fault 58)."""
+
+    name = "launch"
+    settings_type = WorkloadSettings
+    result_type = Launched
+    estimate_seconds = 30.0
+    ends_outage = True
+
+    def title(self, source: str, settings: WorkloadSettings) -> str:
+        """See StepKind."""
+        return f"launch {source} with {settings.driver}"
+
+    async def check(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[Launched] | None:
+        """See StepKind."""
+        loop = asyncio.get_running_loop()
+        request, driver = await in_thread(lambda: (launch_request(step, context, loop), driver_of(step, context)))
+        found = await in_thread(lambda: driver.inspect(request))
+        return _launched(found, request) if found.running and found.healthy else None
+
+    async def act(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[Launched]:
+        """See StepKind."""
+        loop = asyncio.get_running_loop()
+
+        def launch() -> StepResult[Launched]:
+            request = launch_request(step, context, loop)
+            context.permit()
+            found = driver_of(step, context).launch(request, context.say)
+            if not (found.running and found.healthy):
+                return StepResult(False, f"{request.instance} is not healthy", LAUNCH_FAILED.id)
+            return _launched(found, request)
+
+        return await in_thread(launch)
+
+
+LAUNCH = LaunchStep()
+
+
+def _launched(found: Instance, request: LaunchRequest) -> StepResult[Launched]:
+    details: dict[str, Any] = dict(found.details)
+    output = str(details.pop("output", ""))
+    disks = {disk.volume: disk.uri for disk in request.disks}
+    launched = Launched(instance=request.instance, details=details, disks=disks)
+    return StepResult(True, f"{request.instance} is healthy", data=launched, output=output)

@@ -1,0 +1,75 @@
+"""The planned switch away from a source: stopping it, and a last point that has everything it wrote."""
+
+from __future__ import annotations
+
+import msgspec
+
+from drengine.control.messages import Verb
+from drengine.failover.errors import RUN_STATE
+from drengine.failover.labels import RunLabel
+from drengine.failover.steps.agents import order_agent, refused
+from drengine.failover.steps.declare import declared
+from drengine.failover.steps.errors import COMMAND_FAILED
+from drengine.failover.steps.points import PointFacts, point_facts, point_with_id
+from drengine.failover.steps.programs import run_cancellable
+from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.texts import environment_of, without_secrets
+from drengine.failover.steps.threads import in_thread
+
+
+class QuiesceSourceSettings(msgspec.Struct, frozen=True):
+    """The command that stops the workload at the source; empty: the agent alone stops it."""
+
+    stop: list[str] = []
+
+
+class SourceStopped(PointFacts, frozen=True, kw_only=True):
+    """The last point of a source that was stopped, and the program that stopped it; empty: none did."""
+
+    stopped_by: str = ""
+
+
+class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
+    """Stops the source's workload by the runbook's command, then its agent: everything written is in the last point.
+
+    Asking again gives the same answer, and proves that it is still stopped.
+    """
+
+    name = "quiesce-source"
+    settings_type = QuiesceSourceSettings
+    result_type = SourceStopped
+    timeout_seconds = 3600.0
+    estimate_seconds = 5.0
+    begins_outage = True
+
+    def title(self, source: str, settings: QuiesceSourceSettings) -> str:
+        """See StepKind."""
+        return f"stop {source} and take its last point"
+
+    async def act(self, step: PlannedStep[QuiesceSourceSettings], context: StepContext) -> StepResult[SourceStopped]:
+        """See StepKind."""
+        argv = step.settings.stop
+        if argv:
+            finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context))
+            if not finished.ok:
+                output = without_secrets(finished.output)
+                return StepResult(False, f"{argv[0]} ended with {finished.code}", COMMAND_FAILED.id, output=output)
+        answer = await order_agent(
+            step,
+            context,
+            Verb.QUIESCE,
+            {"label": str(RunLabel(context.run))},
+            generation=declared(step, context).generation,
+            timeout_seconds=step.timeout_seconds,
+        )
+        if not answer.ok:
+            return refused(answer)
+        id = str(answer.result.get("point", ""))
+        point = await in_thread(lambda: point_with_id(context.site.store, step.source, id))
+        if point is None:
+            return StepResult(False, f"the agent's last point {id!r} is not in the store", RUN_STATE.id)
+        stopped = SourceStopped(**msgspec.structs.asdict(point_facts(point)), stopped_by=argv[0] if argv else "")
+        return StepResult(True, f"{step.source} is stopped; last point {id}", data=stopped)
+
+
+QUIESCE_SOURCE = QuiesceSourceStep()

@@ -1,0 +1,67 @@
+"""Checking what a query gives."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from drengine.failover.runbook.sense import Sense
+from drengine.failover.steps.checks import Check, Mismatch
+
+
+class SqlCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Passes when the query's first column of the first row equals `expect` (as text), or any row comes when empty."""
+
+    dsn: Annotated[
+        str,
+        msgspec.Meta(
+            extra={"what": "a database", "example": "postgresql://USER@HOST/DATABASE"},
+            extra_json_schema={"pattern": "^(postgresql|sqlite)://"},
+        ),
+    ]
+    """postgresql://USER@HOST/DATABASE or sqlite:///PATH; keep passwords in ~/.pgpass."""
+    query: str
+    """One statement."""
+    expect: str = ""
+    """First value of the first row, as text; empty: any row will do."""
+
+
+class SqlStep(Check[SqlCheck]):
+    """A query on PostgreSQL or SQLite (`sqlite:///path`) with the expected first value."""
+
+    name = "sql"
+    help = "Check what a query gives."
+    settings_type = SqlCheck
+
+    def title(self, source: str, settings: SqlCheck) -> str:
+        """See StepKind."""
+        return "check by SQL"
+
+    def examine(self, settings: SqlCheck, sense: Sense) -> None:
+        """See ActionKind."""
+        sense.filled(settings.query, "query")
+        sense.filled(settings.dsn, "dsn")
+        if not settings.dsn.startswith(("postgresql://", "sqlite:///")):
+            hint = "Write postgresql://USER@HOST/DATABASE or sqlite:///PATH."
+            sense.error("bad-value", "it names no database that can be asked", hint, "dsn")
+
+    def ask(self, settings: SqlCheck, seconds: float) -> str:
+        """See Check."""
+        from sqlalchemy import create_engine, text  # noqa: PLC0415 - only runbooks with SQL checks pay for it
+        from sqlalchemy.pool import NullPool  # noqa: PLC0415
+
+        url = settings.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
+        limits = {"connect_timeout": max(1, int(seconds))} if url.startswith("postgresql") else {}
+        engine = create_engine(url, poolclass=NullPool, connect_args=limits)
+        with engine.connect() as connection:
+            row = connection.execute(text(settings.query)).first()
+        if row is None:
+            raise Mismatch("the query gave no row")
+        value, expected = str(row[0]), settings.expect
+        if expected and value != expected:
+            raise Mismatch(f"the query gave {value!r}, not {expected!r}")
+        return f"the query gave {value!r}"
+
+
+SQL = SqlStep()

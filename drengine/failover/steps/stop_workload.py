@@ -1,0 +1,38 @@
+"""Stopping a workload that was launched."""
+
+from __future__ import annotations
+
+import asyncio
+
+from drengine.failover.steps.step import NoResult, PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.threads import in_thread
+from drengine.failover.steps.workloads import WorkloadSettings, driver_of, launch_request
+
+
+class StopWorkloadStep(StepKind[WorkloadSettings, NoResult]):
+    """Ends a workload and removes whatever its launch made. Stopping what is stopped does nothing."""
+
+    name = "stop-workload"
+    settings_type = WorkloadSettings
+    result_type = NoResult
+    retries = 3
+    estimate_seconds = 5.0
+    by_hand = True
+
+    def title(self, source: str, settings: WorkloadSettings) -> str:
+        """See StepKind."""
+        return f"stop the {'drilled' if settings.isolated else 'recovered'} {source}"
+
+    async def act(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[NoResult]:
+        """See StepKind."""
+        loop = asyncio.get_running_loop()
+
+        def stop() -> str:
+            request = launch_request(step, context, loop)
+            driver_of(step, context).stop(request)
+            return request.instance
+
+        return StepResult(True, f"{await in_thread(stop)} is stopped and removed")
+
+
+STOP_WORKLOAD = StopWorkloadStep()
