@@ -125,6 +125,15 @@ def test_a_file_behind_a_loop_device_is_in_use(loop: tuple[Path, Path]) -> None:
     Volume.open(1, "disk", image).close()
 
 
+def test_a_device_is_named_by_its_link_as_well(loop: tuple[Path, Path], tmp_path: Path) -> None:
+    _, device = loop
+    (tmp_path / "by-id").symlink_to(device)
+    by_name, by_link = Volume.open(1, "disk", device), Volume.open(1, "disk", tmp_path / "by-id", writable=True)
+    assert (by_link.identity, by_link.size_bytes) == (by_name.identity, 8 << 20)
+    by_link.close()
+    by_name.close()
+
+
 @pytest.mark.fault(27)
 def test_a_block_device_is_served_unless_it_is_mounted(loop: tuple[Path, Path], tmp_path: Path) -> None:
     image, device = loop
