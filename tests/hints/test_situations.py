@@ -382,8 +382,8 @@ def test_a_configuration_that_is_there_already(person: Person) -> None:
     person.types(*words, str(person.directory / "b.toml"))
 
 
-@tries("drengine-agent status")
-def test_an_agent_that_runs_already(person: Person) -> None:
+def running_agent(person: Person) -> tuple[str, int]:
+    """An agent without a target: its configuration and process."""
     (person.directory / "disk.img").write_bytes(bytes(1 << 20))
     config = str(person.directory / "agent.toml")
     words = ["--source", "shop", "--target", "127.0.0.1:1", "--volume", f"data={person.directory / 'disk.img'}"]
@@ -399,5 +399,20 @@ def test_an_agent_that_runs_already(person: Person) -> None:
         assert agent.poll() is None
         assert agent.stderr.readline()
     person.capture.readouterr()
+    return config, agent.pid
+
+
+@tries("drengine-agent status")
+def test_an_agent_that_runs_already(person: Person) -> None:
+    config, pid = running_agent(person)
     person.meets("agent-running", "drengine-agent", "run", "--config", config)
-    assert str(agent.pid) in person.follows("drengine-agent status", "--config", config)
+    assert str(pid) in person.follows("drengine-agent status", "--config", config)
+
+
+@tries("drengine-agent resume")
+def test_an_agent_that_was_paused(person: Person) -> None:
+    config, _ = running_agent(person)
+    person.types("drengine-agent", "pause", "--config", config)
+    person.meets("agent-command-refused", "drengine-agent", "sync", "--config", config)
+    person.follows("drengine-agent resume", "--config", config)
+    person.types("drengine-agent", "sync", "--config", config)
