@@ -20,7 +20,7 @@ from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.metrics import AgentMetrics
-from drengine_agent.daemon.remote import RemoteControl
+from drengine_agent.daemon.remote import RemoteOrders
 from drengine_agent.daemon.service import Agent
 from tests.agent.daemon.test_service import configured, running, write
 from tests.agent.replica import Replica
@@ -30,8 +30,8 @@ from tests.control.site import Mosquitto, options_for, orchestrator, until
 @asynccontextmanager
 async def remote(config: AgentConfig, replica: Replica, made: list[Party] | None = None) -> AsyncIterator[Agent]:
     async with running(config, replica) as agent:
-        control = RemoteControl(config, SystemClock(), Random(3))
-        control.control(agent, {"10.0.0.0/8": [1, 2]})
+        control = RemoteOrders(config, SystemClock(), Random(3))
+        control.attach(agent, {"10.0.0.0/8": [1, 2]})
         if made is not None:
             made.append(control.party)
         party = asyncio.create_task(control.run())
@@ -136,8 +136,8 @@ async def test_a_source_with_a_lease_stops_serving_when_the_broker_hears_nothing
     config, replica = controlled(tmp_path, broker.port), Replica()
     config = replace(config, control=replace(config.control, lease=1.5))
     async with running(config, replica) as agent:
-        control = RemoteControl(config, SystemClock(), Random(3))
-        control.control(agent, {"10.0.0.0/8": [1, 2]})
+        control = RemoteOrders(config, SystemClock(), Random(3))
+        control.attach(agent, {"10.0.0.0/8": [1, 2]})
         party, lease = asyncio.create_task(control.run()), asyncio.create_task(control.keep_lease())
         await control.lease.begun()
         await until(lambda: agent.is_serving)

@@ -1,4 +1,4 @@
-"""Asking a running agent over its control socket. See operator.py for the language."""
+"""Asking a running agent over its socket. See operator.py for the language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent as a process: signals, control socket, metrics, readiness around one service.Agent."""
+"""The agent as a process: signals, operators, metrics, readiness around one service.Agent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from drengine.telemetry.endpoint import MetricsEndpoint
 from drengine.telemetry.notify import notify
 from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.daemon.metrics import AgentMetrics
-from drengine_agent.daemon.operator import ControlServer
+from drengine_agent.daemon.operator import OperatorSocket
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.trackers import capture_class
 from drengine_agent.errors import STATE_DAMAGED
 
 if TYPE_CHECKING:
-    from drengine_agent.daemon.remote import RemoteControl
+    from drengine_agent.daemon.remote import RemoteOrders
 
 log = logging.getLogger("drengine.agent")
 
@@ -39,9 +39,9 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     if config.control.address is None:
         await _replicate(config, config_path, None)
         return
-    from drengine_agent.daemon.remote import RemoteControl  # noqa: PLC0415 - who is told no broker starts faster without it
+    from drengine_agent.daemon.remote import RemoteOrders  # noqa: PLC0415 - who is told no broker starts faster without it
 
-    remote = RemoteControl(config, SystemClock(), Random(secrets.randbits(64)))
+    remote = RemoteOrders(config, SystemClock(), Random(secrets.randbits(64)))
     at_broker = asyncio.create_task(remote.run())
     at_broker.add_done_callback(_control_ended)
     try:
@@ -54,7 +54,7 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
         await asyncio.gather(at_broker, return_exceptions=True)
 
 
-async def _first_lease(remote: RemoteControl, at_broker: asyncio.Task[None]) -> None:
+async def _first_lease(remote: RemoteOrders, at_broker: asyncio.Task[None]) -> None:
     begun = asyncio.create_task(remote.lease.begun())
     try:
         await asyncio.wait({begun, at_broker}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,7 +70,7 @@ def _control_ended(task: asyncio.Task[None]) -> None:
         log.error("control messages have ended: %s", error)
 
 
-async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteControl | None) -> None:
+async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteOrders | None) -> None:
     metrics = AgentMetrics(config.source, capture_class(config.tracker).figures_class)
     agent = Agent(config, observer=metrics)
     metrics.watch(agent)
@@ -78,13 +78,13 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
     ask_on_signals(lambda: _stop(agent))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, remote, config_path)
     quiet_accept_failures(asyncio.get_running_loop())
-    control = ControlServer(agent, config.control_socket)
+    operators = OperatorSocket(agent, config.control_socket)
     endpoint: MetricsEndpoint | None = None
     lease: asyncio.Task[None] | None = None
     try:
-        await control.start()
+        await operators.start()
         if remote is not None:
-            remote.control(agent, metrics.bytes_by_network)
+            remote.attach(agent, metrics.bytes_by_network)
             metrics.watch_party(remote.party)
             lease = asyncio.create_task(remote.keep_lease())
         if config.metrics is not None:
@@ -105,7 +105,7 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteContr
             lease.cancel()
         if endpoint is not None:
             endpoint.close()
-        await control.close()
+        await operators.close()
 
 
 def _stop(agent: Agent) -> None:
@@ -113,7 +113,7 @@ def _stop(agent: Agent) -> None:
     agent.stop()
 
 
-def _reload(agent: Agent, remote: RemoteControl | None, path: Path) -> None:
+def _reload(agent: Agent, remote: RemoteOrders | None, path: Path) -> None:
     agent.connector.reload()
     if remote is not None:
         remote.party.link.reload()

@@ -35,8 +35,8 @@ class Command(msgspec.Struct, frozen=True):
     force: bool = False
 
 
-class ControlServer:
-    """Serves one agent's control socket."""
+class OperatorSocket:
+    """Serves one agent's operators."""
 
     def __init__(self, agent: Agent, path: Path) -> None:
         self._agent = agent

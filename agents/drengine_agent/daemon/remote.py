@@ -37,7 +37,7 @@ DETAILS = (
 """What of the status goes into each report."""
 
 
-class RemoteControl:
+class RemoteOrders:
     """Verbs to methods of the agent. It may be at the broker before there is an agent, and then only says so."""
 
     def __init__(self, config: AgentConfig, clock: Clock, random: Random) -> None:
@@ -65,7 +65,7 @@ class RemoteControl:
             on_confirmed=self.lease.confirm,
         )
 
-    def control(self, agent: Agent, bytes_by_network: Mapping[str, Sequence[int]]) -> None:
+    def attach(self, agent: Agent, bytes_by_network: Mapping[str, Sequence[int]]) -> None:
         """From now on, this one is reported and obeys; with it, what went over which network (received, sent)."""
         self._agent = agent
         self._bytes_by_network = bytes_by_network

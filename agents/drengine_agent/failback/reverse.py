@@ -63,9 +63,6 @@ class ReverseReport:
         return not self.bytes_written
 
 
-Progress = Callable[[ReverseReport], None]
-
-
 @dataclass
 class Reversal:
     """One run onto one point.
@@ -75,7 +72,6 @@ class Reversal:
         uplink, hello: how the point is reached.
         since: position on the point's branch that the disks are known to equal; 0: nothing is known.
         before_first_write: called once, in a thread, before anything is changed.
-        progress: told often; must be quick.
     """
 
     volumes: Mapping[int, Volume]
@@ -83,7 +79,6 @@ class Reversal:
     hello: Hello
     since: int = 0
     before_first_write: Callable[[], None] = lambda: None
-    progress: Progress = lambda _: None
     report: ReverseReport = field(default_factory=ReverseReport)
     _written: list[Extent] = field(default_factory=list)
     _begun: bool = False
@@ -106,7 +101,6 @@ class Reversal:
                     await self._fetch_all(reader, spans)
                     await _whole(self._settle)
                     self.report.bytes_compared += looked_at
-                    self.progress(self.report)
         return self.report
 
     async def _compared(self, reader: PointReader, number: int, size: int) -> AsyncIterator[tuple[list[Span], int]]:
@@ -161,7 +155,6 @@ class Reversal:
                 self._written += await _whole(self._write, batch)
                 self.report.bytes_shipped += len(batch.payload)
                 self.report.bytes_written += sum(span.length for span in group)
-                self.progress(self.report)
 
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -22,7 +22,7 @@ from drengine_agent.capture import backing
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.daemon import replication
 from drengine_agent.daemon.client import ask
-from drengine_agent.daemon.operator import ControlServer
+from drengine_agent.daemon.operator import OperatorSocket
 from drengine_agent.daemon.service import Agent
 from tests.agent.replica import Replica
 
@@ -301,7 +301,7 @@ async def test_a_resized_volume_gets_new_geometry_and_old_points_keep_theirs(tmp
 async def test_an_operator_cuts_a_labelled_point_over_the_control_socket(tmp_path: Path) -> None:
     config, replica = configured(tmp_path), Replica()
     async with running(config, replica) as agent:
-        control = ControlServer(agent, config.control_socket)
+        control = OperatorSocket(agent, config.control_socket)
         await control.start()
         await until(lambda: replica.points)
         answer = await asyncio.to_thread(ask, config.control_socket, "cut", label="before the upgrade")

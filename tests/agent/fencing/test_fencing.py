@@ -16,7 +16,7 @@ from drengine.terminal import main
 from drengine.wire.events import Refuse
 from drengine_agent.cli.main import commands
 from drengine_agent.daemon.client import ask
-from drengine_agent.daemon.operator import ControlServer
+from drengine_agent.daemon.operator import OperatorSocket
 from drengine_agent.fencing.fence import Fence, FenceRecord, Standing
 from tests.agent.daemon.test_service import configured, running, write
 from tests.agent.failback.home import at_home, until
@@ -253,7 +253,7 @@ async def test_a_switch_that_cannot_be_had_leaves_production_where_it_was(tmp_pa
 async def test_a_person_fences_and_releases_over_the_control_socket(tmp_path: Path) -> None:
     config, replica = configured(tmp_path), Replica()
     async with running(config, replica) as agent:
-        control = ControlServer(agent, config.control_socket)
+        control = OperatorSocket(agent, config.control_socket)
         await control.start()
         await until(lambda: replica.points)
         status = await asyncio.to_thread(ask, config.control_socket, "fence")

@@ -3,7 +3,7 @@ leave it.
 
 ::
 
-    control   the control file (journal_state.py)
+    control   the superblock (superblock.py)
     ring      the journal (journal.py)
     dirty     dirty blocks, when a run ended cleanly without order: u64 xxh3-64 of the rest, then JSON
     (Remains)
@@ -29,9 +29,9 @@ from drengine_agent.capture.tap.superblock import (
     FORMAT,
     JOURNAL_UNUSABLE,
     UNKNOWN,
-    Control,
-    ControlFile,
     Register,
+    Superblock,
+    SuperblockFile,
     VolumeRecord,
 )
 
@@ -60,7 +60,7 @@ class TakenUp:
     remains: Remains | None = None
 
 
-class Memory:
+class JournalDirectory:
     """The open directory. `journal` and `registers` are the tap's to use.
 
     Attributes:
@@ -81,18 +81,18 @@ class Memory:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise DrengineError(JOURNAL_UNUSABLE, f"{directory}: {error.strerror}") from error
-        self._control = ControlFile(directory / "control")
-        self.registers = self._control.registers
-        control = self._control.load()
-        self.doubt = self._find_doubt(control)
+        self._superblocks = SuperblockFile(directory / "control")
+        self.registers = self._superblocks.registers
+        superblock = self._superblocks.load()
+        self.doubt = self._find_doubt(superblock)
         used = self.registers[Register.HEAD] != self.registers[Register.ACKED]
-        if control is not None and not self.doubt and used:
-            capacity_bytes = control.capacity_bytes
+        if superblock is not None and not self.doubt and used:
+            capacity_bytes = superblock.capacity_bytes
         self.journal = Journal(directory / "ring", capacity_bytes, self.registers)
         self.taken_up: TakenUp | None = None
-        if control is not None and not self.doubt:
+        if superblock is not None and not self.doubt:
             try:
-                self.taken_up = self._take_up(control)
+                self.taken_up = self._take_up(superblock)
             except (JournalDamagedError, OSError):
                 self.doubt = "journal-damaged"
 
@@ -104,7 +104,7 @@ class Memory:
         """
         journal = self.journal
         records = tuple(VolumeRecord(n, v.identity, v.size_bytes, v.stamp()) for n, v in self._volumes.items())
-        control = Control(
+        superblock = Superblock(
             FORMAT,
             journal.epoch.hex(),
             boot_id(),
@@ -115,7 +115,7 @@ class Memory:
             scan_reason,
             records,
         )
-        self._control.save(control)
+        self._superblocks.save(superblock)
 
     def save_remains(self, dirty: DirtySet, epochs: Mapping[bytes, int], reason: str) -> None:
         """Leave dirty blocks for the next run, which believes them if `save(clean=True)` follows.
@@ -129,36 +129,36 @@ class Memory:
 
     def sync(self) -> None:
         """Make what `save` wrote durable."""
-        self._control.sync()
+        self._superblocks.sync()
 
     def close(self) -> None:
         """Let go of the files."""
         self.journal.close()
-        self._control.close()
+        self._superblocks.close()
 
-    def _find_doubt(self, control: Control | None) -> str:
-        if control is None:
-            return "epoch-changed" if self._control.is_new() else "journal-damaged"
-        known = {record.volume: record for record in control.volumes}
+    def _find_doubt(self, superblock: Superblock | None) -> str:
+        if superblock is None:
+            return "epoch-changed" if self._superblocks.is_new() else "journal-damaged"
+        known = {record.volume: record for record in superblock.volumes}
         before = {number: (record.identity, record.size_bytes) for number, record in known.items()}
         if before != {number: (v.identity, v.size_bytes) for number, v in self._volumes.items()}:
             return "geometry-changed"
-        same_boot = control.boot_id == boot_id()
-        if control.clean:
+        same_boot = superblock.boot_id == boot_id()
+        if superblock.clean:
             if all(known[number].stamp == volume.stamp() for number, volume in self._volumes.items()):
                 return ""
             return "changed-outside" if same_boot else "rebooted"
         if not same_boot:
             return "rebooted"
-        return (control.scan_reason or "unclean-stop") if self.registers[Register.LOST] else ""
+        return (superblock.scan_reason or "unclean-stop") if self.registers[Register.LOST] else ""
 
-    def _take_up(self, control: Control) -> TakenUp:
-        epoch, base = bytes.fromhex(control.epoch), control.base
+    def _take_up(self, superblock: Superblock) -> TakenUp:
+        epoch, base = bytes.fromhex(superblock.epoch), superblock.base
         head, acked = self.registers[Register.HEAD], self.registers[Register.ACKED]
         if self.registers[Register.LOST]:  # and yet closed cleanly
             return TakenUp(remains=self._load_remains())
-        if control.clean:
-            self.journal.resume(epoch, base, control.previous, head=head, acked=acked)
+        if superblock.clean:
+            self.journal.resume(epoch, base, superblock.previous, head=head, acked=acked)
         else:
             head = self.journal.recover(epoch, base, head=head, acked=acked)
             self._reapply(max(self.registers[Register.APPLIED], acked), head)

@@ -1,4 +1,4 @@
-"""The journal's control file: what the agent knew when it stopped, and a few numbers that outlive a SIGKILL.
+"""The superblock of the tap: what the agent knew when it stopped, and a few numbers that outlive a SIGKILL.
 
 ::
 
@@ -61,7 +61,7 @@ class VolumeRecord(msgspec.Struct, frozen=True):
     stamp: str
 
 
-class Control(msgspec.Struct, frozen=True):
+class Superblock(msgspec.Struct, frozen=True):
     """One slot's content.
 
     Attributes:
@@ -87,8 +87,8 @@ class Control(msgspec.Struct, frozen=True):
     volumes: tuple[VolumeRecord, ...]
 
 
-class ControlFile:
-    """The open control file."""
+class SuperblockFile:
+    """The open file."""
 
     def __init__(self, path: Path) -> None:
         """Open it, making an empty one if there is none.
@@ -105,9 +105,9 @@ class ControlFile:
         self.registers = memoryview(self._map).cast("Q")
         self._count = 0
 
-    def load(self) -> Control | None:
+    def load(self) -> Superblock | None:
         """The newest valid slot; None if there is none."""
-        found: list[tuple[int, Control]] = []
+        found: list[tuple[int, Superblock]] = []
         for slot in (0, 1):
             raw = os.pread(self._fd, SLOT_BYTES, _REGISTER_BYTES + slot * SLOT_BYTES)
             count, length, checksum = _SLOT.unpack_from(raw)
@@ -115,7 +115,7 @@ class ControlFile:
             if not count or checksum != _checksum(count, text):
                 continue
             try:
-                found.append((count, msgspec.json.decode(text, type=Control)))
+                found.append((count, msgspec.json.decode(text, type=Superblock)))
             except msgspec.DecodeError:
                 continue
         if not found:
@@ -127,15 +127,15 @@ class ControlFile:
         """No slot was ever written."""
         return not any(os.pread(self._fd, 2 * SLOT_BYTES, _REGISTER_BYTES))
 
-    def save(self, control: Control) -> None:
+    def save(self, superblock: Superblock) -> None:
         """Write the older slot; safe against a kill, durable after `sync`.
 
         Raises:
             OSError: the disk failed; the old slot still counts.
         """
-        text = msgspec.json.encode(control)
+        text = msgspec.json.encode(superblock)
         if len(text) > SLOT_BYTES - _SLOT.size:
-            raise DrengineError(JOURNAL_UNUSABLE, f"{len(control.volumes)} volumes are too many for one journal")
+            raise DrengineError(JOURNAL_UNUSABLE, f"{len(superblock.volumes)} volumes are too many for one journal")
         count = self._count + 1
         slot = _SLOT.pack(count, len(text), _checksum(count, text)) + text
         os.pwrite(self._fd, slot, _REGISTER_BYTES + count % 2 * SLOT_BYTES)

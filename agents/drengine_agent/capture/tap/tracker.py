@@ -30,7 +30,7 @@ from drengine.model.extents import ExtentKind
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine.nbd.export import FLAG_NO_HOLE, Command, Request
 from drengine_agent.capture.backing import VOLUME_REPLACED, Volume
-from drengine_agent.capture.tap.directory import Memory
+from drengine_agent.capture.tap.directory import JournalDirectory
 from drengine_agent.capture.tap.dirty import BLOCK_BYTES, DirtySet
 from drengine_agent.capture.tap.journal import ROW, ROWS_MAX, JournalDamagedError, JournalFullError
 from drengine_agent.capture.tap.superblock import UNKNOWN, Register
@@ -136,11 +136,11 @@ class Tap:
             DrengineError: VOLUME_REPLACED, JOURNAL_UNUSABLE.
         """
         self._check_declared(volumes)
-        self._memory = Memory(self._directory, self.volumes, self._options.journal_bytes)
-        self._registers, self._journal = self._memory.registers, self._memory.journal
-        taken_up = self._memory.taken_up
+        self._kept = JournalDirectory(self._directory, self.volumes, self._options.journal_bytes)
+        self._registers, self._journal = self._kept.registers, self._kept.journal
+        taken_up = self._kept.taken_up
         if taken_up is None:
-            self._begin_scan(self._memory.doubt)
+            self._begin_scan(self._kept.doubt)
         elif taken_up.remains is None:
             self._acked = self._journal.acked
             self._set_order_from(taken_up.order_from)
@@ -150,8 +150,8 @@ class Tap:
             self._older_epochs = {bytes.fromhex(e): least for e, least in taken_up.remains.epochs.items()}
             self._dirty.load(taken_up.remains.maps)
             self._degraded = True
-        self._memory.save(clean=False, scan_reason=self._scan_reason)
-        self._memory.sync()
+        self._kept.save(clean=False, scan_reason=self._scan_reason)
+        self._kept.sync()
 
     def close(self) -> None:
         """Stop cleanly: make everything durable and say so; the volumes stay open.
@@ -169,13 +169,13 @@ class Tap:
                     volume.sync()
                 if clean and self._registers[Register.LOST]:
                     clean = self._leave_remains()
-                self._memory.save(clean=clean, scan_reason=self._scan_reason)
-                self._memory.sync()
+                self._kept.save(clean=clean, scan_reason=self._scan_reason)
+                self._kept.sync()
             except OSError:
                 self._registers[Register.LOST] = 1
                 raise
             finally:
-                self._memory.close()
+                self._kept.close()
 
     def _leave_remains(self) -> bool:
         """What is not acknowledged, as dirty blocks for the next run; False if it can't be known."""
@@ -187,7 +187,7 @@ class Tap:
         if self._resync is not None:
             self._resync.clear_first(self._acked)
             remains.merge(self._resync)
-        self._memory.save_remains(remains, {**self._older_epochs, self._journal.epoch: self._acked}, self._reason)
+        self._kept.save_remains(remains, {**self._older_epochs, self._journal.epoch: self._acked}, self._reason)
         return True
 
     def _check_declared(self, volumes: Sequence[VolumeGeometry]) -> None:
@@ -497,7 +497,7 @@ class Tap:
 
     def _save_unclean(self) -> None:
         with contextlib.suppress(OSError):  # what the old slot says leads to a rescan, which is right
-            self._memory.save(clean=False, scan_reason=self._scan_reason)
+            self._kept.save(clean=False, scan_reason=self._scan_reason)
 
     def _begin_scan(self, reason: str) -> None:
         self._note_lost(reason)

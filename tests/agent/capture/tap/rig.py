@@ -54,7 +54,7 @@ class Site:
 
     def crash(self) -> None:
         """What a SIGKILL leaves: the files as they are. Only the descriptors are let go."""
-        self.tap._memory.close()
+        self.tap._kept.close()
         self.release()
 
     def release(self) -> None:
