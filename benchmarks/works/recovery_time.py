@@ -14,9 +14,9 @@ from benchmarks.bench import Bench
 from benchmarks.results import Contestant, Figure, Measured, Table, contest
 from benchmarks.site import environment, site
 from drengine.failover.config import load_orchestrator_config
+from drengine.failover.engine import Engine, open_engine
 from drengine.failover.measure import measure as measured
 from drengine.failover.runbook.values import Mode
-from drengine.failover.session import Session, open_session
 from drengine.failover.snapshot import Snapshot
 from drengine.failover.steps.choose_point import CHOOSE_POINT
 from drengine.failover.steps.command import COMMAND
@@ -88,8 +88,8 @@ def _failover(bench: Bench, servers: int, newest: dict[int, Snapshot]) -> Measur
 
     async def run(export: Path) -> Snapshot:
         given = {"store": str(folder / "store"), "state": str(folder / "state"), "export": f"unix:{export}"}
-        async with open_session(load_orchestrator_config(None, given)) as session:
-            return await _carry_out(session, folder)
+        async with open_engine(load_orchestrator_config(None, given)) as engine:
+            return await _carry_out(engine, folder)
 
     with site(folder) as here:
         target = here.start_target()
@@ -104,11 +104,11 @@ def _failover(bench: Bench, servers: int, newest: dict[int, Snapshot]) -> Measur
     return Measured(seconds)
 
 
-async def _carry_out(session: Session, folder: Path) -> Snapshot:
-    book, version = session.load_runbook(folder / "runbook.yaml")
-    run = session.create_run(Mode.FAILOVER, book, version, "benchmark", {})
-    await session.execute(run)
-    return session.snapshot(run.id)
+async def _carry_out(engine: Engine, folder: Path) -> Snapshot:
+    book, version = engine.load_runbook(folder / "runbook.yaml")
+    run = engine.create_run(Mode.FAILOVER, book, version, "benchmark", {})
+    await engine.execute(run)
+    return engine.snapshot(run.id)
 
 
 def _runbook(names: list[str], folder: Path) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What the commands about runs share: options, orders in a session, carrying a run out in sight of people.
+"""What the commands about runs share: options, the orders of an engine, carrying a run out in sight of people.
 
 The commands only parse and show: `drengine.failover.orders` decides. It is imported here, when a command has been
 understood, so that `--help` waits for neither numpy nor a database.
@@ -75,8 +75,8 @@ def runbook_place(text: str) -> Path | str:
     return Path(text) if text.endswith((".yaml", ".yml")) or "/" in text else text
 
 
-def in_session(config: OrchestratorConfig, work: Callable[[Orders], Awaitable[T]]) -> T:
-    """Open a session, do the work with its orders, close it.
+def with_orders(config: OrchestratorConfig, work: Callable[[Orders], Awaitable[T]]) -> T:
+    """Open the engine, do the work with its orders, close it.
 
     An interrupt ends it as soon as what can't be left alone is through; a second one at once. The run's journal knows
     how far it is in either case.
@@ -117,7 +117,7 @@ def carry_out(
     """Give an order, carry its run out in sight of people, and tell how it ended, as an exit code too.
 
     Args:
-        config: of the session.
+        config: of the engine.
         order: what begins or changes the run.
         json: print one object and nothing else.
         wait: for approvals.
@@ -144,7 +144,7 @@ def carry_out(
         if failure is not None:
             raise typer.Exit(failure.kind.exit_code) if json else failure
 
-    in_session(config, work)
+    with_orders(config, work)
 
 
 def told(run: RunDetail) -> list[str]:

@@ -19,8 +19,8 @@ from drengine.cli.engine import (
     StateOption,
     WaitOption,
     carry_out,
-    in_session,
     load_config,
+    with_orders,
 )
 from drengine.failover.run import Outcome
 from drengine.terminal import emit_json, note
@@ -56,7 +56,7 @@ def approve(
             print(f"{made.by} approved {made.step}: {title}")
             print(f"if nobody executes the run any more: drengine run resume {run}")
 
-    in_session(loaded, work)
+    with_orders(loaded, work)
 
 
 @app.command()
@@ -103,7 +103,7 @@ def commit(
         else:
             print(f"{run} is committed by {who}")
 
-    in_session(loaded, work)
+    with_orders(loaded, work)
 
 
 @app.command()

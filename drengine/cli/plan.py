@@ -14,9 +14,9 @@ from drengine.cli.engine import (
     ExportOption,
     RunbookArgument,
     StateOption,
-    in_session,
     load_config,
     runbook_place,
+    with_orders,
 )
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.terminal import emit_json, human_duration, human_time, show_table
@@ -53,7 +53,7 @@ def plan(
         else:
             _show(found)
 
-    in_session(load_config(config, store, state, export), work)
+    with_orders(load_config(config, store, state, export), work)
 
 
 def _show(found: Plan) -> None:

@@ -13,9 +13,9 @@ from drengine.cli.engine import (
     EngineStoreOption,
     RunArgument,
     StateOption,
-    in_session,
     load_config,
     told,
+    with_orders,
 )
 from drengine.terminal import emit_json, human_duration, human_time, note, show_table
 
@@ -47,7 +47,7 @@ def runs(
             heads = ("run", "mode", "begun", "by", "state", "outcome", "RTO", "RPO")
             show_table(heads, [_row(each) for each in found], title="Runs")
 
-    in_session(load_config(config, store, state), work)
+    with_orders(load_config(config, store, state), work)
 
 
 @app.command()
@@ -72,7 +72,7 @@ def show(
         ]
         show_table(("step", "status", "try", "took", "result"), rows)
 
-    in_session(load_config(config, store, state), work)
+    with_orders(load_config(config, store, state), work)
 
 
 def _row(run: Run) -> tuple[str, ...]:

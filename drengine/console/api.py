@@ -18,6 +18,7 @@ from drengine.console.errors import BAD_REQUEST
 from drengine.console.guard import OPERATOR_HEADER, Guard, operator_of, problem
 from drengine.failover import answers as give
 from drengine.failover.daemon import Orchestrator
+from drengine.failover.engine import Engine
 from drengine.failover.errors import BAD_APPROVAL, RUN_STATE, WOULD_LOSE
 from drengine.failover.orders import Orders
 from drengine.failover.registry.errors import LEASE_HELD, LEASE_LOST, REGISTRY_UNAVAILABLE, RUN_ACTIVE, UNKNOWN_RUN
@@ -29,7 +30,6 @@ from drengine.failover.run import JournalEntry, RunRecord
 from drengine.failover.run import Request as Asked
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
-from drengine.failover.session import Session
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.answers import PointAnswer, point_answer
@@ -95,12 +95,12 @@ def _orchestrator(request: Request) -> Orchestrator:
     return orchestrator
 
 
-def _session(request: Request) -> Session:
-    return _orchestrator(request).session
+def _engine(request: Request) -> Engine:
+    return _orchestrator(request).engine
 
 
 def _orders(request: Request) -> Orders:
-    return Orders(_session(request))
+    return Orders(_engine(request))
 
 
 def _who(operator: Operator) -> str:
@@ -108,7 +108,7 @@ def _who(operator: Operator) -> str:
 
 
 AnOrchestrator = Annotated[Orchestrator, Depends(_orchestrator)]
-ASession = Annotated[Session, Depends(_session)]
+AnEngine = Annotated[Engine, Depends(_engine)]
 TheOrders = Annotated[Orders, Depends(_orders)]
 Who = Annotated[str, Depends(_who)]
 router = APIRouter(responses=REFUSALS)
@@ -140,9 +140,9 @@ def _problem(status: int, id: str, message: str, hint: str, headers: Mapping[str
 
 
 @router.get("/health")
-async def health(session: ASession) -> take.Health:
+async def health(engine: AnEngine) -> take.Health:
     """Whether the orchestrator answers."""
-    return take.Health(version=__version__, store=str(session.config.store))
+    return take.Health(version=__version__, store=str(engine.config.store))
 
 
 @router.get("/runs")
@@ -229,9 +229,9 @@ async def _ordered(orchestrator: Orchestrator, orders: Orders, order: Callable[[
 
 
 @router.get("/runbooks")
-async def list_runbooks(session: ASession) -> list[StoredRunbook]:
+async def list_runbooks(engine: AnEngine) -> list[StoredRunbook]:
     """List the runbooks that are kept, each in its current version."""
-    return await _off(session.registry.runbooks)
+    return await _off(engine.registry.runbooks)
 
 
 @router.post("/runbooks/validate")
@@ -242,10 +242,10 @@ async def validate(orders: TheOrders, body: take.RunbookText, who: Who) -> give.
 
 @router.get("/runbooks/{name}")
 async def show_runbook(
-    session: ASession, name: take.RunbookName, version: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None
+    engine: AnEngine, name: take.RunbookName, version: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None
 ) -> StoredRunbook:
     """Give a runbook, in its current version or another."""
-    return await _off(lambda: session.registry.runbook(name, version))
+    return await _off(lambda: engine.registry.runbook(name, version))
 
 
 @router.put("/runbooks/{name}")
@@ -275,61 +275,61 @@ async def list_parties(orders: TheOrders) -> list[give.Party]:
 
 
 @router.get("/sources")
-async def list_sources(session: ASession) -> list[SourceInfo]:
+async def list_sources(engine: AnEngine) -> list[SourceInfo]:
     """List the sources in the store, with who may write them."""
-    return await _off(session.site.store.sources)
+    return await _off(engine.site.store.sources)
 
 
 @router.get("/sources/{source}/points")
 async def list_points(
-    session: ASession,
+    engine: AnEngine,
     source: take.SourceName,
     branch: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
     limit: Limit = 100,
 ) -> list[PointAnswer]:
     """List a source's recovery points, newest first."""
-    found = await _off(lambda: session.site.store.points(source, branch=branch))
+    found = await _off(lambda: engine.site.store.points(source, branch=branch))
     return [point_answer(each) for each in found[: -limit - 1 : -1]]
 
 
 @router.get("/sources/{source}/points/{point}")
 async def show_point(
-    session: ASession, source: take.SourceName, point: Annotated[str, PathPart(max_length=300)]
+    engine: AnEngine, source: take.SourceName, point: Annotated[str, PathPart(max_length=300)]
 ) -> PointAnswer:
     """Give one point: by its id, `latest`, a time (the newest at or before it), or its label."""
-    return point_answer(await _off(lambda: session.site.store.find_point(source, PointSelector.parse(point))))
+    return point_answer(await _off(lambda: engine.site.store.find_point(source, PointSelector.parse(point))))
 
 
 @router.get("/sources/{source}/branches")
-async def list_branches(session: ASession, source: take.SourceName) -> list[BranchInfo]:
+async def list_branches(engine: AnEngine, source: take.SourceName) -> list[BranchInfo]:
     """List a source's branches."""
-    return await _off(lambda: session.site.store.branches(source))
+    return await _off(lambda: engine.site.store.branches(source))
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
 
 
 @router.get("/reports")
-async def list_reports(session: ASession, limit: Limit = 100) -> list[ReportSummary]:
+async def list_reports(engine: AnEngine, limit: Limit = 100) -> list[ReportSummary]:
     """List the reports that are kept, newest first."""
-    return await summaries(session.config.reports, limit, lambda error: log.warning("%s", error.message))
+    return await summaries(engine.config.reports, limit, lambda error: log.warning("%s", error.message))
 
 
 @router.get("/reports/{run}", response_model=dict[str, Any])
-async def show_report(session: ASession, run: take.RunId) -> Response:
+async def show_report(engine: AnEngine, run: take.RunId) -> Response:
     """Give a run's report as values, as the run stands now."""
-    return Response(await _report(session, run, Form.JSON), media_type="application/json")
+    return Response(await _report(engine, run, Form.JSON), media_type="application/json")
 
 
 @router.get("/reports/{run}/page", responses={200: {"content": {"text/html": {}}}}, response_class=Response)
-async def show_report_page(session: ASession, run: take.RunId) -> Response:
+async def show_report_page(engine: AnEngine, run: take.RunId) -> Response:
     """Give a run's report as one page, as the run stands now."""
     policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
-    return Response(await _report(session, run, Form.HTML), media_type="text/html", headers=policy)
+    return Response(await _report(engine, run, Form.HTML), media_type="text/html", headers=policy)
 
 
-async def _report(session: Session, run: str, form: Form) -> bytes:
-    return await report_as(session.registry, session.config.reports, run, form, session.site.clock.now_ns())
+async def _report(engine: Engine, run: str, form: Form) -> bytes:
+    return await report_as(engine.registry, engine.config.reports, run, form, engine.site.clock.now_ns())
 
 
 def _off(work: Callable[[], T]) -> Awaitable[T]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from drengine.config import parse_duration
 from drengine.failover.daemon import Orchestrator
+from drengine.failover.engine import Engine
 from drengine.failover.measure import Measures, measure
 from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry.values import StoredRunbook
 from drengine.failover.run import Event, JournalEntry, Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Objectives
-from drengine.failover.session import Session
 from drengine.failover.snapshot import observe
 from drengine.failover.steps.fence import FENCE
 from drengine.model.errors import DrengineError
@@ -70,24 +70,24 @@ class _Read:
 class OrchestratorMetrics:
     """Answers scrapes, in the scraper's thread."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._read: dict[tuple[str, ...], _Read] = {}
         self._objectives: dict[tuple[str, str], Objectives | None] = {}
         self.metrics = Metrics(FAMILIES, self._gauges)
 
     def _gauges(self) -> Iterator[Sample]:
-        session = self._session
-        yield from CERTIFICATES.samples(session.agents.credentials)
-        stored = session.registry.runbooks()
-        runs = session.registry.runs(limit=RUNS_READ_MAX)
+        engine = self._engine
+        yield from CERTIFICATES.samples(engine.agents.credentials)
+        stored = engine.registry.runbooks()
+        runs = engine.registry.runs(limit=RUNS_READ_MAX)
         self._read = {_key(run): self._look(run) for run in runs}
         for runbook in stored:
             yield from self._drills(runbook)
             yield from self._promised(runbook)
         yield from self._measured(runs)
         yield from self._counted()
-        for source in session.site.store.sources():
+        for source in engine.site.store.sources():
             yield Sample(GENERATION, source.generation, (source.name,))
         failures = {runbook.name: 0 for runbook in stored}
         for run in runs:
@@ -96,10 +96,10 @@ class OrchestratorMetrics:
             yield Sample(FENCING_FAILURES, count, (name,))
 
     def _drills(self, runbook: StoredRunbook) -> Iterator[Sample]:
-        drills = self._session.registry.runs(mode=Mode.DRILL, runbook=runbook.name, limit=10)
+        drills = self._engine.registry.runs(mode=Mode.DRILL, runbook=runbook.name, limit=10)
         last = next((run for run in drills if run.state is RunState.FINISHED), None)
         since_ns = last.finished_ns if last else runbook.at_ns
-        age = max(0.0, (self._session.site.clock.now_ns() - since_ns) / 1e9)
+        age = max(0.0, (self._engine.site.clock.now_ns() - since_ns) / 1e9)
         yield Sample(DRILL_AGE, age, (runbook.name,))
         yield Sample(DRILL_PASSED, 1 if last and last.outcome is Outcome.COMPLETED else 0, (runbook.name,))
 
@@ -130,7 +130,7 @@ class OrchestratorMetrics:
 
     def _counted(self) -> Iterator[Sample]:
         unfinished: dict[tuple[str, str, str], int] = {}
-        for each in self._session.registry.run_counts():
+        for each in self._engine.registry.run_counts():
             if each.state is RunState.FINISHED:
                 yield Sample(RUNS, each.count, (each.runbook, each.mode.value, each.outcome.value))
             else:
@@ -143,7 +143,7 @@ class OrchestratorMetrics:
         known = self._read.get(_key(run))
         if known is not None and run.state is RunState.FINISHED:
             return known
-        entries = self._session.registry.entries(run.id)
+        entries = self._engine.registry.entries(run.id)
         failed = sum(1 for each in entries if _is_fence_failure(each))
         return _Read(measure(observe(entries, (), (), 0)), failed)
 
@@ -167,11 +167,11 @@ async def serve_metrics(orchestrator: Orchestrator) -> AsyncIterator[int]:
     Raises:
         DrengineError: METRICS_ADDRESS.
     """
-    address = orchestrator.session.config.metrics
+    address = orchestrator.engine.config.metrics
     if address is None:
         yield 0
         return
-    metrics = OrchestratorMetrics(orchestrator.session).metrics
+    metrics = OrchestratorMetrics(orchestrator.engine).metrics
     endpoint = MetricsEndpoint(address.host, address.port, metrics, not_ready=lambda: "")
     try:
         yield endpoint.port

@@ -28,7 +28,7 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
     Raises:
         DrengineError: BAD_REQUEST when it can't listen there.
     """
-    listening = _listen(orchestrator.session.config.rest)
+    listening = _listen(orchestrator.engine.config.rest)
     config = uvicorn.Config(
         make_app(orchestrator),
         log_config=None,

@@ -14,13 +14,13 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from drengine.control.broker import embedded_broker
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.engine import Engine, open_engine
 from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry.errors import RUN_ACTIVE
 from drengine.failover.registry.values import StoredRunbook
 from drengine.failover.run import RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
-from drengine.failover.session import Session, open_session
 from drengine.model.errors import DrengineError
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
@@ -36,10 +36,10 @@ SCHEDULER = "schedule"
 
 
 class Orchestrator:
-    """The daemon's work within one session; belongs to one event loop."""
+    """The daemon's work with one engine; belongs to one event loop."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self._noted: dict[str, object] = {}
         self._read: dict[tuple[str, str], Runbook | None] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -67,24 +67,24 @@ class Orchestrator:
 
     async def _execute(self, run: RunRecord) -> None:
         try:
-            ended = await self.session.execute(run, patient=True)
+            ended = await self.engine.execute(run, patient=True)
         except DrengineError as error:
             log.error("%s of %s was interrupted: %s", run.mode.value, run.runbook, error, extra={"run": run.id})  # noqa: TRY400
         except Exception:
             log.exception("%s of %s failed unexpectedly", run.mode.value, run.runbook, extra={"run": run.id})
         else:
-            told = f"{ended.state.value} {ended.outcome.value}".strip()
-            log.info("%s of %s: %s", run.mode.value, run.runbook, told, extra={"run": run.id, "reason": ended.reason})
+            end = f"{ended.state.value} {ended.outcome.value}".strip()
+            log.info("%s of %s: %s", run.mode.value, run.runbook, end, extra={"run": run.id, "reason": ended.reason})
 
     # ---- the parties -----------------------------------------------------------------------------------------
 
     async def _keep_picture(self) -> None:
         while True:
             await _unless_unavailable(self._note_parties)
-            await self.session.site.clock.sleep(PICTURE_SECONDS)
+            await self.engine.site.clock.sleep(PICTURE_SECONDS)
 
     async def _note_parties(self) -> None:
-        agents, registry = self.session.agents, self.session.registry
+        agents, registry = self.engine.agents, self.engine.registry
         for name, (kind, presence) in agents.presences().items():
             await self._note(("presence", name), presence, registry.note_presence, kind, name, presence)
         for name, report in agents.reports().items():
@@ -100,7 +100,7 @@ class Orchestrator:
 
     async def _go_on(self) -> None:
         """Drills that were due and were interrupted with us."""
-        for run in await asyncio.to_thread(self.session.registry.runs):
+        for run in await asyncio.to_thread(self.engine.registry.runs):
             if run.started_by == SCHEDULER and run.state in (RunState.RUNNING, RunState.WAITING):
                 log.info("going on with the drill of %s", run.runbook, extra={"run": run.id})
                 self.carry_out(run)
@@ -108,10 +108,10 @@ class Orchestrator:
     async def _keep_schedule(self) -> None:
         while True:
             await _unless_unavailable(self._start_due)
-            await self.session.site.clock.sleep(SCHEDULE_SECONDS)
+            await self.engine.site.clock.sleep(SCHEDULE_SECONDS)
 
     async def _start_due(self) -> None:
-        registry, clock = self.session.registry, self.session.site.clock
+        registry, clock = self.engine.registry, self.engine.site.clock
         for stored in await asyncio.to_thread(registry.runbooks):
             book = self._runbook(stored)
             due = due_ns(book.schedule, stored.at_ns, clock.now_ns()) if book else None
@@ -120,7 +120,7 @@ class Orchestrator:
 
     async def _begin_drill(self, book: Runbook, version: str) -> None:
         try:
-            run = await asyncio.to_thread(self.session.create_run, Mode.DRILL, book, version, SCHEDULER, {})
+            run = await asyncio.to_thread(self.engine.create_run, Mode.DRILL, book, version, SCHEDULER, {})
         except DrengineError as error:
             if error.kind is not RUN_ACTIVE:
                 raise
@@ -161,11 +161,11 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
     Raises:
         DrengineError: the store's and the registry's own, BROKER_FAILED.
     """
-    opened: list[Session] = []
+    opened: list[Engine] = []
 
     def reload() -> None:
-        for session in opened:
-            session.agents.reload()
+        for engine in opened:
+            engine.agents.reload()
         log.info("certificates are read again; other options need a restart")
 
     stopping = signalled(insist=True, reload=reload)
@@ -174,9 +174,9 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
     async with AsyncExitStack() as stack:
         if config.broker.embedded and config.broker.address is not None:
             await stack.enter_async_context(embedded_broker(config.broker.address))
-        session = await stack.enter_async_context(open_session(config))
-        opened.append(session)
-        orchestrator = Orchestrator(session)
+        engine = await stack.enter_async_context(open_engine(config))
+        opened.append(engine)
+        orchestrator = Orchestrator(engine)
         for service in services:
             await stack.enter_async_context(service(orchestrator))
         working = asyncio.create_task(orchestrator.run())

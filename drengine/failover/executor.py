@@ -116,7 +116,7 @@ Watcher = Callable[[RunRecord, Snapshot, Decision], None]
 
 
 class _Abandoned(Exception):
-    """Nobody wants the step any more."""
+    """The run was aborted while the step was under way."""
 
 
 class Executor:
@@ -428,7 +428,7 @@ class Executor:
 
 
 async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
-    """End tasks and wait until they are; what they raise is nobody's concern any more."""
+    """End tasks and wait until they are; what they raise is ignored."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -30,6 +30,7 @@ from drengine.failover.answers import (
     validation,
 )
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.engine import Engine, open_engine
 from drengine.failover.errors import (
     BAD_APPROVAL,
     RUN_ABORTED,
@@ -47,7 +48,6 @@ from drengine.failover.registry.errors import LEASE_HELD
 from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, run_lease
 from drengine.failover.runbook.errors import BAD_RUNBOOK
 from drengine.failover.runbook.values import Mode
-from drengine.failover.session import Session, open_session
 from drengine.failover.snapshot import Snapshot, Status, may_approve
 from drengine.failover.steps.approval import APPROVAL
 from drengine.model.errors import DrengineError
@@ -59,9 +59,9 @@ COMMITTED_REASON = "committed"
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """Orders and questions about runs and runbooks, within a session."""
+    """Orders and questions about runs and runbooks, to one engine."""
 
-    session: Session
+    engine: Engine
 
     # ---- orders ----------------------------------------------------------------------------------------------
 
@@ -92,8 +92,8 @@ class Orders:
                 is needed; RUN_ACTIVE when an unfinished run holds one of the sources.
         """
         given = {"point": point, "force": force, "hold": hold, "discard_divergent": discard_divergent}
-        book, version = self.session.load_runbook(runbook)
-        return self.session.create_run(mode, book, version, by, {name: value for name, value in given.items() if value})
+        book, version = self.engine.load_runbook(runbook)
+        return self.engine.create_run(mode, book, version, by, {name: value for name, value in given.items() if value})
 
     def approve(self, id: str, by: str, *, step: str = "", note: str = "") -> Request:
         """Approve a step, by default the one that is waiting.
@@ -107,13 +107,13 @@ class Orders:
         wanted = [each.step for each in asked if each.step.id == step] if step else [each.step for each in waiting]
         if len(wanted) != 1:
             known = ", ".join(each.step.id for each in waiting) or "none"
-            told = f"{step or 'exactly one step'} does not wait for approval; waiting: {known}"
-            raise DrengineError(BAD_APPROVAL, told)
+            message = f"{step or 'exactly one step'} does not wait for approval; waiting: {known}"
+            raise DrengineError(BAD_APPROVAL, message)
         if not may_approve(wanted[0], by):
             allowed = ", ".join(wanted[0].settings.by) or "anybody who gives a name"
-            told = f"{by.strip() or 'nobody'} may not approve {wanted[0].id}; {allowed} may"
-            raise DrengineError(BAD_APPROVAL, told)
-        return request_answer(self.session.registry.request(id, RequestKind.APPROVE, wanted[0].id, by, note))
+            message = f"{by.strip() or 'nobody'} may not approve {wanted[0].id}; {allowed} may"
+            raise DrengineError(BAD_APPROVAL, message)
+        return request_answer(self.engine.registry.request(id, RequestKind.APPROVE, wanted[0].id, by, note))
 
     def abort(self, id: str, by: str, *, note: str = "") -> RunRecord:
         """End a run where it is.
@@ -126,7 +126,7 @@ class Orders:
             raise DrengineError(RUN_STATE, f"run {id} is {run.state.value} ({run.outcome.value}): nothing to abort")
         if snapshot.rolling_back:
             raise DrengineError(RUN_STATE, f"run {id} is being rolled back; a rollback is not left half done")
-        self.session.registry.request(id, RequestKind.ABORT, "", by, note)
+        self.engine.registry.request(id, RequestKind.ABORT, "", by, note)
         return run
 
     def resume(self, id: str, by: str, *, force: bool = False, done: str = "") -> RunRecord:
@@ -150,7 +150,7 @@ class Orders:
                 known = ", ".join(by_hand) or "none"
                 raise DrengineError(RUN_STATE, f"{done!r} can't be called done; failed steps that can: {known}")
         if run.state is RunState.STOPPED:
-            self.session.registry.request(id, RequestKind.RESUME, done, by, FORCE if force else "")
+            self.engine.registry.request(id, RequestKind.RESUME, done, by, FORCE if force else "")
         return run
 
     def rollback(self, id: str, by: str, *, yes: bool = False, note: str = "") -> RunRecord:
@@ -165,10 +165,10 @@ class Orders:
         """
         run, snapshot = self._look(id)
         self._check_rollback(run, snapshot)
-        lost = losses(self.session, run)
+        lost = losses(self.engine, run)
         if lost and not yes:
             raise DrengineError(WOULD_LOSE, "; ".join(map(told_loss, lost)))
-        self.session.registry.request(id, RequestKind.ROLLBACK, "", by, note)
+        self.engine.registry.request(id, RequestKind.ROLLBACK, "", by, note)
         return run
 
     def commit(self, id: str, by: str, *, note: str = "") -> RunDetail:
@@ -177,13 +177,13 @@ class Orders:
         Raises:
             DrengineError: UNKNOWN_RUN, LEASE_HELD; RUN_STATE unless it is a failover that was completed.
         """
-        registry = self.session.registry
+        registry = self.engine.registry
         run = registry.run(id)
         if run.mode not in FORWARD or run.outcome is not Outcome.COMPLETED or run.state is not RunState.FINISHED:
             what = f"{run.mode.value}, {run.state.value} {run.outcome.value}".strip()
             raise DrengineError(RUN_STATE, f"only a completed failover or migration can be committed; {id} is: {what}")
         registry.request(id, RequestKind.COMMIT, "", by, note)
-        lease = registry.acquire_lease(run_lease(id), self.session.owner, self.session.config.lease)
+        lease = registry.acquire_lease(run_lease(id), self.engine.owner, self.engine.config.lease)
         try:
             registry.update_run(id, token=lease.token, reason=COMMITTED_REASON)
         finally:
@@ -200,21 +200,21 @@ class Orders:
         if examined.runbook is None:
             raise RunbookError(name, examined.findings)
         if examined.runbook.name != name:
-            told = f"the runbook's own name is {examined.runbook.name!r}, not {name!r}"
-            raise DrengineError(BAD_RUNBOOK, told, hint="Put it under its own name.")
-        version = self.session.registry.save_runbook(name, text)
+            message = f"the runbook's own name is {examined.runbook.name!r}, not {name!r}"
+            raise DrengineError(BAD_RUNBOOK, message, hint="Put it under its own name.")
+        version = self.engine.registry.save_runbook(name, text)
         return Saved(valid=True, findings=validation(examined).findings, name=name, version=version)
 
     async def carry_out(
         self, run: RunRecord, *, wait: bool = True, watch: Watcher, patient: bool = False, leave: bool = False
     ) -> RunDetail | None:
-        """Carry a run out here, see `Session.execute`.
+        """Carry a run out here, see `Engine.execute`.
 
         Returns:
             the run as it then stands; None where somebody else executes it, if it may be left to them.
         """
         try:
-            await self.session.execute(run, wait=wait, watch=watch, patient=patient)
+            await self.engine.execute(run, wait=wait, watch=watch, patient=patient)
         except DrengineError as error:
             if error.kind is not LEASE_HELD or not leave:
                 raise
@@ -233,7 +233,7 @@ class Orders:
 
     def runs(self, **wanted: Any) -> list[Run]:
         """Runs, newest first; `wanted` narrows them down, see `Registry.runs`."""
-        return [run_answer(each, self.session.snapshot(each.id)) for each in self.session.registry.runs(**wanted)]
+        return [run_answer(each, self.engine.snapshot(each.id)) for each in self.engine.registry.runs(**wanted)]
 
     def journal(self, id: str, after: int = 0) -> list[JournalEntry]:
         """What happened in a run, in order, behind that number.
@@ -241,8 +241,8 @@ class Orders:
         Raises:
             DrengineError: UNKNOWN_RUN.
         """
-        self.session.registry.run(id)
-        return [entry_answer(each) for each in self.session.registry.entries(id, after)]
+        self.engine.registry.run(id)
+        return [entry_answer(each) for each in self.engine.registry.entries(id, after)]
 
     def requests(self, id: str, after: int = 0) -> list[Request]:
         """What people asked of a run, in order, behind that number.
@@ -250,12 +250,12 @@ class Orders:
         Raises:
             DrengineError: UNKNOWN_RUN.
         """
-        self.session.registry.run(id)
-        return [request_answer(each) for each in self.session.registry.requests(id, after)]
+        self.engine.registry.run(id)
+        return [request_answer(each) for each in self.engine.registry.requests(id, after)]
 
     def parties(self) -> list[Party]:
         """Agents, recovery hosts and targets, as they were last heard of."""
-        return [party_answer(each) for each in self.session.registry.parties()]
+        return [party_answer(each) for each in self.engine.registry.parties()]
 
     def plan(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Plan:
         """What a run would do now; nothing is touched.
@@ -263,9 +263,9 @@ class Orders:
         Raises:
             DrengineError: as `begin`, but for RUN_ACTIVE.
         """
-        book, _ = self.session.read_runbook(runbook)
+        book, _ = self.engine.read_runbook(runbook)
         options: Mapping[str, Any] = {"point": point} if point else {}
-        return plan_answer(mode, book.name, preview(self.session, mode, book, options))
+        return plan_answer(mode, book.name, preview(self.engine, mode, book, options))
 
     def validate(self, text: str) -> Validation:
         """What is wrong with a runbook; nothing is kept."""
@@ -273,7 +273,7 @@ class Orders:
 
     def giving_up(self, run: RunRecord) -> list[str]:
         """What a rollback leaves behind on the recovered side's branches, a line for each source."""
-        return [told_loss(each) for each in losses(self.session, run)]
+        return [told_loss(each) for each in losses(self.engine, run)]
 
     @staticmethod
     def failure(run: Run) -> DrengineError | None:
@@ -281,17 +281,17 @@ class Orders:
         if run.outcome is Outcome.COMPLETED:
             return None
         kinds = {Outcome.BLOCKED: UNFENCED, Outcome.ABORTED: RUN_ABORTED, Outcome.NONE: RUN_WAITING}
-        told = f"run {run.run} is {run.state.value}: {run.outcome.value or run.reason}".rstrip(": ")
+        message = f"run {run.run} is {run.state.value}: {run.outcome.value or run.reason}".rstrip(": ")
         kind = kinds.get(run.outcome, RUN_FAILED)
         return DrengineError(
-            kind, told, hint=_what_now(run) if kind is RUN_FAILED else kind.hint.replace("RUN", run.run)
+            kind, message, hint=_what_now(run) if kind is RUN_FAILED else kind.hint.replace("RUN", run.run)
         )
 
     def _look(self, id: str) -> tuple[RunRecord, Snapshot]:
-        return self.session.registry.run(id), self.session.snapshot(id)
+        return self.engine.registry.run(id), self.engine.snapshot(id)
 
     def _examined(self, text: str) -> Examined:
-        site = self.session.site
+        site = self.engine.site
         return examine(text, sources=[each.name for each in site.store.sources()], drivers=site.drivers)
 
     def _check_rollback(self, run: RunRecord, snapshot: Snapshot) -> None:
@@ -311,10 +311,10 @@ class Orders:
             )
         later = [
             other.id
-            for other in self.session.registry.runs()
+            for other in self.engine.registry.runs()
             if other.created_ns > run.created_ns
             and set(other.sources) & set(run.sources)
-            and any(each.step.kind.overwrites_source and each.begun for each in self.session.snapshot(other.id).steps)
+            and any(each.step.kind.overwrites_source and each.begun for each in self.engine.snapshot(other.id).steps)
         ]
         if later:
             raise DrengineError(
@@ -337,9 +337,9 @@ def _what_now(run: Run) -> str:
 
 @asynccontextmanager
 async def open_orders(config: OrchestratorConfig) -> AsyncIterator[Orders]:
-    """Orders within a session that is opened for them, and closed in the end; see `open_session`."""
-    async with open_session(config) as session:
-        yield Orders(session)
+    """Orders to an engine that is opened for them, and closed in the end; see `open_engine`."""
+    async with open_engine(config) as engine:
+        yield Orders(engine)
 
 
 def told_loss(loss: Loss) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
+from drengine.failover.engine import Engine
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.labels import RunLabel
 from drengine.failover.plan import plan, predicted_seconds
 from drengine.failover.points import select_point
 from drengine.failover.run import RunRecord
 from drengine.failover.runbook.values import Mode, Runbook
-from drengine.failover.session import Session
 from drengine.failover.snapshot import Snapshot, Status
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings, chosen_point
 from drengine.failover.steps.step import PlannedStep
@@ -43,32 +43,32 @@ class Preview:
     predicted_seconds: float
 
 
-def preview(session: Session, mode: Mode, book: Runbook, options: Mapping[str, Any]) -> Preview:
+def preview(engine: Engine, mode: Mode, book: Runbook, options: Mapping[str, Any]) -> Preview:
     """What a run of this runbook would do now.
 
     Raises:
         DrengineError: RUN_STATE where there is no way home because nothing was failed over; UNKNOWN_SOURCE.
     """
-    options = {**options, **session.earlier_launches(mode, book)}
+    options = {**options, **engine.earlier_launches(mode, book)}
     steps = plan(mode, book, options)
-    known = durations(earlier_snapshots(session, mode, book.name))
+    known = durations(earlier_snapshots(engine, mode, book.name))
     seconds = {step.id: known.get(step.id, step.kind.estimate_seconds) for step in steps}
     chosen = [step for step in steps if step.kind is CHOOSE_POINT]
     return Preview(
         steps=steps,
         seconds=seconds,
         measured=frozenset(known) & {step.id for step in steps},
-        points={step.source: _point(session, step) for step in chosen},
+        points={step.source: _point(engine, step) for step in chosen},
         predicted_seconds=predicted_seconds(steps, seconds),
     )
 
 
-def earlier_snapshots(session: Session, mode: Mode, runbook: str) -> list[Snapshot]:
+def earlier_snapshots(engine: Engine, mode: Mode, runbook: str) -> list[Snapshot]:
     """Of the newest runs of a runbook in a mode; drills tell about failovers too, where nothing better is known."""
     for modes in ((mode,), (Mode.FAILOVER, Mode.DRILL)):
-        runs = [run for each in modes for run in session.registry.runs(mode=each, runbook=runbook, limit=EARLIER_RUNS)]
+        runs = [run for each in modes for run in engine.registry.runs(mode=each, runbook=runbook, limit=EARLIER_RUNS)]
         if runs:
-            return [session.snapshot(run.id) for run in runs]
+            return [engine.snapshot(run.id) for run in runs]
     return []
 
 
@@ -98,13 +98,13 @@ class Loss:
     newest_ns: int
 
 
-def losses(session: Session, run: RunRecord) -> list[Loss]:
+def losses(engine: Engine, run: RunRecord) -> list[Loss]:
     """What a rollback of a failover would lose; branches on which nothing was written are left out.
 
     Raises:
         DrengineError: RUN_STATE when a source was promoted or handed back after the run.
     """
-    store, found = session.site.store, []
+    store, found = engine.site.store, []
     for source in run.sources:
         branch = RunLabel(run.id).branch(store, source)
         if branch is None or branch.role != "promoted":
@@ -118,17 +118,17 @@ def losses(session: Session, run: RunRecord) -> list[Loss]:
     return found
 
 
-def _point(session: Session, step: PlannedStep[ChoosePointSettings]) -> dict[str, Any]:
+def _point(engine: Engine, step: PlannedStep[ChoosePointSettings]) -> dict[str, Any]:
     """The point that would be chosen, as JSON, or why there is none (``error``)."""
     if step.settings.after:
         return {"error": "", "point": "the one that is cut when the source has stopped"}
-    now_ns = session.site.clock.now_ns()
+    now_ns = engine.site.clock.now_ns()
     try:
-        point = select_point(session.site.store, step.source, step.settings.point)
+        point = select_point(engine.site.store, step.source, step.settings.point)
     except DrengineError as error:
         return {"error": error.message}
-    received = max(each.received_ns for each in session.site.store.points(step.source))
-    report = session.site.agents.reports().get(step.source)
+    received = max(each.received_ns for each in engine.site.store.points(step.source))
+    report = engine.site.agents.reports().get(step.source)
     sign_ns = max(received, report.at_ns if report else 0)
     chosen = chosen_point(point, point.time_ns, now_ns, sign_ns, evidence="", quiesced=False)
     return msgspec.structs.asdict(chosen) | {"error": ""}

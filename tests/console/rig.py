@@ -20,8 +20,8 @@ from drengine.console.serve import serve_rest
 from drengine.control.agents import NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.daemon import Orchestrator
+from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
-from drengine.failover.session import Session
 from drengine.model.clock import SystemClock
 from tests.failover.engine.world import World
 
@@ -55,7 +55,7 @@ class Answer:
 class Api:
     port: int
     world: World
-    session: Session
+    engine: Engine
 
     def ask(
         self,
@@ -114,9 +114,9 @@ def served(folder: Path) -> Iterator[Api]:
         clock = SystemClock()
         registry = Registry.open(str(folder / "registry.sqlite"), clock=clock)
         config = OrchestratorConfig(store=folder, state=folder / "state", rest=Address("127.0.0.1", 0))
-        session = Session(config, registry, world.site(), NoAgents(), "here")
-        async with serve_rest(Orchestrator(session)) as port:
-            made.append(Api(port, world, session))
+        engine = Engine(config, registry, world.site(), NoAgents(), "here")
+        async with serve_rest(Orchestrator(engine)) as port:
+            made.append(Api(port, world, engine))
             ready.set()
             await asyncio.to_thread(stop.wait)
         registry.close()

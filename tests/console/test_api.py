@@ -130,7 +130,7 @@ def test_what_fails_unexpectedly_is_an_answer_and_no_traceback(api: Api, monkeyp
         raise RuntimeError("a secret detail")
 
     monkeypatch.setattr(orders_module, "party_answer", broken)
-    monkeypatch.setattr(type(api.session.registry), "parties", lambda self: [1])
+    monkeypatch.setattr(type(api.engine.registry), "parties", lambda self: [1])
     answer = api.ask("GET", "/parties")
     assert (answer.status, answer.json["id"]) == (500, "internal")
     assert b"secret detail" not in answer.body

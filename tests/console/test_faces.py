@@ -34,15 +34,15 @@ SECONDS = 15.0
 
 def lived(api: Api, mode: Mode, text: str = RUNBOOK) -> str:
     """A run that somebody began and carried out as far as it goes without people; gives its id."""
-    orders = Orders(api.session)
+    orders = Orders(api.engine)
     orders.keep("shop", text)
     run = orders.begin(mode, "shop", "ann")
-    asyncio.run(orders.session.execute(run, wait=False))
+    asyncio.run(orders.engine.execute(run, wait=False))
     return run.id
 
 
 def kept(api: Api) -> str:
-    Orders(api.session).keep("shop", RUNBOOK)
+    Orders(api.engine).keep("shop", RUNBOOK)
     return NOBODY
 
 
@@ -67,7 +67,7 @@ def written(api: Api) -> str:
 
 def committed(api: Api) -> str:
     run = failed_over(api)
-    Orders(api.session).commit(run, "ann")
+    Orders(api.engine).commit(run, "ann")
     return run
 
 
@@ -188,20 +188,20 @@ def typing(worlds: tuple[Api, Api], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 class Typing:
-    """Commands, in a session that is open already."""
+    """Commands, to an engine that is open already."""
 
     def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
         self._api, self._capture = api, capture
-        folder = api.session.config.state.parent
+        folder = api.engine.config.state.parent
         self._config = folder / "orchestrator.toml"
         registry = folder / "registry.sqlite"
         self._config.write_text(
-            f'store = "{api.world.path}"\nstate = "{api.session.config.state}"\nregistry = "sqlite:///{registry}"\n'
+            f'store = "{api.world.path}"\nstate = "{api.engine.config.state}"\nregistry = "sqlite:///{registry}"\n'
         )
 
         @asynccontextmanager
         async def opened(_: object) -> AsyncIterator[Orders]:
-            yield Orders(api.session)
+            yield Orders(api.engine)
 
         monkeypatch.setattr(orders_module, "open_orders", opened)
         monkeypatch.setattr(validate_command, "load_drivers", lambda: {"simulated": api.world.driver})
@@ -267,7 +267,7 @@ def compare(typed: tuple[bool, Any], sent: tuple[bool, Any], one: Path, other: P
 
 def past(api: Api, folder: Path) -> Any:
     """What was asked of every run, and how each stands."""
-    orders = Orders(api.session)
+    orders = Orders(api.engine)
     told = [
         {"run": asdict(orders.show(each.run)), "asked": [asdict(made) for made in orders.requests(each.run)]}
         for each in orders.runs()

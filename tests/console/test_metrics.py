@@ -13,9 +13,9 @@ from drengine.console.metrics import OrchestratorMetrics, serve_metrics
 from drengine.control.agents import NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.daemon import Orchestrator
+from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
 from drengine.failover.run import Outcome, RunState
-from drengine.failover.session import Session
 from drengine.model.clock import ManualClock
 from tests.failover.engine.world import World
 from tests.failover.report.runs import BEGIN_NS, Story, drill, failover
@@ -32,26 +32,26 @@ def scraped(metrics: OrchestratorMetrics) -> dict[tuple[str, ...], float]:
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Session:
+def engine(tmp_path: Path) -> Engine:
     clock = ManualClock(BEGIN_NS)
     registry = Registry.open(str(tmp_path / "registry"), clock=clock)
     config = OrchestratorConfig(store=tmp_path, state=tmp_path, metrics=Address("127.0.0.1", 0))
-    return Session(config, registry, World(tmp_path / "world").site(clock), NoAgents(), "here")
+    return Engine(config, registry, World(tmp_path / "world").site(clock), NoAgents(), "here")
 
 
-def kept(session: Session, story: Story, id: str) -> None:
+def kept(engine: Engine, story: Story, id: str) -> None:
     story.run = replace(story.run, id=id)
-    keep_story(session.registry, story)
-    token = session.registry.acquire_lease(f"run:{id}", "x", 60).token
-    session.registry.update_run(id, token=token, finished_ns=story.run.finished_ns)
+    keep_story(engine.registry, story)
+    token = engine.registry.acquire_lease(f"run:{id}", "x", 60).token
+    engine.registry.update_run(id, token=token, finished_ns=story.run.finished_ns)
 
 
-def test_a_runbook_that_was_never_drilled_grows_old_from_the_moment_it_was_kept(session: Session) -> None:
-    metrics = OrchestratorMetrics(session)
+def test_a_runbook_that_was_never_drilled_grows_old_from_the_moment_it_was_kept(engine: Engine) -> None:
+    metrics = OrchestratorMetrics(engine)
     assert not [key for key in scraped(metrics) if "drill" in key[0]]
     story = drill()
-    session.registry.save_runbook("web-shop", story.text)
-    clock = session.site.clock
+    engine.registry.save_runbook("web-shop", story.text)
+    clock = engine.site.clock
     assert isinstance(clock, ManualClock)
     clock.advance(100)
     found = scraped(metrics)
@@ -62,11 +62,11 @@ def test_a_runbook_that_was_never_drilled_grows_old_from_the_moment_it_was_kept(
     assert found["generation", "shop"] == 1
 
 
-def test_what_runs_measured_is_shown_beside_what_was_promised(session: Session) -> None:
-    metrics = OrchestratorMetrics(session)
+def test_what_runs_measured_is_shown_beside_what_was_promised(engine: Engine) -> None:
+    metrics = OrchestratorMetrics(engine)
     story = drill()
-    kept(session, story, "20260101T000000-web-shop-0001")
-    clock = session.site.clock
+    kept(engine, story, "20260101T000000-web-shop-0001")
+    clock = engine.site.clock
     assert isinstance(clock, ManualClock)
     clock.advance((story.run.finished_ns - BEGIN_NS) / 1e9 + 50)
     found = scraped(metrics)
@@ -79,9 +79,9 @@ def test_what_runs_measured_is_shown_beside_what_was_promised(session: Session) 
 
 
 @pytest.mark.fault(47)
-def test_forced_and_failed_fencing_is_counted_also_after_somebody_went_on(session: Session) -> None:
-    metrics = OrchestratorMetrics(session)
-    kept(session, failover(), "20260101T000000-web-shop-0001")
+def test_forced_and_failed_fencing_is_counted_also_after_somebody_went_on(engine: Engine) -> None:
+    metrics = OrchestratorMetrics(engine)
+    kept(engine, failover(), "20260101T000000-web-shop-0001")
     found = scraped(metrics)
     assert found["fencing_failures", "web-shop"] == 1
     story = Story(failover().run.mode)
@@ -89,7 +89,7 @@ def test_forced_and_failed_fencing_is_counted_also_after_somebody_went_on(sessio
     story.step("data.before.1")
     story.step("fence:db", ok=False, code="unfenced", message="not fenced")
     story.run = replace(story.run, state=RunState.STOPPED, outcome=Outcome.BLOCKED)
-    kept(session, story, "20260101T000000-web-shop-0002")
+    kept(engine, story, "20260101T000000-web-shop-0002")
     found = scraped(metrics)
     assert found["fencing_failures", "web-shop"] == 2
     assert found["runs_unfinished", "failover", "web-shop", "stopped"] == 1
@@ -97,17 +97,17 @@ def test_forced_and_failed_fencing_is_counted_also_after_somebody_went_on(sessio
     assert scraped(metrics) == found
 
 
-async def test_metrics_are_served_where_they_are_configured(session: Session) -> None:
+async def test_metrics_are_served_where_they_are_configured(engine: Engine) -> None:
     import asyncio
     import urllib.request
 
-    async with serve_metrics(Orchestrator(session)) as port:
+    async with serve_metrics(Orchestrator(engine)) as port:
 
         def ask() -> bytes:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
                 return bytes(answer.read())
 
         assert b'drengine_orchestrator_generation{source="shop"} 1.0' in await asyncio.to_thread(ask)
-    without = replace(session, config=replace(session.config, metrics=None))
+    without = replace(engine, config=replace(engine.config, metrics=None))
     async with serve_metrics(Orchestrator(without)) as port:
         assert port == 0

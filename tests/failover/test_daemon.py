@@ -20,9 +20,9 @@ from drengine.control.config import OrchestratorBrokerOptions
 from drengine.failover import daemon
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.daemon import SCHEDULER, Orchestrator
+from drengine.failover.engine import Engine, open_engine
 from drengine.failover.registry import Registry
 from drengine.failover.run import RunState
-from drengine.failover.session import Session, open_session
 from drengine.model.clock import ManualClock, SystemClock
 from drengine.store.store import Store
 from tests.control.site import Worker, free_port, options_for, party, until
@@ -47,8 +47,8 @@ def configured(folder: Path, port: int = 0) -> OrchestratorConfig:
 
 
 @contextlib.asynccontextmanager
-async def working(session: Session) -> AsyncIterator[Orchestrator]:
-    orchestrator = Orchestrator(session)
+async def working(engine: Engine) -> AsyncIterator[Orchestrator]:
+    orchestrator = Orchestrator(engine)
     task = asyncio.create_task(orchestrator.run())
     try:
         yield orchestrator
@@ -59,19 +59,19 @@ async def working(session: Session) -> AsyncIterator[Orchestrator]:
 
 async def test_the_registry_learns_who_is_there_and_how_they_stand(tmp_path: Path) -> None:
     port = free_port()
-    async with embedded_broker(Address("127.0.0.1", port)), open_session(configured(tmp_path, port)) as session:
-        async with working(session):
+    async with embedded_broker(Address("127.0.0.1", port)), open_engine(configured(tmp_path, port)) as engine:
+        async with working(engine):
             async with party(options_for(port), Worker(tmp_path)):
-                await until(lambda: [each for each in session.registry.parties() if each.online and each.report])
-            await until(lambda: not session.registry.parties()[0].online, "its goodbye")
-        assert session.registry.parties()[0].report is not None
+                await until(lambda: [each for each in engine.registry.parties() if each.online and each.report])
+            await until(lambda: not engine.registry.parties()[0].online, "its goodbye")
+        assert engine.registry.parties()[0].report is not None
 
 
 async def test_a_due_drill_begins_once_whoever_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "SCHEDULE_SECONDS", 1.0)
     clock = ManualClock(int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()) * 10**9)
     config = configured(tmp_path)
-    async with open_session(config, clock=clock) as one, open_session(config, clock=clock) as two:
+    async with open_engine(config, clock=clock) as one, open_engine(config, clock=clock) as two:
         one.registry.save_runbook("shop", RUNBOOK)
 
         async def pass_time(seconds: int) -> None:
@@ -93,18 +93,18 @@ async def test_a_due_drill_begins_once_whoever_sees_it(tmp_path: Path, monkeypat
 
 async def test_an_interrupted_scheduled_drill_goes_on_and_a_persons_run_is_left_alone(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    async with open_session(config, clock=SystemClock()) as session:
-        version = session.registry.save_runbook("shop", RUNBOOK.replace('schedule: "0 3 * * *"\n', ""))
-        book = daemon.read_runbook(session.registry.runbook("shop").text, where="shop")
-        ours = session.create_run(daemon.Mode.DRILL, book, version, SCHEDULER, {})
+    async with open_engine(config, clock=SystemClock()) as engine:
+        version = engine.registry.save_runbook("shop", RUNBOOK.replace('schedule: "0 3 * * *"\n', ""))
+        book = daemon.read_runbook(engine.registry.runbook("shop").text, where="shop")
+        ours = engine.create_run(daemon.Mode.DRILL, book, version, SCHEDULER, {})
         other = RUNBOOK.replace("shop", "mill").replace('schedule: "0 3 * * *"\n', "")
-        version = session.registry.save_runbook("mill", other)
+        version = engine.registry.save_runbook("mill", other)
         book = daemon.read_runbook(other, where="mill")
-        theirs = session.create_run(daemon.Mode.DRILL, book, version, "anna", {})
-        async with working(session):
-            await until(lambda: session.registry.entries(ours.id), "going on")
-            await until(lambda: session.registry.run(ours.id).state is not RunState.RUNNING, "its end")
-        assert session.registry.entries(theirs.id) == []
+        theirs = engine.create_run(daemon.Mode.DRILL, book, version, "anna", {})
+        async with working(engine):
+            await until(lambda: engine.registry.entries(ours.id), "going on")
+            await until(lambda: engine.registry.run(ours.id).state is not RunState.RUNNING, "its end")
+        assert engine.registry.entries(theirs.id) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -78,5 +78,5 @@ def _order_of(request: LaunchRequest) -> dict[str, Any]:
         hydrate=request.hydrate,
         timeout_seconds=request.timeout_seconds,
     )
-    told: dict[str, Any] = msgspec.to_builtins(order)
-    return told
+    arguments: dict[str, Any] = msgspec.to_builtins(order)
+    return arguments

@@ -165,9 +165,9 @@ class _Checker:
 
     def _step(self, step: Step, sense: Sense) -> None:
         if len(step.actions) != 1:
-            told = f"it has {' and '.join(step.actions)}" if step.actions else "it has no action"
+            message = f"it has {' and '.join(step.actions)}" if step.actions else "it has no action"
             hint = "Give each step exactly one of " + ", ".join(self._kinds.actions) + "."
-            sense.error("one-action", told, hint)
+            sense.error("one-action", message, hint)
         sense.seconds(step.timeout, "timeout", positive=True)
         sense.seconds(step.every, "every", positive=True)
         sense.count(step.retries, RETRIES_MAX, "retries")

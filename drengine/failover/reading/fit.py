@@ -1,6 +1,6 @@
 """Does a tree have the shape of a runbook? Keys and types, by the classes of its values and by the kinds of steps.
 
-Every mistake is told at its place.
+Every mistake names its place.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class RunbookError(DrengineError):
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         super().__init__(
             BAD_RUNBOOK,
-            errors[0].told(where) + more,
+            errors[0].summary(where) + more,
             hint=f"{errors[0].hint} `drengine runbook validate FILE` lists all mistakes.",
         )
         self.findings = findings

@@ -101,8 +101,8 @@ def _field_descriptions(*classes: Any) -> dict[tuple[str, str], str]:
         nodes = body.body if isinstance(body, ast.ClassDef) else []
         for field, text in pairwise(nodes):
             match field, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(told))):
-                    found[each.__name__, keys[name]] = " ".join(told.split())
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[each.__name__, keys[name]] = " ".join(words.split())
                 case _:
                     continue
     return found

@@ -98,8 +98,8 @@ class Database:
             raise
         except (SQLAlchemyError, OSError, UnicodeError) as error:
             cause = getattr(error, "orig", None) or error
-            told = " ".join(str(cause).split())[:300]
-            raise DrengineError(REGISTRY_UNAVAILABLE, f"registry {self.shown}: {told}") from error
+            why = " ".join(str(cause).split())[:300]
+            raise DrengineError(REGISTRY_UNAVAILABLE, f"registry {self.shown}: {why}") from error
 
     def _migrate(self) -> None:
         with self.writing() as connection:

@@ -60,8 +60,8 @@ def routes_of(parties: Iterable[Party], sources: Collection[str]) -> list[Route]
     """
     found: dict[str, tuple[int, int]] = {}
     for party in parties:
-        told = party.report.details.get("bytes_by_network") if party.report and party.name in sources else None
-        for network, counts in told.items() if isinstance(told, dict) else ():
+        counted = party.report.details.get("bytes_by_network") if party.report and party.name in sources else None
+        for network, counts in counted.items() if isinstance(counted, dict) else ():
             match counts:
                 case [int(received), int(sent)]:
                     before = found.get(network, (0, 0))

@@ -112,8 +112,8 @@ def _fencing(report: Report) -> str:
         look = "bad" if each.evidence in ("none", "") else "good"
         tried = f"<br><small>Tried: {_t('; '.join(each.tried))}</small>" if each.tried else ""
         evidence = f'<b class="{look}">{_t(each.evidence or "not fenced")}</b>'
-        told = f'<span class="long">{_t(each.message)}</span>{tried}'
-        rows.append((_t(each.source), evidence, told, _t(each.meaning), _time(each.at_ns)))
+        found = f'<span class="long">{_t(each.message)}</span>{tried}'
+        rows.append((_t(each.source), evidence, found, _t(each.meaning), _time(each.at_ns)))
     return _table(("Source", "Evidence", "Found", "What it means", "When"), rows)
 
 
@@ -183,8 +183,8 @@ def _generations(report: Report) -> str:
         (_t(each.source), _t(each.event), str(each.before), str(each.after), str(each.branch))
         for each in report.generations
     ]
-    told = "<p>Who may write did not change.</p>"
-    return _table(("Source", "Event", "Generation before", "after", "Branch"), rows) if rows else told
+    none = "<p>Who may write did not change.</p>"
+    return _table(("Source", "Event", "Generation before", "after", "Branch"), rows) if rows else none
 
 
 def _routes(report: Report) -> str:
@@ -192,7 +192,7 @@ def _routes(report: Report) -> str:
         (_t(each.network), human_bytes(each.received_bytes), human_bytes(each.sent_bytes)) for each in report.routes
     ]
     if not rows:
-        return "<p>Not told by the agents; the target counts bytes by network in its metrics.</p>"
+        return "<p>The agents did not say; the target counts bytes by network in its metrics.</p>"
     return "<p>As the sources' agents counted since they started.</p>" + _table(("Network", "Received", "Sent"), rows)
 
 

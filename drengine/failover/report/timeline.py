@@ -77,10 +77,10 @@ def _row(step: StepReport, y: int, scale: _Scale, end_ns: int, number: int) -> S
         width = max(2.0, round(scale.x(ended) - x, 2))
         look = _STYLE.get(step.status, "open") if attempt is last else ("ok" if attempt.ok else "bad")
         took = short_duration((ended - attempt.began_ns) / 1e9)
-        told = escape(f"{step.title}, try {attempt.number}: {took}")
+        label = escape(f"{step.title}, try {attempt.number}: {took}")
         parts.append(
             f'<rect class="{look}" x="{x}" y="{y + 4}" width="{width}" height="{ROW - 8}" rx="2">'
-            f"<title>{told}</title></rect>"
+            f"<title>{label}</title></rect>"
         )
     if step.seconds is not None:
         x = min(scale.x(last.ended_ns or end_ns) + 5, WIDTH - RIGHT + 5)

@@ -78,7 +78,7 @@ class Node:
 
 
 class Unreadable(Exception):
-    """Nothing can be made of the rest."""
+    """The rest of the text has no meaning that could be looked at."""
 
 
 def parse(text: str, findings: Findings) -> Node | None:
@@ -105,8 +105,8 @@ def parse(text: str, findings: Findings) -> Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else start
-        told = " ".join(str(error.problem or error.context or "it can't be read").split())[:200]
-        findings.add("yaml-syntax", place, "", told, _syntax_hint(told, text, mark))
+        problem = " ".join(str(error.problem or error.context or "it can't be read").split())[:200]
+        findings.add("yaml-syntax", place, "", problem, _syntax_hint(problem, text, mark))
     except (yaml.YAMLError, RecursionError, ValueError, MemoryError) as error:
         findings.add("yaml-syntax", start, "", f"it can't be read: {type(error).__name__}", "It is no YAML.")
     return None
@@ -117,11 +117,11 @@ def _place_at(text: str, offset: int) -> Place:
     return Place(before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1)
 
 
-def _syntax_hint(told: str, text: str, mark: Any) -> str:
+def _syntax_hint(problem: str, text: str, mark: Any) -> str:
     before = "".join(text.split("\n")[mark.line : mark.line + 1])[: mark.column + 1] if mark else ""
     if "\t" in before:
         return "Indent with spaces, never with tabs."
-    if "mapping values are not allowed" in told:
+    if "mapping values are not allowed" in problem:
         return "A text that contains ': ' has to stand in quotes."
     return "Look at the indentation, at quotes that are not closed, and at '- ' before the items of a list."
 
@@ -222,9 +222,9 @@ class _Builder:
         key, key_place = pending
         self._pending[-1] = None
         if key == _MERGE:
-            told = f"{shown(_MERGE)} merges nothing: what is approved must be written where it stands"
+            message = f"{shown(_MERGE)} merges nothing: what is approved must be written where it stands"
             hint = "Write the keys out, or use an alias for a whole value: KEY: *ANCHOR."
-            self._findings.add("merge-key", key_place, "", told, hint)
+            self._findings.add("merge-key", key_place, "", message, hint)
             return
         if key in parent.entries:
             first = parent.keys[key].line

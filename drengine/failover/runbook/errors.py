@@ -8,7 +8,7 @@ BAD_RUNBOOK = error_kind(
     "bad-runbook",
     103,
     "A runbook has mistakes.",
-    "Each is told with its file, line and column, and what to write instead; docs/runbooks.md explains every key.",
+    "Each names its file, line and column, and what to write instead; docs/runbooks.md explains every key.",
 )
 UNKNOWN_RUNBOOK = error_kind(
     "unknown-runbook",

@@ -39,9 +39,9 @@ class Finding:
 
     def shown(self, where: str) -> str:
         """``shop.yaml:12:7: error unknown-key at sources.db: MESSAGE. HINT``"""
-        return f"{self.told(where)}. {self.hint}"
+        return f"{self.summary(where)}. {self.hint}"
 
-    def told(self, where: str) -> str:
+    def summary(self, where: str) -> str:
         """The same without the hint."""
         grade = "warning" if self.warning else "error"
         at = f" at {self.path}" if self.path else ""

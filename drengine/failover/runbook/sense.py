@@ -66,8 +66,8 @@ class Sense:
             self.error("bad-duration", message, "Write for example 500ms, 5s, 10m, 1h or 7d.", *keys)
             return
         if seconds > SECONDS_MAX or (positive and seconds <= 0):
-            told = "more than 30 days" if seconds > SECONDS_MAX else "no time at all"
-            self.error("bad-duration", f"{shown(text)} is {told}", "Write for example 30s or 10m.", *keys)
+            why = "more than 30 days" if seconds > SECONDS_MAX else "no time at all"
+            self.error("bad-duration", f"{shown(text)} is {why}", "Write for example 30s or 10m.", *keys)
 
     def count(self, number: int, most: int, *keys: str | int) -> None:
         """A number from 0 to `most`."""

@@ -298,5 +298,5 @@ class MissingKind(StepKind[dict[str, Any], NoResult]):
         return self.name
 
     async def act(self, step: PlannedStep[dict[str, Any]], context: StepContext) -> StepResult[NoResult]:
-        """Nobody here knows how."""
+        """Fail: the kind that knows how is missing."""
         return StepResult(False, f"no step kind {self.name!r} is installed here", RUN_STATE.id, retryable=False)

@@ -15,7 +15,7 @@ LEASE_LOST = ErrorKind("test-lease-lost", 99, "", "")
 
 
 class MemoryKeeper:
-    """See the module; methods as the executor and the session call them."""
+    """See the module; methods as the executor and the engine call them."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()

@@ -1,4 +1,4 @@
-"""Starting runs in a world, as the session does, without a terminal."""
+"""Starting runs in a world, as the engine does, without a terminal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def seen(keeper: MemoryKeeper, run: str) -> Snapshot:
 
 
 def way_home(world: World, failover: str) -> dict[str, Any]:
-    """What the session tells a run on the way home: what runs now on each source's promoted branch."""
+    """What the engine tells a run on the way home: what runs now on each source's promoted branch."""
     return {
         "launches": {
             source: {

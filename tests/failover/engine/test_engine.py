@@ -10,6 +10,7 @@ import pytest
 
 from drengine.control.agents import NoAgents
 from drengine.failover.config import load_orchestrator_config
+from drengine.failover.engine import Engine
 from drengine.failover.errors import BAD_APPROVAL, RUN_STATE, WOULD_LOSE
 from drengine.failover.orders import Orders
 from drengine.failover.plan import plan
@@ -19,7 +20,6 @@ from drengine.failover.registry import Registry
 from drengine.failover.registry.errors import RUN_ACTIVE
 from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode
-from drengine.failover.session import Session
 from drengine.model.clock import SystemClock
 from drengine.model.errors import BAD_POINT, DrengineError
 from drengine.store.errors import DAMAGED, UNKNOWN_POINT
@@ -47,10 +47,10 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def session(world: World, tmp_path: Path) -> Iterator[Session]:
+def engine(world: World, tmp_path: Path) -> Iterator[Engine]:
     registry = Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", clock=SystemClock())
     given = {"store": str(world.path), "state": str(tmp_path / "state")}
-    yield Session(load_orchestrator_config(None, given), registry, world.site(), NoAgents(), "here")
+    yield Engine(load_orchestrator_config(None, given), registry, world.site(), NoAgents(), "here")
     registry.close()
 
 
@@ -63,57 +63,55 @@ def write_book(tmp_path: Path, said: str = "one", *, ask: bool = False) -> str:
     return str(path)
 
 
-def begin(session: Session, mode: Mode, place: str, by: str = "ann", **options: Any) -> RunRecord:
-    book, version = session.load_runbook(Path(place))
-    return session.create_run(mode, book, version, by, options)
+def begin(engine: Engine, mode: Mode, place: str, by: str = "ann", **options: Any) -> RunRecord:
+    book, version = engine.load_runbook(Path(place))
+    return engine.create_run(mode, book, version, by, options)
 
 
-async def test_a_runbook_that_changes_while_it_runs_changes_nothing_of_the_run(
-    session: Session, tmp_path: Path
-) -> None:
-    run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path, "one", ask=True)), wait=False)
+async def test_a_runbook_that_changes_while_it_runs_changes_nothing_of_the_run(engine: Engine, tmp_path: Path) -> None:
+    run = await engine.execute(begin(engine, Mode.FAILOVER, write_book(tmp_path, "one", ask=True)), wait=False)
     assert run.state is RunState.WAITING
-    session.load_runbook(Path(write_book(tmp_path, "two")))
-    Orders(session).approve(run.id, "ann")
-    run = await session.execute(run)
+    engine.load_runbook(Path(write_book(tmp_path, "two")))
+    Orders(engine).approve(run.id, "ann")
+    run = await engine.execute(run)
     assert run.outcome is Outcome.COMPLETED
-    launched = session.snapshot(run.id).state("launch:shop")
+    launched = engine.snapshot(run.id).state("launch:shop")
     assert launched.step.settings.settings == {"say": "one"}
-    assert session.registry.runbook("shop").version != run.version
+    assert engine.registry.runbook("shop").version != run.version
 
 
-async def test_of_two_operators_who_start_the_same_run_one_does(session: Session, tmp_path: Path) -> None:
+async def test_of_two_operators_who_start_the_same_run_one_does(engine: Engine, tmp_path: Path) -> None:
     place = write_book(tmp_path, ask=True)
-    first = await session.execute(begin(session, Mode.FAILOVER, place), wait=False)
+    first = await engine.execute(begin(engine, Mode.FAILOVER, place), wait=False)
     with pytest.raises(DrengineError) as caught:
-        begin(session, Mode.DRILL, place, by="bob")
+        begin(engine, Mode.DRILL, place, by="bob")
     assert caught.value.kind is RUN_ACTIVE
-    assert [run.id for run in session.registry.runs()] == [first.id], "nothing of the second was begun"
+    assert [run.id for run in engine.registry.runs()] == [first.id], "nothing of the second was begun"
 
 
 @pytest.mark.parametrize(
     ("by", "step"), [("", ""), ("  ", ""), ("bob", ""), ("ann", "launch:shop"), ("ann", "nothing"), ("a\x00nn", "")]
 )
-async def test_an_approval_that_is_none_is_refused(session: Session, tmp_path: Path, by: str, step: str) -> None:
-    run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path, ask=True)), wait=False)
+async def test_an_approval_that_is_none_is_refused(engine: Engine, tmp_path: Path, by: str, step: str) -> None:
+    run = await engine.execute(begin(engine, Mode.FAILOVER, write_book(tmp_path, ask=True)), wait=False)
     with pytest.raises(DrengineError) as caught:
-        Orders(session).approve(run.id, by, step=step)
+        Orders(engine).approve(run.id, by, step=step)
     assert caught.value.kind is BAD_APPROVAL
-    assert session.snapshot(run.id).approvals == {}
+    assert engine.snapshot(run.id).approvals == {}
 
 
-async def test_what_a_finished_run_can_no_longer_do(session: Session, world: World, tmp_path: Path) -> None:
+async def test_what_a_finished_run_can_no_longer_do(engine: Engine, world: World, tmp_path: Path) -> None:
     place = write_book(tmp_path)
-    drill = await session.execute(begin(session, Mode.DRILL, place))
-    failover = await session.execute(begin(session, Mode.FAILOVER, place))
-    Orders(session).commit(failover.id, "ann")
+    drill = await engine.execute(begin(engine, Mode.DRILL, place))
+    failover = await engine.execute(begin(engine, Mode.FAILOVER, place))
+    Orders(engine).commit(failover.id, "ann")
     for refused in (
-        lambda: Orders(session).rollback(drill.id, "ann"),
-        lambda: Orders(session).commit(drill.id, "ann"),
-        lambda: Orders(session).abort(drill.id, "ann"),
-        lambda: Orders(session).resume(drill.id, "ann"),
-        lambda: Orders(session).approve(drill.id, "ann"),
-        lambda: Orders(session).rollback(failover.id, "ann"),
+        lambda: Orders(engine).rollback(drill.id, "ann"),
+        lambda: Orders(engine).commit(drill.id, "ann"),
+        lambda: Orders(engine).abort(drill.id, "ann"),
+        lambda: Orders(engine).resume(drill.id, "ann"),
+        lambda: Orders(engine).approve(drill.id, "ann"),
+        lambda: Orders(engine).rollback(failover.id, "ann"),
     ):
         with pytest.raises(DrengineError) as caught:
             refused()
@@ -121,57 +119,55 @@ async def test_what_a_finished_run_can_no_longer_do(session: Session, world: Wor
     assert world.driver.running
 
 
-async def test_a_rollback_says_before_what_it_would_lose(session: Session, world: World, tmp_path: Path) -> None:
-    run = await session.execute(begin(session, Mode.FAILOVER, write_book(tmp_path)))
-    assert losses(session, run) == []
+async def test_a_rollback_says_before_what_it_would_lose(engine: Engine, world: World, tmp_path: Path) -> None:
+    run = await engine.execute(begin(engine, Mode.FAILOVER, write_book(tmp_path)))
+    assert losses(engine, run) == []
     (instance,) = world.driver.running
     world.driver.write(instance, 3, b"x" * BLOCK)
-    (lost,) = losses(session, run)
+    (lost,) = losses(engine, run)
     assert (lost.source, lost.branch, lost.records > 0) == ("shop", 2, True)
     with pytest.raises(DrengineError) as caught:
-        Orders(session).rollback(run.id, "ann")
+        Orders(engine).rollback(run.id, "ann")
     assert caught.value.kind is WOULD_LOSE
-    Orders(session).rollback(run.id, "ann", yes=True)
-    run = await session.execute(run)
+    Orders(engine).rollback(run.id, "ann", yes=True)
+    run = await engine.execute(run)
     assert run.outcome is Outcome.ROLLED_BACK
     with pytest.raises(DrengineError) as caught:
-        Orders(session).rollback(run.id, "ann")
+        Orders(engine).rollback(run.id, "ann")
     assert caught.value.kind is RUN_STATE
 
 
-async def test_once_the_disks_follow_the_recovered_side_nothing_is_rolled_back(
-    session: Session, tmp_path: Path
-) -> None:
+async def test_once_the_disks_follow_the_recovered_side_nothing_is_rolled_back(engine: Engine, tmp_path: Path) -> None:
     place = write_book(tmp_path)
-    failover = await session.execute(begin(session, Mode.FAILOVER, place))
-    assert (await session.execute(begin(session, Mode.REPROTECT, place))).outcome is Outcome.COMPLETED
+    failover = await engine.execute(begin(engine, Mode.FAILOVER, place))
+    assert (await engine.execute(begin(engine, Mode.REPROTECT, place))).outcome is Outcome.COMPLETED
     with pytest.raises(DrengineError) as caught:
-        Orders(session).rollback(failover.id, "ann")
+        Orders(engine).rollback(failover.id, "ann")
     assert caught.value.kind is RUN_STATE
-    assert (await session.execute(begin(session, Mode.FAILBACK, place))).outcome is Outcome.COMPLETED
+    assert (await engine.execute(begin(engine, Mode.FAILBACK, place))).outcome is Outcome.COMPLETED
 
 
-def test_there_is_no_way_home_for_who_never_left(session: Session, tmp_path: Path) -> None:
+def test_there_is_no_way_home_for_who_never_left(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(DrengineError) as caught:
-        begin(session, Mode.FAILBACK, write_book(tmp_path))
+        begin(engine, Mode.FAILBACK, write_book(tmp_path))
     assert caught.value.kind is RUN_STATE
-    assert session.registry.runs() == []
+    assert engine.registry.runs() == []
 
 
 async def test_looking_ahead_touches_nothing_and_learns_from_earlier_runs(
-    session: Session, world: World, tmp_path: Path
+    engine: Engine, world: World, tmp_path: Path
 ) -> None:
     place, before = write_book(tmp_path), world.facts()
-    book, _ = session.read_runbook(Path(place))
-    ahead = preview(session, Mode.FAILOVER, book, {})
+    book, _ = engine.read_runbook(Path(place))
+    ahead = preview(engine, Mode.FAILOVER, book, {})
     assert [step.id for step in ahead.steps] == [step.id for step in plan(Mode.FAILOVER, book, {})]
     assert ahead.measured == frozenset()
     assert ahead.points["shop"]["point"] == world.store.points("shop")[-1].id
-    assert session.registry.runs() == []
+    assert engine.registry.runs() == []
     assert world.facts() == before
     world.driver.seconds = 0.2
-    await session.execute(begin(session, Mode.DRILL, place))
-    again = preview(session, Mode.FAILOVER, book, {"point": "first"})
+    await engine.execute(begin(engine, Mode.DRILL, place))
+    again = preview(engine, Mode.FAILOVER, book, {"point": "first"})
     assert "launch:shop" in again.measured
     assert again.seconds["launch:shop"] >= 0.2
     assert again.predicted_seconds < ahead.predicted_seconds
@@ -221,25 +217,25 @@ def test_a_damaged_point_is_passed_over_by_name_and_refused_by_id(world: World) 
 
 
 async def test_what_was_failed_over_fails_over_again_only_after_what_ran_here_was_stopped(
-    session: Session, world: World, tmp_path: Path
+    engine: Engine, world: World, tmp_path: Path
 ) -> None:
     place = write_book(tmp_path)
-    first = await session.execute(begin(session, Mode.FAILOVER, place))
+    first = await engine.execute(begin(engine, Mode.FAILOVER, place))
     (instance,) = world.driver.running
     world.driver.write(instance, 3, b"x" * BLOCK)
-    second = await session.execute(begin(session, Mode.FAILOVER, place))
+    second = await engine.execute(begin(engine, Mode.FAILOVER, place))
     assert (first.outcome, second.outcome) == (Outcome.COMPLETED, Outcome.COMPLETED)
     assert len(world.driver.running) == 1
     assert instance not in world.driver.running
     assert world.store.source("shop").generation == 3
     world.judge.verdict()
     with pytest.raises(DrengineError) as caught:
-        Orders(session).rollback(second.id, "ann")
+        Orders(engine).rollback(second.id, "ann")
     assert caught.value.kind is RUN_STATE
     with pytest.raises(DrengineError) as caught:
-        begin(session, Mode.MIGRATION, place)
+        begin(engine, Mode.MIGRATION, place)
     assert caught.value.kind is RUN_STATE
-    home = await session.execute(begin(session, Mode.FAILBACK, place))
+    home = await engine.execute(begin(engine, Mode.FAILBACK, place))
     assert home.outcome is Outcome.COMPLETED
     source = world.sources["shop"]
     assert source.serving

@@ -1,4 +1,4 @@
-"""A session with everything a run needs: store, registry, agents, drivers, opened from one configuration.
+"""The engine that creates runs and carries them out: store, registry, agents, drivers, opened from one configuration.
 
 The store is opened directly and the registry is a local file unless configured otherwise, so nothing here needs the
 region, the broker or the source (rule 10). What is missing shows when a step needs it.
@@ -42,8 +42,8 @@ LEASE_MARGIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """See the module; made by `open_session`. `agents` are the site's, with all that the broker knows of them."""
+class Engine:
+    """See the module; `open_engine` makes it. `agents` are the site's, with all that the broker knows of them."""
 
     config: OrchestratorConfig
     registry: Registry
@@ -175,7 +175,7 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(config: OrchestratorConfig, *, clock: Clock | None = None) -> AsyncIterator[Session]:
+async def open_engine(config: OrchestratorConfig, *, clock: Clock | None = None) -> AsyncIterator[Engine]:
     """Open everything, and close it in the end.
 
     Raises:
@@ -196,7 +196,7 @@ async def open_session(config: OrchestratorConfig, *, clock: Clock | None = None
                     clock=clock,
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-                yield Session(config, registry, site, agents, owner)
+                yield Engine(config, registry, site, agents, owner)
     finally:
         await asyncio.to_thread(registry.close)
 
