@@ -23,7 +23,7 @@ from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import retain
 from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
-from drengine.store.catalogue.database import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
+from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.catalogue.epoch import EpochNote
 from drengine.store.catalogue.rows import BranchRow, SourceRow
 from drengine.store.context import StoreContext
@@ -95,9 +95,9 @@ class Store:
             _clear_unfinished(directory)
             for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS):
                 make_directory(directory / name)
-            Catalogue.create(directory)
+            epoch = Catalogue.create(directory)
             give_path_to_owner(directory / CATALOGUE_NAME)
-            EpochNote(directory).write(FIRST_EPOCH, sync=True)
+            EpochNote(directory).write(epoch, sync=True)
             sync_directory(directory)
             sync_directory(directory.parent)
         write_identity(directory, secrets.token_bytes(16), stored_in)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES
-from drengine.store.catalogue.epoch import EPOCH_SLOT, EPOCH_SLOTS, EpochNote, pack_slot, parse_note
+from drengine.store.catalogue.epoch import EPOCH_SLOT, EPOCH_SLOTS, Epoch, EpochNote, pack_slot, parse_note
 from drengine.store.catalogue.rows import RemovalRow
 from drengine.store.names import EPOCH_NAME, MANIFESTS, SegmentPlace, segment_name
 from drengine.store.store import Store
@@ -191,7 +192,8 @@ def test_no_transaction_begins_on_a_catalogue_that_became_older_while_it_was_ope
     with scratch() as place, Store.create(place / "store", options=TINY, clock=ManualClock()) as store:
         source = Source(store, root=100_000)
         replicate(source, 2)
-        EpochNote(place / "store").write(store.context.catalogue.epoch() + 1)
+        epoch = store.context.catalogue.epoch()
+        EpochNote(place / "store").write(epoch._replace(number=epoch.number + 1))
         with pytest.raises(DrengineError, match=r"\[catalogue-damaged\]"):
             replicate(source, 1)
         with pytest.raises(DrengineError, match=r"\[catalogue-damaged\]"):
@@ -275,10 +277,29 @@ def test_a_recorded_removal_that_was_interrupted_is_finished_and_its_number_not_
 
 @pytest.mark.parametrize("torn", range(EPOCH_SLOT.size * EPOCH_SLOTS))
 def test_a_flipped_byte_of_the_note_leaves_the_other_slot(torn):
-    data = bytearray(pack_slot(8) + pack_slot(7))
+    data = bytearray(pack_slot(Epoch(5, 8)) + pack_slot(Epoch(5, 7)))
     data[torn] ^= 0xFF
-    assert parse_note(bytes(data)) == (7 if torn < EPOCH_SLOT.size else 8)
-    assert parse_note(bytes(data[: EPOCH_SLOT.size])) in (8, None)
+    assert parse_note(bytes(data)) == Epoch(5, 7 if torn < EPOCH_SLOT.size else 8)
+
+
+def test_a_note_that_tells_of_two_lineages_is_none():
+    assert parse_note(pack_slot(Epoch(5, 8)) + pack_slot(Epoch(6, 7))) is None
+
+
+def test_a_copy_from_before_a_rebuild_is_refused_however_new_it_was():
+    with scratch() as place:
+        path = place / "store"
+        with Store.create(path, options=TINY, clock=ManualClock()) as store:
+            source = Source(store, root=100_000)
+            replicate(source, 20)
+            source.writer.close()
+        save_catalogue(path, place / "saved")
+        for part in (EPOCH_NAME, MANIFESTS):
+            shutil.rmtree(path / part) if (path / part).is_dir() else (path / part).unlink()
+        (path / MANIFESTS).mkdir()
+        Store.rebuild(path, options=TINY, clock=ManualClock())
+        put_back(place / "saved", path)
+        assert "made anew" in refused(path)
 
 
 class PutBackMachine(RuleBasedStateMachine):
@@ -313,6 +334,7 @@ class PutBackMachine(RuleBasedStateMachine):
     def replicate(self, writes: int, committed: bool) -> None:
         self.source.write_random(writes)
         name = self.source.cut()
+        self.lives_of.setdefault(name, []).append(self.source.points[name])
         if committed:
             self.source.commit()
             self.kept[name] = self.source.points[name]
@@ -326,6 +348,8 @@ class PutBackMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.uncommitted: list[str] = []
+        self.lives_of: dict[str, list[Disk]] = {}
+        """For each cut, what each writer that made one of its name put in it: any that was not committed may come back."""
 
     @rule(policy=st.sampled_from(SALVAGE_POLICIES))
     def retain_and_compact(self, policy: RetentionPolicy) -> None:
@@ -400,13 +424,23 @@ class PutBackMachine(RuleBasedStateMachine):
             found = {point.id for point in self.store.points("web1")}
             # Whole cuts that were not committed may come back, and without manifests those that were retired.
             assert found >= set(self.kept)
-            self.kept |= {name: self.source.points[name] for name in found - set(self.kept)}
+            self.kept |= {name: self.disk_of(name) for name in found - set(self.kept)}
         else:
             assert {point.id for point in self.store.points("web1")} == set(self.kept)
         self.uncommitted = []
         self.source.store = self.store
         self.source.writer = self.store.writer("web1", generation=1)
         self.adopt_head()
+
+    def disk_of(self, name: str) -> Disk:
+        """The disk that a cut which came back shows: one of those that were sent under its name."""
+        point = next(point for point in self.store.points("web1") if point.id == name)
+        for disk in reversed(self.lives_of[name]):
+            with suppress(AssertionError, DrengineError):
+                check_point(self.store, point, disk)
+                return disk
+        assert point.damaged or not self.manifests_are_whole, f"{name} is nothing that was sent"
+        return self.lives_of[name][-1]
 
     def adopt_head(self) -> None:
         """Go on from what is durable; the source sends everything anew where that cannot be read."""

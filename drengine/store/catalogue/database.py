@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from drengine.model.errors import DrengineError, ErrorKind
-from drengine.store.catalogue.epoch import EpochNote
+from drengine.store.catalogue.epoch import Epoch, EpochNote, first_epoch
 from drengine.store.catalogue.rows import (
     SIDE_ROLES,
     TABLE_OF,
@@ -57,7 +57,6 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 APPLICATION_ID = 0x4452454E
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 30.0
-FIRST_EPOCH = 1
 _POINTS_AT_ONCE = 32
 _TABLES_OF_VERSION = {1: Tables.VERSION_1, SCHEMA_VERSION: Tables.VERSION_2}
 
@@ -139,15 +138,16 @@ class Catalogue:
             raise
 
     @staticmethod
-    def create(directory: Path, name: str = CATALOGUE_NAME) -> None:
-        """Make an empty catalogue; durable when the caller has synced the directory."""
+    def create(directory: Path, name: str = CATALOGUE_NAME) -> Epoch:
+        """Make an empty catalogue; durable when the caller has synced the directory. Returns its first epoch."""
+        epoch = first_epoch()
         try:
             db = _connect(directory / name, read_only=False)
             try:
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _schema(SCHEMA_VERSION).values():
                     db.execute(statement)
-                _put(db, EpochRow(1, FIRST_EPOCH))
+                _put(db, EpochRow(1, *epoch))
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 db.execute("COMMIT")
@@ -156,6 +156,7 @@ class Catalogue:
                 db.close()
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise _from_sqlite(error) from error
+        return epoch
 
     def close(self) -> None:
         """Close the connection; the last one also empties the write-ahead log."""
@@ -196,13 +197,14 @@ class Catalogue:
             with self._errors():
                 self._db.execute("BEGIN IMMEDIATE")
             self._depth, self._changed = 1, False
-            epoch = 0
+            epoch = None
             try:
                 self._require_current()
                 yield
                 if self._changed:
-                    epoch = self.epoch() + 1
-                    self.put(EpochRow(1, epoch))
+                    before = self.epoch()
+                    epoch = before._replace(number=before.number + 1)
+                    self.put(EpochRow(1, *epoch))
                 with self._errors():
                     self._db.execute("COMMIT")
             except BaseException:
@@ -214,20 +216,21 @@ class Catalogue:
             if epoch:
                 self.note_epoch(epoch)
 
-    def epoch(self) -> int:
-        """Number of the newest transaction; 0 in a catalogue of version 1."""
+    def epoch(self) -> Epoch:
+        """The newest transaction."""
         if self.version == 1:
-            return 0
+            return Epoch(0, 0)
         found = self._select(Tables.EPOCH, "")
         if len(found) != 1:
             raise DrengineError(CATALOGUE_DAMAGED, "catalogue: it does not say which transaction was its newest")
-        return cast(EpochRow, found[0]).number
+        row = cast(EpochRow, found[0])
+        return Epoch(row.lineage, row.number)
 
-    def noted_epoch(self) -> int | None:
+    def noted_epoch(self) -> Epoch | None:
         """The newest transaction that is known beside the segments; None when nothing readable says it."""
         return self._note.read() if self._note else None
 
-    def note_epoch(self, epoch: int, *, sync: bool = False) -> None:
+    def note_epoch(self, epoch: Epoch, *, sync: bool = False) -> None:
         """Note beside the segments that this transaction was committed."""
         if self._note:
             self._note.write(epoch, sync=sync)
@@ -368,8 +371,8 @@ class Catalogue:
             rows.append(table.row._make(values[:-1]))
         return rows
 
-    def _require_current(self) -> int:
-        """The epoch, unless the segments know of a later one.
+    def _require_current(self) -> None:
+        """Return unless the segments know of a later transaction, or of another catalogue.
 
         Raises:
             DrengineError: CATALOGUE_DAMAGED.
@@ -377,13 +380,17 @@ class Catalogue:
         # First the note, then the row: a commit in between is ahead of the note that was read.
         noted = self.noted_epoch()
         epoch = self.epoch()
-        if noted is not None and noted > epoch:
+        if noted is not None and noted.lineage != epoch.lineage:
+            raise DrengineError(
+                CATALOGUE_DAMAGED, "the catalogue is not the one that the segments know: it was made anew since"
+            )
+        if noted is not None and noted.number > epoch.number:
             raise DrengineError(
                 CATALOGUE_DAMAGED,
-                f"the catalogue is older than the segments: it ends at transaction {epoch}, and {noted} was committed. "
+                f"the catalogue is older than the segments: it ends at transaction {epoch.number}, and {noted.number} "
+                "was committed. "
                 "Its write-ahead log was lost, or an old copy was put back",
             )
-        return epoch
 
     def _upgrade(self) -> None:
         """From version 1 to version 2: add the tables that are missing."""
@@ -395,7 +402,7 @@ class Catalogue:
                     for name, statement in _schema(SCHEMA_VERSION).items():
                         if name not in _schema(1):
                             self._db.execute(statement)
-                    _put(self._db, EpochRow(1, FIRST_EPOCH))
+                    _put(self._db, EpochRow(1, *first_epoch()))
                     self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 self._db.execute("COMMIT")
             except BaseException:

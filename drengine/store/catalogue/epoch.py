@@ -1,10 +1,10 @@
-"""What the segments know of the catalogue: the number of its newest transaction, kept beside them.
+"""What the segments know of the catalogue: its lineage and the number of its newest transaction, kept beside them.
 
 A catalogue that was put back from a copy, or that lost its write-ahead log, is a consistent file of an earlier day.
-Nothing in it says so. Therefore each transaction carries a number, its *epoch*, and the process that committed one
-notes the number here before the commit is reported.
-A catalogue whose epoch is less than the noted one is older than
-the data: it is refused, and a rebuild makes a current one from the segments.
+Nothing in it says so. Therefore each transaction carries a number, its *epoch*, and whoever committed one notes the
+number here before the commit is reported to anybody. A catalogue whose epoch is less than the noted one is older than
+the data: it is refused, and a rebuild makes a current one from the segments. The new one has a *lineage* of its own, a
+random number, so that no copy from before the rebuild is ever taken for it.
 
 The note follows the transaction and is not synced at each commit. So it is never ahead of a catalogue that was
 left alone, whatever a crash leaves; after a power cut it may be behind, which only makes it weaker evidence.
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -24,10 +26,24 @@ from drengine.durable import sync_directory
 from drengine.ownership import open_owned
 from drengine.store.names import EPOCH_NAME
 
-EPOCH_SLOT = struct.Struct("<8sQQ")
-"""Magic, epoch, xxh3-64 of both. Epochs alternate between two slots, so that a torn write leaves the other one."""
+EPOCH_SLOT = struct.Struct("<8sQQQ")
+"""Magic, lineage, epoch, xxh3-64 of all three. Epochs alternate between two slots, so a torn write leaves the other."""
 EPOCH_MAGIC = b"DREPOCH\n"
 EPOCH_SLOTS = 2
+_LINEAGE_BITS = 63  # SQLite's integers are signed
+_NOTE_BYTES = EPOCH_SLOT.size * EPOCH_SLOTS
+
+
+class Epoch(NamedTuple):
+    """Which transaction of which catalogue. Both are 0 in a catalogue of version 1."""
+
+    lineage: int
+    number: int
+
+
+def first_epoch() -> Epoch:
+    """Of a catalogue that is made now."""
+    return Epoch(secrets.randbits(_LINEAGE_BITS), 1)
 
 
 class EpochNote:
@@ -38,16 +54,16 @@ class EpochNote:
         self._descriptor = -1
         self._writable = False
 
-    def read(self) -> int | None:
-        """The greatest epoch noted; None when there is no readable note."""
+    def read(self) -> Epoch | None:
+        """The newest epoch noted; None when there is no readable note."""
         try:
-            data = os.pread(self._open(write=False), EPOCH_SLOT.size * EPOCH_SLOTS, 0)
+            data = os.pread(self._open(write=False), _NOTE_BYTES, 0)
         except OSError:
             return None
         return parse_note(data)
 
-    def write(self, epoch: int, *, sync: bool = False) -> None:
-        """Note an epoch; one that is behind the noted one changes nothing.
+    def write(self, epoch: Epoch, *, sync: bool = False) -> None:
+        """Note an epoch; one that is behind the noted one of its lineage changes nothing.
 
         A note that cannot be written only leaves weaker evidence, so it does not fail a commit that has succeeded.
         """
@@ -55,13 +71,26 @@ class EpochNote:
             descriptor = self._open(write=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
-                if epoch > (parse_note(os.pread(descriptor, EPOCH_SLOT.size * EPOCH_SLOTS, 0)) or 0):
-                    os.pwrite(descriptor, pack_slot(epoch), epoch % EPOCH_SLOTS * EPOCH_SLOT.size)
+                noted = parse_note(os.pread(descriptor, _NOTE_BYTES, 0))
+                if noted is None or noted.lineage != epoch.lineage:
+                    os.pwrite(descriptor, pack_slot(epoch) * EPOCH_SLOTS, 0)
+                elif epoch.number > noted.number:
+                    os.pwrite(descriptor, pack_slot(epoch), epoch.number % EPOCH_SLOTS * EPOCH_SLOT.size)
             finally:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             if sync:
                 os.fsync(descriptor)
                 sync_directory(self._path.parent)
+
+    def remove(self) -> None:
+        """Forget what was noted: the catalogue is about to be made anew.
+
+        Raises:
+            OSError: it can't be removed.
+        """
+        self.close()
+        self._path.unlink(missing_ok=True)
+        sync_directory(self._path.parent)
 
     def close(self) -> None:
         """Let go of the file; harmless when done twice."""
@@ -78,18 +107,18 @@ class EpochNote:
         return self._descriptor
 
 
-def pack_slot(epoch: int) -> bytes:
+def pack_slot(epoch: Epoch) -> bytes:
     """One slot."""
-    body = EPOCH_SLOT.pack(EPOCH_MAGIC, epoch, 0)[:-8]
+    body = EPOCH_SLOT.pack(EPOCH_MAGIC, *epoch, 0)[:-8]
     return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
 
 
-def parse_note(data: bytes) -> int | None:
-    """The greatest epoch in the slots that are intact; None when none is."""
-    found = []
+def parse_note(data: bytes) -> Epoch | None:
+    """The newest epoch in the slots that are intact; None when none is, or when they tell of two lineages."""
+    found = set()
     for at in range(0, len(data) - EPOCH_SLOT.size + 1, EPOCH_SLOT.size):
         slot = data[at : at + EPOCH_SLOT.size]
-        _, epoch, _ = EPOCH_SLOT.unpack(slot)
-        if slot == pack_slot(epoch):
-            found.append(epoch)
-    return max(found, default=None)
+        _, lineage, number, _ = EPOCH_SLOT.unpack(slot)
+        if slot == pack_slot(Epoch(lineage, number)):
+            found.add(Epoch(lineage, number))
+    return max(found) if len({each.lineage for each in found}) == 1 else None

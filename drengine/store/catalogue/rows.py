@@ -118,9 +118,10 @@ class DamageRow(NamedTuple):
 
 
 class EpochRow(NamedTuple):
-    """The one row that numbers the catalogue's transactions (epoch.py). `id` is always 1."""
+    """The one row that numbers the catalogue's transactions (epoch.py). `id` is always 1; `lineage` is random."""
 
     id: int
+    lineage: int
     number: int
 
 

@@ -16,6 +16,7 @@ import xxhash
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
 from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.epoch import Epoch
 from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow, SegmentRow, SourceRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, os_errors, read_errors
@@ -60,13 +61,18 @@ class SourceState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """The snapshot. `epoch` numbers the transaction that it shows; 0 where it was written before there were epochs."""
+    """The snapshot. `lineage` and `epoch` say which transaction it shows; both are 0 in manifests from before epochs."""
 
     store: bytes
     number: int
     created_ns: int
     sources: list[SourceState]
+    lineage: int = 0
     epoch: int = 0
+
+    def is_newer_than(self, epoch: Epoch) -> bool:
+        """Whether it shows a later transaction of this catalogue, or one of another catalogue."""
+        return bool(self.epoch) and (self.lineage != epoch.lineage or self.epoch > epoch.number)
 
 
 def branch_row(state: BranchState) -> BranchRow:
@@ -93,7 +99,7 @@ def take_snapshot(catalogue: Catalogue, store: bytes, number: int, now_ns: int) 
             damage = [list(row) for row in catalogue.damage(source.name)]
             sources.append(SourceState(list(source), branches, damage))
         epoch = catalogue.epoch()
-    return Manifest(store, number, now_ns, sources, epoch)
+    return Manifest(store, number, now_ns, sources, epoch.lineage, epoch.number)
 
 
 def write_manifest(context: StoreContext) -> Manifest:

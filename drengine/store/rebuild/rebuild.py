@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.ownership import give_path_to_owner, make_directory
 from drengine.store.blobs import Storage
-from drengine.store.catalogue.database import CATALOGUE_NAME, FIRST_EPOCH, SIDE_SUFFIXES, Catalogue
+from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.catalogue.epoch import EpochNote
-from drengine.store.catalogue.rows import OPEN, SIDE_ROLES, BranchRow, EpochRow, PointRow, SourceRow
+from drengine.store.catalogue.rows import OPEN, SIDE_ROLES, BranchRow, PointRow, SourceRow
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
@@ -90,9 +90,7 @@ def rebuild_catalogue(
                 (directory / f"{_NEW}{suffix}").unlink(missing_ok=True)
             Catalogue.create(directory, _NEW)
             give_path_to_owner(directory / _NEW)
-            epoch = _newest_epoch(directory, manifest)
             with _opened(directory) as catalogue, catalogue.transaction():
-                catalogue.put(EpochRow(1, epoch))
                 _fill(
                     catalogue,
                     report,
@@ -103,8 +101,12 @@ def rebuild_catalogue(
                     now_ns=clock.now_ns(),
                     progress=progress,
                 )
+                epoch = catalogue.epoch()
+            note = EpochNote(directory)
+            note.remove()
             report.kept_aside = _take_place(directory)
-            EpochNote(directory).write(epoch + 1, sync=True)
+            note.write(epoch, sync=True)
+            note.close()
     return report
 
 
@@ -139,18 +141,6 @@ def _identity(directory: Path, storage: Storage, places: list[SegmentPlace]) -> 
         finally:
             reader.close()
     raise DrengineError(NOT_A_STORE, f"no segment in {directory} tells which store it is of")
-
-
-def _newest_epoch(directory: Path, manifest: Manifest | None) -> int:
-    """The newest transaction that anything in the store tells of: the new catalogue goes on behind it."""
-    known = [EpochNote(directory).read() or 0, manifest.epoch if manifest else 0, FIRST_EPOCH]
-    with suppress(DrengineError):
-        old = Catalogue(directory, read_only=True, check=False)
-        try:
-            known.append(old.epoch())
-        finally:
-            old.close()
-    return max(known)
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def require_current(context: StoreContext, *, strict: bool) -> None:
         DrengineError: CATALOGUE_DAMAGED.
     """
     manifest, _ = newest_manifest(context.storage)
-    if manifest and manifest.store == context.identity and manifest.epoch > context.catalogue.epoch():
+    if manifest and manifest.store == context.identity and manifest.is_newer_than(context.catalogue.epoch()):
         raise DrengineError(CATALOGUE_DAMAGED, f"the catalogue is older than manifest {manifest.number}")
     known = {
         (source.name, branch.branch)
