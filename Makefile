@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 ARGS ?=
-# Many tests wait for processes and disks; a file's tests stay together, because some share a host of their own.
+# Many tests wait for processes and disks; tests/conftest.py says which of them run one after another.
 WORKERS ?= 3
 
 .PHONY: help demo test check bench soak live crash field agent lock docs clean oracle
@@ -16,7 +16,7 @@ demo: $(VENV)/.demo ## the whole story on this machine, unprivileged, in about a
 
 test: $(VENV)/.test ## set up and run the tests (installs Debian packages when root; otherwise says what it skips)
 	@./deploy/test-tools >&2
-	@$(PY) -m pytest -q -rs -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest -q -rs -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.check ## style, types, import direction, dead code, dependencies, generated documents
 	$(VENV)/bin/ruff check .

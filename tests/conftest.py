@@ -1,11 +1,37 @@
-"""The order of the tests: files that take minutes begin first, so that none of them is left alone at the end."""
+"""Which tests run side by side, and in which order.
+
+A file's tests stay together. Tests that mount, attach disks or make mount namespaces run one after another: a new
+namespace holds on to what others have mounted, and their disks are busy then. What takes longest begins first.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-LONG = ("tests/system/", "tests/docs/", "tests/crash/", "tests/agent/install/", "tests/agent/capture/ebpf/")
+MACHINE = (
+    "tests/agent/capture/ebpf/",
+    "tests/agent/cuts/",
+    "tests/agent/install/",
+    "tests/agent/standby/",
+    "tests/docs/",
+    "tests/field/",
+    "tests/linux/",
+    "tests/recovery/",
+    "tests/system/",
+    "tests/crash/test_small_disk.py",
+    "tests/failover/engine/test_real_parts.py",
+    "tests/store/test_users.py",
+    "tests/agent/capture/test_backing.py",
+    "tests/agent/daemon/test_adopt.py",
+    "tests/nbd/test_hydration.py",
+    "tests/target/test_store_away.py",
+    "tests/terminal/test_streams.py",
+    "tests/failover/test_disturbances.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))  # the sort is stable
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("machine" if file.startswith(MACHINE) else file))
+    items.sort(key=lambda item: not item.nodeid.startswith(MACHINE))  # the sort is stable

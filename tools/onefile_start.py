@@ -52,11 +52,13 @@ def private(folder):
 
 
 def caches():
-    """Folders that only this user can write, the best one first."""
+    """Folders that only this user can write, the best one first; none is made before it is needed."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folders = [os.environ.get("DRENGINE_CACHE"), os.environ.get("CACHE_DIRECTORY")]
     folders.append("/var/cache/drengine-agent" if os.geteuid() == 0 else os.path.join(home, "drengine-agent"))
-    return [folder for folder in folders if folder and private(folder)]
+    for folder in folders:
+        if folder and private(folder):
+            yield folder
 
 
 def members(archive, kind):

@@ -170,6 +170,8 @@ def operations(story: Story, command: Typed) -> None:
         story.must(changed)
         return None
     story.machine.write(".environment", f"export DRENGINE_CONFIG={HOME}/orchestrator.toml DRENGINE_STORE={STORE}\n")
+    if text.startswith("drengine-agent check-config"):
+        story.must(f"cp {AGENT_FILE} /etc/drengine/agent.toml")
     if text.startswith("drengine restore latest"):
         story.must("mkdir -p /srv/restored")
     if "registry.sqlite" in text:

@@ -349,7 +349,7 @@ class PutBackMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.uncommitted: list[str] = []
         self.lives_of: dict[str, list[Disk]] = {}
-        """For each cut, what each writer that made one of its name put in it: any that was not committed may come back."""
+        """For each cut, what each writer that made one of its name put in it: any but committed ones may come back."""
 
     @rule(policy=st.sampled_from(SALVAGE_POLICIES))
     def retain_and_compact(self, policy: RetentionPolicy) -> None:

@@ -6,11 +6,11 @@ import contextlib
 import fcntl
 import mmap
 import os
-import select
 import signal
 import threading
 from collections.abc import Sequence
 
+from drengine.process.descriptors import readable
 from drengine_agent.cuts.watchdog import FITHAW, IS_FROZEN, NOT_OURS
 
 GRACE_SECONDS = 0.25
@@ -42,7 +42,7 @@ class Guard(threading.Thread):
     def run(self) -> None:
         """Wait for the end, the watchdog's death, or a deadline that it missed. No log: it may be frozen, too."""
         try:
-            ready, _, _ = select.select([self._watchdog, self._ended], [], [], self._seconds + GRACE_SECONDS)
+            ready = readable((self._watchdog, self._ended), self._seconds + GRACE_SECONDS)
             if self._ended in ready:
                 return
             self.acted = True
@@ -50,7 +50,7 @@ class Guard(threading.Thread):
                 self._thaw(only=IS_FROZEN)
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(self._watchdog, signal.SIGCONT)
-                ready, _, _ = select.select([self._watchdog, self._ended], [], [])
+                ready = readable((self._watchdog, self._ended))
             if self._watchdog in ready:
                 # A freeze that was under way when it was killed has ended by now, one way or the other: the kernel
                 # lets no process go before its system calls have ended.

@@ -61,7 +61,7 @@ class SourceState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """The snapshot. `lineage` and `epoch` say which transaction it shows; both are 0 in manifests from before epochs."""
+    """The snapshot. `lineage` and `epoch` say which transaction it shows; both are 0 in those from before epochs."""
 
     store: bytes
     number: int
