@@ -12,7 +12,6 @@ REASON = "Long because"
 
 KNOWN = {
     # By module and name. Each is being parted: whoever does it removes the line. None may be added.
-    "plan.plan",
     "restore.restore",
     "layout.plan",
 }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -17,11 +16,8 @@ from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, S
 from drengine.failover.steps.texts import filled, launched_details
 from drengine.model.errors import DrengineError
 
-KEY_BYTES_MAX = 64 << 10
 TTL_MAX = 2**31 - 1
 _TYPE = re.compile(r"[A-Z][A-Z0-9]{0,9}", re.ASCII)
-_KEY = re.compile(r'key\s+"?([^"\s{]+)"?\s*\{(.*?)\}', re.S)
-_FIELD = re.compile(r'(algorithm|secret)\s+"?([^";\s]+)"?\s*;')
 
 
 class DnsChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -82,7 +78,7 @@ class DnsStep(ActionKind[DnsChange, Records]):
         change = msgspec.structs.replace(step.settings, values=values)
         made = f"{change.name} {change.type} {' '.join(values)}"
         try:
-            answer = await asyncio.to_thread(_update, change, step.timeout_seconds)
+            answer = await asyncio.to_thread(_send, change, step.timeout_seconds)
         except DrengineError as error:
             return StepResult(False, error.message, error.kind.id)
         except Exception as error:  # noqa: BLE001 - dnspython has a dozen kinds of failure; all mean: not changed
@@ -92,46 +88,12 @@ class DnsStep(ActionKind[DnsChange, Records]):
         return StepResult(True, made, data=Records(values))
 
 
-def _update(change: DnsChange, seconds: float) -> str:
-    import dns.query  # noqa: PLC0415 - only runbooks with DNS changes pay for it
-    import dns.rcode  # noqa: PLC0415
-    import dns.update  # noqa: PLC0415
+def _send(change: DnsChange, seconds: float) -> str:
+    from drengine.failover.steps.dns_update import send_update  # noqa: PLC0415 - only runs that move names pay for it
 
-    key = read_key(Path(change.key_file)) if change.key_file else {}
-    update = dns.update.UpdateMessage(change.zone, **key)
-    update.delete(change.name, change.type)
-    for value in change.values:
-        update.add(change.name, change.ttl, change.type, value)
-    host, port = _server(change.server)
-    address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
-    return dns.rcode.to_text(dns.query.tcp(update, address, timeout=seconds, port=port).rcode())
-
-
-def read_key(path: Path) -> dict[str, Any]:
-    """A TSIG key file as BIND's tsig-keygen writes it, as dnspython wants it.
-
-    Raises:
-        DrengineError: COMMAND_FAILED; the secret is never part of the message.
-    """
-    import dns.tsigkeyring  # noqa: PLC0415
-
-    try:
-        text = path.read_bytes()[:KEY_BYTES_MAX].decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DrengineError(COMMAND_FAILED, f"key file {path}: {type(error).__name__}") from error
-    found = _KEY.search(text)
-    fields = dict(_FIELD.findall(found[2])) if found else {}
-    if found is None or "secret" not in fields:
-        raise DrengineError(COMMAND_FAILED, f"key file {path} holds no TSIG key")
-    ring = dns.tsigkeyring.from_text({found[1]: fields["secret"]})
-    return {"keyring": ring, "keyalgorithm": fields.get("algorithm", "hmac-sha256")}
-
-
-def _server(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if colon and port.isdigit() and (":" not in host or host.startswith("[")):
-        return host.strip("[]"), int(port)
-    return text.strip("[]"), 53
+    key_file = Path(change.key_file) if change.key_file else None
+    records = (change.name, change.type, change.ttl, change.values)
+    return send_update(change.server, change.zone, *records, key_file=key_file, seconds=seconds)
 
 
 DNS = DnsStep()

@@ -48,8 +48,7 @@ class SqlStep(Check[SqlCheck]):
 
     def ask(self, settings: SqlCheck, seconds: float) -> str:
         """See Check."""
-        from sqlalchemy import create_engine, text  # noqa: PLC0415 - only runbooks with SQL checks pay for it
-        from sqlalchemy.pool import NullPool  # noqa: PLC0415
+        from sqlalchemy import NullPool, create_engine, text  # noqa: PLC0415 - only runs with SQL checks pay for it
 
         url = settings.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
         limits = {"connect_timeout": max(1, int(seconds))} if url.startswith("postgresql") else {}
