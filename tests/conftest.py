@@ -23,10 +23,12 @@ MACHINE = (
     "tests/store/test_users.py",
     "tests/agent/capture/test_backing.py",
     "tests/agent/daemon/test_adopt.py",
+    "tests/agent/doctor/test_gather.py",
+    "tests/agent/failback/test_reverse_live.py",
+    "tests/nbd/test_real_clients.py",
     "tests/nbd/test_hydration.py",
     "tests/target/test_store_away.py",
     "tests/terminal/test_streams.py",
-    "tests/failover/test_disturbances.py",
 )
 
 
