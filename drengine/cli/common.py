@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,13 +32,9 @@ def open_store(path: Path, *, read_only: bool = False, may_be_read_only: bool = 
 
     `may_be_read_only`: where it can't be written it is read all the same, and what was found is not remembered in it.
     """
-    from drengine.store.place import is_writable  # noqa: PLC0415
     from drengine.store.store import Store  # noqa: PLC0415
 
-    if may_be_read_only:
-        with suppress(DrengineError):  # which opening it tells better
-            read_only = not is_writable(path)
-    return Store.open(path, read_only=read_only)
+    return Store.open(path, read_only=None if may_be_read_only else read_only)
 
 
 def pick_source(store: Store, name: str | None) -> str:

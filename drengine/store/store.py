@@ -45,7 +45,7 @@ from drengine.store.log.writable import WritableView
 from drengine.store.log.writer import BranchWriter
 from drengine.store.names import EPOCH_NAME, MANIFESTS, SEGMENTS, SegmentPlace
 from drengine.store.options import StoreOptions
-from drengine.store.place import Place
+from drengine.store.place import Place, is_writable
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
 from drengine.store.rebuild.strays import require_current, set_aside
@@ -110,7 +110,7 @@ class Store:
         clock: Clock | None = None,
         options: StoreOptions | None = None,
         storage: Storage | None = None,
-        read_only: bool = False,
+        read_only: bool | None = False,
     ) -> Store:
         """Open an existing store and check its catalogue.
 
@@ -119,7 +119,7 @@ class Store:
             clock: time source; the machine's by default.
             options: limits.
             storage: in place of the one that the STORE file names (for tests that make it fail).
-            read_only: change nothing, and manage without permission to write.
+            read_only: change nothing, and manage without permission to write; None: only if this user may not write.
 
         Raises:
             DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY,
@@ -130,6 +130,8 @@ class Store:
             raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
         identity, stored_in = read_store_file(directory)
         options = options or StoreOptions()
+        if read_only is None:
+            read_only = not is_writable(directory)
         catalogue = Catalogue(directory, read_only=read_only)
         try:
             place = Place(directory, identity)
