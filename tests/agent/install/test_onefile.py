@@ -14,19 +14,29 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from drengine.model.errors import ErrorKind
 from drengine_agent.install.errors import CACHE_UNUSABLE, ONE_FILE_DAMAGED, PYTHON_UNSUPPORTED
+from drengine_agent.install.places import CACHE
 from tests.agent.install.onefile import build_here
 from tools.onefile import ROOT, pack, requirements, without_sections
 
 Answer = subprocess.CompletedProcess[str]
 Start = Callable[..., Answer]
 START = ROOT / "tools/onefile_start.py"
+
+
+@pytest.fixture(autouse=True)
+def machines_cache_is_left_as_it_was() -> Iterator[None]:
+    """Where no folder that a test names can be used, the agent takes the machine's: it goes again."""
+    was_there = CACHE.exists()
+    yield
+    if not was_there:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
