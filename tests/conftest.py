@@ -32,9 +32,11 @@ MACHINE = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Before pytest-xdist reads the groups, which it does at the end of the collection."""
+    file = item.nodeid.partition("::")[0]
+    item.add_marker(pytest.mark.xdist_group("machine" if file.startswith(MACHINE) else file))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("machine" if file.startswith(MACHINE) else file))
     items.sort(key=lambda item: not item.nodeid.startswith(MACHINE))  # the sort is stable
