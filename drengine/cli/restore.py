@@ -54,7 +54,6 @@ def restore(
         if force:
             meant = forced([path for _, path in places])
             overwrite, write_device = overwrite or meant == "--overwrite", write_device or meant == "--write-device"
-        reports = []
         with opened.view(found) as view:
             identity = opened.identity + f"/{found.source}/{found.id}".encode()
             works = [
@@ -75,26 +74,29 @@ def restore(
             for (volume, path), size in zip(places, sectors, strict=True):
                 if told := sectors_differ(volume.name, size, path):
                     note(told)
-            with _stopping_on_signals(works), ExitStack() as taken:
-                for work in works:
-                    taken.callback(work.close)
-                for (volume, _), work in zip(places, works, strict=True):
-                    with progress_bar(f"restoring {volume.name}", quiet=json) as advance:
-                        report = work.run(advance)
-                    reports.append(report)
-                    if not json:
-                        print(
-                            f"{volume.name} at {found.id} completed: {report.path}, {human_bytes(volume.size_bytes)}"
-                            + (", read back and equal" if verify else ", not read back")
-                        )
-                if json:
-                    told_of = [
-                        {**asdict(report), "sector_bytes": size, "destination_sector_bytes": sector_bytes(report.path)}
-                        for report, size in zip(reports, sectors, strict=True)
-                    ]
-                    emit_json({"id": found.id, "source": found.source, "completed": True, "volumes": told_of})
-                for work in works:
-                    work.forget()
+            _carry_out(found, list(zip([volume for volume, _ in places], works, sectors, strict=True)), json=json)
+
+
+def _carry_out(point: RecoveryPoint, works: list[tuple[VolumeGeometry, Restore, int]], *, json: bool) -> None:
+    """Restore one volume after the other, each with its sector size, and say what was done when it is done."""
+    volumes = []
+    with _stopping_on_signals([work for _, work, _ in works]), ExitStack() as taken:
+        for _, work, _ in works:
+            taken.callback(work.close)
+        for volume, work, size in works:
+            with progress_bar(f"restoring {volume.name}", quiet=json) as advance:
+                report = work.run(advance)
+            destination = {"sector_bytes": size, "destination_sector_bytes": sector_bytes(report.path)}
+            volumes.append({**asdict(report), **destination})
+            if not json:
+                print(
+                    f"{volume.name} at {point.id} completed: {report.path}, {human_bytes(volume.size_bytes)}"
+                    + (", read back and equal" if report.verified else ", not read back")
+                )
+        if json:
+            emit_json({"id": point.id, "source": point.source, "completed": True, "volumes": volumes})
+        for _, work, _ in works:
+            work.forget()
 
 
 def forced(paths: list[Path]) -> str:

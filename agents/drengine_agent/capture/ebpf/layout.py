@@ -173,7 +173,24 @@ def plan(volumes: Sequence[WatchedVolume]) -> Layout:
         )
         for each in ordered
     )
-    described = [
+    total_pages = summary_pages + payload_pages
+    return Layout(
+        tuple(regions),
+        placements,
+        -(-total_pages // 64),
+        total_pages * PAGE_WORDS,
+        ledger // 64,
+        _described(ordered),
+    )
+
+
+def _described(volumes: Sequence[WatchedVolume]) -> bytes:
+    """The volumes as the kernel keeps them for whoever takes the tracking up again.
+
+    Raises:
+        ValueError: they don't fit.
+    """
+    facts = [
         {
             "volume": each.volume,
             "size_bytes": each.size_bytes,
@@ -186,10 +203,9 @@ def plan(volumes: Sequence[WatchedVolume]) -> Layout:
             "identity": each.device.identity,
             "bio": each.device.bio,
         }
-        for each in ordered
+        for each in volumes
     ]
-    text = json.dumps(described, separators=(",", ":"), sort_keys=True).encode()
+    text = json.dumps(facts, separators=(",", ":"), sort_keys=True).encode()
     if len(text) > CONTROL_BYTES - AT_VOLUMES:
         raise ValueError("too many volumes in one group")
-    total_pages = summary_pages + payload_pages
-    return Layout(tuple(regions), placements, -(-total_pages // 64), total_pages * PAGE_WORDS, ledger // 64, text)
+    return text
