@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +95,12 @@ class Site:
         done = subprocess.run([*given, "--json"], capture_output=True, env=ENVIRONMENT, cwd=ROOT, check=False)
         found: dict[str, Any] = json.loads(done.stdout or b"{}")
         return found
+
+    def hears_agent(self) -> bool:
+        """Whether the orchestrator has heard of the agent and takes it for connected."""
+        rest = tomllib.loads((self.directory / "orchestrator.toml").read_text())["rest"]
+        with urllib.request.urlopen(f"http://{rest}/api/v1/parties", timeout=5) as answer:
+            return any(each["kind"] == "agent" and each["online"] for each in json.load(answer))
 
     def drengine(self, *argv: str, code: int = 0) -> dict[str, Any]:
         """A command about runs; its JSON, on standard output or, for an error, on standard error."""
@@ -211,6 +219,7 @@ def test_a_shop_comes_home_to_a_disk_that_replaces_the_lost_one(site: Site, larg
     eventually(lambda: write(site, 3 * BLOCK, b"never read again from the old disk"))
     eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
     assert site.agent("cut", "--label", "before")
+    eventually(site.hears_agent)
     failover = site.drengine("failover", str(site.directory / "shop.yaml"))
     assert failover["outcome"] == "completed"
 
