@@ -33,6 +33,7 @@ def life() -> Iterator[Life]:
         yield Life(record_life(SEED, directory, rounds=ROUNDS), directory)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.fault(1)
 @pytest.mark.fault(4)
 @pytest.mark.fault(8)
