@@ -69,8 +69,9 @@ def abandon(context: StoreContext, catalogue: Catalogue, source: str, branch: in
     decided = catalogue.removals(source, branch)
     behind = [place for place in unnamed if place.segment > newest]
     going = [place for place in behind if RemovalRow(*place) in decided or _was_never_committed(context, place)]
-    with catalogue.transaction():  # which the older catalogue refuses
-        catalogue.put(*(RemovalRow(*place) for place in going))
+    if going:
+        with catalogue.transaction():  # which the older catalogue refuses
+            catalogue.put(*(RemovalRow(*place) for place in going))
     # Newest first, so that a crash in between leaves no gap.
     for place in reversed(going):
         context.storage.delete(segment_name(*place))
@@ -89,10 +90,12 @@ def clear_strays(context: StoreContext, source: str, branch: int) -> list[Segmen
     catalogue = context.catalogue
     rows = {row.segment: row for row in catalogue.segments(source, branch)}
     newest = max(rows, default=0)
-    decided = [row for row in catalogue.removals(source, branch) if row.segment <= newest]
+    removals = catalogue.removals(source, branch)
+    decided = [row for row in removals if row.segment <= newest]
+    unnamed = unnamed_segments(context, catalogue, source, branch)
     going: list[SegmentPlace] = []
     kept: list[SegmentPlace] = []
-    for place in unnamed_segments(context, catalogue, source, branch):
+    for place in unnamed:
         if place.segment <= newest:
             may_go = RemovalRow(*place) in decided or _has_another_revision(context, rows.get(place.segment))
             (going if may_go else kept).append(place)
@@ -101,6 +104,9 @@ def clear_strays(context: StoreContext, source: str, branch: int) -> list[Segmen
     for place in going:
         context.storage.delete(segment_name(*place))
     _forget_removals(catalogue, decided)
+    layers = map(layer_last, context.storage.list(f"{segment_directory(source, branch)}/"))
+    if max((*(place.segment for place in unnamed), *(row.segment for row in removals), *layers), default=0) <= newest:
+        return kept  # without the lock, which would be in the way of a writer that is about to begin
     try:
         with lock_branch(context.directory, source, branch):
             abandon(context, catalogue, source, branch)
