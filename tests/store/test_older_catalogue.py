@@ -348,7 +348,7 @@ class PutBackMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.uncommitted: list[str] = []
-        self.lives_of: dict[str, list[Disk]] = {}
+        self.lives_of = {name: [disk] for name, disk in self.source.points.items()}
         """For each cut, what each writer that made one of its name put in it: any but committed ones may come back."""
 
     @rule(policy=st.sampled_from(SALVAGE_POLICIES))
