@@ -13,7 +13,7 @@ from benchmarks import limits, works
 from benchmarks.bench import Bench
 from benchmarks.page import render
 from benchmarks.report import Report, begin
-from benchmarks.text import limits_text, table_text
+from benchmarks.text import aims_table, limits_text, peak_name, table_text
 
 
 def main() -> int:
@@ -45,11 +45,13 @@ def main() -> int:
             _measure(name, bench, report)
             (options.out / "results.json").write_text(report.to_json())
             (options.out / "index.html").write_text(render(report))
-    _say(f"results: {options.out / 'results.json'} and {options.out / 'index.html'}")
+            (options.out / "aims.md").write_text(aims_table(report))
+    _say(f"results: results.json, aims.md and index.html in {options.out}")
     return 1 if report.failed else 0
 
 
 def _measure(name: str, bench: Bench, report: Report) -> None:
+    bench.target_peaks.clear()
     try:
         tables = works.load(name)(bench)
     except Exception as error:  # noqa: BLE001 - a work that fails is shown, and the others go on
@@ -59,6 +61,9 @@ def _measure(name: str, bench: Bench, report: Report) -> None:
     for table in tables:
         report.tables.append(table)
         _say(table_text(table))
+    if bench.target_peaks:
+        report.target_peaks[name] = max(bench.target_peaks)
+        _say(f"{peak_name(name)}: {report.target_peaks[name] >> 20} MiB")
     os.sync()  # the next one does not pay for this one's dirty pages
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from benchmarks.image import make_image
+from benchmarks.site import Site, site
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -21,11 +23,13 @@ class Bench:
         folder: scratch space on the disk that is measured; removed at the end.
         quick: a short round, to see that everything works; its figures mean little.
         image_mib: size of the image, if not the usual one.
+        target_peaks: the largest resident memory of each target that has ended, in bytes.
     """
 
     folder: Path
     quick: bool = False
     image_mib: int = 0
+    target_peaks: list[int] = field(default_factory=list)
 
     @property
     def image_bytes(self) -> int:
@@ -57,3 +61,7 @@ class Bench:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
+
+    def site(self, folder: Path) -> contextlib.AbstractContextManager[Site]:
+        """A site that ends with the block; what its targets took is noted."""
+        return site(folder, peaks=self.target_peaks)

@@ -7,7 +7,7 @@ from html import escape
 from benchmarks.plots import svg
 from benchmarks.report import Report
 from benchmarks.results import Figure, Table
-from benchmarks.text import number, sync_name
+from benchmarks.text import aim_text, number, peak_name, sync_name
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d252c }
@@ -38,6 +38,9 @@ def render(report: Report) -> str:
     limits += "".join(
         f"<tr><td>{escape(sync_name(name))}<td class=n>{value:.2f} ms" for name, value in report.sync_ms.items()
     )
+    limits += "".join(
+        f"<tr><td>{escape(peak_name(name))}<td class=n>{value >> 20} MiB" for name, value in report.target_peaks.items()
+    )
     sections = "".join(_section(table) for table in report.tables)
     failures = "".join(f"<p class=failed>{escape(name)} failed: {escape(why)}" for name, why in report.failed.items())
     quick = _QUICK if report.quick else ""
@@ -47,7 +50,8 @@ def render(report: Report) -> str:
         f"<p>{escape(report.begun)}; {escape(report.machine)}; {escape(report.load)}.{quick}"
         "<p class=remark>Bars are medians; black lines span all runs; red ticks are aims; ours are blue. "
         "Ratios are to the row marked 1.00. Trust ratios inside a table, not absolute values."
-        f"{failures}<h2>Limits of this machine, in this run</h2><table>{limits}</table>{sections}</html>\n"
+        f"{failures}<h2>Limits of this machine in this run, and memory of the target</h2><table>{limits}</table>"
+        f"{sections}</html>\n"
     )
 
 
@@ -64,10 +68,10 @@ def _row(table: Table, figure: Figure) -> str:
     name = f"<td class={'ours' if figure.ours else 'peer'}>{escape(figure.name)}"
     if figure.value is None:
         return f"<tr>{name}<td class=failed colspan=6>{escape(figure.failed)}"
-    ratio, aim = table.ratio(figure), table.aims.get(figure.name)
+    ratio, aim = table.ratio(figure), table.aim(figure.name)
     spread = f"{number(min(figure.runs))} - {number(max(figure.runs))}" if len(figure.runs) > 1 else ""
     wire = f"{figure.wire_bytes / 1e6:,.1f} MB" if figure.wire_bytes is not None else ""
-    verdict = f"<td class={table.verdict(figure)}>{number(aim)}: {table.verdict(figure)}" if aim is not None else "<td>"
+    verdict = f"<td class={table.verdict(figure)}>{aim_text(table, figure)}" if aim is not None else "<td>"
     return (
         f"<tr>{name}<td class=n>{number(figure.value)}<td class=n>{'' if ratio is None else f'{ratio:.2f}'}"
         f"<td class=n>{spread}<td class=n>{wire}{verdict}<td class=remark>{escape(figure.note)}"

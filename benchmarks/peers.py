@@ -12,6 +12,8 @@ from pathlib import Path
 
 from benchmarks.results import Contestant, Measured, clocked
 
+NBDCOPY = "nbdcopy"
+
 
 class NotInstalledError(RuntimeError):
     """A peer is missing on this machine."""
@@ -120,7 +122,7 @@ def copies(image: Path, folder: Path) -> list[Contestant]:
     remote = ("-e", "sh -c 'shift; exec \"$@\"' sh", image, f"localhost:{target}")
     return [
         Contestant("cat through a pipe", lambda: whole(lambda: _cat(image, target))),
-        Contestant("nbdcopy", lambda: between_servers(nbdcopy)),
+        Contestant(NBDCOPY, lambda: between_servers(nbdcopy)),
         Contestant("qemu-img convert over NBD", lambda: between_servers(convert)),
         Contestant("rsync --whole-file", lambda: whole(lambda: rsync(*plain))),
         Contestant("rsync zstd level 1", lambda: whole(lambda: rsync(*packed, *remote))),

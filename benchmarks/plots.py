@@ -23,8 +23,9 @@ def draw(table: Table) -> Canvas:
     values = [figure.value or 0.0 for figure in figures]
     places = range(len(figures))
     axes.barh(places, values, color=[OURS if figure.ours else PEER for figure in figures], height=0.66)
-    largest = max([*values, *(run for figure in figures for run in figure.runs), *table.aims.values(), 1e-9])
-    for place, figure in zip(places, figures, strict=True):
+    aims = [table.aim(figure.name) for figure in figures]
+    largest = max([*values, *(run for figure in figures for run in figure.runs), *filter(None, aims), 1e-9])
+    for place, figure, aim in zip(places, figures, aims, strict=True):
         if figure.value is None:
             axes.text(
                 largest * 0.01,
@@ -37,8 +38,8 @@ def draw(table: Table) -> Canvas:
         low, high = min(figure.runs, default=figure.value), max(figure.runs, default=figure.value)
         axes.hlines(place, low, high, color="black", linewidth=1.1)
         axes.text(max(high, figure.value) + largest * 0.012, place, number(figure.value), va="center")
-        if figure.name in table.aims:
-            axes.vlines(table.aims[figure.name], place - 0.42, place + 0.42, color=AIM, linewidth=2)
+        if aim is not None:
+            axes.vlines(aim, place - 0.42, place + 0.42, color=AIM, linewidth=2)
     axes.set_yticks(list(places), [figure.name for figure in figures])
     axes.invert_yaxis()
     axes.set_xlim(0, largest * 1.13)

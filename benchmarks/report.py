@@ -23,6 +23,7 @@ class Report:
         limits: bytes per second; see limits.measure.
         sync_ms: milliseconds of a small sync; see limits.sync_latency.
         tables: results.
+        target_peaks: by work, the largest resident memory that a target of it ever had, in bytes.
         failed: works that could not be measured, and why.
     """
 
@@ -33,6 +34,7 @@ class Report:
     limits: dict[str, float] = field(default_factory=dict)
     sync_ms: dict[str, float] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
+    target_peaks: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -41,7 +43,12 @@ class Report:
             {
                 **asdict(table),
                 "figures": [
-                    {**asdict(figure), "ratio": table.ratio(figure), "verdict": table.verdict(figure)}
+                    {
+                        **asdict(figure),
+                        "ratio": table.ratio(figure),
+                        "speed": table.speed(figure),
+                        "verdict": table.verdict(figure),
+                    }
                     for figure in table.figures
                 ],
             }

@@ -40,6 +40,14 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """An aim beside a peer of the same run: at least so much of the speed of the row `of`."""
+
+    of: str
+    least: float
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """One table of the report.
 
@@ -50,6 +58,7 @@ class Table:
         higher_is_better: for rates.
         figures: rows.
         aims: what we want, by the name of our row, in the same unit.
+        shares: what we want, by the name of our row, as a share of a peer's speed.
         baseline: the row that ratios refer to.
         remark: how to read it.
     """
@@ -60,17 +69,40 @@ class Table:
     figures: tuple[Figure, ...]
     higher_is_better: bool = False
     aims: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
     baseline: str = ""
     remark: str = ""
 
+    def value(self, name: str) -> float | None:
+        """The value of a row; None when there is none."""
+        return next((each.value for each in self.figures if each.name == name), None)
+
     def ratio(self, figure: Figure) -> float | None:
         """How often the baseline's value goes into a figure's: None without either."""
-        base = next((each.value for each in self.figures if each.name == self.baseline), None)
+        base = self.value(self.baseline)
         return figure.value / base if base and figure.value is not None else None
+
+    def speed(self, figure: Figure) -> float | None:
+        """Share of the speed of the peer that its aim names: rates as they are, times turned round."""
+        share = self.shares.get(figure.name)
+        peer = self.value(share.of) if share else None
+        if not peer or not figure.value:
+            return None
+        return figure.value / peer if self.higher_is_better else peer / figure.value
+
+    def aim(self, name: str) -> float | None:
+        """The aim of a row in the table's unit; None when it has none, or its peer has no value."""
+        share = self.shares.get(name)
+        if share is None:
+            return self.aims.get(name)
+        peer = self.value(share.of)
+        if not peer:
+            return None
+        return share.least * peer if self.higher_is_better else peer / share.least
 
     def verdict(self, figure: Figure) -> str:
         """`met` or `short` where there is an aim."""
-        aim = self.aims.get(figure.name)
+        aim = self.aim(figure.name)
         if aim is None:
             return ""
         if figure.value is None:

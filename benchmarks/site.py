@@ -6,6 +6,7 @@ What is durable is read from the target's catalogue, not asked of the daemons: l
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -59,6 +60,14 @@ class Process:
     def resident_bytes(self) -> int:
         """Memory it holds now."""
         return int(Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def peak_bytes(self) -> int:
+        """The most memory that it ever held, files that it maps among it; 0 when it has ended."""
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self.popen.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) << 10
+        return 0
 
     def check(self) -> None:
         """Raise if it has ended."""
@@ -129,10 +138,13 @@ class Agent(Process):
 class Site:
     """Starts processes in a folder and ends those, and only those."""
 
-    def __init__(self, folder: Path, packages: Path | None = None) -> None:
-        """`packages`: a folder of further packages that the processes shall find installed."""
+    def __init__(self, folder: Path, packages: Path | None = None, peaks: list[int] | None = None) -> None:
+        """`packages`: a folder of further packages that the processes shall find installed; `peaks`: where the peak
+        memory of each target is noted when it ends.
+        """
         self.folder = folder
         self._packages = packages
+        self._peaks = peaks
         self._running: list[Process] = []
 
     def start_target(self, **options: str) -> Target:
@@ -192,9 +204,29 @@ class Site:
         wait_for(f"agent {source}", lambda: _answers(agent), agent)
         return agent
 
+    def promote(self, target: Target, source: str) -> str:
+        """Fail a source over, as `drengine failover` does, to a workload that asks for nothing but the address of its
+        disk; returns that address, of a writable branch which is protected from its first write. The agent must have
+        been stopped.
+        """
+        uri = self.folder / f"{source}.uri"
+        launch = {"start": ["sh", "-c", 'echo "$DRENGINE_DISK_DISK" > "$0"', str(uri)], "stop": ["true"]}
+        runbook = {
+            "version": 1,
+            "name": "promotion",
+            "sources": {source: {"launch": {"driver": "command", "settings": launch}, "fence": {"command": ["true"]}}},
+            "waves": [{"name": "all", "sources": [source]}],
+        }
+        (self.folder / "promotion.yaml").write_text(json.dumps(runbook))  # JSON is YAML
+        places = ("--store", target.store, "--state", self.folder / "orchestrator", "--export", f"unix:{target.nbd}")
+        command("failover", self.folder / "promotion.yaml", *places, "--json")
+        return uri.read_text().strip()
+
     def stop(self, process: Process) -> None:
         """End one process in order."""
         self._running.remove(process)
+        if self._peaks is not None and isinstance(process, Target):
+            self._peaks.append(process.peak_bytes())
         process.popen.send_signal(signal.SIGTERM)
         try:
             process.popen.wait(30)
@@ -221,13 +253,26 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(folder: Path, packages: Path | None = None) -> Iterator[Site]:
+def site(folder: Path, packages: Path | None = None, peaks: list[int] | None = None) -> Iterator[Site]:
     """A site that ends with the block."""
-    made = Site(folder, packages)
+    made = Site(folder, packages, peaks)
     try:
         yield made
     finally:
         made.close()
+
+
+def command(*words: str | Path) -> str:
+    """Run `drengine ...` to its end and return what it printed.
+
+    Raises:
+        SiteFailedError: it failed.
+    """
+    line = [sys.executable, "-m", "drengine.cli.main", *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), check=False)
+    if done.returncode:
+        raise SiteFailedError(f"drengine {words[0]} ended with {done.returncode}: {done.stderr[-400:]}")
+    return done.stdout
 
 
 def environment(packages: Path | None = None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.report import Report
 from benchmarks.results import Figure, Table
 
 _UNIT_OF_LIMITS = 1e9
@@ -44,9 +45,43 @@ def _row(table: Table, figure: Figure, width: int) -> str:
         parts.append(f"[{number(min(figure.runs))} - {number(max(figure.runs))}]")
     if figure.wire_bytes is not None:
         parts.append(f"{figure.wire_bytes / 1e6:,.1f} MB")
-    if figure.name in table.aims:
-        parts.append(f"aim {number(table.aims[figure.name])}: {table.verdict(figure)}")
+    if table.aim(figure.name) is not None:
+        parts.append(f"aim {aim_text(table, figure)}")
     return "  ".join(parts) + (f"  {figure.note}" if figure.note else "")
+
+
+def aim_text(table: Table, figure: Figure) -> str:
+    """An aim, and how a row stands to it; a share with the share that was reached."""
+    aim, share, speed = table.aim(figure.name), table.shares.get(figure.name), table.speed(figure)
+    assert aim is not None
+    text = f"{number(aim)}: {table.verdict(figure)}"
+    if share and speed is not None:
+        text += f" ({speed:.2f} of the speed of {share.of}, wanted {share.least:g})"
+    return text
+
+
+def peak_name(work: str) -> str:
+    """What a work's largest target is called."""
+    return f"target's peak resident memory, {work}"
+
+
+def aims_table(report: Report) -> str:
+    """Every row that has an aim, as the Markdown table of docs/benchmarks.md."""
+    lines = ["| work | drengine | beside | ratio | aim | |", "|---|---|---|---|---|---|"]
+    for table in report.tables:
+        for figure in table.figures:
+            if table.aim(figure.name) is None:
+                continue
+            share, speed = table.shares.get(figure.name), table.speed(figure)
+            peer = f"{number(table.value(share.of) or 0)} {table.unit}, {share.of}" if share else ""
+            ours = "failed" if figure.value is None else f"{number(figure.value)} {table.unit}"
+            ratio = f"{speed:.2f}" if speed is not None else ""
+            aim = f">= {share.least:g}" if share else f"{number(table.aims[figure.name])} {table.unit}"
+            cells = (f"{table.title}: {figure.name}", ours, peer, ratio, aim, table.verdict(figure))
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| work | target's peak resident memory |", "|---|---|"]
+    lines += [f"| {name} | {value >> 20} MiB |" for name, value in report.target_peaks.items()]
+    return "\n".join(lines) + "\n"
 
 
 def number(value: float) -> str:

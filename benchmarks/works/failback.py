@@ -18,7 +18,7 @@ from benchmarks.bench import Bench
 from benchmarks.image import random_blocks
 from benchmarks.peers import run
 from benchmarks.results import Contestant, Measured, Table, contest
-from benchmarks.site import Target, check_replica, site, wait_for
+from benchmarks.site import Target, check_replica, wait_for
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
 from drengine.store.log.branches import BranchInfo
@@ -121,7 +121,7 @@ def _fenced(bench: Bench) -> Iterator[Home]:
     """A source that was failed over and has come back, its disk kept."""
     image, folder = bench.folder / "home.img", bench.fresh("failback")
     shutil.copyfile(bench.image, image)
-    with site(folder) as here:
+    with bench.site(folder) as here:
         target = here.start_target(point_interval="50ms")
         since_ns = time.time_ns()
         with _agent(folder, target, image) as (agent, loop), Store.open(target.store) as store:

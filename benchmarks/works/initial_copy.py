@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from benchmarks.bench import Bench
-from benchmarks.peers import copies
-from benchmarks.results import Contestant, Measured, Table, contest
-from benchmarks.site import check_replica, site
+from benchmarks.peers import NBDCOPY, copies
+from benchmarks.results import Contestant, Measured, Share, Table, contest
+from benchmarks.site import check_replica
 
 OURS, OURS_RAW = "drengine", "drengine, uncompressed"
 
@@ -25,8 +25,8 @@ def measure(bench: Bench) -> list[Table]:
             f"Initial copy of {bench.image_bytes >> 20} MiB",
             "s",
             figures,
-            aims={} if not bench.has_aims else {OURS: 1.8, OURS_RAW: 1.2},
-            baseline=OURS,
+            shares={OURS: Share(NBDCOPY, 1.1), OURS_RAW: Share(NBDCOPY, 1.1)},
+            baseline=NBDCOPY,
             remark="Ours: two running daemons, from the command to begin until the point is in the target's catalogue; "
             "each replica was compared with the image afterwards. Peers: the whole command, destination synced.",
         )
@@ -35,7 +35,7 @@ def measure(bench: Bench) -> list[Table]:
 
 def copy_once(bench: Bench, *, compression: str) -> Measured:
     """One initial copy by scan, agent and target in processes of their own."""
-    with site(bench.fresh("copy")) as here:
+    with bench.site(bench.fresh("copy")) as here:
         target = here.start_target()
         agent = here.start_agent(target, "source", {"disk": bench.image}, paused=True, compression=compression)
         agent_cpu, target_cpu = agent.cpu_seconds(), target.cpu_seconds()

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.bench import MIB, Bench
 from benchmarks.peers import require, run
 from benchmarks.results import Figure, Table
-from benchmarks.site import Agent, Site, Target, site
+from benchmarks.site import Agent, Site, Target
 from drengine_agent.capture.ebpf.watch import Watch
 
 BLOCK_BYTES = 4096
@@ -58,7 +58,7 @@ def _tracked(bench: Bench, size: int, *, format_it: bool = False, **options: str
     try:
         if format_it:
             run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", device)
-        with site(folder) as here:
+        with bench.site(folder) as here:
             target = here.start_target()
             agent = here.start_agent(target, source, {"disk": device}, tracker="ebpf", **options)  # type: ignore[arg-type]
             yield _Host(here, target, agent, device)

@@ -7,7 +7,7 @@ from functools import partial
 
 from benchmarks.bench import MIB, Bench
 from benchmarks.results import Contestant, Figure, Measured, Table, contest
-from benchmarks.site import check_replica, site
+from benchmarks.site import check_replica
 from drengine.model.extents import BLOCK_BYTES
 
 
@@ -37,7 +37,7 @@ def _name(count: int) -> str:
 def _together(bench: Bench, count: int, total_bytes: int) -> Measured:
     """Each agent has its part of the image's first bytes."""
     size = total_bytes // count // BLOCK_BYTES * BLOCK_BYTES
-    with site(bench.fresh("many")) as here:
+    with bench.site(bench.fresh("many")) as here:
         target = here.start_target()
         images, agents = [], []
         with bench.image.open("rb") as whole:

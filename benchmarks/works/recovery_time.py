@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.bench import Bench
 from benchmarks.results import Contestant, Figure, Measured, Table, contest
-from benchmarks.site import environment, site
+from benchmarks.site import environment
 from drengine.failover.config import load_orchestrator_config
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.measure import measure as measured
@@ -91,7 +91,7 @@ def _failover(bench: Bench, servers: int, newest: dict[int, Snapshot]) -> Measur
         async with open_engine(load_orchestrator_config(None, given)) as engine:
             return await _carry_out(engine, folder)
 
-    with site(folder) as here:
+    with bench.site(folder) as here:
         target = here.start_target()
         try:
             snapshot = asyncio.run(run(target.nbd))

@@ -26,11 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.devices import until
 from demo.site import Site, StoryFailed
 from demo.story import free_port
 from drengine.model.points import PointKind
 from drengine_agent.capture.ebpf.watch import Watch
-from tests.system.disks import run, until
+from tests.system.disks import run
 from tests.system.postgres import USER, Ledger, Server, as_postgres, initialise, rows, skip_unless_installed
 
 FILE_SYSTEMS = {"data": ("ext4", 512 << 20), "log": ("xfs", 320 << 20)}

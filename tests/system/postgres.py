@@ -16,7 +16,8 @@ from typing import Any, Self
 
 import pytest
 
-from tests.system.disks import run, until
+from benchmarks.devices import until
+from tests.system.disks import run
 
 USER = "postgres"
 SETTINGS = ("listen_addresses=", "shared_buffers=16MB", "max_connections=10", "autovacuum=off")

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.devices import attached, mounted, until
 from demo.site import Site
 from demo.story import free_port
-from tests.system.disks import attached, mounted, run, skip_unless_disks_can_be_attached, until
+from tests.system.disks import run, skip_unless_disks_can_be_attached
 from tests.system.postgres import Ledger, Server, initialise, rows, skip_unless_installed
 
 pytestmark = pytest.mark.timeout(180)

@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.devices import until
 from drengine.process import end_marked, start_marked
 from drengine_agent.capture.ebpf.watch import Watch
 from tests.control.site import mosquitto
 from tests.system import shop
-from tests.system.disks import run, skip_unless_disks_can_be_attached, until
+from tests.system.disks import run, skip_unless_disks_can_be_attached
 from tests.system.networks import SERVICES, Networks, networks, skip_unless_networks_can_be_made
 from tests.system.postgres import Server, initialise, skip_unless_installed
 from tests.transport.certificates import Authority

@@ -1,0 +1,98 @@
+"""PostgreSQL's crash recovery on a promoted branch: the longest wait of a recovered database. Root only.
+
+Beside it: the same disk on qemu-nbd by the same way (nbdfuse, loop device, ext4), and as a local file on a loop device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.bench import GIB, MIB, Bench
+from benchmarks.devices import mounted
+from benchmarks.peers import qemu_nbd, serving, uri
+from benchmarks.postgres import Cluster
+from benchmarks.results import Contestant, Measured, Table, contest
+from benchmarks.works.export_io import promote_image
+from benchmarks.works.pgbench import cluster_folder, disk, make_disk, sockets_of
+
+OURS, PEER, LOCAL = "drengine, promoted branch", "qemu-nbd, raw file", "a local file on a loop device"
+PENDING = "SELECT pg_current_wal_lsn() - redo_lsn FROM pg_control_checkpoint()"
+
+
+def measure(bench: Bench) -> list[Table]:
+    """Seconds from the server's start until it takes connections."""
+    scale, wal, size = (5, 64 * MIB, 384 * MIB) if bench.quick else (50, GIB, 4 * GIB)
+    image = bench.folder / "crashed.img"
+
+    def fill(cluster: Cluster) -> None:
+        """Transactions until so much lies behind the last checkpoint."""
+        cluster.pgbench("-i", "-q", "-s", str(scale))
+        cluster.ask("CHECKPOINT")
+        while float(cluster.ask(PENDING)) < wal:
+            cluster.pgbench("-c", "4", "-j", "2", "-t", "1000", "-n")
+
+    with cluster_folder() as folder:
+        make_disk(image, size, folder, fill, stop="immediate")
+        figures = contest(
+            [
+                Contestant(OURS, lambda: _branch(bench, image, folder), ours=True),
+                Contestant(PEER, lambda: _peer(bench, image, folder)),
+                Contestant(LOCAL, lambda: _local(bench, image, folder)),
+            ],
+            bench.rounds,
+        )
+    image.unlink()
+    return [
+        Table(
+            "pg_recovery",
+            f"PostgreSQL recovers from a crash with {wal / MIB:,.0f} MiB of log",
+            "s",
+            figures,
+            baseline=PEER,
+            remark="From the start of the server until it takes connections, with the checkpoint at the end of recovery. "
+            "Each run has a replica, or a copy, of its own, just made.",
+        )
+    ]
+
+
+def _recover(cluster: Cluster) -> Measured:
+    cluster.log.unlink(missing_ok=True)
+    begun = time.perf_counter()
+    with cluster.running():
+        seconds = time.perf_counter() - begun
+        said = cluster.log.read_text()
+    redone = [
+        line.partition("redo done")[2].partition("elapsed: ")[2] for line in said.splitlines() if "redo done" in line
+    ]
+    if not redone:
+        raise RuntimeError(f"there was nothing to recover: {said[-300:]}")
+    return Measured(seconds, None, f"log applied in {redone[0]}")
+
+
+def _branch(bench: Bench, image: Path, folder: Path) -> Measured:
+    with bench.site(bench.fresh("recovered")) as here, disk(promote_image(here, image), folder) as cluster:
+        return _recover(cluster)
+
+
+def _peer(bench: Bench, image: Path, folder: Path) -> Measured:
+    place = bench.fresh("peer")
+    with _copy(image, place) as raw, serving(place / "sock", *qemu_nbd(place / "sock", raw)):
+        with disk(uri(place / "sock"), folder) as cluster:
+            return _recover(cluster)
+
+
+def _local(bench: Bench, image: Path, folder: Path) -> Measured:
+    with _copy(image, bench.fresh("peer")) as raw, mounted(raw, folder / "mount") as top:
+        return _recover(Cluster(top, sockets_of(folder)))
+
+
+@contextlib.contextmanager
+def _copy(image: Path, place: Path) -> Iterator[Path]:
+    raw = place / "raw.img"
+    shutil.copyfile(image, raw)
+    yield raw
+    raw.unlink()
