@@ -16,6 +16,7 @@ WORKS = (
     "export_io",
     "pgbench",
     "pg_recovery",
+    "hydration",
     "tap",
     "lag",
     "store_memory",

@@ -15,7 +15,7 @@ from benchmarks import fio
 from benchmarks.bench import Bench
 from benchmarks.peers import qemu_nbd, run, serving, uri
 from benchmarks.results import Contestant, Figure, Measured, Share, Table, clocked, contest
-from benchmarks.site import Site
+from benchmarks.site import Site, Target
 
 OURS, PEER, SOURCE = "drengine, promoted branch", "qemu-nbd, raw file", "source"
 
@@ -64,9 +64,9 @@ def measure(bench: Bench) -> list[Table]:
             higher_is_better=not work.is_copy,
             shares={OURS: Share(PEER, work.share), OURS + late: Share(PEER + late, work.share)},
             baseline=PEER,
-            remark=f"A {bench.image_bytes >> 20} MiB image; fio's nbd engine and nbdcopy over unix sockets. The branch is "
-            "served by the target's daemon, which cuts points of it meanwhile. Its history: fio writes 4 KiB at random "
-            "places, one after the other, each with a flush; the peer gets the same.",
+            remark=f"A {bench.image_bytes >> 20} MiB image; fio's nbd engine and nbdcopy over unix sockets. The branch "
+            "is served by the target's daemon, which cuts points of it meanwhile. Its history: fio writes 4 KiB at "
+            "random places, one after the other, each with a flush; the peer gets the same.",
         )
         for work in WORKS
     ]
@@ -74,12 +74,17 @@ def measure(bench: Bench) -> list[Table]:
 
 def promote_image(here: Site, image: Path) -> str:
     """Replicate an image, fail over, and return the address of the promoted branch."""
+    return here.promote(replicate_image(here, image), SOURCE)
+
+
+def replicate_image(here: Site, image: Path) -> Target:
+    """A target with a point of the image; the agent has been stopped."""
     target = here.start_target()
     since_ns = time.time_ns()
     agent = here.start_agent(target, SOURCE, {"disk": image})
     target.wait_point(SOURCE, since_ns)
     here.stop(agent)
-    return here.promote(target, SOURCE)
+    return target
 
 
 def write_history(address: str, size_bytes: int, flushes: int) -> None:

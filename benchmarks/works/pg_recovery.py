@@ -6,6 +6,7 @@ Beside it: the same disk on qemu-nbd by the same way (nbdfuse, loop device, ext4
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def measure(bench: Bench) -> list[Table]:
             "s",
             figures,
             baseline=PEER,
-            remark="From the start of the server until it takes connections, with the checkpoint at the end of recovery. "
+            remark="From the start of the server until it takes connections, with the checkpoint at the end of it. "
             "Each run has a replica, or a copy, of its own, just made.",
         )
     ]
@@ -65,12 +66,10 @@ def _recover(cluster: Cluster) -> Measured:
     with cluster.running():
         seconds = time.perf_counter() - begun
         said = cluster.log.read_text()
-    redone = [
-        line.partition("redo done")[2].partition("elapsed: ")[2] for line in said.splitlines() if "redo done" in line
-    ]
-    if not redone:
+    redone = re.search(r"redo done .* elapsed: (.*)", said)
+    if redone is None:
         raise RuntimeError(f"there was nothing to recover: {said[-300:]}")
-    return Measured(seconds, None, f"log applied in {redone[0]}")
+    return Measured(seconds, None, f"log applied in {redone[1]}")
 
 
 def _branch(bench: Bench, image: Path, folder: Path) -> Measured:
@@ -80,9 +79,13 @@ def _branch(bench: Bench, image: Path, folder: Path) -> Measured:
 
 def _peer(bench: Bench, image: Path, folder: Path) -> Measured:
     place = bench.fresh("peer")
-    with _copy(image, place) as raw, serving(place / "sock", *qemu_nbd(place / "sock", raw)):
-        with disk(uri(place / "sock"), folder) as cluster:
-            return _recover(cluster)
+    socket = place / "peer.sock"
+    with (
+        _copy(image, place) as raw,
+        serving(socket, *qemu_nbd(socket, raw)),
+        disk(uri(socket), folder) as cluster,
+    ):
+        return _recover(cluster)
 
 
 def _local(bench: Bench, image: Path, folder: Path) -> Measured:

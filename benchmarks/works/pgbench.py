@@ -56,8 +56,8 @@ def measure(bench: Bench) -> list[Table]:
                     ),
                     higher_is_better=True,
                     baseline=PEER,
-                    remark=f"Scale {scale}, 4 clients, {seconds} s, 128 MiB of shared buffers; ext4 on a loop device on "
-                    "nbdfuse, mounted anew for each run: what is read once is in the page cache above both.",
+                    remark=f"Scale {scale}, 4 clients, {seconds} s, 128 MiB of shared buffers; ext4 on a loop device "
+                    "on nbdfuse, mounted anew for each run: what is read once is in the page cache above both.",
                 )
                 for name, (title, options) in LOADS.items()
             ]
