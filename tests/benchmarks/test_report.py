@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import works
 from benchmarks.report import begin
-from benchmarks.results import Contestant, Figure, Measured, Table, contest
-from benchmarks.text import table_text
+from benchmarks.results import Contestant, Figure, Measured, Share, Table, contest
+from benchmarks.text import aims_table, table_text
 
 
 def test_a_contestant_that_fails_once_has_no_value_and_the_others_go_on() -> None:
@@ -51,6 +51,31 @@ def test_an_aim_is_met_by_less_time_or_by_more_writes(higher: bool, verdict: str
     table = Table("work", "Work", "s", (figure,), higher_is_better=higher, aims={"ours": 2.0}, baseline="ours")
     assert table.verdict(figure) == verdict
     assert verdict in table_text(table)
+
+
+@pytest.mark.parametrize(
+    ("higher", "speed", "aim", "verdict"), [(True, 1.5, 1.4, "met"), (False, 2 / 3, 2 / 0.7, "short")]
+)
+def test_an_aim_beside_a_peer_is_a_share_of_its_speed(higher: bool, speed: float, aim: float, verdict: str) -> None:
+    """Three a second are one and a half times the speed of two a second; three seconds two thirds of that of two."""
+    ours, peer = Figure("ours", 3.0, ours=True), Figure("peer", 2.0)
+    shares = {"ours": Share("peer", 0.7)}
+    table = Table("work", "Work", "s", (ours, peer), higher_is_better=higher, shares=shares)
+    assert table.speed(ours) == pytest.approx(speed)
+    assert table.aim("ours") == pytest.approx(aim)
+    assert table.verdict(ours) == verdict
+    report = begin(quick=True)
+    report.tables.append(table)
+    report.target_peaks["work"] = 3 << 20
+    listed = aims_table(report)
+    assert f"| {speed:.2f} | >= 0.7 | {verdict} |" in listed
+    assert "| work | 3 MiB |" in listed
+
+
+def test_a_peer_that_failed_leaves_no_aim() -> None:
+    ours, peer = Figure("ours", 3.0, ours=True), Figure("peer", None, failed="not installed")
+    table = Table("work", "Work", "s", (ours, peer), shares={"ours": Share("peer", 0.7)})
+    assert (table.speed(ours), table.aim("ours"), table.verdict(ours)) == (None, None, "")
 
 
 def test_a_failure_misses_its_aim_and_is_named_in_every_form() -> None:

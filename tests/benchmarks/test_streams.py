@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.bench import Bench
 from benchmarks.image import change_random, make_image
-from benchmarks.site import SiteFailedError, check_replica, site
+from benchmarks.site import SiteFailedError, check_replica
 from benchmarks.streams import SOURCE, VOLUME, write_stream
 from drengine.model.points import PointSelector
 from drengine.store.store import Store
@@ -37,7 +37,8 @@ def test_a_replica_that_differs_has_no_speed(tmp_path: Path) -> None:
     """The comparison after a copy finds one changed block, so a wrong copy can't be reported as a quick one."""
     image = tmp_path / "image.img"
     make_image(image, 4 * MIB)
-    with site(Bench(tmp_path).fresh("site")) as here:
+    bench = Bench(tmp_path)
+    with bench.site(bench.fresh("site")) as here:
         target = here.start_target()
         here.start_agent(target, "source", {"disk": image})
         target.wait_point("source", 0)
@@ -45,3 +46,4 @@ def test_a_replica_that_differs_has_no_speed(tmp_path: Path) -> None:
         change_random(image, 0.001, seed=1)
         with pytest.raises(SiteFailedError, match="differs"):
             check_replica(target, "source", image)
+    assert [peak > 8 * MIB for peak in bench.target_peaks] == [True], "the target's memory was not noted"
