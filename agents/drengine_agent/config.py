@@ -27,7 +27,7 @@ from drengine.config.options import BAD_CONFIG
 from drengine.control.config import BrokerOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
-from drengine.transport.tls import TlsFiles
+from drengine.transport.files import TlsFiles
 from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.cuts.config import CutOptions
 from drengine_agent.trackers import TRACKERS

@@ -9,7 +9,7 @@ from pathlib import Path
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, Address, option
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
-from drengine.transport.tls import TlsFiles
+from drengine.transport.files import TlsFiles
 
 
 def _keepalive(seconds: float) -> None:
@@ -76,7 +76,6 @@ class OrchestratorBrokerOptions(BrokerOptions):
     )
 
     def check(self, where: str) -> None:
-        """See BrokerOptions.check."""
         super().check(where)
         if self.embedded and (self.address is None or not _is_local(self.address.host)):
             raise DrengineError(BAD_CONFIG, f"{where}: the embedded broker needs an address on loopback")

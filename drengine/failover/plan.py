@@ -174,7 +174,6 @@ class _Planner:
         self._roots = tuple(wave.name for wave in runbook.waves if not self._before(wave))
 
     def drill(self) -> None:
-        """See the module."""
         gate = self._gate([self._declare()])
         branches = {
             source: self._add(BRANCH, source, NoSettings(), (self._choose(source, gate),)) for source in self._sources
@@ -188,7 +187,6 @@ class _Planner:
             self._add(DROP_BRANCH, source, NoSettings(), (stopped,), cleans=cleans, cleanup=True)
 
     def failover(self, *, planned: bool) -> None:
-        """See the module."""
         gate = self._gate([self._declare()])
         if planned:
             # A server that others depend on is stopped last.
@@ -213,7 +211,6 @@ class _Planner:
         return tuple(ends)
 
     def failback(self) -> None:
-        """See the module."""
         gate = self._gate(self.reverse())
         quiesced = self._in_waves_reversed(gate, self._quiesce_recovered)
         last = tuple(self._add(REVERSE_LAST, source, NoSettings(), quiesced) for source in self._sources)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Protocol
 
@@ -23,54 +22,16 @@ class Clock(Protocol):
         ...
 
 
-class SystemClock:
+class SystemClock(Clock):
     """The machine's own clocks."""
 
     def now_ns(self) -> int:
-        """See Clock."""
         return time.time_ns()
 
     def monotonic(self) -> float:
-        """See Clock."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """See Clock."""
+        import asyncio  # noqa: PLC0415 - it takes 20 ms; commands that only read a store have no loop
+
         await asyncio.sleep(seconds)
-
-
-class ManualClock:
-    """A clock that only its owner moves; `sleep` returns when `advance` has reached the moment."""
-
-    def __init__(self, now_ns: int = 1_700_000_000_000_000_000) -> None:
-        self._now_ns = now_ns
-        self._monotonic = 0.0
-        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
-
-    def now_ns(self) -> int:
-        """See Clock."""
-        return self._now_ns
-
-    def monotonic(self) -> float:
-        """See Clock."""
-        return self._monotonic
-
-    async def sleep(self, seconds: float) -> None:
-        """See Clock."""
-        future = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self._monotonic + seconds, future))
-        await future
-
-    def advance(self, seconds: float) -> None:
-        """Move both clocks and wake who is due."""
-        self._monotonic += seconds
-        self._now_ns += int(seconds * 1e9)
-        due = [future for moment, future in self._sleepers if moment <= self._monotonic]
-        self._sleepers = [entry for entry in self._sleepers if entry[0] > self._monotonic]
-        for future in due:
-            if not future.done():
-                future.set_result(None)
-
-    def jump_wall(self, seconds: float) -> None:
-        """Move only the wall clock, as NTP or an operator would (faults 13 and 61)."""
-        self._now_ns += int(seconds * 1e9)

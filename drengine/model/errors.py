@@ -6,13 +6,12 @@ A failure is raised as :class:`DrengineError` carrying one :class:`ErrorKind`. T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _KINDS: dict[str, ErrorKind] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorKind:
+class ErrorKind(NamedTuple):
     """A kind of failure.
 
     Attributes:

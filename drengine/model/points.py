@@ -6,6 +6,7 @@ import enum
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from drengine.model.errors import BAD_LABEL, BAD_POINT, DrengineError
 from drengine.model.sectors import recorded_sectors
@@ -122,8 +123,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class PointSelector:
+class PointSelector(NamedTuple):
     """What a person asked for: an id, the newest by a time, the newest that was called so, or else the latest.
 
     Attributes:

@@ -24,7 +24,7 @@ from drengine.config import (
 )
 from drengine.model.errors import DrengineError
 from drengine.store.care.retention import RetentionPolicy
-from drengine.transport.tls import TlsFiles
+from drengine.transport.files import TlsFiles
 from drengine.wire.frames import BATCH_FRAME_BYTES_MAX
 
 WORKERS_MAX = 64

@@ -6,8 +6,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -157,20 +155,11 @@ def _run(commands: typer.Typer, arguments: Sequence[str]) -> int:
             raise
         return BROKEN_PIPE_EXIT_CODE
     except Exception as error:  # noqa: BLE001 (the last resort: a person gets a line, the traceback goes to a file)
-        return _tell_internal(arguments, error)
+        from drengine.terminal.failure import kept_traceback  # noqa: PLC0415 - only what fails pays for it
+
+        message = f"{type(error).__name__}: {error}"
+        return _tell(arguments, INTERNAL.id, message, f"Please report it with {kept_traceback()}.", INTERNAL.exit_code)
     return result if isinstance(result, int) else 0
-
-
-def _tell_internal(arguments: Sequence[str], error: Exception) -> int:
-    if os.environ.get("DRENGINE_DEBUG"):
-        traceback.print_exc()
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="drengine-failure-", suffix=".log", delete=False) as report:
-            traceback.print_exc(file=report)
-        hint = f"Please report it with {report.name}."
-    except OSError:
-        hint = "Please report it with what DRENGINE_DEBUG=1 shows."
-    return _tell(arguments, INTERNAL.id, f"{type(error).__name__}: {error}", hint, INTERNAL.exit_code)
 
 
 def _tell(arguments: Sequence[str], id: str, message: str, hint: str, exit_code: int) -> int:

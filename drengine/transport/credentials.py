@@ -18,7 +18,8 @@ from drengine.model.clock import Clock
 from drengine.telemetry.metrics import Family, Kind, Sample
 from drengine.transport.causes import CAUSES
 from drengine.transport.errors import TransportError, files_error
-from drengine.transport.tls import TlsFiles, certificates_in
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import certificates_in
 from drengine.transport.x509 import Certificate
 
 log = logging.getLogger("drengine.transport")

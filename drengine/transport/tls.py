@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drengine.config import BAD_CONFIG
-from drengine.model.errors import DrengineError
 from drengine.transport.causes import CAUSES, cause_of, details_of
 from drengine.transport.errors import files_error
+from drengine.transport.files import TlsFiles
 from drengine.transport.x509 import Certificate, read_certificates
 
 _WRONG_VERSION = bytes.fromhex("15030100020246")
 """A fatal alert `protocol_version`, in the clear: whoever speaks something else sees at least that this is TLS."""
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """PEM files: our certificate (with its chain), its key, and the CA that signs peers."""
-
-    certificate: Path
-    key: Path
-    ca: Path
-
-    @staticmethod
-    def together(certificate: Path | None, key: Path | None, ca: Path | None, *, where: str) -> TlsFiles | None:
-        """The files of a configuration's section, which names all three or none; None for none.
-
-        Raises:
-            DrengineError: BAD_CONFIG, naming `where`.
-        """
-        if certificate and key and ca:
-            return TlsFiles(certificate, key, ca)
-        if certificate or key or ca:
-            raise DrengineError(BAD_CONFIG, f"{where} needs certificate, key and ca together")
-        return None
-
-    @property
-    def paths(self) -> tuple[Path, Path, Path]:
-        """All three."""
-        return self.certificate, self.key, self.ca
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
@@ -153,7 +124,6 @@ class _Handshake(ssl.SSLObject):
         return made
 
     def do_handshake(self) -> None:
-        """See ssl.SSLObject."""
         try:
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 
 from drengine.transport.causes import CAUSES, cause_of, details_of
 from drengine.transport.errors import TransportError, files_error
-from drengine.transport.tls import TlsFiles, certificates_in, client_context, server_context
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import certificates_in, client_context, server_context
 from drengine.transport.x509 import Certificate
 
 ANY_ADDRESS = ("", "0.0.0.0", "::")

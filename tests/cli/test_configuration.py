@@ -14,7 +14,7 @@ from drengine.config import example
 from drengine.target.config import TargetConfig, load_target_config
 from drengine.terminal import main
 from drengine.transport.errors import BAD_TLS_FILES
-from drengine.transport.tls import TlsFiles
+from drengine.transport.files import TlsFiles
 from drengine_agent.cli.main import commands as agent_app
 from drengine_agent.config import AgentConfig, load_config
 from tests.transport.certificates import Authority

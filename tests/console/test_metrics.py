@@ -16,7 +16,7 @@ from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
 from drengine.failover.run import Outcome, RunState
-from drengine.model.clock import ManualClock
+from tests.clock import ManualClock
 from tests.failover.engine.world import World
 from tests.failover.report.runs import BEGIN_NS, Story, drill, failover
 from tests.failover.report.test_report import keep_story

@@ -14,7 +14,8 @@ from drengine.control.config import BrokerOptions
 from drengine.control.link import Link
 from drengine.model.clock import SystemClock
 from drengine.transport.causes import CAUSES
-from drengine.transport.tls import TlsFiles, server_context
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import server_context
 from tests.transport.certificates import Authority
 from tests.transport.test_credentials import renew
 

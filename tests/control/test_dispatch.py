@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from drengine.control.dispatch import RUNNING_MAX, Action, Dispatcher, Generations, Ignored, Tell
 from drengine.control.memory import CommandMemory
 from drengine.control.messages import Answer, Command, Verb
-from drengine.model.clock import ManualClock
 from drengine.model.errors import BAD_POINT, DrengineError
+from tests.clock import ManualClock
 
 SECOND = 1_000_000_000
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine_agent.fencing.lease import SelfFencing
+from tests.clock import ManualClock
 
 
 class Source:

@@ -24,7 +24,8 @@ from drengine.control.config import BrokerOptions
 from drengine.control.messages import AgentReport, Command, Verb
 from drengine.control.topics import RESERVED_NAMES
 from drengine.model.errors import DrengineError
-from drengine.transport.tls import TlsFiles, client_context
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import client_context
 from tests.control.site import Mosquitto, Worker, free_port, orchestrator, party, until
 from tests.transport.certificates import DAY, NOW, Authority
 

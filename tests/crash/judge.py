@@ -7,13 +7,13 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
 from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.store import Store
 from drengine.store.views.view import View
+from tests.clock import ManualClock
 from tests.crash.disk import Tree
 from tests.crash.workload import OPTIONS, SOURCE, STORE, Content, Expected, Oracle, Write, batch, changed
 

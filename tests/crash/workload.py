@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from drengine.model.clock import ManualClock
 from drengine.model.extents import NO_DIGEST, Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, PointSelector, RecoveryPoint, VolumeGeometry
 from drengine.store.care.retention import RetentionPolicy
@@ -23,6 +22,7 @@ from drengine.store.log.writer import BranchWriter
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from drengine.wire.payload import digest, encode_payload
+from tests.clock import ManualClock
 
 SOURCE = "web"
 STORE = "store"

@@ -23,8 +23,9 @@ from drengine.failover.daemon import SCHEDULER, Orchestrator
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.registry import Registry
 from drengine.failover.run import RunState
-from drengine.model.clock import ManualClock, SystemClock
+from drengine.model.clock import SystemClock
 from drengine.store.store import Store
+from tests.clock import ManualClock
 from tests.control.site import Worker, free_port, options_for, party, until
 
 RUNBOOK = """\

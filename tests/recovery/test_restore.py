@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from drengine.linux.identity import evidence_of, identity_of
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import restore as engine
 from drengine.target.destination import check_destination
 from drengine.target.restore import Restore
+from tests.clock import ManualClock
 from tests.recovery.replica import SIZE, make, point_of
 
 pytestmark = pytest.mark.timeout(90)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from drengine.cli.main import app
-from drengine.model.clock import ManualClock
 from drengine.store.store import Store
 from drengine.target import destination, restore
 from drengine.target.restore import Restore, prepare
 from drengine.terminal import main
+from tests.clock import ManualClock
 from tests.linux.loops import loop_device
 from tests.recovery.replica import make_several
 

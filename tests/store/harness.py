@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeometry
@@ -18,6 +17,7 @@ from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from drengine.wire.payload import digest, encode_payload
+from tests.clock import ManualClock
 
 TINY = StoreOptions(segment_bytes_max=60_000, segment_extents_max=40, write_buffer_bytes=70_000)
 """A few blocks span several segments."""

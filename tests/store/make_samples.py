@@ -15,12 +15,12 @@ from unittest import mock
 import msgspec
 import xxhash
 
-from drengine.model.clock import ManualClock
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
+from tests.clock import ManualClock
 from tests.store.harness import Source, crash
 
 SAMPLE_OPTIONS = StoreOptions(segment_bytes_max=1200)

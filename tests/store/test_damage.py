@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.care.retention import RetentionPolicy
@@ -26,6 +25,7 @@ from drengine.store.errors import (
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
+from tests.clock import ManualClock
 from tests.store.harness import Source, check_head, check_point, crash, scratch, tiny_store
 
 SMALL = StoreOptions(segment_bytes_max=1500)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import Cut, PointKind
 from drengine.store.blobs import LocalStorage, MemoryStorage
@@ -21,6 +20,7 @@ from drengine.store.care.retention import RetentionPolicy
 from drengine.store.errors import DAMAGED, FENCED, STORE_FULL, STORE_IO, STORE_READ_ONLY
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
+from tests.clock import ManualClock
 from tests.store.harness import Disk, Source, batch, check_head, check_point, crash, geometry, mark, scratch
 
 SMALL = StoreOptions(segment_bytes_max=9000, write_buffer_bytes=70_000)

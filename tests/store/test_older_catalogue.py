@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES
@@ -24,6 +23,7 @@ from drengine.store.catalogue.epoch import EPOCH_SLOT, EPOCH_SLOTS, Epoch, Epoch
 from drengine.store.catalogue.rows import RemovalRow
 from drengine.store.names import EPOCH_NAME, MANIFESTS, SegmentPlace, segment_name
 from drengine.store.store import Store
+from tests.clock import ManualClock
 from tests.store.harness import MEMORY_DIRECTORY, TINY, Disk, Source, check_point, crash, scratch
 
 pytestmark = pytest.mark.fault(64)

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from drengine.model.clock import ManualClock
 from drengine.model.points import PointKind
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
+from tests.clock import ManualClock
 from tests.store.harness import (
     MEMORY_DIRECTORY,
     TINY,

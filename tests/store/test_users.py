@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.store.leases import LOCKS_DIRECTORY, Position, leased_positions
 from drengine.store.store import Store
 from drengine.target.daemon import open_expected
+from tests.clock import ManualClock
 from tests.store.harness import TINY, Source, scratch, tiny_store
 
 SERVICE = 65534

@@ -17,7 +17,8 @@ import pytest
 from drengine.nbd.client import NbdClient
 from drengine.target.config import TlsOptions
 from drengine.transport.causes import CAUSES
-from drengine.transport.tls import TlsFiles, client_context
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import client_context
 from drengine_agent.daemon.service import Agent
 from tests.agent.daemon.test_service import configured
 from tests.target.agent import running

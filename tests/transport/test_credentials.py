@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.transport.credentials import CredentialFamilies, Credentials
 from drengine.transport.errors import BAD_TLS_FILES, TransportError
-from drengine.transport.tls import TlsFiles, client_context, server_context
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import client_context, server_context
 from drengine.wire import events as ev
+from tests.clock import ManualClock
 from tests.transport.certificates import NOW, Authority
 from tests.transport.peers import agent, target
 from tests.transport.test_tls import named

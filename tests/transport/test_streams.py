@@ -11,7 +11,6 @@ from random import Random
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES
 from drengine.model.points import Cut, PointKind
@@ -24,6 +23,7 @@ from drengine.wire.connection import Connection, Role
 from drengine.wire.errors import LocalProtocolError, RemoteProtocolError
 from drengine.wire.frames import encode_frame
 from drengine.wire.payload import verify_batch
+from tests.clock import ManualClock
 from tests.transport.peers import LOOPBACK, SECONDS, Counts, agent, obedient, target
 from tests.wire.samples import GEOMETRY, HELLO, WELCOME, batch_of, joined, mark
 

@@ -13,8 +13,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from drengine.model.errors import DrengineError
 from drengine.transport.errors import BAD_TLS_FILES, reason_of
+from drengine.transport.files import TlsFiles
 from drengine.transport.framed import FramedStream, StreamLimits
-from drengine.transport.tls import TlsFiles, client_context, server_context
+from drengine.transport.tls import client_context, server_context
 from drengine.wire import events as ev
 from drengine.wire.connection import Connection, Role
 from tests.transport.certificates import Authority

@@ -16,7 +16,8 @@ from drengine.config import BAD_CONFIG
 from drengine.model.errors import DrengineError
 from drengine.transport.causes import CAUSES, cause_of
 from drengine.transport.errors import BAD_TLS_FILES, REASONS, TLS_FAILED, TransportError
-from drengine.transport.tls import TlsFiles, client_context, server_context
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import client_context, server_context
 from drengine.transport.tls_check import Side, _is_named, check_files
 from tests.transport.certificates import Authority
 from tests.transport.peers import agent, target

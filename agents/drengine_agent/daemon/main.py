@@ -8,7 +8,6 @@ import secrets
 import signal
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
@@ -19,12 +18,10 @@ from drengine.telemetry.notify import notify
 from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.daemon.metrics import AgentMetrics
 from drengine_agent.daemon.operator import OperatorSocket
+from drengine_agent.daemon.remote import RemoteOrders
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.trackers import capture_class
 from drengine_agent.errors import STATE_DAMAGED
-
-if TYPE_CHECKING:
-    from drengine_agent.daemon.remote import RemoteOrders
 
 log = logging.getLogger("drengine.agent")
 
@@ -39,8 +36,6 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     if config.control.address is None:
         await _replicate(config, config_path, None)
         return
-    from drengine_agent.daemon.remote import RemoteOrders  # noqa: PLC0415 - who is told no broker starts faster without it
-
     remote = RemoteOrders(config, SystemClock(), Random(secrets.randbits(64)))
     at_broker = asyncio.create_task(remote.run())
     at_broker.add_done_callback(_control_ended)

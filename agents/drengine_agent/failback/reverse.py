@@ -224,11 +224,9 @@ class _Differences:
         self.notes: list[Note] = []
 
     def add(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """See BatchBuilder."""
         self.spans.append(Span(volume, offset, len(data)))
 
     def zero(self, volume: int, offset: int, length: int, *, discard: bool = False) -> None:
-        """See BatchBuilder."""
         self.spans.append(Span(volume, offset, length))
 
     def flush(self) -> None:

@@ -55,7 +55,6 @@ class _Checker:
         self._kinds = kinds
 
     def check(self) -> None:
-        """See the module."""
         book, sense = self._book, self._sense
         if book.version != 1:
             sense.error("bad-value", f"version {book.version} of the format is not known", "Write 1.", "version")

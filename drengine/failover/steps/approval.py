@@ -38,11 +38,9 @@ class ApprovalStep(ActionKind[Approval, Approved]):
     asks_people = True
 
     def title(self, source: str, settings: Approval) -> str:
-        """See StepKind."""
         return f"approval: {settings.prompt}"
 
     def examine(self, settings: Approval, sense: Sense) -> None:
-        """See ActionKind."""
         sense.filled(settings.prompt, "prompt")
         for number, name in enumerate(settings.by):
             if not name.strip() or name != name.strip():
@@ -50,7 +48,6 @@ class ApprovalStep(ActionKind[Approval, Approved]):
                 sense.error("bad-value", "nobody can't approve", hint, "by", number)
 
     async def check(self, step: PlannedStep[Approval], context: StepContext) -> StepResult[Approved] | None:
-        """See StepKind."""
         by = context.approvals.get(step.id, "")
         return StepResult(True, f"approved by {by}", data=Approved(by)) if by else None
 

@@ -20,16 +20,12 @@ class BranchStep(StepKind[NoSettings, Branched]):
     estimate_seconds = 0.1
 
     def title(self, source: str, settings: NoSettings) -> str:
-        """See StepKind."""
         return f"make a branch of {source} for the drill"
 
     async def check(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Branched] | None:
-        """See StepKind."""
         return await in_thread(lambda: found(context, step.source, RunLabel(context.run), "drill"))
 
     async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Branched]:
-        """See StepKind."""
-
         def make() -> BranchInfo:
             point = chosen(step, context)
             context.permit()

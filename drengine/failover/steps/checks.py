@@ -39,7 +39,6 @@ class Check(ActionKind[C, Checked]):
     checks = True
 
     async def act(self, step: PlannedStep[C], context: StepContext) -> StepResult[Checked]:
-        """See StepKind."""
         clock = context.site.clock
         written = msgspec.to_builtins(step.settings)
         settings = msgspec.convert(_filled(written, launched_details(context)), self.settings_type)

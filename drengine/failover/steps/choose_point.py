@@ -59,13 +59,11 @@ class ChoosePointStep(StepKind[ChoosePointSettings, ChosenPoint]):
     estimate_seconds = 0.1
 
     def title(self, source: str, settings: ChoosePointSettings) -> str:
-        """See StepKind."""
         if settings.after:
             return f"choose the last point of {source}"
         return f"choose the recovery point of {source} ({settings.point})"
 
     async def act(self, step: PlannedStep[ChoosePointSettings], context: StepContext) -> StepResult[ChosenPoint]:
-        """See StepKind."""
         point, newest = await in_thread(lambda: _point(step, context))
         declared_ns, source = context.result_of(DECLARE).declared_ns, declared(step, context)
         # The agent says until when the newest point showed all of a source that wrote nothing since.

@@ -28,16 +28,13 @@ class CommandStep(ActionKind[list[str], Ended]):
     schema: ClassVar[Mapping[str, Any]] = {"minItems": 1}
 
     def title(self, source: str, settings: list[str]) -> str:
-        """See StepKind."""
         return f"run {settings[0]}"
 
     def examine(self, settings: list[str], sense: Sense) -> None:
-        """See ActionKind."""
         sense.argv(settings)
         sense.references(settings)
 
     async def act(self, step: PlannedStep[list[str]], context: StepContext) -> StepResult[Ended]:
-        """See StepKind."""
         details = launched_details(context)
         argv = [filled(each, details) for each in step.settings]
         finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context))

@@ -59,11 +59,9 @@ class DeclareStep(StepKind[DeclareSettings, Declared]):
     estimate_seconds = 0.1
 
     def title(self, source: str, settings: DeclareSettings) -> str:
-        """See StepKind."""
         return f"declare {', '.join(settings.sources)}"
 
     async def act(self, step: PlannedStep[DeclareSettings], context: StepContext) -> StepResult[Declared]:
-        """See StepKind."""
         facts = await in_thread(lambda: {source: _facts(source, context) for source in step.settings.sources})
         listed = ", ".join(f"{source} at generation {each.generation}" for source, each in facts.items())
         declared = Declared(declared_ns=context.site.clock.now_ns(), sources=facts)

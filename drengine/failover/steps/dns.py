@@ -56,11 +56,9 @@ class DnsStep(ActionKind[DnsChange, Records]):
     by_hand = True
 
     def title(self, source: str, settings: DnsChange) -> str:
-        """See StepKind."""
         return f"point {settings.name} to {', '.join(settings.values)}"
 
     def examine(self, settings: DnsChange, sense: Sense) -> None:
-        """See ActionKind."""
         for key in ("server", "zone", "name"):
             sense.filled(getattr(settings, key), key)
         if not _TYPE.fullmatch(settings.type):
@@ -72,7 +70,6 @@ class DnsStep(ActionKind[DnsChange, Records]):
         sense.no_way_up(settings.key_file, "key_file")
 
     async def act(self, step: PlannedStep[DnsChange], context: StepContext) -> StepResult[Records]:
-        """See StepKind."""
         details = launched_details(context)
         values = [filled(value, details) for value in step.settings.values]
         change = msgspec.structs.replace(step.settings, values=values)

@@ -28,12 +28,9 @@ class DropBranchStep(StepKind[NoSettings, Dropped]):
     retries = STORE_TRIES
 
     def title(self, source: str, settings: NoSettings) -> str:
-        """See StepKind."""
         return f"drop the drill's branch of {source}"
 
     async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Dropped]:
-        """See StepKind."""
-
         def drop() -> list[int]:
             store, label = context.site.store, str(RunLabel(context.run))
             ours = [each for each in store.branches(step.source) if each.label == label and each.role == "drill"]

@@ -81,11 +81,9 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
     is_fence = True
 
     def title(self, source: str, settings: FenceSettings) -> str:
-        """See StepKind."""
         return f"fence {source}"
 
     async def act(self, step: PlannedStep[FenceSettings], context: StepContext) -> StepResult[Fenced]:
-        """See StepKind."""
         tried: list[str] = []
         for attempt in (self._by_agent, self._by_command, self._by_lease):
             evidence = await attempt(step, context, tried)

@@ -36,18 +36,15 @@ class HandBackStep(StepKind[HandBackSettings, Branched]):
     hands_back = True
 
     def title(self, source: str, settings: HandBackSettings) -> str:
-        """See StepKind."""
         if settings.to == "recovered":
             return f"hand {source} the next generation"
         return f"give {source} the branch that it wrote, under the next generation"
 
     async def check(self, step: PlannedStep[HandBackSettings], context: StepContext) -> StepResult[Branched] | None:
-        """See StepKind."""
         label = RunLabel(context.run, Purpose.RETURN)
         return await in_thread(lambda: found(context, step.source, label, "promoted"))
 
     async def act(self, step: PlannedStep[HandBackSettings], context: StepContext) -> StepResult[Branched]:
-        """See StepKind."""
         return await in_thread(lambda: self._hand_back(step, context))
 
     def _hand_back(self, step: PlannedStep[HandBackSettings], context: StepContext) -> StepResult[Branched]:

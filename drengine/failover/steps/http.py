@@ -38,11 +38,9 @@ class HttpStep(Check[HttpCheck]):
     settings_type = HttpCheck
 
     def title(self, source: str, settings: HttpCheck) -> str:
-        """See StepKind."""
         return f"check {settings.url}"
 
     def examine(self, settings: HttpCheck, sense: Sense) -> None:
-        """See ActionKind."""
         sense.url(settings.url, "url")
         if not 100 <= settings.status <= 599:
             sense.error("bad-value", f"{settings.status} is no HTTP status", "100 to 599 are.", "status")
@@ -52,7 +50,6 @@ class HttpStep(Check[HttpCheck]):
         sense.references([settings.contains, *settings.headers.values()])
 
     def ask(self, settings: HttpCheck, seconds: float) -> str:
-        """See Check."""
         url = settings.url
         if not url.startswith(("http://", "https://")):
             raise Mismatch(f"{url} is neither http nor https")

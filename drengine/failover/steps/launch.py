@@ -23,18 +23,15 @@ class LaunchStep(StepKind[WorkloadSettings, Launched]):
     ends_outage = True
 
     def title(self, source: str, settings: WorkloadSettings) -> str:
-        """See StepKind."""
         return f"launch {source} with {settings.driver}"
 
     async def check(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[Launched] | None:
-        """See StepKind."""
         loop = asyncio.get_running_loop()
         request, driver = await in_thread(lambda: (launch_request(step, context, loop), driver_of(step, context)))
         found = await in_thread(lambda: driver.inspect(request))
         return _launched(found, request) if found.running and found.healthy else None
 
     async def act(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[Launched]:
-        """See StepKind."""
         loop = asyncio.get_running_loop()
 
         def launch() -> StepResult[Launched]:

@@ -38,11 +38,9 @@ class NotifyStep(ActionKind[Notification, Ended]):
     schema: ClassVar[Mapping[str, Any]] = {"oneOf": [{"required": ["url"]}, {"required": ["command"]}]}
 
     def title(self, source: str, settings: Notification) -> str:
-        """See StepKind."""
         return "notify"
 
     def examine(self, settings: Notification, sense: Sense) -> None:
-        """See ActionKind."""
         if bool(settings.url) == bool(settings.command):
             sense.error("one-action", "it needs either url or command", "Give one of them.")
         if settings.url:
@@ -51,7 +49,6 @@ class NotifyStep(ActionKind[Notification, Ended]):
             sense.argv(settings.command, "command")
 
     async def act(self, step: PlannedStep[Notification], context: StepContext) -> StepResult[Ended]:
-        """See StepKind."""
         message = json.dumps(_message(step, context)).encode()
         settings = step.settings
         if settings.command:

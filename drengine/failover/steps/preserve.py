@@ -55,11 +55,9 @@ class PreserveStep(StepKind[PreserveSettings, Preserved]):
     estimate_seconds = 60.0
 
     def title(self, source: str, settings: PreserveSettings) -> str:
-        """See StepKind."""
         return f"keep what {source} wrote beyond the replica, on a branch of its own"
 
     async def act(self, step: PlannedStep[PreserveSettings], context: StepContext) -> StepResult[Preserved]:
-        """See StepKind."""
         if step.settings.discard:
             message = f"what {step.source} wrote on its own is discarded, as {context.started_by} said"
             return StepResult(True, message, data=Preserved(kept=False))

@@ -21,16 +21,12 @@ class PromoteStep(StepKind[NoSettings, Branched]):
     estimate_seconds = 0.1
 
     def title(self, source: str, settings: NoSettings) -> str:
-        """See StepKind."""
         return f"promote {source} under the next generation"
 
     async def check(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Branched] | None:
-        """See StepKind."""
         return await in_thread(lambda: found(context, step.source, RunLabel(context.run), "promoted"))
 
     async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Branched]:
-        """See StepKind."""
-
         def promote() -> BranchInfo:
             return context.site.store.promote(
                 chosen(step, context),

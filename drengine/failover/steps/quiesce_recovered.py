@@ -33,7 +33,6 @@ class QuiesceRecoveredStep(StepKind[WorkloadSettings, PointFacts]):
     begins_outage = True
 
     def title(self, source: str, settings: WorkloadSettings) -> str:
-        """See StepKind."""
         return f"stop the recovered {source} and take its last point"
 
     async def check(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[PointFacts] | None:
@@ -42,7 +41,6 @@ class QuiesceRecoveredStep(StepKind[WorkloadSettings, PointFacts]):
         return _stopped(step, found) if found is not None else None
 
     async def act(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[PointFacts]:
-        """See StepKind."""
         loop = asyncio.get_running_loop()
         await in_thread(lambda: driver_of(step, context).quiesce(launch_request(step, context, loop)))
         clock = context.site.clock

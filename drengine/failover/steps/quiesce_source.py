@@ -43,11 +43,9 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
     begins_outage = True
 
     def title(self, source: str, settings: QuiesceSourceSettings) -> str:
-        """See StepKind."""
         return f"stop {source} and take its last point"
 
     async def act(self, step: PlannedStep[QuiesceSourceSettings], context: StepContext) -> StepResult[SourceStopped]:
-        """See StepKind."""
         argv = step.settings.stop
         if argv:
             finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context))

@@ -53,11 +53,9 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
     by_hand = True
 
     def title(self, source: str, settings: ReleaseSettings) -> str:
-        """See StepKind."""
         return f"put {source} in charge again"
 
     async def act(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> StepResult[Released]:
-        """See StepKind."""
         handed = context.results.get(step.settings.handed)
         if not isinstance(handed, Branched):
             handed = await in_thread(lambda: self._unchanged(step, context))

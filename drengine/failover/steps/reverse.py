@@ -33,11 +33,9 @@ class ReverseStep(StepKind[NoSettings, Reversed]):
     overwrites_source = True
 
     def title(self, source: str, settings: NoSettings) -> str:
-        """See StepKind."""
         return f"ship what differs back to the disks of {source}"
 
     async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Reversed]:
-        """See StepKind."""
         number, shipped = declared(step, context).branch, None
         for round in range(1, ROUNDS_MAX + 1):
             point = await in_thread(lambda: newest_point(context.site.store, step.source, number))

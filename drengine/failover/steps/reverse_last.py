@@ -23,11 +23,9 @@ class ReverseLastStep(StepKind[NoSettings, Reversed]):
     estimate_seconds = 5.0
 
     def title(self, source: str, settings: NoSettings) -> str:
-        """See StepKind."""
         return f"ship the last difference to {source}"
 
     async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Reversed]:
-        """See StepKind."""
         id = context.result_of(QUIESCE_RECOVERED, step.source).point
         answer = await order_agent(
             step,

@@ -35,11 +35,9 @@ class SqlStep(Check[SqlCheck]):
     settings_type = SqlCheck
 
     def title(self, source: str, settings: SqlCheck) -> str:
-        """See StepKind."""
         return "check by SQL"
 
     def examine(self, settings: SqlCheck, sense: Sense) -> None:
-        """See ActionKind."""
         sense.filled(settings.query, "query")
         sense.filled(settings.dsn, "dsn")
         if not settings.dsn.startswith(("postgresql://", "sqlite:///")):
@@ -47,7 +45,6 @@ class SqlStep(Check[SqlCheck]):
             sense.error("bad-value", "it names no database that can be asked", hint, "dsn")
 
     def ask(self, settings: SqlCheck, seconds: float) -> str:
-        """See Check."""
         from sqlalchemy import NullPool, create_engine, text  # noqa: PLC0415 - only runs with SQL checks pay for it
 
         url = settings.dsn.replace("postgresql://", "postgresql+psycopg://", 1)

@@ -280,7 +280,6 @@ class ActionKind(StepKind[S, R]):
         return {self.name: msgspec.to_builtins(settings)}
 
     def read_settings(self, kept: Mapping[str, Any]) -> S:
-        """See StepKind."""
         return msgspec.convert(kept.get(self.name), self.settings_type)
 
 
@@ -294,7 +293,6 @@ class MissingKind(StepKind[dict[str, Any], NoResult]):
         self.name = name
 
     def title(self, source: str, settings: dict[str, Any]) -> str:
-        """See StepKind."""
         return self.name
 
     async def act(self, step: PlannedStep[dict[str, Any]], context: StepContext) -> StepResult[NoResult]:

@@ -20,11 +20,9 @@ class StopWorkloadStep(StepKind[WorkloadSettings, NoResult]):
     by_hand = True
 
     def title(self, source: str, settings: WorkloadSettings) -> str:
-        """See StepKind."""
         return f"stop the {'drilled' if settings.isolated else 'recovered'} {source}"
 
     async def act(self, step: PlannedStep[WorkloadSettings], context: StepContext) -> StepResult[NoResult]:
-        """See StepKind."""
         loop = asyncio.get_running_loop()
 
         def stop() -> str:

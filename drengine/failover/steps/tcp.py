@@ -29,17 +29,14 @@ class TcpStep(Check[TcpCheck]):
     estimate_seconds = 1.0
 
     def title(self, source: str, settings: TcpCheck) -> str:
-        """See StepKind."""
         return f"check {settings.host}:{settings.port}"
 
     def examine(self, settings: TcpCheck, sense: Sense) -> None:
-        """See ActionKind."""
         sense.filled(settings.host, "host")
         if not 1 <= settings.port <= 65535:
             sense.error("bad-value", f"{settings.port} is no port", "1 to 65535 are.", "port")
 
     def ask(self, settings: TcpCheck, seconds: float) -> str:
-        """See Check."""
         with socket.create_connection((settings.host, settings.port), timeout=seconds):
             return f"{settings.host}:{settings.port} accepts connections"
 

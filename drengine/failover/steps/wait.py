@@ -20,15 +20,12 @@ class WaitStep(ActionKind[str, NoResult]):
     estimate_seconds = 0.0
 
     def title(self, source: str, settings: str) -> str:
-        """See StepKind."""
         return f"wait {settings}"
 
     def examine(self, settings: str, sense: Sense) -> None:
-        """See ActionKind."""
         sense.seconds(settings)
 
     async def act(self, step: PlannedStep[str], context: StepContext) -> StepResult[NoResult]:
-        """See StepKind."""
         seconds = parse_duration(step.settings)
         await context.site.clock.sleep(seconds)
         return StepResult(True, f"waited {seconds:g} s")

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import GRAIN_BYTES, Batch, Codec, Extent, ExtentKind, iter_table, pack_table
 from drengine.store.log.branches import BranchInfo
@@ -29,6 +28,7 @@ from drengine_agent.failback.reverse import FETCH_BYTES, FETCH_SPANS, grouped, j
 from drengine_agent.fencing.fence import Fence
 from drengine_agent.ship.session import Stream
 from tests.agent.failback.home import MIB, SIZE, Home, at_home, until
+from tests.clock import ManualClock
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, VolumeGeometry
 from drengine.model.states import REASONS, ReplicationState
@@ -22,6 +21,7 @@ from drengine_agent.ship.compression import LEVELS, CompressionController, Windo
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.resume import check_declared, decide_resume
 from drengine_agent.ship.session import SessionEnded
+from tests.clock import ManualClock
 
 MIB = 1 << 20
 

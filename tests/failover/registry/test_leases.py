@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from drengine.failover.registry import Registry
 from drengine.failover.registry.errors import LEASE_HELD, LEASE_LOST
 from drengine.failover.run import Event, JournalEntry, Lease
-from drengine.model.clock import ManualClock, SystemClock
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from tests.clock import ManualClock
 from tests.failover.registry.contender import LEASE, RUN
 from tests.failover.registry.rig import run_named
 

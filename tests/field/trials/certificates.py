@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from drengine.transport.tls import TlsFiles, client_context
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import client_context
 from tests.field.ground import Ground, Pair
 from tests.field.load import scatter
 from tests.field.trial import trial

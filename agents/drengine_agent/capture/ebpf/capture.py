@@ -90,16 +90,13 @@ class EbpfCapture(Capture):
         return self._readers
 
     def check(self) -> None:
-        """See Capture."""
         super().check()
         self._ebpf.check()
 
     def hurry(self) -> None:
-        """See Capture."""
         self._ebpf.request_cut()
 
     def figures(self) -> EbpfFigures:
-        """See Capture."""
         counts, seen, dirty_bytes = self._ebpf.counts, self._ebpf.statistics(), self._ebpf.backlog_bytes()
         return EbpfFigures(
             cut_kinds=self._cut_kinds,
@@ -121,7 +118,6 @@ class EbpfCapture(Capture):
         )
 
     def let_go(self) -> None:
-        """See Capture."""
         for reader in self._readers.values():
             reader.close()
 

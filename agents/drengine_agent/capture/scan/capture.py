@@ -21,7 +21,6 @@ class ScanCapture(Capture):
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
-        """See Capture."""
         config, volumes = opening.config, opening.volumes
         indexes = HashIndexes(config.state_directory / "index", [volume.geometry for volume in volumes.values()])
         tracker = ScanTracker(
@@ -38,5 +37,4 @@ class ScanCapture(Capture):
         self._scan.request_round()
 
     def let_go(self) -> None:
-        """See Capture."""
         self._indexes.close(clean=True)

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine.model.states import REASONS
@@ -24,6 +23,7 @@ from drengine_agent.capture.ebpf.tracker import READ_RETRY_SECONDS, EbpfTracker
 from drengine_agent.capture.tracker import Changes, Range
 from drengine_agent.cuts.errors import FREEZE_REFUSED
 from drengine_agent.cuts.policy import CutPolicy
+from tests.clock import ManualClock
 
 BLOCK = 4096
 SIZES = {1: 12, 2: 5}

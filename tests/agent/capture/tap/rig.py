@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from drengine.model.clock import ManualClock
 from drengine.model.points import Mark
 from drengine.nbd.export import Command, Request
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.tap.superblock import Register
 from drengine_agent.capture.tap.tracker import Tap, TapOptions
 from drengine_agent.capture.tracker import Changes
+from tests.clock import ManualClock
 
 SIZES = {1: 40_000, 2: 9 * 4096, 7: 1000}
 
