@@ -199,10 +199,9 @@ class Catalogue:
             self._depth, self._changed = 1, False
             epoch = None
             try:
-                self._require_current()
+                before = self._require_current()
                 yield
                 if self._changed:
-                    before = self.epoch()
                     epoch = before._replace(number=before.number + 1)
                     self.put(EpochRow(1, *epoch))
                 with self._errors():
@@ -371,8 +370,8 @@ class Catalogue:
             rows.append(table.row._make(values[:-1]))
         return rows
 
-    def _require_current(self) -> None:
-        """Return unless the segments know of a later transaction, or of another catalogue.
+    def _require_current(self) -> Epoch:
+        """The newest transaction, unless the segments know of a later one, or of another catalogue.
 
         Raises:
             DrengineError: CATALOGUE_DAMAGED.
@@ -391,6 +390,7 @@ class Catalogue:
                 "was committed. "
                 "Its write-ahead log was lost, or an old copy was put back",
             )
+        return epoch
 
     def _upgrade(self) -> None:
         """From version 1 to version 2: add the tables that are missing."""

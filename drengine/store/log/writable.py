@@ -1,102 +1,53 @@
-"""A branch that can be written at random: a view of its head, and what was written since laid over it.
+"""A branch that can be written at random, as a disk is: a view of its head, and what was written since laid over it.
 
-Writes are packed into records of about a megabyte, appended to the branch's log and made durable by `flush`. What is
-written is read back at once. Until it is durable its plain bytes stay in memory (bounded), so that a full disk loses
-nothing: the next flush appends it again.
+A write completes into a bounded buffer, which reads look through; `flush` makes everything written before it durable.
+
+*Who waits for what.* One lock guards the lists in memory; nobody holds it while storage is read or written. The log
+has one user at a time, the thread that logs: it takes the buffer away, leaving an empty one for other writers, and hashes,
+appends and commits without the lock. A flush that comes meanwhile waits for the next commit, which serves all that
+wait. Writes wait only when the buffer is full.
+
+*What a failure leaves.* After a failed append or commit the log is back at its durable position; what is not durable stays in
+memory, readable, and the next flush appends all of it again, in order.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
+from contextlib import contextmanager, suppress
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind
+from drengine.model.extents import ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
 from drengine.store.context import StoreContext
-from drengine.store.errors import STORE_FULL
+from drengine.store.errors import DAMAGED, STORE_FULL
 from drengine.store.leases import Position
-from drengine.store.log.writer import Appended, BranchWriter, Committed
+from drengine.store.log.pending import Change, Pending, Recent, Record, cost_bytes, cut_changes, laid_over, logged_maps
+from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.segments.format import parse_geometry
-from drengine.store.segments.rowset import RowSet
-from drengine.store.views.extentmap import FlatMap, merge
-from drengine.store.views.stack import StackLayer, resolve_rows
-from drengine.store.views.view import Piece, View
-from drengine.wire.payload import cut_blocks, data_extent, make_batch
+from drengine.store.views.extentmap import FlatMap
+from drengine.store.views.stack import StackLayer
+from drengine.store.views.view import View, look_up
 
-_MEMORY = 0xFFFFFFFF
-"""Segment number that stands for plain bytes not durable yet; the record number says which."""
+_log = logging.getLogger(__name__)
 
-_ROWS_MAX = 4096
-_ROW_COST_BYTES = 64
-_LEVEL = 1
+_KEPT_BUFFERS = 4
+"""So many times the write buffer stays readable from memory after it became durable."""
+
 _TAIL_RATIO = 2
-
-
-class _Pending:
-    """Writes in order that are not durable yet: first a buffer that grows, then one record."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.rows: list[tuple[int, int, int, int]] = []
-        """(volume, kind, offset, length)."""
-        self.plain = bytearray()
-        self.batch: Batch | None = None
-        self.place: Appended | None = None
-        self._maps: dict[int, FlatMap] | None = None
-
-    @property
-    def cost_bytes(self) -> int:
-        return len(self.plain) + _ROW_COST_BYTES * len(self.rows)
-
-    def add(self, volume: int, kind: ExtentKind, offset: int, data: memoryview | None, length: int) -> None:
-        self.rows.append((volume, kind, offset, length))
-        if data is not None:
-            self.plain += data
-        self._maps = None
-
-    def maps(self) -> dict[int, FlatMap]:
-        """Where the newest bytes of each volume are, in memory."""
-        if self._maps is None:
-            self._maps = self.resolved(Appended(_MEMORY, self.number))
-        return self._maps
-
-    def resolved(self, place: Appended) -> dict[int, FlatMap]:
-        """The same as they will be, or are, in the log."""
-        columns = np.array(self.rows, dtype=np.uint64).reshape(-1, 4)
-        carries = columns[:, 1] == ExtentKind.DATA
-        carried = np.where(carries, columns[:, 3], 0)
-        rows = RowSet(
-            volume=columns[:, 0].astype(np.uint32),
-            kind=columns[:, 1].astype(np.uint8),
-            start=columns[:, 2],
-            length=columns[:, 3],
-            record=np.full(len(columns), place.record, dtype=np.uint32),
-            plain_offset=(np.cumsum(carried) - carried).astype(np.uint32),
-            row=np.arange(len(columns)),
-        )
-        return resolve_rows(place.segment, rows)
-
-    def pack(self) -> Batch:
-        """As a batch, hashed and encoded, made once."""
-        if self.batch is None:
-            plain, at, extents = memoryview(bytes(self.plain)), 0, []
-            for volume, kind, offset, length in self.rows:
-                if kind == ExtentKind.DATA:
-                    extents.append(data_extent(volume, offset, plain[at : at + length]))
-                    at += length
-                else:
-                    extents.append(Extent(volume, kind, offset, length))
-            self.batch = make_batch(extents, plain, _LEVEL)
-        return self.batch
+_FENCE_SECONDS = 0.1
+"""A writer that was fenced hears of it so soon, also when it does not flush."""
 
 
 class WritableView(View):
-    """Reads and writes a branch as its only writer. Threads may share it."""
+    """Reads and writes a branch as its only writer. Threads may share it.
+
+    `write_now`, `zero_now` and `discard_now` never wait, so an event loop may call them. Everything else may wait for
+    storage. Memory: `uncommitted_bytes_max`, once more of it while it is encoded, and a few write buffers.
+    """
 
     def __init__(self, context: StoreContext, writer: BranchWriter) -> None:
         durable = writer.durable
@@ -106,15 +57,24 @@ class WritableView(View):
         stack = context.layers.stack(position.source, position.branch, position.sequence, geometry)
         super().__init__(context.records, position, geometry, stack, lease=None)
         self._context = context
+        self._options = context.options
         self._writer = writer
         self._epoch = secrets.token_bytes(16)
-        self._lock = threading.RLock()
-        self._buffer = _Pending(0)
-        self._packed: list[_Pending] = []
+        self._changed = threading.Condition(threading.Lock())
+        """Its lock guards everything below; it is notified when the log is free again."""
+        self._logging = False
+        self._commits_begun = self._commits_covered = 0
+        """Commits are numbered; everything that was written before the covered one began is durable."""
+        self._recent = [Recent()]
+        """What readers find in memory, oldest first; writes go to the newest."""
+        self._buffer = Pending(self._recent[-1])
+        self._taken: list[Pending] = []
+        """Taken by whoever logs, and not durable; oldest first."""
         self._tail: list[dict[int, FlatMap]] = []
         """Maps of durable records that `_stack` does not show yet, oldest first."""
         self._tail_segment = 0
         self._must_replay = False
+        self._fence_seen = context.clock.monotonic()
         self._uncut = context.catalogue.point(writer.source, writer.branch, durable.sequence) is None and (
             durable.sequence > row.base_sequence
         )
@@ -122,8 +82,8 @@ class WritableView(View):
     @property
     def is_uncut(self) -> bool:
         """Whether anything was written since the newest point on the branch."""
-        with self._lock:
-            return self._uncut or bool(self._buffer.rows or self._packed)
+        with self._changed:
+            return self._uncut or bool(self._buffer.changes or self._taken)
 
     @property
     def branch(self) -> int:
@@ -132,155 +92,244 @@ class WritableView(View):
 
     def close(self) -> None:
         """Let the branch go. What was not flushed is gone, as on any disk."""
-        with self._lock:
+        with self._alone():
             self._writer.close()
         super().close()
 
     def write(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes; durable after `flush`.
+        """Write bytes; durable after `flush`. Waits while the buffer is full.
 
         Raises:
             DrengineError: OUT_OF_RANGE, UNKNOWN_VOLUME, FENCED, STORE_FULL, STORE_IO; then nothing was written.
         """
-        view = memoryview(data).cast("B")
-        self._check_range(volume, offset, len(view))
-        with self._lock:
-            self._make_room(len(view))
-            for at, part, is_zero in cut_blocks(offset, view):
-                kind = ExtentKind.ZERO if is_zero else ExtentKind.DATA
-                self._buffer.add(volume, kind, at, None if is_zero else part, len(part))
-                self._pack_when_full()
+        self._check_range(volume, offset, memoryview(data).nbytes)
+        self._put(cut_changes(volume, offset, data))
 
     def zero(self, volume: int, offset: int, length: int) -> None:
         """Make a range read as zeros; see `write`."""
-        self._clear(volume, ExtentKind.ZERO, offset, length)
+        self._put(self._cleared(volume, ExtentKind.ZERO, offset, length))
 
     def discard(self, volume: int, offset: int, length: int) -> None:
         """Say that a range is not needed; it reads as zeros. See `write`."""
-        self._clear(volume, ExtentKind.DISCARD, offset, length)
+        self._put(self._cleared(volume, ExtentKind.DISCARD, offset, length))
+
+    def write_now(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> bool:
+        """Write bytes, as `write`, unless that would wait for anything: then nothing is done, and the answer is False.
+
+        Raises:
+            DrengineError: OUT_OF_RANGE, UNKNOWN_VOLUME; any other failure is left for `write` to tell.
+        """
+        self._check_range(volume, offset, memoryview(data).nbytes)
+        return self._put_now(cut_changes(volume, offset, data))
+
+    def zero_now(self, volume: int, offset: int, length: int) -> bool:
+        """As `zero`, unless that would wait; see `write_now`."""
+        return self._put_now(self._cleared(volume, ExtentKind.ZERO, offset, length))
+
+    def discard_now(self, volume: int, offset: int, length: int) -> bool:
+        """As `discard`, unless that would wait; see `write_now`."""
+        return self._put_now(self._cleared(volume, ExtentKind.DISCARD, offset, length))
 
     def flush(self) -> None:
-        """Make everything written so far durable.
+        """Make everything written so far durable. Flushes that wait at the same time share one commit.
 
         Raises:
             DrengineError: FENCED, STORE_IO; STORE_FULL: what was written is kept and the next flush tries again.
         """
-        with self._lock:
+        with self._changed:
+            # A commit under way took the buffer before this flush came.
+            wanted = self._commits_begun + 1
+            while self._logging:
+                self._changed.wait()
+                if self._commits_covered >= wanted:
+                    return
+            self._logging = True
+        with self._freeing_log():
             self._commit()
 
     def cut(self, kind: PointKind, label: str = "") -> RecoveryPoint:
         """Flush, and make a recovery point of what was written so far; see `flush`."""
-        with self._lock:
-            self._append_all()
-            sequence = self._writer.appended_sequence + 1
-            cut = Cut(self._context.clock.now_ns(), kind, label)
-            with self._replaying_when_full():
-                self._writer.append_cut(sequence, Mark(self._epoch, sequence), cut, generation=self._writer.generation)
-            point = self._commit().points[-1]
-            self._uncut = False
-        return point
-
-    def pieces(self, volume: int, offset: int, length: int) -> list[Piece]:
-        """See View; bytes not durable yet appear as those of segment 2**32 - 1."""
-        with self._lock:
-            return super().pieces(volume, offset, length)
+        with self._alone():
+            return self._commit(Cut(self._context.clock.now_ns(), kind, label)).points[-1]
 
     def _layers(self) -> list[StackLayer]:
-        with self._lock:
-            newest = [self._buffer, *reversed(self._packed)]
-            stack = [StackLayer(self.branch, pending.maps()) for pending in newest]
-            stack += [StackLayer(self.branch, maps) for maps in reversed(self._tail)]
-            return [*stack, *self._stack]
+        with self._changed:
+            memory = [StackLayer(self.branch, recent.maps()) for recent in reversed(self._recent)]
+            return [*memory, *self._durable_layers()]
+
+    def _durable_layers(self) -> list[StackLayer]:
+        return [*(StackLayer(self.branch, maps) for maps in reversed(self._tail)), *self._stack]
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
-        with self._lock:
-            pieces = self.pieces(volume, offset, len(target))
-            pending = {entry.number: entry for entry in (*self._packed, self._buffer)}
-            for piece in pieces:
-                if piece.segment == _MEMORY:
-                    plain, at = pending[piece.record].plain, piece.offset - offset
-                    target[at : at + piece.length] = plain[piece.plain_offset : piece.plain_offset + piece.length]
-        self._copy([piece for piece in pieces if 0 < piece.segment != _MEMORY], volume, offset, target)
+        while True:
+            with self._changed:
+                position, layers = self.position, self._durable_layers()
+                gaps = [(offset, len(target))] if len(target) else []
+                parts: list[tuple[int, int, memoryview | None]] = []
+                for recent in reversed(self._recent):
+                    found = recent.find(volume, gaps)
+                    parts += found.parts
+                    gaps = found.gaps
+            try:
+                for start, length in gaps:
+                    pieces = [piece for piece in look_up(layers, volume, start, length) if piece.segment > 0]
+                    self._copy(pieces, volume, offset, target)
+            except DrengineError as error:
+                # What was overwritten meanwhile may be gone: compaction keeps only what the newest position shows.
+                if error.kind is not DAMAGED or self.position == position:
+                    raise
+                target[:] = bytes(len(target))
+                continue
+            for begin, end, data in parts:
+                if data is not None:
+                    target[begin - offset : end - offset] = data
+            return
 
-    def _clear(self, volume: int, kind: ExtentKind, offset: int, length: int) -> None:
+    def _cleared(self, volume: int, kind: ExtentKind, offset: int, length: int) -> list[Change]:
         self._check_range(volume, offset, length)
-        if length:
-            with self._lock:
-                self._make_room(0)
-                self._buffer.add(volume, kind, offset, None, length)
-                self._pack_when_full()
+        return [Change(volume, kind, offset, length, None)] if length else []
 
-    def _make_room(self, length: int) -> None:
-        held = self._buffer.cost_bytes + sum(entry.cost_bytes for entry in self._packed)
-        if held and held + length > self._context.options.uncommitted_bytes_max:
-            self._commit()
+    def _put(self, changes: list[Change]) -> None:
+        """Take changes in, all or none, when there is room."""
+        cost = cost_bytes(changes)
+        while True:
+            with self._changed:
+                while not (takes := self._takes(cost)) and self._logging:
+                    self._changed.wait()
+                if takes:
+                    self._buffer.add(changes)
+                    return
+                self._logging = True
+            with self._freeing_log():
+                if not self._has_room(cost):
+                    self._commit()
+                elif self._is_full():
+                    # A full disk shows at the next flush; until then the bytes are kept in memory.
+                    with suppress_full():
+                        self._append()
+                self._writer.require_current()
+                self._fence_seen = self._context.clock.monotonic()
 
-    def _pack_when_full(self) -> None:
-        buffer, options = self._buffer, self._context.options
-        if len(buffer.plain) + BLOCK_BYTES > options.write_buffer_bytes or len(buffer.rows) >= _ROWS_MAX:
-            self._pack()
-            # A full disk shows at the next flush; until then the bytes are kept in memory.
-            with suppress_full():
-                self._append_all()
+    def _put_now(self, changes: list[Change]) -> bool:
+        cost = cost_bytes(changes)
+        if not self._changed.acquire(blocking=False):
+            return False
+        try:
+            if not self._takes(cost):
+                return False
+            self._buffer.add(changes)
+            return True
+        finally:
+            self._changed.release()
 
-    def _pack(self) -> None:
-        if self._buffer.rows:
-            self._packed.append(self._buffer)
-            self._buffer = _Pending(self._buffer.number + 1)
+    def _takes(self, cost: int) -> bool:
+        """Whether changes can be taken in with nothing to be done before."""
+        if self._writer.failed or not self._has_room(cost):
+            return False
+        # Whoever logs sees to the rest.
+        is_fence_seen = self._context.clock.monotonic() < self._fence_seen + _FENCE_SECONDS
+        return self._logging or (is_fence_seen and not self._is_full())
 
-    def _append_all(self) -> None:
-        """Append whatever the log does not hold yet; all of it again after a full disk threw it out."""
-        self._pack()
+    def _has_room(self, cost: int) -> bool:
+        held = self._buffer.cost_bytes + sum(pending.cost_bytes for pending in self._taken)
+        return not held or held + cost <= self._options.uncommitted_bytes_max
+
+    def _is_full(self) -> bool:
+        """Whether the buffer is worth appending to the log."""
+        return self._buffer.cost_bytes >= self._options.write_buffer_bytes
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Use the log, alone."""
+        with self._changed:
+            while self._logging:
+                self._changed.wait()
+            self._logging = True
+        with self._freeing_log():
+            yield
+
+    @contextmanager
+    def _freeing_log(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._logging = False
+                self._changed.notify_all()
+
+    def _append(self) -> None:
+        """Append whatever the log does not hold yet; all of it again after a failure threw it out.
+
+        For the thread that logs.
+        """
+        with self._changed:
+            if self._buffer.changes:
+                self._taken.append(self._buffer)
+                if self._recent[-1].cost_bytes >= _KEPT_BUFFERS * self._options.write_buffer_bytes:
+                    self._recent.append(Recent())
+                self._buffer = Pending(self._recent[-1])
+        records = self._taken_records()
         if self._must_replay:
-            for entry in self._packed:
-                entry.place = None
+            for record in records:
+                record.place = None
             self._must_replay = False
-        with self._replaying_when_full():
-            for entry in self._packed:
-                if entry.place is None:
+        with self._replaying_after_failure():
+            for record in records:
+                if record.place is None:
                     sequence = self._writer.appended_sequence + 1
-                    entry.place = self._writer.append_batch(
-                        sequence,
-                        Mark(self._epoch, sequence),
-                        entry.pack(),
-                        generation=self._writer.generation,
+                    record.place = self._writer.append_batch(
+                        sequence, Mark(self._epoch, sequence), record.batch(), generation=self._writer.generation
                     )
 
-    def _commit(self) -> Committed:
-        self._append_all()
-        with self._replaying_when_full():
-            committed = self._writer.commit(generation=self._writer.generation)
-        self.position = Position(self.position.source, self.branch, committed.sequence)
-        for entry in self._packed:
-            if entry.place is not None:
-                self._extend_tail(entry.resolved(entry.place))
-        newest = self._packed[-1].place if self._packed else None
-        self._uncut = self._uncut or newest is not None
-        self._packed = []
-        if newest and newest.segment != self._tail_segment:
-            self._rebase(newest.segment)
+    def _commit(self, cut: Cut | None = None) -> Committed:
+        """Make all of it durable, with a point if that is wanted. For the thread that logs."""
+        with self._changed:
+            self._commits_begun += 1
+            begun = self._commits_begun
+        self._append()
+        writer = self._writer
+        with self._replaying_after_failure():
+            if cut is not None:
+                sequence = writer.appended_sequence + 1
+                writer.append_cut(sequence, Mark(self._epoch, sequence), cut, generation=writer.generation)
+            committed = writer.commit(generation=writer.generation)
+        records = self._taken_records()
+        for pending in self._taken:
+            pending.recent.logged += pending.records(self._options.write_buffer_bytes)
+        tail = self._tail
+        for recent in self._recent[:-1]:
+            tail = _extended(tail, logged_maps(recent.logged))
+        with self._changed:
+            self.position = Position(self.position.source, self.branch, committed.sequence)
+            self._tail, self._recent, self._taken = tail, self._recent[-1:], []
+            self._uncut = cut is None and (self._uncut or bool(records))
+            self._commits_covered = begun
+            self._fence_seen = self._context.clock.monotonic()
+        if records and records[-1].place and records[-1].place.segment != self._tail_segment:
+            self._rebase(records[-1].place.segment)
         return committed
 
-    def _extend_tail(self, maps: dict[int, FlatMap]) -> None:
-        """Keep few layers: a newer one swallows older ones that are not much larger."""
-        while self._tail and _mappings(self._tail[-1]) <= _TAIL_RATIO * _mappings(maps):
-            older = self._tail.pop()
-            maps = {**older, **{v: merge(flat, older[v]) if v in older else flat for v, flat in maps.items()}}
-        self._tail.append(maps)
+    def _taken_records(self) -> list[Record]:
+        return [record for pending in self._taken for record in pending.records(self._options.write_buffer_bytes)]
 
     def _rebase(self, segment: int) -> None:
         """Look through the layers on disk again now that a segment was closed."""
-        self._stack = self._context.layers.stack(
-            self.position.source, self.position.branch, self.position.sequence, tuple(self._geometry.values())
-        )
-        self._tail, self._tail_segment = [], segment
+        position, geometry = self.position, tuple(self._geometry.values())
+        try:
+            stack = self._context.layers.stack(position.source, position.branch, position.sequence, geometry)
+        except DrengineError as error:
+            # What is durable is found through the tail as well; the next commit tries again.
+            _log.warning("layers of %s/%d: %s", position.source, position.branch, error)
+            return
+        with self._changed:
+            self._stack, self._tail, self._tail_segment = stack, [], segment
 
     @contextmanager
-    def _replaying_when_full(self) -> Iterator[None]:
+    def _replaying_after_failure(self) -> Iterator[None]:
         """A failed append or commit put the log back at its durable position: all must be appended again."""
         try:
             yield
-        except DrengineError:
+        except BaseException:
             self._must_replay = True
             raise
 
@@ -293,6 +342,14 @@ def suppress_full() -> Iterator[None]:
     except DrengineError as error:
         if error.kind is not STORE_FULL:
             raise
+
+
+def _extended(tail: list[dict[int, FlatMap]], maps: dict[int, FlatMap]) -> list[dict[int, FlatMap]]:
+    """A tail of few layers: a newer one swallows older ones that are not much larger."""
+    tail = list(tail)
+    while tail and _mappings(tail[-1]) <= _TAIL_RATIO * _mappings(maps):
+        maps = laid_over(maps, tail.pop())
+    return [*tail, maps]
 
 
 def _mappings(maps: dict[int, FlatMap]) -> int:

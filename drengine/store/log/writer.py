@@ -139,6 +139,11 @@ class BranchWriter:
         return self._generation
 
     @property
+    def failed(self) -> DrengineError | None:
+        """Why it is of no more use; None while it is."""
+        return self._failed
+
+    @property
     def durable(self) -> Durable:
         """What the last commit made durable."""
         return Durable(self._row.durable_sequence, self._row.mark)
@@ -222,9 +227,10 @@ class BranchWriter:
         Raises:
             DrengineError: FENCED, STORE_FULL (back at the durable position), STORE_IO (of no more use).
         """
-        self._check_generation(generation)
         if self._sequence == self._row.durable_sequence:
+            self._check_generation(generation)
             return self._committed([])
+        self._check_mine(generation)  # the transaction sees to the rest
         if self._segment and not self._context.storage.abilities.append:
             self._seal(self._segment)
         written = [*self._finished, *([self._segment] if self._segment else [])]
@@ -239,7 +245,7 @@ class BranchWriter:
         )
         points = self._points
         with self._guarded(ambiguous=True), self._catalogue.transaction():
-            self._catalogue.require_writable(self.source, self.branch, generation)
+            self._require_writable()
             if points and self._catalogue.damage(self.source):
                 # Until it is known whether they need it: see judge_points below.
                 points = [point._replace(damaged=1) for point in points]
@@ -317,18 +323,25 @@ class BranchWriter:
         return True
 
     def _check_generation(self, generation: int) -> None:
+        self._check_mine(generation)
+        try:
+            self._require_writable()
+        except DrengineError as error:
+            self._abandon()
+            self._failed = error
+            raise
+
+    def _check_mine(self, generation: int) -> None:
         if self._failed:
             raise self._failed
         if generation != self._generation:
             raise DrengineError(FENCED, f"generation {generation} is not the writer's, {self._generation}")
+
+    def _require_writable(self) -> None:
+        """Read the source's and the branch's rows, unless nobody else has committed anything since they were read."""
         version = self._catalogue.data_version()
         if version != self._version:
-            try:
-                self._catalogue.require_writable(self.source, self.branch, generation)
-            except DrengineError as error:
-                self._abandon()
-                self._failed = error
-                raise
+            self._catalogue.require_writable(self.source, self.branch, self._generation)
             self._version = version
 
     def _append(
