@@ -2,13 +2,13 @@
 
 A write completes into a bounded buffer, which reads look through; `flush` makes everything written before it durable.
 
-*Who waits for what.* One lock guards the lists in memory; nobody holds it while storage is read or written. The log
-has one user at a time, the thread that logs: it takes the buffer away, leaving an empty one for other writers, and hashes,
+*Who waits for what.* One lock guards the lists in memory; nobody holds it while storage is read or written. The log has
+one user at a time, the thread that logs: it takes the buffer away, leaving an empty one for other writers, and hashes,
 appends and commits without the lock. A flush that comes meanwhile waits for the next commit, which serves all that
 wait. Writes wait only when the buffer is full.
 
-*What a failure leaves.* After a failed append or commit the log is back at its durable position; what is not durable stays in
-memory, readable, and the next flush appends all of it again, in order.
+*What a failure leaves.* After a failed append or commit the log is back at its durable position; what is not durable
+stays in memory, readable, and the next flush appends all of it again, in order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import ExtentKind
