@@ -119,6 +119,10 @@ class Catalogue:
         self._lock = threading.RLock()
         self._depth = 0
         self._changed = False
+        self._version = 0
+        """While a transaction is open: what others had committed when it began."""
+        self._known: tuple[int, Epoch] | None = None
+        """The newest transaction, if it is one of this connection, and the data version that it saw."""
         self.upgraded = False
         self._note = EpochNote(directory) if name == CATALOGUE_NAME else None
         try:
@@ -199,13 +203,17 @@ class Catalogue:
             self._depth, self._changed = 1, False
             epoch = None
             try:
-                before = self._require_current()
+                # Nobody else commits from now on.
+                self._version, known = self._read_version(), self._known
+                before = self._require_current(known[1] if known and known[0] == self._version else None)
                 yield
                 if self._changed:
                     epoch = before._replace(number=before.number + 1)
                     self.put(EpochRow(1, *epoch))
+                self._known = None
                 with self._errors():
                     self._db.execute("COMMIT")
+                self._known = (self._version, epoch or before)
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -236,7 +244,11 @@ class Catalogue:
 
     def data_version(self) -> int:
         """A number that changes whenever another connection has committed something."""
-        with self._lock, self._errors():
+        with self._lock:
+            return self._version if self._depth else self._read_version()
+
+    def _read_version(self) -> int:
+        with self._errors():
             (version,) = self._db.execute("PRAGMA data_version").fetchone()
         return int(version)
 
@@ -370,15 +382,15 @@ class Catalogue:
             rows.append(table.row._make(values[:-1]))
         return rows
 
-    def _require_current(self) -> Epoch:
-        """The newest transaction, unless the segments know of a later one, or of another catalogue.
+    def _require_current(self, known: Epoch | None = None) -> Epoch:
+        """The newest transaction (`known`, if it is), unless the segments know of a later one, or of another catalogue.
 
         Raises:
             DrengineError: CATALOGUE_DAMAGED.
         """
         # First the note, then the row: a commit in between is ahead of the note that was read.
         noted = self.noted_epoch()
-        epoch = self.epoch()
+        epoch = known or self.epoch()
         if noted is not None and noted.lineage != epoch.lineage:
             raise DrengineError(
                 CATALOGUE_DAMAGED, "the catalogue is not the one that the segments know: it was made anew since"
@@ -439,8 +451,13 @@ class Catalogue:
 def _put(db: sqlite3.Connection, row: Any) -> None:
     table = TABLE_OF[type(row)]
     values = (*row, row_checksum(table.name, tuple(row)))
-    marks = ",".join("?" * len(values))
-    db.execute(f"INSERT OR REPLACE INTO {table.name} VALUES ({marks})", values)
+    db.execute(_INSERTS[table.name], values)
+
+
+_INSERTS = {
+    table.name: f"INSERT OR REPLACE INTO {table.name} VALUES ({','.join('?' * (len(table.row._fields) + 1))})"
+    for table in Tables.VERSION_2
+}
 
 
 def _schema(version: int) -> dict[str, str]:
