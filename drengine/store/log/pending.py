@@ -26,6 +26,12 @@ MEMORY_SEGMENT = 0xFFFFFFFF
 CHANGE_COST_BYTES = 512
 """About what a change takes beside its data, in all lists that hold it."""
 
+Held = tuple[int, int, memoryview | None]
+"""Offset, length and bytes (None: zeros) of what is in memory."""
+
+Gap = tuple[int, int]
+"""Offset and length."""
+
 _LEVEL = 1
 _RECORD_CHANGES_MAX = 4096
 
@@ -103,21 +109,15 @@ class _Ranges:
             fresh.append(self._cut(last - 1, end, ends[last - 1]))
         starts[first:last], ends[first:last], self.data[first:last] = map(list, zip(*fresh, strict=True))
 
-    def find(self, start: int, end: int) -> Iterator[tuple[int, int, memoryview | None]]:
+    def find(self, start: int, end: int) -> Iterator[Held]:
         """What is there of a range, in order."""
         for at in range(bisect_right(self.ends, start), bisect_left(self.starts, end)):
-            yield self._cut(at, max(start, self.starts[at]), min(end, self.ends[at]))
+            begin, stop, data = self._cut(at, max(start, self.starts[at]), min(end, self.ends[at]))
+            yield begin, stop - begin, data
 
     def _cut(self, at: int, start: int, end: int) -> tuple[int, int, memoryview | None]:
         data, begin = self.data[at], self.starts[at]
         return start, end, None if data is None else data[start - begin : end - begin]
-
-
-class Found(NamedTuple):
-    """Parts of a range that are in memory, and the gaps (offset, length) that are not."""
-
-    parts: list[tuple[int, int, memoryview | None]]
-    gaps: list[tuple[int, int]]
 
 
 class Recent:
@@ -144,23 +144,23 @@ class Recent:
                 ranges = self._volumes[volume] = _Ranges()
             ranges.lay(offset, offset + length, data)
 
-    def find(self, volume: int, gaps: list[tuple[int, int]]) -> Found:
-        """What is here of some ranges (offset, length)."""
+    def find(self, volume: int, gaps: list[Gap]) -> tuple[list[Held], list[Gap]]:
+        """What is here of some ranges, and the parts of them that are not."""
         ranges = self._volumes.get(volume)
         if ranges is None:
-            return Found([], gaps)
-        parts: list[tuple[int, int, memoryview | None]] = []
-        left: list[tuple[int, int]] = []
+            return [], gaps
+        held: list[Held] = []
+        left: list[Gap] = []
         for offset, length in gaps:
             at, end = offset, offset + length
             for part in ranges.find(at, end):
                 if part[0] > at:
                     left.append((at, part[0] - at))
-                parts.append(part)
-                at = part[1]
+                held.append(part)
+                at = part[0] + part[1]
             if at < end:
                 left.append((at, end - at))
-        return Found(parts, left)
+        return held, left
 
     def maps(self) -> dict[int, FlatMap]:
         """As extent maps, which nobody may change, of MEMORY_SEGMENT. Costs time in proportion to what is here."""

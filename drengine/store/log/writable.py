@@ -18,6 +18,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import ExtentKind
@@ -25,7 +26,17 @@ from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, STORE_FULL
 from drengine.store.leases import Position
-from drengine.store.log.pending import Change, Pending, Recent, Record, cost_bytes, cut_changes, laid_over, logged_maps
+from drengine.store.log.pending import (
+    Change,
+    Held,
+    Pending,
+    Recent,
+    Record,
+    cost_bytes,
+    cut_changes,
+    laid_over,
+    logged_maps,
+)
 from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.segments.format import parse_geometry
 from drengine.store.views.extentmap import FlatMap
@@ -155,35 +166,49 @@ class WritableView(View):
     def _layers(self) -> list[StackLayer]:
         with self._changed:
             memory = [StackLayer(self.branch, recent.maps()) for recent in reversed(self._recent)]
-            return [*memory, *self._durable_layers()]
+        return [*memory, *self._durable_layers()]
 
     def _durable_layers(self) -> list[StackLayer]:
-        return [*(StackLayer(self.branch, maps) for maps in reversed(self._tail)), *self._stack]
+        with self._changed:
+            return [*(StackLayer(self.branch, maps) for maps in reversed(self._tail)), *self._stack]
+
+    def _held(self, volume: int, offset: int, length: int, *, wait: bool = True) -> list[Held] | None:
+        """What memory holds of a range, in order: (offset, length, bytes or None for zeros).
+
+        None when that can't be said without waiting, and may not wait.
+        """
+        if not self._changed.acquire(blocking=wait):
+            return None
+        try:
+            held: list[Held] = []
+            gaps = [(offset, length)] if length else []
+            for recent in reversed(self._recent):
+                found, gaps = recent.find(volume, gaps)
+                held += found
+        finally:
+            self._changed.release()
+        if len(self._recent) > 1:
+            held.sort(key=itemgetter(0))
+        return held
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
         while True:
-            with self._changed:
-                position, layers = self.position, self._durable_layers()
-                gaps = [(offset, len(target))] if len(target) else []
-                parts: list[tuple[int, int, memoryview | None]] = []
-                for recent in reversed(self._recent):
-                    found = recent.find(volume, gaps)
-                    parts += found.parts
-                    gaps = found.gaps
+            # Memory first: what goes from there to the log meanwhile is then seen twice rather than not at all.
+            position, at = self.position, offset
             try:
-                for start, length in gaps:
-                    pieces = [piece for piece in look_up(layers, volume, start, length) if piece.segment > 0]
-                    self._copy(pieces, volume, offset, target)
+                for start, length, data in [*(self._held(volume, offset, len(target)) or ()), _end(offset, target)]:
+                    pieces = look_up(self._durable_layers(), volume, at, start - at) if start > at else []
+                    self._copy([piece for piece in pieces if piece.segment > 0], volume, offset, target)
+                    if data is not None:
+                        target[start - offset : start - offset + length] = data
+                    at = start + length
             except DrengineError as error:
                 # What was overwritten meanwhile may be gone: compaction keeps only what the newest position shows.
                 if error.kind is not DAMAGED or self.position == position:
                     raise
                 target[:] = bytes(len(target))
-                continue
-            for begin, end, data in parts:
-                if data is not None:
-                    target[begin - offset : end - offset] = data
-            return
+            else:
+                return
 
     def _cleared(self, volume: int, kind: ExtentKind, offset: int, length: int) -> list[Change]:
         self._check_range(volume, offset, length)
@@ -350,6 +375,11 @@ def _extended(tail: list[dict[int, FlatMap]], maps: dict[int, FlatMap]) -> list[
     while tail and _mappings(tail[-1]) <= _TAIL_RATIO * _mappings(maps):
         maps = laid_over(maps, tail.pop())
     return [*tail, maps]
+
+
+def _end(offset: int, target: memoryview) -> Held:
+    """Nothing, at the end of a range."""
+    return offset + len(target), 0, None
 
 
 def _mappings(maps: dict[int, FlatMap]) -> int:
