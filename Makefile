@@ -7,7 +7,7 @@ ARGS ?=
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 3
 
-.PHONY: help demo test check bench soak live crash field agent lock docs clean oracle
+.PHONY: help demo test check bench soak live postgres crash field agent lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -40,6 +40,9 @@ soak: $(VENV)/.test ## kill agent and target again and again under load (ARGS="-
 
 live: $(VENV)/.test ## SIGKILL an agent that tracks live disks again and again under load, as root (ARGS="--kills 100")
 	@$(PY) -m tests.soak.live $(ARGS)
+
+postgres: $(VENV)/.test ## SIGKILL the target under a recovered PostgreSQL again and again, as root (ARGS="--kills 50")
+	@$(PY) -m tests.soak.postgres $(ARGS)
 
 crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--seed N")
 	@$(PY) -m tests.crash.campaign $(ARGS)

@@ -160,6 +160,17 @@ class Site:
         config = self.folder / "target.toml"
         config.write_text("".join(f'{name} = "{text}"\n' for name, text in lines.items()))
         Store.create(self.folder / "store").close()
+        return self._run_target(config, port, nbd)
+
+    def kill_target(self, target: Target) -> Target:
+        """SIGKILL a target and start it again; returns it once it listens."""
+        self._note_peak(target)
+        target.popen.kill()
+        target.popen.wait()
+        self._running.remove(target)
+        return self._run_target(self.folder / "target.toml", target.port, target.nbd)
+
+    def _run_target(self, config: Path, port: int, nbd: Path) -> Target:
         popen, log = self._start("target", "drengine.cli.main", "target", "run", "--config", str(config))
         target = Target(popen, log, port, self.folder / "store", nbd)
         self._running.append(target)
@@ -225,8 +236,7 @@ class Site:
     def stop(self, process: Process) -> None:
         """End one process in order."""
         self._running.remove(process)
-        if self._peaks is not None and isinstance(process, Target):
-            self._peaks.append(process.peak_bytes())
+        self._note_peak(process)
         process.popen.send_signal(signal.SIGTERM)
         try:
             process.popen.wait(30)
@@ -238,6 +248,10 @@ class Site:
         """End everything, agents first."""
         for process in reversed(list(self._running)):
             self.stop(process)
+
+    def _note_peak(self, process: Process) -> None:
+        if self._peaks is not None and isinstance(process, Target):
+            self._peaks.append(process.peak_bytes())
 
     def _start(self, name: str, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
         log = self.folder / f"{name}.log"

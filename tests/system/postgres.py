@@ -132,9 +132,15 @@ class Ledger:
     CHECKPOINT_EVERY = 40
     """Pages reach the data disk and the log is recycled while writes go on, so the order across disks matters."""
 
-    def __init__(self, server: Server, *, pause_seconds: float = 0.0) -> None:
-        """`pause_seconds`: between two transactions."""
+    def __init__(
+        self, server: Server, *, pause_seconds: float = 0.0, first: int = 1, record: Path | None = None
+    ) -> None:
+        """`pause_seconds`: between two transactions; `first`: the number of the first; `record`: a file in which each
+        number is durable as soon as it was committed.
+        """
         self._pause_seconds = pause_seconds
+        self._first = first
+        self._record = None if record is None else record.open("ab", buffering=0)
         self.sent_ns: list[int] = []
         self.committed_ns: list[int] = []
         self._stopping = False
@@ -151,7 +157,7 @@ class Ledger:
     def _write(self) -> None:
         assert self._process.stdin and self._process.stdout
         while not self._stopping:
-            number = len(self.sent_ns) + 1
+            number = self._first + len(self.sent_ns)
             row = f"VALUES ({number}, repeat(md5('{number}'), 20))"
             self.sent_ns.append(time.time_ns())
             try:
@@ -166,6 +172,9 @@ class Ledger:
             except OSError:
                 return
             self.committed_ns.append(time.time_ns())
+            if self._record:
+                self._record.write(b"%d\n" % number)
+                os.fdatasync(self._record.fileno())
             time.sleep(self._pause_seconds)
 
     def wait_for(self, more: int) -> None:
@@ -178,7 +187,7 @@ class Ledger:
         self._process.kill()
         self._process.wait()
         self._thread.join()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._process.stdout, *([self._record] if self._record else [])):
             try:
                 assert pipe
                 pipe.close()
