@@ -30,7 +30,7 @@ How the pipeline drives a tracker (the same for all):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,10 @@ from drengine.model.points import Mark, PointKind, VolumeGeometry
 
 STALL_REASONS = frozenset({"read-error", "no-cut", "busy", "freeze-refused", "freeze-too-long", "hook-failed"})
 """What a tracker may give as its reason that keeps points from being cut while the session stands."""
+
+
+CallOnChange = Callable[[Mark, Callable[[], None]], None]
+"""See Capture.call_on_change."""
 
 
 @dataclass(frozen=True, slots=True)

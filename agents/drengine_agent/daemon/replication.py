@@ -336,6 +336,7 @@ class Replication:
                 lag=self.lag,
                 progress=self.progress,
                 check=capture.check,
+                call_on_change=capture.call_on_change,
                 point_interval_seconds=self.config.point_interval,
                 idle_seconds=capture.idle_seconds,
             )

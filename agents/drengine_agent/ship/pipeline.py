@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.wire.events import Resend
 from drengine_agent.capture.indexes import HashIndexes
-from drengine_agent.capture.tracker import Changes, Range, Readable, Tracker, Write
+from drengine_agent.capture.tracker import CallOnChange, Changes, Range, Readable, Tracker, Write
 from drengine_agent.ship.baseline import Baseline, IndexBaseline, TargetBaseline, ZeroBaseline
 from drengine_agent.ship.batches import BatchBuilder, Outgoing
 from drengine_agent.ship.handover import Handover, Stopped
@@ -35,6 +36,12 @@ from drengine_agent.ship.uplink import Uplink
 
 REMOTE_WORKERS = 8
 CHECK_SECONDS = 1.0
+GATHER_SECONDS = 0.02
+"""While something is on its way to the target, writes gather for so long at most before the tracker is asked again."""
+CALLED_SECONDS = 0.001
+"""After a call so long, so that what a client writes together travels together, and is shown as done."""
+QUIET_SHARE = 5
+"""A quiet source gets its points this many times as often as `point_interval` allows under load."""
 INLINE_BYTES = 64 << 10
 """Up to here a batch is encoded on the capture thread: handing it to the pool would cost more than it takes."""
 
@@ -92,11 +99,12 @@ class Pipeline:
         lag: LagMeter,
         progress: Progress,
         check: Callable[[], None] = lambda: None,
+        call_on_change: CallOnChange = lambda since, call: None,
         point_interval_seconds: float = 0.05,
         idle_seconds: float = 0.02,
     ) -> None:
         """`volumes` are read for ranges; `check` looks whether they are still what they were, and raises if not;
-        `idle_seconds` is how often a tracker that doesn't call `wake` is asked."""
+        `call_on_change` and `idle_seconds` are those of Capture."""
         self._tracker = tracker
         self._volumes = volumes
         self._geometry = geometry
@@ -111,6 +119,7 @@ class Pipeline:
         self._progress = progress
         self._clock = uplink.clock
         self._check = check
+        self._call_on_change = call_on_change
         self._checked_at = uplink.clock.monotonic()
         self._workers = uplink.workers
         self._point_interval_seconds = point_interval_seconds
@@ -129,7 +138,9 @@ class Pipeline:
         self._resend: deque[Range] = deque()
         self._labels: deque[LabelRequest] = deque()
         self._uncut = True
+        self._quiet = False
         self._cut_at = -1e9
+        self._cut_gap_seconds = point_interval_seconds
         self._captured_at = -1e9
         self._swept = False
 
@@ -267,10 +278,8 @@ class Pipeline:
                 changes = self._tracker.changes(since, bytes_max=self._plain_bytes_max)
                 if changes.ranges != () or changes.rescan_reason is not None:
                     self._ship_ranges(changes, since)
-                elif changes.writes:
-                    self._ship_writes(changes, since)
                 self._captured_at = self._moment(changes, asked_at)
-                self._maybe_cut(changes)
+                self._ship_writes_and_cut(changes, since)
                 since = changes.mark
                 if not changes.more:
                     if self._finishing.is_set():
@@ -294,38 +303,56 @@ class Pipeline:
         age = (self._clock.now_ns() - changes.cut_time_ns) / 1e9
         return max(self._captured_at, min(asked_at, self._clock.monotonic() - age))
 
-    def _maybe_cut(self, changes: Changes) -> None:
-        self._uncut = self._uncut or bool(changes.writes or changes.ranges != () or changes.rescan_reason is not None)
+    def _ship_writes_and_cut(self, changes: Changes, since: Mark) -> None:
+        """One item for both: the target then makes them durable with one commit."""
+        if (changes.writes or changes.ranges != () or changes.rescan_reason is not None) and not self._uncut:
+            self._uncut = True
+            self._cut_gap_seconds = self._point_interval_seconds / (QUIET_SHARE if self._quiet else 1)
+        is_due = self._is_cut_due(changes)
+        if not (changes.writes or is_due):
+            return
+        self._handover.acquire()
+        encoded: Future[list[Outgoing]] | list[Outgoing]
+        if sum(write.length for write in changes.writes) <= INLINE_BYTES:
+            encoded = self._encode(changes.writes)
+        else:
+            encoded = self._pool.submit(self._encode, changes.writes)
+        item = _Item(encoded, since, changes.mark)
+        if is_due:
+            item.request = self._labels.popleft() if self._labels else None
+            item.cut = Cut(changes.cut_time_ns, changes.cut_kind, item.request.label if item.request else "")
+            item.captured_at = self._captured_at
+            self._progress.cuts[item.cut.kind] = self._progress.cuts.get(item.cut.kind, 0) + 1
+            self._uncut = False
+            self._cut_at = self._clock.monotonic()
+        self._handover.put(item, permit=False)
+
+    def _is_cut_due(self, changes: Changes) -> bool:
         if not changes.cut_ok or not (self._uncut or self._labels):
-            return
-        now = self._clock.monotonic()
-        due = now >= self._cut_at + self._point_interval_seconds
-        if not (due or self._labels or self._finishing.is_set()):
-            return
-        request = self._labels.popleft() if self._labels else None
-        cut = Cut(changes.cut_time_ns, changes.cut_kind, request.label if request else "")
-        self._handover.put(_Item([], changes.mark, changes.mark, cut, self._captured_at, request))
-        self._progress.cuts[cut.kind] = self._progress.cuts.get(cut.kind, 0) + 1
-        self._uncut = False
-        self._cut_at = now
+            return False
+        is_time = self._clock.monotonic() >= self._cut_at + self._cut_gap_seconds
+        return is_time or bool(self._labels) or self._finishing.is_set()
 
     def _rest(self, changes: Changes) -> None:
-        """Wait until the tracker calls, a cut falls due, or it is time to ask again."""
-        seconds = self._idle_seconds
-        if self._uncut and changes.cut_ok:
-            due_in = self._cut_at + self._point_interval_seconds - self._clock.monotonic()
-            seconds = min(seconds, max(due_in, 0.001))
-        self._wake.wait(seconds)
-        self._wake.clear()
+        """Wait for a reason to ask the tracker again.
 
-    def _ship_writes(self, changes: Changes, since: Mark) -> None:
-        self._handover.acquire()
-        if sum(write.length for write in changes.writes) <= INLINE_BYTES:
-            self._handover.put(_Item(self._encode(changes.writes), since, changes.mark), permit=False)
+        When all that was captured is durable and cut, the tracker calls at the next change, once: a write after quiet
+        travels at once (CALLED_SECONDS later). Until it is durable no further call is asked for, and what comes
+        meanwhile gathers: until an acknowledgement comes, a cut falls due, or GATHER_SECONDS are over. So there is at
+        most one call for each acknowledgement, and a burst makes few batches.
+        """
+        seconds = self._idle_seconds
+        self._quiet = not self._uncut and self._handover.is_idle
+        if self._quiet:
+            self._call_on_change(changes.mark, self.wake)
         else:
-            self._handover.put(
-                _Item(self._pool.submit(self._encode, changes.writes), since, changes.mark), permit=False
-            )
+            seconds = min(seconds, GATHER_SECONDS)
+        if self._uncut and changes.cut_ok:
+            due_in = self._cut_at + self._cut_gap_seconds - self._clock.monotonic()
+            seconds = min(seconds, max(due_in, 0.001))
+        if self._wake.wait(seconds) and self._quiet:
+            time.sleep(CALLED_SECONDS)
+        self._wake.clear()
 
     def _encode(self, writes: Sequence[Write]) -> list[Outgoing]:
         batches: list[Outgoing] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
+from drengine.model.points import Mark
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.capture import Capture, Opening
 from drengine_agent.capture.tap.figures import TapFigures
@@ -19,6 +20,7 @@ class TapCapture(Capture):
 
     writable = True
     serves = True
+    idle_seconds = 1.0  # it calls; by the clock it only hands out again what could not be read
     figures_class = TapFigures
 
     def __init__(self, tap: Tap, volumes: Mapping[int, Volume], options: NbdOptions) -> None:
@@ -56,6 +58,10 @@ class TapCapture(Capture):
             nbd=_shown(server.address) if server else "",
             nbd_protocol=server.protocol_state if server else "",
         )
+
+    def call_on_change(self, since: Mark, call: Callable[[], None]) -> None:
+        """See Capture."""
+        self._tap.call_on_change(since, call)
 
     @property
     def is_serving(self) -> bool:

@@ -20,6 +20,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,6 +46,8 @@ VOLUME_RESIZED = error_kind(
 
 _WRITE, _TRIM = int(Command.WRITE), int(Command.TRIM)
 _DATA, _ZERO, _DISCARD = int(ExtentKind.DATA), int(ExtentKind.ZERO), int(ExtentKind.DISCARD)
+_JOURNAL_SYNCS_MAX: Final = 4
+"""So many volumes are flushed at a time (server.py), each with a sync of the journal beside its own."""
 _EPOCHS_MAX: Final = 64
 """So many resyncs may begin without an acknowledgement; then a target that comes back is rescanned."""
 
@@ -124,6 +127,8 @@ class Tap:
         self._older_epochs: dict[bytes, int] = {}
         self._failed: set[int] = set()
         self._captured_bytes = 0
+        self._syncs = ThreadPoolExecutor(_JOURNAL_SYNCS_MAX, thread_name_prefix="drengine-tap-journal")
+        self._on_change: Callable[[], None] | None = None
         self.on_progress: Callable[[], None] = lambda: None
         """Called, in any thread, when something was acknowledged or tracking was lost: must be quick."""
 
@@ -175,6 +180,7 @@ class Tap:
                 self._registers[Register.LOST] = 1
                 raise
             finally:
+                self._syncs.shutdown()
                 self._kept.close()
 
     def _leave_remains(self) -> bool:
@@ -240,6 +246,8 @@ class Tap:
             position = self._journal.head
             self._journal.applied(position)
             self._captured_bytes += parts_bytes
+            if self._on_change is not None:
+                self._call_changed()
         return position, failed
 
     def _write(self, volume: Volume, requests: Sequence[Request]) -> set[int]:
@@ -273,26 +281,30 @@ class Tap:
         return failed
 
     def flush(self, volume: Volume) -> bool:
-        """Make everything written to a volume durable, there and in the journal; slow, any thread.
+        """Make everything written to a volume durable, there and in the journal, at once; slow, any thread.
+
+        Neither needs the other to be durable first: after a loss of power the journal is not believed anyway.
 
         Returns:
             False if the volume failed. It is then stopped for good: what a failed sync left is unknown.
         """
         if volume.volume in self._failed:
             return False
+        journal = self._syncs.submit(self._journal.sync)
+        done = True
         try:
             volume.sync()
         except OSError:
+            done = False
             with self._lock:
                 self._failed.add(volume.volume)
                 self._note_lost("read-error")
-            return False
         try:
-            self._journal.sync()
+            journal.result()
         except OSError:
             with self._lock:
                 self._degrade("journal-damaged")
-        return True
+        return done
 
     # ---- the pipeline's side
 
@@ -362,6 +374,19 @@ class Tap:
             cut_time_ns=now_ns if reached == end else time_ns,
             more=reached < end,
         )
+
+    def call_on_change(self, since: Mark, call: Callable[[], None]) -> None:
+        """See capture.Capture.call_on_change."""
+        with self._lock:
+            self._on_change = call
+            if self._degraded or self._requested or self._place(since) != self._journal.head:
+                self._call_changed()
+
+    def _call_changed(self) -> None:
+        """With `_lock` held: one call for each request, so that a burst of writes wakes nobody twice."""
+        call, self._on_change = self._on_change, None
+        if call is not None:
+            call()
 
     def acknowledge(self, mark: Mark) -> None:
         """See tracker.Tracker.acknowledge."""
@@ -465,6 +490,7 @@ class Tap:
         self._registers[Register.LOST] = 1
         self._reason = reason
         self.on_progress()
+        self._call_changed()
         if not self._lost_since_ns:
             self._lost_since_ns = self._journal.oldest_ns or self._clock.now_ns()
 
