@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from drengine.cli.carrying import ask, runbook_place
 from drengine.cli.common import JsonOption
-from drengine.cli.engine import (
-    ConfigOption,
-    EngineStoreOption,
-    ExportOption,
-    RunbookArgument,
-    StateOption,
-    load_config,
-    runbook_place,
-    with_orders,
-)
+from drengine.cli.run_options import EngineOptions, RunbookArgument
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.terminal import emit_json, human_duration, human_time, show_table
+from drengine.terminal.options import grouped
 
 if TYPE_CHECKING:
     from drengine.failover.answers import Plan, PlannedStep
-    from drengine.failover.orders import Orders
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def plan(
     runbook: RunbookArgument,
     mode: Annotated[
         Mode, typer.Option("--mode", help="drill, failover, migration, reprotect or failback.")
     ] = Mode.FAILOVER,
     point: Annotated[str, typer.Option("--point", help="`latest`, a time, a point's id or its label.")] = "",
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
-    state: StateOption = None,
-    export: ExportOption = None,
     json: JsonOption = False,
+    *,
+    options: EngineOptions,
 ) -> None:
     """Print step by step what a run would do now, with the points it would choose and how long it would take.
 
     Nothing is touched. Times come from earlier runs of the runbook, marked with =, or are estimates, marked with ~.
     """
-
-    async def work(orders: Orders) -> None:
-        found = await asyncio.to_thread(lambda: orders.plan(mode, runbook_place(runbook), point=point))
-        if json:
-            emit_json(found)
-        else:
-            _show(found)
-
-    with_orders(load_config(config, store, state, export), work)
+    found = ask(options, lambda orders: orders.plan(mode, runbook_place(runbook), point=point))
+    if json:
+        emit_json(found)
+    else:
+        _show(found)
 
 
 def _show(found: Plan) -> None:

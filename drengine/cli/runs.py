@@ -2,77 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from drengine.cli.carrying import ask, run_lines
 from drengine.cli.common import JsonOption
-from drengine.cli.engine import (
-    ConfigOption,
-    EngineStoreOption,
-    RunArgument,
-    StateOption,
-    load_config,
-    told,
-    with_orders,
-)
+from drengine.cli.run_options import RegistryOptions, RunArgument
 from drengine.terminal import emit_json, human_duration, human_time, note, show_table
+from drengine.terminal.options import grouped
 
 if TYPE_CHECKING:
     from drengine.failover.answers import Run
-    from drengine.failover.orders import Orders
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def runs(
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
-    state: StateOption = None,
     runbook: Annotated[str | None, typer.Option("--runbook", help="Only runs of this runbook.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10000, help="How many at most, newest first.")] = 30,
     json: JsonOption = False,
+    *,
+    options: RegistryOptions,
 ) -> None:
     """List runs, newest first: what for, how far, how they ended, what was measured."""
-
-    async def work(orders: Orders) -> None:
-        found = await asyncio.to_thread(lambda: orders.runs(runbook=runbook, limit=limit))
-        if json:
-            emit_json(found)
-        elif not found:
-            note("there was no run yet")
-        else:
-            heads = ("run", "mode", "begun", "by", "state", "outcome", "RTO", "RPO")
-            show_table(heads, [_row(each) for each in found], title="Runs")
-
-    with_orders(load_config(config, store, state), work)
+    found = ask(options, lambda orders: orders.runs(runbook=runbook, limit=limit))
+    if json:
+        emit_json(found)
+    elif not found:
+        note("there was no run yet")
+    else:
+        heads = ("run", "mode", "begun", "by", "state", "outcome", "RTO", "RPO")
+        show_table(heads, [_row(each) for each in found], title="Runs")
 
 
 @app.command()
-def show(
-    run: RunArgument,
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
-    state: StateOption = None,
-    json: JsonOption = False,
-) -> None:
+@grouped
+def show(run: RunArgument, json: JsonOption = False, *, options: RegistryOptions) -> None:
     """Show a run: its end or what it waits for, what was measured, and each step with its result."""
-
-    async def work(orders: Orders) -> None:
-        found = await asyncio.to_thread(orders.show, run)
-        if json:
-            emit_json(found)
-            return
-        print("\n".join(told(found)))
-        rows = [
-            (each.id, each.status.value, str(each.attempt or ""), _seconds(each.seconds), each.message)
-            for each in found.steps
-        ]
-        show_table(("step", "status", "try", "took", "result"), rows)
-
-    with_orders(load_config(config, store, state), work)
+    found = ask(options, lambda orders: orders.show(run))
+    if json:
+        emit_json(found)
+        return
+    print("\n".join(run_lines(found)))
+    rows = [
+        (each.id, each.status.value, str(each.attempt or ""), _seconds(each.seconds), each.message)
+        for each in found.steps
+    ]
+    show_table(("step", "status", "try", "took", "result"), rows)
 
 
 def _row(run: Run) -> tuple[str, ...]:

@@ -205,6 +205,10 @@ class Orders:
         version = self.engine.registry.save_runbook(name, text)
         return Saved(valid=True, findings=validation(examined).findings, name=name, version=version)
 
+    def operator_name(self, given: str | None = None) -> str:
+        """Who orders: as given, by the environment, by the configuration, or the user's name."""
+        return self.engine.config.operator_name(given)
+
     async def carry_out(
         self, run: RunRecord, *, wait: bool = True, watch: Watcher, patient: bool = False, leave: bool = False
     ) -> RunDetail | None:

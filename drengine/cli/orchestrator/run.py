@@ -6,23 +6,21 @@ import asyncio
 
 import typer
 
-from drengine.cli.engine import ConfigOption, EngineStoreOption, ExportOption, StateOption, load_config
+from drengine.cli.run_options import EngineOptions
 from drengine.console.metrics import serve_metrics
 from drengine.console.serve import serve_rest
+from drengine.failover.config import load_orchestrator_config
 from drengine.failover.daemon import run_orchestrator
 from drengine.telemetry import setup_logging
+from drengine.terminal.options import grouped
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def run(
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
-    state: StateOption = None,
-    export: ExportOption = None,
-) -> None:
+@grouped
+def run(options: EngineOptions) -> None:
     """Run the daemon in the foreground until SIGTERM. Failovers need it not: each command works without it."""
-    loaded = load_config(config, store, state, export)
+    loaded = load_orchestrator_config(options.config, options.given())
     setup_logging(level=loaded.log_level, form=loaded.log_form)
     raise typer.Exit(asyncio.run(run_orchestrator(loaded, (serve_rest, serve_metrics))))

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from drengine.cli.engine import ConfigOption, EngineStoreOption, RunArgument, StateOption, load_config
+from drengine.cli.run_options import RegistryOptions, RunArgument
+from drengine.failover.config import load_orchestrator_config
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import report_as
 from drengine.failover.report.errors import REPORT_UNAVAILABLE
@@ -16,25 +17,26 @@ from drengine.failover.report.keep import Form, is_kept, read_kept
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.terminal import note
+from drengine.terminal.options import grouped
 from drengine.terminal.output import write_output
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def export(
     run: RunArgument,
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
-    state: StateOption = None,
     form: Annotated[
         Form, typer.Option("--form", help="html: one page that needs nothing else; json: values.")
     ] = Form.HTML,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: standard output.")] = None,
+    *,
+    options: RegistryOptions,
 ) -> None:
     """Hand on the report of a run as it stands now; where the registry can't tell any more, as it was kept."""
-    options = load_config(config, store, state)
-    text = asyncio.run(_report(options.registry_url, options.reports, run, form)).decode()
+    config = load_orchestrator_config(options.config, options.given())
+    text = asyncio.run(_report(config.registry_url, config.reports, run, form)).decode()
     if output is None:
         write_output(text)
         return

@@ -8,24 +8,26 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import JsonOption
-from drengine.cli.engine import ConfigOption, EngineStoreOption, StateOption, load_config
+from drengine.cli.run_options import RegistryOptions
+from drengine.failover.config import load_orchestrator_config
 from drengine.failover.report.keep import summaries
 from drengine.failover.report.values import ReportSummary
 from drengine.terminal import emit_json, human_duration, human_time, note, show_table
+from drengine.terminal.options import grouped
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command("list")
+@grouped
 def list_reports(
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
-    state: StateOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10000, help="How many at most, newest first.")] = 30,
     json: JsonOption = False,
+    *,
+    options: RegistryOptions,
 ) -> None:
     """List the reports that are kept, newest first."""
-    directory = load_config(config, store, state).reports
+    directory = load_orchestrator_config(options.config, options.given()).reports
     found = asyncio.run(summaries(directory, limit, lambda error: note(f"{error.message} [{error.kind.id}]")))
     if json:
         emit_json(found)

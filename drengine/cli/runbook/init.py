@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import open_store
-from drengine.cli.engine import ConfigOption, EngineStoreOption, load_config
+from drengine.cli.run_options import StoreOptions
+from drengine.failover.config import load_orchestrator_config
 from drengine.failover.drivers.available import available_drivers
 from drengine.failover.runbook.errors import RUNBOOK_EXISTS
 from drengine.failover.runbook.init import KnownSource, initial_runbook
@@ -16,24 +17,26 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.target.errors import SOURCE_NEEDED
 from drengine.terminal import note
+from drengine.terminal.options import grouped
 from drengine.terminal.output import write_output
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def init(
     name: Annotated[str, typer.Argument(help="Name of the runbook.")],
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
     source: Annotated[
         list[str] | None, typer.Option("--source", help="Only this source; may be given several times, in their order.")
     ] = None,
     driver: Annotated[str, typer.Option("--driver", help="Launch driver.")] = "command",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: standard output.")] = None,
+    *,
+    options: StoreOptions,
 ) -> None:
     """Write a runbook for the sources in the store."""
-    found = _sources_in(load_config(config, store).store, source)
+    found = _sources_in(load_orchestrator_config(options.config, options.given()).store, source)
     if not found:
         raise DrengineError(SOURCE_NEEDED, "the store holds no source yet", hint="Protect a server first.")
     if driver not in available_drivers():

@@ -9,31 +9,35 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import JsonOption, open_store
-from drengine.cli.engine import ConfigOption, EngineStoreOption, load_config
+from drengine.cli.run_options import StoreOptions
 from drengine.failover.answers import validation
+from drengine.failover.config import load_orchestrator_config
 from drengine.failover.drivers.available import load_drivers
 from drengine.failover.reading.reader import examine, read_runbook_text
 from drengine.failover.runbook.errors import BAD_RUNBOOK
 from drengine.terminal import emit_json, note
+from drengine.terminal.options import grouped
 from drengine.terminal.output import printable
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@grouped
 def validate(
     file: Annotated[Path, typer.Argument(help="The runbook's file.")],
-    config: ConfigOption = None,
-    store: EngineStoreOption = None,
     json: JsonOption = False,
+    *,
+    options: StoreOptions,
 ) -> None:
     """Say what is wrong with a runbook: each mistake with line, column and hint.
 
     Ends with 103 if it has mistakes. With a store or configuration, sources that do not replicate here yet are told.
     """
     names = None
-    if config is not None or store is not None:
-        with open_store(load_config(config, store).store, read_only=True) as opened:
+    if options.config is not None or options.store is not None:
+        config = load_orchestrator_config(options.config, options.given())
+        with open_store(config.store, read_only=True) as opened:
             names = [each.name for each in opened.sources()]
     examined = examine(read_runbook_text(file), sources=names, drivers=load_drivers())
     valid = examined.runbook is not None

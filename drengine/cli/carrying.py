@@ -1,4 +1,4 @@
-"""What the commands about runs share: options, the orders of an engine, carrying a run out in sight of people.
+"""Carrying a run out in sight of people, and all other work with an engine's orders.
 
 The commands only parse and show: `drengine.failover.orders` decides. It is imported here, when a command has been
 understood, so that `--help` waits for neither numpy nor a database.
@@ -10,64 +10,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from drengine.cli.live import view
+from drengine.cli.run_options import OrderOptions, RegistryOptions
 from drengine.failover.run import Outcome
 from drengine.process.signals import ask_on_signals
 from drengine.terminal import emit_json, human_duration, note
 
 if TYPE_CHECKING:
     from drengine.failover.answers import RunDetail
-    from drengine.failover.config import OrchestratorConfig
     from drengine.failover.orders import Orders
     from drengine.failover.run import RunRecord
 
 T = TypeVar("T")
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", envvar="DRENGINE_CONFIG", help="TOML file with the orchestrator's options."),
-]
-EngineStoreOption = Annotated[
-    Path | None, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store's directory.")
-]
-StateOption = Annotated[
-    Path | None,
-    typer.Option("--state", envvar="DRENGINE_STATE", help="Directory of the registry, instances and reports."),
-]
-ExportOption = Annotated[
-    str | None,
-    typer.Option("--export", envvar="DRENGINE_EXPORT", help="The target's NBD address: HOST:PORT or unix:PATH."),
-]
-ByOption = Annotated[
-    str | None, typer.Option("--by", help="Who does this; by default DRENGINE_OPERATOR or the user's name.")
-]
-NoteOption = Annotated[str, typer.Option("--note", help="Kept with the request.")]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Go on although a source can't be fenced; the report says so first.")
-]
-RunArgument = Annotated[str, typer.Argument(help="The run's id; `drengine runs` lists them.")]
-RunbookArgument = Annotated[str, typer.Argument(help="A runbook's file, or the name under which it was kept.")]
-WaitOption = Annotated[
-    bool, typer.Option("--wait/--no-wait", help="Wait for approvals, or end with 108 when one is needed.")
-]
-
-
-def load_config(
-    config: Path | None, store: Path | None = None, state: Path | None = None, export: str | None = None
-) -> OrchestratorConfig:
-    """From a file and the command line, which wins.
-
-    Raises:
-        DrengineError: BAD_CONFIG.
-    """
-    from drengine.failover.config import load_orchestrator_config  # noqa: PLC0415 - as the module says
-
-    given = {"store": store, "state": state, "export": export}
-    return load_orchestrator_config(config, {name: str(value) for name, value in given.items() if value is not None})
 
 
 def runbook_place(text: str) -> Path | str:
@@ -75,18 +33,23 @@ def runbook_place(text: str) -> Path | str:
     return Path(text) if text.endswith((".yaml", ".yml")) or "/" in text else text
 
 
-def with_orders(config: OrchestratorConfig, work: Callable[[Orders], Awaitable[T]]) -> T:
+def ask(options: RegistryOptions, question: Callable[[Orders], T]) -> T:
+    """Open the engine, ask one thing, close it."""
+    return _with_orders(options, lambda orders: asyncio.to_thread(question, orders))
+
+
+def _with_orders(options: RegistryOptions, work: Callable[[Orders], Awaitable[T]]) -> T:
     """Open the engine, do the work with its orders, close it.
 
     An interrupt ends it as soon as what can't be left alone is through; a second one at once. The run's journal knows
     how far it is in either case.
     """
-    from drengine.failover.orders import open_orders  # noqa: PLC0415 - as the module says
+    from drengine.failover import config, orders  # noqa: PLC0415 - as the module says
 
     async def run() -> T:
         _end_on_signals(asyncio.current_task())
-        async with open_orders(config) as orders:
-            return await work(orders)
+        async with orders.open_orders(config.load_orchestrator_config(options.config, options.given())) as opened:
+            return await work(opened)
 
     try:
         return asyncio.run(run())
@@ -105,24 +68,22 @@ def _end_on_signals(task: asyncio.Task[Any] | None) -> None:
 
 
 def carry_out(
-    config: OrchestratorConfig,
-    order: Callable[[Orders], RunRecord],
+    options: OrderOptions,
+    order: Callable[[Orders, str], RunRecord],
     *,
-    json: bool,
     wait: bool = True,
     patient: bool = False,
-    fine: Outcome = Outcome.COMPLETED,
+    success: Outcome = Outcome.COMPLETED,
     elsewhere: str = "",
 ) -> None:
     """Give an order, carry its run out in sight of people, and tell how it ended, as an exit code too.
 
     Args:
-        config: of the engine.
-        order: what begins or changes the run.
-        json: print one object and nothing else.
+        options: the command's; with `json` one object is printed and nothing else.
+        order: what begins or changes the run, in the name of that person.
         wait: for approvals.
         patient: whoever had the run before may be dead, so its lease is waited for.
-        fine: the outcome that is a success for this command, beside COMPLETED.
+        success: the outcome that is a success for this command, beside COMPLETED.
         elsewhere: what to note when somebody else executes the run, who will heed the order; empty: that is an error.
 
     Raises:
@@ -130,24 +91,24 @@ def carry_out(
     """
 
     async def work(orders: Orders) -> None:
-        record = await asyncio.to_thread(order, orders)
-        with view(record, quiet=json) as watch:
+        record = await asyncio.to_thread(lambda: order(orders, orders.operator_name(options.by)))
+        with view(record, quiet=options.json) as watch:
             run = await orders.carry_out(record, wait=wait, watch=watch, patient=patient, leave=bool(elsewhere))
         if run is None:
             note(elsewhere)
             return
-        if json:
+        if options.json:
             emit_json(run)
         else:
-            print("\n".join(told(run)))
-        failure = None if run.outcome is fine else orders.failure(run)
+            print("\n".join(run_lines(run)))
+        failure = None if run.outcome is success else orders.failure(run)
         if failure is not None:
-            raise typer.Exit(failure.kind.exit_code) if json else failure
+            raise typer.Exit(failure.kind.exit_code) if options.json else failure
 
-    with_orders(config, work)
+    _with_orders(options, work)
 
 
-def told(run: RunDetail) -> list[str]:
+def run_lines(run: RunDetail) -> list[str]:
     """A run's end in a few lines for people; what was not fenced comes first."""
     lines = [f"NOT FENCED: {source} may still be writing; somebody forced it" for source in run.unfenced]
     lines.append(f"{run.mode.value} {run.run}: {run.state.value} {run.outcome.value}".rstrip() + f" ({run.reason})")

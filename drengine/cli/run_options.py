@@ -1,0 +1,92 @@
+"""The options of the commands about runs, each defined once; groups of them are one parameter (`terminal.grouped`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drengine.cli.common import JsonOption
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="DRENGINE_CONFIG", help="TOML file with the orchestrator's options."),
+]
+EngineStoreOption = Annotated[
+    Path | None, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store's directory.")
+]
+StateOption = Annotated[
+    Path | None,
+    typer.Option("--state", envvar="DRENGINE_STATE", help="Directory of the registry, instances and reports."),
+]
+ExportOption = Annotated[
+    str | None,
+    typer.Option("--export", envvar="DRENGINE_EXPORT", help="The target's NBD address: HOST:PORT or unix:PATH."),
+]
+ByOption = Annotated[
+    str | None, typer.Option("--by", help="Who does this; by default DRENGINE_OPERATOR or the user's name.")
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Wait for approvals, or end with 108 when one is needed.")
+]
+NoteOption = Annotated[str, typer.Option("--note", help="Kept with the request.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Go on although a source can't be fenced; the report says so first.")
+]
+PointOption = Annotated[
+    str, typer.Option("--point", help="`latest`, a time, a point's id or its label; default: the runbook's.")
+]
+RunArgument = Annotated[str, typer.Argument(help="The run's id; `drengine runs` lists them.")]
+RunbookArgument = Annotated[str, typer.Argument(help="A runbook's file, or the name under which it was kept.")]
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Where the orchestrator's options and the store are."""
+
+    config: ConfigOption = None
+    store: EngineStoreOption = None
+
+    def given(self) -> dict[str, str]:
+        """What the command line says of the orchestrator's options; it wins over the file."""
+        options = {name: value for name, value in vars(self).items() if name in ("store", "state", "export")}
+        return {name: str(value) for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RegistryOptions(StoreOptions):
+    """The same and the registry, for commands that launch nothing."""
+
+    state: StateOption = None
+
+
+@dataclass(frozen=True)
+class EngineOptions(RegistryOptions):
+    """The same and what launched workloads attach to."""
+
+    export: ExportOption = None
+
+
+@dataclass(frozen=True)
+class RequestOptions(RegistryOptions):
+    """For a command that only asks something of a run."""
+
+    by: ByOption = None
+    json: JsonOption = False
+
+
+@dataclass(frozen=True)
+class OrderOptions(EngineOptions):
+    """For a command that carries a run out."""
+
+    by: ByOption = None
+    json: JsonOption = False
+
+
+@dataclass(frozen=True)
+class RunOptions(OrderOptions):
+    """For a command that carries a run out, past approvals or up to them."""
+
+    wait: WaitOption = True
