@@ -12,7 +12,7 @@ from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, EXTENT, Batch, ExtentK
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import digest, encode_frames
 
 SOURCE, VOLUME, COMMIT_EVERY = "source", 1, 64
 _ROW = np.dtype(
@@ -39,7 +39,7 @@ def write_stream(path: Path, size_bytes: int, offsets: NDArray[np.uint64], exten
             for number, first in enumerate(range(0, len(offsets), per_batch)):
                 part = offsets[first : first + per_batch]
                 if len(part) not in payloads:
-                    payloads[len(part)] = encode_payload(block * len(part), 1)
+                    payloads[len(part)] = encode_frames([extent_bytes] * len(part), block * len(part), 1)
                 rows = np.zeros(len(part), _ROW)
                 rows["volume"], rows["kind"], rows["offset"], rows["length"] = (
                     VOLUME,
@@ -48,9 +48,8 @@ def write_stream(path: Path, size_bytes: int, offsets: NDArray[np.uint64], exten
                     extent_bytes,
                 )
                 rows["digest"] = np.void(digest(block))
-                codec, payload = payloads[len(part)]
                 sequence += 1
-                batch = Batch(rows.tobytes(), codec, extent_bytes * len(part), payload)
+                batch = Batch(rows.tobytes(), *payloads[len(part)])
                 writer.append_batch(sequence, mark, batch, generation=generation)
                 if number % COMMIT_EVERY == COMMIT_EVERY - 1:
                     writer.commit(generation=generation)

@@ -25,11 +25,11 @@ from drengine.failover.steps.fence import FENCE
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.step import StepKind
-from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
+from drengine.model.extents import Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.process import end_marked
 from drengine.store.store import Store
-from drengine.wire.payload import digest
+from drengine.wire.payload import digest, make_batch
 
 SERVERS = (1, 10, 50)
 POINTS = 20
@@ -142,7 +142,7 @@ def _replicate(path: Path, names: list[str]) -> None:
             for number in range(POINTS):
                 at = range(number * BLOCKS * len(BLOCK), (number + 1) * BLOCKS * len(BLOCK), len(BLOCK))
                 rows = [Extent(1, ExtentKind.DATA, offset, len(BLOCK), digest(BLOCK)) for offset in at]
-                batch = Batch(pack_table(rows), Codec.RAW, BLOCKS * len(BLOCK), BLOCK * BLOCKS)
+                batch = make_batch(rows, BLOCK * BLOCKS, None)
                 writer.append_batch(2 * number + 2, Mark(), batch, generation=1)
                 cut = Cut(1_700_000_000_000_000_000 + number, PointKind.WRITE_ORDER)
                 writer.append_cut(2 * number + 3, Mark(), cut, generation=1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import VolumeGeometry
@@ -125,13 +127,23 @@ def _needed(
 def _ranges_of(
     context: StoreContext, bad: DamageRow, geometry: tuple[VolumeGeometry, ...]
 ) -> Iterator[tuple[int, int, int]]:
-    """(volume, start, length) that a damaged record may have written; all of every volume when it cannot be told."""
+    """(volume, start, length) that cannot be read of what a record wrote; all of every volume when it cannot be told.
+
+    The record is read again, because one bad frame spoils only what lies in it. Where nothing fails now, something
+    failed before: then all of it counts.
+    """
     segment = context.catalogue.segment(bad.source, bad.branch, bad.segment)
     if bad.record == WHOLE_SEGMENT or segment is None:
         yield from ((volume.volume, 0, volume.size_bytes) for volume in geometry)
         return
     rows = row_set(context.records.index(segment), bad.record, 1)
     rows = rows.take(rows.carries)
+    faults = context.records.faults(Address(*bad[:4]))
+    if faults:
+        plain_ends = rows.plain_offset + rows.length
+        rows = rows.take(
+            np.any([(rows.plain_offset < fault.end) & (plain_ends > fault.begin) for fault in faults], axis=0)
+        )
     yield from zip(rows.volume.tolist(), rows.start.tolist(), rows.length.tolist(), strict=True)
 
 

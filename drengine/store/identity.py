@@ -12,13 +12,14 @@ from drengine.durable import replace_durably
 from drengine.model.errors import DrengineError
 from drengine.store.blobs.available import LOCAL, StorageName
 from drengine.store.errors import NOT_A_STORE, STORE_IDENTITY_DAMAGED, STORE_VERSION, os_errors
-from drengine.store.segments.format import FORMAT_VERSION
 
 IDENTITY_NAME = "STORE"
 IDENTITY_BYTES_MAX = 4096
 FORMAT_NAME = "drengine replica store"
 
 
+VERSION = 1
+"""Of a STORE file. Each segment has a version of its own."""
 VERSION_WITH_STORAGE = 2
 """Of a STORE file that names another storage than the directory itself: what does not know of any must not open it."""
 
@@ -36,7 +37,7 @@ class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
 def write_identity(directory: Path, identity: bytes, storage: StorageName | None = None) -> None:
     """Write the STORE file: from then on the directory is a store. Atomic and durable."""
     storage = storage or StorageName()
-    version = FORMAT_VERSION if storage == StorageName() else VERSION_WITH_STORAGE
+    version = VERSION if storage == StorageName() else VERSION_WITH_STORAGE
     line = msgspec.json.encode(Identity(FORMAT_NAME, version, identity.hex(), *storage))
     data = line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n"
     with os_errors(f"writing {directory / IDENTITY_NAME}"):
@@ -70,10 +71,10 @@ def read_store_file(directory: Path) -> tuple[bytes, StorageName]:
         raise damaged from error
     if identity.format != FORMAT_NAME:
         raise DrengineError(NOT_A_STORE, f"{directory} holds {identity.format[:60]!r}")
-    if identity.version > (FORMAT_VERSION if identity.storage == LOCAL else VERSION_WITH_STORAGE):
+    if identity.version > (VERSION if identity.storage == LOCAL else VERSION_WITH_STORAGE):
         raise DrengineError(
             STORE_VERSION,
-            f"{directory} has format {identity.version}, this version reads up to {FORMAT_VERSION}",
+            f"{directory} has format {identity.version}, this version reads up to {VERSION}",
         )
     if len(found) != 16:
         raise damaged

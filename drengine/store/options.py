@@ -12,7 +12,8 @@ class StoreOptions:
     Attributes:
         segment_bytes_max: a segment is sealed when it has grown to this.
         segment_extents_max: ... or holds so many extents.
-        record_cache_bytes_max: decoded records kept in memory per store.
+        frame_cache_bytes_max: decoded frames kept in memory per store.
+        open_segments_max: segments' files kept open for reading per store.
         index_cache_bytes_max: decoded segment indexes kept in memory per store.
         write_buffer_bytes: a writable view packs so much into one record.
         uncommitted_bytes_max: a writable view commits by itself beyond this.
@@ -24,7 +25,8 @@ class StoreOptions:
 
     segment_bytes_max: int = 64 << 20
     segment_extents_max: int = 65536
-    record_cache_bytes_max: int = 128 << 20
+    frame_cache_bytes_max: int = 256 << 20
+    open_segments_max: int = 64
     index_cache_bytes_max: int = 64 << 20
     write_buffer_bytes: int = 1 << 20
     uncommitted_bytes_max: int = 32 << 20

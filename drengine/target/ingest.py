@@ -28,7 +28,7 @@ from drengine.target.errors import TARGET_FAILED
 from drengine.target.queries import HashAnswers, answer
 from drengine.wire.events import BatchEvent, CutEvent, Geometry, HashQuery, Status
 from drengine.wire.frames import batch_frame_bytes
-from drengine.wire.payload import verify_batch
+from drengine.wire.payload import check_batch
 
 log = logging.getLogger("drengine.target")
 
@@ -256,4 +256,4 @@ def _unexpected(error: Exception) -> DrengineError:
 
 def _verify(item: BatchEvent) -> None:
     """Recompute the hashes; the plain bytes are not kept."""
-    verify_batch(item.batch)
+    check_batch(item.batch)

@@ -28,8 +28,8 @@ from drengine.wire.frames import (
 )
 from drengine.wire.terms import Terms
 
-VERSION_MIN = 1
-VERSION_MAX = 1
+VERSION_MIN = 2
+VERSION_MAX = 2
 """Versions of the protocol that this code speaks."""
 
 READ_AHEAD_BYTES = 16384

@@ -7,7 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from drengine.model.extents import BATCH_EXTENTS_MAX, BATCH_PLAIN_BYTES_MAX
+from drengine.model.extents import (
+    BATCH_EXTENTS_MAX,
+    BATCH_FRAMES_MAX,
+    BATCH_PLAIN_BYTES_MAX,
+    FRAME_PLAIN_BYTES_MAX,
+)
 from drengine.wire.connection import MOVES, READ_AHEAD_BYTES, VERSION_MAX, VERSION_MIN, Role, State
 from drengine.wire.errors import REASONS
 from drengine.wire.events import ABILITIES
@@ -91,7 +96,7 @@ def _abilities() -> str:
     users: dict[str, list[str]] = {name: [] for name in sorted(ABILITIES)}
     for event, ability in NEEDS.items():
         users[ability].append(next(kind.name for kind, layout in LAYOUTS.items() if layout.event is event))
-    users["zstd"].append("BATCH and FETCHED with codec 1")
+    users["zstd"].append("BATCH and FETCHED with a compressed frame")
     users["reverse"].append("HELLO with an errand")
     return _table(("ability", "needed for"), [(name, ", ".join(used)) for name, used in users.items()])
 
@@ -102,10 +107,12 @@ def _limits() -> str:
         ("plain bytes of a batch", str(BATCH_PLAIN_BYTES_MAX)),
         ("payload bytes of a batch", str(PAYLOAD_BYTES_MAX)),
         ("extents of a batch", str(BATCH_EXTENTS_MAX)),
+        ("frames of a batch", str(BATCH_FRAMES_MAX)),
+        ("plain bytes of a frame", str(FRAME_PLAIN_BYTES_MAX)),
         ("bytes of the largest frame, and smallest first credit", str(BATCH_FRAME_BYTES_MAX)),
         ("credit outstanding, bytes", str(CREDIT_BYTES_MAX)),
         ("zstd window, bytes", str(WINDOW_BYTES_MAX)),
-        ("a payload goes raw when compressing leaves at least", f"{RAW_ABOVE:.0%}"),
+        ("a frame goes raw when compressing leaves at least", f"{RAW_ABOVE:.0%}"),
         ("volumes of a source", str(VOLUMES_MAX)),
         ("abilities", str(ABILITIES_MAX)),
         ("chunks of a question", str(DIGESTS_MAX)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BATCH_EXTENTS_MAX, EXTENT, OFFSET_MAX
+from drengine.model.extents import BATCH_EXTENTS_MAX, BATCH_FRAMES_MAX, EXTENT, FRAME, OFFSET_MAX
 from drengine.model.names import check_name
 from drengine.model.points import Mark, VolumeGeometry
 from drengine.wire.events import Purpose, Span
@@ -130,16 +130,6 @@ def raw(length: int) -> FieldType:
     return FieldType(f"{length} bytes", length, length, write, lambda reader: reader.take_bytes(length))
 
 
-def zeros(length: int) -> FieldType:
-    """Reserved bytes, which must be zero."""
-
-    def read(reader: FieldReader) -> None:
-        if reader.take_bytes(length).strip(b"\0"):
-            raise FieldError("a reserved byte is set")
-
-    return FieldType(f"{length} zero bytes", length, length, lambda _: bytes(length), read)
-
-
 def text(bytes_max: int) -> FieldType:
     """Printable UTF-8 text, at most so many bytes."""
     return FieldType(
@@ -256,6 +246,16 @@ def _write_table(table: bytes) -> bytes:
     return _U32.pack(len(table) // EXTENT.size) + table
 
 
+def _read_frames(reader: FieldReader) -> bytes:
+    return reader.take_bytes(FRAME.size * _read_count(reader, _U16, BATCH_FRAMES_MAX))
+
+
+def _write_frames(frames: bytes) -> bytes:
+    if len(frames) % FRAME.size:
+        raise FieldError(f"a frame table of {len(frames)} bytes is torn")
+    return _U16.pack(len(frames) // FRAME.size) + frames
+
+
 def _read_digests(reader: FieldReader) -> bytes:
     return reader.take_bytes(DIGEST_BYTES * _read_count(reader, _U32, DIGESTS_MAX))
 
@@ -338,6 +338,13 @@ TABLE = FieldType(
     4 + BATCH_EXTENTS_MAX * EXTENT.size,
     _write_table,
     _read_table,
+)
+FRAMES = FieldType(
+    f"u16 count (at most {BATCH_FRAMES_MAX}), rows of {FRAME.size} bytes (see Frame rows)",
+    2,
+    2 + BATCH_FRAMES_MAX * FRAME.size,
+    _write_frames,
+    _read_frames,
 )
 SPANS = FieldType(
     f"u16 count (at most {SPANS_MAX}), ranges: u32 volume, u64 offset, u64 length",

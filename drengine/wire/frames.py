@@ -15,7 +15,7 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, BLOCK_BYTES, GRAIN_BYTES, OFFSET_MAX, Batch, Codec
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX, BLOCK_BYTES, GRAIN_BYTES, OFFSET_MAX, Batch, frames_fault
 from drengine.model.points import Cut, PointKind
 from drengine.model.states import REASONS, ReplicationState
 from drengine.wire import events as ev
@@ -146,22 +146,22 @@ class Layout:
 
 def _batch_parts(event: ev.BatchEvent) -> tuple[Any, ...]:
     batch = event.batch
-    return event.sequence, event.mark, batch.codec, None, batch.plain_length, batch.table
+    return event.sequence, event.mark, batch.frames, batch.table
 
 
 def _build_batch(values: list[Any], payload: memoryview) -> ev.BatchEvent:
-    sequence, mark, codec, _, plain_length, table = values
-    return ev.BatchEvent(sequence, mark, Batch(table, codec, plain_length, payload.toreadonly()))
+    sequence, mark, frames, table = values
+    return ev.BatchEvent(sequence, mark, Batch(table, frames, payload.toreadonly()))
 
 
 def _fetched_parts(event: ev.Fetched) -> tuple[Any, ...]:
     batch = event.batch
-    return event.query, batch.codec, None, batch.plain_length, batch.table
+    return event.query, batch.frames, batch.table
 
 
 def _build_fetched(values: list[Any], payload: memoryview) -> ev.Fetched:
-    query, codec, _, plain_length, table = values
-    return ev.Fetched(query, Batch(table, codec, plain_length, payload.toreadonly()))
+    query, frames, table = values
+    return ev.Fetched(query, Batch(table, frames, payload.toreadonly()))
 
 
 def _hello_parts(event: ev.Hello) -> tuple[Any, ...]:
@@ -203,7 +203,10 @@ _POSITION = (
     Field("sequence", f.U64, "stream position"),
     Field("mark", f.MARK, "capture position that it stands for"),
 )
-_CODECS = {codec: int(codec) for codec in Codec}
+_FRAMES_FIT = Rule(
+    "each frame keeps the rules of Frame rows, and together they have the payload's length",
+    lambda e: frames_fault(e.batch.frames, len(e.batch.payload)) is None,
+)
 _KINDS = {kind: number for number, kind in enumerate(PointKind, start=1)}
 _CHUNKS = {GRAIN_BYTES: GRAIN_BYTES, BLOCK_BYTES: BLOCK_BYTES}
 
@@ -272,21 +275,10 @@ LAYOUTS: dict[FrameType, Layout] = {
         ev.BatchEvent,
         (
             *_POSITION,
-            Field("codec", f.one_of("B", _CODECS, f"u8: {_named(_CODECS)}"), "of the payload"),
-            Field("reserved", f.zeros(3)),
-            Field(
-                "plain_length",
-                f.integer("I", 0, BATCH_PLAIN_BYTES_MAX, f"u32, at most {BATCH_PLAIN_BYTES_MAX}"),
-                "bytes of the decoded payload",
-            ),
+            Field("frames", f.FRAMES, "how the payload is encoded"),
             Field("table", f.TABLE, "the extents, in capture order; the payload follows"),
         ),
-        (
-            Rule(
-                "the payload is empty exactly when plain_length is 0",
-                lambda e: bool(e.batch.plain_length) == bool(len(e.batch.payload)),
-            ),
-        ),
+        (_FRAMES_FIT,),
         _batch_parts,
         _build_batch,
     ),
@@ -392,21 +384,10 @@ LAYOUTS: dict[FrameType, Layout] = {
         ev.Fetched,
         (
             Field("query", f.U32, "the question that is answered"),
-            Field("codec", f.one_of("B", _CODECS, f"u8: {_named(_CODECS)}"), "of the payload"),
-            Field("reserved", f.zeros(3)),
-            Field(
-                "plain_length",
-                f.integer("I", 0, BATCH_PLAIN_BYTES_MAX, f"u32, at most {BATCH_PLAIN_BYTES_MAX}"),
-                "bytes of the decoded payload",
-            ),
+            Field("frames", f.FRAMES, "how the payload is encoded"),
             Field("table", f.TABLE, "extents: the ranges asked for, in order; the payload follows"),
         ),
-        (
-            Rule(
-                "the payload is empty exactly when plain_length is 0",
-                lambda e: bool(e.batch.plain_length) == bool(len(e.batch.payload)),
-            ),
-        ),
+        (_FRAMES_FIT,),
         _fetched_parts,
         _build_fetched,
     ),
@@ -442,7 +423,7 @@ BATCH_FRAME_BYTES_MAX: int = HEADER.size + META_BYTES_MAX[FrameType.BATCH] + PAY
 
 def batch_frame_bytes(batch: Batch) -> int:
     """What a BATCH frame of this batch costs in credit."""
-    return HEADER.size + BATCH_FIXED_BYTES + len(batch.table) + len(batch.payload)
+    return HEADER.size + BATCH_FIXED_BYTES + len(batch.table) + len(batch.frames) + len(batch.payload)
 
 
 def check_of(header: Buffer, meta: Buffer) -> int:

@@ -1,28 +1,34 @@
 """Payloads: hashing, encoding, bounded decoding, verification. Pure functions over bytes; safe in any thread.
 
-Decoding trusts nothing: the frame must state its content size, it must equal what the batch claims, the window is
-capped, and exactly one frame must fill the payload. Only then is memory taken. Source of the frame format: RFC 8878.
+Decoding trusts nothing: a frame's bytes must match their checksum, a compressed frame must be exactly one zstd frame
+that states the content size which its row claims, and that is bounded. Only then is memory taken. Source of zstd's
+format: RFC 8878.
 """
 
 from __future__ import annotations
 
-import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import zstandard
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from drengine.model.errors import DrengineError, error_kind
 from drengine.model.extents import (
     BATCH_PLAIN_BYTES_MAX,
     BLOCK_BYTES,
+    EXTENT,
+    FRAME,
+    FRAME_PLAIN_BYTES_MAX,
     Batch,
     Codec,
     Extent,
     ExtentKind,
+    Frame,
     block_ranges,
+    frames_fault,
+    iter_frames,
     iter_table,
     pack_table,
 )
@@ -35,39 +41,28 @@ BAD_PAYLOAD = error_kind(
     retryable=True,
 )
 
+Buffer = bytes | bytearray | memoryview
+
 PAYLOAD_BYTES_MAX = BATCH_PLAIN_BYTES_MAX
-"""An encoded payload is never longer than its plain form: data that does not shrink is sent raw."""
+"""An encoded payload is never longer than its plain form: a frame that does not shrink is sent raw."""
+
+SHARED_FRAME_BYTES = 32 << 10
+"""Small extents share a frame up to this: more shrinks better, less makes a read of one of them cheaper."""
 
 WINDOW_BYTES_MAX = 8 << 20
 RAW_ABOVE = 0.95
-"""Compression must save at least this share's complement, or the payload goes raw."""
-
-_CLAIM = struct.Struct("<4xB11xQ16s")
-"""A row of an extent table as far as verification needs it: kind, length, digest."""
+"""Compression must save at least this share's complement, or the frame goes raw."""
 
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _thread = threading.local()
 
 
-def digest(data: bytes | bytearray | memoryview) -> bytes:
+def digest(data: Buffer) -> bytes:
     """xxh3-128 (canonical, 16 bytes) of plain bytes."""
     return xxh3_128_digest(data)
 
 
-def encode_payload(plain: bytes | bytearray | memoryview, level: int | None) -> tuple[Codec, bytes | memoryview]:
-    """Encode plain bytes at a zstd level, or raw when `level` is None or compression does not pay.
-
-    A raw result is a view of `plain` itself: the caller must not change it before it is sent.
-    """
-    if level is None or not len(plain):
-        return Codec.RAW, memoryview(plain)
-    packed = _compressor(level).compress(plain)
-    if len(packed) >= len(plain) * RAW_ABOVE:
-        return Codec.RAW, memoryview(plain)
-    return Codec.ZSTD, packed
-
-
-def cut_blocks(offset: int, data: bytes | bytearray | memoryview) -> Iterator[tuple[int, memoryview, bool]]:
+def cut_blocks(offset: int, data: Buffer) -> Iterator[tuple[int, memoryview, bool]]:
     """Bytes of a volume cut at block boundaries: where each part lies, the part, and whether it is all zeros."""
     view, begin = memoryview(data), offset
     for at, length in block_ranges(offset, len(view)):
@@ -80,43 +75,102 @@ def data_extent(volume: int, offset: int, data: memoryview) -> Extent:
     return Extent(volume, ExtentKind.DATA, offset, len(data), digest(data))
 
 
-def make_batch(extents: Iterable[Extent], plain: bytes | bytearray | memoryview, level: int | None) -> Batch:
-    """A batch of these rows, whose DATA is `plain`, encoded as `encode_payload` says."""
-    codec, payload = encode_payload(plain, level)
-    return Batch(pack_table(extents), codec, len(plain), payload)
+def make_batch(extents: Sequence[Extent], plain: Buffer, level: int | None) -> Batch:
+    """A batch of these rows, whose DATA is `plain`, compressed at a zstd level where that pays; None: all raw.
+
+    Where all frames are raw the payload is `plain` itself: the caller must not change it before it is sent.
+    """
+    lengths = frame_lengths(extent.length for extent in extents if extent.kind == ExtentKind.DATA)
+    frames, payload = encode_frames(lengths, plain, level)
+    return Batch(pack_table(extents), frames, payload)
 
 
-def decode_payload(batch: Batch) -> memoryview:
-    """Decode to exactly the plain length; nothing is allocated before the claim is checked.
+def frame_lengths(data_lengths: Iterable[int]) -> Iterator[int]:
+    """Plain lengths of frames for DATA extents of these lengths: no extent is parted, small neighbours share one."""
+    filled = 0
+    for length in data_lengths:
+        if filled and filled + length > SHARED_FRAME_BYTES:
+            yield filled
+            filled = 0
+        filled += length
+    if filled:
+        yield filled
+
+
+def encode_frames(lengths: Iterable[int], plain: Buffer, level: int | None) -> tuple[bytes, Buffer]:
+    """The frame table and the payload of plain bytes that are cut into frames of these lengths."""
+    view, at = memoryview(plain), 0
+    rows: list[bytes] = []
+    parts: list[Buffer] = []
+    raw = True
+    compress = _compressor(level).compress if level is not None else None
+    for length in lengths:
+        part: Buffer = view[at : at + length]
+        at += length
+        codec = Codec.RAW
+        if compress and len(packed := compress(part)) < length * RAW_ABOVE:
+            part, codec, raw = packed, Codec.ZSTD, False
+        rows.append(FRAME.pack(length, len(part), codec, 0, 0, 0, xxh3_64_intdigest(part)))
+        parts.append(part)
+    return b"".join(rows), view if raw else b"".join(parts)
+
+
+def decode_frame(
+    frame: Frame, stored: Buffer, *, seed: int = 0, plain_bytes_max: int = FRAME_PLAIN_BYTES_MAX
+) -> Buffer:
+    """One frame's plain bytes; nothing is allocated before its claims are checked.
+
+    Args:
+        frame: its row.
+        stored: its bytes.
+        seed: of the checksum.
+        plain_bytes_max: what it may decode to.
 
     Raises:
         DrengineError: BAD_PAYLOAD.
     """
-    codec, payload, plain_length = batch.codec, batch.payload, batch.plain_length
-    if not 0 <= plain_length <= BATCH_PLAIN_BYTES_MAX:
+    plain_length = frame.plain_length
+    if len(stored) != frame.length or xxh3_64_intdigest(stored, seed) != frame.checksum:
+        raise DrengineError(BAD_PAYLOAD, f"a frame of {frame.length} bytes fails its checksum")
+    if frame.cipher:
+        raise DrengineError(BAD_PAYLOAD, f"a frame is encrypted with cipher {frame.cipher}, which is unknown")
+    if frame.codec == Codec.RAW:
+        if frame.length != plain_length:
+            raise DrengineError(BAD_PAYLOAD, f"a raw frame of {frame.length} bytes claims {plain_length}")
+        return stored
+    if frame.codec != Codec.ZSTD:
+        raise DrengineError(BAD_PAYLOAD, f"codec {frame.codec} is unknown")
+    if not 0 < plain_length <= plain_bytes_max:
         raise DrengineError(BAD_PAYLOAD, f"a plain length of {plain_length} bytes is out of range")
-    if bool(plain_length) != bool(len(payload)):
-        raise DrengineError(BAD_PAYLOAD, f"a payload of {len(payload)} bytes claims to decode to {plain_length}")
-    if codec == Codec.RAW or not plain_length:
-        if len(payload) != plain_length:
-            raise DrengineError(BAD_PAYLOAD, f"a raw payload of {len(payload)} bytes claims {plain_length}")
-        return memoryview(payload)
-    if codec != Codec.ZSTD:
-        raise DrengineError(BAD_PAYLOAD, f"codec {codec} is unknown")
     try:
-        frame = zstandard.get_frame_parameters(payload)
-        if frame.content_size != plain_length or frame.window_size > WINDOW_BYTES_MAX or frame.dict_id:
+        found = zstandard.get_frame_parameters(stored)
+        if found.content_size != plain_length or found.window_size > WINDOW_BYTES_MAX or found.dict_id:
             raise DrengineError(
                 BAD_PAYLOAD,
-                f"a zstd frame of content size {frame.content_size}, window {frame.window_size} "
+                f"a zstd frame of content size {found.content_size}, window {found.window_size} "
                 f"does not fit a claim of {plain_length}",
             )
-        plain = _decompressor().decompress(payload, max_output_size=plain_length, allow_extra_data=False)
+        plain = _decompressor().decompress(stored, max_output_size=plain_length, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise DrengineError(BAD_PAYLOAD, f"the payload does not decompress: {error}") from error
+        raise DrengineError(BAD_PAYLOAD, f"a frame does not decompress: {error}") from error
     if len(plain) != plain_length:
-        raise DrengineError(BAD_PAYLOAD, f"the payload decoded to {len(plain)} bytes, not {plain_length}")
-    return memoryview(plain)
+        raise DrengineError(BAD_PAYLOAD, f"a frame decoded to {len(plain)} bytes, not {plain_length}")
+    return plain
+
+
+def decode_frames(batch: Batch) -> list[memoryview]:
+    """The plain bytes of each frame.
+
+    Raises:
+        DrengineError: BAD_PAYLOAD.
+    """
+    payload, at, plains = memoryview(batch.payload), 0, []
+    if fault := frames_fault(batch.frames, len(payload)):
+        raise DrengineError(BAD_PAYLOAD, fault)
+    for frame in iter_frames(batch.frames):
+        plains.append(memoryview(decode_frame(frame, payload[at : at + frame.length])))
+        at += frame.length
+    return plains
 
 
 def verify_batch(batch: Batch) -> memoryview:
@@ -127,22 +181,37 @@ def verify_batch(batch: Batch) -> memoryview:
     Raises:
         DrengineError: BAD_PAYLOAD, naming the first extent whose hash differs.
     """
-    plain = decode_payload(batch)
+    plains = check_batch(batch)
+    return plains[0] if len(plains) == 1 else memoryview(b"".join(plains))
+
+
+def check_batch(batch: Batch) -> list[memoryview]:
+    """As `verify_batch`, but the plain bytes are returned by frame, not copied together.
+
+    Raises:
+        DrengineError: see `verify_batch`.
+    """
+    plains = decode_frames(batch)
     pieces: list[memoryview] = []
     claimed: list[bytes] = []
-    begin = 0
-    for kind, length, claim in _CLAIM.iter_unpack(batch.table):
-        if kind == ExtentKind.DATA:
-            end = begin + length
-            pieces.append(plain[begin:end])
-            claimed.append(claim)
-            begin = end
-    if begin != len(plain):
-        raise DrengineError(BAD_PAYLOAD, f"extents of {begin} bytes have a payload of {len(plain)}")
+    frame, begin = 0, 0
+    for _, kind, _, length, claim in EXTENT.iter_unpack(batch.table):
+        if kind != ExtentKind.DATA:
+            continue
+        if frame < len(plains) and begin == len(plains[frame]):
+            frame, begin = frame + 1, 0
+        end = begin + length
+        if frame >= len(plains) or end > len(plains[frame]):
+            raise DrengineError(BAD_PAYLOAD, "extents do not fit the frames of their payload")
+        pieces.append(plains[frame][begin:end])
+        claimed.append(claim)
+        begin = end
+    if plains and (frame, begin) != (len(plains) - 1, len(plains[-1])):
+        raise DrengineError(BAD_PAYLOAD, "a payload holds more than its extents")
     found = list(map(xxh3_128_digest, pieces))
     if found != claimed:
         _raise_mismatch(batch, found)
-    return plain
+    return plains
 
 
 def _raise_mismatch(batch: Batch, found: list[bytes]) -> NoReturn:

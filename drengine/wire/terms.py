@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from drengine.model.extents import Codec
 from drengine.wire import events as ev
 from drengine.wire.frames import CREDIT_BYTES_MAX, batch_frame_bytes
 
@@ -136,7 +135,7 @@ class Terms:
             case ev.HashQuery(count=count), ev.Hashes(digests=digests) if len(digests) == 16 * count:
                 return None
             case ev.Fetch(ranges=ranges), ev.Fetched(batch=batch):
-                if batch.codec is Codec.ZSTD and "zstd" not in self._abilities:
+                if batch.is_compressed and "zstd" not in self._abilities:
                     return "no-ability", "zstd"
                 if batch.plain_length <= sum(span.length for span in ranges):
                     return None
@@ -154,7 +153,7 @@ class Terms:
 
     def _batch_fault(self, event: ev.BatchEvent) -> Fault | None:
         batch = event.batch
-        if batch.codec is Codec.ZSTD and "zstd" not in self._abilities:
+        if batch.is_compressed and "zstd" not in self._abilities:
             return "no-ability", "zstd"
         if batch.plain_length > self._batch_plain_bytes_max:
             return "over-limit", f"{batch.plain_length} plain bytes, at most {self._batch_plain_bytes_max}"

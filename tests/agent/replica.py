@@ -172,7 +172,7 @@ class ReplicaStream:
 
     def _apply(self, event: BatchEvent) -> None:
         batch, state = event.batch, self.replica.state
-        check_table(batch.table, batch.plain_length, {v.volume: v.size_bytes for v in state.geometry})
+        check_table(batch.table, batch.frames, {v.volume: v.size_bytes for v in state.geometry})
         plain = verify_batch(batch)
         at = 0
         for volume, kind, offset, length, _ in iter_table(batch.table):

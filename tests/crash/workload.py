@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from drengine.model.extents import NO_DIGEST, Batch, Extent, ExtentKind, pack_table
+from drengine.model.extents import NO_DIGEST, Batch, Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, PointSelector, RecoveryPoint, VolumeGeometry
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.log.writable import WritableView
 from drengine.store.log.writer import BranchWriter
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import digest, make_batch
 from tests.clock import ManualClock
 
 SOURCE = "web"
@@ -270,8 +270,7 @@ def batch(writes: tuple[Write, ...]) -> Batch:
         hashed = digest(data) if data else NO_DIGEST
         extents.append(Extent(write.volume, write.kind, write.offset, write.length, hashed))
         plain += data
-    codec, payload = encode_payload(plain, 1)
-    return Batch(pack_table(extents), codec, len(plain), payload)
+    return make_batch(extents, plain, 1)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
+from drengine.model.extents import Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeometry
 from drengine.store.store import Store
 from tests.target.agent import data_batch
@@ -31,7 +31,7 @@ def make(directory: Path, *, seed: int = 1, source: str = "shop", identity: str 
                 if rng.random() < 0.2:
                     extent = Extent(1, ExtentKind.ZERO, offset, 65536)
                     model[offset : offset + 65536] = bytes(65536)
-                    batch = Batch(pack_table([extent]), Codec.RAW, 0, b"")
+                    batch = Batch(pack_table([extent]))
                 else:
                     data = rng.randbytes(rng.choice((512, 4096, 65536)))
                     model[offset : offset + len(data)] = data

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drengine.model.errors import DrengineError, ErrorKind
-from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind, pack_table
+from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeometry
 from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import digest, make_batch
 from tests.clock import ManualClock
 
 TINY = StoreOptions(segment_bytes_max=60_000, segment_extents_max=40, write_buffer_bytes=70_000)
@@ -64,8 +64,7 @@ def batch(*writes: tuple[int, int, bytes | int | None], level: int | None = 1) -
             extents.append(Extent(volume, ExtentKind.DATA, offset + at, size, digest(part)))
             plain += part
             at += size
-    codec, payload = encode_payload(bytes(plain), level)
-    return Batch(pack_table(extents), codec, len(plain), bytes(payload))
+    return make_batch(extents, bytes(plain), level)
 
 
 def crash(writer: BranchWriter) -> None:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from drengine.model.errors import BAD_EXTENTS, BAD_NAME, DrengineError
-from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
+from drengine.model.extents import Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, PointSelector
 from drengine.store.care.compaction import CompactionReport
 from drengine.store.care.retention import RetentionPolicy
@@ -27,6 +27,7 @@ from drengine.store.errors import (
 )
 from drengine.store.leases import lock_maintenance
 from drengine.store.store import Store
+from drengine.wire.payload import make_batch
 from tests.store.harness import Source, batch, check_head, check_point, crash, geometry, mark, scratch, tiny_store
 
 KEEP_NEWEST = RetentionPolicy(keep_all_seconds=0, steps=())
@@ -121,7 +122,7 @@ def test_a_missing_position_is_refused(source):
 )
 def test_an_extent_that_breaks_a_rule_is_refused_before_it_is_written(source, extent):
     payload = b"xx" if extent.kind == ExtentKind.DATA else b""
-    bad = Batch(pack_table([extent]), Codec.RAW, len(payload), payload)
+    bad = make_batch([extent], payload, None)
     with raises(BAD_EXTENTS):
         source.writer.append_batch(source.next, mark(1), bad, generation=1)
     source.write(1, 0, b"fine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from drengine.model.extents import (
     BATCH_EXTENTS_MAX,
     BLOCK_BYTES,
     EXTENT,
+    FRAME,
     Batch,
-    Codec,
     Extent,
     ExtentKind,
     check_table,
@@ -23,6 +24,7 @@ from drengine.model.extents import (
 )
 from drengine.store.segments import format as segment
 from drengine.store.store import Store
+from drengine.wire.payload import frame_lengths
 from tests.store.harness import Source, mark, tiny_store
 
 SIZES = {1: 300_000, 2: 1, 7: (1 << 63) - 1, 9: 1 << 63}
@@ -41,9 +43,14 @@ ROWS = st.builds(
 )
 
 
-def verdict(check, table: bytes, plain_length: int) -> bool:
+def frames_of(lengths: list[int]) -> bytes:
+    """Raw frames of these plain lengths, however impossible."""
+    return b"".join(FRAME.pack(length & 0xFFFFFFFF, length & 0xFFFFFFFF, 0, 0, 0, 0, 0) for length in lengths)
+
+
+def verdict(check, table: bytes, frames: bytes) -> bool:
     try:
-        check(table, plain_length, SIZES)
+        check(table, frames, SIZES)
     except DrengineError as error:
         assert error.kind is BAD_EXTENTS
         return False
@@ -51,20 +58,43 @@ def verdict(check, table: bytes, plain_length: int) -> bool:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(ROWS, max_size=6), st.booleans(), st.integers(-1, 4 << 20), st.integers(0, 7), st.integers(0, 255))
-def test_the_log_lets_in_what_the_rules_let_in(rows, honest, claimed, pad, noise):
+@given(st.lists(ROWS, max_size=6), st.booleans(), st.data(), st.integers(0, 7), st.integers(0, 255))
+def test_the_log_lets_in_what_the_rules_let_in(rows, honest, data, pad, noise):
     table = bytearray(pack_table(rows))
     if table and noise < 20 and pad:
         table[5 + pad % 3] = noise
-    plain = sum(row.length for row in rows if row.kind == ExtentKind.DATA) if honest else claimed
-    assert verdict(segment.check_table, bytes(table), plain) == verdict(check_table, bytes(table), plain)
+    lengths = [row.length for row in rows if row.kind == ExtentKind.DATA and row.length <= BLOCK_BYTES]
+    if honest:
+        frames = frames_of(list(frame_lengths(lengths)))
+    else:
+        frames = frames_of(data.draw(st.lists(st.sampled_from([*lengths, 1, 5, BLOCK_BYTES]), max_size=6)))
+    assert verdict(segment.check_table, bytes(table), frames) == verdict(check_table, bytes(table), frames)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, BLOCK_BYTES), min_size=1, max_size=40), st.data())
+def test_an_extent_never_crosses_the_end_of_a_frame(lengths, data):
+    rows, at = [], 0
+    for length in lengths:
+        rows.append(Extent(9, ExtentKind.DATA, at, length))
+        at += BLOCK_BYTES
+    frames = list(frame_lengths(lengths))
+    assert max(frames) <= BLOCK_BYTES and sum(frames) == sum(lengths)
+    table = pack_table(rows)
+    assert verdict(segment.check_table, table, frames_of(frames)) and verdict(check_table, table, frames_of(frames))
+    ends = set(itertools.accumulate(lengths))
+    cut = data.draw(st.integers(1, sum(lengths)))
+    parted = frames_of([cut, sum(lengths) - cut] if cut < sum(lengths) else [cut])
+    for check in (segment.check_table, check_table):
+        assert verdict(check, table, parted) == (cut in ends)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_full_table_is_judged_by_its_worst_row(seed):
     rng = random.Random(seed)
     rows = [Extent(1, ExtentKind.DATA, at * 8, 8, b"d" * 16) for at in range(BATCH_EXTENTS_MAX)]
-    assert verdict(segment.check_table, pack_table(rows), 8 * len(rows))
+    frames = frames_of(list(frame_lengths([8] * len(rows))))
+    assert verdict(segment.check_table, pack_table(rows), frames)
     at = rng.randrange(len(rows))
     rows[at] = rng.choice(
         [
@@ -76,14 +106,14 @@ def test_a_full_table_is_judged_by_its_worst_row(seed):
         ]
     )
     with pytest.raises(DrengineError, match=f"row {at}: ") as caught:
-        segment.check_table(pack_table(rows), sum(row.length for row in rows if row.kind == 1), SIZES)
+        segment.check_table(pack_table(rows), frames, SIZES)
     assert caught.value.kind is BAD_EXTENTS
 
 
 @pytest.mark.parametrize("length", [1, EXTENT.size - 1, EXTENT.size * (BATCH_EXTENTS_MAX + 1)])
 def test_a_torn_or_endless_table_is_refused(length):
-    assert not verdict(segment.check_table, bytes(length), 0)
-    assert not verdict(check_table, bytes(length), 0)
+    assert not verdict(segment.check_table, bytes(length), b"")
+    assert not verdict(check_table, bytes(length), b"")
 
 
 def test_a_record_that_was_let_in_before_the_rule_was_checked_is_still_read(
@@ -94,7 +124,7 @@ def test_a_record_that_was_let_in_before_the_rule_was_checked_is_still_read(
         source.write(1, 0, b"x" * 8192)
         with monkeypatch.context() as patch:
             patch.setattr(segment, "check_table", lambda *_: None)
-            old = Batch(pack_table([Extent(1, ExtentKind.ZERO, 4096, 4096, b"d" * 16)]), Codec.RAW, 0, b"")
+            old = Batch(pack_table([Extent(1, ExtentKind.ZERO, 4096, 4096, b"d" * 16)]))
             source.writer.append_batch(source.next, mark(source.next), old, generation=1)
         source.disk.write(1, 4096, 4096)
         source.cut()

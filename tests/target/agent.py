@@ -11,7 +11,7 @@ from pathlib import Path
 from drengine.config import Address
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BLOCK_BYTES, Batch, Codec, Extent, ExtentKind, pack_table
+from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.store.blobs import Storage
 from drengine.store.store import Store
@@ -37,7 +37,7 @@ from drengine.wire.events import (
     Resend,
     Welcome,
 )
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import digest, make_batch
 
 EPOCH = b"e" * 16
 SIZE = 8 << 20
@@ -57,14 +57,12 @@ def data_batch(writes: Sequence[tuple[int, bytes]], *, volume: int = 1, level: i
             part = data[at : at + BLOCK_BYTES]
             extents.append(Extent(volume, ExtentKind.DATA, offset + at, len(part), digest(part)))
             plain += part
-    codec, payload = encode_payload(bytes(plain), level)
-    return Batch(pack_table(extents), codec, len(plain), bytes(payload))
+    return make_batch(extents, bytes(plain), level)
 
 
 def lying_batch(offset: int, data: bytes) -> Batch:
     """Its hash is another block's."""
-    table = pack_table([Extent(1, ExtentKind.DATA, offset, len(data), digest(b"another"))])
-    return Batch(table, Codec.RAW, len(data), data)
+    return make_batch([Extent(1, ExtentKind.DATA, offset, len(data), digest(b"another"))], data, None)
 
 
 @dataclass
@@ -174,7 +172,7 @@ async def join(
         Refused: the target refused it.
     """
     stream = await connect(*address, networks=DataNetworks(), tls=None)
-    await stream.send(Hello(1, 1, ABILITIES, source, instance, generation))
+    await stream.send(Hello(2, 2, ABILITIES, source, instance, generation))
     answer = await stream.receive()
     if isinstance(answer, Refuse):
         stream.abort()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drengine.model.extents import Batch, Codec, Extent, ExtentKind, pack_table
+from drengine.model.extents import Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import PointSelector
 from drengine.store.store import Store
 from drengine.wire.payload import digest
@@ -76,7 +76,7 @@ async def test_a_range_without_bytes_has_no_digest_either(tmp_path: Path, kind: 
         await agent.declare()
         good = await agent.write(0, b"good" * 1024)
         await agent.acknowledged(good)
-        await agent.ship(Batch(pack_table([Extent(1, kind, 0, 4096, b"d" * 16)]), Codec.RAW, 0, b""))
+        await agent.ship(Batch(pack_table([Extent(1, kind, 0, 4096, b"d" * 16)])))
         assert (await agent.refused()).code == "bad-extents"
         await agent.ended()
         again = await site.join()

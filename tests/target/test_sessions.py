@@ -123,7 +123,7 @@ async def test_malformed_peers_disturb_nobody(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    hello = b"".join(map(bytes, Connection(Role.AGENT).send(Hello(1, 1, ABILITIES, "bank", OTHER, 1))))
+    hello = b"".join(map(bytes, Connection(Role.AGENT).send(Hello(2, 2, ABILITIES, "bank", OTHER, 1))))
     async with running(tmp_path / "store") as site:
         agent = await site.join()
         await agent.declare()

@@ -53,7 +53,7 @@ async def greeted(
     site: Site, purpose: Purpose, branch: int, sequence: int = 0, *, generation: int = 1, instance: bytes = b"i" * 16
 ) -> tuple[FramedStream, Welcome]:
     stream = await connect(*site.address, networks=DataNetworks(), tls=None)
-    await stream.send(Hello(1, 1, ABILITIES, "shop", instance, generation, purpose, branch, sequence))
+    await stream.send(Hello(2, 2, ABILITIES, "shop", instance, generation, purpose, branch, sequence))
     answer = await stream.receive()
     if isinstance(answer, Refuse):
         stream.abort()

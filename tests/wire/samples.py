@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from drengine.model.extents import BLOCK_BYTES, Batch, Codec, Extent, ExtentKind, pack_table
+from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind, pack_table
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.model.states import REASONS, ReplicationState
 from drengine.wire import events as ev
 from drengine.wire.connection import Connection, Role
 from drengine.wire.frames import BATCH_FRAME_BYTES_MAX, CREDIT_BYTES_MAX
-from drengine.wire.payload import digest, encode_payload
+from drengine.wire.payload import digest, make_batch
 
 EPOCH = bytes(range(16))
 VOLUMES = (VolumeGeometry(1, "root", "ext4:7f", 1 << 30), VolumeGeometry(7, "data", "", 12345))
@@ -27,16 +27,15 @@ def batch_of(writes: Sequence[tuple[int, bytes]], *, level: int | None = 1, volu
     """Writes, none crossing a block; None-like empty bytes are not allowed."""
     extents = [Extent(volume, ExtentKind.DATA, at, len(data), digest(data)) for at, data in writes]
     plain = b"".join(data for _, data in writes)
-    codec, payload = encode_payload(plain, level)
-    return Batch(pack_table(extents), codec, len(plain), bytes(payload))
+    return make_batch(extents, plain, level)
 
 
 def zeros(offset: int, length: int, *, volume: int = 1) -> Batch:
-    return Batch(pack_table([Extent(volume, ExtentKind.ZERO, offset, length)]), Codec.RAW, 0, b"")
+    return Batch(pack_table([Extent(volume, ExtentKind.ZERO, offset, length)]))
 
 
 HELLO = ev.Hello(1, 3, ev.ABILITIES | {"from-the-future"}, "server-1", bytes(range(16)), 4)
-WELCOME = ev.Welcome(1, ev.ABILITIES, b"s" * 16, 4, 10, mark(900), BATCH_FRAME_BYTES_MAX, 1 << 20, VOLUMES)
+WELCOME = ev.Welcome(2, ev.ABILITIES, b"s" * 16, 4, 10, mark(900), BATCH_FRAME_BYTES_MAX, 1 << 20, VOLUMES)
 GEOMETRY = ev.Geometry(11, mark(901), VOLUMES)
 BATCH = ev.BatchEvent(12, mark(902), batch_of([(0, b"a" * 4096), (BLOCK_BYTES, bytes(range(256)) * 2)]))
 ZEROS = ev.BatchEvent(13, mark(903), zeros(65536, 1 << 20))
@@ -64,14 +63,14 @@ CONVERSATION: tuple[tuple[Role, ev.Event], ...] = (
     (Role.TARGET, ev.Ack(14, mark(904))),
     (Role.AGENT, ev.Goodbye()),
 )
-REVERSE = ev.Hello(1, 1, ev.ABILITIES, "server-1", bytes(range(16)), 5, ev.Purpose.REVERSE, 2, 10)
+REVERSE = ev.Hello(2, 2, ev.ABILITIES, "server-1", bytes(range(16)), 5, ev.Purpose.REVERSE, 2, 10)
 FETCH = ev.Fetch(5, (ev.Span(1, 0, 4096), ev.Span(1, BLOCK_BYTES, 512)))
 FETCHED = ev.Fetched(5, batch_of([(0, b"a" * 4096), (BLOCK_BYTES, bytes(range(256)) * 2)]))
 LOOK = ev.ChangeQuery(6, 7, 3, 0)
 
 REVERSAL: tuple[tuple[Role, ev.Event], ...] = (
     (Role.AGENT, REVERSE),
-    (Role.TARGET, replace(WELCOME, version=1)),
+    (Role.TARGET, WELCOME),
     (Role.AGENT, FETCH),
     (Role.AGENT, LOOK),
     (Role.TARGET, FETCHED),

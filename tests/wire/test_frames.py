@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from drengine.model.extents import Batch, Codec
+from drengine.model.extents import FRAME, Batch, Frame
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.wire import events as ev
 from drengine.wire.connection import MOVES, READ_AHEAD_BYTES, Connection, Role, State
@@ -202,6 +202,13 @@ def test_bytes_left_over_in_a_body_are_refused() -> None:
     assert caught.value.reason == "bad-field"
 
 
+ROW = BATCH.batch.frames
+
+
+def changed_row(**changed: int) -> bytes:
+    return FRAME.pack(*(Frame._make(FRAME.unpack(ROW))._replace(**changed)))
+
+
 def spoiled(event: ev.Event, old: bytes, new: bytes) -> bytes:
     meta = LAYOUTS[TYPE_OF[type(event)]].encode(event)
     assert meta.count(old) == 1, (event, old)
@@ -259,13 +266,21 @@ def test_a_hello_with_an_unsafe_or_torn_field_is_refused(kind: FrameType, meta: 
         (QUERY, struct.pack("<IQ", 1, 65536), struct.pack("<IQ", 1, 2**63 - 65536)),
         (STATUS, b"CONTINUOUS", b"CONTINUING"),
         (STATUS, b"\x04\0none", b"\x04\0nine"),
-        (BATCH, struct.pack("<B3xI", 1, 4608), struct.pack("<B3xI", 2, 4608)),  # an unknown codec
-        (BATCH, struct.pack("<B3xI", 1, 4608), b"\x01\x01\0\0" + struct.pack("<I", 4608)),  # a reserved byte
-        (BATCH, struct.pack("<B3xI", 1, 4608), struct.pack("<B3xI", 1, 2**32 - 1)),
-        (BATCH, struct.pack("<B3xI", 1, 4608), struct.pack("<B3xI", 1, 0)),  # a payload for nothing
-        (BATCH, struct.pack("<II", 4608, 2), struct.pack("<II", 4608, 0)),
-        (BATCH, struct.pack("<II", 4608, 2), struct.pack("<II", 4608, 3)),
-        (BATCH, struct.pack("<II", 4608, 2), struct.pack("<II", 4608, 2**32 - 1)),
+        (BATCH, ROW, changed_row(codec=2)),
+        (BATCH, ROW, changed_row(codec=0)),  # raw, but shorter than its plain form
+        (BATCH, ROW, changed_row(cipher=1)),
+        (BATCH, ROW, changed_row(reserved=1)),
+        (BATCH, ROW, changed_row(key=1)),
+        (BATCH, ROW, changed_row(plain_length=2**32 - 1)),
+        (BATCH, ROW, changed_row(plain_length=0)),
+        (BATCH, ROW, changed_row(length=0)),
+        (BATCH, ROW, changed_row(length=1)),  # not the payload's length
+        (BATCH, b"\1\0" + ROW, b"\0\0"),  # a payload without frames
+        (BATCH, b"\1\0" + ROW, b"\2\0" + ROW + ROW),  # the same bytes claimed twice
+        (BATCH, b"\1\0" + ROW, b"\xff\xff" + ROW),
+        (BATCH, ROW + struct.pack("<I", 2), ROW + struct.pack("<I", 0)),
+        (BATCH, ROW + struct.pack("<I", 2), ROW + struct.pack("<I", 3)),
+        (BATCH, ROW + struct.pack("<I", 2), ROW + struct.pack("<I", 2**32 - 1)),
     ],
 )
 def test_a_field_out_of_its_range_is_refused(event: ev.Event, old: bytes, new: bytes) -> None:
@@ -299,16 +314,33 @@ def test_a_side_does_not_say_what_the_other_would_refuse(welcome: ev.Welcome) ->
     target.send(WELCOME)  # nothing had changed
 
 
+def frame_row(**changed: int) -> bytes:
+    """A row of a frame table: one raw byte, unless something is changed."""
+    return FRAME.pack(*Frame(1, 1, 0, 0, 0, 0, 0)._replace(**changed))
+
+
 @pytest.mark.parametrize(
     "batch",
     [
-        Batch(b"", Codec.RAW, 0, b""),
-        Batch(b"x" * 41, Codec.RAW, 0, b""),
-        Batch(b"x" * 40, Codec.RAW, 1, b""),
-        Batch(b"x" * 40, Codec.RAW, 0, b"p"),
-        Batch(b"x" * 40, Codec.RAW, (4 << 20) + 1, b"p"),
-        Batch(b"x" * 40, Codec.RAW, 4 << 20, bytes((4 << 20) + 1)),
-        Batch(b"x" * 40 * 16385, Codec.RAW, 0, b""),
+        Batch(b""),
+        Batch(b"x" * 41),
+        Batch(b"x" * 40, frame_row()),
+        Batch(b"x" * 40, b"", b"p"),
+        Batch(b"x" * 40, frame_row()[:-1], b"p"),
+        Batch(b"x" * 40, frame_row() * 2, b"p"),
+        Batch(b"x" * 40, frame_row(), b"pp"),
+        Batch(b"x" * 40, frame_row(plain_length=0), b"p"),
+        Batch(b"x" * 40, frame_row(plain_length=65537), b"p"),
+        Batch(b"x" * 40, frame_row(length=0), b""),
+        Batch(b"x" * 40, frame_row(plain_length=2), b"p"),
+        Batch(b"x" * 40, frame_row(codec=1), b"p"),
+        Batch(b"x" * 40, frame_row(codec=2), b"p"),
+        Batch(b"x" * 40, frame_row(cipher=1), b"p"),
+        Batch(b"x" * 40, frame_row(reserved=1), b"p"),
+        Batch(b"x" * 40, frame_row(key=1), b"p"),
+        Batch(b"x" * 40, frame_row(plain_length=65536, codec=1) * 65, b"p" * 65),
+        Batch(b"x" * 40, frame_row() * 4097, b"p" * 4097),
+        Batch(b"x" * 40 * 16385),
     ],
 )
 def test_a_batch_that_breaks_a_cap_is_not_sent(batch: Batch) -> None:

@@ -318,7 +318,7 @@ def test_a_batch_is_no_larger_than_agreed() -> None:
 @pytest.mark.parametrize("ability", sorted(ev.ABILITIES))
 def test_an_ability_that_was_not_agreed_upon_is_not_used(ability: str) -> None:
     hello = REVERSE if ability == "reverse" else HELLO
-    agent, target = opened(replace(WELCOME, version=1, abilities=ev.ABILITIES - {ability}), hello)
+    agent, target = opened(replace(WELCOME, abilities=ev.ABILITIES - {ability}), hello)
     if ability == "reverse":
         both_refuse(FETCH, "no-ability", agent, target)
     elif ability == "resend":

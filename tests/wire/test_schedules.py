@@ -62,7 +62,7 @@ class Source:
     def reconnect(self) -> list[bytes]:
         self.connection = Connection(Role.AGENT)
         self.marks = {}
-        return [joined(self.connection.send(ev.Hello(1, 1, ev.ABILITIES, "source", bytes(16), 1)))]
+        return [joined(self.connection.send(ev.Hello(2, 2, ev.ABILITIES, "source", bytes(16), 1)))]
 
     def hear(self, event: ev.Event) -> None:
         match event:
@@ -143,7 +143,7 @@ class Store:
             case ev.CutEvent():
                 self._arrive(event, points=(*self.arrived.points, (event.cut.label, self.arrived.image)))
             case ev.BatchEvent():
-                check_table(event.batch.table, event.batch.plain_length, {1: BYTES})
+                check_table(event.batch.table, event.batch.frames, {1: BYTES})
                 plain = verify_batch(event.batch)
                 image, at = bytearray(self.arrived.image), 0
                 for _, kind, offset, length, _ in iter_table(event.batch.table):

@@ -69,7 +69,7 @@ class PointReader:
         ):
             raise SessionEnded("target-refused", "the target sent other ranges than those asked for")
         sizes = {volume.volume: volume.size_bytes for volume in self.session.welcome.geometry}
-        check_table(batch.table, batch.plain_length, sizes)
+        check_table(batch.table, batch.frames, sizes)
         return batch
 
     async def changed(self, volume: int, since: int, size_bytes: int) -> AsyncIterator[Span]:

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.wire.connection import VERSION_MAX, VERSION_MIN
 from drengine.wire.events import (
     ABILITIES,
     Changed,
@@ -104,7 +105,7 @@ def hello_for(
     sequence: int = 0,
 ) -> Hello:
     """Our HELLO."""
-    return Hello(1, 1, ABILITIES, source, instance, generation, purpose, branch, sequence)
+    return Hello(VERSION_MIN, VERSION_MAX, ABILITIES, source, instance, generation, purpose, branch, sequence)
 
 
 class Session:

@@ -157,6 +157,10 @@ class FaultyReader:
         fail(self._storage.check("read_at", self._name), self._name)
         return self._inner.read_at(offset, length)
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """See Reader."""
+        return self.read_at(offset, length)
+
     def size(self) -> int:
         """See Reader."""
         return self._inner.size()

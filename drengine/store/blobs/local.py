@@ -62,6 +62,15 @@ class LocalReader:
             data += more
         return data
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """See Reader: what the page cache has, where the file system can tell."""
+        buffer = bytearray(length)
+        try:
+            done = os.preadv(self._descriptor, [buffer], offset, os.RWF_NOWAIT)
+        except OSError:
+            return None
+        return buffer if done == length else None
+
     def size(self) -> int:
         """See Reader."""
         return os.fstat(self._descriptor).st_size

@@ -109,6 +109,10 @@ class MemoryReader:
         """See Reader."""
         return bytes(self._data[offset : offset + length])
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """See Reader."""
+        return self.read_at(offset, length)
+
     def size(self) -> int:
         """See Reader."""
         return len(self._data)

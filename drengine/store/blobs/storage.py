@@ -50,6 +50,10 @@ class Reader(Protocol):
         """Up to `length` bytes at `offset`; fewer only at the end."""
         ...
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """As `read_at`, or None when the bytes cannot be had without waiting for a device or a network."""
+        ...
+
     def size(self) -> int:
         """Bytes in it now."""
         ...

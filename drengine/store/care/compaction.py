@@ -14,12 +14,13 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import NO_DIGEST, Codec, ExtentKind
+from drengine.model.extents import NO_DIGEST, Batch, ExtentKind
 from drengine.store.blobs import Appender, Reader
 from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
@@ -31,8 +32,8 @@ from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
 from drengine.store.segments import format as codec
 from drengine.store.segments.format import FLAG_DROPPED, RecordType, SegmentHeader, SegmentIndex
-from drengine.store.views.records import check_record
-from drengine.wire.payload import encode_payload
+from drengine.store.views.records import decode_record, record_faults
+from drengine.wire.payload import encode_frames, frame_lengths
 
 _LEVEL = 3
 
@@ -167,7 +168,7 @@ def rewrite(
     old_name = segment_name(row.source, row.branch, row.segment, row.revision)
     revision = _next_revision(context, row)
     new_name = segment_name(row.source, row.branch, row.segment, revision)
-    header = replace(index.header, revision=revision, salt=secrets.randbits(64))
+    header = replace(index.header, revision=revision, salt=secrets.randbits(64), version=codec.FORMAT_VERSION)
     appender = context.storage.create(new_name)
     reader = context.storage.open(old_name)
     try:
@@ -216,12 +217,12 @@ def _copy(
         yield_to()
         start, size = index.payload_range(number)
         live = liveness.of_record(number) if liveness else None
-        record, table, payload = _rewritten(header.salt, index, number, reader.read_at(start, size), live)
-        appender.append(record, table, payload)
+        record, batch = _rewritten(header.salt, index, number, reader.read_at(start, size), live)
+        appender.append(record, batch.table, batch.frames, batch.payload)
         headers.append(record)
-        tables.append(table)
-        plain_bytes += codec.live_plain_bytes(table) if index.type(number) == RecordType.BATCH else 0
-        length += len(record) + len(table) + len(payload)
+        tables.append(batch.table + batch.frames)
+        plain_bytes += codec.live_plain_bytes(batch.table) if index.type(number) == RecordType.BATCH else 0
+        length += len(record) + len(batch.table) + len(batch.frames) + len(batch.payload)
     seal = codec.pack_seal(header.salt, headers, tables, length, index.last_sequence)
     if context.storage.abilities.append:
         # Where a seal is found after a crash, the records before it are whole.
@@ -239,48 +240,51 @@ def _next_revision(context: StoreContext, row: SegmentRow) -> int:
 
 def _rewritten(
     salt: int, index: SegmentIndex, number: int, payload: bytes, live: NDArray[np.bool_] | None
-) -> tuple[bytes, bytes, bytes | memoryview]:
-    """One record of the new revision: header, table, payload. Whatever stays has been hashed again."""
-    fields, table = index.records[number], index.table(number)
-    codec_number, plain_length, flags = (
-        int(fields["codec"]),
-        int(fields["plain_length"]),
-        int(fields["flags"]),
-    )
-    new_payload: bytes | memoryview = payload
+) -> tuple[bytes, Batch]:
+    """One record of the new revision: its header, and tables and payload. Whatever stays has been hashed again."""
+    fields = index.records[number]
+    batch = Batch(index.table(number))
+    plain_length, flags = int(fields["plain_length"]), int(fields["flags"])
     if index.type(number) == RecordType.BATCH:
-        rows = np.frombuffer(table, dtype=codec.EXTENT_DTYPE).copy()
+        rows = np.frombuffer(batch.table, dtype=codec.EXTENT_DTYPE).copy()
         dying = (rows["kind"] == ExtentKind.DATA) & (False if live is None else ~live)
         rows["kind"][dying] = ExtentKind.DROPPED
         rows["digest"][dying] = np.void(NO_DIGEST)
-        if not (rows["kind"] == ExtentKind.DATA).any():
+        if dying.any() or not (rows["kind"] == ExtentKind.DATA).any():
             flags |= FLAG_DROPPED if plain_length else 0
-            codec_number, plain_length, new_payload = Codec.RAW, 0, b""
-        else:
-            plain = check_record(index, number, payload, rows["kind"] == ExtentKind.DATA)
-            if dying.any():
-                flags |= FLAG_DROPPED
-                zeroed = bytearray(plain)
-                for begin, end in codec.plain_ranges(rows, ExtentKind.DROPPED):
-                    zeroed[begin:end] = bytes(end - begin)
-                codec_number, new_payload = encode_payload(zeroed, _LEVEL)
-        table = rows.tobytes()
-    mark = index.mark(number)
+        batch = _reencoded(index, number, payload, rows, changed=bool(dying.any()))
     record = codec.pack_record(
         salt,
         type=RecordType(index.type(number)),
         number=number,
         sequence=int(fields["sequence"]),
         generation=int(fields["generation"]),
-        mark=mark,
+        mark=index.mark(number),
         time_ns=int(fields["time_ns"]),
-        table=table,
-        codec=codec_number,
-        plain_length=plain_length,
-        payload=new_payload,
+        table=batch.table,
+        frames=batch.frames,
+        plain_length=batch.plain_length,
+        payload_length=len(batch.payload),
         flags=flags,
     )
-    return record, table, new_payload
+    return record, batch
+
+
+def _reencoded(index: SegmentIndex, number: int, payload: bytes, rows: NDArray[Any], *, changed: bool) -> Batch:
+    """A BATCH record with these rows: without payload where no DATA is left, as it was where nothing changed."""
+    table = rows.tobytes()
+    alive = rows["kind"] == ExtentKind.DATA
+    if not alive.any():
+        return Batch(table)
+    if faults := record_faults(index, number, payload, alive):
+        raise DrengineError(DAMAGED, faults[0].reason)
+    frames = index.frames[index.frame_rows(number)]
+    if index.header.version == codec.FORMAT_VERSION and not changed:
+        return Batch(table, frames.tobytes(), payload)
+    plain = bytearray(decode_record(index, number, payload))
+    for begin, end in codec.plain_ranges(rows, ExtentKind.DROPPED):
+        plain[begin:end] = bytes(end - begin)
+    return Batch(table, *encode_frames(frame_lengths(codec.carried_lengths(rows).tolist()), plain, _LEVEL))
 
 
 def _replace(context: StoreContext, old: SegmentRow, new: SegmentRow) -> None:

@@ -6,10 +6,8 @@ recovery is too late to find out: the newest segments are read again and their c
 
 from __future__ import annotations
 
-from drengine.model.errors import DrengineError
 from drengine.store.context import StoreContext
 from drengine.store.damage import damage_row, record_damage
-from drengine.store.errors import DAMAGED
 from drengine.store.views.records import Address
 
 SEGMENTS = 2
@@ -29,12 +27,8 @@ def reread_newest(context: StoreContext, source: str) -> int:
         count = context.records.index(row).record_count
         for record in range(count):
             address = Address(source, branch, row.segment, record)
-            context.records.forget(address)
-            try:
-                context.records.load(address)
-            except DrengineError as error:
-                if error.kind is not DAMAGED:
-                    raise
-                found.append(damage_row(context, address, error.message))
+            if faults := context.records.faults(address):
+                context.records.forget(address)
+                found.append(damage_row(context, address, faults[0].reason))
     record_damage(context, found)
     return len(found)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
+from drengine.model.extents import BATCH_PLAIN_BYTES_MAX
 from drengine.model.points import RecoveryPoint
 from drengine.store.care.compaction import CompactionReport, rewrite
 from drengine.store.catalogue.rows import OPEN, SEALED, DamageRow, SegmentRow
@@ -15,8 +16,8 @@ from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, read_errors
 from drengine.store.leases import lock_maintenance
 from drengine.store.names import segment_name
 from drengine.store.segments.format import RecordType, SegmentIndex
-from drengine.store.views.records import Address, check_record, read_sealed
-from drengine.store.views.view import View
+from drengine.store.views.records import Address, RecordFault, read_sealed
+from drengine.store.views.view import Piece, View
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes to do) now and then."""
@@ -30,7 +31,7 @@ class VerifyReport:
 
     Attributes:
         point: the point.
-        bytes_read: plain bytes that were read and hashed.
+        bytes_read: plain bytes of the point that were read and hashed.
         damaged: ranges of it that cannot be read; empty when it is whole.
     """
 
@@ -72,13 +73,11 @@ def verify(context: StoreContext, view: View, progress: Progress) -> VerifyRepor
     bad: list[DamageRow] = []
     addresses, ranges = _addresses(view)
     for number, address in enumerate(sorted(addresses)):
-        try:
-            report.bytes_read += _check(context, address)
-        except DrengineError as error:
-            if error.kind is not DAMAGED:
-                raise
-            bad.append(damage_row(context, address, str(error.message)))
-            report.damaged += ranges(address)
+        if faults := _faults(context, address):
+            bad.append(damage_row(context, address, faults[0].reason))
+            report.damaged += ranges(address, faults)
+        else:
+            report.bytes_read += addresses[address]
         progress(number + 1, len(addresses))
     if context.read_only:
         return report
@@ -158,14 +157,10 @@ def _scrub_segment(
         if index.type(number) != RecordType.BATCH:
             continue
         address = Address(row.source, row.branch, row.segment, number)
-        try:
-            _check(context, address)
-        except DrengineError as error:
-            if error.kind is not DAMAGED:
-                raise
+        if faults := _faults(context, address):
             bad += 1
             context.records.forget(address)
-            yield damage_row(context, address, error.message)
+            yield damage_row(context, address, faults[0].reason)
     if not bad and row.state != OPEN and not context.read_only and not _copies_agree(context, row, index):
         try:
             with lock_maintenance(context.directory):
@@ -193,7 +188,7 @@ def _copies_agree(context: StoreContext, row: SegmentRow, index: SegmentIndex) -
             if row.state == SEALED:
                 read_sealed(reader, row.length)
             for number, offset in enumerate(index.offsets.tolist()):
-                expected = index.records[number].tobytes() + index.table(number)
+                expected = index.records[number].tobytes() + index.stored_table(number)
                 if reader.read_at(offset, len(expected)) != expected:
                     return False
         except DrengineError as error:
@@ -205,27 +200,34 @@ def _copies_agree(context: StoreContext, row: SegmentRow, index: SegmentIndex) -
     return True
 
 
-def _addresses(view: View) -> tuple[set[Address], Callable[[Address], list[DamagedRange]]]:
-    """Every record that a view shows, and a way to ask which ranges of it come from one of them."""
+def _addresses(view: View) -> tuple[dict[Address, int], Callable[[Address, list[RecordFault]], list[DamagedRange]]]:
+    """Every record that a view shows with the bytes that it shows of it, and a way to ask where faults of one show."""
 
-    def walk() -> Iterator[tuple[int, Address, int, int]]:
+    def walk() -> Iterator[tuple[int, Address, Piece]]:
         for volume, geometry in view.geometry.items():
             for at in range(0, geometry.size_bytes, _WINDOW_BYTES):
                 for piece in view.pieces(volume, at, min(_WINDOW_BYTES, geometry.size_bytes - at)):
                     if piece.segment > 0:
-                        address = Address(view.position.source, piece.branch, piece.segment, piece.record)
-                        yield volume, address, piece.offset, piece.length
+                        yield volume, Address(view.position.source, piece.branch, piece.segment, piece.record), piece
 
-    def ranges(wanted: Address) -> list[DamagedRange]:
-        return [DamagedRange(volume, at, size) for volume, address, at, size in walk() if address == wanted]
+    def ranges(wanted: Address, faults: list[RecordFault]) -> list[DamagedRange]:
+        return [
+            DamagedRange(volume, piece.offset, piece.length)
+            for volume, address, piece in walk()
+            if address == wanted and any(fault.touches(piece.plain_offset, piece.length) for fault in faults)
+        ]
 
-    return {address for _, address, _, _ in walk()}, ranges
+    shown: dict[Address, int] = {}
+    for _, address, piece in walk():
+        shown[address] = shown.get(address, 0) + piece.length
+    return shown, ranges
 
 
-def _check(context: StoreContext, address: Address) -> int:
-    """Read a record from storage and hash it; returns its plain bytes."""
-    row = context.catalogue.segment(address.source, address.branch, address.segment)
-    if row is None:
-        raise DrengineError(DAMAGED, f"{address}: the segment is not there")
-    payload, index = context.records.payload(row, address.record)
-    return len(check_record(index, address.record, payload))
+def _faults(context: StoreContext, address: Address) -> list[RecordFault]:
+    """What of a record cannot be read from storage; all of it when not even its table can."""
+    try:
+        return context.records.faults(address)
+    except DrengineError as error:
+        if error.kind is not DAMAGED:
+            raise
+        return [RecordFault(0, BATCH_PLAIN_BYTES_MAX, error.message)]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from drengine.model.errors import BAD_EXTENTS, DrengineError
-from drengine.model.extents import EXTENT, OFFSET_MAX, Batch
+from drengine.model.extents import EXTENT, OFFSET_MAX, Batch, frames_fault
 from drengine.model.points import Cut, Mark, RecoveryPoint, VolumeGeometry
 from drengine.store.blobs import Appender
 from drengine.store.catalogue.database import Catalogue
@@ -36,6 +36,7 @@ from drengine.store.segments import format as codec
 from drengine.store.segments.format import RecordType, Role, SegmentHeader
 
 EPOCH_BYTES = 16
+_NO_BATCH = Batch(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,18 +183,10 @@ class BranchWriter:
         if not self._accept(sequence, mark, generation):
             return None
         sizes = {number: volume.size_bytes for number, volume in self._geometry.items()}
-        codec.check_table(batch.table, batch.plain_length, sizes)
-        if len(batch.payload) > codec.PAYLOAD_BYTES_MAX:
-            raise DrengineError(BAD_EXTENTS, f"batch {sequence}: the payload is too long")
-        return self._append(
-            RecordType.BATCH,
-            sequence,
-            mark,
-            bytes(batch.table),
-            codec_number=batch.codec,
-            plain_length=batch.plain_length,
-            payload=batch.payload,
-        )
+        if fault := frames_fault(batch.frames, len(batch.payload)):
+            raise DrengineError(BAD_EXTENTS, f"batch {sequence}: {fault}")
+        codec.check_table(batch.table, batch.frames, sizes)
+        return self._append(RecordType.BATCH, sequence, mark, bytes(batch.table), batch)
 
     def append_cut(self, sequence: int, mark: Mark, cut: Cut, *, generation: int) -> Appended | None:
         """Append a recovery point; it becomes visible with the commit. See `append_batch`."""
@@ -350,12 +343,11 @@ class BranchWriter:
         sequence: int,
         mark: Mark,
         table: bytes,
+        batch: Batch = _NO_BATCH,
         *,
-        codec_number: int = 0,
-        plain_length: int = 0,
-        payload: bytes | memoryview = b"",
         time_ns: int = 0,
     ) -> Appended:
+        plain_length = batch.plain_length
         with self._guarded():
             part = self._segment or self._start_segment()
             number = len(part.headers)
@@ -368,15 +360,15 @@ class BranchWriter:
                 mark=mark,
                 time_ns=time_ns or self._context.clock.now_ns(),
                 table=table,
-                codec=codec_number,
+                frames=batch.frames,
                 plain_length=plain_length,
-                payload=payload,
+                payload_length=len(batch.payload),
             )
-            part.appender.append(header, table, payload)
+            part.appender.append(header, table, batch.frames, batch.payload)
         part.synced = False
         part.headers.append(header)
-        part.tables.append(table)
-        part.length += len(header) + len(table) + len(payload)
+        part.tables.append(table + batch.frames)
+        part.length += len(header) + len(table) + len(batch.frames) + len(batch.payload)
         part.plain_bytes += plain_length
         part.extents += len(table) // EXTENT.size if type == RecordType.BATCH else 0
         self._sequence, self._mark = sequence, mark

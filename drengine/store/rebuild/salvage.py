@@ -28,7 +28,6 @@ from drengine.store.segments.format import (
     RecordType,
     SegmentHeader,
     SegmentIndex,
-    checksum,
     live_plain_bytes,
     pack_geometry,
     parse_cut,
@@ -222,9 +221,7 @@ def _cut_torn(storage: Storage, found: dict[int, _Found], number: int, durable: 
         reader = storage.open(name)
         try:
             for record in range(max(0, durable - index.header.first_sequence + 1), index.record_count):
-                start, length = index.payload_range(record)
-                expected = int(index.records["payload_checksum"][record])
-                if checksum(index.header.salt, reader.read_at(start, length)) != expected:
+                if not index.payload_is_whole(record, reader.read_at(*index.payload_range(record))):
                     _keep_until(found, number, item, index.header.first_sequence + record - 1)
                     return
         finally:

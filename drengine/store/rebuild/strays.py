@@ -30,7 +30,7 @@ from drengine.store.names import (
     segment_name,
 )
 from drengine.store.rebuild.manifest import newest_manifest, write_manifest
-from drengine.store.segments.format import HEADER, HEADER_MAGIC, checksum
+from drengine.store.segments.format import HEADER, HEADER_MAGIC
 from drengine.store.views.records import SegmentScan
 
 
@@ -206,9 +206,7 @@ def _has_record(context: StoreContext, name: str, number: int) -> bool:
         index = scan.index()
         if index.record_count <= number:
             return False
-        start, length = index.payload_range(number)
-        payload = reader.read_at(start, length)
-        return checksum(index.header.salt, payload) == int(index.records["payload_checksum"][number])
+        return index.payload_is_whole(number, reader.read_at(*index.payload_range(number)))
 
     return _judged(context, name, judge)
 

@@ -3,8 +3,8 @@
 Invariants, true of every segment that a catalogue names:
 
 - record `n` holds stream position `first_sequence + n`;
-- every byte is covered by a checksum seeded with the segment's own random salt, so that bytes of
-  another file, or of an earlier life of the same disk blocks, never pass for its own;
+- every header and table is covered by a checksum seeded with the segment's own random salt, so that bytes of
+  another file, or of an earlier life of the same disk blocks, never pass for its own; the tables cover the frames;
 - a sealed segment ends with an index (all record headers, then all tables) and a footer.
 """
 
@@ -24,16 +24,22 @@ from drengine.model import extents
 from drengine.model.errors import DrengineError
 from drengine.model.extents import (
     BATCH_EXTENTS_MAX,
+    BATCH_FRAMES_MAX,
     BATCH_PLAIN_BYTES_MAX,
     BLOCK_BYTES,
     EXTENT,
+    FRAME,
+    FRAME_PLAIN_BYTES_MAX,
     OFFSET_MAX,
     ExtentKind,
+    Frame,
+    frames_fault,
 )
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.store.errors import DAMAGED, STORE_VERSION
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had one frame a record, whose checksum stood in the record's header; its segments are read on."""
 
 HEADER = struct.Struct("<8sHHI16sQIIIIQQQ16sQQ4xI")
 """Fixed part; then the tail (source name and geometry), then CHECKSUM over both."""
@@ -49,7 +55,7 @@ GEOMETRY_ROW = struct.Struct("<IHHQ")
 TAIL_BYTES_MAX = 1 << 20
 GEOMETRY_BYTES_MAX = TAIL_BYTES_MAX - 256
 LABEL_BYTES_MAX = 1024
-TABLE_BYTES_MAX = max(BATCH_EXTENTS_MAX * EXTENT.size, TAIL_BYTES_MAX)
+TABLE_BYTES_MAX = max(BATCH_EXTENTS_MAX * EXTENT.size + BATCH_FRAMES_MAX * FRAME.size, TAIL_BYTES_MAX)
 PAYLOAD_BYTES_MAX = BATCH_PLAIN_BYTES_MAX + (1 << 16)
 
 FLAG_DROPPED = 1
@@ -71,7 +77,18 @@ RECORD_DTYPE = np.dtype(
         ("time_ns", "<u8"),
         ("epoch", "V16"),
         ("position", "<u8"),
-        ("payload_checksum", "<u8"),
+        ("frames", "<u8"),
+        ("checksum", "<u8"),
+    ]
+)
+FRAME_DTYPE = np.dtype(
+    [
+        ("plain_length", "<u4"),
+        ("length", "<u4"),
+        ("codec", "u1"),
+        ("cipher", "u1"),
+        ("reserved", "<u2"),
+        ("key", "<u4"),
         ("checksum", "<u8"),
     ]
 )
@@ -117,6 +134,7 @@ class SegmentHeader:
         mark: mark of position first_sequence - 1.
         geometry: volumes in force before record 0.
         generation: of the writer.
+        version: of the segment's format.
     """
 
     store: bytes
@@ -133,13 +151,24 @@ class SegmentHeader:
     created_ns: int
     role: Role
     geometry: tuple[VolumeGeometry, ...]
+    version: int = FORMAT_VERSION
+
+    @property
+    def frame_seed(self) -> int:
+        """Seed of the frames' checksums: in version 1 they were covered by nothing else."""
+        return self.salt if self.version == 1 else 0
+
+    @property
+    def frame_plain_bytes_max(self) -> int:
+        """What one frame may decode to."""
+        return BATCH_PLAIN_BYTES_MAX if self.version == 1 else FRAME_PLAIN_BYTES_MAX
 
     def pack(self) -> bytes:
         """Encode, with checksum."""
         tail = _pack_text(self.source) + pack_geometry(self.geometry)
         fixed = HEADER.pack(
             HEADER_MAGIC,
-            FORMAT_VERSION,
+            self.version,
             HEADER.size,
             len(tail),
             self.store,
@@ -178,7 +207,7 @@ def parse_header(data: bytes) -> tuple[SegmentHeader, int]:
     intact = found == checksum(salt, data[: HEADER.size], data[HEADER.size : end])
     if version > FORMAT_VERSION and (intact or size != HEADER.size):
         raise DrengineError(STORE_VERSION, f"segment has format {version}, this is {FORMAT_VERSION}")
-    if not intact or version != FORMAT_VERSION or size != HEADER.size:
+    if not intact or not version or size != HEADER.size:
         raise DrengineError(DAMAGED, "segment header fails its checksum")
     source, used = _parse_text(data, HEADER.size)
     branch, segment, revision, parent, base, generation, first, epoch, position, created, role = fields[6:]
@@ -198,6 +227,7 @@ def parse_header(data: bytes) -> tuple[SegmentHeader, int]:
             created_ns=created,
             role=Role(role),
             geometry=parse_geometry(data[used:end]),
+            version=version,
         ),
         end + CHECKSUM.size,
     )
@@ -213,30 +243,30 @@ def pack_record(
     mark: Mark,
     time_ns: int,
     table: bytes,
-    codec: int = 0,
+    frames: bytes = b"",
     plain_length: int = 0,
-    payload: bytes | memoryview = b"",
+    payload_length: int = 0,
     flags: int = 0,
 ) -> bytes:
-    """Encode a record's header; table and payload follow it in the file unchanged."""
+    """Encode a record's header; table, frame table and payload follow it in the file unchanged."""
     fields = RECORD.pack(
         RECORD_MAGIC,
         type,
-        codec,
+        0,
         flags,
         number,
-        len(table),
+        len(table) + len(frames),
         plain_length,
-        len(payload),
+        payload_length,
         sequence,
         generation,
         time_ns,
         mark.epoch,
         mark.position,
-        checksum(salt, payload),
+        len(frames) // FRAME.size,
         0,
     )[: -CHECKSUM.size]
-    return fields + CHECKSUM.pack(checksum(salt, fields, table))
+    return fields + CHECKSUM.pack(checksum(salt, fields, table, frames))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,30 +276,65 @@ class SegmentIndex:
     Attributes:
         header: the segment's start.
         records: RECORD_DTYPE rows.
-        tables: the records' tables, one after another.
+        tables: the records' tables without the frame tables, one after another.
+        frames: FRAME_DTYPE rows of all records; of a segment of version 1 one for each payload.
         offsets: file offset of each record's header.
         table_starts: where each record's table begins in `tables`; one more entry than records.
+        frame_starts: where each record's rows begin in `frames`; one more entry than records.
+        frame_offsets: file offset of each frame.
+        frame_plain_ends: where each frame ends in the plain form of its record.
         length: file length that these records end at.
     """
 
     header: SegmentHeader
     records: NDArray[Any]
     tables: bytes
+    frames: NDArray[Any]
     offsets: NDArray[np.int64] = field(repr=False)
     table_starts: NDArray[np.int64] = field(repr=False)
+    frame_starts: NDArray[np.int64] = field(repr=False)
+    frame_offsets: NDArray[np.int64] = field(repr=False)
+    frame_plain_ends: NDArray[np.int64] = field(repr=False)
     length: int = 0
 
     @staticmethod
     def make(header: SegmentHeader, header_length: int, headers: bytes, tables: bytes) -> SegmentIndex:
-        """Put it together from concatenated headers and tables that have been checked."""
+        """Put it together from concatenated headers and tables (with frame tables) that have been checked.
+
+        Raises:
+            DrengineError: DAMAGED when tables and headers do not fit each other.
+        """
         records = np.frombuffer(headers, dtype=RECORD_DTYPE)
-        table_lengths = records["table_length"].astype(np.int64)
-        starts = np.zeros(len(records) + 1, dtype=np.int64)
-        np.cumsum(table_lengths, out=starts[1:])
-        sizes = table_lengths + records["payload_length"] + RECORD.size
-        offsets = np.full(len(records) + 1, header_length, dtype=np.int64)
-        offsets[1:] += np.cumsum(sizes)
-        return SegmentIndex(header, records, tables, offsets[:-1], starts, int(offsets[-1]))
+        stored = records["table_length"].astype(np.int64)
+        payloads = records["payload_length"].astype(np.int64)
+        offsets = _starts(stored + payloads + RECORD.size) + header_length
+        if header.version == 1:
+            counts = (payloads > 0).astype(np.int64)
+            rows, frames = tables, _frames_of_version_1(records[payloads > 0])
+        else:
+            counts = records["frames"].astype(np.int64)
+            rows, packed = _parted(tables, stored, counts * FRAME.size)
+            frames = np.frombuffer(packed, dtype=FRAME_DTYPE)
+            stored = stored - counts * FRAME.size
+        frame_starts = _starts(counts)
+        lengths = _starts(frames["length"].astype(np.int64))
+        plains = _starts(frames["plain_length"].astype(np.int64))
+        fits = np.array_equal(np.diff(lengths[frame_starts]), payloads)
+        if not fits or not np.array_equal(np.diff(plains[frame_starts]), records["plain_length"]):
+            raise DrengineError(DAMAGED, "a record's frames do not add up to its payload")
+        payload_starts = offsets[1:] - payloads
+        return SegmentIndex(
+            header,
+            records,
+            rows,
+            frames,
+            offsets[:-1],
+            _starts(stored),
+            frame_starts,
+            np.repeat(payload_starts - lengths[frame_starts[:-1]], counts) + lengths[:-1],
+            plains[1:] - np.repeat(plains[frame_starts[:-1]], counts),
+            int(offsets[-1]),
+        )
 
     @property
     def record_count(self) -> int:
@@ -284,31 +349,57 @@ class SegmentIndex:
     @property
     def nbytes(self) -> int:
         """Memory it takes, roughly."""
-        return int(self.records.nbytes + len(self.tables) + 16 * len(self.records) + 512)
+        return int(self.records.nbytes + len(self.tables) + 24 * len(self.records) + 40 * len(self.frames) + 512)
 
     def head(self, count: int) -> SegmentIndex:
         """Only the first `count` records."""
         if count >= len(self.records):
             return self
-        end = int(self.offsets[count])
+        frames = int(self.frame_starts[count])
         return SegmentIndex(
             self.header,
             self.records[:count],
             self.tables[: int(self.table_starts[count])],
+            self.frames[:frames],
             self.offsets[:count],
             self.table_starts[: count + 1],
-            end,
+            self.frame_starts[: count + 1],
+            self.frame_offsets[:frames],
+            self.frame_plain_ends[:frames],
+            int(self.offsets[count]),
         )
 
     def table(self, number: int) -> bytes:
-        """The table of one record."""
+        """The table of one record, without its frame table."""
         return self.tables[int(self.table_starts[number]) : int(self.table_starts[number + 1])]
+
+    def frame_rows(self, number: int) -> slice:
+        """Which rows of `frames` belong to one record."""
+        return slice(int(self.frame_starts[number]), int(self.frame_starts[number + 1]))
+
+    def frame(self, row: int) -> Frame:
+        """One row of `frames`."""
+        return Frame._make(self.frames[row].item())
+
+    def stored_table(self, number: int) -> bytes:
+        """The table of one record as it is in the file."""
+        frames = b"" if self.header.version == 1 else self.frames[self.frame_rows(number)].tobytes()
+        return self.table(number) + frames
 
     def payload_range(self, number: int) -> tuple[int, int]:
         """File offset and length of one record's payload."""
         fields = self.records[number]
         start = int(self.offsets[number]) + RECORD.size + int(fields["table_length"])
         return start, int(fields["payload_length"])
+
+    def payload_is_whole(self, number: int, payload: bytes | memoryview) -> bool:
+        """Whether these are the bytes of one record's payload, as it was written."""
+        view, at = memoryview(payload), 0
+        for length, expected in self.frames[["length", "checksum"]][self.frame_rows(number)].tolist():
+            if checksum(self.header.frame_seed, view[at : at + length]) != expected:
+                return False
+            at += length
+        return at == len(view)
 
     def type(self, number: int) -> int:
         """RecordType of one record."""
@@ -366,10 +457,7 @@ def parse_index(header: SegmentHeader, header_length: int, count: int, data: byt
     if checksum(header.salt, data) != expected:
         raise DrengineError(DAMAGED, "segment index fails its checksum")
     split = count * RECORD.size
-    index = SegmentIndex.make(header, header_length, data[:split], data[split:])
-    if int(index.table_starts[-1]) != len(index.tables):
-        raise DrengineError(DAMAGED, "segment index does not fit its tables")
-    return index
+    return SegmentIndex.make(header, header_length, data[:split], data[split:])
 
 
 def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes | None) -> str | None:
@@ -379,7 +467,7 @@ def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes
     """
     if len(fields) != RECORD.size:
         return "record header is cut short"
-    magic, type_, _, _, found_number, table_length, plain, payload, sequence, *_, found = RECORD.unpack(fields)
+    magic, type_, _, _, found_number, table_length, plain, payload, sequence, *_, frames, found = RECORD.unpack(fields)
     if magic != RECORD_MAGIC or found_number != number or sequence != header.first_sequence + number:
         return "record header is not the one expected"
     if table_length > TABLE_BYTES_MAX or payload > PAYLOAD_BYTES_MAX or plain > BATCH_PLAIN_BYTES_MAX:
@@ -388,20 +476,26 @@ def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes
         return None
     if found != checksum(header.salt, fields[: -CHECKSUM.size], table):
         return "record header or table fails its checksum"
-    return None if type_ in tuple(RecordType) else "record type is not known"
+    if type_ not in tuple(RecordType):
+        return "record type is not known"
+    if header.version == 1:
+        return None
+    if frames * FRAME.size > table_length:
+        return "record claims more frames than its table holds"
+    return frames_fault(table[table_length - frames * FRAME.size :], payload)
 
 
-def check_table(table: bytes | memoryview, plain_length: int, volume_sizes: Mapping[int, int]) -> None:
+def check_table(table: bytes | memoryview, frames: bytes | memoryview, volume_sizes: Mapping[int, int]) -> None:
     """`model.extents.check_table`, which states the rules, for thousands of rows at once.
 
     Raises:
         DrengineError: BAD_EXTENTS, naming the row and the rule.
     """
-    if not _all_rules_hold(table, plain_length, volume_sizes):
-        extents.check_table(table, plain_length, volume_sizes)
+    if not _all_rules_hold(table, frames, volume_sizes):
+        extents.check_table(table, frames, volume_sizes)
 
 
-def _all_rules_hold(table: bytes | memoryview, plain_length: int, volume_sizes: Mapping[int, int]) -> bool:
+def _all_rules_hold(table: bytes | memoryview, frames: bytes | memoryview, volume_sizes: Mapping[int, int]) -> bool:
     """False also where it was not looked at."""
     if len(table) % EXTENT.size or not 0 < len(table) <= BATCH_EXTENTS_MAX * EXTENT.size:
         return False
@@ -415,7 +509,12 @@ def _all_rules_hold(table: bytes | memoryview, plain_length: int, volume_sizes: 
         if ((length[mine] - 1 >= size) | (offset[mine] >= size)).any() or (offset[mine] + length[mine] > size).any():
             return False
     within = offset[data] % BLOCK_BYTES
-    return not (within + length[data] > BLOCK_BYTES).any() and int(length[data].sum()) == plain_length
+    if (within + length[data] > BLOCK_BYTES).any():
+        return False
+    ends = np.cumsum(length[data])
+    frame_ends = np.cumsum(np.frombuffer(frames, dtype=FRAME_DTYPE)["plain_length"], dtype=np.uint64)
+    # An extent that crosses the end of a frame skips that end.
+    return np.array_equal(ends[-1:], frame_ends[-1:]) and bool(np.isin(frame_ends, ends).all())
 
 
 def carried_lengths(rows: NDArray[Any]) -> NDArray[np.int64]:
@@ -430,6 +529,30 @@ def plain_ranges(rows: NDArray[Any], kind: ExtentKind) -> list[tuple[int, int]]:
     ends = np.cumsum(lengths)
     chosen = rows["kind"] == kind
     return list(zip((ends - lengths)[chosen].tolist(), ends[chosen].tolist(), strict=True))
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of consecutive parts begins, and where the last one ends."""
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def _parted(tables: bytes, lengths: NDArray[np.int64], tails: NDArray[np.int64]) -> tuple[bytes, bytes]:
+    """Concatenated tables without their tails, and the tails."""
+    if len(tables) != int(lengths.sum()) or (tails > lengths).any():
+        raise DrengineError(DAMAGED, "segment index does not fit its tables")
+    in_table = np.repeat(np.tile([True, False], len(lengths)), np.stack((lengths - tails, tails), axis=1).reshape(-1))
+    data = np.frombuffer(tables, dtype=np.uint8)
+    return data[in_table].tobytes(), data[~in_table].tobytes()
+
+
+def _frames_of_version_1(records: NDArray[Any]) -> NDArray[Any]:
+    """A payload of version 1 is one frame."""
+    frames = np.zeros(len(records), dtype=FRAME_DTYPE)
+    frames["plain_length"], frames["length"] = records["plain_length"], records["payload_length"]
+    frames["codec"], frames["checksum"] = records["codec"], records["frames"]
+    return frames
 
 
 def live_plain_bytes(table: bytes) -> int:

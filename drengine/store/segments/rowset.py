@@ -60,7 +60,7 @@ def row_set(index: SegmentIndex, first: int = 0, count: int | None = None) -> Ro
     else:
         packed = b"".join(index.table(int(number)) for number in numbers)
     table = np.frombuffer(packed, dtype=EXTENT_DTYPE)
-    counts = (index.records["table_length"][numbers] // EXTENT.size).astype(np.int64)
+    counts = np.diff(index.table_starts)[numbers] // EXTENT.size
     ends = np.cumsum(counts)
     record_of = np.repeat(np.arange(len(numbers)), counts)
     kind = table["kind"]

@@ -1,21 +1,23 @@
-"""Reading segments back: indexes and records, checked before anything is handed out, cached by bytes.
+"""Reading segments back: indexes and frames, checked before anything is handed out, cached by bytes.
 
-A record is read whole: its payload's checksum is verified, then it is decompressed within bounds. A
+Only the frames that are wanted are read: each one's checksum is verified, then it is decoded within bounds. A
 segment that compaction has replaced meanwhile is looked up again in the catalogue.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import Batch, Codec, ExtentKind
+from drengine.model.extents import BLOCK_BYTES, ExtentKind
+from drengine.process.descriptors import descriptors_free
 from drengine.store.blobs import Reader, Storage
 from drengine.store.catalogue.database import Catalogue
 from drengine.store.catalogue.rows import SEALED, SegmentRow
@@ -23,12 +25,15 @@ from drengine.store.errors import DAMAGED, read_errors
 from drengine.store.names import segment_name
 from drengine.store.options import StoreOptions
 from drengine.store.segments import format as codec
-from drengine.store.segments.format import FLAG_DROPPED, FOOTER, RECORD, SegmentHeader, SegmentIndex
-from drengine.wire.payload import decode_payload, digest
+from drengine.store.segments.format import FLAG_DROPPED, FOOTER, RECORD, RecordType, SegmentHeader, SegmentIndex
+from drengine.wire.payload import decode_frame, digest
 
 _V = TypeVar("_V")
 _HEAD_BYTES = 4096
 _READ_ATTEMPTS = 3
+_FRAME_COST_BYTES = 256
+_LOOK_SECONDS = 1.0
+"""How long a file that compaction has replaced may stay open, and so keep its space."""
 
 
 class Address(NamedTuple):
@@ -43,11 +48,16 @@ class Address(NamedTuple):
         return f"record {self.record} of segment {self.segment} of branch {self.branch} of {self.source!r}"
 
 
-class Record(NamedTuple):
-    """A decoded payload, and the plain ranges (begin, end) of it that compaction has zeroed."""
+class RecordFault(NamedTuple):
+    """Plain bytes `begin` to `end` of a record that cannot be read, and why."""
 
-    plain: memoryview
-    dropped: tuple[tuple[int, int], ...]
+    begin: int
+    end: int
+    reason: str
+
+    def touches(self, plain_offset: int, length: int) -> bool:
+        """Whether any of these plain bytes are among them."""
+        return self.begin < plain_offset + length and plain_offset < self.end
 
 
 class ByteCache(Generic[_V]):
@@ -136,16 +146,52 @@ class SegmentScan:
         return SegmentIndex.make(self.header, self._header_length, b"".join(self._headers), b"".join(self._tables))
 
 
+class _OpenSegment:
+    """A segment's index and its open file, which is closed when nobody uses it any more."""
+
+    def __init__(self, index: SegmentIndex, reader: Reader) -> None:
+        self.index = index
+        self.reader = reader
+        header = index.header
+        self.key = (header.source, header.branch, header.segment, header.revision)
+        self._dropped: dict[int, list[tuple[int, int]]] = {}
+
+    def __del__(self) -> None:
+        self.reader.close()
+
+    def dropped(self, record: int) -> list[tuple[int, int]]:
+        """Plain ranges (begin, end) of a record that compaction has zeroed."""
+        if not self.index.records["flags"][record] & FLAG_DROPPED:
+            return []
+        found = self._dropped.get(record)
+        if found is None:
+            rows = np.frombuffer(self.index.table(record), dtype=codec.EXTENT_DTYPE)
+            found = self._dropped[record] = codec.plain_ranges(rows, ExtentKind.DROPPED)
+        return found
+
+
+class _Wanted(NamedTuple):
+    """The part of a frame that is wanted: the frame's row, where it begins, and the part, all in the plain form."""
+
+    row: int
+    frame_begin: int
+    begin: int
+    end: int
+
+
 class Records:
-    """Reads what the catalogue says is committed."""
+    """Reads what the catalogue says is committed. Threads may share it."""
 
     def __init__(self, storage: Storage, catalogue: Catalogue, options: StoreOptions) -> None:
         self._storage = storage
         self._catalogue = catalogue
         self._indexes: ByteCache[SegmentIndex] = ByteCache(options.index_cache_bytes_max)
-        self._plains: ByteCache[Record] = ByteCache(options.record_cache_bytes_max)
+        self._frames: ByteCache[memoryview] = ByteCache(options.frame_cache_bytes_max)
         self._scans: ByteCache[SegmentScan] = ByteCache(options.index_cache_bytes_max)
         self._scan_lock = threading.Lock()
+        self._open: ByteCache[_OpenSegment] = ByteCache(min(options.open_segments_max, descriptors_free() // 4))
+        self._version = -1
+        self._looked_at = -1e9
 
     def index(self, row: SegmentRow, count: int | None = None) -> SegmentIndex:
         """Headers and tables of a segment's committed records.
@@ -177,27 +223,130 @@ class Records:
         Raises:
             DrengineError: DAMAGED, STORE_IO.
         """
-        found = self._plains.get(address)
-        if found is None:
-            found = self.load(address)
-            self._plains.put(address, found, len(found.plain) + 256)
-        if any(begin < start + length and start < end for begin, end in found.dropped):
-            raise DrengineError(DAMAGED, f"{address}: bytes that compaction has dropped are wanted")
-        if start + length > len(found.plain):
-            raise DrengineError(DAMAGED, f"{address}: bytes behind its end are wanted")
-        return found.plain[start : start + length]
+        target = memoryview(bytearray(length))
+        self.read_into(address, start, target)
+        return target
 
-    def load(self, address: Address) -> Record:
-        """A whole record, always from storage.
+    def read_into(self, address: Address, start: int, target: memoryview) -> None:
+        """Fill a buffer with a record's plain bytes from `start` on; see `read`."""
+        part = self._segment(address)
+        missing: list[_Wanted] = []
+        for wanted in self._wanted(part, address, start, len(target)):
+            plain = self._frames.get((part.key, wanted.row))
+            if plain is None:
+                missing.append(wanted)
+            else:
+                _copy(plain, wanted, start, target)
+        for run in _runs(missing):
+            offsets, lengths = part.index.frame_offsets, part.index.frames["length"]
+            first, last = run[0].row, run[-1].row
+            begin, end = int(offsets[first]), int(offsets[last]) + int(lengths[last])
+            with read_errors(str(address)):
+                stored = memoryview(part.reader.read_at(begin, end - begin))
+            for wanted in run:
+                at = int(offsets[wanted.row]) - begin
+                _copy(self._decoded(part, address, wanted.row, stored[at:]), wanted, start, target)
+
+    def read_now(self, address: Address, start: int, length: int) -> memoryview | None:
+        """As `read`, or None when that would wait for a device, a network or another thread's look at the catalogue.
 
         Raises:
-            DrengineError: DAMAGED, STORE_IO.
+            DrengineError: DAMAGED.
         """
-        row = self._catalogue.segment(address.source, address.branch, address.segment)
+        part = self._open.get(address[:3])
+        if part is None or address.record >= part.index.record_count or self._is_stale():
+            return None
+        found: list[tuple[memoryview, _Wanted]] = []
+        for wanted in self._wanted(part, address, start, length):
+            plain = self._frames.get((part.key, wanted.row))
+            if plain is None:
+                frame = part.index.frame(wanted.row)
+                stored = part.reader.read_now(int(part.index.frame_offsets[wanted.row]), frame.length)
+                if stored is None:
+                    return None
+                plain = self._decoded(part, address, wanted.row, memoryview(stored))
+            found.append((plain, wanted))
+        if len(found) == 1:
+            plain, wanted = found[0]
+            return plain[wanted.begin - wanted.frame_begin : wanted.end - wanted.frame_begin]
+        target = memoryview(bytearray(length))
+        for plain, wanted in found:
+            _copy(plain, wanted, start, target)
+        return target
+
+    def _wanted(self, part: _OpenSegment, address: Address, start: int, length: int) -> Iterator[_Wanted]:
+        """The frames that hold a range of a record's plain form, in order."""
+        index, end = part.index, start + length
+        if any(begin < end and start < stop for begin, stop in part.dropped(address.record)):
+            raise DrengineError(DAMAGED, f"{address}: bytes that compaction has dropped are wanted")
+        rows = index.frame_rows(address.record)
+        ends = index.frame_plain_ends[rows]
+        if end > (int(ends[-1]) if len(ends) else 0):
+            raise DrengineError(DAMAGED, f"{address}: bytes behind its end are wanted")
+        first = int(ends.searchsorted(start, "right"))
+        begin = int(ends[first - 1]) if first else 0
+        for row in range(rows.start + first, rows.stop):
+            if begin >= end:
+                return
+            frame_end = int(index.frame_plain_ends[row])
+            yield _Wanted(row, begin, max(start, begin), min(end, frame_end))
+            begin = frame_end
+
+    def _decoded(self, part: _OpenSegment, address: Address, row: int, stored: memoryview) -> memoryview:
+        """Check and decode the frame at the beginning of `stored`, and keep it."""
+        plain = _decode(part.index, address, row, stored)
+        if len(plain) < BLOCK_BYTES and plain.obj is stored.obj:
+            plain = memoryview(bytes(plain))  # a small raw frame must not keep alive all that was read with it
+        self._frames.put((part.key, row), plain, len(plain) + _FRAME_COST_BYTES)
+        return plain
+
+    def _is_stale(self) -> bool:
+        """Whether the catalogue may have changed since open segments were last compared with it."""
+        return time.monotonic() > self._looked_at + _LOOK_SECONDS
+
+    def _segment(self, address: Address) -> _OpenSegment:
+        """The open segment that holds a record.
+
+        Plain offsets mean the same in each revision, so a file that was replaced serves as well as the new one; it is
+        let go for the sake of its space.
+        """
+        if self._is_stale():
+            self._looked_at = time.monotonic()
+            version, self._version = self._version, self._catalogue.data_version()
+            if version != self._version:
+                self._open.forget_all(lambda _: True)
+        part = self._open.get(address[:3])
+        if part is not None and address.record < part.index.record_count:
+            return part
+        row = self._catalogue.segment(*address[:3])
+        if row is None:
+            raise DrengineError(DAMAGED, f"{address}: the segment is not there")
+        for _ in range(_READ_ATTEMPTS):
+            index = self.index(row)
+            if not 0 <= address.record < index.record_count:
+                raise DrengineError(DAMAGED, f"{address} is not there")
+            name = segment_name(*address[:3], index.header.revision)
+            try:
+                with read_errors(name):
+                    part = _OpenSegment(index, self._storage.open(name))
+            except FileNotFoundError:
+                row = self._again(row._replace(revision=index.header.revision))
+                continue
+            self._open.put(address[:3], part, 1)
+            return part
+        raise _missing(row)
+
+    def faults(self, address: Address) -> list[RecordFault]:
+        """Read a record from storage and hash it again; what of it cannot be read, in order.
+
+        Raises:
+            DrengineError: DAMAGED when not even its table can be read; STORE_IO.
+        """
+        row = self._catalogue.segment(*address[:3])
         if row is None:
             raise DrengineError(DAMAGED, f"{address}: the segment is not there")
         payload, index = self.payload(row, address.record)
-        return decode_record(index, address.record, payload)
+        return record_faults(index, address.record, payload)
 
     def payload(self, row: SegmentRow, record: int) -> tuple[bytes, SegmentIndex]:
         """A record's encoded payload as it is in storage, unchecked, and the index that tells its checksum.
@@ -223,8 +372,9 @@ class Records:
         raise _missing(row)
 
     def forget(self, address: Address) -> None:
-        """Drop a record from the cache."""
-        self._plains.forget(address)
+        """Drop the frames of a record's segment from the cache, and let go of its file."""
+        self._frames.forget_all(lambda key: isinstance(key, tuple) and key[0][:3] == address[:3])
+        self._open.forget(address[:3])
 
     def _again(self, row: SegmentRow) -> SegmentRow:
         """The row after a compaction may have swapped the file."""
@@ -274,52 +424,93 @@ class Records:
         return index
 
 
-def decode_record(index: SegmentIndex, record: int, payload: bytes) -> Record:
-    """Check and decode one record's payload.
+def _copy(plain: memoryview, wanted: _Wanted, start: int, target: memoryview) -> None:
+    """Copy a frame's part to where it belongs in a buffer that begins at `start` of the plain form."""
+    part = plain[wanted.begin - wanted.frame_begin : wanted.end - wanted.frame_begin]
+    target[wanted.begin - start : wanted.end - start] = part
 
-    Raises:
-        DrengineError: DAMAGED.
-    """
-    header, fields, table = index.header, index.records[record], index.table(record)
-    address = Address(header.source, header.branch, header.segment, record)
-    if codec.checksum(header.salt, payload) != int(fields["payload_checksum"]):
-        raise DrengineError(DAMAGED, f"{address}: payload fails its checksum")
-    dropped: tuple[tuple[int, int], ...] = ()
-    if int(fields["flags"]) & FLAG_DROPPED:
-        dropped = tuple(codec.plain_ranges(np.frombuffer(table, dtype=codec.EXTENT_DTYPE), ExtentKind.DROPPED))
-    if not payload and int(fields["plain_length"]) == 0:
-        return Record(memoryview(b""), dropped)
-    batch = Batch(table, Codec(int(fields["codec"])), int(fields["plain_length"]), payload)
+
+def _runs(wanted: list[_Wanted]) -> Iterator[list[_Wanted]]:
+    """Neighbours in the file together."""
+    run: list[_Wanted] = []
+    for each in wanted:
+        if run and each.row != run[-1].row + 1:
+            yield run
+            run = []
+        run.append(each)
+    if run:
+        yield run
+
+
+def _decode(index: SegmentIndex, address: Address, row: int, stored: memoryview) -> memoryview:
+    frame, header = index.frame(row), index.header
     try:
-        return Record(memoryview(decode_payload(batch)), dropped)
+        return memoryview(
+            decode_frame(
+                frame,
+                stored[: frame.length],
+                seed=header.frame_seed,
+                plain_bytes_max=header.frame_plain_bytes_max,
+            )
+        )
     except DrengineError as error:
         raise DrengineError(DAMAGED, f"{address}: {error.message}") from error
 
 
-def check_record(index: SegmentIndex, record: int, payload: bytes, rows: NDArray[np.bool_] | None = None) -> memoryview:
-    """Decode a BATCH record and hash its DATA rows again (or only those that `rows` selects).
+def decode_record(index: SegmentIndex, record: int, payload: bytes) -> memoryview:
+    """Check and decode a record's whole payload.
 
     Raises:
         DrengineError: DAMAGED.
     """
-    plain = decode_record(index, record, payload).plain
+    header, view, at = index.header, memoryview(payload), 0
+    address = Address(header.source, header.branch, header.segment, record)
+    rows = index.frame_rows(record)
+    plains = []
+    for row in range(rows.start, rows.stop):
+        plains.append(_decode(index, address, row, view[at:]))
+        at += int(index.frames["length"][row])
+    return plains[0] if len(plains) == 1 else memoryview(b"".join(plains))
+
+
+def record_faults(
+    index: SegmentIndex, record: int, payload: bytes, rows: NDArray[np.bool_] | None = None
+) -> list[RecordFault]:
+    """Decode a BATCH record's frames and hash its DATA rows (or those that `rows` selects); what fails, in order.
+
+    Records of other types have nothing that their table's checksum does not cover.
+    """
+    if index.type(record) != RecordType.BATCH:
+        return []
+    header, view, at = index.header, memoryview(payload), 0
+    address = Address(header.source, header.branch, header.segment, record)
     table = np.frombuffer(index.table(record), dtype=codec.EXTENT_DTYPE)
     wanted = table["kind"] == ExtentKind.DATA
     if rows is not None:
         wanted &= rows
-    if not wanted.any():
-        return plain
-    ends = np.cumsum(codec.carried_lengths(table))
-    header = index.header
-    address = Address(header.source, header.branch, header.segment, record)
-    if int(ends[-1]) != len(plain):
-        raise DrengineError(DAMAGED, f"{address}: its rows do not add up to its plain bytes")
-    for number in np.flatnonzero(wanted).tolist():
-        end = int(ends[number])
-        begin = end - int(table["length"][number])
-        if digest(plain[begin:end]) != bytes(table["digest"][number]):
-            raise DrengineError(DAMAGED, f"{address}: row {number} does not match its hash")
-    return plain
+    row_ends = np.cumsum(codec.carried_lengths(table))
+    numbers = np.flatnonzero(wanted)
+    faults: list[RecordFault] = []
+    begin, frames = 0, index.frame_rows(record)
+    if len(row_ends) and int(row_ends[-1]) != int(index.records["plain_length"][record]) and len(numbers):
+        return [RecordFault(0, int(row_ends[-1]), f"{address}: its rows do not add up to its plain bytes")]
+    for frame in range(frames.start, frames.stop):
+        end = int(index.frame_plain_ends[frame])
+        mine = numbers[(row_ends[numbers] > begin) & (row_ends[numbers] <= end)].tolist()
+        try:
+            plain = _decode(index, address, frame, view[at:]) if mine else memoryview(b"")
+        except DrengineError as error:
+            faults.append(RecordFault(begin, end, error.message))
+            mine = []
+        for number in mine:
+            row_end = int(row_ends[number]) - begin
+            row_begin = row_end - int(table["length"][number])
+            if digest(plain[row_begin:row_end]) != bytes(table["digest"][number]):
+                reason = f"{address}: row {number} does not match its hash"
+                faults.append(RecordFault(begin + row_begin, begin + row_end, reason))
+        at += int(index.frames["length"][frame])
+        begin = end
+    return faults
 
 
 def _missing(row: SegmentRow) -> DrengineError:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import GRAIN_BYTES, Batch, Codec, Extent, ExtentKind, iter_table, pack_table
+from drengine.model.extents import GRAIN_BYTES, Batch, Extent, ExtentKind, iter_table, pack_table
 from drengine.store.log.branches import BranchInfo
 from drengine.wire.events import Fetched, Span
 from drengine.wire.payload import digest
@@ -350,10 +350,10 @@ async def test_bytes_that_are_not_what_their_hashes_say_are_never_written(tmp_pa
                     rows = [row._replace(offset=row.offset ^ 512) for row in rows]
                 case "digest":
                     rows = [row._replace(kind=ExtentKind.ZERO, digest=b"d" * 16) for row in rows]
-                    batch = Batch(b"", Codec.RAW, 0, b"")
+                    batch = Batch(b"")
                 case _:
                     rows = [Extent(row.volume, ExtentKind.DISCARD, row.offset, row.length) for row in rows]
-                    batch = Batch(b"", Codec.RAW, 0, b"")
+                    batch = Batch(b"")
             return Fetched(event.query, replace(batch, table=pack_table(rows)))
 
         for how in ("lie", "elsewhere", "digest", "zeros"):

@@ -182,7 +182,7 @@ MARK = Mark(b"e" * 16, 9)
 
 
 def welcome(sequence: int = 5, geometry: tuple[VolumeGeometry, ...] = (VOLUME,)) -> Welcome:
-    return Welcome(1, frozenset(), bytes(16), 1, sequence, MARK if geometry else Mark(), MIB, MIB, geometry)
+    return Welcome(2, frozenset(), bytes(16), 1, sequence, MARK if geometry else Mark(), MIB, MIB, geometry)
 
 
 def test_a_known_target_is_continued_from_its_mark() -> None:
