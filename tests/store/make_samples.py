@@ -1,6 +1,7 @@
 """Makes the sample stores under tests/store/samples: run it when the format gets a new version, beside the old ones.
 
-``python -m tests.store.make_samples DIRECTORY`` writes ``v1-good`` and its damaged relatives, each named by defect.
+``python -m tests.store.make_samples DIRECTORY`` writes ``v2-good`` (2 is the segments' version) and its damaged
+relatives, each named by defect.
 Everything in them is fixed (content, clock, salts, identity): a second run gives the same bytes but SQLite's.
 """
 
@@ -19,11 +20,13 @@ from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
+from drengine.store.segments.format import FORMAT_VERSION
 from drengine.store.store import Store
 from tests.clock import ManualClock
 from tests.store.harness import Source, crash
 
 SAMPLE_OPTIONS = StoreOptions(segment_bytes_max=1200)
+VERSION = f"v{FORMAT_VERSION}"
 
 
 def contents() -> tuple[bytes, bytes]:
@@ -41,7 +44,7 @@ def make(directory: Path) -> None:
         mock.patch("secrets.randbits", dice.getrandbits),
         mock.patch("secrets.token_bytes", dice.randbytes),
     ):
-        _good(directory / "v1-good")
+        _good(directory / f"{VERSION}-good")
     relatives = {
         "torn-tail": lambda path: _append(path, _segments(path)[-1], b"DRec torn"),
         "flipped-bit": lambda path: _flip(_segments(path)[2], 600),
@@ -53,8 +56,8 @@ def make(directory: Path) -> None:
         "newer-version": _newer,
     }
     for name, damage in relatives.items():
-        path = directory / f"v1-{name}"
-        shutil.copytree(directory / "v1-good", path)
+        path = directory / f"{VERSION}-{name}"
+        shutil.copytree(directory / f"{VERSION}-good", path)
         damage(path)
 
 

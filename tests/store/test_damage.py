@@ -57,7 +57,8 @@ def sample():
     with scratch() as path:
         clock = ManualClock()
         with Store.create(path / "store", options=SMALL, clock=clock) as store:
-            source = Source(store, root=8000, data=5001)
+            source = Source(store, root=80_000, data=5001)
+            source.write(1, 0, b"two frames of one record" * 2900)
             for number in range(6):
                 source.write(1, 0, os.urandom(500))
                 source.write(1, number * 600, b"compressible" * 40)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import EXTENT
+from drengine.model.extents import EXTENT, FRAME
 from drengine.model.points import PointSelector
 from drengine.store.catalogue.database import APPLICATION_ID, SCHEMA_VERSION
 from drengine.store.catalogue.epoch import EPOCH_MAGIC, EPOCH_SLOT
@@ -20,11 +20,13 @@ from drengine.store.store import Store
 from tests.store.make_samples import SAMPLE_OPTIONS, contents
 
 SAMPLES = Path(__file__).parent / "samples"
+VERSIONS = ("v1", "v2")
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 STRUCTS = {
     "HEADER": codec.HEADER,
     "RECORD": codec.RECORD,
     "EXTENT": EXTENT,
+    "FRAME": FRAME,
     "CUT_FIXED": codec.CUT_FIXED,
     "GEOMETRY_ROW": codec.GEOMETRY_ROW,
     "FOOTER": codec.FOOTER,
@@ -54,6 +56,7 @@ def test_the_documents_tables_are_the_codes_layouts(name):
 def test_the_numpy_layouts_are_the_same():
     assert codec.RECORD_DTYPE.itemsize == codec.RECORD.size
     assert codec.EXTENT_DTYPE.itemsize == EXTENT.size
+    assert codec.FRAME_DTYPE.itemsize == FRAME.size
 
 
 def test_the_documents_constants_are_the_codes():
@@ -83,14 +86,15 @@ def newest(path: Path) -> tuple[bytes, bytes]:
 
 def test_every_version_ever_written_is_still_read(tmp_path):
     good = sorted(path.name for path in SAMPLES.iterdir() if path.name.endswith("-good"))
-    assert "v1-good" in good
+    assert good == ["v1-good", "v2-good"]
     for name in good:
         assert newest(copy_of(name, tmp_path)) == contents()
 
 
-def test_a_sealed_segment_has_the_documents_bytes():
-    data = (SAMPLES / "v1-good/segments/web1/00000001/00000001.0001.seg").read_bytes()
-    assert data[:8] == b"DRSEG\r\n\x1a" and data[8:12] == struct.pack("<HH", 1, 120)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_sealed_segment_has_the_documents_bytes(version):
+    data = (SAMPLES / f"v{version}-good/segments/web1/00000001/00000001.0001.seg").read_bytes()
+    assert data[:8] == b"DRSEG\r\n\x1a" and data[8:12] == struct.pack("<HH", version, 120)
     assert data[40:52] == struct.pack("<III", 1, 1, 1)
     tail = struct.unpack_from("<I", data, 12)[0]
     assert data[120:125] == b"\x04web1"
@@ -102,15 +106,17 @@ def test_a_sealed_segment_has_the_documents_bytes():
 
 
 @pytest.mark.fault(1)
-def test_the_sample_with_a_torn_tail_is_whole(tmp_path):
-    assert newest(copy_of("v1-torn-tail", tmp_path)) == contents()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_sample_with_a_torn_tail_is_whole(version, tmp_path):
+    assert newest(copy_of(f"{version}-torn-tail", tmp_path)) == contents()
 
 
 @pytest.mark.fault(2)
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("name", ["v1-flipped-bit", "v1-missing-segment", "v1-zero-length-segment"])
-def test_a_sample_with_damage_refuses_what_needs_it_and_serves_the_rest(name, tmp_path):
-    path = copy_of(name, tmp_path)
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["flipped-bit", "missing-segment", "zero-length-segment"])
+def test_a_sample_with_damage_refuses_what_needs_it_and_serves_the_rest(version, name, tmp_path):
+    path = copy_of(f"{version}-{name}", tmp_path)
     with Store.open(path, options=SAMPLE_OPTIONS) as store:
         assert store.scrub().records_damaged
         points = {point.label: point for point in store.points("web1")}
@@ -122,15 +128,17 @@ def test_a_sample_with_damage_refuses_what_needs_it_and_serves_the_rest(name, tm
 
 
 @pytest.mark.fault(3)
-@pytest.mark.parametrize("name", ["v1-lost-catalogue", "v1-rotten-catalogue", "v1-rotten-identity"])
-def test_a_sample_that_does_not_open_is_rebuilt(name, tmp_path):
-    path = copy_of(name, tmp_path)
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["lost-catalogue", "rotten-catalogue", "rotten-identity"])
+def test_a_sample_that_does_not_open_is_rebuilt(version, name, tmp_path):
+    path = copy_of(f"{version}-{name}", tmp_path)
     with pytest.raises(DrengineError, match=r"\[(catalogue-damaged|store-identity-damaged)\]"):
         Store.open(path)
     assert Store.rebuild(path, options=SAMPLE_OPTIONS).lost == []
     assert newest(path) == contents()
 
 
-def test_a_sample_of_a_newer_version_is_refused(tmp_path):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sample_of_a_newer_version_is_refused(version, tmp_path):
     with pytest.raises(DrengineError, match=r"\[store-version\]"):
-        Store.open(copy_of("v1-newer-version", tmp_path))
+        Store.open(copy_of(f"{version}-newer-version", tmp_path))

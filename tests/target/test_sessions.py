@@ -148,6 +148,28 @@ async def test_malformed_peers_disturb_nobody(tmp_path: Path) -> None:
         assert agent.failure is None
 
 
+HELLO_OF_VERSION_1 = bytes.fromhex(
+    "4452454e010100004700000047000000010000000000000070d7fb07bc7d79e70100010004000a00686173682d717565727906007265"
+    "73656e6407007265766572736504007a737464040073686f70000102030405060708090a0b0c0d0e0f0100000000000000"
+)
+
+
+async def test_a_peer_of_version_1_is_refused_in_words_that_name_the_way_out(tmp_path: Path) -> None:
+    async with running(tmp_path / "store") as site:
+        reader, writer = await asyncio.open_connection(*site.address)
+        writer.write(HELLO_OF_VERSION_1)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        agent = Connection(Role.AGENT)
+        agent.send(Hello(1, 1, ABILITIES, "shop", bytes(range(16)), 1))
+        (refusal,) = agent.receive(answer)
+    assert isinstance(refusal, Refuse)
+    assert (refusal.code, refusal.retryable) == ("version-mismatch", VERSION_MISMATCH.retryable)
+    assert "the agent speaks versions 1 to 1, this target 2 to 2" in refusal.message
+    assert "Upgrade the older side" in VERSION_MISMATCH.hint
+
+
 async def test_a_goodbye_is_a_stop_and_a_lost_connection_is_not(tmp_path: Path) -> None:
     async with running(tmp_path / "store") as site:
         agent = await site.join()

@@ -146,6 +146,7 @@ def _remove(context: StoreContext, rows: list[SegmentRow], report: CompactionRep
     write_manifest(context)
     for row in rows:
         context.storage.delete(segment_name(row.source, row.branch, row.segment, row.revision))
+        context.records.let_go(row.source, row.branch, row.segment)
         report.segments_removed += 1
         report.bytes_freed += row.length
     with catalogue.transaction():
@@ -194,6 +195,7 @@ def rewrite(
         reader.close()
     appender.close()
     context.storage.delete(old_name)
+    context.records.let_go(row.source, row.branch, row.segment)
     report.segments_rewritten += 1
     report.bytes_written += length
     report.bytes_freed += row.length - swapped.length

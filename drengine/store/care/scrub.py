@@ -211,11 +211,13 @@ def _addresses(view: View) -> tuple[dict[Address, int], Callable[[Address, list[
                         yield volume, Address(view.position.source, piece.branch, piece.segment, piece.record), piece
 
     def ranges(wanted: Address, faults: list[RecordFault]) -> list[DamagedRange]:
-        return [
-            DamagedRange(volume, piece.offset, piece.length)
-            for volume, address, piece in walk()
-            if address == wanted and any(fault.touches(piece.plain_offset, piece.length) for fault in faults)
-        ]
+        found = []
+        for volume, address, piece in walk():
+            for fault in faults if address == wanted else ():
+                begin, end = fault.within(piece.plain_offset, piece.length)
+                if begin < end:
+                    found.append(DamagedRange(volume, piece.offset + begin - piece.plain_offset, end - begin))
+        return found
 
     shown: dict[Address, int] = {}
     for _, address, piece in walk():

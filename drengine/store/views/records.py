@@ -55,9 +55,9 @@ class RecordFault(NamedTuple):
     end: int
     reason: str
 
-    def touches(self, plain_offset: int, length: int) -> bool:
-        """Whether any of these plain bytes are among them."""
-        return self.begin < plain_offset + length and plain_offset < self.end
+    def within(self, plain_offset: int, length: int) -> tuple[int, int]:
+        """Which of these plain bytes are among them: (begin, end), empty when end <= begin."""
+        return max(self.begin, plain_offset), min(self.end, plain_offset + length)
 
 
 class ByteCache(Generic[_V]):
@@ -322,7 +322,7 @@ class Records:
         if row is None:
             raise DrengineError(DAMAGED, f"{address}: the segment is not there")
         for _ in range(_READ_ATTEMPTS):
-            index = self.index(row)
+            index = self.index(row, address.record + 1)
             if not 0 <= address.record < index.record_count:
                 raise DrengineError(DAMAGED, f"{address} is not there")
             name = segment_name(*address[:3], index.header.revision)
@@ -355,7 +355,7 @@ class Records:
             DrengineError: DAMAGED, STORE_IO.
         """
         for _ in range(_READ_ATTEMPTS):
-            index = self.index(row)
+            index = self.index(row, record + 1)
             if not 0 <= record < index.record_count:
                 raise DrengineError(DAMAGED, f"{Address(row.source, row.branch, row.segment, record)} is not there")
             name = segment_name(row.source, row.branch, row.segment, index.header.revision)
@@ -374,7 +374,11 @@ class Records:
     def forget(self, address: Address) -> None:
         """Drop the frames of a record's segment from the cache, and let go of its file."""
         self._frames.forget_all(lambda key: isinstance(key, tuple) and key[0][:3] == address[:3])
-        self._open.forget(address[:3])
+        self.let_go(*address[:3])
+
+    def let_go(self, source: str, branch: int, segment: int) -> None:
+        """Close a segment's file as soon as nobody reads it: it was replaced or removed."""
+        self._open.forget((source, branch, segment))
 
     def _again(self, row: SegmentRow) -> SegmentRow:
         """The row after a compaction may have swapped the file."""
