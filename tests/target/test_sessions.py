@@ -11,7 +11,8 @@ import pytest
 
 from drengine.model.points import PointSelector
 from drengine.wire.connection import Connection, Role
-from drengine.wire.events import ABILITIES, Goodbye, Hello, Status
+from drengine.wire.errors import VERSION_MISMATCH
+from drengine.wire.events import ABILITIES, Goodbye, Hello, Refuse, Status
 from tests.target.agent import Refused, running
 
 pytestmark = pytest.mark.timeout(60)
