@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from drengine.model.clock import ManualClock
 from drengine.model.points import PointKind
 from drengine.store.blobs.faulty import Call, Fault, FaultyStorage
 from drengine.store.blobs.local import LocalStorage
 from drengine.store.errors import FENCED, STORE_FULL
 from drengine.store.log.writable import WritableView
 from drengine.store.store import Store
+from tests.clock import ManualClock
 from tests.store.harness import TINY, Source, check_point, error_of, scratch
 
 SIZE = 1 << 20
