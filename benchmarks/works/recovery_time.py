@@ -16,6 +16,7 @@ from benchmarks.site import environment
 from drengine.failover.config import load_orchestrator_config
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.measure import measure as measured
+from drengine.failover.options import RunOptions
 from drengine.failover.runbook.values import Mode
 from drengine.failover.snapshot import Snapshot
 from drengine.failover.steps.choose_point import CHOOSE_POINT
@@ -106,7 +107,7 @@ def _failover(bench: Bench, servers: int, newest: dict[int, Snapshot]) -> Measur
 
 async def _carry_out(engine: Engine, folder: Path) -> Snapshot:
     book, version = engine.load_runbook(folder / "runbook.yaml")
-    run = engine.create_run(Mode.FAILOVER, book, version, "benchmark", {})
+    run = engine.create_run(Mode.FAILOVER, book, version, "benchmark", RunOptions())
     await engine.execute(run)
     return engine.snapshot(run.id)
 

@@ -44,8 +44,8 @@ def plan(
 
 def _show(found: Plan) -> None:
     for source, each in found.points.items():
-        when = f" of {human_time(each['time_ns'])}, {each['kind']}" if "time_ns" in each else ""
-        print(f"{source}: {each['error'] or 'point ' + each['point'] + when}")
+        when = f" of {human_time(each.time_ns)}, {each.kind}" if each.time_ns else ""
+        print(f"{source}: {each.error or f'point {each.point}{when}'}")
     rows = [_row(number, step) for number, step in enumerate(found.steps, start=1)]
     heads = ("step", "wave", "what", "takes", "if it fails", "cleanup")
     show_table(heads, rows, title=f"{found.mode.value} {found.runbook}")

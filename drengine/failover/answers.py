@@ -6,7 +6,7 @@ Values that need no change to be told are told as they are: a branch, a source, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -15,12 +15,12 @@ from drengine.control.messages import PartyKind
 from drengine.failover import run as engine
 from drengine.failover.masking import masked, masked_json
 from drengine.failover.measure import measure
-from drengine.failover.preview import Preview
 from drengine.failover.reading.reader import Examined
 from drengine.failover.registry.values import Party as KnownParty
 from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.snapshot import Snapshot, Status, StepState
+from drengine.failover.steps import step as planned
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -128,18 +128,44 @@ class PlannedStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedPoint:
+    """The point that a run would choose now, with what it would lose.
+
+    Attributes:
+        error: why there is none; then the rest says nothing.
+        point: its id, or in words where it is cut by the run itself; then only this is known.
+        verified_ns: when all of it was last read again and hashed; 0: never.
+        volumes: sizes by name.
+        rpo_seconds, rpo_known_by: how much was written after the moment that it shows, at most, and how that is known.
+        rpo_declared_seconds: from that moment until now.
+    """
+
+    error: str = ""
+    point: str = ""
+    time_ns: int = 0
+    kind: str = ""
+    label: str = ""
+    verified_ns: int = 0
+    size_bytes: int = 0
+    volumes: dict[str, int] = field(default_factory=dict)
+    rpo_seconds: float = 0.0
+    rpo_known_by: str = ""
+    rpo_declared_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a run would do now; nothing was touched.
 
     Attributes:
-        points: the points that would be chosen now, by source; or why there is none, as `error`.
+        points: those that would be chosen now, by source.
         predicted_seconds: from the declaration to the last step that is no cleanup.
     """
 
     mode: Mode
     runbook: str
     predicted_seconds: float
-    points: dict[str, dict[str, Any]]
+    points: dict[str, ExpectedPoint]
     steps: list[PlannedStep]
 
 
@@ -187,13 +213,15 @@ class Party:
 
 def run_answer(run: RunRecord, snapshot: Snapshot) -> Run:
     """A run without its steps."""
-    return _told(Run, run, measure(snapshot), **_of_steps(run, snapshot))
+    return _answer(Run, run, measure(snapshot), **_of_steps(run, snapshot))
 
 
 def run_detail(run: RunRecord, snapshot: Snapshot) -> RunDetail:
     """A run with its steps."""
-    steps = [_told(Step, each, each.step, kind=each.step.kind.name, seconds=_seconds(each)) for each in snapshot.steps]
-    return _told(RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), steps=steps)
+    steps = [
+        _answer(Step, each, each.step, kind=each.step.kind.name, seconds=_seconds(each)) for each in snapshot.steps
+    ]
+    return _answer(RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), steps=steps)
 
 
 def _of_steps(run: RunRecord, snapshot: Snapshot) -> dict[str, Any]:
@@ -219,33 +247,23 @@ def request_answer(request: engine.Request) -> engine.Request:
     return replace(request, note=masked(request.note))
 
 
-def plan_answer(mode: Mode, runbook: str, found: Preview) -> Plan:
-    """What a run would do."""
-    steps = [
-        _told(
-            PlannedStep,
-            each,
-            kind=each.kind.name,
-            predicted_seconds=found.seconds[each.id],
-            measured=each.id in found.measured,
-        )
-        for each in found.steps
-    ]
-    return _told(Plan, found, mode=mode, runbook=runbook, steps=steps)
+def planned_answer(step: planned.PlannedStep[Any], seconds: float, *, measured: bool) -> PlannedStep:
+    """A step that a run would have, and how long it would take."""
+    return _answer(PlannedStep, step, kind=step.kind.name, predicted_seconds=seconds, measured=measured)
 
 
 def validation(examined: Examined) -> Validation:
     """What was found in a runbook."""
-    findings = [_told(FindingAnswer, each, each.place) for each in examined.findings]
+    findings = [_answer(FindingAnswer, each, each.place) for each in examined.findings]
     return Validation(valid=examined.runbook is not None, findings=findings)
 
 
 def party_answer(party: KnownParty) -> Party:
     """A party as it was last heard of."""
-    return _told(Party, party, report=msgspec.to_builtins(party.report) if party.report else None)
+    return _answer(Party, party, report=msgspec.to_builtins(party.report) if party.report else None)
 
 
-def _told(answer: type[T], *values: Any, **more: Any) -> T:
+def _answer(answer: type[T], *values: Any, **more: Any) -> T:
     """An answer whose fields are those of the values, the first that has one, masked; `more` are told as they are."""
     for each in fields(answer):
         if each.name not in more:

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from drengine.control.broker import embedded_broker
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.engine import Engine, open_engine
+from drengine.failover.options import RunOptions
 from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry.errors import RUN_ACTIVE
 from drengine.failover.registry.values import StoredRunbook
@@ -120,7 +121,7 @@ class Orchestrator:
 
     async def _begin_drill(self, book: Runbook, version: str) -> None:
         try:
-            run = await asyncio.to_thread(self.engine.create_run, Mode.DRILL, book, version, SCHEDULER, {})
+            run = await asyncio.to_thread(self.engine.create_run, Mode.DRILL, book, version, SCHEDULER, RunOptions())
         except DrengineError as error:
             if error.kind is not RUN_ACTIVE:
                 raise

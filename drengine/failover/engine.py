@@ -11,11 +11,12 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
@@ -23,6 +24,7 @@ from drengine.failover.drivers.available import load_drivers
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.executor import Executor, Watcher
 from drengine.failover.labels import Purpose, RunLabel
+from drengine.failover.options import EarlierLaunch, RunOptions
 from drengine.failover.plan import sources_of
 from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.registry import Registry
@@ -30,7 +32,6 @@ from drengine.failover.report.collect import keep_report_of
 from drengine.failover.run import RunRecord, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
-from drengine.failover.steps.earlier import EarlierLaunch, launches_option
 from drengine.failover.steps.step import Site
 from drengine.failover.steps.workloads import instance_name
 from drengine.model.clock import Clock, SystemClock
@@ -73,7 +74,7 @@ class Engine:
         stored = self.registry.runbook(run.runbook, run.version)
         return read_runbook(stored.text, where=f"{run.runbook}@{run.version[:12]}")
 
-    def create_run(self, mode: Mode, book: Runbook, version: str, by: str, options: Mapping[str, Any]) -> RunRecord:
+    def create_run(self, mode: Mode, book: Runbook, version: str, by: str, options: RunOptions) -> RunRecord:
         """Begin a run; nothing is done before it is executed.
 
         Raises:
@@ -88,7 +89,7 @@ class Engine:
             sources=sources_of(book),
             started_by=by,
             created_ns=now_ns,
-            options={**options, **self.earlier_launches(mode, book)},
+            options=self.with_launches(options, mode, book).kept(),
         )
         self.registry.create_run(run)
         return run
@@ -130,16 +131,14 @@ class Engine:
         """How far a run is, from its journal."""
         return observe(self.registry.entries(run), self.registry.requests(run), (), self.site.clock.now_ns())
 
-    def earlier_launches(self, mode: Mode, book: Runbook) -> dict[str, Any]:
-        """What runs now on each source's promoted branch, as the run that launched it knew it.
-
-        The way home starts from there; another failover has to stop it first.
+    def with_launches(self, options: RunOptions, mode: Mode, book: Runbook) -> RunOptions:
+        """The options, with what runs now on each source's promoted branch.
 
         Raises:
             DrengineError: RUN_STATE when there is no way home, or none is needed, in this mode.
         """
         if mode is Mode.DRILL:
-            return {}
+            return options
         found = {source: self._earlier_launch(book, source) for source in sources_of(book)}
         here = {source: launch for source, launch in found.items() if launch is not None}
         for source in found:
@@ -147,7 +146,7 @@ class Engine:
                 raise DrengineError(RUN_STATE, f"{source!r} is not failed over: it is in charge itself")
             if mode is Mode.MIGRATION and source in here:
                 raise DrengineError(RUN_STATE, f"{source!r} is failed over already: fail it back first")
-        return launches_option(here)
+        return msgspec.structs.replace(options, launches=here)
 
     def _earlier_launch(self, book: Runbook, source: str) -> EarlierLaunch | None:
         """None where the source is in charge itself."""

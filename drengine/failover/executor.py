@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from drengine.failover.decide import Action, Decision, Reason, decide
+from drengine.failover.options import read_options
 from drengine.failover.plan import plan, plan_rollback
 from drengine.failover.run import (
     Event,
@@ -256,7 +257,7 @@ class Executor:
             site=self._site,
             results=snapshot.results,
             attempt=attempt,
-            options=self._run.options,
+            options=read_options(self._run.options),
             approvals=snapshot.approvals,
             say=self._sayer(step, attempt),
             permit=self._permit,
@@ -345,7 +346,7 @@ class Executor:
         self._registry.renew_lease(self._lease, self._lease_seconds)
 
     def _forced_by(self, snapshot: Snapshot) -> str:
-        return snapshot.forced_by or (self._run.started_by if self._run.options.get("force") else "")
+        return snapshot.forced_by or (self._run.started_by if read_options(self._run.options).force else "")
 
     async def _observe(self) -> Snapshot:
         newest = self._requests[-1].seq if self._requests else 0

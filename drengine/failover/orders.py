@@ -8,7 +8,7 @@ record: whoever gave the order carries it out, or sees that somebody does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from drengine.failover.answers import (
     Validation,
     entry_answer,
     party_answer,
-    plan_answer,
     request_answer,
     run_answer,
     run_detail,
@@ -41,6 +40,7 @@ from drengine.failover.errors import (
     WOULD_LOSE,
 )
 from drengine.failover.executor import FORCE, Watcher
+from drengine.failover.options import RunOptions, read_options
 from drengine.failover.plan import can_roll_back
 from drengine.failover.preview import Loss, losses, preview
 from drengine.failover.reading.reader import Examined, RunbookError, examine
@@ -91,9 +91,9 @@ class Orders:
             DrengineError: BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where there is no way home or none
                 is needed; RUN_ACTIVE when an unfinished run holds one of the sources.
         """
-        given = {"point": point, "force": force, "hold": hold, "discard_divergent": discard_divergent}
+        options = RunOptions(point=point, force=force, hold=hold, discard_divergent=discard_divergent)
         book, version = self.engine.load_runbook(runbook)
-        return self.engine.create_run(mode, book, version, by, {name: value for name, value in given.items() if value})
+        return self.engine.create_run(mode, book, version, by, options)
 
     def approve(self, id: str, by: str, *, step: str = "", note: str = "") -> Request:
         """Approve a step, by default the one that is waiting.
@@ -268,8 +268,7 @@ class Orders:
             DrengineError: as `begin`, but for RUN_ACTIVE.
         """
         book, _ = self.engine.read_runbook(runbook)
-        options: Mapping[str, Any] = {"point": point} if point else {}
-        return plan_answer(mode, book.name, preview(self.engine, mode, book, options))
+        return preview(self.engine, mode, book, RunOptions(point=point))
 
     def validate(self, text: str) -> Validation:
         """What is wrong with a runbook; nothing is kept."""
@@ -309,7 +308,7 @@ class Orders:
             raise DrengineError(RUN_STATE, f"run {run.id} was committed: the way home is a failback")
         if run.state is RunState.FINISHED and run.mode not in FORWARD:
             raise DrengineError(RUN_STATE, f"run {run.id} is finished: fail over again instead")
-        if not can_roll_back(run.mode, run.options):
+        if not can_roll_back(run.mode, read_options(run.options)):
             raise DrengineError(
                 RUN_STATE, f"run {run.id} failed over what was failed over already: the way home is a failback"
             )

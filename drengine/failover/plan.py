@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from drengine.config import parse_duration
+from drengine.failover.options import RunOptions, read_options
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Step, Wave
 from drengine.failover.steps.approval import APPROVAL, Approval
 from drengine.failover.steps.branch import BRANCH
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings
 from drengine.failover.steps.declare import DECLARE, DeclareSettings
 from drengine.failover.steps.drop_branch import DROP_BRANCH
-from drengine.failover.steps.earlier import earlier_launches
 from drengine.failover.steps.fence import FENCE, FenceSettings
 from drengine.failover.steps.hand_back import HAND_BACK, HandBackSettings
 from drengine.failover.steps.kinds import step_kinds
@@ -57,9 +57,9 @@ def plan(mode: Mode, runbook: Runbook, options: Mapping[str, Any]) -> tuple[Plan
     Args:
         mode: what the run is for.
         runbook: a checked runbook.
-        options: the run's: ``point``, ``force``, ``hold``, and for the way home ``launches`` (see `steps.earlier`).
+        options: the run's, as the registry keeps them.
     """
-    planner = _Planner(mode, runbook, options)
+    planner = _Planner(mode, runbook, read_options(options))
     match mode:
         case Mode.DRILL:
             planner.drill()
@@ -79,7 +79,7 @@ def plan_rollback(
 
     A handler finds out itself whether there is something to undo: a step that was begun may not have got through.
     """
-    planner = _Planner(mode, runbook, options, prefix=UNDO)
+    planner = _Planner(mode, runbook, read_options(options), prefix=UNDO)
     if mode in (Mode.FAILOVER, Mode.MIGRATION):
         planner.undo_failover(frozenset(begun))
     elif mode is Mode.FAILBACK:
@@ -87,9 +87,9 @@ def plan_rollback(
     return tuple(planner.steps)
 
 
-def can_roll_back(mode: Mode, options: Mapping[str, Any]) -> bool:
+def can_roll_back(mode: Mode, options: RunOptions) -> bool:
     """Not a failover of what was failed over already: what it would have to put in charge again is no source."""
-    return mode.is_way_home or not earlier_launches(options)
+    return mode.is_way_home or not options.launches
 
 
 def sources_of(runbook: Runbook) -> tuple[str, ...]:
@@ -163,14 +163,14 @@ class _Waves:
 class _Planner:
     """Collects steps; one method for each shape."""
 
-    def __init__(self, mode: Mode, runbook: Runbook, options: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(self, mode: Mode, runbook: Runbook, options: RunOptions, prefix: str = "") -> None:
         self.steps: list[PlannedStep[Any]] = []
         self._mode = mode
         self._runbook = runbook
         self._options = options
         self._prefix = prefix
         self._sources = sources_of(runbook)
-        self._earlier = earlier_launches(options)
+        self._earlier = options.launches
         self._roots = tuple(wave.name for wave in runbook.waves if not self._before(wave))
 
     def drill(self) -> None:
@@ -179,7 +179,7 @@ class _Planner:
             source: self._add(BRANCH, source, NoSettings(), (self._choose(source, gate),)) for source in self._sources
         }
         ends = self._waves(lambda source, needs: self._launch(source, (branches[source], *needs)))
-        if self._options.get("hold"):
+        if self._options.hold:
             self._add(APPROVAL, "", Approval(prompt="end the drill"), ends, title="end the drill")
         for source in self._sources:
             stopped = self._stop_workload(source, (), cleans=LAUNCH.step_id(source), cleanup=True)
@@ -202,7 +202,7 @@ class _Planner:
 
     def reverse(self) -> tuple[str, ...]:
         """See the module; gives the ids of the last steps."""
-        declared, discard = self._declare(), bool(self._options.get("discard_divergent"))
+        declared, discard = self._declare(), self._options.discard_divergent
         ends = []
         for source in self._sources:
             fenced = self._fence(source, (declared,), agent_only=True)
@@ -253,7 +253,7 @@ class _Planner:
         return self._add(DECLARE, "", DeclareSettings(list(self._sources)), (), title=title)
 
     def _choose(self, source: str, needs: tuple[str, ...]) -> str:
-        settings = ChoosePointSettings(point=str(self._options.get("point") or self._runbook.sources[source].point))
+        settings = ChoosePointSettings(point=self._options.point or self._runbook.sources[source].point)
         if self._mode is Mode.MIGRATION:
             settings = ChoosePointSettings(after=QUIESCE_SOURCE.step_id(source))
         return self._add(CHOOSE_POINT, source, settings, needs)

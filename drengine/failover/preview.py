@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import msgspec
 
+from drengine.failover.answers import ExpectedPoint, Plan, planned_answer
 from drengine.failover.engine import Engine
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.labels import RunLabel
+from drengine.failover.options import RunOptions
 from drengine.failover.plan import plan, predicted_seconds
 from drengine.failover.points import select_point
 from drengine.failover.run import RunRecord
@@ -24,42 +25,21 @@ from drengine.model.errors import DrengineError
 EARLIER_RUNS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a run would be.
-
-    Attributes:
-        steps: the plan.
-        seconds: how long each is expected to take, by id.
-        measured: ids of the steps for which an earlier run told.
-        points: the points that would be chosen now, by source; or why there is none (``error``).
-        predicted_seconds: from the declaration to the last step that is no cleanup.
-    """
-
-    steps: tuple[PlannedStep[Any], ...]
-    seconds: Mapping[str, float]
-    measured: frozenset[str]
-    points: Mapping[str, Mapping[str, Any]]
-    predicted_seconds: float
-
-
-def preview(engine: Engine, mode: Mode, book: Runbook, options: Mapping[str, Any]) -> Preview:
+def preview(engine: Engine, mode: Mode, book: Runbook, options: RunOptions) -> Plan:
     """What a run of this runbook would do now.
 
     Raises:
         DrengineError: RUN_STATE where there is no way home because nothing was failed over; UNKNOWN_SOURCE.
     """
-    options = {**options, **engine.earlier_launches(mode, book)}
-    steps = plan(mode, book, options)
+    steps = plan(mode, book, engine.with_launches(options, mode, book).kept())
     known = durations(earlier_snapshots(engine, mode, book.name))
     seconds = {step.id: known.get(step.id, step.kind.estimate_seconds) for step in steps}
-    chosen = [step for step in steps if step.kind is CHOOSE_POINT]
-    return Preview(
-        steps=steps,
-        seconds=seconds,
-        measured=frozenset(known) & {step.id for step in steps},
-        points={step.source: _point(engine, step) for step in chosen},
+    return Plan(
+        mode=mode,
+        runbook=book.name,
         predicted_seconds=predicted_seconds(steps, seconds),
+        points={step.source: _point(engine, step) for step in steps if step.kind is CHOOSE_POINT},
+        steps=[planned_answer(step, seconds[step.id], measured=step.id in known) for step in steps],
     )
 
 
@@ -118,17 +98,17 @@ def losses(engine: Engine, run: RunRecord) -> list[Loss]:
     return found
 
 
-def _point(engine: Engine, step: PlannedStep[ChoosePointSettings]) -> dict[str, Any]:
-    """The point that would be chosen, as JSON, or why there is none (``error``)."""
+def _point(engine: Engine, step: PlannedStep[ChoosePointSettings]) -> ExpectedPoint:
+    """The point that would be chosen, or why there is none."""
     if step.settings.after:
-        return {"error": "", "point": "the one that is cut when the source has stopped"}
+        return ExpectedPoint(point="the one that is cut when the source has stopped")
     now_ns = engine.site.clock.now_ns()
     try:
         point = select_point(engine.site.store, step.source, step.settings.point)
     except DrengineError as error:
-        return {"error": error.message}
+        return ExpectedPoint(error=error.message)
     received = max(each.received_ns for each in engine.site.store.points(step.source))
     report = engine.site.agents.reports().get(step.source)
     sign_ns = max(received, report.at_ns if report else 0)
     chosen = chosen_point(point, point.time_ns, now_ns, sign_ns, evidence="", quiesced=False)
-    return msgspec.structs.asdict(chosen) | {"error": ""}
+    return ExpectedPoint(**msgspec.structs.asdict(chosen))

@@ -67,7 +67,7 @@ class RunRecord:
         id: ``20261123T081500-shop-4f2a``: sorts by time, names the runbook, unique.
         version: content hash of the runbook that it began with, and keeps.
         sources: what it holds while it is unfinished.
-        options: JSON values: point selector, force, the operator's words.
+        options: JSON values; `failover.options.RunOptions` are those of this release.
         reason: code of the last decision: why it waits, stopped or ended.
         finished_ns: 0 until it is finished.
     """

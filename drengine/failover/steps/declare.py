@@ -11,7 +11,6 @@ from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.points import select_point
 from drengine.failover.runbook.values import Mode
-from drengine.failover.steps.earlier import earlier_launches
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
@@ -99,7 +98,7 @@ def _facts(source: str, context: StepContext) -> DeclaredSource:
     else:
         origin = active.number
         if context.mode is not Mode.MIGRATION:
-            text = str(context.options.get("point") or context.runbook.sources[source].point)
+            text = context.options.point or context.runbook.sources[source].point
             select_point(store, source, text)
     _check_launch(context, source)
     context.site.export_uri(source, "any", info.active_branch)  # where workloads find their disks must be known before
@@ -126,7 +125,7 @@ def _origin(branches: Mapping[int, BranchInfo], active: BranchInfo, generation: 
 def _check_launch(context: StepContext, source: str) -> None:
     launch = context.runbook.sources[source].launch
     driver, settings = launch.driver, launch.settings_in(context.mode)
-    earlier = earlier_launches(context.options).get(source)
+    earlier = context.options.launches.get(source)
     if earlier and context.mode.is_way_home:
         driver, settings = earlier.driver, earlier.settings
     found = context.site.drivers.get(driver)

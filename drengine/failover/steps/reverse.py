@@ -43,7 +43,7 @@ class ReverseStep(StepKind[NoSettings, Reversed]):
                 step,
                 context,
                 Verb.REVERSE,
-                {"branch": point.branch, "point": point.id, "force": bool(context.options.get("discard_divergent"))},
+                {"branch": point.branch, "point": point.id, "force": context.options.discard_divergent},
                 generation=agent_generation(step, context),
                 timeout_seconds=step.timeout_seconds,
                 part=f".{round}",

@@ -17,6 +17,7 @@ import msgspec
 from drengine.control.messages import AgentReport, Answer, Verb
 from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.errors import RUN_STATE
+from drengine.failover.options import RunOptions
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook
 from drengine.model.clock import Clock
@@ -145,7 +146,7 @@ class StepContext:
         run, mode, runbook: of the run that it belongs to (the version that the run began with).
         results: of the steps that are done, by id; `result_of` gives them by their kind.
         attempt: 1 at first.
-        options: of the run: point selector, force, what earlier runs launched.
+        options: of the run.
         approvals: who approved which step.
         say: one line of progress for people.
         permit: raises when another executor has taken the run over; asked right before what can't be undone.
@@ -159,7 +160,7 @@ class StepContext:
     site: Site
     results: Mapping[str, msgspec.Struct]
     attempt: int
-    options: Mapping[str, Any]
+    options: RunOptions
     approvals: Mapping[str, str]
     say: Callable[[str], None]
     permit: Callable[[], None] = lambda: None

@@ -12,6 +12,7 @@ from drengine.control.agents import NoAgents
 from drengine.failover.config import load_orchestrator_config
 from drengine.failover.engine import Engine
 from drengine.failover.errors import BAD_APPROVAL, RUN_STATE, WOULD_LOSE
+from drengine.failover.options import RunOptions
 from drengine.failover.orders import Orders
 from drengine.failover.plan import plan
 from drengine.failover.points import select_point
@@ -65,7 +66,7 @@ def write_book(tmp_path: Path, said: str = "one", *, ask: bool = False) -> str:
 
 def begin(engine: Engine, mode: Mode, place: str, by: str = "ann", **options: Any) -> RunRecord:
     book, version = engine.load_runbook(Path(place))
-    return engine.create_run(mode, book, version, by, options)
+    return engine.create_run(mode, book, version, by, RunOptions(**options))
 
 
 async def test_a_runbook_that_changes_while_it_runs_changes_nothing_of_the_run(engine: Engine, tmp_path: Path) -> None:
@@ -159,19 +160,20 @@ async def test_looking_ahead_touches_nothing_and_learns_from_earlier_runs(
 ) -> None:
     place, before = write_book(tmp_path), world.facts()
     book, _ = engine.read_runbook(Path(place))
-    ahead = preview(engine, Mode.FAILOVER, book, {})
+    ahead = preview(engine, Mode.FAILOVER, book, RunOptions())
     assert [step.id for step in ahead.steps] == [step.id for step in plan(Mode.FAILOVER, book, {})]
-    assert ahead.measured == frozenset()
-    assert ahead.points["shop"]["point"] == world.store.points("shop")[-1].id
+    assert not any(step.measured for step in ahead.steps)
+    assert ahead.points["shop"].point == world.store.points("shop")[-1].id
     assert engine.registry.runs() == []
     assert world.facts() == before
     world.driver.seconds = 0.2
     await engine.execute(begin(engine, Mode.DRILL, place))
-    again = preview(engine, Mode.FAILOVER, book, {"point": "first"})
-    assert "launch:shop" in again.measured
-    assert again.seconds["launch:shop"] >= 0.2
+    again = preview(engine, Mode.FAILOVER, book, RunOptions(point="first"))
+    launch = next(step for step in again.steps if step.id == "launch:shop")
+    assert launch.measured
+    assert launch.predicted_seconds >= 0.2
     assert again.predicted_seconds < ahead.predicted_seconds
-    assert again.points["shop"]["label"] == "first"
+    assert again.points["shop"].label == "first"
 
 
 @pytest.mark.fault(53)

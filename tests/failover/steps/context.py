@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from drengine.failover.options import RunOptions
 from drengine.failover.runbook.values import Launch, Mode, Runbook, Source, Wave
 from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepKind
@@ -51,7 +52,7 @@ def context(*, results: Mapping[str, Any] | None = None, **more: Any) -> StepCon
         "site": site,
         "results": {id: kinds[id.partition(":")[0]].read_result(kept) for id, kept in (results or {}).items()},
         "attempt": 1,
-        "options": {},
+        "options": RunOptions(),
         "approvals": {},
         "say": lambda _: None,
     }
