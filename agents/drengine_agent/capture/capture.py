@@ -6,16 +6,16 @@ pipeline asks of a tracker stands in `tracker.py`; what most ways answer alike i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from drengine.model.clock import Clock
-from drengine.model.points import Mark, VolumeGeometry
+from drengine.model.points import VolumeGeometry
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.figures import Figures
 from drengine_agent.capture.indexes import HashIndexes
-from drengine_agent.capture.tracker import Readable, Tracker
+from drengine_agent.capture.tracker import CallOnChange, Readable, Tracker
 from drengine_agent.config import AgentConfig
 
 
@@ -46,7 +46,11 @@ class Capture:
     Attributes:
         writable: volumes are opened for writing, and by nobody else.
         serves: clients use the volumes through us, so we can stop them.
-        idle_seconds: how often the tracker is asked while there is nothing to do and it does not call.
+        idle_seconds: how often the tracker is asked while there is nothing to do.
+        call_on_change: None if the tracker can only be asked. Else `call_on_change(since, call)` has `call`, which is
+            quick, called once, in any thread, at the first change after `since`, unless there is one already (False).
+            The newest request replaces the one before.
+        gather_seconds: how often a tracker that calls is asked while something is under way to the target.
         figures_class: of what `figures` answers.
         tracker: sees the changes.
         volumes: by number.
@@ -59,6 +63,8 @@ class Capture:
     idle_seconds: ClassVar[float] = 0.02
     figures_class: ClassVar[type[Figures]] = Figures
 
+    call_on_change: CallOnChange | None = None
+    gather_seconds: float = 0.02
     indexes: HashIndexes | None = None
     tracked_boot: str = ""
 
@@ -95,13 +101,6 @@ class Capture:
         for volume in self.volumes.values():
             if volume.check() != volume.size_bytes:
                 raise VolumeResizedError(volume.name)
-
-    def call_on_change(self, since: Mark, call: Callable[[], None]) -> None:
-        """Call `call` once, in any thread, when the tracker has changes after `since`: at once if it has them already.
-
-        The newest request replaces the one before. A tracker that can't tell does nothing: it is asked every
-        `idle_seconds`. `call` is quick.
-        """
 
     def hurry(self) -> None:
         """Somebody waits for a point: find or force one before its time, if that is allowed. Must be quick."""

@@ -40,8 +40,8 @@ STALL_REASONS = frozenset({"read-error", "no-cut", "busy", "freeze-refused", "fr
 """What a tracker may give as its reason that keeps points from being cut while the session stands."""
 
 
-CallOnChange = Callable[[Mark, Callable[[], None]], None]
-"""See Capture.call_on_change."""
+CallOnChange = Callable[[Mark, Callable[[], None]], bool]
+"""See Capture."""
 
 
 @dataclass(frozen=True, slots=True)

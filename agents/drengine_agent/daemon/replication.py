@@ -339,6 +339,7 @@ class Replication:
                 call_on_change=capture.call_on_change,
                 point_interval_seconds=self.config.point_interval,
                 idle_seconds=capture.idle_seconds,
+                gather_seconds=capture.gather_seconds,
             )
             self.pipeline, self.sender = pipeline, sender
             self._attempts = Attempts()

@@ -36,8 +36,6 @@ from drengine_agent.ship.uplink import Uplink
 
 REMOTE_WORKERS = 8
 CHECK_SECONDS = 1.0
-GATHER_SECONDS = 0.02
-"""While something is on its way to the target, writes gather for so long at most before the tracker is asked again."""
 CALLED_SECONDS = 0.001
 """After a call so long, so that what a client writes together travels together, and is shown as done."""
 QUIET_SHARE = 5
@@ -99,12 +97,13 @@ class Pipeline:
         lag: LagMeter,
         progress: Progress,
         check: Callable[[], None] = lambda: None,
-        call_on_change: CallOnChange = lambda since, call: None,
+        call_on_change: CallOnChange | None = None,
         point_interval_seconds: float = 0.05,
         idle_seconds: float = 0.02,
+        gather_seconds: float = 0.02,
     ) -> None:
         """`volumes` are read for ranges; `check` looks whether they are still what they were, and raises if not;
-        `call_on_change` and `idle_seconds` are those of Capture."""
+        `call_on_change`, `idle_seconds` and `gather_seconds` are those of Capture."""
         self._tracker = tracker
         self._volumes = volumes
         self._geometry = geometry
@@ -124,11 +123,13 @@ class Pipeline:
         self._workers = uplink.workers
         self._point_interval_seconds = point_interval_seconds
         self._idle_seconds = idle_seconds
+        self._gather_seconds = gather_seconds
         self._plain_bytes_max = min(1 << 20, sender.session.welcome.batch_plain_bytes_max)
 
         self._loop = asyncio.get_running_loop()
         self._handover: Handover[_Item] = Handover(lambda: sender.in_flight)
         self._wake = threading.Event()
+        self._called = False
         self._finishing = threading.Event()
         self._sweep: Sweep | None = None
         self._pool = ThreadPoolExecutor(uplink.workers, thread_name_prefix="encode")
@@ -148,6 +149,7 @@ class Pipeline:
 
     def wake(self) -> None:
         """Something changed: ask the tracker now."""
+        self._called = True
         self._wake.set()
 
     def request_label(self, request: LabelRequest) -> None:
@@ -179,7 +181,7 @@ class Pipeline:
             self._loop.call_soon_threadsafe(self._fail, error)
         finally:
             self._handover.end_settling()
-            self.wake()
+            self._wake.set()
 
     def _fail(self, error: Exception) -> None:
         if not self._failed.done():
@@ -218,7 +220,7 @@ class Pipeline:
             self._handover.stop()
             if self._sweep is not None:
                 self._sweep.cancel()
-            self._wake.set()
+            self.wake()
             for task in (sender, receiver):
                 task.cancel()
             await asyncio.gather(sender, receiver, return_exceptions=True)
@@ -336,23 +338,28 @@ class Pipeline:
     def _rest(self, changes: Changes) -> None:
         """Wait for a reason to ask the tracker again.
 
-        When all that was captured is durable and cut, the tracker calls at the next change, once: a write after quiet
-        travels at once (CALLED_SECONDS later). Until it is durable no further call is asked for, and what comes
-        meanwhile gathers: until an acknowledgement comes, a cut falls due, or GATHER_SECONDS are over. So there is at
-        most one call for each acknowledgement, and a burst makes few batches.
+        A tracker that calls: when all that was captured is durable and cut, it is asked to call at the next change,
+        once. So a write after quiet travels at once (CALLED_SECONDS later). What comes while something is under way
+        gathers: until a cut falls due, or `gather_seconds` are over. So a burst makes one call and few batches. Another
+        tracker is asked again after each acknowledgement, and by the clock.
         """
-        seconds = self._idle_seconds
-        self._quiet = not self._uncut and self._handover.is_idle
-        if self._quiet:
-            self._call_on_change(changes.mark, self.wake)
-        else:
-            seconds = min(seconds, GATHER_SECONDS)
-        if self._uncut and changes.cut_ok:
-            due_in = self._cut_at + self._cut_gap_seconds - self._clock.monotonic()
-            seconds = min(seconds, max(due_in, 0.001))
-        if self._wake.wait(seconds) and self._quiet:
+        begun_at, is_promised = time.monotonic(), False
+        while not self._called:
+            self._quiet = not self._uncut and self._handover.is_idle
+            seconds = self._idle_seconds
+            if self._call_on_change is not None:
+                self._quiet = is_promised = self._quiet and self._call_on_change(changes.mark, self.wake)
+                seconds = seconds if is_promised else self._gather_seconds
+            if self._uncut and changes.cut_ok:
+                due_in = self._cut_at + self._cut_gap_seconds - self._clock.monotonic()
+                seconds = min(seconds, max(due_in, 0.001))
+            acknowledged = self._wake.wait(max(0.0, begun_at + seconds - time.monotonic()))
+            self._wake.clear()
+            if not acknowledged or self._call_on_change is None:
+                break
+        if self._called and is_promised:
             time.sleep(CALLED_SECONDS)
-        self._wake.clear()
+        self._called = False
 
     def _encode(self, writes: Sequence[Write]) -> list[Outgoing]:
         batches: list[Outgoing] = []

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from drengine.model.points import Mark
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.capture import Capture, Opening
 from drengine_agent.capture.tap.figures import TapFigures
 from drengine_agent.capture.tap.server import TapServer
 from drengine_agent.capture.tap.tracker import Tap, TapOptions
 from drengine_agent.config import NbdOptions
+
+_SYNC_GATHER_SECONDS = 0.001
+"""With protocol `sync` each write waits until it was shipped."""
 
 
 class TapCapture(Capture):
@@ -27,6 +29,9 @@ class TapCapture(Capture):
         super().__init__(tap, volumes)
         self._tap = tap
         self._options = options
+        self.call_on_change = tap.call_on_change
+        if options.protocol == "sync":
+            self.gather_seconds = _SYNC_GATHER_SECONDS
         self.server: TapServer | None = None
         """What serves the volumes now."""
 
@@ -58,10 +63,6 @@ class TapCapture(Capture):
             nbd=_shown(server.address) if server else "",
             nbd_protocol=server.protocol_state if server else "",
         )
-
-    def call_on_change(self, since: Mark, call: Callable[[], None]) -> None:
-        """See Capture."""
-        self._tap.call_on_change(since, call)
 
     @property
     def is_serving(self) -> bool:

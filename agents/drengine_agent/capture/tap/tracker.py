@@ -375,12 +375,12 @@ class Tap:
             more=reached < end,
         )
 
-    def call_on_change(self, since: Mark, call: Callable[[], None]) -> None:
-        """See capture.Capture.call_on_change."""
+    def call_on_change(self, since: Mark, call: Callable[[], None]) -> bool:
+        """See capture.Capture."""
         with self._lock:
-            self._on_change = call
-            if self._degraded or self._requested or self._place(since) != self._journal.head:
-                self._call_changed()
+            changed = self._degraded or self._requested or self._place(since) != self._journal.head
+            self._on_change = None if changed else call
+        return not changed
 
     def _call_changed(self) -> None:
         """With `_lock` held: one call for each request, so that a burst of writes wakes nobody twice."""
