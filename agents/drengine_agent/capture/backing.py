@@ -59,6 +59,7 @@ _CANNOT_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, err
 _ZEROS = bytes(1 << 20)
 _DIRECT_ALIGN_BYTES = 4096
 _IOV_MAX = 1024
+_CANNOT_TELL = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -215,6 +216,21 @@ class Volume:
         if len(data) != length:
             data += self._read_rest(offset + len(data), length - len(data))
         return data
+
+    def read_cached(self, offset: int, length: int) -> bytearray | None:
+        """As `read`, but None where that would wait for the disk, or the file system can't tell.
+
+        Raises:
+            OSError: the device failed.
+        """
+        buffer = bytearray(length)
+        try:
+            done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in _CANNOT_TELL:
+                return None
+            raise
+        return buffer if done == length else None
 
     def _read_rest(self, offset: int, length: int) -> bytes:
         parts = []

@@ -1,10 +1,10 @@
 """The tap as an NBD export: batches of requests in, replies out, some later (FLUSH, FUA, protocol `sync`).
 
-Runs on the loop of the NBD server. FLUSH and FUA wait for fdatasync of volume and journal in a thread; those
-that arrive meanwhile share the next one. With protocol `sync` a write is completed when the target has
-acknowledged it. While the target can't follow in order (initial sync, resync, rescan) nobody could wait that
-long: `sync` then
-behaves like `async` and says so (`SyncGate.state`).
+Runs on the loop of the NBD server. A short READ that the page cache has is answered at once; a long one, or one that
+waits for the disk, in a thread, so that no other client waits. FLUSH and FUA wait for fdatasync of volume and journal
+in a thread; those that arrive meanwhile share the next one. With protocol `sync` a write is completed when the target
+has acknowledged it. While the target can't follow in order (initial sync, resync, rescan) nobody could wait that long:
+`sync` then behaves like `async` and says so (`SyncGate.state`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from drengine_agent.capture.tap.tracker import Tap
 _READ, _FLUSH = int(Command.READ), int(Command.FLUSH)
 _NOT_WRITING = (_READ, _FLUSH)
 _EIO = int(NbdError.EIO)
+
+INLINE_READ_BYTES = 128 << 10
+"""A longer READ is worth a thread: it is read while others are sent."""
 
 
 class SyncGate:
@@ -128,12 +131,13 @@ class TapExport:
 
     inline = True
 
-    def __init__(self, tap: Tap, volume: Volume, gate: SyncGate, executor: Executor) -> None:
-        """An export served on the gate's loop; `executor` runs the syncs."""
+    def __init__(self, tap: Tap, volume: Volume, gate: SyncGate, executor: Executor, readers: Executor) -> None:
+        """An export served on the gate's loop; `executor` runs the syncs, `readers` what is read slowly."""
         self._tap = tap
         self._volume = volume
         self._gate = gate
         self._executor = executor
+        self._readers = readers
         self._flushes: list[tuple[list[Reply], Complete]] = []
         self._flushing = False
         self.info = ExportInfo(volume.name, volume.size_bytes, description=f"volume {volume.name}")
@@ -149,7 +153,7 @@ class TapExport:
                     self._apply(writes, ready, complete)
                     writes = []
                 if command == _READ:
-                    ready.append(self._read(request))
+                    self._read(request, ready, complete)
                 else:
                     self._flush([Reply(request)], complete)
             else:
@@ -172,11 +176,30 @@ class TapExport:
     def close(self) -> None:
         """See export.Export.close: the volume stays open, others may be connected."""
 
-    def _read(self, request: Request) -> Reply:
+    def _read(self, request: Request, ready: list[Reply], complete: Complete) -> None:
+        if request.length <= INLINE_READ_BYTES:
+            try:
+                data = self._volume.read_cached(request.offset, request.length)
+            except OSError as error:
+                ready.append(_unread(request, error))
+                return
+            if data is not None:
+                ready.append(Reply(request, data=data))
+                return
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            reply = self._read_slowly(request)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+                loop.call_soon_threadsafe(complete, [reply])
+
+        self._readers.submit(work)
+
+    def _read_slowly(self, request: Request) -> Reply:
         try:
             return Reply(request, data=self._volume.read(request.offset, request.length))
         except OSError as error:
-            return Reply(request, _EIO, message=error.strerror or str(error))
+            return _unread(request, error)
 
     def _apply(self, writes: list[Request], ready: list[Reply], complete: Complete) -> None:
         position, failed = self._tap.apply(self._volume, writes)
@@ -213,3 +236,7 @@ class TapExport:
                         reply.error, reply.message = _EIO, "the volume could not be made durable"
                 complete(replies)
         self._flushing = False
+
+
+def _unread(request: Request, error: OSError) -> Reply:
+    return Reply(request, _EIO, message=error.strerror or str(error))

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from drengine_agent.capture.tap.export import SyncGate, TapExport
 from drengine_agent.capture.tap.tracker import Tap
 
 _SYNC_THREADS = 4
+_READ_THREADS = 4
 _T = TypeVar("_T")
 
 
@@ -54,12 +55,13 @@ class TapServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="drengine-tap", daemon=True)
         self._executor = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="drengine-tap-sync")
+        self._readers = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="drengine-tap-read")
         self._admitted = asyncio.Event()
         if not held:
             self._admitted.set()
         self._gate = SyncGate(tap, self._loop, sync=sync, fallback_seconds=sync_fallback_seconds)
         self._server = NbdServer(
-            _Volumes(tap, self._gate, self._executor, self._admitted),
+            _Volumes(tap, self._gate, self._executor, self._readers, self._admitted),
             limits=limits,
             tls=tls,
             tls_required=tls_required,
@@ -117,6 +119,7 @@ class TapServer:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._executor.shutdown()
+        self._readers.shutdown()
         if not self._loop.is_closed():
             self._loop.close()
 
@@ -135,9 +138,13 @@ class TapServer:
 class _Volumes:
     """Finds a tap's volumes by name."""
 
-    def __init__(self, tap: Tap, gate: SyncGate, executor: ThreadPoolExecutor, admitted: asyncio.Event) -> None:
+    def __init__(
+        self, tap: Tap, gate: SyncGate, executor: Executor, readers: Executor, admitted: asyncio.Event
+    ) -> None:
         self._admitted = admitted
-        self._exports = {volume.name: TapExport(tap, volume, gate, executor) for volume in tap.volumes.values()}
+        self._exports = {
+            volume.name: TapExport(tap, volume, gate, executor, readers) for volume in tap.volumes.values()
+        }
 
     async def names(self) -> list[str]:
         """See export.ExportProvider.names."""

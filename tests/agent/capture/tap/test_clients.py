@@ -15,6 +15,7 @@ import pytest
 
 from drengine.model.points import Mark
 from drengine.nbd.client import NbdClient
+from drengine_agent.capture.tap.export import INLINE_READ_BYTES
 from drengine_agent.capture.tap.server import TapServer
 from tests.agent.capture.tap import child as serving
 from tests.agent.capture.tap.rig import Replica, Site, apply_writes
@@ -144,6 +145,51 @@ def test_a_flush_syncs_volume_and_journal_at_once_and_reads_are_served_meanwhile
         let_go.set()
         flusher.join(10)
         assert flushed.is_set()
+
+
+def test_a_read_that_waits_for_the_disk_keeps_no_other_client_waiting(tmp_path) -> None:
+    site = Site(tmp_path)
+    volume = site.tap.volumes[1]
+    expected = site.disks()[1]
+    waiting, let_go = threading.Event(), threading.Event()
+    cached, really = volume.read_cached, volume.read
+
+    def slow(offset: int, length: int) -> bytes:
+        waiting.set()
+        assert let_go.wait(10)
+        if offset == 200:
+            raise OSError(5, "injected")
+        return really(offset, length)
+
+    volume.read = slow
+    volume.read_cached = lambda offset, length: None if offset < 4096 else cached(offset, length)
+    socket = str(site.path / "socket")
+    with served(site), NbdClient(socket, "disk1") as cold, NbdClient(socket, "disk1") as warm:
+        found: list[bytes] = []
+        reader = threading.Thread(target=lambda: found.append(cold.read(100, 50)))
+        reader.start()
+        assert waiting.wait(10)
+        assert warm.read(8192, 50) == expected[8192:8242]
+        warm.write(8192, b"new" * 10)
+        assert not found
+        let_go.set()
+        reader.join(10)
+        assert found == [expected[100:150]]
+        with pytest.raises(Exception, match="error 5"):
+            cold.read(200, 10)
+
+
+def test_long_reads_are_answered_whole_whoever_reads_them(tmp_path) -> None:
+    site = Site(tmp_path)
+    site.close()
+    site.sizes = {1: 2 << 20}
+    (tmp_path / "disk1").write_bytes(random.Random(1).randbytes(2 << 20))
+    shutil.rmtree(tmp_path / "journal")
+    site.open()
+    image = site.disks()[1]
+    with served(site), NbdClient(str(site.path / "socket"), "disk1") as client:
+        for length in (1, INLINE_READ_BYTES, INLINE_READ_BYTES + 1, 1 << 20):
+            assert client.read(777, length) == image[777 : 777 + length]
 
 
 def test_sync_answers_a_write_when_the_target_has_it(tmp_path) -> None:
