@@ -5,7 +5,8 @@ The server parses, bounds-checks and limits; an export only ever sees requests t
 
 - ``inline``: everything parsed from one read of the socket arrives as one list at `submit`, on the loop's
   thread, so the work per request stays small. It returns the replies that are ready, in any order; the
-  others are handed to `complete` later (a FLUSH waiting for fsync in an executor, say).
+  others are handed to `complete` later (a FLUSH waiting for fsync in an executor, say). A session hands over
+  so many requests in one turn of the loop (`NbdLimits.requests_in_turn_max`), so that it keeps no other waiting.
 - otherwise each request gets its own `handle` task, with bounded concurrency.
 """
 
@@ -73,7 +74,8 @@ class Request(msgspec.Struct, gc=False, eq=False):
         cookie: the client's name for it.
         offset, length: its range in bytes; zero for FLUSH.
         data: WRITE's payload. At `submit` it is valid only until `submit` returns: copy what must live
-            longer. At `handle` it belongs to the request.
+            longer, unless `owns_data`. At `handle` it belongs to the request.
+        owns_data: `data` is memory that nobody else uses.
         answered: set by the server when the reply has been taken.
     """
 
@@ -83,6 +85,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     offset: int
     length: int
     data: memoryview | None = None
+    owns_data: bool = False
     answered: bool = False
 
 
@@ -191,10 +194,10 @@ class Export(Protocol):
         """Serve one request, concurrently with others. An OSError or DrengineError becomes an error reply."""
         ...
 
-    def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Extents from `offset` as (length, STATUS_ bits), non-empty; may stop early; clipped when longer.
 
-        Called on the loop's thread when inline, in a worker thread otherwise.
+        What takes long goes to a thread.
         """
         ...
 

@@ -87,7 +87,7 @@ class FileExport:
         """Not used: the export is inline."""
         raise NotImplementedError
 
-    def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Data and holes as the file system knows them."""
         extents: list[tuple[int, int]] = []
         end = offset + length

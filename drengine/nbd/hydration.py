@@ -254,7 +254,7 @@ class HydratingExport:
         """See Export."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._serve, request)
 
-    def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Not offered."""
         raise NotImplementedError
 

@@ -19,6 +19,7 @@ class NbdLimits:
         request_bytes_max: a WRITE's payload; a READ beyond it gets an error.
         connections_max: at a time, over all listeners; more are closed at accept.
         requests_in_flight_max: per connection; reading stops until some are answered.
+        requests_in_turn_max: per connection, handed to an inline export before other connections are looked at.
         bytes_in_flight_max: per connection, READ and WRITE lengths; it may be passed by one request.
         receive_buffer_bytes: per connection; longer payloads get memory of their own.
         names_listed_max: LIST's answer.
@@ -32,6 +33,7 @@ class NbdLimits:
     request_bytes_max: int = REQUEST_BYTES_MAX
     connections_max: int = 256
     requests_in_flight_max: int = 128
+    requests_in_turn_max: int = 128
     bytes_in_flight_max: int = 64 << 20
     receive_buffer_bytes: int = 256 << 10
     names_listed_max: int = 10_000

@@ -154,7 +154,7 @@ class ServerConnection:
         request = self._payload_request
         if request is None or self._payload_filled < len(self._payload):
             return []
-        request.data = self._payload
+        request.data, request.owns_data = self._payload, True
         self._payload = self._payload_request = None
         return [Requests([request])]
 
@@ -290,7 +290,7 @@ class ServerConnection:
                     start = body
                 else:
                     data = memoryview(bytes(view[body:end])) if own_payloads else view[body:end]
-                    requests.append(Request(_WRITE, flags, cookie, offset, length, data))
+                    requests.append(Request(_WRITE, flags, cookie, offset, length, data, own_payloads))
                     start = end
                 room -= 1
                 bytes_room -= length

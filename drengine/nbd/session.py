@@ -100,6 +100,7 @@ class Session(asyncio.BufferedProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._completed: list[Reply] = []
         self._busy = False
+        self._waiting_for_turn = False
         self._writing_paused = False
         self._reading_paused = False
         self._draining = False
@@ -192,11 +193,15 @@ class Session(asyncio.BufferedProtocol):
         self._busy = True
         try:
             events = step()
+            turn_end = self._stats.requests + self._limits.requests_in_turn_max
             while True:
                 for event in events:
                     self._serve(event)
                 self._send(self._core.data_to_send())
                 if self._core.blocked or self._writing_paused or not events:
+                    break
+                if self._stats.requests >= turn_end:
+                    self._wait_for_turn()
                     break
                 events = self._core.parse()
         except DrengineError as error:
@@ -205,6 +210,17 @@ class Session(asyncio.BufferedProtocol):
         finally:
             self._busy = False
         self._throttle()
+        self._finish()
+
+    def _wait_for_turn(self) -> None:
+        """Let the loop serve others before what is buffered here."""
+        if not self._waiting_for_turn:
+            self._waiting_for_turn = True
+            self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waiting_for_turn = False
+        self._run(self._core.parse)
         self._finish()
 
     def _serve(self, event: Event) -> None:
@@ -253,10 +269,7 @@ class Session(asyncio.BufferedProtocol):
         export = self._export
         assert export is not None
         try:
-            if export.inline:
-                extents = export.block_status(request.offset, request.length)
-            else:
-                extents = await asyncio.to_thread(export.block_status, request.offset, request.length)
+            extents = await export.block_status(request.offset, request.length)
             self._send(self._core.reply_status(request, extents))
         except Exception as error:  # noqa: BLE001  as above
             self._send(self._core.reply([self._failure(request, error)]))
@@ -283,7 +296,8 @@ class Session(asyncio.BufferedProtocol):
         except ValueError:
             _log.exception("an export answered wrongly; its client %s is cut off", self._peer.address)
             self._close("export-failed")
-        self._run(self._core.parse)
+        if not self._waiting_for_turn:
+            self._run(self._core.parse)
         self._finish()
 
     # The core's questions.
@@ -368,7 +382,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _throttle(self) -> None:
         """Read exactly while what comes can be taken."""
-        wait = self._core.blocked or self._core.ended or self._writing_paused
+        wait = self._core.blocked or self._core.ended or self._writing_paused or self._waiting_for_turn
         if wait == self._reading_paused or self._transport is None or self._transport.is_closing():
             return
         self._reading_paused = wait
@@ -397,7 +411,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _finish(self) -> None:
         """Go on with the end, if this is one: first the requests in flight, then the client, then the export."""
-        idle = self._core.requests_in_flight <= 0 and not self._tasks and not self._completed
+        idle = self._core.requests_in_flight <= 0 and not (self._tasks or self._completed or self._waiting_for_turn)
         if not idle and not self._given_up:
             return
         if self._gone:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -48,6 +50,17 @@ log = logging.getLogger("drengine.target")
 
 NAMES_MAX = 1000
 STATUS_EXTENTS_MAX = 4096
+INLINE_SECONDS_MAX = 0.002
+"""Work on the loop's thread for one connection in one turn, to within one request; others wait so long for it."""
+
+INLINE_BYTES_MAX = 64 << 10
+"""Longer requests go to the pool."""
+
+READ_AHEAD_BYTES = 1 << 20
+READ_AHEAD_AFTER = 2
+"""Reads that continued the one before them, until what follows is brought near."""
+
+_READ, _WRITE = int(Command.READ), int(Command.WRITE)
 _UNKNOWN = (UNKNOWN_SOURCE, UNKNOWN_POINT, UNKNOWN_BRANCH, UNKNOWN_VOLUME)
 _ERRORS = {STORE_FULL: NbdError.ENOSPC, FENCED: NbdError.EPERM, STORE_READ_ONLY: NbdError.EPERM}
 _STATUS = {"data": 0, "zero": STATUS_ZERO, "hole": STATUS_ZERO | STATUS_HOLE}
@@ -228,9 +241,13 @@ def _close_view(shared: _Shared) -> RecoveryPoint | None:
 
 
 class ViewExport:
-    """One volume of a view as an NBD export."""
+    """One volume of a view as one connection's NBD export.
 
-    inline = False
+    What needs no waiting is answered at once on the loop's thread, for at most `INLINE_SECONDS_MAX` in a turn; the rest
+    goes to the pool, where one slow request holds up no other.
+    """
+
+    inline = True
 
     def __init__(
         self,
@@ -240,12 +257,18 @@ class ViewExport:
         pool: Executor,
         release: Callable[[], None],
         sector_bytes: int,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._view = view
         self._writable = view if isinstance(view, WritableView) else None
         self._volume = volume.volume
         self._pool = pool
         self._release = release
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._late = _LateReplies(self._loop)
+        self._ahead = ReadAhead(volume.size_bytes)
         point = view.point
         what = f"point {point.id} of {point.source}, {point.kind.value}" if point else "branch"
         self.info = ExportInfo(
@@ -258,15 +281,42 @@ class ViewExport:
         )
 
     def submit(self, requests: list[Request], complete: Complete) -> list[Reply]:
-        """Not used: the export is not inline."""
-        raise NotImplementedError
+        """See Export."""
+        self._late.complete = complete
+        replies: list[Reply] = []
+        volume, until, clock = self._volume, self._clock() + INLINE_SECONDS_MAX, self._clock
+        for request in requests:
+            if request.length <= INLINE_BYTES_MAX and clock() < until:
+                if request.command == _READ:
+                    data = self._view.read_now(volume, request.offset, request.length)
+                    if data is not None:
+                        replies.append(Reply(request, 0, data))
+                        continue
+                elif request.command == _WRITE and not request.flags & FLAG_FUA and self._writable is not None:
+                    assert request.data is not None
+                    if self._writable.write_now(volume, request.offset, request.data):
+                        replies.append(Reply(request))
+                        continue
+            if request.data is not None and not request.owns_data:
+                request.data = memoryview(bytes(request.data))
+            self._pool.submit(self._serve_late, request)
+        if requests[-1].command == _READ:
+            self._look_ahead(requests)
+        return replies
 
     async def handle(self, request: Request) -> Reply:
-        """See Export."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._serve, request)
+        """Not used: the export is inline."""
+        raise NotImplementedError
 
-    def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
         """See Export."""
+        return await self._loop.run_in_executor(self._pool, self._block_status, offset, length)
+
+    def close(self) -> None:
+        """See Export."""
+        self._release()
+
+    def _block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
         for _, run, kind in self._view.extents(self._volume, offset, length):
             found.append((run, _STATUS[kind]))
@@ -274,14 +324,30 @@ class ViewExport:
                 break
         return found
 
-    def close(self) -> None:
-        """See Export."""
-        self._release()
+    def _look_ahead(self, requests: list[Request]) -> None:
+        for request in requests:
+            wanted = self._ahead.note(request.offset, request.length) if request.command == _READ else None
+            if wanted:
+                self._pool.submit(self._prefetch, *wanted)
+
+    def _prefetch(self, offset: int, length: int) -> None:
+        try:
+            self._view.prefetch(self._volume, offset, length)
+        finally:
+            self._ahead.is_busy = False
+
+    def _serve_late(self, request: Request) -> None:
+        try:
+            reply = self._serve(request)
+        except Exception as error:  # the client must get an answer whatever happens
+            log.exception("a request failed", exc_info=error)
+            reply = Reply(request, NbdError.EIO, message="internal error")
+        self._late.add(reply)
 
     def _serve(self, request: Request) -> Reply:
         try:
             if request.command == Command.READ:
-                return Reply(request, data=self._view.read(self._volume, request.offset, request.length))
+                return Reply(request, data=self._view.fetch(self._volume, request.offset, request.length))
             if self._writable is not None:  # a point takes no writes, and has nothing to flush
                 self._change(request, self._writable)
             return Reply(request)
@@ -303,3 +369,56 @@ class ViewExport:
                 pass
         if request.command == Command.FLUSH or request.flags & FLAG_FUA:
             view.flush()
+
+
+class _LateReplies:
+    """Takes replies from any thread to the loop; those that come together wake it once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.complete: Complete | None = None
+        self._loop = loop
+        self._waiting: deque[Reply] = deque()
+        self._is_waking = False
+
+    def add(self, reply: Reply) -> None:
+        self._waiting.append(reply)
+        if not self._is_waking:
+            self._is_waking = True
+            self._loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._is_waking = False  # before the look: what comes after it wakes the loop again
+        replies = []
+        while self._waiting:
+            replies.append(self._waiting.popleft())
+        assert self.complete is not None
+        self.complete(replies)
+
+
+class ReadAhead:
+    """Notices reads that follow each other, and says what to bring near; one range at a time.
+
+    Attributes:
+        is_busy: a range is on its way.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.is_busy = False
+        self._size = size_bytes
+        self._next = -1
+        self._in_order = 0
+        self._until = 0
+
+    def note(self, offset: int, length: int) -> tuple[int, int] | None:
+        """A read came. (offset, length) of what should be brought near now, or None."""
+        end = offset + length
+        self._in_order = self._in_order + 1 if offset == self._next else 0
+        self._next = end
+        if not self._in_order:
+            self._until = end
+        if self._in_order < READ_AHEAD_AFTER or self.is_busy or self._until - end > READ_AHEAD_BYTES // 2:
+            return None
+        begin = max(self._until, end)
+        self._until = min(begin + READ_AHEAD_BYTES, self._size)
+        self.is_busy = begin < self._until
+        return (begin, self._until - begin) if self.is_busy else None

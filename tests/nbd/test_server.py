@@ -54,7 +54,7 @@ class HeldExport:
             raise self.fail
         return self.result(request)
 
-    def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
         if self.fail:
             raise self.fail
         return [(length, 0)]

@@ -41,7 +41,7 @@ from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.segments.format import parse_geometry
 from drengine.store.views.extentmap import FlatMap
 from drengine.store.views.stack import StackLayer
-from drengine.store.views.view import View, look_up
+from drengine.store.views.view import View
 
 _log = logging.getLogger(__name__)
 
@@ -173,10 +173,6 @@ class WritableView(View):
             return [*(StackLayer(self.branch, maps) for maps in reversed(self._tail)), *self._stack]
 
     def _held(self, volume: int, offset: int, length: int, *, wait: bool = True) -> list[Held] | None:
-        """What memory holds of a range, in order: (offset, length, bytes or None for zeros).
-
-        None when that can't be said without waiting, and may not wait.
-        """
         if not self._changed.acquire(blocking=wait):
             return None
         try:
@@ -193,15 +189,9 @@ class WritableView(View):
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
         while True:
-            # Memory first: what goes from there to the log meanwhile is then seen twice rather than not at all.
-            position, at = self.position, offset
+            position = self.position
             try:
-                for start, length, data in [*(self._held(volume, offset, len(target)) or ()), _end(offset, target)]:
-                    pieces = look_up(self._durable_layers(), volume, at, start - at) if start > at else []
-                    self._copy([piece for piece in pieces if piece.segment > 0], volume, offset, target)
-                    if data is not None:
-                        target[start - offset : start - offset + length] = data
-                    at = start + length
+                super()._fill(volume, offset, target)
             except DrengineError as error:
                 # What was overwritten meanwhile may be gone: compaction keeps only what the newest position shows.
                 if error.kind is not DAMAGED or self.position == position:
@@ -321,18 +311,31 @@ class WritableView(View):
         records = self._taken_records()
         for pending in self._taken:
             pending.recent.logged += pending.records(self._options.write_buffer_bytes)
+        complete = [logged_maps(recent.logged) for recent in self._recent[:-1]]
         tail = self._tail
-        for recent in self._recent[:-1]:
-            tail = _extended(tail, logged_maps(recent.logged))
+        for maps in complete:
+            tail = _extended(tail, maps)
         with self._changed:
             self.position = Position(self.position.source, self.branch, committed.sequence)
-            self._tail, self._recent, self._taken = tail, self._recent[-1:], []
+            self._tail, self._taken = tail, []
             self._uncut = cut is None and (self._uncut or bool(records))
             self._commits_covered = begun
             self._fence_seen = self._context.clock.monotonic()
+        self._let_go(complete)
         if records and records[-1].place and records[-1].place.segment != self._tail_segment:
             self._rebase(records[-1].place.segment)
         return committed
+
+    def _let_go(self, complete: list[dict[int, FlatMap]]) -> None:
+        """Forget the older part of what memory holds, now that the tail shows it: these maps.
+
+        Readers look into memory first, so until it goes none of them sees a window that is behind.
+        """
+        for maps in complete:
+            for volume, flat in maps.items():
+                self._windows.lay(volume, flat, self.branch)
+        with self._changed:
+            self._recent = self._recent[-1:]
 
     def _taken_records(self) -> list[Record]:
         return [record for pending in self._taken for record in pending.records(self._options.write_buffer_bytes)]
@@ -375,11 +378,6 @@ def _extended(tail: list[dict[int, FlatMap]], maps: dict[int, FlatMap]) -> list[
     while tail and _mappings(tail[-1]) <= _TAIL_RATIO * _mappings(maps):
         maps = laid_over(maps, tail.pop())
     return [*tail, maps]
-
-
-def _end(offset: int, target: memoryview) -> Held:
-    """Nothing, at the end of a range."""
-    return offset + len(target), 0, None
 
 
 def _mappings(maps: dict[int, FlatMap]) -> int:

@@ -90,6 +90,16 @@ class FlatMap:
             found.append(Mapping(begin, stop - begin, segment, record, plain_offset + shift))
         return found
 
+    def around(self, start: int, end: int) -> FlatMap:
+        """Rows that have bytes in ``start .. end``, uncut."""
+        starts = self.starts
+        # As uint64: see lookup.
+        last = int(starts.searchsorted(np.uint64(end), "left"))
+        first = int(starts.searchsorted(np.uint64(start), "right"))
+        if first and int(starts[first - 1]) + int(self.lengths[first - 1]) > start:
+            first -= 1
+        return self.take(slice(first, last))
+
     def clip(self, size: int) -> FlatMap:
         """Only what lies below `size`."""
         count = int(self.starts.searchsorted(np.uint64(size), "left"))
@@ -126,20 +136,25 @@ def resolve(
         records=np.where(is_zero, 0, record).astype(np.uint32),
         plain_offsets=np.where(is_zero, 0, plain_offset).astype(np.uint32),
     )
-    starts, ends = rows.starts, rows.ends
+    begins, lengths, owners = visible(rows.starts, rows.ends)
+    return coalesce(_pieces(rows, owners, begins, lengths))
+
+
+def visible(starts: U64, ends: U64) -> tuple[U64, U64, Index]:
+    """What shows of non-empty ranges in log order, where later ones hide earlier ones: starts, lengths, owning rows."""
     order = np.argsort(starts)
     sorted_starts, sorted_ends = starts[order], ends[order]
     if bool(np.all(sorted_ends[:-1] <= sorted_starts[1:])):
-        return coalesce(rows.take(order))
+        return sorted_starts, sorted_ends - sorted_starts, order
     edges = _distinct(np.concatenate((starts, ends)))
     # Searched in order of start, which the caches like; then put back into log order for painting.
-    first, last = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    first, last = np.empty(len(starts), np.int64), np.empty(len(starts), np.int64)
     first[order] = np.searchsorted(edges, sorted_starts)
     last[order] = np.searchsorted(edges, sorted_ends)
     owners = _paint(first, last, len(edges) - 1)
     seen = np.flatnonzero(owners >= 0)
     begins = edges[seen]
-    return coalesce(_pieces(rows, owners[seen], begins, edges[seen + 1] - begins))
+    return begins, edges[seen + 1] - begins, owners[seen]
 
 
 def merge(newer: FlatMap, older: FlatMap) -> FlatMap:

@@ -8,8 +8,9 @@ read is refused with DAMAGED, never guessed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
@@ -21,29 +22,20 @@ from drengine.store.leases import Lock, Position
 from drengine.store.views.extentmap import FlatMap, coalesce, merge
 from drengine.store.views.records import Address, Records
 from drengine.store.views.stack import StackLayer
+from drengine.store.views.windows import WINDOW_BYTES, ExtentType, Piece, Window, Windows, resolve_window
 from drengine.wire.payload import digest
-
-ExtentType = Literal["data", "zero", "hole"]
 
 _WINDOW_BYTES = 1 << 34
 _READ_BYTES = 4 << 20
+_STEP_BYTES = 64 << 20
+WINDOWS_BYTES_MAX = 32 << 20
+"""Memory for a view's resolved windows: enough for 200 GiB of large extents, or 6 GiB of scattered 4 KiB writes."""
+
 _ZEROS = bytes(1 << 16)
 
-
-class Piece(NamedTuple):
-    """A run of bytes that comes from one place: plain bytes of a record, zeros (segment 0) or never written (-1)."""
-
-    offset: int
-    length: int
-    branch: int
-    segment: int
-    record: int
-    plain_offset: int
-
-    @property
-    def type(self) -> ExtentType:
-        """What a client may be told about it."""
-        return "data" if self.segment > 0 else "zero" if self.segment == 0 else "hole"
+Buffer = bytes | bytearray | memoryview
+Held = tuple[int, int, Buffer | None]
+"""Offset, length and bytes (None: zeros) of what is in memory only."""
 
 
 class View:
@@ -68,6 +60,7 @@ class View:
         self._on_damage = on_damage
         self._reported: set[Address] = set()
         self._geometry = {volume.volume: volume for volume in geometry}
+        self._windows = Windows(WINDOWS_BYTES_MAX)
 
     @property
     def geometry(self) -> dict[int, VolumeGeometry]:
@@ -94,10 +87,54 @@ class View:
         Raises:
             DrengineError: DAMAGED, UNKNOWN_VOLUME, OUT_OF_RANGE, STORE_IO.
         """
+        return bytes(self.fetch(volume, offset, length))
+
+    def fetch(self, volume: int, offset: int, length: int) -> bytearray:
+        """As `read`, without its last copy."""
         self._check_range(volume, offset, length)
         buffer = bytearray(length)
         self._fill(volume, offset, memoryview(buffer))
-        return bytes(buffer)
+        return buffer
+
+    def read_now(self, volume: int, offset: int, length: int) -> Buffer | None:
+        """As `fetch`, but None where that would have to wait, or may fail: `fetch` does it, or says why not.
+
+        Raises:
+            DrengineError: UNKNOWN_VOLUME, OUT_OF_RANGE.
+        """
+        self._check_range(volume, offset, length)
+        held = self._held(volume, offset, length, wait=False)
+        if held is None:
+            return None
+        if len(held) == 1 and held[0][1] == length:
+            return bytes(length) if held[0][2] is None else held[0][2]
+        number, at = divmod(offset, WINDOW_BYTES)
+        window = self._windows.get((volume, number))
+        if window is None or at + length > window.length:
+            return None
+        piece = window.piece(at, at + length)
+        if not held and piece.length == length:
+            return self._piece_now(piece) if piece.segment else bytes(length)
+        buffer = memoryview(bytearray(length))
+        _lay(held, offset, buffer)
+        for start, size in gaps(held, offset, length):
+            begin, end = start - offset, start - offset + size
+            while begin < end:
+                piece = window.piece(at + begin, at + end)
+                if piece.segment:
+                    found = self._piece_now(piece)
+                    if found is None:
+                        return None
+                    buffer[begin : begin + piece.length] = found
+                begin += piece.length
+        return buffer
+
+    def prefetch(self, volume: int, offset: int, length: int) -> None:
+        """Bring a range near, so that `read_now` can answer from it; what fails shows when it is read."""
+        with suppress(DrengineError):
+            for piece in self._durable(volume, offset, length):
+                if piece.segment:
+                    self._records.read(self._address(piece), piece.plain_offset, piece.length)
 
     def sector_bytes(self, volume: int) -> int:
         """The logical sector size of the disk that a volume's content was made on; see drengine.model.sectors."""
@@ -174,18 +211,63 @@ class View:
         """Where the bytes of a range come from, in order, without gaps."""
         return look_up(self._layers(), volume, offset, length)
 
+    def _held(self, volume: int, offset: int, length: int, *, wait: bool = True) -> Sequence[Held] | None:
+        """What only memory holds of a range, in order; None when that can't be said without waiting, and may not."""
+        return ()
+
+    def _durable_layers(self) -> Sequence[StackLayer]:
+        """What lies below `_held`, newest first."""
+        return self._stack
+
+    def _durable(self, volume: int, offset: int, length: int) -> Iterator[Piece]:
+        """Where a range's bytes come from below `_held`, in order; holes count as zeros."""
+        at, end, size = offset, offset + length, self._size(volume)
+        step = WINDOW_BYTES if length <= WINDOW_BYTES else _STEP_BYTES
+        while at < end:
+            if step == WINDOW_BYTES:
+                number = at // WINDOW_BYTES
+                base = number * WINDOW_BYTES
+                window = self._window((volume, number), base, min(base + WINDOW_BYTES, size))
+            else:  # a long read is worth a look of its own, and would push the windows out
+                base = at
+                window = resolve_window(self._durable_layers(), volume, at, min(at + step, end))
+            stop = min(end, base + window.length)
+            while at < stop:
+                piece = window.piece(at - base, stop - base)
+                yield piece._replace(offset=at)
+                at += piece.length
+
+    def _window(self, key: tuple[int, int], start: int, end: int) -> Window:
+        window = self._windows.get(key)
+        if window is None:
+            ticket = self._windows.begin(key)
+            window = resolve_window(self._durable_layers(), key[0], start, end)
+            self._windows.put(key, window, ticket)
+        return window
+
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
-        self._copy([p for p in self.pieces(volume, offset, len(target)) if p.segment > 0], volume, offset, target)
+        """Put a range into `target`, which is all zeros."""
+        held = self._held(volume, offset, len(target)) or ()
+        _lay(held, offset, target)
+        for start, length in gaps(held, offset, len(target)):
+            for piece in self._durable(volume, start, length):
+                if piece.segment:
+                    at = piece.offset - offset
+                    self._read_piece(volume, piece, target[at : at + piece.length])
 
-    def _copy(self, pieces: list[Piece], volume: int, offset: int, target: memoryview) -> None:
-        for piece in pieces:
-            at = piece.offset - offset
-            target[at : at + piece.length] = self._bytes(volume, piece)
+    def _address(self, piece: Piece) -> Address:
+        return Address(self.position.source, piece.branch, piece.segment, piece.record)
 
-    def _bytes(self, volume: int, piece: Piece) -> memoryview:
-        address = Address(self.position.source, piece.branch, piece.segment, piece.record)
+    def _piece_now(self, piece: Piece) -> memoryview | None:
         try:
-            return self._records.read(address, piece.plain_offset, piece.length)
+            return self._records.read_now(self._address(piece), piece.plain_offset, piece.length)
+        except DrengineError:
+            return None
+
+    def _read_piece(self, volume: int, piece: Piece, target: memoryview) -> None:
+        address = self._address(piece)
+        try:
+            self._records.read_into(address, piece.plain_offset, target)
         except DrengineError as error:
             if error.kind is not DAMAGED:
                 raise
@@ -209,6 +291,23 @@ class View:
         size = self._size(volume)
         if offset < 0 or length < 0 or offset + length > size:
             raise DrengineError(OUT_OF_RANGE, f"{offset}+{length} is outside volume {volume} of {size} bytes")
+
+
+def gaps(held: Sequence[Held], offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts (offset, length) of a range that `held` leaves out."""
+    at = offset
+    for start, size, _ in held:
+        if start > at:
+            yield at, start - at
+        at = start + size
+    if at < offset + length:
+        yield at, offset + length - at
+
+
+def _lay(held: Sequence[Held], offset: int, target: memoryview) -> None:
+    for start, size, data in held:
+        if data is not None:
+            target[start - offset : start - offset + size] = data
 
 
 def look_up(stack: Sequence[StackLayer], volume: int, offset: int, length: int) -> list[Piece]:

@@ -166,7 +166,7 @@ class TapExport:
         """Never asked for: this export is inline."""
         raise NotImplementedError
 
-    def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
+    async def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
         """See export.Export.block_status."""
         return [
             (size, 0 if is_data else STATUS_HOLE | STATUS_ZERO)
