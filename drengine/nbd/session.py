@@ -20,6 +20,7 @@ from drengine.nbd.export import Buffer, Export, ExportProvider, NbdError, Peer, 
 from drengine.nbd.handshake import ExportWanted, NamesWanted, TlsPolicy, TlsWanted
 from drengine.nbd.limits import NbdLimits
 from drengine.nbd.numbers import OptionReply
+from drengine.nbd.outgoing import Outgoing
 from drengine.nbd.protocol import Ended, Event, Requests, ServerConnection, StatusWanted
 
 _log = logging.getLogger("drengine.nbd")
@@ -101,7 +102,7 @@ class Session(asyncio.BufferedProtocol):
         self._completed: list[Reply] = []
         self._busy = False
         self._waiting_for_turn = False
-        self._writing_paused = False
+        self._outgoing: Outgoing | None = None
         self._reading_paused = False
         self._draining = False
         self._gone = False
@@ -114,6 +115,7 @@ class Session(asyncio.BufferedProtocol):
         """Greet, or refuse one client too many."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._outgoing = Outgoing(transport, is_plain=True)
         self._service.sessions.add(self)
         self._stats.connections += 1
         address = transport.get_extra_info("peername")
@@ -141,13 +143,15 @@ class Session(asyncio.BufferedProtocol):
         return False
 
     def pause_writing(self) -> None:
-        """The client does not take its replies: ask it for nothing more."""
-        self._writing_paused = True
+        """The client does not take its replies."""
+        if self._outgoing is not None:
+            self._outgoing.pause()
 
     def resume_writing(self) -> None:
         """It took them."""
-        self._writing_paused = False
-        self._run(self._core.parse)
+        if self._outgoing is not None:
+            self._outgoing.resume()
+        self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; its export follows when nothing is in flight."""
@@ -198,7 +202,7 @@ class Session(asyncio.BufferedProtocol):
                 for event in events:
                     self._serve(event)
                 self._send(self._core.data_to_send())
-                if self._core.blocked or self._writing_paused or not events:
+                if self._core.blocked or self._is_full or not events:
                     break
                 if self._stats.requests >= turn_end:
                     self._wait_for_turn()
@@ -211,6 +215,20 @@ class Session(asyncio.BufferedProtocol):
             self._busy = False
         self._throttle()
         self._finish()
+
+    @property
+    def _is_full(self) -> bool:
+        """The client does not take its replies: it is asked for nothing more."""
+        return self._outgoing is not None and self._outgoing.is_full
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._outgoing is not None and self._outgoing.is_closing
+
+    def _go_on(self) -> None:
+        """With what is buffered, unless its turn comes anyway."""
+        if not self._waiting_for_turn:
+            self._run(self._core.parse)
 
     def _wait_for_turn(self) -> None:
         """Let the loop serve others before what is buffered here."""
@@ -296,8 +314,7 @@ class Session(asyncio.BufferedProtocol):
         except ValueError:
             _log.exception("an export answered wrongly; its client %s is cut off", self._peer.address)
             self._close("export-failed")
-        if not self._waiting_for_turn:
-            self._run(self._core.parse)
+        self._go_on()
         self._finish()
 
     # The core's questions.
@@ -333,6 +350,7 @@ class Session(asyncio.BufferedProtocol):
         transport = self._transport
         assert transport is not None
         assert self._service.tls is not None
+        transport.set_write_buffer_limits()
         try:
             secured = await self._loop.start_tls(
                 transport,
@@ -350,6 +368,7 @@ class Session(asyncio.BufferedProtocol):
         assert isinstance(secured, asyncio.Transport)
         self._release()
         self._transport = secured
+        self._outgoing = Outgoing(secured, is_plain=False)
         self._reading_paused = False
         certificate = secured.get_extra_info("peercert") or {}
         names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
@@ -373,16 +392,14 @@ class Session(asyncio.BufferedProtocol):
         self._finish()
 
     def _send(self, buffers: Sequence[Buffer]) -> None:
-        transport = self._transport
-        if transport is None or self._gone:
+        if self._outgoing is None or self._gone:
             return
-        for buffer in buffers:
-            transport.write(buffer)
-            self._stats.bytes_sent += len(buffer)
+        self._stats.bytes_sent += sum(map(len, buffers))
+        self._outgoing.send(buffers)
 
     def _throttle(self) -> None:
         """Read exactly while what comes can be taken."""
-        wait = self._core.blocked or self._core.ended or self._writing_paused or self._waiting_for_turn
+        wait = self._core.blocked or self._core.ended or self._is_full or self._waiting_for_turn or self._is_closing
         if wait == self._reading_paused or self._transport is None or self._transport.is_closing():
             return
         self._reading_paused = wait
@@ -402,9 +419,9 @@ class Session(asyncio.BufferedProtocol):
     def _close(self, reason: str) -> None:
         """Close when the replies have left, or soon if the client does not take them."""
         self._reason = self._reason or reason
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._outgoing is None or self._is_closing:
             return
-        self._transport.close()
+        self._outgoing.close()
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = self._loop.call_later(_LINGER_SECONDS, self._transport.abort)

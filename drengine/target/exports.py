@@ -50,8 +50,8 @@ log = logging.getLogger("drengine.target")
 
 NAMES_MAX = 1000
 STATUS_EXTENTS_MAX = 4096
-INLINE_SECONDS_MAX = 0.002
-"""Work on the loop's thread for one connection in one turn, to within one request; others wait so long for it."""
+TURN_SECONDS_MAX = 0.002
+"""Work on the loop's thread for one connection in one turn, to within one request: so long others wait for it."""
 
 INLINE_BYTES_MAX = 64 << 10
 """Longer requests go to the pool."""
@@ -243,7 +243,7 @@ def _close_view(shared: _Shared) -> RecoveryPoint | None:
 class ViewExport:
     """One volume of a view as one connection's NBD export.
 
-    What needs no waiting is answered at once on the loop's thread, for at most `INLINE_SECONDS_MAX` in a turn; the rest
+    What needs no waiting is answered at once on the loop's thread, for at most `TURN_SECONDS_MAX` in a turn; the rest
     goes to the pool, where one slow request holds up no other.
     """
 
@@ -283,12 +283,23 @@ class ViewExport:
     def submit(self, requests: list[Request], complete: Complete) -> list[Reply]:
         """See Export."""
         self._late.complete = complete
-        replies: list[Reply] = []
-        volume, until, clock = self._volume, self._clock() + INLINE_SECONDS_MAX, self._clock
         for request in requests:
-            if request.length <= INLINE_BYTES_MAX and clock() < until:
+            if request.command == _READ and (wanted := self._ahead.note(request.offset, request.length)):
+                self._pool.submit(self._prefetch, *wanted)
+        return self._serve_now(requests)
+
+    def _serve_now(self, requests: list[Request]) -> list[Reply]:
+        """Replies to what needs no waiting; the pool gets the rest, and the next turn what is too much for this one."""
+        replies: list[Reply] = []
+        view, volume, clock = self._view, self._volume, self._clock
+        until = clock() + TURN_SECONDS_MAX
+        for number, request in enumerate(requests):
+            if clock() > until:
+                self._loop.call_soon(self._next_turn, [_kept(each) for each in requests[number:]])
+                break
+            if request.length <= INLINE_BYTES_MAX:
                 if request.command == _READ:
-                    data = self._view.read_now(volume, request.offset, request.length)
+                    data = view.read_now(volume, request.offset, request.length)
                     if data is not None:
                         replies.append(Reply(request, 0, data))
                         continue
@@ -297,12 +308,13 @@ class ViewExport:
                     if self._writable.write_now(volume, request.offset, request.data):
                         replies.append(Reply(request))
                         continue
-            if request.data is not None and not request.owns_data:
-                request.data = memoryview(bytes(request.data))
-            self._pool.submit(self._serve_late, request)
-        if requests[-1].command == _READ:
-            self._look_ahead(requests)
+            self._pool.submit(self._serve_late, _kept(request))
         return replies
+
+    def _next_turn(self, requests: list[Request]) -> None:
+        replies = self._serve_now(requests)
+        assert self._late.complete is not None
+        self._late.complete(replies)
 
     async def handle(self, request: Request) -> Reply:
         """Not used: the export is inline."""
@@ -323,12 +335,6 @@ class ViewExport:
             if len(found) >= STATUS_EXTENTS_MAX:
                 break
         return found
-
-    def _look_ahead(self, requests: list[Request]) -> None:
-        for request in requests:
-            wanted = self._ahead.note(request.offset, request.length) if request.command == _READ else None
-            if wanted:
-                self._pool.submit(self._prefetch, *wanted)
 
     def _prefetch(self, offset: int, length: int) -> None:
         try:
@@ -369,6 +375,13 @@ class ViewExport:
                 pass
         if request.command == Command.FLUSH or request.flags & FLAG_FUA:
             view.flush()
+
+
+def _kept(request: Request) -> Request:
+    """The request, with data that stays."""
+    if request.data is not None and not request.owns_data:
+        request.data, request.owns_data = memoryview(bytes(request.data)), True
+    return request
 
 
 class _LateReplies:
