@@ -19,7 +19,7 @@ from drengine.nbd.file_export import FileExport, FileProvider
 from drengine.nbd.limits import NbdLimits
 from drengine.nbd.server import NbdServer
 from tests.nbd import wire as nbd
-from tests.nbd.conftest import Client, Serve, until
+from tests.nbd.conftest import DISK_BYTES, Client, Serve, until
 
 _REFUSED = ErrorKind("test-nbd-refused", 124, "Only for a test.", "Nothing.")
 
@@ -462,3 +462,55 @@ async def test_a_file_that_shrank_gives_an_error_and_no_invented_bytes(tmp_path:
     replies = export.submit([Request(nbd.READ, 0, 1, 0, 8192)], lambda replies: None)
     assert replies[0].error == NbdError.EIO
     export.close()
+
+
+async def test_a_client_that_asks_for_much_at_once_takes_turns_with_others(serve: Serve, disk: Path) -> None:
+    limits = NbdLimits(requests_in_turn_max=10, requests_in_flight_max=10)
+    server, path = await serve(limits=limits)
+    greedy, other = await Client.connect(path), await Client.connect(path)
+    await greedy.go()
+    await other.go()
+    served = server.stats.requests
+    count = 2000
+    greedy.writer.write(b"".join(nbd.request(nbd.READ, number, number * 512, 512) for number in range(count)))
+    await until(lambda: server.stats.requests > served)
+    assert server.stats.requests - served < 100, "it left the loop after its turn"
+    assert (await other.call(nbd.READ, 0, 512)).error == 0
+    assert server.stats.requests - served < count
+    for number in range(count):
+        assert (await greedy.answer(number)).error == 0
+    greedy.close()
+    other.close()
+
+
+async def test_a_slow_reader_gets_every_byte_and_is_asked_for_no_more_meanwhile(serve: Serve, disk: Path) -> None:
+    content = os.urandom(DISK_BYTES)
+    disk.write_bytes(content)  # noqa: ASYNC240
+    server, path = await serve(limits=NbdLimits(bytes_in_flight_max=1 << 20))
+    client = await Client.connect(path)
+    await client.go()
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    before, length, count = server.stats.requests, 512 << 10, 100
+    places = [number * 4096 * 7 % (DISK_BYTES - length) for number in range(count)]
+    for number, place in enumerate(places):
+        client.ask(nbd.READ, number, place, length)
+    await until(lambda: server.stats.requests > before)
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert server.stats.requests - before < 20
+    client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    for number, place in enumerate(places):
+        assert (await client.answer(number)).content(place, length) == content[place : place + length]
+    client.close()
+
+
+async def test_replies_that_wait_leave_before_the_connection_is_closed(serve: Serve, disk: Path) -> None:
+    content = os.urandom(DISK_BYTES)
+    disk.write_bytes(content)  # noqa: ASYNC240
+    _, path = await serve()
+    client = await Client.connect(path)
+    await client.go()
+    client.ask(nbd.READ, 1, 0, DISK_BYTES)
+    client.ask(nbd.DISC, 2)
+    assert (await client.answer(1)).content(0, DISK_BYTES) == content
+    assert await client.reader.read() == b""

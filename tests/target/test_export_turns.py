@@ -1,0 +1,199 @@
+"""What an export answers on the loop's thread, how long it may take there, and what it leaves to the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+
+from drengine.nbd.export import FLAG_FUA, Command, Reply, Request
+from drengine.store.views.records import Address, Records
+from drengine.store.views.view import View
+from drengine.target.exports import READ_AHEAD_BYTES, TURN_SECONDS_MAX, ReadAhead, ViewExport
+from tests.store.harness import Source, scratch, tiny_store
+
+SIZE = 1 << 20
+pytestmark = pytest.mark.timeout(60)
+
+
+@dataclass
+class ColdRecords:
+    """The store's records, on storage that answers only when it is let."""
+
+    records: Records
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    def read_into(self, address: Address, start: int, target: memoryview) -> None:
+        self.asked.set()
+        assert self.may_answer.wait(30)
+        self.records.read_into(address, start, target)
+
+    def read(self, address: Address, start: int, length: int) -> memoryview:
+        return self.records.read(address, start, length)
+
+    def read_now(self, address: Address, start: int, length: int) -> memoryview | None:
+        return None
+
+
+@dataclass
+class Answers:
+    """Takes late replies."""
+
+    replies: list[Reply] = field(default_factory=list)
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def complete(self, replies: Sequence[Reply]) -> None:
+        self.replies += replies
+        self.came.set()
+
+    async def wait_for(self, count: int) -> None:
+        while len(self.replies) < count:
+            self.came.clear()
+            await self.came.wait()
+
+
+@contextmanager
+def disk(*, writable: bool = False) -> Iterator[tuple[View, bytes]]:
+    """A volume whose first 128 KiB hold data, and that data."""
+    with scratch() as path:
+        source = Source(tiny_store(path), disk=SIZE)
+        data = source.random.randbytes(131072)
+        source.write(1, 0, data)
+        name = source.cut()
+        source.commit()
+        point = source.point(name)
+        if writable:
+            drill = source.store.create_branch(point, role="drill", label="")
+            view: View = source.store.writable("web1", drill.number, generation=drill.generation)
+        else:
+            view = source.store.view(point)
+        with view:
+            yield view, data
+        source.writer.close()
+        source.store.close()
+
+
+def export_of(view: View, pool: ThreadPoolExecutor, clock: Callable[[], float] = lambda: 0.0) -> ViewExport:
+    """An export whose turns never end, unless the clock says so."""
+    return ViewExport("web1/disk", view, view.geometry[1], pool, lambda: None, 512, clock=clock)
+
+
+def read(offset: int, length: int = 4096) -> Request:
+    return Request(Command.READ, 0, offset, offset, length)
+
+
+async def test_a_read_that_waits_for_storage_holds_up_no_other() -> None:
+    with disk() as (view, data), ThreadPoolExecutor(1) as pool:
+        cold = ColdRecords(view._records)
+        view._records = cold  # type: ignore[assignment]
+        view.prefetch(1, 0, SIZE)
+        export, answers = export_of(view, pool), Answers()
+        first = export.submit([read(0), read(SIZE - 4096)], answers.complete)
+        assert [(reply.request.offset, bytes(reply.data)) for reply in first] == [(SIZE - 4096, bytes(4096))]
+        assert await asyncio.to_thread(cold.asked.wait, 30)
+        # The pool's only thread is held by the storage; the loop goes on and answers what needs none.
+        for at in range(SIZE // 2, SIZE, 65536):
+            assert len(export.submit([read(at)], answers.complete)) == 1
+        assert answers.replies == []
+        cold.may_answer.set()
+        await answers.wait_for(1)
+        assert bytes(answers.replies[0].data) == data[:4096]
+
+
+async def test_a_long_turn_ends_and_the_rest_is_answered_in_the_next_ones() -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += TURN_SECONDS_MAX / 8
+        return now
+
+    with disk() as (view, data), ThreadPoolExecutor(1) as pool:
+        view.prefetch(1, 0, SIZE)
+        export, answers = export_of(view, pool, clock), Answers()
+        loop = asyncio.get_running_loop()
+        others: list[int] = []
+
+        def other() -> None:
+            others.append(len(answers.replies))
+            if len(answers.replies) + len(first) < 30:
+                loop.call_soon(other)
+
+        first = export.submit([read(at * 4096) for at in range(30)], answers.complete)
+        assert len(first) <= 8
+        loop.call_soon(other)
+        await answers.wait_for(30 - len(first))
+        assert len(others) >= 3, "others had turns between"
+        assert all(after - before <= 8 for before, after in pairwise([0, *others]))
+        for reply in [*first, *answers.replies]:
+            assert bytes(reply.data) == data[reply.request.offset : reply.request.offset + 4096]
+
+
+async def test_writes_that_wait_for_the_next_turn_keep_their_data() -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += TURN_SECONDS_MAX
+        return now
+
+    with disk(writable=True) as (view, _), ThreadPoolExecutor(1) as pool:
+        export, answers = export_of(view, pool, clock), Answers()
+        buffer = bytearray(b"\x01" * 4096 + b"\x02" * 4096 + b"\x03" * 4096)
+        parts = [memoryview(buffer)[at : at + 4096] for at in range(0, 12288, 4096)]
+        requests = [Request(Command.WRITE, 0, i, i * 4096, 4096, part) for i, part in enumerate(parts)]
+        requests[2].flags = FLAG_FUA
+        ready = export.submit(requests, answers.complete)
+        buffer[:] = bytes(len(buffer))
+        await answers.wait_for(3 - len(ready))
+        assert all(reply.error == 0 for reply in [*ready, *answers.replies])
+        assert view.read(1, 0, 12288) == b"\x01" * 4096 + b"\x02" * 4096 + b"\x03" * 4096
+
+
+async def test_whatever_a_late_request_raises_is_answered() -> None:
+    with disk() as (view, _), ThreadPoolExecutor(1) as pool:
+        view._records = object()  # type: ignore[assignment]
+        export, answers = export_of(view, pool), Answers()
+        assert export.submit([read(0, 128 << 10)], answers.complete) == []
+        await answers.wait_for(1)
+        assert answers.replies[0].error == 5
+
+
+async def test_a_reader_in_order_finds_what_follows_near() -> None:
+    with disk() as (view, data), ThreadPoolExecutor(1) as pool:
+        export, answers = export_of(view, pool), Answers()
+        got = 0
+        replies: list[Reply] = []
+        for at in range(0, 131072, 8192):
+            ready = export.submit([read(at, 8192)], answers.complete)
+            replies += ready
+            await answers.wait_for((at // 8192 + 1) - len(replies))
+            got += len(ready)
+            await asyncio.get_running_loop().run_in_executor(pool, lambda: None)  # what was begun before is done
+        assert got >= 12
+        for reply in [*replies, *answers.replies]:
+            assert bytes(reply.data) == data[reply.request.offset : reply.request.offset + 8192]
+
+
+def test_read_ahead_is_bounded_and_only_for_reads_in_order() -> None:
+    ahead, size = ReadAhead(10 * READ_AHEAD_BYTES), 65536
+    assert [ahead.note(at * 7 * size, size) for at in range(5)] == [None] * 5
+    ahead = ReadAhead(2 * READ_AHEAD_BYTES)
+    found = []
+    for at in range(0, 2 * READ_AHEAD_BYTES, size):
+        if wanted := ahead.note(at, size):
+            found.append(wanted)
+            assert at + size <= wanted[0]
+            assert sum(wanted) - at <= 2 * READ_AHEAD_BYTES
+            assert ahead.note(at + size, 1) is None, "one at a time"
+            ahead.is_busy = False
+            ahead.note(at, size)
+    assert found
+    assert sum(found[-1]) == 2 * READ_AHEAD_BYTES
