@@ -17,7 +17,8 @@ from drengine.store.leases import lock_maintenance
 from drengine.store.names import segment_name
 from drengine.store.segments.format import RecordType, SegmentIndex
 from drengine.store.views.records import Address, RecordFault, read_sealed
-from drengine.store.views.view import Piece, View
+from drengine.store.views.view import View
+from drengine.store.views.windows import Piece
 
 Progress = Callable[[int, int], None]
 """Told (bytes done, bytes to do) now and then."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, NamedTuple, TypeVar
@@ -279,13 +280,13 @@ class Records:
         index, end = part.index, start + length
         if any(begin < end and start < stop for begin, stop in part.dropped(address.record)):
             raise DrengineError(DAMAGED, f"{address}: bytes that compaction has dropped are wanted")
-        rows = index.frame_rows(address.record)
-        ends = index.frame_plain_ends[rows]
-        if end > (int(ends[-1]) if len(ends) else 0):
+        rows, ends = index.frame_rows(address.record), index.frame_plain_ends
+        if end > (int(ends[rows.stop - 1]) if rows.stop > rows.start else 0):
             raise DrengineError(DAMAGED, f"{address}: bytes behind its end are wanted")
-        first = int(ends.searchsorted(start, "right"))
-        begin = int(ends[first - 1]) if first else 0
-        for row in range(rows.start + first, rows.stop):
+        # Not numpy's search: it lets go of the interpreter's lock, and an event loop then waits to have it back.
+        first = bisect_right(ends, start, rows.start, rows.stop)
+        begin = int(ends[first - 1]) if first > rows.start else 0
+        for row in range(first, rows.stop):
             if begin >= end:
                 return
             frame_end = int(index.frame_plain_ends[row])
