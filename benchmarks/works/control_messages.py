@@ -151,7 +151,7 @@ async def _pair(bench: Bench, broker: Broker) -> AsyncIterator[BrokerAgents]:
             NAME,
             actions={Verb.STATUS: Action(_act, Generations.ANY, remembered=False), Verb.SYNC: Action(_act)},
             report=_report,
-            memory=folder / "commands",
+            log=folder / "commands",
             clock=SystemClock(),
             random=Random(1),
         )

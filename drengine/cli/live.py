@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from drengine.failover.run import Status
 from drengine.terminal import Branch, human_duration, human_time, is_terminal, live_tree
 from drengine.terminal.output import printable
 
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
     from drengine.failover.snapshot import Snapshot, StepState
 
 MARKS = {
-    "pending": ("·", "dim"),
-    "running": ("▶", "bold cyan"),
-    "interrupted": ("▶", "cyan"),
-    "waiting": ("?", "bold yellow"),
-    "retry": ("↻", "yellow"),
-    "done": ("✓", "green"),
-    "failed": ("✗", "bold red"),
-    "skipped": ("-", "dim"),
+    Status.PENDING: ("·", "dim"),
+    Status.RUNNING: ("▶", "bold cyan"),
+    Status.INTERRUPTED: ("▶", "cyan"),
+    Status.WAITING: ("?", "bold yellow"),
+    Status.RETRY: ("↻", "yellow"),
+    Status.DONE: ("✓", "green"),
+    Status.FAILED: ("✗", "bold red"),
+    Status.SKIPPED: ("-", "dim"),
 }
-TELLING = ("waiting", "retry", "done", "failed")
+SHOWN = (Status.WAITING, Status.RETRY, Status.DONE, Status.FAILED)
 
 
 @contextmanager
@@ -46,19 +47,19 @@ class _Lines:
     """One line for each change that matters."""
 
     def __init__(self, run: RunRecord) -> None:
-        self._told: dict[str, tuple[str, int]] = {}
+        self._shown: dict[str, tuple[Status, int]] = {}
         print(f"{run.mode.value} {run.runbook}: run {run.id}", flush=True)
 
     def __call__(self, run: RunRecord, snapshot: Snapshot, decision: Decision) -> None:
         for each in snapshot.steps:
-            now = (each.status.value, each.attempt)
-            if each.status.value in TELLING and self._told.get(each.step.id) != now:
-                self._told[each.step.id] = now
+            now = (each.status, each.attempt)
+            if each.status in SHOWN and self._shown.get(each.step.id) != now:
+                self._shown[each.step.id] = now
                 print(_line(each), flush=True)
 
 
 def _line(each: StepState) -> str:
-    took = f" in {human_duration((each.ended_ns - each.began_ns) / 1e9)}" if each.status.value == "done" else ""
+    took = f" in {human_duration((each.ended_ns - each.began_ns) / 1e9)}" if each.status is Status.DONE else ""
     return printable(f"{human_time(each.ended_ns)[11:]}  {each.step.id}: {each.status.value}{took}: {each.message}")
 
 
@@ -88,11 +89,11 @@ class _Tree:
 
 def _parts(each: StepState) -> list[tuple[str, str]]:
     """A step's line, as texts with their styles."""
-    mark, style = MARKS[each.status.value]
+    mark, style = MARKS[each.status]
     parts = [(f"{mark} {printable(each.step.title)}", style)]
     if each.began_ns:
-        until = time.time_ns() if each.status.value in ("running", "waiting") else each.ended_ns
+        until = time.time_ns() if each.status in (Status.RUNNING, Status.WAITING) else each.ended_ns
         parts.append((f"  {human_duration(max(0.0, (until - each.began_ns) / 1e9))}", "cyan"))
-    if each.message and each.status.value != "pending":
-        parts.append((f"  {printable(each.message)}", "red" if each.status.value == "failed" else "dim"))
+    if each.message and each.status is not Status.PENDING:
+        parts.append((f"  {printable(each.message)}", "red" if each.status is Status.FAILED else "dim"))
     return parts

@@ -31,7 +31,7 @@ PROVE_SECONDS = 1.0
 PARTIES_MAX = 10_000
 HOST_VERBS = frozenset({Verb.ATTACH, Verb.DETACH})
 
-Progress = Callable[[Answer], None]
+OnAnswer = Callable[[Answer], None]
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class _Waiting:
 
     name: str
     answered: asyncio.Future[Answer]
-    progress: Progress
+    progress: OnAnswer
 
 
 class BrokerAgents:
@@ -173,7 +173,7 @@ class BrokerAgents:
         generation: int,
         id: str,
         timeout_seconds: float,
-        progress: Progress = lambda _: None,
+        progress: OnAnswer = lambda _: None,
         run: str = "",
     ) -> Answer:
         """Send and wait for the final answer; the same `id` again gives the same answer.
@@ -212,7 +212,7 @@ class BrokerAgents:
             await self.link.wait_made(ASK_AGAIN_SECONDS)
 
     @contextlib.contextmanager
-    def _waiting_for(self, id: str, name: str, progress: Progress) -> Iterator[asyncio.Future[Answer]]:
+    def _waiting_for(self, id: str, name: str, progress: OnAnswer) -> Iterator[asyncio.Future[Answer]]:
         waiting = _Waiting(name, asyncio.get_running_loop().create_future(), progress)
         self._waiting.setdefault(id, []).append(waiting)
         try:
@@ -339,7 +339,7 @@ class NoAgents:
         generation: int,
         id: str,
         timeout_seconds: float,
-        progress: Progress = lambda _: None,
+        progress: OnAnswer = lambda _: None,
         run: str = "",
     ) -> Answer:
         """

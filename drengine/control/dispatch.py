@@ -24,9 +24,9 @@ from typing import Any
 
 import msgspec
 
+from drengine.control.command_log import ANSWER_BYTES_MAX as REMEMBERED_BYTES_MAX
+from drengine.control.command_log import CommandLog
 from drengine.control.errors import COMMAND_DROPPED
-from drengine.control.memory import ANSWER_BYTES_MAX as REMEMBERED_BYTES_MAX
-from drengine.control.memory import CommandMemory
 from drengine.control.messages import Answer, Command, Verb
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError, ErrorKind
@@ -104,7 +104,7 @@ class Dispatcher:
     def __init__(
         self,
         actions: Mapping[Verb, Action],
-        memory: CommandMemory,
+        log: CommandLog,
         *,
         generation: Callable[[], int],
         answer: Callable[[Answer], Awaitable[None]],
@@ -113,13 +113,13 @@ class Dispatcher:
         """
         Args:
             actions: how each verb is carried out; others are refused.
-            memory: loaded already.
+            log: of the commands, loaded already.
             generation: the party's own, now.
             answer: sends; failures are its own affair.
             clock: the wall clock judges expiries, the monotonic one bounds what runs.
         """
         self._actions = actions
-        self._memory = memory
+        self._log = log
         self._generation = generation
         self._answer = answer
         self._clock = clock
@@ -142,7 +142,7 @@ class Dispatcher:
         if running := self._running.get(command.id):
             self._repeat(command, running)
             return
-        known = self._memory.find(command.id)
+        known = self._log.find(command.id)
         if known is not None and known.answer is not None:
             self.ignored[Ignored.DUPLICATE] += 1
             self._start(self._answer(known.answer))
@@ -181,11 +181,11 @@ class Dispatcher:
             return Ignored.EXPIRED, f"it came {late:.1f} s too late by our clock"
         if -late > HORIZON_SECONDS:
             return Ignored.TOO_FAR, "it would hold for more than a week by our clock"
-        if self._memory.is_forgotten(command.expires_ns):
+        if self._log.is_forgotten(command.expires_ns):
             return Ignored.FORGOTTEN, "it is as old as commands that are no longer remembered"
         if len(self._running) >= RUNNING_MAX:
             return Ignored.BUSY, f"{RUNNING_MAX} commands are under way"
-        if not self._memory.make_room(now):
+        if not self._log.make_room(now):
             return Ignored.MEMORY, "there is no room to remember it"
         return None
 
@@ -248,7 +248,7 @@ class Dispatcher:
             if interrupted:
                 return _failed(command, COMMAND_DROPPED, "it was interrupted; whether it was done is not known")
             try:
-                await self._memory.begin(command)
+                await self._log.begin(command)
             except OSError as error:
                 return _failed(command, COMMAND_DROPPED, f"it could not be noted before being done: {error}")
         try:
@@ -289,7 +289,7 @@ class Dispatcher:
 
     async def _remember(self, command: Command, answer: Answer) -> None:
         try:
-            await self._memory.finish(command, answer)
+            await self._log.finish(command, answer)
         except OSError as error:
             # Repeatable ones may be carried out again after a restart, and the others are noted as begun.
             log.warning("the answer to a command could not be kept: %s", error, extra={"id": command.id})

@@ -21,10 +21,10 @@ from random import Random
 import msgspec
 
 from drengine import __version__
+from drengine.control.command_log import CommandLog
 from drengine.control.config import BrokerOptions
 from drengine.control.dispatch import Action, Dispatcher
 from drengine.control.link import Link
-from drengine.control.memory import CommandMemory
 from drengine.control.message import PAYLOAD_BYTES_MAX, Message
 from drengine.control.messages import AgentReport, Answer, PartyKind, Presence, Verb
 from drengine.control.topics import Leaf, Topic
@@ -51,7 +51,7 @@ class Party:
         *,
         actions: Mapping[Verb, Action],
         report: Callable[[], AgentReport],
-        memory: Path,
+        log: Path,
         clock: Clock,
         random: Random,
         report_seconds: float = 5.0,
@@ -64,7 +64,7 @@ class Party:
             name: of the source or host; its certificate's CN where the broker goes by certificates.
             actions: what it can be told to do.
             report: how it stands; name, kind, instance, sequence and moment are filled in here.
-            memory: file for the commands' memory; its directory is there.
+            log: file for the log of commands; its directory is there.
             clock: of the process.
             random: spreads attempts to connect.
             report_seconds: a report is sent when something changed, and at least so often.
@@ -86,9 +86,9 @@ class Party:
         self._sent_at: dict[int, float] = {}
         self._leaving = False
         self._correcting: set[asyncio.Task[None]] = set()
-        self._memory = CommandMemory(memory)
+        self._log = CommandLog(log)
         self._dispatcher = Dispatcher(
-            actions, self._memory, generation=lambda: self._report().generation, answer=self._send_answer, clock=clock
+            actions, self._log, generation=lambda: self._report().generation, answer=self._send_answer, clock=clock
         )
         self.link = Link(
             options,
@@ -110,9 +110,9 @@ class Party:
         """Be there until cancelled; then say goodbye.
 
         Raises:
-            OSError: the commands' memory can't be used.
+            OSError: the log of commands can't be used.
         """
-        await self._memory.load()
+        await self._log.load()
         connecting = asyncio.create_task(self.link.run())
         reporting = asyncio.create_task(self._keep_reporting())
         try:

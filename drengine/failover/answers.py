@@ -17,9 +17,9 @@ from drengine.failover.masking import masked, masked_json
 from drengine.failover.measure import measure
 from drengine.failover.reading.reader import Examined
 from drengine.failover.registry.values import Party as KnownParty
-from drengine.failover.run import Outcome, RunRecord, RunState
+from drengine.failover.run import Outcome, RunRecord, RunState, Status
 from drengine.failover.runbook.values import Mode, OnFailure
-from drengine.failover.snapshot import Snapshot, Status, StepState
+from drengine.failover.snapshot import Snapshot, StepState
 from drengine.failover.steps import step as planned
 
 if TYPE_CHECKING:

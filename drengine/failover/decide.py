@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from drengine.failover.run import Outcome
+from drengine.failover.run import Outcome, Status
 from drengine.failover.runbook.values import Mode, OnFailure
-from drengine.failover.snapshot import Snapshot, Status, StepState
+from drengine.failover.snapshot import Snapshot, StepState
 
 
 class Action(enum.StrEnum):

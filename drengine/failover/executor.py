@@ -29,6 +29,7 @@ from drengine.failover.run import (
     RequestKind,
     RunRecord,
     RunState,
+    Status,
     run_lease,
 )
 from drengine.failover.runbook.values import Runbook
@@ -40,7 +41,6 @@ from drengine.failover.snapshot import (
     ROLLBACK,
     STOPPED,
     Snapshot,
-    Status,
     StepState,
     observe,
     plan_payload,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from drengine.failover.snapshot import Snapshot, Status, StepState
+from drengine.failover.run import Status
+from drengine.failover.snapshot import Snapshot, StepState
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChosenPoint
 from drengine.failover.steps.declare import DECLARE
 from drengine.failover.steps.fence import FENCE

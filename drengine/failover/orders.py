@@ -45,10 +45,10 @@ from drengine.failover.plan import can_roll_back
 from drengine.failover.preview import Loss, losses, preview
 from drengine.failover.reading.reader import Examined, RunbookError, examine
 from drengine.failover.registry.errors import LEASE_HELD
-from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, run_lease
+from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, Status, run_lease
 from drengine.failover.runbook.errors import BAD_RUNBOOK
 from drengine.failover.runbook.values import Mode
-from drengine.failover.snapshot import Snapshot, Status, may_approve
+from drengine.failover.snapshot import Snapshot, may_approve
 from drengine.failover.steps.approval import APPROVAL
 from drengine.model.errors import DrengineError
 from drengine.terminal import human_time

@@ -15,9 +15,9 @@ from drengine.failover.labels import RunLabel
 from drengine.failover.options import RunOptions
 from drengine.failover.plan import plan, predicted_seconds
 from drengine.failover.points import select_point
-from drengine.failover.run import RunRecord
+from drengine.failover.run import RunRecord, Status
 from drengine.failover.runbook.values import Mode, Runbook
-from drengine.failover.snapshot import Snapshot, Status
+from drengine.failover.snapshot import Snapshot
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings, chosen_point
 from drengine.failover.steps.step import PlannedStep
 from drengine.model.errors import DrengineError

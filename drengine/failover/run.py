@@ -37,6 +37,23 @@ class Outcome(enum.StrEnum):
     ROLLED_BACK = "rolled-back"
 
 
+class Status(enum.StrEnum):
+    """Where a step of a run is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """Its intent is in the journal, its result is not, and nobody works on it."""
+    WAITING = "waiting"
+    """For a person."""
+    RETRY = "retry"
+    """Failed, with tries left."""
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Not needed, or done by a person's own hands."""
+
+
 class Event(enum.StrEnum):
     """Kinds of journal entries."""
 

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
-from drengine.failover.run import Event, JournalEntry, Outcome, Request, RequestKind
+from drengine.failover.run import Event, JournalEntry, Outcome, Request, RequestKind, Status
 from drengine.failover.steps.approval import Approval
 from drengine.failover.steps.kinds import StepKinds, step_json, step_kinds
 from drengine.failover.steps.step import PlannedStep, R, StepKind
-
-
-class Status(enum.StrEnum):
-    """Where a step is."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    INTERRUPTED = "interrupted"
-    """Its intent is in the journal, its result is not, and nobody works on it."""
-    WAITING = "waiting"
-    """For a person."""
-    RETRY = "retry"
-    """Failed, with tries left."""
-    DONE = "done"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-    """Not needed, or done by a person's own hands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from drengine.target.errors import SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
 from drengine.target.metrics import TargetMetrics
 from drengine.target.reversal import Reversal
-from drengine.target.session import Replaced, Session
+from drengine.target.session import Replaced, ReplicationSession
 from drengine.target.sources import Sources, SourceState
 from drengine.target.watch import DESCRIPTORS_KEPT, require_descriptors
 from drengine.transport.framed import FramedStream
@@ -50,9 +50,9 @@ class Reception:
     clock: Clock
     probe_seconds: float = PROBE_SECONDS
     ingest_limits: IngestLimits = field(default_factory=IngestLimits)
-    sessions: dict[str, Session] = field(default_factory=dict)
+    sessions: dict[str, ReplicationSession] = field(default_factory=dict)
     """Those that ship a source's stream, by source."""
-    errands: dict[str, Session | Reversal] = field(default_factory=dict)
+    errands: dict[str, ReplicationSession | Reversal] = field(default_factory=dict)
     """Those of fenced sources, by what they are for."""
     _doors: dict[str, asyncio.Lock] = field(default_factory=dict)
     _suspect: set[str] = field(default_factory=set)
@@ -94,7 +94,7 @@ class Reception:
         for session in [*self.sessions.values(), *self.errands.values()]:
             session.end(why)
 
-    async def _admit(self, stream: FramedStream, hello: Hello) -> tuple[Session, BranchWriter, int]:
+    async def _admit(self, stream: FramedStream, hello: Hello) -> tuple[ReplicationSession, BranchWriter, int]:
         async with self._door(hello):
             require_descriptors(DESCRIPTORS_KEPT)
             await self._make_way(hello)
@@ -107,7 +107,9 @@ class Reception:
             # What a divergent branch gets says nothing about the source's replication.
             preserving = hello.purpose is Purpose.PRESERVE
             state = SourceState(hello.source) if preserving else self.sources.get(hello.source)
-            session = Session(stream, hello, state, self.metrics, clock=self.clock, probe_seconds=self.probe_seconds)
+            session = ReplicationSession(
+                stream, hello, state, self.metrics, clock=self.clock, probe_seconds=self.probe_seconds
+            )
             if preserving:
                 self.errands[_place(hello)] = session
             else:
@@ -117,7 +119,7 @@ class Reception:
             log.info("session opened", extra=opened)
             return session, writer, credit
 
-    async def _run(self, session: Session, writer: BranchWriter, credit: int) -> None:
+    async def _run(self, session: ReplicationSession, writer: BranchWriter, credit: int) -> None:
         try:
             shipping = self.sessions.get(session.source) is session
             damaged = await asyncio.to_thread(self.store.damaged_ranges, session.source) if shipping else []
@@ -169,7 +171,7 @@ class Reception:
             raise DrengineError(TARGET_BUSY, f"{living} sessions hold all of the memory budget")
         return credit
 
-    def _forget(self, session: Session | Reversal) -> None:
+    def _forget(self, session: ReplicationSession | Reversal) -> None:
         places: list[dict[str, Any]] = [self.sessions, self.errands]
         for sessions in places:
             for place, present in list(sessions.items()):

@@ -57,7 +57,7 @@ class Replaced(DrengineError):
         super().__init__(SOURCE_BUSY, "a newer session of this agent took its place")
 
 
-class Session(AdmittedAgent):
+class ReplicationSession(AdmittedAgent):
     """An admitted session, from WELCOME to its end."""
 
     def __init__(

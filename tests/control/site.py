@@ -149,7 +149,7 @@ async def party(
     options: BrokerOptions, worker: Worker, name: str = "shop", kind: PartyKind = PartyKind.AGENT, **more: Any
 ) -> AsyncIterator[Party]:
     made = Party(
-        options, kind, name, actions=worker.actions(), report=worker.report, memory=worker.directory / "commands",
+        options, kind, name, actions=worker.actions(), report=worker.report, log=worker.directory / "commands",
         clock=SystemClock(), random=Random(1), report_seconds=more.pop("report_seconds", 0.5), **more,
     )  # fmt: skip
     running = asyncio.create_task(made.run())

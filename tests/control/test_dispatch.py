@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drengine.control.command_log import CommandLog
 from drengine.control.dispatch import RUNNING_MAX, Action, Dispatcher, Generations, Ignored, Tell
-from drengine.control.memory import CommandMemory
 from drengine.control.messages import Answer, Command, Verb
 from drengine.model.errors import BAD_POINT, DrengineError
 from tests.clock import ManualClock
@@ -44,8 +44,8 @@ class Desk:
         self.fail: Exception | None = None
 
     async def open(self) -> Desk:
-        self.memory = CommandMemory(self.path, capacity=self.capacity)
-        await self.memory.load()
+        self.log = CommandLog(self.path, capacity=self.capacity)
+        await self.log.load()
         self.dispatcher = Dispatcher(
             {
                 Verb.SYNC: Action(self.act),
@@ -53,7 +53,7 @@ class Desk:
                 Verb.FENCE: Action(self.act, Generations.NOT_OLDER, bounded=False),
                 Verb.STATUS: Action(self.act, Generations.ANY, remembered=False),
             },
-            self.memory,
+            self.log,
             generation=lambda: self.generation,
             answer=self.answer,
             clock=self.clock,
@@ -328,7 +328,7 @@ async def test_what_was_forgotten_is_not_done_again_even_when_the_clock_jumps_ba
         desk.deliver(desk.command(f"c{number}", seconds=1))
         await desk.rest()
         desk.clock.advance(2)
-    assert desk.memory.find("first") is None
+    assert desk.log.find("first") is None
     desk.clock.jump_wall(-7200)
     desk.deliver(first)
     await desk.rest()
@@ -390,7 +390,7 @@ async def test_a_disk_that_takes_nothing_keeps_once_only_commands_from_being_don
     await desk.rest()
     assert desk.done["next"] == 1
     await desk.crash()
-    assert desk.memory.find("next") is not None
+    assert desk.log.find("next") is not None
 
 
 async def test_a_line_that_a_full_disk_tore_does_not_take_the_next_one_with_it(
@@ -403,14 +403,14 @@ async def test_a_line_that_a_full_disk_tore_does_not_take_the_next_one_with_it(
         raise OSError(errno.ENOSPC, "no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr("drengine.control.memory.os.fdatasync", full)
+        patched.setattr("drengine.control.command_log.os.fdatasync", full)
         desk.deliver(desk.command("torn", Verb.SYNC))
         await desk.rest()
     desk.deliver(desk.command("next", Verb.SYNC))
     await desk.rest()
     await desk.crash()
-    assert desk.memory.find("next") is not None
-    assert desk.memory.find("torn") is not None
+    assert desk.log.find("next") is not None
+    assert desk.log.find("torn") is not None
 
 
 @pytest.mark.fault(49)
@@ -424,12 +424,12 @@ async def test_a_torn_last_line_costs_at_most_that_line(tmp_path: Path, cut: int
     last = whole[:-1].rindex(b"\n") + 1
     desk.path.write_bytes(whole[: max(last, len(whole) - cut)])
     await desk.crash()
-    assert desk.memory.find("a") is not None
-    assert desk.memory.find("b") is not None  # begun, at least: that line was synced before it was acted upon
+    assert desk.log.find("a") is not None
+    assert desk.log.find("b") is not None  # begun, at least: that line was synced before it was acted upon
     desk.deliver(desk.command("c"))
     await desk.rest()
     await desk.crash()
-    assert desk.memory.find("c") is not None
+    assert desk.log.find("c") is not None
 
 
 @pytest.mark.fault(49)

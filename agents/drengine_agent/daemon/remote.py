@@ -58,7 +58,7 @@ class RemoteOrders:
             config.source,
             actions=self._actions(),
             report=self.report,
-            memory=config.state_directory / "commands",
+            log=config.state_directory / "commands",
             clock=clock,
             random=random,
             report_seconds=min(control.report_interval, control.lease / REPORTS_PER_LEASE or control.report_interval),
@@ -74,7 +74,7 @@ class RemoteOrders:
         """Be at the broker until cancelled.
 
         Raises:
-            OSError: the commands' memory can't be used.
+            OSError: the log of commands can't be used.
         """
         await self.party.run()
 

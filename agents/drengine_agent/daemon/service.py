@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from random import Random
 
+from drengine.control.dispatch import Tell
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
@@ -21,7 +22,7 @@ from drengine_agent.daemon.replication import Replication
 from drengine_agent.daemon.state import StateDirectory
 from drengine_agent.failback.preserve import PreserveReport
 from drengine_agent.failback.reverse import ReverseReport
-from drengine_agent.failback.way_home import Tell, WayHome
+from drengine_agent.failback.way_home import WayHome
 from drengine_agent.fencing.charge import Charge
 from drengine_agent.fencing.fence import SOURCE_FENCED, Fence
 from drengine_agent.ship.compression import CompressionController, levels_of

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from drengine.control.dispatch import Tell
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.wire.events import Purpose
@@ -33,7 +34,6 @@ from drengine_agent.ship.uplink import Uplink
 
 log = logging.getLogger("drengine.agent")
 
-Tell = Callable[[Mapping[str, Any]], None]
 _T = TypeVar("_T")
 
 

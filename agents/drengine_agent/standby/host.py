@@ -64,7 +64,7 @@ class StandbyHost:
                 )
             },
             report=self._report,
-            memory=config.state_directory / "commands",
+            log=config.state_directory / "commands",
             clock=clock or SystemClock(),
             random=Random(secrets.randbits(64)),
         )

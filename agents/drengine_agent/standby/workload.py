@@ -30,7 +30,7 @@ LOOK_SECONDS = 0.1
 GRACE_SECONDS = 15.0
 OUTPUT_CHARACTERS_MAX = 2000
 
-Tell = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 class Workload:
@@ -63,7 +63,7 @@ class Workload:
             return None
         return Workload(order, directory)
 
-    def start(self, tell: Tell) -> dict[str, Any]:
+    def start(self, say: Say) -> dict[str, Any]:
         """Attach, mount, start, and wait until it is healthy.
 
         Raises:
@@ -73,16 +73,16 @@ class Workload:
         self._directory.mkdir(parents=True, exist_ok=True)
         replace_durably(self._directory / "workload.json", msgspec.json.encode(self._order))
         for disk in self._attachments(hydrate=True):
-            tell(f"disk {disk.volume} attached as {disk.attach()}")
+            say(f"disk {disk.volume} attached as {disk.attach()}")
         for mount in self._settings.mounts:
             self._mounts.mount(mount.at, self._device_of(mount), mount.options)
-            tell(f"{mount.at} mounted")
+            say(f"{mount.at} mounted")
         if self._isolated_network:
             self._make_network()
         if self._settings.start and not self._started.exists():
             self._must(self._settings.start, deadline)
             self._started.touch()
-            tell("services started")
+            say("services started")
         while not (finished := self._health(deadline)).ok:
             if time.monotonic() > deadline:
                 raise DrengineError(STANDBY_FAILED, f"not healthy in time: {finished.output[-OUTPUT_CHARACTERS_MAX:]}")

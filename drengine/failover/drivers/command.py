@@ -13,12 +13,12 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
 from drengine.config import parse_duration
-from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
 from drengine.failover.drivers.settings import read_settings
@@ -55,13 +55,12 @@ class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     grace: str = "10s"
 
 
-class CommandDriver:
+class CommandDriver(LaunchDriver):
     """See the module and LaunchDriver."""
 
-    name: ClassVar[str] = "command"
+    name = "command"
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """See LaunchDriver."""
         read = read_settings(CommandSettings, settings, self.name)
         if bool(read.run) == bool(read.start):
             raise DrengineError(
@@ -75,7 +74,6 @@ class CommandDriver:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver command: grace: {error}") from error
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
-        """See LaunchDriver."""
         settings = read_settings(CommandSettings, request.settings, self.name)
         deadline = time.monotonic() + request.timeout_seconds
         if not self._is_running(request, settings):
@@ -96,13 +94,11 @@ class CommandDriver:
         )
 
     def inspect(self, request: LaunchRequest) -> Instance:
-        """See LaunchDriver."""
         settings = read_settings(CommandSettings, request.settings, self.name)
         finished = self._health(request, settings, 5.0)
         return self._found(request, settings, healthy=finished is None or finished.ok)
 
     def quiesce(self, request: LaunchRequest) -> None:
-        """See LaunchDriver."""
         settings = read_settings(CommandSettings, request.settings, self.name)
         if settings.quiesce:
             self._must(request, settings, settings.quiesce)
@@ -110,7 +106,6 @@ class CommandDriver:
             self._end(request, settings)
 
     def stop(self, request: LaunchRequest) -> None:
-        """See LaunchDriver."""
         self._end(request, read_settings(CommandSettings, request.settings, self.name))
         shutil.rmtree(request.directory, ignore_errors=True)
 

@@ -16,12 +16,12 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
 from drengine.config import parse_duration
-from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
 from drengine.failover.drivers.settings import read_settings
@@ -81,13 +81,12 @@ class QemuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     grace: str = "60s"
 
 
-class QemuDriver:
+class QemuDriver(LaunchDriver):
     """See the module and LaunchDriver."""
 
-    name: ClassVar[str] = "qemu"
+    name = "qemu"
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """See LaunchDriver."""
         read = read_settings(QemuSettings, settings, self.name)
         try:
             parse_duration(read.grace)
@@ -108,7 +107,6 @@ class QemuDriver:
                 raise DrengineError(LAUNCH_SETTINGS, f"settings of driver qemu: {file} is not there")
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
-        """See LaunchDriver."""
         settings = read_settings(QemuSettings, request.settings, self.name)
         deadline = time.monotonic() + request.timeout_seconds
         if not find_marked(MARK, request.instance):
@@ -127,7 +125,6 @@ class QemuDriver:
         )
 
     def inspect(self, request: LaunchRequest) -> Instance:
-        """See LaunchDriver."""
         settings = read_settings(QemuSettings, request.settings, self.name)
         running = bool(find_marked(MARK, request.instance))
         return self._found(request, settings, healthy=running and self._is_healthy(request, settings, QMP_SECONDS))
@@ -143,7 +140,6 @@ class QemuDriver:
         self._end(request)
 
     def stop(self, request: LaunchRequest) -> None:
-        """See LaunchDriver."""
         self._end(request)
         shutil.rmtree(request.directory, ignore_errors=True)
 

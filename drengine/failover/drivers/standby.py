@@ -6,13 +6,13 @@ The host keeps what it did under the instance's name, so an order that is repeat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
 from drengine.control.attach import AttachOrder, StandbySettings
 from drengine.control.messages import Answer, Verb
-from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.settings import read_settings
 from drengine.model.errors import DrengineError
@@ -21,13 +21,12 @@ ASK_SECONDS = 30.0
 """For what is quick."""
 
 
-class StandbyDriver:
+class StandbyDriver(LaunchDriver):
     """See the module and LaunchDriver."""
 
-    name: ClassVar[str] = "standby"
+    name = "standby"
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """See LaunchDriver."""
         read = read_settings(StandbySettings, settings, self.name)
         if read.attach not in {"fuse", "kernel"}:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver standby: attach {read.attach!r} is unknown")
@@ -35,21 +34,17 @@ class StandbyDriver:
             raise DrengineError(LAUNCH_SETTINGS, "settings of driver standby: `start` needs `stop`, or it never ends")
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
-        """See LaunchDriver."""
         answer = self._order(request, Verb.ATTACH, _order_of(request), request.timeout_seconds, progress)
         return Instance(request.instance, True, True, answer.result.get("details", {}))
 
     def inspect(self, request: LaunchRequest) -> Instance:
-        """See LaunchDriver."""
         found = self._order(request, Verb.STATUS, {"instance": request.instance}, ASK_SECONDS).result
         return Instance(request.instance, found["running"], found["healthy"], found["details"])
 
     def quiesce(self, request: LaunchRequest) -> None:
-        """See LaunchDriver."""
         self._order(request, Verb.QUIESCE, {"instance": request.instance}, request.timeout_seconds)
 
     def stop(self, request: LaunchRequest) -> None:
-        """See LaunchDriver."""
         self._order(request, Verb.DETACH, {"instance": request.instance}, request.timeout_seconds)
 
     def _order(

@@ -23,9 +23,9 @@ from drengine.failover.report.values import (
     StepReport,
     Warned,
 )
-from drengine.failover.run import Event, JournalEntry, Outcome, Request, RunRecord, RunState
+from drengine.failover.run import Event, JournalEntry, Outcome, Request, RunRecord, RunState, Status
 from drengine.failover.runbook.values import Mode, Runbook
-from drengine.failover.snapshot import Snapshot, Status, StepState, observe
+from drengine.failover.snapshot import Snapshot, StepState, observe
 from drengine.failover.steps.choose_point import ChosenPoint
 from drengine.failover.steps.declare import DECLARE, Declared
 from drengine.failover.steps.fence import FENCE, Fenced

@@ -17,9 +17,9 @@ from typing import Any
 
 from drengine.failover.executor import Executor
 from drengine.failover.registry import Registry
-from drengine.failover.run import JournalEntry, Outcome, RequestKind, RunRecord, new_run_id
+from drengine.failover.run import JournalEntry, Outcome, RequestKind, RunRecord, Status, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook, Wave
-from drengine.failover.snapshot import Status, observe
+from drengine.failover.snapshot import observe
 from drengine.failover.steps.step import Site
 from drengine.model.clock import SystemClock
 from drengine.store.store import Store

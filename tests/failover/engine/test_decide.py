@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from drengine.failover.decide import Action, Decision, Reason, decide
 from drengine.failover.plan import plan, plan_rollback
-from drengine.failover.run import Outcome
+from drengine.failover.run import Outcome, Status
 from drengine.failover.runbook.values import Mode, OnFailure
-from drengine.failover.snapshot import Snapshot, Status, StepState
+from drengine.failover.snapshot import Snapshot, StepState
 from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.step import PlannedStep, StepKind
 from tests.failover.engine.world import runbook

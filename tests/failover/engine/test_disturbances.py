@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from drengine.control.messages import Verb
-from drengine.failover.run import Event, JournalEntry, Outcome, RequestKind, RunState
+from drengine.failover.run import Event, JournalEntry, Outcome, RequestKind, RunState, Status
 from drengine.failover.runbook.values import Mode, Runbook
-from drengine.failover.snapshot import Status
 from tests.failover.engine.keeper import MemoryKeeper
 from tests.failover.engine.runs import carry_out, create, executor, seen, way_home
 from tests.failover.engine.world import BLOCK, World, runbook

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from drengine.failover.labels import RunLabel
-from drengine.failover.run import Event, Outcome, RequestKind, RunState
+from drengine.failover.run import Event, Outcome, RequestKind, RunState, Status
 from drengine.failover.runbook.values import Mode, OnFailure, Step
-from drengine.failover.snapshot import Status
 from drengine.failover.steps.approval import Approval
 from drengine.failover.steps.branches import Branched
 from drengine.failover.steps.kinds import StepKinds, step_kinds

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from drengine.failover.measure import measure
-from drengine.failover.run import Event, JournalEntry
-from drengine.failover.snapshot import Snapshot, Status, observe
+from drengine.failover.run import Event, JournalEntry, Status
+from drengine.failover.snapshot import Snapshot, observe
 from drengine.failover.steps.kinds import step_json
 from drengine.failover.steps.step import MissingKind
 

@@ -7,7 +7,7 @@ Invariants:
 - A command that is not forgotten is found by its id, also after a restart at any moment, once `begin` or `finish`
   has returned.
 - A command that was forgotten is known to be old: `is_forgotten` holds for its expiry, whatever the wall clock does.
-- The memory is bounded: at most `capacity` commands, each bounded in size; only those whose time is over are forgotten.
+- The log is bounded: at most `capacity` commands, each bounded in size; only those whose time is over are forgotten.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     answer: Answer | None = None
 
 
-class CommandMemory:
-    """Commands by id, in memory and in a file."""
+class CommandLog:
+    """Commands by id, from a file that is read once."""
 
     def __init__(self, path: Path, *, capacity: int = CAPACITY) -> None:
         """`path`: the file; its directory is there. Call `load` before anything else."""
