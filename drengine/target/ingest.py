@@ -41,12 +41,14 @@ class IngestLimits:
 
     Attributes:
         commit_bytes: a commit is made once so many bytes were appended since the last one.
-        commit_seconds: ... or so much time has passed since the first of them.
+        commit_seconds: ... or so much time has passed since a recovery point was among them.
+        bulk_commit_seconds: ... or since the first of them: bulk data, for which nobody waits, takes fewer syncs.
         free_bytes_min: below so much free space nothing is taken in: compaction needs room to make room.
     """
 
     commit_bytes: int = 32 << 20
     commit_seconds: float = 0.02
+    bulk_commit_seconds: float = 0.1
     free_bytes_min: int = 64 << 20
 
 
@@ -112,7 +114,7 @@ class Ingest:
         self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = queue.SimpleQueue()
         self._answers = HashAnswers(store, writer.source, writer.branch)
         self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
-        self._since = 0.0
+        self._due_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"ingest-{writer.source}", daemon=True)
         self._thread.start()
 
@@ -182,12 +184,12 @@ class Ingest:
             raise
 
     def _is_late(self) -> bool:
-        return self._clock.monotonic() - self._since >= self._limits.commit_seconds
+        return self._clock.monotonic() >= self._due_at
 
     def _append(self, item: BatchEvent | CutEvent | Geometry) -> None:
         writer = self._writer
         if not self._is_uncommitted():
-            self._since = self._clock.monotonic()
+            self._due_at = self._clock.monotonic() + self._limits.bulk_commit_seconds
             self._store.require_room(self._limits.free_bytes_min)
         if isinstance(item, BatchEvent):
             writer.append_batch(item.sequence, item.mark, item.batch, generation=writer.generation)
@@ -198,6 +200,7 @@ class Ingest:
             self._held_bytes += batch_frame_bytes(item.batch)
         elif isinstance(item, CutEvent):
             writer.append_cut(item.sequence, item.mark, item.cut, generation=writer.generation)
+            self._due_at = min(self._due_at, self._clock.monotonic() + self._limits.commit_seconds)
         else:
             writer.append_geometry(item.sequence, item.mark, item.volumes, generation=writer.generation)
             self._answers.note_geometry()

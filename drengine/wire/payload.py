@@ -53,6 +53,9 @@ WINDOW_BYTES_MAX = 8 << 20
 RAW_ABOVE = 0.95
 """Compression must save at least this share's complement, or the frame goes raw."""
 
+_PROBED_BYTES = 16 << 10
+_PROBE_PIECES = 4
+_PROBE_BYTES = 1024
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _thread = threading.local()
 
@@ -70,9 +73,9 @@ def cut_blocks(offset: int, data: Buffer) -> Iterator[tuple[int, memoryview, boo
         yield at, part, part[0] == 0 and _ZERO_BLOCK.startswith(part)
 
 
-def data_extent(volume: int, offset: int, data: memoryview) -> Extent:
-    """The row of bytes within one block."""
-    return Extent(volume, ExtentKind.DATA, offset, len(data), digest(data))
+def data_extent(volume: int, offset: int, data: memoryview, known: bytes | None = None) -> Extent:
+    """The row of bytes within one block; `known` is their digest where it was made already."""
+    return Extent(volume, ExtentKind.DATA, offset, len(data), known or digest(data))
 
 
 def make_batch(extents: Sequence[Extent], plain: Buffer, level: int | None) -> Batch:
@@ -102,17 +105,70 @@ def encode_frames(lengths: Iterable[int], plain: Buffer, level: int | None) -> t
     view, at = memoryview(plain), 0
     rows: list[bytes] = []
     parts: list[Buffer] = []
-    raw = True
-    compress = _compressor(level).compress if level is not None else None
     for length in lengths:
-        part: Buffer = view[at : at + length]
+        row, part = _encode_frame(view[at : at + length], level)
         at += length
-        codec = Codec.RAW
-        if compress and len(packed := compress(part)) < length * RAW_ABOVE:
-            part, codec, raw = packed, Codec.ZSTD, False
-        rows.append(FRAME.pack(length, len(part), codec, 0, 0, 0, xxh3_64_intdigest(part)))
+        rows.append(row)
         parts.append(part)
-    return b"".join(rows), view if raw else b"".join(parts)
+    is_raw = sum(map(len, parts)) == len(view)
+    return b"".join(rows), view if is_raw else b"".join(parts)
+
+
+class FrameEncoder:
+    """Encodes the bytes of DATA extents into frames as they come, so that none of them is copied before that.
+
+    Attributes:
+        plain_length: bytes that were added.
+    """
+
+    def __init__(self, level: int | None) -> None:
+        self.plain_length = 0
+        self._level = level
+        self._rows: list[bytes] = []
+        self._payload = bytearray()
+        self._shared = bytearray()
+
+    def add(self, part: memoryview) -> None:
+        """The next extent's bytes, which may change afterwards."""
+        self.plain_length += len(part)
+        if self._shared and len(self._shared) + len(part) > SHARED_FRAME_BYTES:
+            self._end_shared()
+        if len(part) >= SHARED_FRAME_BYTES:
+            self._put(part)
+        else:
+            self._shared += part
+
+    def finish(self) -> tuple[bytes, bytearray]:
+        """The frame table and the payload; the encoder is of no more use."""
+        self._end_shared()
+        return b"".join(self._rows), self._payload
+
+    def _end_shared(self) -> None:
+        if self._shared:
+            self._put(self._shared)
+            self._shared = bytearray()
+
+    def _put(self, plain: Buffer) -> None:
+        row, stored = _encode_frame(plain, self._level)
+        self._rows.append(row)
+        self._payload += stored
+
+
+def _encode_frame(plain: Buffer, level: int | None) -> tuple[bytes, Buffer]:
+    """One frame's row and bytes: compressed where that pays."""
+    stored, codec = plain, Codec.RAW
+    if level is not None and (len(plain) < _PROBED_BYTES or _shrinks(plain, level)):
+        packed = _compressor(level).compress(plain)
+        if len(packed) < len(plain) * RAW_ABOVE:
+            stored, codec = packed, Codec.ZSTD
+    return FRAME.pack(len(plain), len(stored), codec, 0, 0, 0, xxh3_64_intdigest(stored)), stored
+
+
+def _shrinks(plain: Buffer, level: int) -> bool:
+    """Whether small samples do: random bytes then cost no full compression."""
+    view, step = memoryview(plain), len(plain) // _PROBE_PIECES
+    sample = b"".join([view[at : at + _PROBE_BYTES] for at in range(0, step * _PROBE_PIECES, step)])
+    return len(_compressor(level).compress(sample)) < len(sample) * RAW_ABOVE
 
 
 def decode_frame(

@@ -27,10 +27,12 @@ from drengine.model.extents import (
     iter_frames,
     pack_table,
 )
+from drengine.wire import payload as payload_module
 from drengine.wire.payload import (
     BAD_PAYLOAD,
     SHARED_FRAME_BYTES,
     WINDOW_BYTES_MAX,
+    FrameEncoder,
     decode_frame,
     decode_frames,
     digest,
@@ -86,10 +88,46 @@ def test_what_does_not_shrink_goes_raw_and_uncopied() -> None:
     assert payload.obj is NOISE
     assert one_frame(TEXT[:65536], 1)[0].codec == Codec.ZSTD
     assert one_frame(TEXT[:65536], None)[0].codec == Codec.RAW
-    assert one_frame(NOISE[:60_000] + bytes(2_000), 1)[0].codec == Codec.RAW  # shrinks by less than a twentieth
-    assert one_frame(NOISE[:60_000] + bytes(5_000), 1)[0].codec == Codec.ZSTD
+    assert one_frame(NOISE[:14_000] + bytes(600), 1)[0].codec == Codec.RAW  # shrinks by less than a twentieth
+    assert one_frame(NOISE[:14_000] + bytes(1_500), 1)[0].codec == Codec.ZSTD
     mixed, _ = encode_frames([65536] * 3, NOISE[:65536] + TEXT[:65536] + NOISE[:65536], 1)
     assert [row.codec for row in iter_frames(mixed)] == [Codec.RAW, Codec.ZSTD, Codec.RAW]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 65536), max_size=12), st.sampled_from([None, 1]), st.integers(0, 2**32))
+def test_encoding_as_it_comes_gives_the_same_frames(lengths: list[int], level: int | None, seed: int) -> None:
+    random = Random(seed)
+    parts = [random.choice([random.randbytes(length), TEXT[:length]]) for length in lengths]
+    encoder = FrameEncoder(level)
+    for part in parts:
+        reused = bytearray(part)
+        encoder.add(memoryview(reused))
+        reused[:] = bytes(len(reused))
+    frames, payload = encode_frames(frame_lengths(lengths), b"".join(parts), level)
+    assert encoder.plain_length == sum(lengths)
+    assert encoder.finish() == (frames, bytes(payload))
+
+
+def test_noise_is_told_by_samples_and_text_is_not_mistaken_for_it() -> None:
+    tried: list[int] = []
+
+    class Compressor:
+        def __init__(self, level: int) -> None:
+            self.inner = zstandard.ZstdCompressor(level=level)
+
+        def compress(self, data: bytes) -> bytes:
+            tried.append(len(data))
+            return self.inner.compress(data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payload_module, "_compressor", lambda level: Compressor(level=level))
+        one_frame(NOISE[:65536], 1)
+        assert sum(tried) <= 4096, "noise costs no full compression"
+        assert one_frame(TEXT[:65536], 1)[0].codec == Codec.ZSTD
+        tried.clear()
+        one_frame(NOISE[:1000], 1)
+        assert tried == [1000], "a short frame costs no more than the samples"
 
 
 @settings(max_examples=200, deadline=None)
@@ -97,7 +135,7 @@ def test_what_does_not_shrink_goes_raw_and_uncopied() -> None:
 def test_small_extents_share_a_frame_and_none_is_parted(lengths: list[int]) -> None:
     frames = list(frame_lengths(lengths))
     assert set(itertools.accumulate(frames)) <= set(itertools.accumulate(lengths)) and sum(frames) == sum(lengths)
-    assert all(frame <= max(SHARED_FRAME_BYTES, *lengths) for frame in frames)
+    assert all(frame <= max([SHARED_FRAME_BYTES, *lengths]) for frame in frames)
     assert all(one + other > SHARED_FRAME_BYTES for one, other in itertools.pairwise(frames))
 
 

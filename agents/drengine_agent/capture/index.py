@@ -62,10 +62,10 @@ class BlockHashes(NamedTuple):
     grains: bytes
 
 
-def hash_block(plain: memoryview) -> BlockHashes:
-    """The entry for a block with these bytes (the last block of a volume may be short)."""
+def hash_block(plain: memoryview, known: bytes | None = None) -> BlockHashes:
+    """The entry for a block with these bytes (the last block of a volume may be short); `known` is its digest."""
     grains = b"".join([grain_digest(plain[at : at + GRAIN_BYTES]) for at in range(0, len(plain), GRAIN_BYTES)])
-    return BlockHashes(block_digest(plain), grains)
+    return BlockHashes(known or block_digest(plain), grains)
 
 
 def _zero_body(length: int) -> bytes:

@@ -223,7 +223,9 @@ class _Differences:
         self.spans: list[Span] = []
         self.notes: list[Note] = []
 
-    def add(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    def add(
+        self, volume: int, offset: int, data: bytes | bytearray | memoryview, *, known: bytes | None = None
+    ) -> None:
         self.spans.append(Span(volume, offset, len(data)))
 
     def zero(self, volume: int, offset: int, length: int, *, discard: bool = False) -> None:

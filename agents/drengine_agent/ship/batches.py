@@ -10,10 +10,10 @@ from drengine.model.extents import (
     Batch,
     Extent,
     ExtentKind,
+    pack_table,
 )
-from drengine.wire.payload import cut_blocks, data_extent, make_batch
+from drengine.wire.payload import FrameEncoder, cut_blocks, data_extent
 from drengine_agent.capture.indexes import Note
-from drengine_agent.ship.compression import compressible
 
 Notes = list[Note]
 """For the index: what the target has once the batch is durable."""
@@ -36,21 +36,23 @@ class BatchBuilder:
         self._plain_bytes_max = plain_bytes_max
         self._level = level
         self._emit = emit
-        self._extents: list[Extent] = []
-        self._plain = bytearray()
-        self._captured = 0
-        self.notes: Notes = []
+        self._begin()
 
-    def add(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Bytes of a volume, of any length; cut at block boundaries; zeros become ZERO extents."""
+    def add(
+        self, volume: int, offset: int, data: bytes | bytearray | memoryview, *, known: bytes | None = None
+    ) -> None:
+        """Bytes of a volume, of any length; cut at block boundaries; zeros become ZERO extents.
+
+        `known` is the digest of bytes that lie in one block, where it was made already.
+        """
         for at, part, is_zero in cut_blocks(offset, data):
             if is_zero:
                 self.zero(volume, at, len(part))
             else:
                 self._make_room(len(part))
                 self._captured += len(part)
-                self._extents.append(data_extent(volume, at, part))
-                self._plain += part
+                self._extents.append(data_extent(volume, at, part, known))
+                self._frames.add(part)
 
     def zero(self, volume: int, offset: int, length: int, *, discard: bool = False) -> None:
         """A range that reads as zeros; neighbours become one extent."""
@@ -71,14 +73,17 @@ class BatchBuilder:
 
     def take(self) -> Outgoing:
         """What is there as a batch; the builder is empty after it."""
-        plain = self._plain
-        level = self._level()
-        if level is not None and not compressible(plain):
-            level = None
-        outgoing = Outgoing(make_batch(self._extents, plain, level), self._captured, self.notes)
-        self._extents, self._plain, self._captured, self.notes = [], bytearray(), 0, []
+        batch = Batch(pack_table(self._extents), *self._frames.finish())
+        outgoing = Outgoing(batch, self._captured, self.notes)
+        self._begin()
         return outgoing
 
+    def _begin(self) -> None:
+        self._extents: list[Extent] = []
+        self._frames = FrameEncoder(self._level())
+        self._captured = 0
+        self.notes: Notes = []
+
     def _make_room(self, length: int) -> None:
-        if len(self._extents) >= BATCH_EXTENTS_MAX or len(self._plain) + length > self._plain_bytes_max:
+        if len(self._extents) >= BATCH_EXTENTS_MAX or self._frames.plain_length + length > self._plain_bytes_max:
             self.flush()

@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import zstandard
-
 LEVELS: tuple[int | None, ...] = (None, -5, -1, 1, 3)
 """From no CPU to most CPU; None sends as it is."""
 ADAPTIVE: tuple[int, ...] = (-5, -1, 1, 3)
 """Without sending raw: the replica is stored as it was sent, so saving the last CPU here would cost space there."""
 WINDOW_SECONDS = 0.25
 _DOMINANT = 0.5
-_PROBE_PIECE = 4096
-_PROBE_PIECES = 8
-_PROBE_PAYS = 0.95
 
 
 def levels_of(option: str) -> tuple[int | None, ...]:
@@ -74,17 +69,3 @@ class CompressionController:
             window = Window(self._elapsed, self._starved, self._blocked)
             self._current = next_level(self._levels, self._current, window)
             self._elapsed = self._starved = self._blocked = 0.0
-
-
-def compressible(plain: bytes | bytearray | memoryview) -> bool:
-    """Whether a few small samples of the payload shrink: random data then costs no full compression.
-
-    Short payloads are not probed (True): compressing them costs no more than the probe.
-    """
-    length = len(plain)
-    if length < 4 * _PROBE_PIECES * _PROBE_PIECE:
-        return True
-    view = memoryview(plain)
-    step = (length - _PROBE_PIECE) // (_PROBE_PIECES - 1)
-    sample = b"".join([view[i * step : i * step + _PROBE_PIECE] for i in range(_PROBE_PIECES)])
-    return len(zstandard.compress(sample, -5)) < _PROBE_PAYS * len(sample)

@@ -23,6 +23,7 @@ from drengine_agent.capture.index import (
     DIGEST_BYTES,
     GRAIN_DIGEST_BYTES,
     SLAB_BYTES,
+    BlockHashes,
     block_digest,
     grain_digest,
     hash_block,
@@ -39,7 +40,9 @@ class Builder(Protocol):
 
     notes: Notes
 
-    def add(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    def add(
+        self, volume: int, offset: int, data: bytes | bytearray | memoryview, *, known: bytes | None = None
+    ) -> None:
         """See BatchBuilder."""
         ...
 
@@ -195,23 +198,27 @@ class Sweep:
         ]
         equal = expected.unknown.difference(differing, (at // BLOCK_BYTES for at in unread))
         if self.indexes is not None and equal:
-            self.indexes.remember([(volume, page, block, hash_block(parts[block])) for block in equal])
+            self.indexes.remember([(volume, page, block, hash_block(parts[block], mine[block])) for block in equal])
+        noted = self.indexes is not None
+        entries = [hash_block(parts[block], mine[block]) if noted else _NO_ENTRY for block in differing]
         runs = [
             (block, start, end)
-            for block in differing
+            for block, entry in zip(differing, entries, strict=True)
             for start, end in self._differing_runs(
-                baseline, volume, page, block, parts[block], known=block not in expected.unknown
+                baseline, volume, page, block, parts[block], entry.grains, known=block not in expected.unknown
             )
         ]
         if self.indexes is not None and differing:
             self.indexes.forget(volume, page, differing)
         for block, start, end in runs:
-            builder.add(volume, piece.offset + block * BLOCK_BYTES + start, parts[block][start:end])
-        if self.indexes is not None:
-            builder.notes.extend((volume, page, block, hash_block(parts[block])) for block in differing)
+            part = parts[block][start:end]
+            digest = mine[block] if len(part) == len(parts[block]) else None
+            builder.add(volume, piece.offset + block * BLOCK_BYTES + start, part, known=digest)
+        if noted:
+            builder.notes.extend((volume, page, *each) for each in zip(differing, entries, strict=True))
 
     def _differing_runs(
-        self, baseline: Baseline, volume: int, page: int, block: int, part: memoryview, *, known: bool
+        self, baseline: Baseline, volume: int, page: int, block: int, part: memoryview, grains: bytes, *, known: bool
     ) -> list[tuple[int, int]]:
         """Where in a differing block grains differ, neighbours joined; all of it when no grain tells."""
         length = len(part)
@@ -219,10 +226,13 @@ class Sweep:
         runs: list[tuple[int, int]] = []
         if answer is not None:
             theirs, width = answer
-            hash_grain = grain_digest if width == GRAIN_DIGEST_BYTES else block_digest
+            mine = grains
+            if not mine or width != GRAIN_DIGEST_BYTES:
+                digest = grain_digest if width == GRAIN_DIGEST_BYTES else block_digest
+                mine = b"".join([digest(part[at : at + GRAIN_BYTES]) for at in range(0, length, GRAIN_BYTES)])
             for number, at in enumerate(range(0, length, GRAIN_BYTES)):
                 end = min(at + GRAIN_BYTES, length)
-                if hash_grain(part[at:end]) != theirs[number * width : (number + 1) * width]:
+                if mine[number * width : (number + 1) * width] != theirs[number * width : (number + 1) * width]:
                     if runs and runs[-1][1] == at:
                         runs[-1] = (runs[-1][0], end)
                     else:
@@ -270,6 +280,7 @@ class _Piece:
     hole: bool
 
 
+_NO_ENTRY = BlockHashes(b"", b"")
 _WINDOW_BYTES = 1 << 30
 _ZERO_SLAB = memoryview(bytes(SLAB_BYTES))
 
