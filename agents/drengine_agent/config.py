@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drengine.config import (
     ADDRESS,
@@ -14,6 +15,7 @@ from drengine.config import (
     NETWORKS,
     PATH,
     SIZE,
+    TABLE,
     TEXT,
     Address,
     choice,
@@ -183,6 +185,9 @@ class AgentConfig:
         "(docs/capture.md).",
         check=TRACKERS.place_of,
     )
+    tracker_options: Mapping[str, Any] = option(
+        TABLE, default={}, help="Options of a tracker that an installed package brings; the tracker says which."
+    )
     point_interval: float = option(
         DURATION,
         default=0.05,
@@ -259,10 +264,5 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
     config.control.check(f"{where}: [control]")
     if config.control.lease and config.control.address is None:
         raise DrengineError(BAD_CONFIG, f"{where}: option control.lease needs a broker, at control.address")
-    if config.control.lease and config.tracker != "nbd":
-        raise DrengineError(
-            BAD_CONFIG,
-            f"{where}: option control.lease needs tracker nbd: only what the agent serves can it stop serving",
-        )
     config.tls.files(f"{where}: [tls]")
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -101,6 +101,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _table(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a table is needed")  # noqa: TRY004
+    return value
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("true or false is needed")  # noqa: TRY004 (one type for all that a person wrote wrong)
@@ -166,6 +172,7 @@ def _quoted(value: Any) -> str:
 
 TEXT = Kind("text", _text, _quoted)
 FLAG = Kind("true or false", _flag, lambda value: "true" if value else "false")
+TABLE: Kind[Mapping[str, Any]] = Kind("table", _table, lambda value: "{}")
 COUNT = Kind("number", _count, str)
 SIZE = Kind("size", _size, lambda value: _quoted(show_size(value)))
 DURATION = Kind("duration", _duration, lambda value: _quoted(show_duration(value)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from drengine.config.kinds import Kind
+from drengine.config.kinds import TABLE, Kind
 from drengine.model.errors import DrengineError, error_kind
 
 BAD_CONFIG = error_kind(
@@ -78,7 +78,7 @@ def tables(nested: type[T], *, help: str) -> tuple[T, ...]:
 
 
 def _default(value: Any) -> dict[str, Any]:
-    return {"default": REQUIRED} if value is REQUIRED else {"default": value}
+    return {"default_factory": value.copy} if isinstance(value, dict) else {"default": value}
 
 
 def options_of(cls: Any) -> dict[str, Option]:
@@ -144,10 +144,10 @@ def _value(described: Option, value: Any, where: str, key: str) -> Any:
                 if not isinstance(value, list) or not value:
                     raise ValueError("one or more tables are needed")  # noqa: TRY301
                 return tuple(
-                    _fill(described.nested, _table(each), where, f"{key}[{number}].")
+                    _fill(described.nested, TABLE.parse(each), where, f"{key}[{number}].")
                     for number, each in enumerate(value)
                 )
-            return _fill(described.nested, _table(value), where, f"{key}.")
+            return _fill(described.nested, TABLE.parse(value), where, f"{key}.")
         assert described.kind is not None
         parsed = described.kind.parse(value)
         if described.check:
@@ -159,9 +159,3 @@ def _value(described: Option, value: Any, where: str, key: str) -> Any:
             raise
         raise DrengineError(BAD_CONFIG, f"{where}: option {key}: {error.message}", hint=error.hint) from error
     return parsed
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("a table is needed")  # noqa: TRY004
-    return value

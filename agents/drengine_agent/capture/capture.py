@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from drengine.config import BAD_CONFIG, parse
 from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.figures import Figures
@@ -52,6 +54,7 @@ class Capture:
             The newest request replaces the one before.
         gather_seconds: how often a tracker that calls is asked while something is under way to the target.
         figures_class: of what `figures` answers.
+        options_class: what `tracker_options` may hold, as fields made with `drengine.config.option`; None: nothing.
         tracker: sees the changes.
         volumes: by number.
         indexes: hashes of what is durable at the target, where comparing needs them.
@@ -62,6 +65,7 @@ class Capture:
     serves: ClassVar[bool] = False
     idle_seconds: ClassVar[float] = 0.02
     figures_class: ClassVar[type[Figures]] = Figures
+    options_class: ClassVar[type | None] = None
 
     call_on_change: CallOnChange | None = None
     gather_seconds: float = 0.02
@@ -71,6 +75,21 @@ class Capture:
     def __init__(self, tracker: Tracker, volumes: Mapping[int, Volume]) -> None:
         self.tracker = tracker
         self.volumes = volumes
+
+    @classmethod
+    def check_config(cls, config: AgentConfig) -> None:
+        """Refuse what can't be had in this way.
+
+        Raises:
+            DrengineError: BAD_CONFIG.
+        """
+        if config.control.lease and not cls.serves:
+            why = f"tracker {config.tracker} does not serve the volumes, so the agent can't stop serving them"
+            raise DrengineError(BAD_CONFIG, f"option control.lease: {why}")
+        if cls.options_class is not None:
+            parse(cls.options_class, config.tracker_options, where="tracker_options")
+        elif config.tracker_options:
+            raise DrengineError(BAD_CONFIG, f"tracker {config.tracker} takes no tracker_options")
 
     @classmethod
     def open(cls, opening: Opening) -> Self:

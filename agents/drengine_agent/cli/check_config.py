@@ -10,6 +10,7 @@ from drengine.terminal import emit_json
 from drengine.transport.tls_check import Side, check_files
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
 from drengine_agent.config import load_config
+from drengine_agent.daemon.trackers import configured_capture
 
 app = typer.Typer(add_completion=False)
 
@@ -18,6 +19,7 @@ app = typer.Typer(add_completion=False)
 def check_config(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> None:
     """Read the configuration and its certificates and say whether they are right. Nothing is opened or changed."""
     options = load_config(config)
+    configured_capture(options)
     names = [volume.name for volume in options.volume]
     sections = {"tls": options.tls.files(), "control": options.control.tls_files("[control]")}
     reports = {

@@ -20,7 +20,7 @@ from drengine_agent.daemon.metrics import AgentMetrics
 from drengine_agent.daemon.operator import OperatorSocket
 from drengine_agent.daemon.remote import RemoteOrders
 from drengine_agent.daemon.service import Agent
-from drengine_agent.daemon.trackers import capture_class
+from drengine_agent.daemon.trackers import configured_capture
 from drengine_agent.errors import STATE_DAMAGED
 
 log = logging.getLogger("drengine.agent")
@@ -66,7 +66,7 @@ def _control_ended(task: asyncio.Task[None]) -> None:
 
 
 async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteOrders | None) -> None:
-    metrics = AgentMetrics(config.source, capture_class(config.tracker).figures_class)
+    metrics = AgentMetrics(config.source, configured_capture(config).figures_class)
     agent = Agent(config, observer=metrics)
     metrics.watch(agent)
     running = asyncio.create_task(agent.run())

@@ -31,13 +31,24 @@ def capture_class(name: str) -> type[Capture]:
     return found
 
 
+def configured_capture(config: AgentConfig) -> type[Capture]:
+    """The way to capture that a configuration names, if it can do all that the configuration asks.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
+    way = capture_class(config.tracker)
+    way.check_config(config)
+    return way
+
+
 def open_capture(config: AgentConfig, state: AgentState, clock: Clock) -> Capture:
     """Open everything; notes the volumes' numbers and identities in `state`.
 
     Raises:
         DrengineError: a volume is missing, replaced, in use or unsupported; the journal or the address can't be used.
     """
-    way = capture_class(config.tracker)
+    way = configured_capture(config)
     opened: list[Volume] = []
     try:
         for wanted in config.volume:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from drengine.config import SIZE, option, parse
 from drengine.model.clock import Clock
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine_agent.capture.backing import Volume
@@ -30,6 +31,11 @@ class NotedFigures(Figures):
     noted_bytes: int = gauge("agent_noted_bytes", "Bytes noted and not durable.")
     sizes: Mapping[str, int] = counter("agent_notes_by_size_total", "Notes, by size.", by=("size", ("small", "large")))
     hurries: int
+
+
+@dataclass(frozen=True)
+class NotedOptions:
+    large: int = option(SIZE, default=4096, help="Notes of more are large.")
 
 
 class NotedTracker:
@@ -92,22 +98,25 @@ class NotedCapture(Capture):
     """Tracker `noted`."""
 
     figures_class = NotedFigures
+    options_class = NotedOptions
 
-    def __init__(self, tracker: NotedTracker, volumes: Mapping[int, Volume]) -> None:
+    def __init__(self, tracker: NotedTracker, volumes: Mapping[int, Volume], options: NotedOptions) -> None:
         super().__init__(tracker, volumes)
+        self._options = options
         self._noted = tracker
         self._hurries = 0
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
-        return cls(NotedTracker(opening.volumes, opening.clock), opening.volumes)
+        options = parse(NotedOptions, opening.config.tracker_options)
+        return cls(NotedTracker(opening.volumes, opening.clock), opening.volumes, options)
 
     def hurry(self) -> None:
         self._hurries += 1
 
     def figures(self) -> NotedFigures:
         notes = self._noted.seen
-        large = sum(note.length > 4096 for note in notes)
+        large = sum(note.length > self._options.large for note in notes)
         return NotedFigures(
             notes_read=len(notes),
             noted_bytes=self._noted.backlog_bytes(),

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.site import check_replica, free_port, site, wait_for
 from drengine.model.errors import DrengineError
 from drengine_agent.config import parse_config
-from drengine_agent.daemon.trackers import capture_class
+from drengine_agent.daemon.trackers import capture_class, configured_capture
 from tests.agent.capture.noted import NotedCapture, notes_of
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -36,10 +36,9 @@ def change(disk: Path, offset: int, data: bytes) -> None:
         notes.write(f"{offset} {len(data)}\n")
 
 
-def config(tracker: str) -> Any:
-    return parse_config(
-        {"source": "shop", "target": "127.0.0.1:1", "tracker": tracker, "volume": [{"name": "data", "path": "/x"}]}
-    )
+def config(tracker: str, **more: Any) -> Any:
+    volume = {"name": "data", "path": "/x"}
+    return parse_config({"source": "shop", "target": "127.0.0.1:1", "tracker": tracker, "volume": [volume], **more})
 
 
 def test_what_it_sees_becomes_points_and_its_figures_are_told(tmp_path: Path) -> None:
@@ -95,3 +94,27 @@ def test_ours_can_not_be_replaced_by_what_happens_to_be_installed(
 ) -> None:
     monkeypatch.syspath_prepend(str(install(tmp_path, scan="tests.agent.capture.noted:NotedCapture")))
     assert capture_class("scan").__name__ == "ScanCapture"
+
+
+def test_it_has_options_of_its_own_which_are_checked_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(install(tmp_path, noted="tests.agent.capture.noted:NotedCapture")))
+    assert configured_capture(config("noted", tracker_options={"large": "1MiB"})) is NotedCapture
+    with pytest.raises(DrengineError, match="tracker_options: unknown option lagre; did you mean large"):
+        configured_capture(config("noted", tracker_options={"lagre": "1MiB"}))
+    with pytest.raises(DrengineError, match="tracker scan takes no tracker_options"):
+        configured_capture(config("scan", tracker_options={"large": "1MiB"}))
+    with pytest.raises(DrengineError, match="option tracker_options: a table is needed"):
+        config("noted", tracker_options="large")
+
+
+@pytest.mark.parametrize(("tracker", "serves"), [("nbd", True), ("ebpf", False), ("scan", False)])
+def test_only_a_tracker_that_serves_the_volumes_can_give_up_serving(tracker: str, serves: bool) -> None:
+    asked = config(tracker, control={"address": "127.0.0.1:1883", "lease": "30s"})
+    if serves:
+        assert configured_capture(asked).serves
+        return
+    with pytest.raises(DrengineError, match=rf"control.lease: tracker {tracker} does not serve") as refused:
+        configured_capture(asked)
+    assert refused.value.kind.id == "bad-config"
