@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -28,6 +28,7 @@ from typing import NamedTuple, NoReturn
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from drengine.durable import ASIDE, replace_durably, sync_directory
+from drengine.linux import writeback
 from drengine.linux.devices import device_behind, device_instance
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
@@ -141,6 +142,8 @@ class Restore:
         self._written = False
         self._stop = threading.Event()
         self._sync_failed = False
+        self._buffers = threading.local()
+        self._compared: set[int] = set()
         self._load()
 
     @property
@@ -265,27 +268,32 @@ class Restore:
         self._stop.set()
 
     def _write_all(self, descriptor: int, progress: Progress) -> int:
-        """Write all units that are not done; returns bytes written."""
+        """Write all units that are not done; returns bytes written. What the device has is compared meanwhile."""
         missing = iter([unit for unit, digest in enumerate(self._digests) if digest == _NOT_DONE])
         done_bytes = sum(self._length(unit) for unit, digest in enumerate(self._digests) if digest != _NOT_DONE)
         finished: list[tuple[int, bytes]] = []
+        behind: deque[tuple[int, bytes]] = deque()
         saved_at, written = self._clock.monotonic(), 0
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="restore") as pool:
-            running: set[Future[tuple[int, bytes]]] = set()
+            running: set[Future[tuple[int, bytes] | None]] = set()
             try:
                 while not self._stop.is_set():
-                    for unit in missing:
-                        self._written = True
-                        running.add(pool.submit(self._write_unit, descriptor, unit))
-                        if len(running) >= 2 * WORKERS:
+                    while len(running) < 2 * WORKERS:
+                        if self._verify and len(behind) > READ_BACK_UNITS:
+                            running.add(pool.submit(self._compare_early, descriptor, *behind.popleft()))
+                        elif (unit := next(missing, None)) is not None:
+                            self._written = True
+                            running.add(pool.submit(self._write_unit, descriptor, unit))
+                        else:
                             break
                     if not running:
                         break
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
                     for each in ended:
-                        unit, digest = each.result()
-                        finished.append((unit, digest))
-                        written += self._length(unit)
+                        if wrote := each.result():
+                            finished.append(wrote)
+                            behind.append(wrote)
+                            written += self._length(wrote[0])
                     progress(done_bytes + written, self._volume.size_bytes)
                     if self._clock.monotonic() - saved_at >= SAVE_SECONDS:
                         self._save(descriptor, finished)
@@ -297,11 +305,18 @@ class Restore:
                         self._save(descriptor, finished)
                 raise
             wait(running)
-            finished += [each.result() for each in running]
+            finished += [wrote for each in running if (wrote := each.result())]
         self._save(descriptor, finished)
         if self._stop.is_set():
             raise DrengineError(RESTORE_INTERRUPTED, f"{self._path} is NOT restored; {written} bytes were written")
         return written
+
+    def _compare_early(self, descriptor: int, unit: int, written: bytes) -> None:
+        """Compare a unit once the device has it. What differs, or cannot be told yet, is left for `_read_back`."""
+        if not writeback.drop(descriptor, unit * UNIT_BYTES, self._length(unit)):
+            return
+        if self._digest_of(descriptor, unit) == written:
+            self._compared.add(unit)
 
     def _length(self, unit: int) -> int:
         return min(UNIT_BYTES, self._volume.size_bytes - unit * UNIT_BYTES)
@@ -312,15 +327,22 @@ class Restore:
         if all(kind != "data" for _, _, kind in runs):
             self._zero(descriptor, offset, length)
             return unit, _zero_digest(length)
-        buffer = bytearray(length)
-        self._view.read_into(self._volume.volume, offset, buffer)
-        view = memoryview(buffer)
+        view = self._buffer(length)
+        self._view.read_into(self._volume.volume, offset, view)
         for start, size, kind in runs:
             if kind == "data":
                 _write_at(descriptor, start, view[start - offset : start - offset + size])
             else:
                 self._zero(descriptor, start, size)
-        return unit, xxh3_128_digest(buffer)
+        writeback.begin(descriptor, offset, length)
+        return unit, xxh3_128_digest(view)
+
+    def _buffer(self, length: int) -> memoryview:
+        """This thread's buffer for a unit: a fresh one for each costs as much as filling it."""
+        found: memoryview | None = getattr(self._buffers, "unit", None)
+        if found is None:
+            found = self._buffers.unit = memoryview(bytearray(UNIT_BYTES))
+        return found[:length]
 
     def _zero(self, descriptor: int, offset: int, length: int) -> None:
         """A new partial file is a hole of its full size; a device, or what an earlier run left, may hold anything."""
@@ -342,10 +364,11 @@ class Restore:
         """Compare what the disk gives back, past the page cache as far as the kernel drops it."""
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="verify") as pool:
-            for first in range(0, self._units, READ_BACK_UNITS):
+            left = [unit for unit in range(self._units) if unit not in self._compared]
+            for first in range(0, len(left), READ_BACK_UNITS):
+                units = left[first : first + READ_BACK_UNITS]
                 if self._stop.is_set():
                     raise DrengineError(RESTORE_INTERRUPTED, f"{self._path} is NOT restored: it was not read back")
-                units = range(first, min(first + READ_BACK_UNITS, self._units))
                 found = list(pool.map(lambda unit: self._digest_of(descriptor, unit), units))
                 for unit, digest in zip(units, found, strict=True):
                     if digest != self._digests[unit]:
@@ -367,7 +390,8 @@ class Restore:
         offset, length = unit * UNIT_BYTES, self._length(unit)
         if not self._is_device and _is_hole(descriptor, offset, length):
             return _zero_digest(length)
-        return xxh3_128_digest(os.pread(descriptor, length, offset))
+        buffer = self._buffer(length)
+        return xxh3_128_digest(buffer[: os.preadv(descriptor, [buffer], offset)])
 
     def _load(self) -> None:
         """Take over what an earlier run of the same restore remembered, if there is anything."""

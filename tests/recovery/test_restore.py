@@ -141,6 +141,35 @@ def test_a_destination_that_forgets_is_found_out_and_healed_by_the_next_run(
     assert report.resumed_bytes > 0
 
 
+@pytest.mark.fault(58)
+@pytest.mark.parametrize("dropped", [True, False])
+def test_what_the_device_has_is_compared_while_the_rest_is_written(
+    replica: tuple[Store, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropped: bool
+) -> None:
+    store, contents = replica
+    point_id, content = list(contents.items())[-1]
+    monkeypatch.setattr(engine, "READ_BACK_UNITS", 1)
+    early: list[int] = []
+
+    def drop(descriptor: int, offset: int, _: int) -> bool:
+        early.append(offset)
+        return dropped
+
+    monkeypatch.setattr(engine.writeback, "drop", drop)
+    restoring(store, point_id, tmp_path / "disk.img")
+    assert (tmp_path / "disk.img").read_bytes() == content
+    assert early
+
+    def spoil(descriptor: int, offset: int, _: int) -> bool:
+        os.pwrite(descriptor, bytes([content[offset] ^ 1]), offset)
+        return dropped
+
+    monkeypatch.setattr(engine.writeback, "drop", spoil)
+    with pytest.raises(DrengineError, match="does not hold"):
+        restoring(store, point_id, tmp_path / "spoilt.img")
+    assert not (tmp_path / "spoilt.img").exists()
+
+
 def test_progress_of_another_point_is_not_taken_over(replica: tuple[Store, dict[str, bytes]], tmp_path: Path) -> None:
     store, contents = replica
     (older, _), (newer, content) = contents.items()
