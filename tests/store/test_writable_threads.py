@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +38,7 @@ class Gate:
     opened: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, call: Call) -> Fault | None:
-        if call.operation == self.operation and call.name.endswith(".seg") and not self.reached.is_set():
+        if call.operation == self.operation and call.name.endswith((".seg", ".map")) and not self.reached.is_set():
             self.reached.set()
             assert self.opened.wait(WAIT_SECONDS)
             return self.fault
@@ -266,6 +267,21 @@ def test_a_cut_shows_what_was_written_before_it_and_nothing_after(bench: Bench) 
     assert view.is_uncut
     view.cut(PointKind.WRITE_ORDER)
     assert not view.is_uncut
+
+
+def test_flushes_do_not_wait_for_the_layers_of_closed_segments(bench: Bench) -> None:
+    view, rng = bench.view, random.Random(1)
+    with bench.standing("put") as gate:
+        for number in range(20):  # 1 MiB each; a segment is closed at 8 MiB
+            data = rng.randbytes(SIZE - number)
+            view.write(1, number, data)
+            view.flush()
+        assert gate.reached.wait(WAIT_SECONDS)
+        assert view.read(1, 19, SIZE - 19) == data
+        close = bench.start(view.close)
+        assert not close.done()
+    result(close)
+    assert bench.reopened().read(1, 19, SIZE - 19) == data
 
 
 def test_closing_waits_for_the_flush_under_way(bench: Bench) -> None:

@@ -34,12 +34,11 @@ from drengine.store.log.pending import (
     Record,
     cost_bytes,
     cut_changes,
-    laid_over,
     logged_maps,
 )
+from drengine.store.log.tail import Tail, TailLayer
 from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.segments.format import parse_geometry
-from drengine.store.views.extentmap import FlatMap
 from drengine.store.views.stack import StackLayer
 from drengine.store.views.view import View
 
@@ -48,7 +47,6 @@ _log = logging.getLogger(__name__)
 _KEPT_BUFFERS = 4
 """So many times the write buffer stays readable from memory after it became durable."""
 
-_TAIL_RATIO = 2
 _FENCE_SECONDS = 0.1
 """A writer that was fenced hears of it so soon, also when it does not flush."""
 
@@ -81,9 +79,14 @@ class WritableView(View):
         self._buffer = Pending(self._recent[-1])
         self._taken: list[Pending] = []
         """Taken by whoever logs, and not durable; oldest first."""
-        self._tail: list[dict[int, FlatMap]] = []
-        """Maps of durable records that `_stack` does not show yet, oldest first."""
-        self._tail_segment = 0
+        self._tail = Tail()
+        """Durable records that `_stack` does not show yet."""
+        writer.makes_layers = False
+        self._settled = 0
+        """The stack shows what lies before this segment, and the tail only what comes from then on."""
+        self._segment = 0
+        """The newest one that commits went to; `_settled` follows it."""
+        self._settling: threading.Thread | None = None
         self._must_replay = False
         self._fence_seen = context.clock.monotonic()
         self._uncut = context.catalogue.point(writer.source, writer.branch, durable.sequence) is None and (
@@ -105,6 +108,8 @@ class WritableView(View):
         """Let the branch go. What was not flushed is gone, as on any disk."""
         with self._alone():
             self._writer.close()
+            if self._settling is not None:
+                self._settling.join()
         super().close()
 
     def write(self, volume: int, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -170,7 +175,7 @@ class WritableView(View):
 
     def _durable_layers(self) -> list[StackLayer]:
         with self._changed:
-            return [*(StackLayer(self.branch, maps) for maps in reversed(self._tail)), *self._stack]
+            return [*(StackLayer(self.branch, layer.maps) for layer in reversed(self._tail)), *self._stack]
 
     def _held(self, volume: int, offset: int, length: int, *, wait: bool = True) -> list[Held] | None:
         if not self._changed.acquire(blocking=wait):
@@ -311,28 +316,28 @@ class WritableView(View):
         records = self._taken_records()
         for pending in self._taken:
             pending.recent.logged += pending.records(self._options.write_buffer_bytes)
-        complete = [logged_maps(recent.logged) for recent in self._recent[:-1]]
+        complete = Tail(TailLayer(_segment(recent.logged), logged_maps(recent.logged)) for recent in self._recent[:-1])
         tail = self._tail
-        for maps in complete:
-            tail = _extended(tail, maps)
+        for layer in complete:
+            tail = tail.extended(*layer)
         with self._changed:
             self.position = Position(self.position.source, self.branch, committed.sequence)
-            self._tail, self._taken = tail, []
+            self._tail, self._taken = tail.since(self._settled), []
             self._uncut = cut is None and (self._uncut or bool(records))
             self._commits_covered = begun
             self._fence_seen = self._context.clock.monotonic()
         self._let_go(complete)
-        if records and records[-1].place and records[-1].place.segment != self._tail_segment:
-            self._rebase(records[-1].place.segment)
+        if records:
+            self._settle_before(_segment(records))
         return committed
 
-    def _let_go(self, complete: list[dict[int, FlatMap]]) -> None:
+    def _let_go(self, complete: Tail) -> None:
         """Forget the older part of what memory holds, now that the tail shows it: these maps.
 
         Readers look into memory first, so until it goes none of them sees a window that is behind.
         """
-        for maps in complete:
-            for volume, flat in maps.items():
+        for layer in complete:
+            for volume, flat in layer.maps.items():
                 self._windows.lay(volume, flat, self.branch)
         with self._changed:
             self._recent = self._recent[-1:]
@@ -340,17 +345,32 @@ class WritableView(View):
     def _taken_records(self) -> list[Record]:
         return [record for pending in self._taken for record in pending.records(self._options.write_buffer_bytes)]
 
-    def _rebase(self, segment: int) -> None:
-        """Look through the layers on disk again now that a segment was closed."""
-        position, geometry = self.position, tuple(self._geometry.values())
+    def _settle_before(self, segment: int) -> None:
+        """When a segment is a new one: look through layers on disk for what lies before it, once they are made.
+
+        No flush waits for that: making layers takes up to a second, once in a thousand commits.
+        """
+        is_settling = self._settling is not None and self._settling.is_alive()
+        if self._segment and segment != self._segment and not is_settling:
+            self._settling = threading.Thread(target=self._settle, args=(segment,), name="drengine-layers", daemon=True)
+            self._settling.start()
+        if not is_settling:
+            self._segment = segment
+
+    def _settle(self, segment: int) -> None:
+        source, branch = self.position.source, self.branch
         try:
-            stack = self._context.layers.stack(position.source, position.branch, position.sequence, geometry)
+            row = self._context.catalogue.segment(source, branch, segment)
+            if row is None:
+                return
+            geometry = tuple(self._geometry.values())
+            stack = self._context.layers.stack(source, branch, row.first_sequence - 1, geometry)
         except DrengineError as error:
-            # What is durable is found through the tail as well; the next commit tries again.
-            _log.warning("layers of %s/%d: %s", position.source, position.branch, error)
+            # All of it is found through the tail as well; the next segment tries again.
+            _log.warning("layers of %s/%d: %s", source, branch, error)
             return
         with self._changed:
-            self._stack, self._tail, self._tail_segment = stack, [], segment
+            self._stack, self._tail, self._settled = stack, self._tail.since(segment), segment
 
     @contextmanager
     def _replaying_after_failure(self) -> Iterator[None]:
@@ -372,13 +392,8 @@ def suppress_full() -> Iterator[None]:
             raise
 
 
-def _extended(tail: list[dict[int, FlatMap]], maps: dict[int, FlatMap]) -> list[dict[int, FlatMap]]:
-    """A tail of few layers: a newer one swallows older ones that are not much larger."""
-    tail = list(tail)
-    while tail and _mappings(tail[-1]) <= _TAIL_RATIO * _mappings(maps):
-        maps = laid_over(maps, tail.pop())
-    return [*tail, maps]
-
-
-def _mappings(maps: dict[int, FlatMap]) -> int:
-    return sum(len(flat) for flat in maps.values())
+def _segment(records: list[Record]) -> int:
+    """The newest segment of records that are in the log."""
+    place = records[-1].place
+    assert place is not None
+    return place.segment

@@ -95,7 +95,11 @@ class _Segment:
 
 
 class BranchWriter:
-    """The only writer of a branch. One thread at a time."""
+    """The only writer of a branch. One thread at a time.
+
+    Attributes:
+        makes_layers: a commit that closed a segment makes the layers that this completes, before it returns.
+    """
 
     def __init__(self, context: StoreContext, source: str, branch: int, generation: int) -> None:
         """Take the branch's lock, check the generation, and set aside what an earlier writer left unfinished.
@@ -103,6 +107,7 @@ class BranchWriter:
         Raises:
             DrengineError: BRANCH_BUSY, FENCED, UNKNOWN_BRANCH, STORE_FULL, STORE_IO, STORE_READ_ONLY.
         """
+        self.makes_layers = True
         self._context = context
         self._generation = generation
         self._lock = lock_branch(context.directory, source, branch)
@@ -255,7 +260,7 @@ class BranchWriter:
         finished, self._finished = self._finished, []
         for part in written:
             part.is_new = False
-        for part in finished:
+        for part in finished if self.makes_layers else ():
             self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
         return self._committed(points)
 
