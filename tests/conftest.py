@@ -19,6 +19,7 @@ MACHINE = (
     "tests/agent/standby/",
     "tests/crash/",
     "tests/docs/",
+    "tests/failover/drivers/test_qemu_move.py",
     "tests/failover/engine/test_real_parts.py",
     "tests/field/",
     "tests/linux/",

@@ -10,7 +10,7 @@ import typer
 
 from drengine.cli.common import JsonOption
 from drengine.model.sectors import SECTOR_BYTES
-from drengine.nbd.hydrator import keep_progress, open_hydration, serve_until_signalled
+from drengine.nbd.hydrator import Progress, keep_progress, open_hydration, serve_until_signalled
 from drengine.target.destination import sectors_differ
 from drengine.terminal import emit_json, human_bytes, is_terminal, note, progress_bar
 
@@ -42,9 +42,11 @@ def hydrate(
 
     with progress_bar("hydrating", quiet=json or not is_terminal()) as advance:
 
-        def progress(done: int, total: int) -> None:
-            advance(done, total)
+        def progress(now: Progress) -> None:
+            advance(now.hydrated_bytes, now.size_bytes)
+            if now.given_up:
+                note(f"the local copy is given up ({now.given_up}); the disk is served from afar")
             if report is not None:
-                keep_progress(report, done, total)
+                keep_progress(report, now)
 
         asyncio.run(serve_until_signalled(hydration, socket, served=tell, progress=progress))

@@ -2,42 +2,53 @@
 
 Reads come from the local copy where it is filled, else from the remote disk (and fill it). Writes go to the remote disk
 first, always: it stays the truth and keeps its recovery points, so a workload is protected from its first write and
-loses nothing with this host. The copy is a cache: after any stop it is filled anew, so nothing about it must survive.
+loses nothing with this host. The copy is a cache: after any stop it is filled anew, so nothing about it must survive;
+and when its disk is full or fails, it is given up and the remote disk serves alone.
 
 Without a place for the copy it only passes on: for clients that can't speak TLS as the remote side wants it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
-import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from drengine.linux.devices import device_behind
-from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
-from drengine.nbd.export import FLAG_FUA, Command, Complete, Export, ExportInfo, NbdError, Peer, Reply, Request
+from drengine.nbd.remote import RemoteDisk
 
 BLOCK_BYTES = 64 << 10
 FILL_BYTES = 1 << 20
-LOCKS = 256
+FILLERS = 4
+LOCKS = 4096
+YIELD_SECONDS = 0.02
+"""How long one piece of the background's copy gives way to clients that need the remote disk."""
+
 _PUNCH_HOLE = 0x03
 _ZEROS = bytes(FILL_BYTES)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
+class CopyError(Exception):
+    """The local copy can't be read or written."""
+
+
 class Hydration:
     """One disk on its way here. Threads may share it.
 
     Invariant: a block that is marked filled holds in the local copy what the remote disk holds. It is kept by changing
-    both under the locks of all blocks that a request touches.
+    both under the locks of all blocks that a request touches. Reading a filled block needs no lock: whoever changes it
+    has not been answered yet, so old and new are both right.
+
+    Attributes:
+        given_up: why there is no copy any more; empty while there is one.
     """
 
     def __init__(self, connect: Callable[[], NbdClient], copy: Path | None, *, connections: int = 4) -> None:
@@ -47,15 +58,15 @@ class Hydration:
         Raises:
             DrengineError, OSError: the remote disk or the copy can't be opened.
         """
-        self._clients: queue.SimpleQueue[NbdClient] = queue.SimpleQueue()
-        self._connect = connect
+        self.given_up = ""
+        self._trust = threading.Lock()
+        self._relied_upon = False
+        self._is_lent = False
         with ExitStack() as undo:
-            for _ in range(connections):
-                client = connect()
-                undo.callback(client.close)
-                self._clients.put(client)
-            self.size_bytes = client.size_bytes
-            self.sector_bytes = client.block_bytes_min
+            self._remote = RemoteDisk(connect, connections + (FILLERS if copy else 0))
+            undo.callback(self._remote.close)
+            self.size_bytes = self._remote.size_bytes
+            self.sector_bytes = self._remote.sector_bytes
             self._copy = -1
             if copy is not None:
                 copy = device_behind(copy)
@@ -67,6 +78,8 @@ class Hydration:
         self._is_file = copy is not None and copy.is_file()
         self._filled = bytearray(-(-self.size_bytes // BLOCK_BYTES))
         self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._counting = threading.Lock()
+        self._clients_waiting = 0
 
     def _begin_copy(self, copy: Path) -> None:
         if copy.is_file():
@@ -78,107 +91,203 @@ class Hydration:
     @property
     def hydrated_bytes(self) -> int:
         """How much of the disk is local."""
-        return min(self.size_bytes, self._filled.count(1) * BLOCK_BYTES)
+        return 0 if self.given_up else min(self.size_bytes, self._filled.count(1) * BLOCK_BYTES)
 
     @property
     def complete(self) -> bool:
         """Whether reads need the remote disk no more."""
-        return 0 not in self._filled
+        return self._has_copy and 0 not in self._filled
 
-    def read(self, offset: int, length: int) -> bytes:
+    def rely(self) -> bool:
+        """Whether the copy is complete, and from now on stays so: somebody will read it without asking us, so a change
+        that does not reach it fails from now on, until `relinquish`.
+        """
+        with self._trust:
+            self._relied_upon = self._relied_upon or self.complete
+            self._is_lent = self._is_lent or self._relied_upon
+            return self.complete
+
+    def relinquish(self) -> None:
+        """Nobody reads the copy any more but by asking us."""
+        with self._trust:
+            self._relied_upon = False
+
+    def read_at_once(self, offset: int, length: int) -> bytearray | None:
+        """Read what is local and in memory, without waiting for anything; None: `read` must."""
+        if self._filled.find(0, offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1) >= 0 or self.given_up:
+            return None
+        data = bytearray(length)
+        try:
+            read = os.preadv(self._copy, [data], offset, os.RWF_NOWAIT)
+        except OSError:  # it would wait, or this file system can't say
+            return None
+        return data if read == length else None
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
         """Read; what was not local is afterwards.
 
         Raises:
-            OSError, DrengineError: the remote disk or the copy failed.
+            OSError, DrengineError: the remote disk failed.
         """
-        if self._copy < 0:
-            with self._remote() as remote:
-                return bytes(remote.read(offset, length))
         first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
-        with self._locked(first, last):
-            if 0 in self._filled[first : last + 1]:
-                self._fill(first, last)
-            return self._read_copy(offset, length)
+        with self._client(), self._locked(first, last):
+            if self._has_copy:
+                try:
+                    self._fill(first, last)
+                    return self._read_copy(offset, length)
+                except CopyError as error:
+                    self._give_up(error)
+            return self._remote.read(offset, length)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write to both; it is durable after `flush`."""
+        """Write to both; it is durable after `flush`. The buffer is not changed any more.
+
+        Raises:
+            OSError, DrengineError: what the disk holds there is unknown.
+        """
         with self._changing(offset, len(data)):
-            with self._remote() as remote:
-                remote.write(offset, data)
-            self._write_copy(offset, data)
+            self._remote.write(offset, data)
+            self._change_copy(lambda: self._write_copy(offset, data))
 
     def zero(self, offset: int, length: int, *, discard: bool) -> None:
-        """Zeros, or a discard, to both."""
+        """Zeros, or a discard, to both; raises as `write`."""
         with self._changing(offset, length):
-            with self._remote() as remote:
-                (remote.trim if discard else remote.zero)(offset, length)
-            self._zero_copy(offset, length)
+            self._remote.zero(offset, length, discard=discard)
+            self._change_copy(lambda: self._zero_copy(offset, length))
 
     def flush(self) -> None:
-        """Everything written is durable, remotely: the copy is a cache."""
-        with self._remote() as remote:
-            remote.flush()
+        """Everything written is durable, remotely: the copy is a cache.
+
+        Raises:
+            OSError, DrengineError: it may not be.
+        """
+        self._remote.flush()
 
     def fill(self, stopping: threading.Event) -> None:
-        """Bring everything here, in order; requests of clients go first.
+        """Bring everything here, several pieces at a time; requests of clients go first. A copy that was given up gives
+        its space back instead.
 
         Raises:
             OSError, DrengineError: as `read`; calling it again goes on.
         """
         step = FILL_BYTES // BLOCK_BYTES
-        if self._copy < 0:
-            stopping.wait()
-            return
-        for first in range(0, len(self._filled), step):
-            if stopping.is_set():
-                return
-            last = min(first + step, len(self._filled)) - 1
-            if 0 in self._filled[first : last + 1]:
-                with self._locked(first, last):
-                    self._fill(first, last)
+        pieces = iter(range(0, len(self._filled), step))
+        taking, failed = threading.Lock(), threading.Event()
+
+        def work() -> None:
+            while self._has_copy and not (stopping.is_set() or failed.is_set()):
+                with taking:
+                    first = next(pieces, None)
+                if first is None:
+                    return
+                last = min(first + step, len(self._filled)) - 1
+                if 0 not in self._filled[first : last + 1]:
+                    continue
+                self._give_way()
+                try:
+                    with self._locked(first, last):
+                        if self._has_copy:
+                            self._fill(first, last)
+                except CopyError as error:
+                    self._give_up(error)
+                except BaseException:
+                    failed.set()
+                    raise
+
+        with ThreadPoolExecutor(FILLERS, thread_name_prefix="fill") as pool:
+            for done in [pool.submit(work) for _ in range(FILLERS)]:
+                done.result()
+        if self.given_up:
+            self._give_space_back()
+
+    def stop_waiting(self) -> None:
+        """Requests that wait for a remote server that is gone fail from now on."""
+        self._remote.stop_waiting()
 
     def close(self) -> None:
         """Let go; the copy stays as it is."""
-        while not self._clients.empty():
-            self._clients.get().close()
+        self._remote.close()
         if self._copy >= 0:
             os.close(self._copy)
 
+    @contextmanager
+    def _client(self) -> Iterator[None]:
+        """Around a request for which a client waits."""
+        with self._counting:
+            self._clients_waiting += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._clients_waiting -= 1
+
+    @property
+    def _has_copy(self) -> bool:
+        return self._copy >= 0 and not self.given_up
+
+    def _give_way(self) -> None:
+        """Let clients go first that need the remote disk, but not for ever."""
+        deadline = time.monotonic() + YIELD_SECONDS
+        while self._clients_waiting and time.monotonic() < deadline:
+            time.sleep(YIELD_SECONDS / 10)
+
+    def _give_up(self, error: CopyError) -> None:
+        """The copy can't be kept."""
+        with self._trust:
+            self.given_up = self.given_up or str(error)
+
+    def _give_space_back(self) -> None:
+        """After the copy was given up, unless somebody may be reading it."""
+        with self._locked(0, LOCKS):  # whoever changes the copy holds one, and looks first whether it is still kept
+            if self._is_file and not self._is_lent:
+                os.ftruncate(self._copy, 0)
+
+    def _change_copy(self, change: Callable[[], None]) -> None:
+        """Change the copy as the remote disk was changed, if there is one still.
+
+        Raises:
+            CopyError: it can't be, and somebody relies on it.
+        """
+        if self._has_copy:
+            try:
+                change()
+            except CopyError as error:
+                self._give_up(error)
+        if self.given_up and self._relied_upon:
+            raise CopyError(self.given_up)
+
     def _fill(self, first: int, last: int) -> None:
-        """Bring what is missing of these blocks; their locks are held."""
-        block = first
-        while block <= last:
-            if self._filled[block]:
-                block += 1
-                continue
-            run = block
-            while run <= last and not self._filled[run] and (run - block) * BLOCK_BYTES < FILL_BYTES:
-                run += 1
+        """Bring what is missing of these blocks; their locks are held.
+
+        Raises:
+            CopyError: the copy failed. OSError, DrengineError: the remote disk did.
+        """
+        while (block := self._filled.find(0, first, last + 1)) >= 0:
+            run = self._filled.find(1, block, last + 1)
+            run = min(last + 1 if run < 0 else run, block + FILL_BYTES // BLOCK_BYTES)
             offset, end = block * BLOCK_BYTES, min(run * BLOCK_BYTES, self.size_bytes)
-            with self._remote() as remote:
-                data = remote.read(offset, end - offset)
+            data = self._remote.read(offset, end - offset)
             if data == _ZEROS[: len(data)]:
                 self._zero_copy(offset, len(data))
             else:
                 self._write_copy(offset, data)
             self._filled[block:run] = b"\1" * (run - block)
-            block = run
 
     @contextmanager
     def _changing(self, offset: int, length: int) -> Iterator[None]:
-        """Around a change of both: while it is under way, and if it fails, the blocks that it touches count as not
-        filled: what the remote disk holds then is unknown. Afterwards those are filled that were before, and
-        those that it covered whole."""
+        """Around a change of both. Blocks that it covers whole are filled afterwards; if it fails, what the remote disk
+        holds is unknown, and all that it touches count as not filled."""
         first, last = offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES
-        with self._locked(first, last):
-            after = bytearray(self._filled[first : last + 1])
-            for edge in (first, last):
-                begin, end = edge * BLOCK_BYTES, min((edge + 1) * BLOCK_BYTES, self.size_bytes)
-                after[edge - first] |= offset <= begin and end <= offset + length
-            after[1:-1] = b"\1" * len(after[1:-1])
-            self._filled[first : last + 1] = bytes(len(after))
-            yield
-            self._filled[first : last + 1] = after
+        with self._client(), self._locked(first, last):
+            try:
+                yield
+            except BaseException:
+                self._filled[first : last + 1] = bytes(last + 1 - first)
+                raise
+            whole = range(-(-offset // BLOCK_BYTES), (offset + length) // BLOCK_BYTES)
+            if offset + length == self.size_bytes:
+                whole = range(whole.start, last + 1)
+            self._filled[whole.start : max(whole.start, whole.stop)] = b"\1" * len(whole)
 
     @contextmanager
     def _locked(self, first: int, last: int) -> Iterator[None]:
@@ -188,109 +297,34 @@ class Hydration:
                 held.enter_context(self._locks[number])
             yield
 
-    @contextmanager
-    def _remote(self) -> Iterator[NbdClient]:
-        """A connection to the remote disk; one that failed is replaced by a new one."""
-        client = self._clients.get()
-        try:
-            yield client
-        except (OSError, DrengineError):
-            client.close()
-            try:
-                client = self._connect()
-            finally:
-                self._clients.put(client)  # a dead one fails again, and is replaced then
-            raise
-        self._clients.put(client)
-
     def _read_copy(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._copy, length, offset)
-        while len(data) < length:
-            more = os.pread(self._copy, length - len(data), offset + len(data))
-            if not more:
-                raise OSError("the copy was cut short")
-            data += more
-        return data
+        with _of_copy():
+            data = os.pread(self._copy, length, offset)
+            while len(data) < length:
+                more = os.pread(self._copy, length - len(data), offset + len(data))
+                if not more:
+                    raise OSError("it was cut short")
+                data += more
+            return data
 
     def _write_copy(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        if self._copy < 0:
-            return
         view = memoryview(data)
-        while view:
-            written = os.pwrite(self._copy, view, offset)
-            offset, view = offset + written, view[written:]
+        with _of_copy():
+            while view:
+                written = os.pwrite(self._copy, view, offset)
+                offset, view = offset + written, view[written:]
 
     def _zero_copy(self, offset: int, length: int) -> None:
-        if self._copy < 0:
-            return
         if self._is_file and _libc.fallocate(self._copy, _PUNCH_HOLE, offset, length) == 0:
             return
         for at in range(offset, offset + length, len(_ZEROS)):
             self._write_copy(at, _ZEROS[: min(len(_ZEROS), offset + length - at)])
 
 
-class HydratingExport:
-    """A hydration as an NBD export."""
-
-    inline = False
-
-    def __init__(self, name: str, hydration: Hydration, pool: ThreadPoolExecutor) -> None:
-        self._hydration = hydration
-        self._pool = pool
-        self.info = ExportInfo(
-            name,
-            hydration.size_bytes,
-            description="hydrating",
-            block_bytes_preferred=BLOCK_BYTES,
-            sector_bytes=hydration.sector_bytes,
-            can_block_status=False,
-        )
-
-    def submit(self, requests: list[Request], complete: Complete) -> list[Reply]:
-        """Not used: the export is not inline."""
-        raise NotImplementedError
-
-    async def handle(self, request: Request) -> Reply:
-        """See Export."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._serve, request)
-
-    async def block_status(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """Not offered."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Others may use it still."""
-
-    def _serve(self, request: Request) -> Reply:
-        disk = self._hydration
-        try:
-            match request.command:
-                case Command.READ:
-                    return Reply(request, data=disk.read(request.offset, request.length))
-                case Command.WRITE:
-                    assert request.data is not None
-                    disk.write(request.offset, request.data)
-                case Command.TRIM | Command.WRITE_ZEROES:
-                    disk.zero(request.offset, request.length, discard=request.command == Command.TRIM)
-                case _:
-                    pass
-            if request.command == Command.FLUSH or request.flags & FLAG_FUA:
-                disk.flush()
-        except (OSError, DrengineError) as error:
-            return Reply(request, NbdError.EIO, message=str(error))
-        return Reply(request)
-
-
-class HydratingProvider:
-    """Serves one hydration under every name: a socket of its own has only one disk."""
-
-    def __init__(self, export: HydratingExport) -> None:
-        self._export = export
-
-    async def names(self) -> list[str]:
-        """See ExportProvider."""
-        return [self._export.info.name]
-
-    async def open(self, name: str, peer: Peer) -> Export:
-        """See ExportProvider."""
-        return self._export
+@contextmanager
+def _of_copy() -> Iterator[None]:
+    """Tells errors of the copy from those of the remote disk."""
+    try:
+        yield
+    except OSError as error:
+        raise CopyError(error.strerror or str(error)) from error

@@ -5,17 +5,17 @@ They outlive the process that started them, and are found again by their mark (s
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from drengine.model.errors import DrengineError
 from drengine.nbd.errors import HYDRATION_FAILED
+from drengine.nbd.hydrator import read_progress
 from drengine.ownership import make_directory
 from drengine.process import end_marked, find_marked, start_marked
 
@@ -47,31 +47,50 @@ def end_hydrators(instance: str) -> None:
 
 def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, float]:
     """How much of each disk is local, 0 to 1; disks of which nothing is known yet are left out."""
-    found = {}
-    for volume in volumes:
-        with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
-            report = json.loads((directory / f"{volume}.json").read_text())
-            found[volume] = round(report["hydrated_bytes"] / report["size_bytes"], 4)
-    return found
+    read = {volume: read_progress(hydrator_files(directory, volume).report) for volume in volumes}
+    return {
+        volume: round(now.hydrated_bytes / now.size_bytes, 4) for volume, now in read.items() if now and now.size_bytes
+    }
+
+
+class HydratorFiles(NamedTuple):
+    """Where one hydrator's files lie: its local copy, its socket, its report of progress, and what it says."""
+
+    copy: Path
+    socket: Path
+    report: Path
+    output: Path
+
+
+def hydrator_files(directory: Path, volume: str) -> HydratorFiles:
+    """Of a volume's hydrator in an instance's directory."""
+    return HydratorFiles(*(directory / f"{volume}.{ending}" for ending in ("img", "sock", "json", "log")))
+
+
+def is_hydrating(instance: str, volume: str) -> bool:
+    """Whether a volume's hydrator runs."""
+    return bool(find_marked(DISK_MARK, f"{instance}/{volume}"))
 
 
 def _start(instance: str, directory: Path, volume: str, uri: str, *, copied: bool) -> str:
-    mark, output, socket = f"{instance}/{volume}", directory / f"{volume}.log", directory / f"{volume}.sock"
-    if not find_marked(DISK_MARK, mark):
-        output.write_bytes(b"")
-        places = (directory / f"{volume}.img" if copied else "", socket, directory / f"{volume}.json")
+    files = hydrator_files(directory, volume)
+    if not is_hydrating(instance, volume):
+        files.output.write_bytes(b"")
+        for old in (files.copy, files.report):  # a copy that somebody still has open stays as it is for him
+            old.unlink(missing_ok=True)
+        places = (files.copy if copied else "", files.socket, files.report)
         start_marked(
             [sys.executable, "-m", "drengine.nbd.hydrator", uri, *map(str, places)],
             DISK_MARK,
-            mark,
-            output=output,
+            f"{instance}/{volume}",
+            output=files.output,
             directory=directory,
             environment={MARK: instance, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     deadline = time.monotonic() + READY_SECONDS
-    while READY.encode() not in output.read_bytes():
-        if time.monotonic() > deadline or not find_marked(DISK_MARK, mark):
-            said = output.read_text(errors="replace")[-OUTPUT_CHARACTERS_MAX:].strip()
+    while READY.encode() not in files.output.read_bytes():
+        if time.monotonic() > deadline or not is_hydrating(instance, volume):
+            said = files.output.read_text(errors="replace")[-OUTPUT_CHARACTERS_MAX:].strip()
             raise DrengineError(HYDRATION_FAILED, f"disk {volume} can't be hydrated: {said}")
         time.sleep(LOOK_SECONDS)
-    return f"nbd+unix:///?socket={quote(str(socket))}"
+    return f"nbd+unix:///?socket={quote(str(files.socket))}"

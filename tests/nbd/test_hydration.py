@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drengine.nbd.client import NbdClient
-from drengine.nbd.hydration import BLOCK_BYTES, Hydration
+from drengine.nbd.hydration import BLOCK_BYTES, CopyError, Hydration
 from tests.linux.loops import loop_device
 
 SIZE_BYTES = 6 * BLOCK_BYTES + 12_345
@@ -81,6 +83,8 @@ def test_every_read_shows_the_remote_disk_whatever_happened_before(
             with contextlib.suppress(OSError):
                 match action:
                     case "read":
+                        at_once = disk.read_at_once(offset, length)
+                        assert at_once is None or at_once == remote.content[offset : offset + length]
                         assert disk.read(offset, length) == remote.content[offset : offset + length]
                     case "write":
                         disk.write(offset, rng.randbytes(length))
@@ -142,6 +146,46 @@ def test_zeros_take_no_space(tmp_path: Path) -> None:
     with hydrating(Remote(bytes(SIZE_BYTES)), tmp_path / "copy") as disk:
         disk.fill(threading.Event())
     assert (tmp_path / "copy").stat().st_blocks * 512 < BLOCK_BYTES
+
+
+@pytest.mark.parametrize("relied_upon", [False, True])
+def test_a_copy_that_can_not_be_written_is_given_up_and_the_remote_disk_serves_alone(
+    tmp_path: Path, relied_upon: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote(b"x" * SIZE_BYTES)
+    with hydrating(remote, tmp_path / "copy") as disk:
+        assert not disk.rely()
+        disk.fill(threading.Event())
+        assert not relied_upon or disk.rely()
+        monkeypatch.setattr(os, "pwrite", full)
+        if relied_upon:
+            with pytest.raises(CopyError, match="No space"):
+                disk.write(5, b"abc")
+            with pytest.raises(CopyError, match="No space"):
+                disk.zero(5, 3, discard=False)
+            disk.relinquish()
+        disk.write(5, b"abc")
+        monkeypatch.undo()
+        assert "No space" in disk.given_up
+        assert not disk.complete
+        assert not disk.rely()
+        assert disk.read_at_once(4, 5) is None
+        assert disk.read(4, 5) == b"xabcx"
+        disk.fill(threading.Event())
+        assert bool((tmp_path / "copy").stat().st_size) == relied_upon
+
+
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_copy_that_finds_no_room_while_it_fills_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(b"x" * SIZE_BYTES)
+    with hydrating(remote, tmp_path / "copy") as disk:
+        monkeypatch.setattr(os, "pwrite", full)
+        assert disk.read(4, 5) == b"xxxxx"
+        disk.fill(threading.Event())
+        assert "No space" in disk.given_up
 
 
 def test_a_device_that_is_too_small_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ def hydrated(request: LaunchRequest) -> LaunchRequest:
     """
     if not request.hydrate:
         return request
-    uris = start_hydrators(request.instance, _place(request), {disk.volume: disk.uri for disk in request.disks})
+    uris = start_hydrators(
+        request.instance, hydration_place(request), {disk.volume: disk.uri for disk in request.disks}
+    )
     return replace(request, disks=tuple(replace(disk, uri=uris[disk.volume]) for disk in request.disks))
 
 
@@ -30,8 +32,9 @@ def end_hydrated(request: LaunchRequest) -> None:
 def hydration_details(request: LaunchRequest) -> dict[str, Any]:
     """How far it is, for an instance's details."""
     volumes = [disk.volume for disk in request.disks]
-    return {"hydrated": hydration_progress(_place(request), volumes)} if request.hydrate else {}
+    return {"hydrated": hydration_progress(hydration_place(request), volumes)} if request.hydrate else {}
 
 
-def _place(request: LaunchRequest) -> Path:
+def hydration_place(request: LaunchRequest) -> Path:
+    """Where the hydrators' files lie."""
     return request.directory / "hydration"

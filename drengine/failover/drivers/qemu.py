@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +21,14 @@ from typing import Any
 import msgspec
 
 from drengine.config import parse_duration
-from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
+from drengine.durable import replace_durably
+from drengine.failover.drivers import move
+from drengine.failover.drivers.driver import Disk, Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
-from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
+from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details, hydration_place
+from drengine.failover.drivers.move import MARK as MOVER_MARK
+from drengine.failover.drivers.move import MovePlan, MovingDisk, read_moves
+from drengine.failover.drivers.qmp import Qmp, QmpError
 from drengine.failover.drivers.settings import read_settings
 from drengine.model.errors import DrengineError
 from drengine.model.sectors import SECTOR_BYTES
@@ -37,6 +42,7 @@ CONSOLE_BYTES_MAX = 4 << 10
 QMP_SECONDS = 5.0
 KILL_SECONDS = 5.0
 _CONSOLE, _QMP, _NOTES = "console.log", "qmp.sock", "qemu.log"
+_MOVER_QMP, _PLAN, _MOVES, _MOVER_NOTES = "move.sock", "move-plan.json", "moves.json", "move.log"
 _BRIDGE = re.compile(r"bridge:([A-Za-z0-9._-]{1,15})", re.ASCII)
 
 
@@ -112,6 +118,8 @@ class QemuDriver(LaunchDriver):
         if not find_marked(MARK, request.instance):
             self._start(request, settings)
             progress("virtual machine started")
+        if request.hydrate and not find_marked(MOVER_MARK, request.instance):
+            self._start_mover(request)
         waits_for = f"console line {settings.ready!r}" if settings.ready else "health"
         while time.monotonic() < deadline:
             if not find_marked(MARK, request.instance):
@@ -132,8 +140,9 @@ class QemuDriver(LaunchDriver):
     def quiesce(self, request: LaunchRequest) -> None:
         """Press the power button; a guest that does not obey in time is killed: its disks are as after a power cut."""
         settings = read_settings(QemuSettings, request.settings, self.name)
-        with contextlib.suppress(OSError, ValueError):
-            self._order(request, "system_powerdown")
+        with contextlib.suppress(OSError, ValueError, QmpError):
+            with Qmp(request.directory / _QMP) as qmp:
+                qmp.execute("system_powerdown")
             deadline = time.monotonic() + parse_duration(settings.grace)
             while find_marked(MARK, request.instance) and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
@@ -147,9 +156,13 @@ class QemuDriver(LaunchDriver):
         directory = request.directory
         make_directory(directory)
         (directory / _CONSOLE).unlink(missing_ok=True)
+        end_hydrated(request)  # of a machine that has ended: their copies may not be what the branch is
+        served = hydrated(request)
+        if request.hydrate:
+            replace_durably(directory / _PLAN, msgspec.json.encode(self._plan(request, settings)))
         try:
             start_marked(
-                machine_arguments(hydrated(request), settings),
+                machine_arguments(served, settings),
                 MARK,
                 request.instance,
                 output=directory / _NOTES,
@@ -158,28 +171,42 @@ class QemuDriver(LaunchDriver):
         except (OSError, ValueError) as error:
             raise DrengineError(LAUNCH_FAILED, f"{settings.program} can't be started: {error}") from error
 
-    def _end(self, request: LaunchRequest) -> None:
-        """QEMU writes what it holds and closes its disks on SIGTERM."""
-        end_marked(MARK, request.instance, grace_seconds=KILL_SECONDS)
-        end_hydrated(request)
-
-    def _order(self, request: LaunchRequest, command: str) -> None:
-        """One QMP command.
+    def _start_mover(self, request: LaunchRequest) -> None:
+        """What moves the machine onto its disks' copies (see move.py); it ends with the machine.
 
         Raises:
-            OSError, ValueError: the machine is not there, or refuses.
+            DrengineError: LAUNCH_FAILED.
         """
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(QMP_SECONDS)
-            connection.connect(str(request.directory / _QMP))
-            with connection.makefile("rwb") as stream:
-                stream.readline()
-                for each in ("qmp_capabilities", command):
-                    stream.write(json.dumps({"execute": each}).encode() + b"\n")
-                    stream.flush()
-                    while "return" not in (answer := json.loads(stream.readline())):
-                        if "error" in answer:
-                            raise ValueError(answer["error"]["desc"])
+        try:
+            start_marked(
+                [sys.executable, "-m", move.__name__, _PLAN, _MOVES],
+                MOVER_MARK,
+                request.instance,
+                output=request.directory / _MOVER_NOTES,
+                directory=request.directory,
+                environment={"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        except OSError as error:
+            raise DrengineError(LAUNCH_FAILED, f"the disks' move can't be started: {error}") from error
+
+    def _plan(self, request: LaunchRequest, settings: QemuSettings) -> MovePlan:
+        disks = [
+            MovingDisk(volume=disk.volume, device=_device(number), node=_node(number), uri=disk.uri)
+            for number, disk in enumerate(_in_order(request, settings))
+        ]
+        return MovePlan(
+            instance=request.instance,
+            launched_ns=time.time_ns(),
+            qmp=str(request.directory / _MOVER_QMP),
+            hydration=str(hydration_place(request)),
+            disks=disks,
+        )
+
+    def _end(self, request: LaunchRequest) -> None:
+        """QEMU writes what it holds and closes its disks on SIGTERM."""
+        end_marked(MOVER_MARK, request.instance, grace_seconds=KILL_SECONDS)
+        end_marked(MARK, request.instance, grace_seconds=KILL_SECONDS)
+        end_hydrated(request)
 
     def _is_healthy(self, request: LaunchRequest, settings: QemuSettings, seconds: float) -> bool:
         if settings.ready and settings.ready not in self._console(request):
@@ -194,6 +221,8 @@ class QemuDriver(LaunchDriver):
         details: dict[str, Any] = {**settings.details, "pids": processes}
         details["console"] = self._console(request)[-CONSOLE_BYTES_MAX:]
         details |= hydration_details(request)
+        if request.hydrate:
+            details["moves"] = msgspec.to_builtins(read_moves(request.directory / _MOVES))
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
 
     def _console(self, request: LaunchRequest) -> str:
@@ -227,16 +256,34 @@ def machine_arguments(request: LaunchRequest, settings: QemuSettings) -> list[st
         credentials = {"qom-type": "tls-creds-x509", "id": "tls", "endpoint": "client", "dir": settings.tls_directory}
         arguments += ["-object", json.dumps(credentials)]
     arguments += _network_arguments(settings.drill_network if request.isolated else settings.network, settings.mac)
-    first = settings.boot or (request.disks[0].volume if request.disks else "")
-    for number, disk in enumerate(sorted(request.disks, key=lambda disk: disk.volume != first)):
-        node = {**nbd_node(disk.uri), "node-name": f"disk{number}", "discard": "unmap", "detect-zeroes": "unmap"}
+    if request.hydrate:
+        arguments += ["-qmp", f"unix:{_MOVER_QMP},server=on,wait=off"]
+    for number, disk in enumerate(_in_order(request, settings)):
+        node = {**nbd_node(disk.uri), "node-name": _node(number), "discard": "unmap", "detect-zeroes": "unmap"}
         if settings.tls_directory:
             node["tls-creds"] = "tls"
-        device: dict[str, Any] = {"driver": "virtio-blk-pci", "drive": f"disk{number}", "serial": disk.volume[:20]}
+        device: dict[str, Any] = {"driver": "virtio-blk-pci", "id": _device(number), "drive": _node(number)}
+        device["serial"] = disk.volume[:20]
+        if request.hydrate:
+            node["reconnect-delay"] = 0  # the machine is paused instead, and goes on when there is a hydrator again
+            device |= {"werror": "stop", "rerror": "stop"}
         if disk.sector_bytes != SECTOR_BYTES:
             device |= {"logical_block_size": disk.sector_bytes, "physical_block_size": disk.sector_bytes}
         arguments += ["-blockdev", json.dumps(node), "-device", json.dumps({**device, "bootindex": number + 1})]
     return arguments + settings.arguments
+
+
+def _in_order(request: LaunchRequest, settings: QemuSettings) -> list[Disk]:
+    first = settings.boot or (request.disks[0].volume if request.disks else "")
+    return sorted(request.disks, key=lambda disk: disk.volume != first)
+
+
+def _node(number: int) -> str:
+    return f"disk{number}"
+
+
+def _device(number: int) -> str:
+    return f"device{number}"
 
 
 def nbd_node(uri: str) -> dict[str, Any]:

@@ -1,0 +1,301 @@
+"""A machine moves onto the local copies of its disks while it runs; nothing flushed is lost, whatever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.site import Site
+from demo.story import free_port
+from drengine.failover.drivers.driver import Disk, LaunchRequest
+from drengine.failover.drivers.move import MARK as MOVER_MARK
+from drengine.failover.drivers.qemu import QemuDriver
+from drengine.model.points import PointSelector
+from drengine.nbd.export import Command, Complete, Export, Peer, Reply, Request
+from drengine.nbd.file_export import FileExport, FileProvider
+from drengine.nbd.hydrators import DISK_MARK
+from drengine.nbd.server import NbdServer
+from drengine.process import find_marked
+from drengine.store.store import Store
+from tests.failover.drivers.stamping import SECTORS, missing_for_stamping, newest_stamp, stamping_guest, stamps_missing
+from tests.store.harness import Source
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(bool(missing_for_stamping()), reason=f"not installed: {missing_for_stamping()}"),
+]
+
+DISK_BYTES = SECTORS * 512 + (16 << 20)
+DATA_AT = SECTORS * 512
+DATA = random.Random(1).randbytes(8 << 20)
+"""Content behind the stamps, so that there is something to copy."""
+SECONDS = 45.0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="dr-move-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+class Machine:
+    """A stamping guest under the driver."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self.driver = QemuDriver()
+        self.request = LaunchRequest(
+            instance=f"move-{secrets.token_hex(4)}",
+            run="run-1",
+            source="shop",
+            disks=(Disk("data", DISK_BYTES, uri),),
+            isolated=False,
+            settings=stamping_guest(folder),
+            directory=folder / "instance",
+            hydrate=True,
+            timeout_seconds=SECONDS,
+        )
+
+    def launch(self) -> None:
+        self.driver.launch(self.request, lambda _: None)
+
+    @property
+    def stamp(self) -> int:
+        return newest_stamp(self.request.directory / "console.log")
+
+    @property
+    def move(self) -> dict[str, Any]:
+        told: dict[str, Any] = self.driver.inspect(self.request).details["moves"].get("data", {"state": "unknown"})
+        return told
+
+    def wait_for(self, what: str, ready: Callable[[], object]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not ready():
+            assert time.monotonic() < deadline, f"{what}: {self.move}, stamp {self.stamp}, {self.notes}"
+            time.sleep(0.05)
+
+    def wait_for_state(self, state: str) -> None:
+        self.wait_for(state, lambda: self.move["state"] == state)
+
+    def goes_on(self, stamps: int = 5) -> None:
+        """It makes so many stamps more."""
+        goal = self.stamp + stamps
+        self.wait_for("it goes on", lambda: self.stamp >= goal)
+
+    def kill(self, mark: str, value: str) -> None:
+        for process in find_marked(mark, value):
+            os.kill(process, signal.SIGKILL)
+
+    def kill_hydrator(self) -> None:
+        self.kill(DISK_MARK, f"{self.request.instance}/data")
+
+    def kill_mover(self) -> None:
+        self.kill(MOVER_MARK, self.request.instance)
+
+    def kill_all(self) -> None:
+        self.kill("DRENGINE_INSTANCE", self.request.instance)
+        self.kill_mover()
+        self.kill_hydrator()
+
+    @property
+    def notes(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-1500:] for path in self.request.directory.rglob("*.log"))
+
+
+@contextmanager
+def machine(folder: Path, uri: str) -> Iterator[Machine]:
+    made = Machine(folder, uri)
+    try:
+        yield made
+    finally:
+        made.driver.stop(made.request)
+
+
+class CountingExport(FileExport):
+    """Counts reads."""
+
+    reads = 0
+
+    def submit(self, requests: list[Request], complete: Complete) -> list[Reply]:
+        CountingExport.reads += sum(request.command == Command.READ for request in requests)
+        return super().submit(requests, complete)
+
+
+class CountingProvider(FileProvider):
+    """Serves one file, and counts reads."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__({"data": file})
+        self._file = file
+
+    async def open(self, name: str, peer: Peer) -> Export:
+        return CountingExport(self._file, name)
+
+
+@contextmanager
+def counted(folder: Path) -> Iterator[str]:
+    """A disk in a file, served from a thread of this process."""
+    file, socket = folder / "branch", folder / "s"
+    with file.open("wb") as opened:
+        opened.truncate(DISK_BYTES)
+        opened.seek(DATA_AT)
+        opened.write(DATA)
+    loop, ready, stopping = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        server = NbdServer(CountingProvider(file))
+        await server.start_unix(socket)
+        ready.set()
+        await stopping.wait()
+        await server.close(1.0)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    ready.wait()
+    try:
+        yield f"nbd+unix:///data?socket={socket}"
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+        loop.close()
+
+
+def test_after_the_move_reads_do_not_leave_the_host_and_the_branch_has_each_flushed_write(folder: Path) -> None:
+    with counted(folder) as uri, machine(folder, uri) as guest:
+        guest.launch()
+        guest.wait_for_state("moved")
+        told = guest.move
+        assert 0 < told["swap_seconds"] < told["seconds"]
+        guest.goes_on()
+        reads = CountingExport.reads
+        guest.goes_on(20)
+        assert CountingExport.reads == reads
+        guest.kill_all()
+        newest = newest_stamp(guest.request.directory / "console.log")
+        branch = (folder / "branch").read_bytes()
+        assert not stamps_missing(branch, newest)
+        assert branch[DATA_AT : DATA_AT + len(DATA)] == DATA
+        local = (guest.request.directory / "hydration/data.img").read_bytes()
+        assert not stamps_missing(local, newest)
+
+
+@contextmanager
+def small_disk(at: Path, size: int) -> Iterator[None]:
+    at.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at], check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", at], check=True)
+
+
+def test_without_room_for_the_copy_the_move_is_given_up_and_the_guest_goes_on(folder: Path) -> None:
+    with ExitStack() as parts:
+        parts.enter_context(small_disk(folder / "instance/hydration", 4 << 20))
+        uri = parts.enter_context(counted(folder))
+        guest = parts.enter_context(machine(folder, uri))
+        guest.launch()
+        guest.wait_for_state("given up")
+        assert "No space left" in guest.move["reason"]
+        guest.goes_on()
+        copy = guest.request.directory / "hydration/data.img"
+        guest.wait_for("its space is given back", lambda: copy.stat().st_blocks == 0)
+        guest.kill_hydrator()
+        guest.goes_on()
+        guest.kill_all()
+        assert not stamps_missing((folder / "branch").read_bytes(), guest.stamp)
+
+
+def test_a_local_disk_that_fills_up_after_the_move_is_left_and_the_guest_sees_nothing(folder: Path) -> None:
+    with ExitStack() as parts:
+        parts.enter_context(small_disk(folder / "instance/hydration", 40 << 20))
+        uri = parts.enter_context(counted(folder))
+        guest = parts.enter_context(machine(folder, uri))
+        guest.launch()
+        guest.wait_for_state("moved")
+        guest.goes_on()
+        with pytest.raises(OSError, match="No space"), (guest.request.directory / "hydration/full").open("wb") as full:
+            while True:
+                full.write(bytes(1 << 16))
+                full.flush()
+        guest.wait_for_state("given up")
+        guest.goes_on(20)
+        guest.kill_all()
+        assert not stamps_missing((folder / "branch").read_bytes(), guest.stamp)
+
+
+class Target:
+    """A real target that serves a promoted branch, to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.site = Site(folder)
+        self.socket = folder / "t.sock"
+        text = f'store = "store"\nlisten = "127.0.0.1:{free_port()}"\nnbd_socket = "{self.socket}"\n'
+        (folder / "target.toml").write_text(text)
+        with Store.create(folder / "store") as store:
+            source = Source(store, "shop", disk=DISK_BYTES)
+            for at in range(0, len(DATA), 1 << 20):
+                source.write(1, DATA_AT + at, DATA[at : at + (1 << 20)])
+            source.cut()
+            source.commit()
+            source.writer.close()
+            self.branch = store.promote(store.find_point("shop", PointSelector()), expected_generation=1).number
+        self.store = folder / "store"
+        self.uri = f"nbd+unix:///shop/disk%23{self.branch}?socket={self.socket}"
+        self.start()
+
+    def start(self) -> None:
+        self.process = self.site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
+        self.site.wait("the target serves", lambda: self.socket.exists() and self.site.run)
+
+    def kill(self) -> None:
+        self.site.kill(self.process)
+        self.socket.unlink()
+
+    def content(self) -> bytes:
+        """What the branch holds durably."""
+        with Store.open(self.store) as store, store.head_view("shop", self.branch) as view:
+            return bytes(view.read(1, 0, DISK_BYTES))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_is_killed_the_guest_goes_on_and_the_branch_has_each_flushed_stamp(folder: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    target = Target(folder)
+    with machine(folder, target.uri) as guest:
+        try:
+            guest.launch()
+            for _ in range(6):
+                time.sleep(rng.random())  # wherever that finds it
+                victim = rng.choice(("target", "hydrator", "mover"))
+                print(f"seed {seed}: {victim} dies; {guest.move['state']}, stamp {guest.stamp}")
+                if victim == "target":
+                    target.kill()
+                    target.start()
+                elif victim == "hydrator":
+                    guest.kill_hydrator()
+                else:
+                    guest.kill_mover()
+                    guest.launch()
+                guest.goes_on(2)
+            guest.wait_for_state("moved")
+            guest.goes_on()
+        finally:
+            guest.kill_all()
+            target.kill()
+        assert not stamps_missing(target.content(), guest.stamp)
