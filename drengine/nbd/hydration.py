@@ -79,6 +79,7 @@ class Hydration:
         self._filled = bytearray(-(-self.size_bytes // BLOCK_BYTES))
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._counting = threading.Lock()
+        self._filled_blocks = 0
         self._clients_waiting = 0
 
     def _begin_copy(self, copy: Path) -> None:
@@ -91,12 +92,12 @@ class Hydration:
     @property
     def hydrated_bytes(self) -> int:
         """How much of the disk is local."""
-        return 0 if self.given_up else min(self.size_bytes, self._filled.count(1) * BLOCK_BYTES)
+        return 0 if self.given_up else min(self.size_bytes, self._filled_blocks * BLOCK_BYTES)
 
     @property
     def complete(self) -> bool:
         """Whether reads need the remote disk no more."""
-        return self._has_copy and 0 not in self._filled
+        return self._has_copy and self._filled_blocks == len(self._filled)
 
     def rely(self) -> bool:
         """Whether the copy is complete, and from now on stays so: somebody will read it without asking us, so a change
@@ -271,7 +272,7 @@ class Hydration:
                 self._zero_copy(offset, len(data))
             else:
                 self._write_copy(offset, data)
-            self._filled[block:run] = b"\1" * (run - block)
+            self._mark(block, run, filled=True)
 
     @contextmanager
     def _changing(self, offset: int, length: int) -> Iterator[None]:
@@ -282,12 +283,20 @@ class Hydration:
             try:
                 yield
             except BaseException:
-                self._filled[first : last + 1] = bytes(last + 1 - first)
+                self._mark(first, last + 1, filled=False)
                 raise
             whole = range(-(-offset // BLOCK_BYTES), (offset + length) // BLOCK_BYTES)
             if offset + length == self.size_bytes:
                 whole = range(whole.start, last + 1)
-            self._filled[whole.start : max(whole.start, whole.stop)] = b"\1" * len(whole)
+            if self._filled.find(0, whole.start, whole.stop) >= 0:
+                self._mark(whole.start, whole.stop, filled=True)
+
+    def _mark(self, first: int, stop: int, *, filled: bool) -> None:
+        """Note of these blocks, whose locks are held, whether they are filled."""
+        with self._counting:
+            self._filled_blocks -= self._filled.count(1, first, stop)
+            self._filled[first:stop] = bytes([filled]) * (stop - first)
+            self._filled_blocks += (stop - first) * filled
 
     @contextmanager
     def _locked(self, first: int, last: int) -> Iterator[None]:
