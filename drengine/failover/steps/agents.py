@@ -18,8 +18,8 @@ async def order_agent(
     verb: Verb,
     arguments: Mapping[str, Any],
     *,
-    generation: int,
-    timeout_seconds: float,
+    generation: int | None = None,
+    timeout_seconds: float | None = None,
     part: str = "",
 ) -> Answer:
     """Order the source's agent to do something, and wait for its answer.
@@ -29,8 +29,8 @@ async def order_agent(
     Args:
         step, context: on whose behalf.
         verb, arguments: what it is to do.
-        generation: under which this was decided.
-        timeout_seconds: how long the command holds.
+        generation: under which this was decided; by default the one that the agent was last heard to be at.
+        timeout_seconds: how long the command holds; by default as long as the step may take.
         part: tells several commands of one try apart.
 
     Raises:
@@ -45,9 +45,9 @@ async def order_agent(
         step.source,
         verb,
         arguments,
-        generation=generation,
+        generation=_agent_generation(step, context) if generation is None else generation,
         id=f"{context.run}.{step.id}.{context.attempt}{part}",
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=step.timeout_seconds if timeout_seconds is None else timeout_seconds,
         progress=progress,
     )
 
@@ -80,7 +80,7 @@ def refused(answer: Answer) -> StepResult[Any]:
     return StepResult(False, answer.message or answer.code, answer.code)
 
 
-def agent_generation(step: PlannedStep[Any], context: StepContext) -> int:
+def _agent_generation(step: PlannedStep[Any], context: StepContext) -> int:
     """The generation that the source's agent was last heard to be at; the one that was declared if it was not heard."""
     report = context.site.agents.reports().get(step.source)
     return report.generation if report else declared(step, context).generation

@@ -32,8 +32,6 @@ class ApprovalStep(ActionKind[Approval, Approved]):
 
     name = "approval"
     help = "Ask a person."
-    settings_type = Approval
-    result_type = Approved
     estimate_seconds = 0.0
     asks_people = True
 

@@ -14,8 +14,6 @@ class BranchStep(StepKind[NoSettings, Branched]):
     """Makes a drill's branch: replication goes on beside it."""
 
     name = "branch"
-    settings_type = NoSettings
-    result_type = Branched
     retries = STORE_TRIES
     estimate_seconds = 0.1
 

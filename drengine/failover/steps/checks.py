@@ -33,7 +33,6 @@ class Checked(msgspec.Struct, frozen=True):
 class Check(ActionKind[C, Checked]):
     """Asks until the answer fits, and says what it saw last. A check is about now: an earlier one proves nothing."""
 
-    result_type = Checked
     estimate_seconds = 2.0
     ends_outage = True
     checks = True

@@ -53,8 +53,6 @@ class ChoosePointStep(StepKind[ChoosePointSettings, ChosenPoint]):
     """Picks the point. It is noted, so that a run that is resumed goes on with the same."""
 
     name = "choose-point"
-    settings_type = ChoosePointSettings
-    result_type = ChosenPoint
     retries = 3
     estimate_seconds = 0.1
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from drengine.failover.runbook.sense import Sense
-from drengine.failover.steps.programs import Ended, result_of, run_cancellable
+from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
-from drengine.failover.steps.texts import environment_of, filled, launched_details
+from drengine.failover.steps.texts import filled, launched_details
 
 
 class CommandStep(ActionKind[list[str], Ended]):
@@ -19,8 +19,6 @@ class CommandStep(ActionKind[list[str], Ended]):
 
     name = "command"
     help = "Program and arguments; no shell. Exit status 0 passes."
-    settings_type = list[str]
-    result_type = Ended
     estimate_seconds = 2.0
     ends_outage = True
     by_hand = True
@@ -37,8 +35,7 @@ class CommandStep(ActionKind[list[str], Ended]):
     async def act(self, step: PlannedStep[list[str]], context: StepContext) -> StepResult[Ended]:
         details = launched_details(context)
         argv = [filled(each, details) for each in step.settings]
-        finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context))
-        return result_of(argv[0], finished, step.timeout_seconds)
+        return await run_program(argv, step, context)
 
 
 COMMAND = CommandStep()

@@ -53,8 +53,6 @@ class DeclareStep(StepKind[DeclareSettings, Declared]):
     """Notes who writes each source now; refuses what could not be carried out. Changes nothing."""
 
     name = "declare"
-    settings_type = DeclareSettings
-    result_type = Declared
     estimate_seconds = 0.1
 
     def title(self, source: str, settings: DeclareSettings) -> str:

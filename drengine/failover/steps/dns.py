@@ -50,8 +50,6 @@ class DnsStep(ActionKind[DnsChange, Records]):
 
     name = "dns"
     help = "Move a name."
-    settings_type = DnsChange
-    result_type = Records
     ends_outage = True
     by_hand = True
 

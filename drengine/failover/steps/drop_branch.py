@@ -23,8 +23,6 @@ class DropBranchStep(StepKind[NoSettings, Dropped]):
     """
 
     name = "drop-branch"
-    settings_type = NoSettings
-    result_type = Dropped
     retries = STORE_TRIES
 
     def title(self, source: str, settings: NoSettings) -> str:

@@ -12,10 +12,9 @@ from drengine.control.messages import Verb
 from drengine.failover.errors import UNFENCED
 from drengine.failover.steps.agents import order_agent
 from drengine.failover.steps.declare import declared
-from drengine.failover.steps.programs import run_cancellable
+from drengine.failover.steps.programs import run_program
 from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.model.errors import DrengineError
 
 ANSWER_SECONDS = 5.0
@@ -76,8 +75,6 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
     """
 
     name = "fence"
-    settings_type = FenceSettings
-    result_type = Fenced
     is_fence = True
 
     def title(self, source: str, settings: FenceSettings) -> str:
@@ -143,17 +140,12 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
             tried.append("the runbook has no fence command")
             return None
         for _ in range(step.settings.command_tries):
-            finished = await run_cancellable(argv, step.settings.command_seconds, environment_of(step, context))
-            if finished.ok:
-                return StepResult(
-                    True,
-                    f"{argv[0]} says that {step.source} is off",
-                    data=Fenced(evidence="command", command=argv[0]),
-                    output=without_secrets(finished.output),
-                )
-            why = "took too long" if finished.timed_out else f"ended with {finished.code}"
-            context.say(f"{argv[0]} {why}")
-        tried.append(f"{argv[0]} {why}: {without_secrets(finished.output)[-200:]}".rstrip(": "))
+            ended = await run_program(argv, step, context, seconds=step.settings.command_seconds)
+            if ended.ok:
+                fenced = Fenced(evidence="command", command=argv[0])
+                return StepResult(True, f"{argv[0]} says that {step.source} is off", data=fenced, output=ended.output)
+            context.say(ended.message)
+        tried.append(f"{ended.message}: {ended.output[-200:]}".rstrip(": "))
         return None
 
     async def _by_lease(

@@ -29,8 +29,6 @@ class HandBackStep(StepKind[HandBackSettings, Branched]):
     """Puts the source in charge at the store, under the next generation."""
 
     name = "hand-back"
-    settings_type = HandBackSettings
-    result_type = Branched
     retries = STORE_TRIES
     estimate_seconds = 0.1
     hands_back = True

@@ -35,7 +35,6 @@ class HttpStep(Check[HttpCheck]):
 
     name = "http"
     help = "Check an HTTP answer."
-    settings_type = HttpCheck
 
     def title(self, source: str, settings: HttpCheck) -> str:
         return f"check {settings.url}"

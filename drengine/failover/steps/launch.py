@@ -17,8 +17,6 @@ class LaunchStep(StepKind[WorkloadSettings, Launched]):
     """Starts a workload and waits until it is healthy. One that is not is a failure, never a completion (fault 58)."""
 
     name = "launch"
-    settings_type = WorkloadSettings
-    result_type = Launched
     estimate_seconds = 30.0
     ends_outage = True
 

@@ -13,9 +13,9 @@ import msgspec
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import WebAddress
 from drengine.failover.steps.errors import CHECK_FAILED
-from drengine.failover.steps.programs import Ended, result_of, run_cancellable
+from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
-from drengine.failover.steps.texts import environment_of, launched_details, without_secrets
+from drengine.failover.steps.texts import launched_details, without_secrets
 
 
 class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,8 +32,6 @@ class NotifyStep(ActionKind[Notification, Ended]):
 
     name = "notify"
     help = "Tell somebody."
-    settings_type = Notification
-    result_type = Ended
     by_hand = True
     schema: ClassVar[Mapping[str, Any]] = {"oneOf": [{"required": ["url"]}, {"required": ["command"]}]}
 
@@ -52,9 +50,7 @@ class NotifyStep(ActionKind[Notification, Ended]):
         message = json.dumps(_message(step, context)).encode()
         settings = step.settings
         if settings.command:
-            environment = environment_of(step, context)
-            finished = await run_cancellable(settings.command, step.timeout_seconds, environment, message)
-            return result_of(settings.command[0], finished, step.timeout_seconds)
+            return await run_program(settings.command, step, context, given=message)
         try:
             status = await asyncio.to_thread(_post, settings.url, message, step.timeout_seconds)
         except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ import msgspec
 
 from drengine.control.messages import Verb
 from drengine.failover.labels import Purpose, RunLabel
-from drengine.failover.steps.agents import agent_generation, order_agent, refused
+from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
@@ -48,8 +48,6 @@ class PreserveStep(StepKind[PreserveSettings, Preserved]):
     """
 
     name = "preserve"
-    settings_type = PreserveSettings
-    result_type = Preserved
     timeout_seconds = SHIPPING_SECONDS
     retries = 3
     estimate_seconds = 60.0
@@ -63,12 +61,7 @@ class PreserveStep(StepKind[PreserveSettings, Preserved]):
             return StepResult(True, message, data=Preserved(kept=False))
         branch = await in_thread(lambda: self._branch(step, context))
         answer = await order_agent(
-            step,
-            context,
-            Verb.PRESERVE,
-            {"branch": branch.number, "generation": branch.generation},
-            generation=agent_generation(step, context),
-            timeout_seconds=step.timeout_seconds,
+            step, context, Verb.PRESERVE, {"branch": branch.number, "generation": branch.generation}
         )
         if not answer.ok:
             return refused(answer)

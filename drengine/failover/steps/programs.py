@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from drengine.failover.steps.errors import COMMAND_FAILED
-from drengine.failover.steps.step import StepResult
-from drengine.failover.steps.texts import without_secrets
+from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
+from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.process import Finished, run_command
 
 
@@ -20,17 +21,28 @@ class Ended(msgspec.Struct, frozen=True):
     exit: int = 0
 
 
-def result_of(program: str, finished: Finished, timeout_seconds: float) -> StepResult[Ended]:
-    """What a program's end means for its step."""
+async def run_program(
+    argv: Sequence[str], step: PlannedStep[Any], context: StepContext, *, seconds: float = 0.0, given: bytes = b""
+) -> StepResult[Ended]:
+    """Run a program of the runbook and give what its end means for the step.
+
+    Args:
+        argv: the program and its arguments.
+        step, context: on whose behalf, which the program's environment tells.
+        seconds: how long it may take; 0: as long as the step.
+        given: its standard input.
+    """
+    seconds = seconds or step.timeout_seconds
+    finished = await _run_cancellable(argv, seconds, environment_of(step, context), given)
     output = without_secrets(finished.output)
     if finished.ok:
-        return StepResult(True, f"{program} ended well", data=Ended(0), output=output)
-    why = f"took longer than {timeout_seconds:g} s" if finished.timed_out else f"ended with {finished.code}"
-    return StepResult(False, f"{program} {why}", COMMAND_FAILED.id, data=Ended(finished.code), output=output)
+        return StepResult(True, f"{argv[0]} ended well", data=Ended(0), output=output)
+    why = f"took longer than {seconds:g} s" if finished.timed_out else f"ended with {finished.code}"
+    return StepResult(False, f"{argv[0]} {why}", COMMAND_FAILED.id, data=Ended(finished.code), output=output)
 
 
-async def run_cancellable(
-    argv: Sequence[str], timeout_seconds: float, environment: Mapping[str, str], given: bytes = b""
+async def _run_cancellable(
+    argv: Sequence[str], timeout_seconds: float, environment: Mapping[str, str], given: bytes
 ) -> Finished:
     """Run a program in a thread; when the step is cancelled the program is ended too, and waited for."""
     cancelled = threading.Event()

@@ -15,8 +15,6 @@ class PromoteStep(StepKind[NoSettings, Branched]):
     """Raises the source's generation: from the transaction on, the old one can write nothing more."""
 
     name = "promote"
-    settings_type = NoSettings
-    result_type = Branched
     retries = STORE_TRIES
     estimate_seconds = 0.1
 

@@ -26,8 +26,6 @@ class QuiesceRecoveredStep(StepKind[WorkloadSettings, PointFacts]):
     """
 
     name = "quiesce-recovered"
-    settings_type = WorkloadSettings
-    result_type = PointFacts
     timeout_seconds = 3600.0
     estimate_seconds = 5.0
     begins_outage = True

@@ -9,11 +9,9 @@ from drengine.failover.errors import RUN_STATE
 from drengine.failover.labels import RunLabel
 from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.declare import declared
-from drengine.failover.steps.errors import COMMAND_FAILED
 from drengine.failover.steps.points import PointFacts, point_facts, point_with_id
-from drengine.failover.steps.programs import run_cancellable
+from drengine.failover.steps.programs import run_program
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.failover.steps.threads import in_thread
 
 
@@ -36,8 +34,6 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
     """
 
     name = "quiesce-source"
-    settings_type = QuiesceSourceSettings
-    result_type = SourceStopped
     timeout_seconds = 3600.0
     estimate_seconds = 5.0
     begins_outage = True
@@ -48,17 +44,15 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
     async def act(self, step: PlannedStep[QuiesceSourceSettings], context: StepContext) -> StepResult[SourceStopped]:
         argv = step.settings.stop
         if argv:
-            finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context))
-            if not finished.ok:
-                output = without_secrets(finished.output)
-                return StepResult(False, f"{argv[0]} ended with {finished.code}", COMMAND_FAILED.id, output=output)
+            ended = await run_program(argv, step, context)
+            if not ended.ok:
+                return StepResult(False, ended.message, ended.code, output=ended.output)
         answer = await order_agent(
             step,
             context,
             Verb.QUIESCE,
             {"label": str(RunLabel(context.run))},
             generation=declared(step, context).generation,
-            timeout_seconds=step.timeout_seconds,
         )
         if not answer.ok:
             return refused(answer)

@@ -8,11 +8,9 @@ from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Verb
 from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.branches import Branched
-from drengine.failover.steps.errors import COMMAND_FAILED
 from drengine.failover.steps.fence import FENCE
-from drengine.failover.steps.programs import run_cancellable
+from drengine.failover.steps.programs import run_program
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.texts import environment_of, without_secrets
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 
@@ -45,8 +43,6 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
     """
 
     name = "release"
-    settings_type = ReleaseSettings
-    result_type = Released
     timeout_seconds = 3600.0
     retries = 3
     estimate_seconds = 5.0
@@ -68,10 +64,10 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
             message = f"the agent of {step.source} was never fenced; switch it on again"
         argv, output = step.settings.start, ""
         if argv:
-            finished = await run_cancellable(argv, step.timeout_seconds, environment_of(step, context))
-            output = without_secrets(finished.output)
-            if not finished.ok:
-                return StepResult(False, f"{argv[0]} ended with {finished.code}", COMMAND_FAILED.id, output=output)
+            ended = await run_program(argv, step, context)
+            if not ended.ok:
+                return StepResult(False, ended.message, ended.code, output=ended.output)
+            output = ended.output
         released = Released(generation=handed.generation, branch=handed.branch)
         return StepResult(True, message, data=released, output=output)
 

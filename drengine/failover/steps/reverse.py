@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from drengine.control.messages import Verb
-from drengine.failover.steps.agents import agent_generation, order_agent, refused
+from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.preserve import SHIPPING_SECONDS
@@ -25,8 +25,6 @@ class ReverseStep(StepKind[NoSettings, Reversed]):
     """
 
     name = "reverse"
-    settings_type = NoSettings
-    result_type = Reversed
     timeout_seconds = SHIPPING_SECONDS
     retries = 3
     estimate_seconds = 60.0
@@ -44,8 +42,6 @@ class ReverseStep(StepKind[NoSettings, Reversed]):
                 context,
                 Verb.REVERSE,
                 {"branch": point.branch, "point": point.id, "force": context.options.discard_divergent},
-                generation=agent_generation(step, context),
-                timeout_seconds=step.timeout_seconds,
                 part=f".{round}",
             )
             if not answer.ok:

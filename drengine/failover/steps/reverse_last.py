@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from drengine.control.messages import Verb
-from drengine.failover.steps.agents import agent_generation, order_agent, refused
+from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.quiesce_recovered import QUIESCE_RECOVERED
 from drengine.failover.steps.reversal import Reversed
@@ -16,8 +16,6 @@ class ReverseLastStep(StepKind[NoSettings, Reversed]):
     """Ships what was written until the recovered side stopped: then both sides are equal, hash by hash."""
 
     name = "reverse-last"
-    settings_type = NoSettings
-    result_type = Reversed
     timeout_seconds = 3600.0
     retries = 3
     estimate_seconds = 5.0
@@ -27,14 +25,7 @@ class ReverseLastStep(StepKind[NoSettings, Reversed]):
 
     async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Reversed]:
         id = context.result_of(QUIESCE_RECOVERED, step.source).point
-        answer = await order_agent(
-            step,
-            context,
-            Verb.REVERSE,
-            {"branch": declared(step, context).branch, "point": id},
-            generation=agent_generation(step, context),
-            timeout_seconds=step.timeout_seconds,
-        )
+        answer = await order_agent(step, context, Verb.REVERSE, {"branch": declared(step, context).branch, "point": id})
         if not answer.ok:
             return refused(answer)
         shipped = msgspec.convert({**answer.result, "point": id}, Reversed, strict=False)

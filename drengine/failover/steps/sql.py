@@ -32,7 +32,6 @@ class SqlStep(Check[SqlCheck]):
 
     name = "sql"
     help = "Check what a query gives."
-    settings_type = SqlCheck
 
     def title(self, source: str, settings: SqlCheck) -> str:
         return "check by SQL"

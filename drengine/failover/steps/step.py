@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args
 
 import msgspec
 
@@ -191,7 +191,7 @@ class StepKind(ABC, Generic[S, R]):
 
     Attributes:
         name: in journals, ids and runbooks.
-        settings_type, result_type: as the journal keeps them, in JSON.
+        settings_type, result_type: as the journal keeps them, in JSON; those that the class names as its parameters.
         timeout_seconds, retries: of a step of this kind where nothing else is planned.
         estimate_seconds: how long such a step is taken to last where no earlier run tells.
         begins_outage: a planned outage begins with the first such step.
@@ -218,6 +218,13 @@ class StepKind(ABC, Generic[S, R]):
     is_fence: ClassVar[bool] = False
     overwrites_source: ClassVar[bool] = False
     hands_back: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in vars(cls).get("__orig_bases__", ()):
+            for name, given in zip(("settings_type", "result_type"), get_args(base), strict=False):
+                if name not in vars(cls) and not isinstance(given, TypeVar):
+                    setattr(cls, name, given)
 
     @abstractmethod
     def title(self, source: str, settings: S) -> str:
@@ -286,9 +293,6 @@ class ActionKind(StepKind[S, R]):
 
 class MissingKind(StepKind[dict[str, Any], NoResult]):
     """The kind of a step that an older or another program planned, of which nothing is installed here."""
-
-    settings_type = dict[str, Any]
-    result_type = NoResult
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -13,8 +13,6 @@ class StopWorkloadStep(StepKind[WorkloadSettings, NoResult]):
     """Ends a workload and removes whatever its launch made. Stopping what is stopped does nothing."""
 
     name = "stop-workload"
-    settings_type = WorkloadSettings
-    result_type = NoResult
     retries = 3
     estimate_seconds = 5.0
     by_hand = True

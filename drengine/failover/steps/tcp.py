@@ -25,7 +25,6 @@ class TcpStep(Check[TcpCheck]):
 
     name = "tcp"
     help = "Check that something accepts connections."
-    settings_type = TcpCheck
     estimate_seconds = 1.0
 
     def title(self, source: str, settings: TcpCheck) -> str:

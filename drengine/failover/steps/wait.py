@@ -16,7 +16,6 @@ class WaitStep(ActionKind[str, NoResult]):
     name = "wait"
     help = "Let so much time pass."
     settings_type: Any = Duration
-    result_type = NoResult
     estimate_seconds = 0.0
 
     def title(self, source: str, settings: str) -> str:
