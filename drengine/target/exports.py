@@ -50,7 +50,7 @@ log = logging.getLogger("drengine.target")
 
 NAMES_MAX = 1000
 STATUS_EXTENTS_MAX = 4096
-TURN_SECONDS_MAX = 0.002
+TURN_SECONDS_MAX = 0.0005
 """Work on the loop's thread for one connection in one turn, to within one request: so long others wait for it."""
 
 INLINE_BYTES_MAX = 64 << 10
@@ -291,25 +291,39 @@ class ViewExport:
     def _serve_now(self, requests: list[Request]) -> list[Reply]:
         """Replies to what needs no waiting; the pool gets the rest, and the next turn what is too much for this one."""
         replies: list[Reply] = []
-        view, volume, clock = self._view, self._volume, self._clock
+        clock = self._clock
         until = clock() + TURN_SECONDS_MAX
         for number, request in enumerate(requests):
             if clock() > until:
                 self._loop.call_soon(self._next_turn, [_kept(each) for each in requests[number:]])
                 break
-            if request.length <= INLINE_BYTES_MAX:
-                if request.command == _READ:
-                    data = view.read_now(volume, request.offset, request.length)
-                    if data is not None:
-                        replies.append(Reply(request, 0, data))
-                        continue
-                elif request.command == _WRITE and not request.flags & FLAG_FUA and self._writable is not None:
-                    assert request.data is not None
-                    if self._writable.write_now(volume, request.offset, request.data):
-                        replies.append(Reply(request))
-                        continue
-            self._pool.submit(self._serve_late, _kept(request))
+            reply = self._answer_now(request)
+            if reply is None:
+                self._pool.submit(self._serve_late, _kept(request))
+            else:
+                replies.append(reply)
         return replies
+
+    def _answer_now(self, request: Request) -> Reply | None:
+        """The reply, if that needs no waiting."""
+        view, command, volume = self._writable, request.command, self._volume
+        if command == _READ:
+            if request.length > INLINE_BYTES_MAX:
+                return None
+            data = self._view.read_now(volume, request.offset, request.length)
+            return None if data is None else Reply(request, 0, data)
+        if view is None or request.flags & FLAG_FUA or (request.length > INLINE_BYTES_MAX and command == _WRITE):
+            return None
+        if command == _WRITE:
+            assert request.data is not None
+            done = view.write_now(volume, request.offset, request.data)
+        elif command == Command.TRIM:
+            done = view.discard_now(volume, request.offset, request.length)
+        elif command == Command.WRITE_ZEROES:
+            done = view.zero_now(volume, request.offset, request.length)
+        else:
+            done = False
+        return Reply(request) if done else None
 
     def _next_turn(self, requests: list[Request]) -> None:
         replies = self._serve_now(requests)
