@@ -54,9 +54,9 @@ TURN_SECONDS_MAX = 0.0005
 """Work on the loop's thread for one connection in one turn, to within one request: so long others wait for it."""
 
 INLINE_BYTES_MAX = 64 << 10
-"""Longer requests go to the pool."""
+"""Longer requests go to the pool, unless what they read was brought near."""
 
-READ_AHEAD_BYTES = 1 << 20
+READ_AHEAD_BYTES = 2 << 20
 READ_AHEAD_AFTER = 2
 """Reads that continued the one before them, until what follows is brought near."""
 
@@ -308,7 +308,7 @@ class ViewExport:
         """The reply, if that needs no waiting."""
         view, command, volume = self._writable, request.command, self._volume
         if command == _READ:
-            if request.length > INLINE_BYTES_MAX:
+            if request.length > INLINE_BYTES_MAX and not self._ahead.is_near(request.offset, request.length):
                 return None
             data = self._view.read_now(volume, request.offset, request.length)
             return None if data is None else Reply(request, 0, data)
@@ -354,7 +354,7 @@ class ViewExport:
         try:
             self._view.prefetch(self._volume, offset, length)
         finally:
-            self._ahead.is_busy = False
+            self._ahead.arrived(offset + length)
 
     def _serve_late(self, request: Request) -> None:
         try:
@@ -423,14 +423,11 @@ class _LateReplies:
 
 
 class ReadAhead:
-    """Notices reads that follow each other, and says what to bring near; one range at a time.
-
-    Attributes:
-        is_busy: a range is on its way.
-    """
+    """Notices reads that follow each other, and says what to bring near; one range at a time."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.is_busy = False
+        self._is_busy = False
+        self._near = (0, 0)
         self._size = size_bytes
         self._next = -1
         self._in_order = 0
@@ -442,10 +439,21 @@ class ReadAhead:
         self._in_order = self._in_order + 1 if offset == self._next else 0
         self._next = end
         if not self._in_order:
-            self._until = end
-        if self._in_order < READ_AHEAD_AFTER or self.is_busy or self._until - end > READ_AHEAD_BYTES // 2:
+            self._until, self._near = end, (end, end)
+        if self._in_order < READ_AHEAD_AFTER or self._is_busy or self._until - end > READ_AHEAD_BYTES // 2:
             return None
         begin = max(self._until, end)
         self._until = min(begin + READ_AHEAD_BYTES, self._size)
-        self.is_busy = begin < self._until
-        return (begin, self._until - begin) if self.is_busy else None
+        self._is_busy = begin < self._until
+        return (begin, self._until - begin) if self._is_busy else None
+
+    def arrived(self, end: int) -> None:
+        """What was wanted last, which ends there, is near."""
+        if end == self._until:  # else the reader has gone elsewhere
+            self._near = (self._near[0], end)
+        self._is_busy = False
+
+    def is_near(self, offset: int, length: int) -> bool:
+        """Whether a range was brought near."""
+        begin, end = self._near
+        return begin <= offset and offset + length <= end

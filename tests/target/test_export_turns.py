@@ -193,7 +193,14 @@ def test_read_ahead_is_bounded_and_only_for_reads_in_order() -> None:
             assert at + size <= wanted[0]
             assert sum(wanted) - at <= 2 * READ_AHEAD_BYTES
             assert ahead.note(at + size, 1) is None, "one at a time"
-            ahead.is_busy = False
+            assert not ahead.is_near(*wanted)
+            ahead.arrived(sum(wanted))
+            assert ahead.is_near(*wanted)
             ahead.note(at, size)
     assert found
+    ahead = ReadAhead(10 * READ_AHEAD_BYTES)
+    wanted = next(filter(None, (ahead.note(at * size, size) for at in range(10))))
+    ahead.note(0, size)
+    ahead.arrived(sum(wanted))
+    assert not ahead.is_near(*wanted), "the reader had gone elsewhere"
     assert sum(found[-1]) == 2 * READ_AHEAD_BYTES
