@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,6 +26,8 @@ from drengine.nbd.protocol import Ended, Event, Requests, ServerConnection, Stat
 
 _log = logging.getLogger("drengine.nbd")
 _LINGER_SECONDS = 5.0
+_UNIX_SEND_BYTES = 512 << 10
+"""What the system may hold of replies on a unix socket, as far as it allows: a long one leaves in one go."""
 _ERRNO = {
     errno.EPERM: NbdError.EPERM,
     errno.EACCES: NbdError.EPERM,
@@ -115,6 +118,9 @@ class Session(asyncio.BufferedProtocol):
         """Greet, or refuse one client too many."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_SEND_BYTES)  # TCP finds its own
         self._outgoing = Outgoing(transport, is_plain=True)
         self._service.sessions.add(self)
         self._stats.connections += 1
