@@ -39,8 +39,8 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.rebuild",
         "Make a lost or damaged catalogue anew; the old one is kept aside. Stop the target first.",
     ),
-    "pin": Command("drengine.cli.pin", "Keep a point: retention leaves it alone until it is unpinned."),
-    "unpin": Command("drengine.cli.unpin", "Let retention have a point again."),
+    "pin": Command("drengine.cli.pins", "Keep a point: retention leaves it alone until it is unpinned."),
+    "unpin": Command("drengine.cli.pins", "Let retention have a point again."),
     "branches": Command("drengine.cli.branches", "List a source's branches, or close one that is no longer needed."),
     "target": Group(
         "Receive, keep and serve replicas.",

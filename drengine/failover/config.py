@@ -73,7 +73,7 @@ class OrchestratorConfig:
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
     broker: OrchestratorBrokerOptions = section(
-        OrchestratorBrokerOptions, help="The MQTT broker, through which agents are told what to do."
+        OrchestratorBrokerOptions, help="The MQTT broker, which carries commands to agents."
     )
 
     @property

@@ -39,11 +39,11 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine_agent.cli.status", "Show how the running agent stands; without one, what the kernel tracks meanwhile."
     ),
     "pause": Command(
-        "drengine_agent.cli.pause", "Stop shipping until `resume`, also over restarts. Changes are still captured."
+        "drengine_agent.cli.shipping", "Stop shipping until `resume`, also over restarts. Changes are still captured."
     ),
-    "resume": Command("drengine_agent.cli.resume", "Ship again after `pause`."),
+    "resume": Command("drengine_agent.cli.shipping", "Ship again after `pause`."),
     "sync": Command(
-        "drengine_agent.cli.sync",
+        "drengine_agent.cli.shipping",
         "Compare everything with the target now; with tracker `scan`, begin the next scan now.",
     ),
     "cut": Command("drengine_agent.cli.cut", "Cut a recovery point now, and wait until it is durable at the target."),

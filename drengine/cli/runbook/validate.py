@@ -32,7 +32,7 @@ def validate(
 ) -> None:
     """Say what is wrong with a runbook: each mistake with line, column and hint.
 
-    Ends with 103 if it has mistakes. With a store or configuration, sources that do not replicate here yet are told.
+    Ends with 103 if it has mistakes. With a store or configuration, sources that do not replicate yet are named, too.
     """
     names = None
     if options.config is not None or options.store is not None:
