@@ -71,11 +71,11 @@ class Pending:
         self.cost_bytes = 0
         self._records: list[Record] | None = None
 
-    def add(self, changes: list[Change]) -> None:
-        """Take changes in, and show them to readers."""
+    def add(self, changes: list[Change], cost: int) -> None:
+        """Take changes in, which cost so many bytes of memory, and show them to readers."""
         self.changes += changes
-        self.cost_bytes += cost_bytes(changes)
-        self.recent.lay(changes)
+        self.cost_bytes += cost
+        self.recent.lay(changes, cost)
 
     def records(self, plain_bytes_max: int) -> list[Record]:
         """All of it as records of at most so many plain bytes (but one change at least). Nothing is added later."""
@@ -134,10 +134,10 @@ class Recent:
         self._volumes: dict[int, _Ranges] = {}
         self._maps: dict[int, FlatMap] | None = None
 
-    def lay(self, changes: list[Change]) -> None:
-        """Put changes over what is there."""
+    def lay(self, changes: list[Change], cost: int) -> None:
+        """Put changes over what is there; see `Pending.add`."""
         self._maps = None
-        self.cost_bytes += cost_bytes(changes)
+        self.cost_bytes += cost
         for volume, _, offset, length, data in changes:
             ranges = self._volumes.get(volume)
             if ranges is None:

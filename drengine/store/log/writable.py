@@ -217,7 +217,7 @@ class WritableView(View):
                 while not (takes := self._takes(cost)) and self._logging:
                     self._changed.wait()
                 if takes:
-                    self._buffer.add(changes)
+                    self._buffer.add(changes, cost)
                     return
                 self._logging = True
             with self._freeing_log():
@@ -237,7 +237,7 @@ class WritableView(View):
         try:
             if not self._takes(cost):
                 return False
-            self._buffer.add(changes)
+            self._buffer.add(changes, cost)
             return True
         finally:
             self._changed.release()
