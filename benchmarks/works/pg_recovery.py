@@ -21,6 +21,11 @@ from benchmarks.works.export_io import promote_image
 from benchmarks.works.pgbench import cluster_folder, disk, make_disk, sockets_of
 
 OURS, PEER, LOCAL = "drengine, promoted branch", "qemu-nbd, raw file", "a local file on a loop device"
+ROWS_OF_A_BRANCH = 100_000  # in pgbench_accounts, for each unit of scale
+CHANGE = (
+    "UPDATE pgbench_accounts SET abalance = abalance + 1 "
+    "WHERE aid IN (SELECT 1 + (random() * {rows})::int FROM generate_series(1, 2000))"
+)
 PENDING = "SELECT pg_current_wal_lsn() - redo_lsn FROM pg_control_checkpoint()"
 
 
@@ -30,11 +35,11 @@ def measure(bench: Bench) -> list[Table]:
     image = bench.folder / "crashed.img"
 
     def fill(cluster: Cluster) -> None:
-        """Transactions until so much lies behind the last checkpoint."""
+        """Rows changed at random places, until so much log lies behind the last checkpoint."""
         cluster.pgbench("-i", "-q", "-s", str(scale))
         cluster.ask("CHECKPOINT")
         while float(cluster.ask(PENDING)) < wal:
-            cluster.pgbench("-c", "4", "-j", "2", "-t", "1000", "-n")
+            cluster.ask(CHANGE.format(rows=scale * ROWS_OF_A_BRANCH))
 
     with cluster_folder() as folder:
         make_disk(image, size, folder, fill, stop="immediate")
