@@ -31,7 +31,7 @@ PENDING = "SELECT pg_current_wal_lsn() - redo_lsn FROM pg_control_checkpoint()"
 
 def measure(bench: Bench) -> list[Table]:
     """Seconds from the server's start until it takes connections."""
-    scale, wal, size = (5, 64 * MIB, 384 * MIB) if bench.quick else (50, GIB, 4 * GIB)
+    scale, wal, size = (5, 64 * MIB, 384 * MIB) if bench.quick else (100, GIB, 4 * GIB)
     image = bench.folder / "crashed.img"
 
     def fill(cluster: Cluster) -> None:
