@@ -16,7 +16,6 @@ import asyncio
 import os
 from pathlib import Path
 
-import aiofiles
 import msgspec
 
 from drengine.control.messages import Answer, Command
@@ -61,8 +60,7 @@ class CommandLog:
             OSError: it can't be read or written.
         """
         try:
-            async with aiofiles.open(self._path, "rb") as file:
-                text = await file.read(FILE_BYTES_MAX)
+            text = await asyncio.to_thread(self._read)
         except FileNotFoundError:
             text = b""
         for line in text.split(b"\n"):
@@ -122,13 +120,20 @@ class CommandLog:
             if self._torn or self._lines >= self._capacity * LINES_PER_COMMAND:
                 await self._rewrite()
             self._torn = True  # until it is known to be whole: what follows a torn line would be lost with it
-            async with aiofiles.open(self._path, "ab") as file:
-                await file.write(line)
-                await file.flush()
-                await asyncio.to_thread(os.fdatasync, file.fileno())
+            await asyncio.to_thread(self._append, line)
             self._torn = False
             self._lines += 1
         self._known[entry.id] = entry
+
+    def _read(self) -> bytes:
+        with self._path.open("rb") as file:
+            return file.read(FILE_BYTES_MAX)
+
+    def _append(self, line: bytes) -> None:
+        with self._path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fdatasync(file.fileno())
 
     async def _rewrite(self) -> None:
         """Replace the file whole: old or new after any crash."""

@@ -22,7 +22,7 @@ def ask_agent(config: Path, command: str, **arguments: Any) -> Any:
     Raises:
         DrengineError: AGENT_NOT_RUNNING, or what the agent answered.
     """
-    from drengine_agent.config import load_config  # noqa: PLC0415
+    from drengine_agent.config import load_config  # noqa: PLC0415 - as it says
 
     return ask(load_config(config).control_socket, command, **arguments)
 
