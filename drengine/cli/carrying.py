@@ -120,5 +120,22 @@ def run_lines(run: RunDetail) -> list[str]:
         lines.append(f"  at most {human_duration(run.rpo_seconds)} lost (RPO, {run.rpo_known_by})")
     lines += [f"  {source} fenced: {evidence}" for source, evidence in run.fencing.items()]
     lines += [f"  {each.id} {each.status.value}: {each.message}" for each in run.steps if each.code]
+    lines += [
+        f"  {each.source}: {line}" for each in run.steps for line in hydration_lines(each.data.get("details", {}))
+    ]
     lines += [f"  drengine approve {run.run} {step} --by NAME" for step in run.waiting_for]
+    return lines
+
+
+def hydration_lines(details: dict[str, Any]) -> list[str]:
+    """How far the disks of a launched workload are, for people."""
+    lines, moves = [], details.get("moves", {})
+    for volume, done in details.get("hydrated", {}).items():
+        move = moves.get(volume, {})
+        if move.get("state") == "moved":
+            lines.append(f"{volume} is read locally since {human_duration(move['seconds'])} after the launch")
+        elif move.get("state") == "given up":
+            lines.append(f"{volume} goes on with the branch, its local copy was given up: {move['reason']}")
+        else:
+            lines.append(f"{volume} is local to {done:.0%}")
     return lines

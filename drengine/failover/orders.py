@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from drengine.failover.answers import (
     validation,
 )
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.drivers.hydrated import current_hydration
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.errors import (
     BAD_APPROVAL,
@@ -48,8 +49,9 @@ from drengine.failover.registry.errors import LEASE_HELD
 from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, Status, run_lease
 from drengine.failover.runbook.errors import BAD_RUNBOOK
 from drengine.failover.runbook.values import Mode
-from drengine.failover.snapshot import Snapshot, may_approve
+from drengine.failover.snapshot import Snapshot, StepState, may_approve
 from drengine.failover.steps.approval import APPROVAL
+from drengine.failover.steps.launch import LAUNCH
 from drengine.model.errors import DrengineError
 from drengine.terminal import human_time
 
@@ -233,7 +235,16 @@ class Orders:
         Raises:
             DrengineError: UNKNOWN_RUN.
         """
-        return run_detail(*self._look(id))
+        run, snapshot = self._look(id)
+        return run_detail(run, replace(snapshot, steps=tuple(self._now(each) for each in snapshot.steps)))
+
+    def _now(self, state: StepState) -> StepState:
+        """A launch with how far its disks are now: they go on becoming local when the step is long done."""
+        instance = (state.data or {}).get("instance")
+        if state.step.kind is not LAUNCH or not instance:
+            return state
+        now = current_hydration(self.engine.site.directory / instance)
+        return replace(state, data={**state.data, "details": {**state.data["details"], **now}})
 
     def runs(self, **wanted: Any) -> list[Run]:
         """Runs, newest first; `wanted` narrows them down, see `Registry.runs`."""

@@ -37,6 +37,7 @@ def start_hydrators(instance: str, directory: Path, disks: Mapping[str, str], *,
         DrengineError: HYDRATION_FAILED.
     """
     make_directory(directory)
+    directory = directory.absolute()  # their own working directory is another
     return {volume: _start(instance, directory, volume, uri, copied=copied) for volume, uri in disks.items()}
 
 

@@ -52,16 +52,23 @@ def runbook(folder: Path) -> dict[str, Any]:
         f"from drengine.process import end_marked; end_marked({MARK!r}, {folder.name!r}, grace_seconds=0)",
     ]
     settings = {"accelerator": "tcg", "memory_mib": 512, "ready": "MARKER", "grace": "1s"}
+    launch = {"driver": "qemu", "settings": settings, "hydrate": True}
     return {
         "version": 1,
         "name": "guest",
-        "sources": {"guest": {"fence": {"command": fence}, "launch": {"driver": "qemu", "settings": settings}}},
+        "sources": {"guest": {"fence": {"command": fence}, "launch": launch}},
         "waves": [{"name": "all", "sources": ["guest"]}],
     }
 
 
 def markers(console: str) -> list[int]:
     return [int(number) for number in re.findall(r"MARKER (\d+)", console)]
+
+
+def move_of(site: Site, run: str) -> str:
+    told = site.run("drengine.cli.main", "run", "show", run, "--config", "orchestrator.toml")
+    launched = next(step for step in told["steps"] if step["kind"] == "launch")
+    return str(launched["data"]["details"].get("moves", {}).get("root", {}).get("state"))
 
 
 def recovered_points(site: Site) -> list[Any]:
@@ -130,7 +137,11 @@ def test_the_promoted_disk_boots_and_shows_the_last_replicated_marker(folder: Pa
         assert last - MARKERS_LOST_MAX <= int(found[1]) <= last + 1
         print(f"last marker {last}, found {found[1]}, RTO {over['rto_seconds']:.1f} s by emulation")
         site.wait("the recovered guest is protected from its first write", lambda: recovered_points(site))
+        site.wait("it has moved onto its local disk", lambda: move_of(site, over["run"]) == "moved", seconds=60)
+        protected = len(recovered_points(site))
+        site.wait("it is protected still", lambda: len(recovered_points(site)) > protected)
     finally:
         for instance in (folder / "orchestrator/instances").glob("*"):
-            end_marked("DRENGINE_INSTANCE", instance.name, grace_seconds=0.0)
+            for mark in ("DRENGINE_MOVER", "DRENGINE_INSTANCE", "DRENGINE_HYDRATOR"):
+                end_marked(mark, instance.name, grace_seconds=0.0)
         site.close()

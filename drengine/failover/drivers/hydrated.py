@@ -6,8 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from drengine.failover.drivers.driver import LaunchRequest
+from drengine.failover.drivers.move import MOVES, read_moves
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
+
+_HYDRATION = "hydration"
 
 
 def hydrated(request: LaunchRequest) -> LaunchRequest:
@@ -31,10 +36,17 @@ def end_hydrated(request: LaunchRequest) -> None:
 
 def hydration_details(request: LaunchRequest) -> dict[str, Any]:
     """How far it is, for an instance's details."""
-    volumes = [disk.volume for disk in request.disks]
-    return {"hydrated": hydration_progress(hydration_place(request), volumes)} if request.hydrate else {}
+    return {"hydrated": {}, **current_hydration(request.directory)} if request.hydrate else {}
+
+
+def current_hydration(directory: Path) -> dict[str, Any]:
+    """How far the disks of an instance of this host are now, as its details tell it; empty when none is on its way."""
+    volumes = sorted(report.stem for report in (directory / _HYDRATION).glob("*.json"))
+    now = {"hydrated": hydration_progress(directory / _HYDRATION, volumes)} if volumes else {}
+    moves = read_moves(directory / MOVES)
+    return now | ({"moves": msgspec.to_builtins(moves)} if moves else {})
 
 
 def hydration_place(request: LaunchRequest) -> Path:
     """Where the hydrators' files lie."""
-    return request.directory / "hydration"
+    return request.directory / _HYDRATION

@@ -39,6 +39,9 @@ from drengine.nbd.hydrators import HydratorFiles, hydrator_files, is_hydrating, 
 log = logging.getLogger("drengine.move")
 
 MARK = "DRENGINE_MOVER"
+MOVES = "moves.json"
+"""The report, in the instance's directory."""
+
 LOOK_SECONDS = 0.25
 HYDRATOR_LOOK_SECONDS = 2.0
 HYDRATOR_SECONDS = 5.0

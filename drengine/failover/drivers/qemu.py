@@ -27,7 +27,7 @@ from drengine.failover.drivers.driver import Disk, Instance, LaunchDriver, Launc
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details, hydration_place
 from drengine.failover.drivers.move import MARK as MOVER_MARK
-from drengine.failover.drivers.move import MovePlan, MovingDisk, read_moves
+from drengine.failover.drivers.move import MovePlan, MovingDisk
 from drengine.failover.drivers.qmp import Qmp, QmpError
 from drengine.failover.drivers.settings import read_settings
 from drengine.model.errors import DrengineError
@@ -42,7 +42,7 @@ CONSOLE_BYTES_MAX = 4 << 10
 QMP_SECONDS = 5.0
 KILL_SECONDS = 5.0
 _CONSOLE, _QMP, _NOTES = "console.log", "qmp.sock", "qemu.log"
-_MOVER_QMP, _PLAN, _MOVES, _MOVER_NOTES = "move.sock", "move-plan.json", "moves.json", "move.log"
+_MOVER_QMP, _PLAN, _MOVER_NOTES = "move.sock", "move-plan.json", "move.log"
 _BRIDGE = re.compile(r"bridge:([A-Za-z0-9._-]{1,15})", re.ASCII)
 
 
@@ -179,7 +179,7 @@ class QemuDriver(LaunchDriver):
         """
         try:
             start_marked(
-                [sys.executable, "-m", move.__name__, _PLAN, _MOVES],
+                [sys.executable, "-m", move.__name__, _PLAN, move.MOVES],
                 MOVER_MARK,
                 request.instance,
                 output=request.directory / _MOVER_NOTES,
@@ -197,8 +197,8 @@ class QemuDriver(LaunchDriver):
         return MovePlan(
             instance=request.instance,
             launched_ns=time.time_ns(),
-            qmp=str(request.directory / _MOVER_QMP),
-            hydration=str(hydration_place(request)),
+            qmp=str(request.directory.absolute() / _MOVER_QMP),
+            hydration=str(hydration_place(request).absolute()),
             disks=disks,
         )
 
@@ -221,8 +221,6 @@ class QemuDriver(LaunchDriver):
         details: dict[str, Any] = {**settings.details, "pids": processes}
         details["console"] = self._console(request)[-CONSOLE_BYTES_MAX:]
         details |= hydration_details(request)
-        if request.hydrate:
-            details["moves"] = msgspec.to_builtins(read_moves(request.directory / _MOVES))
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
 
     def _console(self, request: LaunchRequest) -> str:
