@@ -48,7 +48,7 @@ def party_of(source: SimulatedSource, port: int, memory: Path) -> Party:
         source.name,
         actions={verb: Action(act, Generations.ANY) for verb in VERBS},
         report=source.report,
-        memory=memory,
+        log=memory,
         clock=SystemClock(),
         random=Random(1),
         report_seconds=0.5,

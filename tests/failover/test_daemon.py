@@ -21,6 +21,7 @@ from drengine.failover import daemon
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.daemon import SCHEDULER, Orchestrator
 from drengine.failover.engine import Engine, open_engine
+from drengine.failover.options import RunOptions
 from drengine.failover.registry import Registry
 from drengine.failover.run import RunState
 from drengine.model.clock import SystemClock
@@ -97,11 +98,11 @@ async def test_an_interrupted_scheduled_drill_goes_on_and_a_persons_run_is_left_
     async with open_engine(config, clock=SystemClock()) as engine:
         version = engine.registry.save_runbook("shop", RUNBOOK.replace('schedule: "0 3 * * *"\n', ""))
         book = daemon.read_runbook(engine.registry.runbook("shop").text, where="shop")
-        ours = engine.create_run(daemon.Mode.DRILL, book, version, SCHEDULER, {})
+        ours = engine.create_run(daemon.Mode.DRILL, book, version, SCHEDULER, RunOptions())
         other = RUNBOOK.replace("shop", "mill").replace('schedule: "0 3 * * *"\n', "")
         version = engine.registry.save_runbook("mill", other)
         book = daemon.read_runbook(other, where="mill")
-        theirs = engine.create_run(daemon.Mode.DRILL, book, version, "anna", {})
+        theirs = engine.create_run(daemon.Mode.DRILL, book, version, "anna", RunOptions())
         async with working(engine):
             await until(lambda: engine.registry.entries(ours.id), "going on")
             await until(lambda: engine.registry.run(ours.id).state is not RunState.RUNNING, "its end")
