@@ -367,7 +367,7 @@ class ViewExport:
     def _serve(self, request: Request) -> Reply:
         try:
             if request.command == Command.READ:
-                return Reply(request, data=self._view.fetch(self._volume, request.offset, request.length))
+                return Reply(request, pieces=self._view.parts(self._volume, request.offset, request.length))
             if self._writable is not None:  # a point takes no writes, and has nothing to flush
                 self._change(request, self._writable)
             return Reply(request)

@@ -251,7 +251,7 @@ def test_concurrent_readers_see_each_write_from_when_it_was_answered() -> None:
             while not stopped.is_set():
                 block = rng.randrange(blocks)
                 least = answered[block]
-                data = view.read_now(1, block * size, size) if seed % 2 else view.fetch(1, block * size, size)
+                data = view.read_now(1, block * size, size) if seed % 2 else view.read(1, block * size, size)
                 if data is not None:
                     number = int.from_bytes(data[:4], "big")
                     if bytes(data) != number.to_bytes(4, "big") * (size // 4) or not least <= number <= begun[block]:

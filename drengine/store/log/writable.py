@@ -40,7 +40,7 @@ from drengine.store.log.tail import Tail, TailLayer
 from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.segments.format import parse_geometry
 from drengine.store.views.stack import StackLayer
-from drengine.store.views.view import View
+from drengine.store.views.view import Part, View
 
 _log = logging.getLogger(__name__)
 
@@ -192,18 +192,15 @@ class WritableView(View):
             held.sort(key=itemgetter(0))
         return held
 
-    def _fill(self, volume: int, offset: int, target: memoryview) -> None:
+    def _parts(self, volume: int, offset: int, length: int) -> list[Part]:
         while True:
             position = self.position
             try:
-                super()._fill(volume, offset, target)
+                return super()._parts(volume, offset, length)
             except DrengineError as error:
                 # What was overwritten meanwhile may be gone: compaction keeps only what the newest position shows.
                 if error.kind is not DAMAGED or self.position == position:
                     raise
-                target[:] = bytes(len(target))
-            else:
-                return
 
     def _cleared(self, volume: int, kind: ExtentKind, offset: int, length: int) -> list[Change]:
         self._check_range(volume, offset, length)

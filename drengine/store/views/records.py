@@ -224,29 +224,24 @@ class Records:
         Raises:
             DrengineError: DAMAGED, STORE_IO.
         """
-        target = memoryview(bytearray(length))
-        self.read_into(address, start, target)
-        return target
+        parts = self.parts(address, start, length)
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
-    def read_into(self, address: Address, start: int, target: memoryview) -> None:
-        """Fill a buffer with a record's plain bytes from `start` on; see `read`."""
-        part = self._segment(address)
-        missing: list[_Wanted] = []
-        for wanted in self._wanted(part, address, start, len(target)):
-            plain = self._frames.get((part.key, wanted.row))
-            if plain is None:
-                missing.append(wanted)
-            else:
-                _copy(plain, wanted, start, target)
-        for run in _runs(missing):
-            offsets, lengths = part.index.frame_offsets, part.index.frames["length"]
+    def parts(self, address: Address, start: int, length: int) -> list[memoryview]:
+        """As `read`, by frame and without a copy: what lies in the cache, which nobody may change."""
+        segment = self._segment(address)
+        wanted = list(self._wanted(segment, address, start, length))
+        found = {each.row: self._frames.get((segment.key, each.row)) for each in wanted}
+        for run in _runs([each for each in wanted if found[each.row] is None]):
+            offsets, lengths = segment.index.frame_offsets, segment.index.frames["length"]
             first, last = run[0].row, run[-1].row
             begin, end = int(offsets[first]), int(offsets[last]) + int(lengths[last])
             with read_errors(str(address)):
-                stored = memoryview(part.reader.read_at(begin, end - begin))
-            for wanted in run:
-                at = int(offsets[wanted.row]) - begin
-                _copy(self._decoded(part, address, wanted.row, stored[at:]), wanted, start, target)
+                stored = memoryview(segment.reader.read_at(begin, end - begin))
+            for each in run:
+                at = int(offsets[each.row]) - begin
+                found[each.row] = self._decoded(segment, address, each.row, stored[at:])
+        return [_cut(plain, each) for each in wanted if (plain := found[each.row]) is not None]
 
     def read_now(self, address: Address, start: int, length: int) -> memoryview | None:
         """As `read`, or None when that would wait for a device, a network or another thread's look at the catalogue.
@@ -267,13 +262,8 @@ class Records:
                     return None
                 plain = self._decoded(part, address, wanted.row, memoryview(stored))
             found.append((plain, wanted))
-        if len(found) == 1:
-            plain, wanted = found[0]
-            return plain[wanted.begin - wanted.frame_begin : wanted.end - wanted.frame_begin]
-        target = memoryview(bytearray(length))
-        for plain, wanted in found:
-            _copy(plain, wanted, start, target)
-        return target
+        parts = [_cut(plain, wanted) for plain, wanted in found]
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
     def _wanted(self, part: _OpenSegment, address: Address, start: int, length: int) -> Iterator[_Wanted]:
         """The frames that hold a range of a record's plain form, in order."""
@@ -429,10 +419,9 @@ class Records:
         return index
 
 
-def _copy(plain: memoryview, wanted: _Wanted, start: int, target: memoryview) -> None:
-    """Copy a frame's part to where it belongs in a buffer that begins at `start` of the plain form."""
-    part = plain[wanted.begin - wanted.frame_begin : wanted.end - wanted.frame_begin]
-    target[wanted.begin - start : wanted.end - start] = part
+def _cut(plain: memoryview, wanted: _Wanted) -> memoryview:
+    """The part of a frame that is wanted."""
+    return plain[wanted.begin - wanted.frame_begin : wanted.end - wanted.frame_begin]
 
 
 def _runs(wanted: list[_Wanted]) -> Iterator[list[_Wanted]]:

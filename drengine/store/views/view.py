@@ -27,13 +27,15 @@ from drengine.wire.payload import digest
 
 _WINDOW_BYTES = 1 << 34
 _READ_BYTES = 4 << 20
-_STEP_BYTES = 64 << 20
 WINDOWS_BYTES_MAX = 32 << 20
 """Memory for a view's resolved windows: enough for 200 GiB of large extents, or 6 GiB of scattered 4 KiB writes."""
 
 _ZEROS = bytes(1 << 16)
 
 Buffer = bytes | bytearray | memoryview
+Part = tuple[int, Buffer | None]
+"""Length and bytes (None: zeros)."""
+
 Held = tuple[int, int, Buffer | None]
 """Offset, length and bytes (None: zeros) of what is in memory only."""
 
@@ -87,17 +89,19 @@ class View:
         Raises:
             DrengineError: DAMAGED, UNKNOWN_VOLUME, OUT_OF_RANGE, STORE_IO.
         """
-        return bytes(self.fetch(volume, offset, length))
-
-    def fetch(self, volume: int, offset: int, length: int) -> bytearray:
-        """As `read`, without its last copy."""
         self._check_range(volume, offset, length)
         buffer = bytearray(length)
         self._fill(volume, offset, memoryview(buffer))
-        return buffer
+        return bytes(buffer)
+
+    def parts(self, volume: int, offset: int, length: int) -> list[Part]:
+        """As `read`, as it comes and without a copy: lengths, and bytes that nobody may change (None: zeros)."""
+        self._check_range(volume, offset, length)
+        return self._parts(volume, offset, length)
 
     def read_now(self, volume: int, offset: int, length: int) -> Buffer | None:
-        """As `fetch`, but None where that would have to wait, or may fail: `fetch` does it, or says why not.
+        """As `read`, but None where that would have to wait, or fails: `read` does it, or says why not. Nobody may
+        change what it gives.
 
         Raises:
             DrengineError: UNKNOWN_VOLUME, OUT_OF_RANGE.
@@ -134,7 +138,7 @@ class View:
         with suppress(DrengineError):
             for piece in self._durable(volume, offset, length):
                 if piece.segment:
-                    self._records.read(self._address(piece), piece.plain_offset, piece.length)
+                    self._records.parts(self._address(piece), piece.plain_offset, piece.length)
 
     def sector_bytes(self, volume: int) -> int:
         """The logical sector size of the disk that a volume's content was made on; see drengine.model.sectors."""
@@ -222,15 +226,10 @@ class View:
     def _durable(self, volume: int, offset: int, length: int) -> Iterator[Piece]:
         """Where a range's bytes come from below `_held`, in order; holes count as zeros."""
         at, end, size = offset, offset + length, self._size(volume)
-        step = WINDOW_BYTES if length <= WINDOW_BYTES else _STEP_BYTES
         while at < end:
-            if step == WINDOW_BYTES:
-                number = at // WINDOW_BYTES
-                base = number * WINDOW_BYTES
-                window = self._window((volume, number), base, min(base + WINDOW_BYTES, size))
-            else:  # a long read is worth a look of its own, and would push the windows out
-                base = at
-                window = resolve_window(self._durable_layers(), volume, at, min(at + step, end))
+            number = at // WINDOW_BYTES
+            base = number * WINDOW_BYTES
+            window = self._window((volume, number), base, min(base + WINDOW_BYTES, size))
             stop = min(end, base + window.length)
             while at < stop:
                 piece = window.piece(at - base, stop - base)
@@ -247,13 +246,26 @@ class View:
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
         """Put a range into `target`, which is all zeros."""
-        held = self._held(volume, offset, len(target)) or ()
-        _lay(held, offset, target)
-        for start, length in gaps(held, offset, len(target)):
-            for piece in self._durable(volume, start, length):
+        for begin in range(0, len(target), WINDOW_BYTES):
+            at = begin
+            for length, data in self._parts(volume, offset + begin, min(WINDOW_BYTES, len(target) - begin)):
+                if data is not None:
+                    target[at : at + length] = data
+                at += length
+
+    def _parts(self, volume: int, offset: int, length: int) -> list[Part]:
+        parts: list[Part] = []
+        at, end = offset, offset + length
+        for start, size, data in (*(self._held(volume, offset, length) or ()), (end, 0, None)):
+            for piece in self._durable(volume, at, start - at):
                 if piece.segment:
-                    at = piece.offset - offset
-                    self._read_piece(volume, piece, target[at : at + piece.length])
+                    parts += [(len(each), each) for each in self._read_piece(volume, piece)]
+                else:
+                    parts.append((piece.length, None))
+            if size:
+                parts.append((size, data))
+            at = start + size
+        return parts
 
     def _address(self, piece: Piece) -> Address:
         return Address(self.position.source, piece.branch, piece.segment, piece.record)
@@ -264,10 +276,10 @@ class View:
         except DrengineError:
             return None
 
-    def _read_piece(self, volume: int, piece: Piece, target: memoryview) -> None:
+    def _read_piece(self, volume: int, piece: Piece) -> list[memoryview]:
         address = self._address(piece)
         try:
-            self._records.read_into(address, piece.plain_offset, target)
+            return self._records.parts(address, piece.plain_offset, piece.length)
         except DrengineError as error:
             if error.kind is not DAMAGED:
                 raise
