@@ -180,6 +180,11 @@ class Store:
         return self._context
 
     @property
+    def frame_cache_bytes(self) -> int:
+        """Decoded frames in memory now; see StoreOptions."""
+        return self._context.records.cached_bytes
+
+    @property
     def identity(self) -> bytes:
         """16 bytes that name the store."""
         return self._context.identity

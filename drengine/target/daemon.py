@@ -202,6 +202,7 @@ class TargetDaemon:
         server = NbdServer(exports, tls=tls, tls_required=tls is not None, allow=self._may_read)
         self._cleanup.push_async_callback(server.close, NBD_GRACE_SECONDS)
         self.metrics.nbd_connections = lambda: server.connections
+        self.metrics.frame_cache_bytes = lambda: store.frame_cache_bytes
         if config.nbd_socket is not None:
             await server.start_unix(config.nbd_socket)
         if config.nbd_listen is None:

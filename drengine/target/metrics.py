@@ -63,6 +63,7 @@ SET_ASIDE = Family(
 )
 SESSIONS = Family("target_sessions", GAUGE, "Sessions open now.")
 NBD_CONNECTIONS = Family("target_nbd_connections", GAUGE, "NBD connections open now.")
+FRAME_CACHE = Family("target_frame_cache_bytes", GAUGE, "Decoded frames of the store in memory, for reads.")
 MAINTENANCE_AGE = Family(
     "target_maintenance_success_age_seconds", GAUGE, "Seconds since the task last succeeded.", ("task",)
 )
@@ -107,6 +108,7 @@ class TargetMetrics:
         self.credentials: tuple[Credentials, ...] = ()
         self.store_reason: Callable[[], str] = lambda: "none"
         self.nbd_connections: Callable[[], int] = lambda: 0
+        self.frame_cache_bytes: Callable[[], int] = lambda: 0
         self.last_success: dict[str, float] = {}
         self.set_aside = 0
         self._sources = sources
@@ -150,6 +152,7 @@ class TargetMetrics:
         yield from CERTIFICATES.samples(self.credentials)
         yield Sample(SESSIONS, self.sessions())
         yield Sample(NBD_CONNECTIONS, self.nbd_connections())
+        yield Sample(FRAME_CACHE, self.frame_cache_bytes())
         for task, moment in sorted(self.last_success.items()):
             yield Sample(MAINTENANCE_AGE, self._clock.monotonic() - moment, (task,))
 

@@ -70,6 +70,11 @@ class ByteCache(Generic[_V]):
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, tuple[_V, int]] = OrderedDict()
 
+    @property
+    def size_bytes(self) -> int:
+        """The sum of the sizes of what is kept."""
+        return self._bytes
+
     def get(self, key: Hashable) -> _V | None:
         """The value, now the most recently used; or None."""
         with self._lock:
@@ -193,6 +198,11 @@ class Records:
         self._open: ByteCache[_OpenSegment] = ByteCache(min(options.open_segments_max, descriptors_free() // 4))
         self._version = -1
         self._looked_at = -1e9
+
+    @property
+    def cached_bytes(self) -> int:
+        """Decoded frames in memory now."""
+        return self._frames.size_bytes
 
     def index(self, row: SegmentRow, count: int | None = None) -> SegmentIndex:
         """Headers and tables of a segment's committed records.
