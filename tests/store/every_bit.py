@@ -26,6 +26,7 @@ def main() -> int:
     """Exit status 1 when a flipped bit was served, or ended in anything but a typed refusal."""
     parser = argparse.ArgumentParser(prog="python -m tests.store.every_bit")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
+    parser.add_argument("--segments", action="store_true", help="only those of segments")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     options = parser.parse_args()
     outcomes: Counter[tuple[str, str]] = Counter()
@@ -34,7 +35,9 @@ def main() -> int:
         shutil.copytree(original, path)
         with Store.open(path) as store:
             damage.EXPECTED["web1"] = [point.id for point in store.points("web1")]
-        files = [path / "STORE", path / CATALOGUE_NAME, *damage.files(path, ".seg"), *damage.files(path, ".map")]
+        files = damage.files(path, ".seg")
+        if not options.segments:
+            files += [path / "STORE", path / CATALOGUE_NAME, *damage.files(path, ".map")]
         places = [(file, at, bit) for file in files for at in range(file.stat().st_size) for bit in range(8)]
         random.Random(options.seed).shuffle(places)
         print(f"seed {options.seed}: {len(places)} bits of {len(files)} files", flush=True)

@@ -134,6 +134,12 @@ class Source:
         self.writer.append_batch(self.next, mark(self.next), packed, generation=self.generation)
         self.disk.write(volume, offset, data)
 
+    def write_together(self, *writes: tuple[int, int, bytes]) -> None:
+        """Several writes in one batch."""
+        self.writer.append_batch(self.next, mark(self.next), batch(*writes), generation=self.generation)
+        for write in writes:
+            self.disk.write(*write)
+
     def write_random(self, count: int = 1) -> None:
         for _ in range(count):
             volume = self.random.choice(list(self.disk.data))

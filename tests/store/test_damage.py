@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -25,6 +26,7 @@ from drengine.store.errors import (
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
+from drengine.wire import payload
 from tests.clock import ManualClock
 from tests.store.harness import Source, check_head, check_point, crash, scratch, tiny_store
 
@@ -57,8 +59,9 @@ def sample():
     with scratch() as path:
         clock = ManualClock()
         with Store.create(path / "store", options=SMALL, clock=clock) as store:
-            source = Source(store, root=80_000, data=5001)
-            source.write(1, 0, b"two frames of one record" * 2900)
+            source = Source(store, root=8000, data=5001)
+            with mock.patch.object(payload, "SHARED_FRAME_BYTES", 300):  # several frames in one small record
+                source.write_together((1, 0, b"one frame " * 40), (1, 700, os.urandom(250)), (2, 9, b"another " * 60))
             for number in range(6):
                 source.write(1, 0, os.urandom(500))
                 source.write(1, number * 600, b"compressible" * 40)
