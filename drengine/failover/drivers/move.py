@@ -185,7 +185,7 @@ class Mover:
             self._add_nodes(disk, files)
             self._swap(disk, disk.both)
         except QmpError as error:
-            self._fall_back(disk, str(error))
+            self.leave(disk, str(error))
             return
         move = self.moves[disk.volume]
         move.state, move.swap_seconds = MOVED, round(time.monotonic() - began, 4)
@@ -198,11 +198,11 @@ class Mover:
         failed = {each["data"]["node-name"]: each["data"] for each in events if each["event"] == "QUORUM_REPORT_BAD"}
         for disk in self._plan.disks:
             if local := failed.get(disk.local):
-                self._fall_back(disk, f"{local['type']}: {local.get('error', 'failed')}")
+                self.leave(disk, f"{local['type']}: {local.get('error', 'failed')}")
             elif paused and (given_up := self._given_up(disk)):
-                self._fall_back(disk, given_up)
+                self.leave(disk, given_up)
             elif paused and disk.through not in failed:  # nobody knows why, as after a start of this process
-                self._fall_back(disk, "")
+                self.leave(disk)
         if paused:
             self._qmp.execute("cont")
 
@@ -216,9 +216,9 @@ class Mover:
             log.warning("%s", error)
             return
         if self.moves[disk.volume].state == MOVED:
-            self._fall_back(disk, "")
+            self.leave(disk)
 
-    def _fall_back(self, disk: MovingDisk, reason: str) -> None:
+    def leave(self, disk: MovingDisk, reason: str = "") -> None:
         """Use the disk through its hydrator alone; with a reason for good, else until it is complete again."""
         move = self.moves[disk.volume]
         if self._root(disk) == disk.both:

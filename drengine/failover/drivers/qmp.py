@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from pathlib import Path
@@ -37,7 +38,7 @@ class Qmp:
             self._read()
             self.execute("qmp_capabilities")
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
 
     def execute(self, command: str, **arguments: Any) -> Any:
@@ -59,7 +60,9 @@ class Qmp:
                 return answer["return"]
 
     def close(self) -> None:
-        """Let go."""
+        """Let go: QEMU takes the next one."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # the stream holds on to the socket as well
         self._socket.close()
 
     def __enter__(self) -> Self:

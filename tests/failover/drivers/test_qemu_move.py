@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import random
 import secrets
@@ -12,22 +14,26 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from demo.site import Site
 from demo.story import free_port
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.move import MARK as MOVER_MARK
+from drengine.failover.drivers.move import MOVED, MovePlan, Mover
 from drengine.failover.drivers.qemu import QemuDriver
+from drengine.failover.drivers.qmp import Qmp
 from drengine.model.points import PointSelector
 from drengine.nbd.export import Command, Complete, Export, Peer, Reply, Request
 from drengine.nbd.file_export import FileExport, FileProvider
-from drengine.nbd.hydrators import DISK_MARK
+from drengine.nbd.hydrator import read_progress
+from drengine.nbd.hydrators import DISK_MARK, hydrator_files
 from drengine.nbd.server import NbdServer
 from drengine.process import find_marked
 from drengine.store.store import Store
@@ -44,6 +50,8 @@ DATA_AT = SECTORS * 512
 DATA = random.Random(1).randbytes(8 << 20)
 """Content behind the stamps, so that there is something to copy."""
 SECONDS = 45.0
+BARE = {"accelerator": "tcg", "memory_mib": 64, "grace": "0.2s"}
+"""A machine that looks for something to boot for ever."""
 
 
 @pytest.fixture
@@ -56,7 +64,7 @@ def folder() -> Iterator[Path]:
 class Machine:
     """A stamping guest under the driver."""
 
-    def __init__(self, folder: Path, uri: str) -> None:
+    def __init__(self, folder: Path, uri: str, settings: Mapping[str, Any]) -> None:
         self.driver = QemuDriver()
         self.request = LaunchRequest(
             instance=f"move-{secrets.token_hex(4)}",
@@ -64,7 +72,7 @@ class Machine:
             source="shop",
             disks=(Disk("data", DISK_BYTES, uri),),
             isolated=False,
-            settings=stamping_guest(folder),
+            settings=settings,
             directory=folder / "instance",
             hydrate=True,
             timeout_seconds=SECONDS,
@@ -117,8 +125,8 @@ class Machine:
 
 
 @contextmanager
-def machine(folder: Path, uri: str) -> Iterator[Machine]:
-    made = Machine(folder, uri)
+def machine(folder: Path, uri: str, settings: Mapping[str, Any] | None = None) -> Iterator[Machine]:
+    made = Machine(folder, uri, settings or stamping_guest(folder))
     try:
         yield made
     finally:
@@ -191,6 +199,68 @@ def test_after_the_move_reads_do_not_leave_the_host_and_the_branch_has_each_flus
         assert branch[DATA_AT : DATA_AT + len(DATA)] == DATA
         local = (guest.request.directory / "hydration/data.img").read_bytes()
         assert not stamps_missing(local, newest)
+
+
+class Killed(BaseException):
+    """What ends a process between two orders."""
+
+
+class DyingQmp(Qmp):
+    """Ends its process at the order of that number: before QEMU has got it, or before the answer is read."""
+
+    def __init__(self, path: Path, number: int, *, carried_out: bool) -> None:
+        self.left = 0
+        self._carried_out = carried_out
+        super().__init__(path)
+        self.left = number
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        self.left -= 1
+        if self.left == 0 and not self._carried_out:
+            raise Killed
+        answer = super().execute(command, **arguments)
+        if self.left == 0:
+            raise Killed
+        return answer
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+def test_a_move_that_is_killed_at_any_order_is_taken_up_and_no_write_is_outside_the_branch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, carried_out: bool
+) -> None:
+    monkeypatch.setattr(QemuDriver, "_start_mover", lambda *_: None)
+    with counted(folder) as uri, machine(folder, uri, BARE) as guest:
+        guest.launch()
+        plan = msgspec.json.decode((guest.request.directory / "move-plan.json").read_bytes(), type=MovePlan)
+        disk, socket = plan.disks[0], Path(plan.qmp)
+        files = hydrator_files(Path(plan.hydration), "data")
+        while (progress := read_progress(files.report)) is None or progress.hydrated_bytes < DISK_BYTES:
+            time.sleep(0.02)
+
+        def write(pattern: int) -> bytes:
+            """A flushed write of the machine's; what the branch then has at its place."""
+            with Qmp(guest.request.directory / "qmp.sock") as qmp:
+                for order in (f"write -P {pattern} 1M 4k", "flush"):
+                    line = f'qemu-io -d /machine/peripheral/{disk.device}/virtio-backend "{order}"'
+                    qmp.execute("human-monitor-command", command_line=line)
+            with (folder / "branch").open("rb") as branch:
+                return os.pread(branch.fileno(), 4096, 1 << 20)
+
+        for number in itertools.count(1):
+            qmp = DyingQmp(socket, number, carried_out=carried_out)
+            with qmp, contextlib.suppress(Killed):
+                Mover(plan, qmp, {}).look()
+            assert write(number) == bytes([number]) * 4096
+            with Qmp(socket) as again:
+                mover = Mover(plan, again, {})
+                mover.look()
+                assert mover.moves["data"].state == MOVED
+                assert write(100 + number) == bytes([100 + number]) * 4096
+                assert files.copy.read_bytes() == (folder / "branch").read_bytes()
+                mover.leave(disk)
+            if qmp.left > 0:
+                break
+        assert number > 8, "the move has more orders than that"
 
 
 @contextmanager
