@@ -132,10 +132,10 @@ def hydration_lines(details: dict[str, Any]) -> list[str]:
     lines, moves = [], details.get("moves", {})
     for volume, done in details.get("hydrated", {}).items():
         move = moves.get(volume, {})
-        if move.get("state") == "moved":
+        if why := move.get("reason") or details.get("given_up", {}).get(volume):
+            lines.append(f"{volume} goes on with the branch, its local copy was given up: {why}")
+        elif move.get("state") == "moved":
             lines.append(f"{volume} is read locally since {human_duration(move['seconds'])} after the launch")
-        elif move.get("state") == "given up":
-            lines.append(f"{volume} goes on with the branch, its local copy was given up: {move['reason']}")
         else:
             lines.append(f"{volume} is local to {done:.0%}")
     return lines

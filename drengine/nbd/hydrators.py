@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from drengine.model.errors import DrengineError
@@ -46,12 +46,17 @@ def end_hydrators(instance: str) -> None:
     end_marked(MARK, instance, grace_seconds=GRACE_SECONDS)
 
 
-def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, float]:
-    """How much of each disk is local, 0 to 1; disks of which nothing is known yet are left out."""
+def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """For details: `hydrated`, how much of each disk is local, 0 to 1, as far as it is known; and `given_up`, why copies
+    are no longer kept, if there are such."""
     read = {volume: read_progress(hydrator_files(directory, volume).report) for volume in volumes}
-    return {
-        volume: round(now.hydrated_bytes / now.size_bytes, 4) for volume, now in read.items() if now and now.size_bytes
+    known = {volume: now for volume, now in read.items() if now and now.size_bytes}
+    told: dict[str, dict[str, Any]] = {
+        "hydrated": {volume: round(now.hydrated_bytes / now.size_bytes, 4) for volume, now in known.items()}
     }
+    if given_up := {volume: now.given_up for volume, now in known.items() if now.given_up}:
+        told["given_up"] = given_up
+    return told
 
 
 class HydratorFiles(NamedTuple):

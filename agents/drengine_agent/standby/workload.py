@@ -131,7 +131,7 @@ class Workload:
         told: dict[str, Any] = {**self._settings.details, "devices": devices}
         told["mounts"] = [mount.at for mount in self._settings.mounts]
         if self._order.hydrate:
-            told["hydrated"] = hydration_progress(self._directory / "hydration", self._order.disks)
+            told |= hydration_progress(self._directory / "hydration", self._order.disks)
         return told
 
     @property

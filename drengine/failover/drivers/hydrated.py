@@ -42,7 +42,7 @@ def hydration_details(request: LaunchRequest) -> dict[str, Any]:
 def current_hydration(directory: Path) -> dict[str, Any]:
     """How far the disks of an instance of this host are now, as its details tell it; empty when none is on its way."""
     volumes = sorted(report.stem for report in (directory / _HYDRATION).glob("*.json"))
-    now = {"hydrated": hydration_progress(directory / _HYDRATION, volumes)} if volumes else {}
+    now = hydration_progress(directory / _HYDRATION, volumes) if volumes else {}
     moves = read_moves(directory / MOVES)
     return now | ({"moves": msgspec.to_builtins(moves)} if moves else {})
 

@@ -17,6 +17,7 @@ def test_details_and_lines_say_how_far_each_disk_is(tmp_path: Path) -> None:
     (tmp_path / "hydration").mkdir()
     keep_progress(tmp_path / "hydration/data.json", Progress(100, 100))
     keep_progress(tmp_path / "hydration/log.json", Progress(0, 100, "No space left on device"))
+    keep_progress(tmp_path / "hydration/more.json", Progress(0, 100, "Input/output error"))
     keep_progress(tmp_path / "hydration/root.json", Progress(25, 100))
     moves = {
         "data": Move(MOVED, seconds=61.0, swap_seconds=0.02),
@@ -25,11 +26,12 @@ def test_details_and_lines_say_how_far_each_disk_is(tmp_path: Path) -> None:
     }
     (tmp_path / MOVES).write_bytes(msgspec.json.encode(moves))
     details = current_hydration(tmp_path)
-    assert details["hydrated"] == {"data": 1.0, "log": 0.0, "root": 0.25}
+    assert details["hydrated"] == {"data": 1.0, "log": 0.0, "more": 0.0, "root": 0.25}
     assert msgspec.convert(details["moves"], dict[str, Move])["data"].swap_seconds == 0.02
     assert hydration_lines(details) == [
         "data is read locally since 1 min 1 s after the launch",
         "log goes on with the branch, its local copy was given up: No space left on device",
+        "more goes on with the branch, its local copy was given up: Input/output error",
         "root is local to 25%",
     ]
 
