@@ -47,8 +47,9 @@ def end_hydrators(instance: str) -> None:
 
 
 def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """For details: `hydrated`, how much of each disk is local, 0 to 1, as far as it is known; and `given_up`, why copies
-    are no longer kept, if there are such."""
+    """For details: `hydrated`, how much of each disk is local, 0 to 1, as far as it is known; and `given_up`, why
+    copies are kept no more, if there are such.
+    """
     read = {volume: read_progress(hydrator_files(directory, volume).report) for volume in volumes}
     known = {volume: now for volume, now in read.items() if now and now.size_bytes}
     told: dict[str, dict[str, Any]] = {
