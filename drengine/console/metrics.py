@@ -53,6 +53,12 @@ FENCING_FAILURES = Family(
     f"Fence steps that failed or were forced without evidence, in the newest {RUNS_READ_MAX} runs.",
     ("runbook",),
 )
+DROPPED = Family(
+    "orchestrator_messages_dropped_total",
+    Kind.COUNTER,
+    "Messages of parties that were not taken, by reason; docs/control.md tells them.",
+    ("reason",),
+)
 CERTIFICATES = CredentialFamilies.of("orchestrator")
 CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 
@@ -79,6 +85,8 @@ class OrchestratorMetrics:
     def _gauges(self) -> Iterator[Sample]:
         engine = self._engine
         yield from CERTIFICATES.samples(engine.agents.credentials)
+        for reason, count in list(engine.agents.dropped.items()):
+            yield Sample(DROPPED, count, (reason.value,))
         stored = engine.registry.runbooks()
         runs = engine.registry.runs(limit=RUNS_READ_MAX)
         self._read = {_key(run): self._look(run) for run in runs}

@@ -15,6 +15,7 @@ import msgspec
 
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
+from drengine.control.foreign import Dropped, Drops, Unreadable, decode
 from drengine.control.link import Link
 from drengine.control.message import Message
 from drengine.control.messages import AgentReport, Answer, Command, PartyKind, Presence, Verb
@@ -76,6 +77,7 @@ class BrokerAgents:
         self._waiting: dict[str, list[_Waiting]] = {}
         self._running: list[asyncio.Task[None]] = []
         self._settled = asyncio.Event()
+        self._drops = Drops(self._clock)
         self._connected_at = 0.0
         self._proved_at = 0.0
         self._own = Topic(self._site, PartyKind.ORCHESTRATOR, secrets.token_hex(8), Leaf.PRESENCE)
@@ -106,6 +108,11 @@ class BrokerAgents:
     def credentials(self) -> tuple[Credentials, ...]:
         """With which we show ourselves to the broker."""
         return (self.link.credentials,) if self.link.credentials else ()
+
+    @property
+    def dropped(self) -> Mapping[Dropped, int]:
+        """How many messages were not taken, by reason."""
+        return self._drops.counts
 
     # ---- what is known ---------------------------------------------------------------------------------------
 
@@ -245,21 +252,26 @@ class BrokerAgents:
 
     def _receive(self, message: Message) -> None:
         topic = parse_topic(message.topic)
-        if topic == self._own:
-            self._proved_at = float(message.payload)
-            self._settled.set()
-        if topic is None or topic.kind is PartyKind.ORCHESTRATOR:
+        if topic is None:
             return
         try:
+            if topic.kind is PartyKind.ORCHESTRATOR:
+                if topic == self._own:
+                    self._take_proof(decode(message.payload, float))
+                return
             match topic.leaf:
                 case Leaf.ANSWER if not message.retained:
-                    self._take_answer(topic.name, msgspec.json.decode(message.payload, type=Answer))
+                    self._take_answer(topic.name, decode(message.payload, Answer))
                 case Leaf.PRESENCE:
-                    self._take_presence(topic, msgspec.json.decode(message.payload, type=Presence))
+                    self._take_presence(topic, decode(message.payload, Presence))
                 case Leaf.REPORT:
-                    self._take_report(topic, msgspec.json.decode(message.payload, type=AgentReport))
-        except (msgspec.MsgspecError, RecursionError) as error:
-            log.warning("a message on %s can't be read: %s", topic, error)
+                    self._take_report(topic, decode(message.payload, AgentReport))
+        except Unreadable as error:
+            self._drops.note(topic, error.reason, str(error))
+
+    def _take_proof(self, sent_at: float) -> None:
+        self._proved_at = min(sent_at, self._clock.monotonic())
+        self._settled.set()
 
     def _take_answer(self, name: str, answer: Answer) -> None:
         for waiting in self._waiting.get(answer.id, []):
@@ -294,7 +306,7 @@ class BrokerAgents:
         if known is None and len(self._known) < PARTIES_MAX:
             known = self._known[topic.name] = _Known(topic.kind)
         if known is None or known.kind is not topic.kind:
-            log.warning("%s is left out: the name is taken, or there are too many parties", topic)
+            self._drops.note(topic, Dropped.PARTY, "the name is taken, or there are too many parties")
             return None
         return known
 
@@ -309,6 +321,11 @@ class NoAgents:
     def credentials(self) -> tuple[Credentials, ...]:
         """There are none."""
         return ()
+
+    @property
+    def dropped(self) -> Mapping[Dropped, int]:
+        """None was heard."""
+        return {}
 
     def presences(self) -> Mapping[str, tuple[PartyKind, Presence]]:
         """No party is seen."""

@@ -27,6 +27,7 @@ import msgspec
 from drengine.control.command_log import ANSWER_BYTES_MAX as REMEMBERED_BYTES_MAX
 from drengine.control.command_log import CommandLog
 from drengine.control.errors import COMMAND_DROPPED
+from drengine.control.foreign import decode
 from drengine.control.messages import Answer, Command, Verb
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError, ErrorKind
@@ -166,10 +167,10 @@ class Dispatcher:
         try:
             if len(payload) > COMMAND_BYTES_MAX:
                 raise ValueError(f"{len(payload)} bytes")  # noqa: TRY301
-            command = msgspec.json.decode(payload, type=Command)
+            command = decode(payload, Command)
             if not 0 < len(command.id) <= ID_LENGTH_MAX or not command.id.isprintable():
                 raise ValueError("its id is none")  # noqa: TRY301
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except ValueError as error:
             self._ignore(Ignored.MALFORMED, str(error))
             return None
         return command

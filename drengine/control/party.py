@@ -24,6 +24,7 @@ from drengine import __version__
 from drengine.control.command_log import CommandLog
 from drengine.control.config import BrokerOptions
 from drengine.control.dispatch import Action, Dispatcher
+from drengine.control.foreign import Unreadable, decode
 from drengine.control.link import Link
 from drengine.control.message import PAYLOAD_BYTES_MAX, Message
 from drengine.control.messages import AgentReport, Answer, PartyKind, Presence, Verb
@@ -182,16 +183,16 @@ class Party:
             self._receive_presence(message.payload)
 
     def _receive_report(self, payload: bytes) -> None:
-        with contextlib.suppress(msgspec.MsgspecError):
-            report = msgspec.json.decode(payload, type=AgentReport)
+        with contextlib.suppress(Unreadable):
+            report = decode(payload, AgentReport)
             sent_at = self._sent_at.pop(report.sequence, None) if report.instance == self._instance else None
             if sent_at is not None:
                 self._on_confirmed(sent_at)
 
     def _receive_presence(self, payload: bytes) -> None:
         try:
-            presence = msgspec.json.decode(payload, type=Presence)
-        except msgspec.MsgspecError:
+            presence = decode(payload, Presence)
+        except Unreadable:
             return
         if not presence.online:
             self._say_online()

@@ -69,6 +69,26 @@ async def test_the_registry_learns_who_is_there_and_how_they_stand(tmp_path: Pat
         assert engine.registry.parties()[0].report is not None
 
 
+async def test_what_no_registry_can_hold_ends_no_daemon(tmp_path: Path) -> None:
+    """A retained report is there again at each start."""
+    port = free_port()
+    worker = Worker(tmp_path)
+    worker.generation = 1 << 63
+    async with embedded_broker(Address("127.0.0.1", port)), open_engine(configured(tmp_path, port)) as engine:
+        async with party(options_for(port), worker, name="bad"):
+            await until(lambda: engine.agents.dropped, "its report")
+            running = asyncio.create_task(Orchestrator(engine).run())
+            async with party(options_for(port), Worker(tmp_path)):
+                await until(lambda: [each for each in engine.registry.parties() if each.report], "another's report")
+            assert not running.done()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert {each.name: each.report is not None for each in engine.registry.parties()} == {
+            "bad": False,
+            "shop": True,
+        }
+
+
 async def test_a_due_drill_begins_once_whoever_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "SCHEDULE_SECONDS", 1.0)
     clock = ManualClock(int(datetime(2026, 11, 22, 12, tzinfo=UTC).timestamp()) * 10**9)

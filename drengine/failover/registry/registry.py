@@ -11,6 +11,7 @@ import xxhash
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from drengine.control.foreign import Unreadable, decode
 from drengine.control.messages import AgentReport, PartyKind, Presence
 from drengine.failover.errors import BAD_APPROVAL
 from drengine.failover.registry import leases
@@ -330,7 +331,7 @@ class Registry:
                 online=row["online"],
                 since_ns=row["since_ns"],
                 release=row["release"],
-                report=msgspec.json.decode(row["report"], type=AgentReport) if row["report"] else None,
+                report=_report(row["report"]),
                 reported_ns=row["reported_ns"],
             )
             for row in rows
@@ -450,3 +451,11 @@ def _clean(text: str, what: str, characters_max: int, *, empty: bool = False) ->
     if len(text) > characters_max or any(unicodedata.category(each) in ("Cc", "Cs") for each in text):
         raise DrengineError(BAD_APPROVAL, f"{what}: more than {characters_max} characters, or control characters")
     return text
+
+
+def _report(text: str | None) -> AgentReport | None:
+    """None also for one that an older version kept and that is out of bounds: the party's next takes its place."""
+    try:
+        return decode(text.encode(), AgentReport) if text else None
+    except Unreadable:
+        return None
