@@ -169,6 +169,33 @@ def test_any_range_of_a_record_reads_the_same_every_way(data: st.DataObject) -> 
         source.writer.close()
 
 
+def test_of_a_raw_frame_that_was_verified_only_what_is_wanted_is_read(place: Path, source: Source) -> None:
+    records, address = source.store.context.records, Address("web1", 1, 1, 1)
+    records.read(address, 0, 1)
+    part = records._open.get(address[:3])
+    assert part is not None
+    read: list[int] = []
+    data = segment_of(place).read_bytes()
+
+    def read_now(offset: int, length: int) -> bytes:
+        read.append(length)
+        return data[offset : offset + length]
+
+    part.reader.read_now = read_now  # type: ignore[method-assign]
+    for at in (100, 300, 60_000):
+        assert records.read_now(address, 5 * BLOCK_BYTES + at, 4096) == BLOCKS[5][at : at + 4096]
+    assert read == [BLOCK_BYTES, 4096, 4096]
+    data = data.replace(BLOCKS[7][1000:2000], bytes(1000))
+    with pytest.raises(DrengineError, match="checksum"):
+        records.read_now(address, 7 * BLOCK_BYTES + 1000, 10)
+    with pytest.raises(DrengineError, match="checksum"):
+        records.read_now(address, 7 * BLOCK_BYTES, 10)
+    assert records.read_now(address, 4 * BLOCK_BYTES + 5, 9) == BLOCKS[4][5:14], "a compressed one is decoded"
+    read.clear()
+    assert records.read_now(address, 4 * BLOCK_BYTES + 70, 9) == BLOCKS[4][70:79]
+    assert read == [], "and kept"
+
+
 def test_what_would_wait_is_not_answered_now(source: Source) -> None:
     records, address = source.store.context.records, Address("web1", 1, 1, 1)
     assert records.read_now(address, 0, 10) is None, "its index is not known yet"

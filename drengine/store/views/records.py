@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BLOCK_BYTES, ExtentKind
+from drengine.model.extents import BLOCK_BYTES, Codec, ExtentKind
 from drengine.process.descriptors import descriptors_free
 from drengine.store.blobs import Reader, Storage
 from drengine.store.catalogue.database import Catalogue
@@ -160,6 +160,8 @@ class _OpenSegment:
         self.reader = reader
         header = index.header
         self.key = (header.source, header.branch, header.segment, header.revision)
+        self.verified = bytearray(len(index.frames))
+        """1 for each raw frame that has matched its checksum since the file was opened."""
         self._dropped: dict[int, list[tuple[int, int]]] = {}
 
     def __del__(self) -> None:
@@ -256,24 +258,41 @@ class Records:
     def read_now(self, address: Address, start: int, length: int) -> memoryview | None:
         """As `read`, or None when that would wait for a device, a network or another thread's look at the catalogue.
 
+        Of a raw frame that was verified only what is wanted is read: the page cache keeps it, not we.
+
         Raises:
             DrengineError: DAMAGED.
         """
         part = self._open.get(address[:3])
         if part is None or address.record >= part.index.record_count or self._is_stale():
             return None
-        found: list[tuple[memoryview, _Wanted]] = []
+        parts: list[memoryview] = []
         for wanted in self._wanted(part, address, start, length):
-            plain = self._frames.get((part.key, wanted.row))
-            if plain is None:
-                frame = part.index.frame(wanted.row)
-                stored = part.reader.read_now(int(part.index.frame_offsets[wanted.row]), frame.length)
-                if stored is None:
-                    return None
-                plain = self._decoded(part, address, wanted.row, memoryview(stored))
-            found.append((plain, wanted))
-        parts = [_cut(plain, wanted) for plain, wanted in found]
+            found = self._part_now(part, address, wanted)
+            if found is None:
+                return None
+            parts.append(found)
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def _part_now(self, part: _OpenSegment, address: Address, wanted: _Wanted) -> memoryview | None:
+        row = wanted.row
+        plain = self._frames.get((part.key, row))
+        if plain is not None:
+            return _cut(plain, wanted)
+        at = int(part.index.frame_offsets[row])
+        if part.verified[row]:
+            stored = part.reader.read_now(at + wanted.begin - wanted.frame_begin, wanted.end - wanted.begin)
+            return None if stored is None else memoryview(stored)
+        frame = part.index.frame(row)
+        stored = part.reader.read_now(at, frame.length)
+        if stored is None:
+            return None
+        if frame.codec == Codec.RAW:
+            plain = _decode(part.index, address, row, memoryview(stored))
+            part.verified[row] = 1
+        else:
+            plain = self._decoded(part, address, row, memoryview(stored))
+        return _cut(plain, wanted)
 
     def _wanted(self, part: _OpenSegment, address: Address, start: int, length: int) -> Iterator[_Wanted]:
         """The frames that hold a range of a record's plain form, in order."""
