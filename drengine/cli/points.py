@@ -61,8 +61,8 @@ def _row(point: PointAnswer, now_ns: int) -> tuple[str, ...]:
     checked = f"{human_age(point.verified_ns, now_ns)} ago" if point.verified_ns else "at ingest"
     return (
         point.id,
-        human_time(point.time_ns),
-        human_age(point.time_ns, now_ns),
+        human_time(max(point.time_ns, point.received_ns)),
+        human_age(min(point.time_ns, point.received_ns), now_ns),
         point.kind,
         "DAMAGED" if point.damaged else checked,
         human_bytes(point.size_bytes),

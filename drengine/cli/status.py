@@ -37,7 +37,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
                     "being_written": opened.is_being_written(each.name, active),
                     "volumes": {v.name: v.size_bytes for v in newest.geometry} if newest else {},
                     "newest_point": newest.id if newest else None,
-                    "newest_point_time_ns": newest.time_ns if newest else None,
+                    "newest_point_time_ns": newest.shown_ns if newest else None,
                     "points": each.points,
                     "points_damaged": each.points_damaged,
                     "points_pinned": each.points_pinned,

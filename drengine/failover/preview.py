@@ -19,6 +19,7 @@ from drengine.failover.run import RunRecord, Status
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings, chosen_point
+from drengine.failover.steps.declare import last_sign
 from drengine.failover.steps.step import PlannedStep
 from drengine.model.errors import DrengineError
 
@@ -107,8 +108,7 @@ def _point(engine: Engine, step: PlannedStep[ChoosePointSettings]) -> ExpectedPo
         point = select_point(engine.site.store, step.source, step.settings.point)
     except DrengineError as error:
         return ExpectedPoint(error=error.message)
-    received = max(each.received_ns for each in engine.site.store.points(step.source))
     report = engine.site.agents.reports().get(step.source)
-    sign_ns = max(received, report.at_ns if report else 0)
-    chosen = chosen_point(point, point.time_ns, now_ns, sign_ns, evidence="", quiesced=False)
+    sign = last_sign(engine.site.store.points(step.source), report, now_ns)
+    chosen = chosen_point(point, point.shown_ns, now_ns, sign.at_ns, evidence="", quiesced=False)
     return ExpectedPoint(**msgspec.structs.asdict(chosen))

@@ -107,6 +107,16 @@ class RecoveryPoint:
         return f"{self.branch}-{self.sequence}"
 
     @property
+    def shown_ns(self) -> int:
+        """The earlier of both clocks: all that the source wrote after this moment counts as lost."""
+        return min(self.time_ns, self.received_ns)
+
+    @property
+    def before_ns(self) -> int:
+        """The later of both clocks: nothing in the point was written after this moment, and lists show it."""
+        return max(self.time_ns, self.received_ns)
+
+    @property
     def size_bytes(self) -> int:
         """Sum of its volumes' sizes."""
         return sum(volume.size_bytes for volume in self.geometry)
@@ -128,7 +138,7 @@ class PointSelector(NamedTuple):
 
     Attributes:
         branch, sequence: set together for an id.
-        before_ns: newest point at or before this time.
+        before_ns: newest point that was cut and received at or before this time, each by the clock of its host.
         label: newest point of this label.
     """
 
@@ -162,9 +172,11 @@ class PointSelector(NamedTuple):
             raise DrengineError(BAD_POINT, f"{text[:60]!r} names no recovery point")
         return PointSelector(label=label)
 
-    def fits(self, time_ns: int, label: str) -> bool:
-        """Whether a point of this time and label is one of those asked for, when it was not asked for by its id."""
-        return (self.before_ns is None or time_ns <= self.before_ns) and (self.label is None or label == self.label)
+    def fits(self, before_ns: int, label: str) -> bool:
+        """Whether a point of this `RecoveryPoint.before_ns` and label is one of those asked for, when it was not asked
+        for by its id.
+        """
+        return (self.before_ns is None or before_ns <= self.before_ns) and (self.label is None or label == self.label)
 
 
 def check_new_label(label: str) -> str:

@@ -24,8 +24,9 @@ class PointAnswer:
     """A recovery point.
 
     Attributes:
-        time, time_ns: the moment that it shows, in UTC and in nanoseconds since the epoch.
-        received_ns: when it was durable here.
+        time: the later of the next two, in UTC: `before:` this time finds it.
+        time_ns: the moment that it shows, by the source's clock, in nanoseconds since the epoch.
+        received_ns: when it was durable here, by the target's clock.
         verified_ns: when all of it was last read again and hashed; 0: each batch was when it was received.
         lag_seconds: from the moment that it shows until it was durable here; 0 where the clocks disagree.
     """
@@ -54,7 +55,7 @@ def point_answer(point: RecoveryPoint) -> PointAnswer:
         source=point.source,
         branch=point.branch,
         sequence=point.sequence,
-        time=exact_time(point.time_ns),
+        time=exact_time(point.before_ns),
         time_ns=point.time_ns,
         received_ns=point.received_ns,
         kind=point.kind.value,

@@ -345,7 +345,7 @@ class Store:
                 raise DrengineError(UNKNOWN_POINT, f"{source!r} has no point {selector.branch}-{selector.sequence}")
             return row.value()
         for row in self._branches.ancestry_points(source):
-            if not row.damaged and selector.fits(row.time_ns, row.label):
+            if not row.damaged and selector.fits(max(row.time_ns, row.received_ns), row.label):
                 return row.value()
         if selector.label is not None:
             raise DrengineError(UNKNOWN_POINT, f"{source!r} has no undamaged point called {selector.label[:60]!r}")

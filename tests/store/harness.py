@@ -150,8 +150,9 @@ class Source:
             data = length if kind < 0.2 else self.random.randbytes(length) if kind < 0.6 else b"ab" * length
             self.write(volume, offset, data if isinstance(data, int) else data[:length])
 
-    def cut(self, label: str = "", kind: PointKind = PointKind.WRITE_ORDER) -> str:
-        now_ns = self.store.context.clock.now_ns()
+    def cut(self, label: str = "", kind: PointKind = PointKind.WRITE_ORDER, *, time_ns: int = 0) -> str:
+        """`time_ns` by the source's clock: that of the store unless given."""
+        now_ns = time_ns or self.store.context.clock.now_ns()
         sequence = self.next
         self.writer.append_cut(sequence, mark(sequence), Cut(now_ns, kind, label), generation=self.generation)
         self.points[f"{self.writer.branch}-{sequence}"] = self.disk.copy()

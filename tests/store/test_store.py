@@ -10,6 +10,7 @@ import pytest
 from drengine.model.errors import BAD_EXTENTS, BAD_NAME, DrengineError
 from drengine.model.extents import Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, PointSelector
+from drengine.store.answers import point_answer
 from drengine.store.care.compaction import CompactionReport
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.errors import (
@@ -404,6 +405,25 @@ def test_points_are_found_by_id_latest_and_time(source):
     branch = source.store.promote(second, expected_generation=1)
     assert find("web1", PointSelector()).id == names[1], "what lies behind the base is not on the new branch"
     assert branch.parent == 1
+
+
+@pytest.mark.fault(73)
+def test_before_a_time_means_nothing_that_either_clock_calls_later(source):
+    """A clock that is an hour back calls new data old; one that is ahead calls old data new."""
+    clock = source.store.context.clock
+    names = [source.cut()]
+    source.commit()
+    clock.advance(60)
+    deadline_ns = clock.now_ns() - 1
+    for told_ns in (deadline_ns - 3600 * 10**9, deadline_ns + 3600 * 10**9):
+        source.write_random(1)
+        names.append(source.cut(time_ns=told_ns))
+        source.commit()
+    find = source.store.find_point
+    assert find("web1", PointSelector(before_ns=deadline_ns)).id == names[0]
+    for name in names:
+        shown = point_answer(source.point(name)).time
+        assert find("web1", PointSelector.parse(f"before:{shown}")).id == name
 
 
 @pytest.mark.fault(12)

@@ -66,7 +66,7 @@ class ChoosePointStep(StepKind[ChoosePointSettings, ChosenPoint]):
         declared_ns, source = context.result_of(DECLARE).declared_ns, declared(step, context)
         # The agent says until when the newest point showed all of a source that wrote nothing since.
         represented_ns = min(source.represented_ns, declared_ns)
-        shown_ns = max(point.time_ns, represented_ns) if newest else point.time_ns
+        shown_ns = max(point.shown_ns, represented_ns) if newest else point.shown_ns
         fenced = context.found(FENCE, step.source)
         data = chosen_point(
             point,

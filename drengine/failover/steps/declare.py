@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
+from drengine.control.messages import AgentReport
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.points import select_point
@@ -14,6 +15,7 @@ from drengine.failover.runbook.values import Mode
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
+from drengine.model.points import RecoveryPoint
 from drengine.store.log.branches import BranchInfo
 
 
@@ -80,13 +82,43 @@ def declared(step: PlannedStep[Any], context: StepContext) -> DeclaredSource:
     return found
 
 
+class Sign(NamedTuple):
+    """The last sign of a source's life, by the target's clock.
+
+    Attributes:
+        at_ns: when it was given at the latest; 0: there was none.
+        represented_ns: until when its newest point showed all that it wrote, at the earliest; 0: unknown.
+    """
+
+    at_ns: int = 0
+    represented_ns: int = 0
+
+
+def last_sign(points: Sequence[RecoveryPoint], report: AgentReport | None, now_ns: int) -> Sign:
+    """From the points of a source and its agent's last report, whose clock proves nothing.
+
+    The newest point tells how far that clock is ahead at least, or behind at most: it was received after it was cut.
+    A report that is later than now all the same says nothing of when.
+    """
+    newest = max(points, key=lambda point: point.received_ns, default=None)
+    received_ns = newest.received_ns if newest else 0
+    if report is None:
+        return Sign(received_ns)
+    behind_ns = newest.received_ns - newest.time_ns if newest else 0
+    earliest_ns = report.at_ns + min(0, behind_ns)
+    return Sign(
+        at_ns=max(received_ns, min(now_ns, report.at_ns + max(0, behind_ns))),
+        represented_ns=earliest_ns - int(report.lag_seconds * 1e9) if earliest_ns <= now_ns else 0,
+    )
+
+
 def _facts(source: str, context: StepContext) -> DeclaredSource:
     store = context.site.store
     info = store.source(source)
     branches = {branch.number: branch for branch in store.branches(source)}
     active = branches[info.active_branch]
     report = context.site.agents.reports().get(source)
-    received = [point.received_ns for point in store.points(source)]
+    sign = last_sign(store.points(source), report, context.site.clock.now_ns())
     if context.mode.is_way_home:
         if active.role != "promoted":
             raise DrengineError(
@@ -104,8 +136,8 @@ def _facts(source: str, context: StepContext) -> DeclaredSource:
         generation=info.generation,
         branch=info.active_branch,
         origin=origin,
-        represented_ns=report.at_ns - int(report.lag_seconds * 1e9) if report else 0,
-        sign_ns=max([report.at_ns if report else 0, *received]),
+        represented_ns=sign.represented_ns,
+        sign_ns=sign.at_ns,
         online=context.site.agents.is_online(source),
     )
 
