@@ -164,6 +164,25 @@ COMMANDS: Mapping[str, Command | Group] = {
             ),
         },
     ),
+    "ca": Group(
+        "The site's certificate authority: who is who.",
+        {
+            "init": Command("drengine.cli.ca", "Make a CA for a site, in a missing or empty directory."),
+            "issue": Command(
+                "drengine.cli.ca",
+                "Issue a certificate that says who a party is, for its own request or with a key made here.",
+            ),
+            "renew": Command(
+                "drengine.cli.ca",
+                "Issue again what a party has, with a new key; the old certificate stays valid until it expires.",
+            ),
+            "revoke": Command("drengine.cli.ca", "Revoke a party's certificates, or one, and write the CRL."),
+            "list": Command(
+                "drengine.cli.ca", "List the certificates that were issued: whose, until when, revoked or not."
+            ),
+            "crl": Command("drengine.cli.ca", "Sign the list of what is revoked (CRL, in PEM) anew, and print it."),
+        },
+    ),
     "broker": Command(
         "drengine.cli.broker",
         "Run an MQTT broker on loopback until interrupted. It keeps nobody apart; for more machines use Mosquitto.",

@@ -265,6 +265,17 @@ def drivers(story: Story, command: Typed) -> None:
     type_it(story, command)
 
 
+def security(story: Story, command: Typed) -> None:
+    """On a machine that keeps the CA; a host's folder stands for the host."""
+    story.must("mkdir -p /root/ca-host /etc/drengine")
+    story.machine.write(".environment", "cd /root/ca-host\n")
+    if "check-config" in command.text:
+        tls = "".join(f'{name} = "/root/ca-host/outpost/{name}.pem"\n' for name in ("certificate", "key", "ca"))
+        listen = f'store = "{STORE}"\nlisten = "outpost.example:7440"\n[tls]\n{tls}'
+        story.machine.write("/etc/drengine/target.toml", listen)
+    story.must(command.text)
+
+
 EXPECTED: dict[str, tuple[int, ...]] = {}
 CHAPTERS: dict[str, Callable[[Story, Typed], None]] = {
     "README.md": readme,
@@ -274,6 +285,7 @@ CHAPTERS: dict[str, Callable[[Story, Typed], None]] = {
     "docs/rest.md": rest,
     "docs/agent.md": agent,
     "docs/drivers.md": drivers,
+    "docs/security.md": security,
 }
 
 

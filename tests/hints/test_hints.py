@@ -32,6 +32,7 @@ NOT_TRIED = {
     "`drengine export POINT --writable`": "tests/recovery/test_commands.py",
     "`drengine-agent release --force`": "tests/agent/failback",
     "`drengine failback RUNBOOK`": "tests/failover/engine",
+    "`drengine ca list`": "tests/identity/test_commands.py",
 }
 """Commands of hints that are not typed in the situation, and why that is enough."""
 WORDS = {

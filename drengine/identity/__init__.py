@@ -1,0 +1,1 @@
+"""Who a party is: names in certificates, and the CA that gives them."""
