@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from drengine.failover.run import Status
 from drengine.terminal import Branch, human_duration, human_time, is_terminal, live_tree
-from drengine.terminal.output import printable
+from drengine.terminal.streams import printable
 
 if TYPE_CHECKING:
     from drengine.failover.decide import Decision

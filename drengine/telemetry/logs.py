@@ -23,7 +23,8 @@ def setup_logging(*, level: str = "info", form: str = "auto") -> None:
     """
     if form == "auto":
         form = "text" if sys.stderr.isatty() else "json"
-    handler = logging.StreamHandler(sys.stderr)
+    # A command's standard error lets no colour through but by this; each line is made harmless here.
+    handler = logging.StreamHandler(getattr(sys.stderr, "rich_proxied_file", sys.stderr))
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -63,7 +64,9 @@ class TextFormatter(logging.Formatter):
         colour = _COLOURS.get(record.levelno, "") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ""
         said = _one_line(f"{record.getMessage()}{extra}")
         line = f"{moment} {colour}{record.levelname.lower():7}{colour and _PLAIN} {said}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        return "\n".join([line, *map(_one_line, self.formatException(record.exc_info).split("\n"))])
 
 
 def _one_line(text: str) -> str:

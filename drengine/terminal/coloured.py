@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from drengine.terminal.streams import printable, styled
 from drengine.terminal.tree import Branch
 
 HEADING = "bold cyan"
@@ -37,7 +39,7 @@ def print_table(
 ) -> None:
     """See `output.show_table`: ruled where there is room for it, with texts folded where that is enough, else a few
     lines for each row. Nothing is cut off."""
-    console = Console()
+    console = _console()
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     least = [
         width if at == 0 or width <= FIRM_CHARACTERS_MAX else FOLDED_CHARACTERS_MIN for at, width in enumerate(widths)
@@ -82,18 +84,22 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(file=styled(sys.stderr))) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def live(draw: Callable[[], Branch]) -> Live:
     """See `output.live_tree`."""
-    return Live(get_renderable=lambda: _grown(draw()), refresh_per_second=TICKS_PER_SECOND)
+    return Live(get_renderable=lambda: _grown(draw()), refresh_per_second=TICKS_PER_SECOND, console=_console())
+
+
+def _console() -> Console:
+    return Console(file=styled(sys.stdout))
 
 
 def _grown(branch: Branch) -> Tree:
-    tree = Tree(Text.assemble(*branch.line))
+    tree = Tree(Text.assemble(*((printable(text), style) for text, style in branch.line)))
     tree.children += [_grown(each) for each in branch.below]
     return tree
 

@@ -15,8 +15,8 @@ from typer.exceptions import TyperException
 
 from drengine import __version__
 from drengine.model.errors import DrengineError, error_kind
-from drengine.terminal.output import printable, write_output
-from drengine.terminal.streams import safe_streams
+from drengine.terminal.output import write_output
+from drengine.terminal.streams import harmless, printable, safe_streams, styled
 
 INTERNAL = error_kind(
     "internal",
@@ -169,5 +169,6 @@ def _tell(arguments: Sequence[str], id: str, message: str, hint: str, exit_code:
     else:
         colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         red, plain = ("\x1b[1;31m", "\x1b[0m") if colour else ("", "")
-        print(f"{red}error:{plain} {one_line} [{id}]\n{'hint:':6} {hint}", file=sys.stderr)
+        said = f"{red}error:{plain} {one_line} [{id}]\n{'hint:':6} {harmless(hint)}"
+        print(said, file=styled(sys.stderr), flush=True)
     return exit_code

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drengine.model.errors import DrengineError, error_kind
+from drengine.terminal.streams import printable, styled
 from drengine.terminal.tree import Branch
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def emit_json(value: Any) -> None:
 
 
 def write_output(text: str) -> None:
-    """Write to standard output now, with what was printed before.
+    """Write a document to standard output now, with what was printed before: as it is, unless to a terminal.
 
     Raises:
         DrengineError: OUTPUT_FAILED.
         BrokenPipeError: whoever read it has gone.
     """
-    sys.stdout.write(text)
+    (sys.stdout if is_terminal() else styled(sys.stdout)).write(text)
     sys.stdout.flush()
     failure = getattr(sys.stdout, "failure", None)
     if isinstance(failure, BrokenPipeError):
@@ -64,11 +65,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def printable(text: str) -> str:
-    """`text` without what could steer a terminal or break a line: names and messages may come from anywhere."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def note(text: str) -> None:

@@ -17,7 +17,7 @@ from drengine.failover.reading.reader import examine, read_runbook_text
 from drengine.failover.runbook.errors import BAD_RUNBOOK
 from drengine.terminal import emit_json, note
 from drengine.terminal.options import grouped
-from drengine.terminal.output import printable
+from drengine.terminal.streams import printable
 
 app = typer.Typer(add_completion=False)
 
