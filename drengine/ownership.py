@@ -36,7 +36,7 @@ def give_path_to_owner(path: Path) -> None:
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
-def make_directory(path: Path, *, mode: int = 0o777) -> None:
+def make_directory(path: Path, *, mode: int = 0o700) -> None:
     """Make a directory and those above it that are missing; one that is there is left as it is.
 
     Raises:

@@ -130,7 +130,8 @@ class CommandLog:
             return file.read(FILE_BYTES_MAX)
 
     def _append(self, line: bytes) -> None:
-        with self._path.open("ab") as file:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "ab") as file:
             file.write(line)
             file.flush()
             os.fdatasync(file.fileno())

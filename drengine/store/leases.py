@@ -93,7 +93,7 @@ def lock_manifests(directory: Path) -> Lock:
     """Become the only writer of manifests; waits for the one before."""
     path = directory / LOCKS_DIRECTORY / "manifest.lock"
     with os_errors("locking the manifests"):
-        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
     return Lock(path, fd)
 
@@ -113,7 +113,7 @@ def take_lease(directory: Path, position: Position) -> Lock:
 
 
 def _make_lease(making: Path, path: Path) -> Lock:
-    fd = open_owned(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fd = open_owned(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         making.rename(path)
@@ -163,7 +163,7 @@ def _branch_lock(source: str, branch: int) -> str:
 def _lock(directory: Path, name: str, kind: ErrorKind, message: str) -> Lock:
     path = directory / LOCKS_DIRECTORY / name
     with os_errors(f"locking {name}"):
-        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
-from drengine.ownership import give_path_to_owner, make_directory
+from drengine.ownership import make_directory
 from drengine.store.blobs import Storage
 from drengine.store.blobs.available import StorageName, open_storage
 from drengine.store.care.compaction import CompactionReport, compact
@@ -96,7 +97,6 @@ class Store:
             for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS):
                 make_directory(directory / name)
             epoch = Catalogue.create(directory)
-            give_path_to_owner(directory / CATALOGUE_NAME)
             EpochNote(directory).write(epoch, sync=True)
             sync_directory(directory)
             sync_directory(directory.parent)
@@ -132,6 +132,8 @@ class Store:
         options = options or StoreOptions()
         if read_only is None:
             read_only = not is_writable(directory)
+        if not read_only:
+            _close_to_others(directory)
         catalogue = Catalogue(directory, read_only=read_only)
         try:
             place = Place(directory, identity)
@@ -550,6 +552,19 @@ def _stored_in(directory: Path) -> StorageName:
         if error.kind not in (NOT_A_STORE, STORE_IDENTITY_DAMAGED):
             raise
         return StorageName()
+
+
+def _close_to_others(directory: Path) -> None:
+    """Take from strangers what an older version left open to them by the umask: they could read, and hold locks.
+
+    Only by its owner and root; what a group may do is left as it is.
+    """
+    for name in (LOCKS_DIRECTORY, CATALOGUE_NAME, *(CATALOGUE_NAME + suffix for suffix in SIDE_SUFFIXES)):
+        path = directory / name
+        with suppress(FileNotFoundError, PermissionError):
+            mode = path.lstat().st_mode
+            if mode & stat.S_IRWXO and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(mode) & ~stat.S_IRWXO)
 
 
 def _clear_unfinished(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import threading
@@ -94,3 +95,32 @@ def test_a_link_planted_beside_it_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         replace_durably(tmp_path / "note", b"new")
     assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_what_a_stranger_put_beside_it_gets_nothing_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Its owner could read what is written to it, and holds its lock."""
+    planted = tmp_path / f"note{ASIDE}"
+    planted.touch(0o666)
+    os.chown(planted, 12345, 12345)
+    with planted.open("r+b") as stranger:
+        fcntl.flock(stranger, fcntl.LOCK_EX)
+        replace_durably(tmp_path / "note", b"secret")
+        assert stranger.read() == b""
+    found = (tmp_path / "note").stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
+    assert [each.name for each in tmp_path.iterdir()] == ["note"]
+
+
+def test_another_name_of_a_file_planted_beside_it_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / f"note{ASIDE}").hardlink_to(tmp_path / "victim")
+    replace_durably(tmp_path / "note", b"new")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert (tmp_path / "note").read_bytes() == b"new"
+
+
+def test_a_pipe_planted_beside_it_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"note{ASIDE}")
+    with pytest.raises(OSError):
+        replace_durably(tmp_path / "note", b"new")

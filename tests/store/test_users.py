@@ -117,6 +117,49 @@ def test_a_lock_of_roots_that_can_be_read_can_be_taken():
         carry_on(path)
 
 
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    """Work under this umask for a while."""
+    before = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def open_to_others(path: Path) -> list[str]:
+    """What somebody else could open, or look into, if the way there were open."""
+    return [str(each) for each in (path, *path.rglob("*")) if each.lstat().st_mode & 0o077]
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_no_umask_opens_a_store_to_strangers(mask):
+    """A lock that can be read can be held, and stops the store's own writer; the catalogue names everything."""
+    with scratch() as place, umask(mask):
+        with tiny_store(place) as store:
+            source = Source(store, root=100_000)
+            source.write_random(3)
+            source.cut()
+            source.commit()
+            with store.view(store.points("web1")[0]):
+                assert open_to_others(place / "store") == []
+            source.writer.close()
+            store.compact()
+        Store.rebuild(place / "store", options=TINY, clock=ManualClock())
+        assert open_to_others(place / "store") == []
+
+
+@as_root
+def test_a_store_that_was_made_open_is_closed_to_strangers_when_it_is_opened():
+    with service_store() as path:
+        (path / LOCKS_DIRECTORY).chmod(0o755)
+        (path / "catalogue.sqlite").chmod(0o644)
+        path.chmod(0o755)
+        carry_on(path)
+        assert (path / LOCKS_DIRECTORY).stat().st_mode & 0o777 == 0o750, "a group may be meant"
+        assert (path / "catalogue.sqlite").stat().st_mode & 0o777 == 0o640
+
+
 @as_root
 def test_a_living_store_on_a_read_only_mount_is_read(tmp_path):
     """A snapshot, or a bind mount for a backup: the store itself goes on being written."""

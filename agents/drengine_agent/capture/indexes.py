@@ -23,7 +23,7 @@ class HashIndexes:
 
     def __init__(self, directory: Path, volumes: Sequence[VolumeGeometry]) -> None:
         self._directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._indexes = {volume.volume: BlockIndex(directory / f"{volume.name}.index", volume) for volume in volumes}
         states = {number: index.load() for number, index in self._indexes.items()}
         newest = max((state for state in states.values() if state), key=lambda state: state.round, default=None)

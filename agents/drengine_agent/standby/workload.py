@@ -70,7 +70,7 @@ class Workload:
             DrengineError: STANDBY_FAILED, HYDRATION_FAILED; what was done stays, for the next try or for `stop`.
         """
         deadline = time.monotonic() + self._order.timeout_seconds
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_durably(self._directory / "workload.json", msgspec.json.encode(self._order))
         for disk in self._attachments(hydrate=True):
             say(f"disk {disk.volume} attached as {disk.attach()}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from drengine.model.errors import DrengineError, ErrorKind
+from drengine.ownership import open_owned
 from drengine.store.catalogue.epoch import Epoch, EpochNote, first_epoch
 from drengine.store.catalogue.rows import (
     SIDE_ROLES,
@@ -145,6 +146,8 @@ class Catalogue:
     def create(directory: Path, name: str = CATALOGUE_NAME) -> Epoch:
         """Make an empty catalogue; durable when the caller has synced the directory. Returns its first epoch."""
         epoch = first_epoch()
+        # SQLite gives what it keeps beside the file the same mode and owner.
+        os.close(open_owned(directory / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         try:
             db = _connect(directory / name, read_only=False)
             try:

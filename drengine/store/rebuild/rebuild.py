@@ -15,7 +15,7 @@ from pathlib import Path
 from drengine.durable import sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.ownership import give_path_to_owner, make_directory
+from drengine.ownership import make_directory
 from drengine.store.blobs import Storage
 from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.catalogue.epoch import EpochNote
@@ -89,7 +89,6 @@ def rebuild_catalogue(
             for suffix in ("", *SIDE_SUFFIXES):
                 (directory / f"{_NEW}{suffix}").unlink(missing_ok=True)
             Catalogue.create(directory, _NEW)
-            give_path_to_owner(directory / _NEW)
             with _opened(directory) as catalogue, catalogue.transaction():
                 _fill(
                     catalogue,
