@@ -31,6 +31,7 @@ class HydratingExport:
     def __init__(self, name: str, hydration: Hydration, pool: ThreadPoolExecutor) -> None:
         self._hydration = hydration
         self._pool = pool
+        self._told = ""
         self.info = ExportInfo(
             name,
             hydration.size_bytes,
@@ -89,7 +90,9 @@ class HydratingExport:
             if request.command == Command.FLUSH or request.flags & FLAG_FUA:
                 disk.flush()
         except (OSError, DrengineError, CopyError) as error:
-            log.warning("request %d at %d failed: %s", request.command, request.offset, error)
+            if str(error) != self._told:  # not each of thousands
+                self._told = str(error)
+                log.warning("request %d at %d failed: %s", request.command, request.offset, error)
             return Reply(request, NbdError.EIO, message=str(error))
         return Reply(request)
 

@@ -6,6 +6,7 @@ its next FLUSH granted by a server that never saw them. So every change is kept 
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 
 RECONNECT_SECONDS = 30.0
-"""How long a request waits for a server that is gone, before it fails."""
+"""How long a server may be gone until requests fail; those that come later fail at once, until it is back."""
 
 UNFLUSHED_BYTES_MAX = 32 << 20
 _CHANGE_COST_BYTES = 200
@@ -90,6 +91,8 @@ class RemoteDisk:
         self._pool: queue.SimpleQueue[NbdClient | None] = queue.SimpleQueue()
         """Connections; None after a failure, until the next use."""
         self._closing = threading.Event()
+        self._gone_since = math.inf
+        """When the server was first found gone (monotonic); requests wait as from then."""
         self._unflushed = _Unflushed()
         self._gate = threading.Condition()
         """Guards what follows, and `_unflushed`."""
@@ -186,7 +189,7 @@ class RemoteDisk:
                     if not resent or not self._in_doubt:
                         return action(client)
             except OSError:
-                if self._closing.is_set() or time.monotonic() > deadline:
+                if self._closing.is_set() or time.monotonic() > min(deadline, self._gone_since + RECONNECT_SECONDS):
                     raise
                 self._closing.wait(_RETRY_SECONDS)
 
@@ -216,13 +219,22 @@ class RemoteDisk:
                 self._resending = False
                 self._gate.notify_all()
 
+    def _reconnected(self) -> NbdClient:
+        try:
+            client = self._connect()
+        except OSError:
+            self._gone_since = min(self._gone_since, time.monotonic())
+            raise
+        self._gone_since = math.inf
+        return client
+
     @contextmanager
     def _connection(self, *, anew: bool = True) -> Iterator[NbdClient]:
         """One of the pool's; connected again if it had failed, which raises doubt if `anew`."""
         client = self._pool.get()
         try:
             if client is None:
-                client = self._connect()
+                client = self._reconnected()
                 if anew:
                     self._in_doubt = True
             yield client

@@ -160,6 +160,40 @@ def test_a_server_that_does_not_come_back_is_an_error_at_last(monkeypatch: pytes
     disk.close()
 
 
+def test_once_a_server_was_gone_for_long_requests_fail_at_once_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "time", clock := Clock())
+    server = Server()
+    disk = RemoteDisk(server.connect, 2)
+    server.refusing = True
+    server.restart()
+    with pytest.raises(OSError):
+        disk.write(0, b"x")
+    waited = clock.now
+    assert waited > remote.RECONNECT_SECONDS
+    with pytest.raises(OSError):
+        disk.flush()
+    assert clock.now - waited < 10
+    server.refusing = False
+    disk.write(0, b"y")
+    disk.flush()
+    assert server.durable[:1] == b"y"
+    disk.close()
+
+
+class Clock:
+    """A second passes each time that somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
 def test_what_the_server_refuses_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     disk = RemoteDisk(server.connect, 1)
