@@ -1,9 +1,14 @@
-"""What the checks HTTP, TCP and SQL share: each asks again until it passes or its time is up."""
+"""What the checks HTTP, TCP and SQL share: each asks again until it passes or its time is up.
+
+Whoever is asked may be hostile, so the time is for the whole answer: when it is up, what is asked is cut off, and its
+thread, if even that does not end it, is left behind without holding up anything.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import urllib.error
+import contextlib
+import threading
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,8 +18,9 @@ import msgspec
 from drengine.failover.steps.errors import CHECK_FAILED
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import filled, launched_details, without_secrets
+from drengine.failover.steps.web import Deadline
 
-TRY_SECONDS_MAX = 10.0
+TRY_SECONDS_MIN, TRY_SECONDS_MAX = 1.0, 10.0
 SHOWN_CHARACTERS_MAX = 400
 
 C = TypeVar("C", bound=msgspec.Struct)
@@ -47,7 +53,7 @@ class Check(ActionKind[C, Checked]):
             tries += 1
             left = until - clock.monotonic()
             try:
-                seen = await asyncio.to_thread(self.ask, settings, max(0.05, min(left, TRY_SECONDS_MAX)))
+                seen = await self._ask_in_time(settings, max(TRY_SECONDS_MIN, min(left, TRY_SECONDS_MAX)))
                 return StepResult(True, without_secrets(seen), data=Checked(tries))
             except Exception as error:  # noqa: BLE001 - whatever a driver or library raises is an answer that did not fit
                 last = without_secrets(f"{_shown(error)}")[:SHOWN_CHARACTERS_MAX]
@@ -58,9 +64,35 @@ class Check(ActionKind[C, Checked]):
             context.say(f"{step.title}: {last}")
             await clock.sleep(step.every_seconds)
 
+    async def _ask_in_time(self, settings: C, seconds: float) -> str:
+        loop, deadline = asyncio.get_running_loop(), Deadline(seconds)
+        answered: asyncio.Future[str] = loop.create_future()
+
+        def settle(seen: str, error: BaseException | None) -> None:
+            if not answered.done():
+                answered.set_result(seen) if error is None else answered.set_exception(error)
+
+        def ask() -> None:
+            seen, failure = "", None
+            try:
+                seen = self.ask(settings, deadline)
+            except BaseException as error:  # noqa: BLE001 - it is raised in the task
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, seen, failure)
+
+        threading.Thread(target=ask, name=f"check-{self.name}", daemon=True).start()
+        try:
+            async with asyncio.timeout(seconds):
+                return await answered
+        except TimeoutError:
+            raise TimeoutError(f"there was no whole answer within {seconds:.1f} s") from None
+        finally:
+            deadline.cut()
+
     @abstractmethod
-    def ask(self, settings: C, seconds: float) -> str:
-        """Ask once; what was seen. Raises whatever says that it did not pass."""
+    def ask(self, settings: C, deadline: Deadline) -> str:
+        """Ask once; what was seen. Raises whatever says that it did not pass. Runs in a thread of its own."""
 
 
 def _filled(value: Any, details: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -72,7 +104,5 @@ def _filled(value: Any, details: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def _shown(error: Exception) -> str:
-    if isinstance(error, urllib.error.URLError):
-        return str(error.reason)
     text = str(error).strip().partition("\n")[0]
     return text or type(error).__name__

@@ -1,4 +1,4 @@
-"""What can go wrong when a run acts upon the world, as kinds with exit codes 115 to 117."""
+"""What can go wrong when a run acts upon the world, as kinds with exit codes 115 to 117, and 8."""
 
 from __future__ import annotations
 
@@ -23,4 +23,11 @@ BAD_REFERENCE = error_kind(
     117,
     "A text of a runbook refers to something that its run does not know.",
     "${SOURCE.KEY} stands for a detail of a launched source, such as its address; the report lists them.",
+)
+UNSAFE_REFERENCE = error_kind(
+    "unsafe-reference",
+    8,
+    "What a launched workload's host told can't stand where a text of the runbook refers to it.",
+    "It could become an option, another address or another command. Look at what that host told, in the run's report; "
+    "write the value itself into the runbook if it is right.",
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.error
-import urllib.request
 from typing import Annotated
 
 import msgspec
@@ -12,8 +10,8 @@ import msgspec
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import WebAddress
 from drengine.failover.steps.checks import Check, Mismatch
+from drengine.failover.steps.web import Deadline, get
 
-BODY_BYTES_MAX = 1 << 20
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
 
 
@@ -31,7 +29,9 @@ class HttpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class HttpStep(Check[HttpCheck]):
-    """An HTTP answer with the expected status and text. Redirects are followed; proxies of the environment are not."""
+    """An HTTP answer with the expected status and text. Redirects are followed, without `headers` where they lead to
+    another server; proxies of the environment are not used.
+    """
 
     name = "http"
     help = "Check an HTTP answer."
@@ -48,18 +48,9 @@ class HttpStep(Check[HttpCheck]):
                 sense.error("bad-value", "it can't be sent as a header", "NAME: one line.", "headers", name)
         sense.references([settings.contains, *settings.headers.values()])
 
-    def ask(self, settings: HttpCheck, seconds: float) -> str:
+    def ask(self, settings: HttpCheck, deadline: Deadline) -> str:
         url = settings.url
-        if not url.startswith(("http://", "https://")):
-            raise Mismatch(f"{url} is neither http nor https")
-        request = urllib.request.Request(url, headers=settings.headers)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=seconds) as answer:
-                status, body = answer.status, answer.read(BODY_BYTES_MAX)
-        except urllib.error.HTTPError as error:
-            with error:
-                status, body = error.code, error.read(BODY_BYTES_MAX)
+        status, body = get(url, settings.headers, deadline)
         if status != settings.status:
             raise Mismatch(f"{url} answered {status}, not {settings.status}")
         wanted = settings.contains

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
-import urllib.request
+import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from drengine.failover.steps.errors import CHECK_FAILED
 from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import launched_details, without_secrets
+from drengine.failover.steps.web import Deadline, post
 
 
 class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -53,7 +55,7 @@ class NotifyStep(ActionKind[Notification, Ended]):
             return await run_program(settings.command, step, context, given=message)
         try:
             status = await asyncio.to_thread(_post, settings.url, message, step.timeout_seconds)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return StepResult(False, without_secrets(f"{settings.url}: {error}"), CHECK_FAILED.id)
         return StepResult(True, without_secrets(f"{settings.url} took it ({status})"))
 
@@ -70,11 +72,17 @@ def _message(step: PlannedStep[Notification], context: StepContext) -> dict[str,
 
 
 def _post(url: str, body: bytes, seconds: float) -> int:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("neither http nor https")
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer:
-        return int(answer.status)
+    deadline = Deadline(seconds)
+    ending = threading.Timer(seconds, deadline.cut)
+    ending.daemon = True
+    ending.start()
+    try:
+        status = post(url, {"Content-Type": "application/json"}, body, deadline).status
+    finally:
+        ending.cancel()
+    if not 200 <= status < 300:
+        raise ValueError(f"it answered {status}")
+    return status
 
 
 NOTIFY = NotifyStep()

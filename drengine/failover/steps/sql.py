@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import socket
+from typing import Annotated, Any
 
 import msgspec
 
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.steps.checks import Check, Mismatch
+from drengine.failover.steps.web import Deadline
+
+VALUE_CHARACTERS_MAX = 10_000
 
 
 class SqlCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,20 +48,31 @@ class SqlStep(Check[SqlCheck]):
             hint = "Write postgresql://USER@HOST/DATABASE or sqlite:///PATH."
             sense.error("bad-value", "it names no database that can be asked", hint, "dsn")
 
-    def ask(self, settings: SqlCheck, seconds: float) -> str:
+    def ask(self, settings: SqlCheck, deadline: Deadline) -> str:
         from sqlalchemy import NullPool, create_engine, text  # noqa: PLC0415 - only runs with SQL checks pay for it
 
         url = settings.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
-        limits = {"connect_timeout": max(1, int(seconds))} if url.startswith("postgresql") else {}
+        limits = {"connect_timeout": max(1, int(deadline.left()))} if url.startswith("postgresql") else {}
         engine = create_engine(url, poolclass=NullPool, connect_args=limits)
         with engine.connect() as connection:
-            row = connection.execute(text(settings.query)).first()
+            driver = connection.connection.driver_connection
+            with deadline.cutting(lambda: _cut(driver)):
+                row = connection.execute(text(settings.query)).first()
         if row is None:
             raise Mismatch("the query gave no row")
-        value, expected = str(row[0]), settings.expect
+        value, expected = str(row[0])[:VALUE_CHARACTERS_MAX], settings.expect
         if expected and value != expected:
             raise Mismatch(f"the query gave {value!r}, not {expected!r}")
         return f"the query gave {value!r}"
+
+
+def _cut(driver: Any) -> None:
+    """End a query from another thread, without asking the server: it may never answer."""
+    if hasattr(driver, "interrupt"):  # SQLite
+        driver.interrupt()
+        return
+    with socket.socket(fileno=os.dup(driver.fileno())) as stream:
+        stream.shutdown(socket.SHUT_RDWR)
 
 
 SQL = SqlStep()

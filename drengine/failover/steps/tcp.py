@@ -9,6 +9,7 @@ import msgspec
 
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.steps.checks import Check
+from drengine.failover.steps.web import Deadline
 
 
 class TcpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,8 +36,8 @@ class TcpStep(Check[TcpCheck]):
         if not 1 <= settings.port <= 65535:
             sense.error("bad-value", f"{settings.port} is no port", "1 to 65535 are.", "port")
 
-    def ask(self, settings: TcpCheck, seconds: float) -> str:
-        with socket.create_connection((settings.host, settings.port), timeout=seconds):
+    def ask(self, settings: TcpCheck, deadline: Deadline) -> str:
+        with socket.create_connection((settings.host, settings.port), timeout=deadline.left()):
             return f"{settings.host}:{settings.port} accepts connections"
 
 

@@ -6,12 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from drengine.failover.steps.errors import BAD_REFERENCE
+from drengine.failover.steps.errors import BAD_REFERENCE, UNSAFE_REFERENCE
 from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
 
+_KEY = re.compile(r"[a-z0-9_]+", re.ASCII)
 _REFERENCE = re.compile(r"\$\{([a-z0-9][a-z0-9._-]*)\.([a-z0-9_]+)\}", re.ASCII)
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
+_IN_URL = re.compile(r"[A-Za-z0-9_~](?:\.?[A-Za-z0-9_~-]+)*", re.ASCII)
+_IN_TEXT = re.compile(r"[A-Za-z0-9 ._:/@,+=%~\[\]-]*", re.ASCII)
+VALUE_CHARACTERS_MAX, SHOWN_CHARACTERS_MAX = 1000, 100
 _USERINFO = re.compile(r"(\w[\w+.-]*://[^\s:/@]*):[^\s@/]*@")
 _PASSWORD = re.compile(
     r"((?:password|passwd|secret|token|authorization)\s*[=:]\s*)"
@@ -35,8 +40,10 @@ def launched_details(context: StepContext) -> Details:
 def filled(text: str, details: Details) -> str:
     """`text` with each ``${SOURCE.KEY}`` replaced by that detail. Everything else stands for itself: no shell.
 
+    A detail was told by a host that may be hostile: it is refused where it could change what the text around it means.
+
     Raises:
-        DrengineError: BAD_REFERENCE.
+        DrengineError: BAD_REFERENCE, UNSAFE_REFERENCE.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -44,9 +51,41 @@ def filled(text: str, details: Details) -> str:
         if match[2] not in known:
             there = ", ".join(sorted(f"{source}.{key}" for source in details for key in details[source])) or "none yet"
             raise DrengineError(BAD_REFERENCE, f"{match[0]} is not known here; known are: {there}")
-        return str(known[match[2]])
+        value, why = _told(known[match[2]]), ""
+        if value is None:
+            why = "it is neither a text nor a number"
+        else:
+            why = _doubt(value, text[: match.start()], text[match.end() :])
+        if why:
+            told = ascii(known[match[2]])[:SHOWN_CHARACTERS_MAX]
+            raise DrengineError(UNSAFE_REFERENCE, f"{match[0]} is {told}, which is not used here: {why}")
+        return str(value)
 
     return _REFERENCE.sub(replace, text)
+
+
+def _told(value: object) -> str | None:
+    """A detail as a text: of a scalar, or a list of numbers (processes)."""
+    if isinstance(value, list) and all(type(each) is int for each in value):
+        return str(value)
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
+def _doubt(value: str, before: str, after: str) -> str:
+    """Why a value is refused between two texts; empty: it is not."""
+    if len(value) > VALUE_CHARACTERS_MAX or not value.isprintable():
+        return f"it is longer than {VALUE_CHARACTERS_MAX} characters, or has some that can't be seen"
+    if value.startswith("-"):
+        return "it would be taken for an option"
+    scheme = before.rfind("://")
+    address = before[scheme + 3 :]
+    if scheme >= 0 and not re.search(r"[\s'\"]", address):
+        if re.search(r"[/?#]", address):
+            return "" if _IN_URL.fullmatch(value) else "it could change the address that it is part of"
+        return "" if _HOST.fullmatch(value) else "it is no name or address of a host"
+    if (before or after) and not _IN_TEXT.fullmatch(value):
+        return "it has characters that mean something to a shell or a database"
+    return ""
 
 
 def without_secrets(text: str) -> str:
@@ -67,5 +106,6 @@ def environment_of(step: PlannedStep[Any], context: StepContext) -> dict[str, st
     }
     for source, details in launched_details(context).items():
         prefix = "DRENGINE_" + re.sub(r"[^A-Z0-9]", "_", source.upper())
-        found |= {f"{prefix}_{key.upper()}": str(value) for key, value in details.items()}
+        told = {key: str(value) for key, value in details.items() if _KEY.fullmatch(key)}
+        found |= {f"{prefix}_{key.upper()}": value for key, value in told.items() if "\0" not in value}
     return found
