@@ -58,6 +58,18 @@ class TlsOptions:
     certificate: Path | None = option(PATH, default=None, help="PEM file with this target's certificate and its chain.")
     key: Path | None = option(PATH, default=None, help="PEM file with its key.")
     ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs agents and NBD clients.")
+    identities: str = option(
+        choice("named", "required"),
+        default="named",
+        help="Which agents must prove by their certificate whose they are (docs/security.md). `named`: an agent whose "
+        "certificate says drengine://SITE/ROLE/NAME is held to it, others may ship any source. `required`: all.",
+    )
+    identity_map: str = option(
+        choice("none", "cn"),
+        default="none",
+        help="What else names a source, for certificates of other CAs. `cn`: the common name, where a certificate says "
+        "no drengine://SITE/ROLE/NAME.",
+    )
 
     @property
     def files(self) -> TlsFiles | None:
@@ -169,6 +181,8 @@ def load_target_config(path: Path | None, overrides: dict[str, object]) -> Targe
     config = load(TargetConfig, path, overrides=overrides) if path else parse(TargetConfig, overrides)
     where, tls = str(path or "command line"), config.tls
     TlsFiles.together(tls.certificate, tls.key, tls.ca, where=f"{where}: [tls]")
+    if tls.files is None and (tls.identities, tls.identity_map) != ("named", "none"):
+        raise DrengineError(BAD_CONFIG, f"{where}: identities are proved by TLS: [tls] needs certificate, key and ca")
     for address in (config.nbd_listen, config.metrics):
         if address and address.path:
             raise DrengineError(BAD_CONFIG, f"{where}: {address} is no HOST:PORT (nbd_socket takes a path)")

@@ -42,6 +42,7 @@ from drengine.telemetry import MetricsEndpoint, notify, quiet_accept_failures
 from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import Listener, serve
 from drengine.transport.networks import DataNetworks, is_loopback
+from drengine.transport.peers import PeerRules
 from drengine.transport.tls import server_context
 
 log = logging.getLogger("drengine.target")
@@ -140,6 +141,7 @@ class TargetDaemon:
             verifiers,
             CreditBudget(config.memory_budget, config.session_credit),
             self.clock,
+            peers=self._peer_rules(),
             ingest_limits=self._ingest_limits,
         )
         self.metrics.sessions = lambda: len(self.reception.sessions)
@@ -175,6 +177,14 @@ class TargetDaemon:
         await self.reception.close(seconds)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(server.wait_closed(), CONNECTIONS_GRACE_SECONDS)
+
+    def _peer_rules(self) -> PeerRules:
+        tls = self.config.tls
+        return PeerRules(
+            lambda: self.credentials.identity if self.credentials else None,
+            is_required=tls.identities == "required",
+            by_common_name=tls.identity_map == "cn",
+        )
 
     def _maintenance(self, store: Store) -> Maintenance:
         options = self.config.maintenance

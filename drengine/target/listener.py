@@ -17,6 +17,7 @@ from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.errors import FENCED, STORE_IO, UNKNOWN_BRANCH, UNKNOWN_POINT
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import SourceInfo, Store
+from drengine.target import metrics as m
 from drengine.target.admission import Admission, CreditBudget, decide_admission
 from drengine.target.errors import SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
@@ -25,7 +26,9 @@ from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, ReplicationSession
 from drengine.target.sources import Sources, SourceState
 from drengine.target.watch import DESCRIPTORS_KEPT, require_descriptors
+from drengine.transport.errors import TransportError
 from drengine.transport.framed import FramedStream
+from drengine.transport.peers import PeerRules
 from drengine.wire.connection import negotiate_version
 from drengine.wire.events import Hello, Purpose
 
@@ -48,6 +51,7 @@ class Reception:
     pool: Executor
     budget: CreditBudget
     clock: Clock
+    peers: PeerRules = field(default_factory=PeerRules)
     probe_seconds: float = PROBE_SECONDS
     ingest_limits: IngestLimits = field(default_factory=IngestLimits)
     sessions: dict[str, ReplicationSession] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class Reception:
         if not isinstance(hello, Hello):
             return  # it went before it had come
         negotiate_version(hello)
+        self._identify(stream, hello)
         if hello.purpose is Purpose.REVERSE:
             await self._reverse(stream, hello)
         else:
@@ -78,6 +83,18 @@ class Reception:
                 self.sources.note_refused(hello.source, error)
                 raise
             await self._run(*admitted)
+
+    def _identify(self, stream: FramedStream, hello: Hello) -> None:
+        """Whatever the session is for, only the source's own agent may open it.
+
+        Raises:
+            TransportError: TLS_FAILED, saying which identity was seen.
+        """
+        try:
+            self.peers.require_source(stream.peer_certificate, hello.source)
+        except TransportError as error:
+            self.metrics.count(m.REFUSED, 1, error.reason)
+            raise
 
     async def close(self, seconds: float) -> None:
         """End every session in peace: what arrived is committed and acknowledged, at most for so long."""

@@ -194,6 +194,32 @@ CAUSES: dict[str, Cause] = {
             "the peer hung up during the TLS handshake",
             "The peer's log says why. It may have refused our certificate, not speak TLS there, or be overloaded.",
         ),
+        Cause(
+            "identity-role",
+            "the peer's certificate is of another role than this connection needs",
+            f"Give each party a certificate of its own: `drengine ca issue` names the role. {_PEER_CHECK}",
+        ),
+        Cause(
+            "identity-source",
+            "the peer's certificate is of another source than the one that it wants to ship or read",
+            "Give the agent the certificate of its own source, or its configuration the `source` that its certificate "
+            "names.",
+        ),
+        Cause(
+            "identity-site",
+            "the peer's certificate is of another site",
+            "Connect it to its own site's target, or issue it a certificate of this site.",
+        ),
+        Cause(
+            "identity-missing",
+            "the peer's certificate says no identity, and one is required here",
+            "Issue it one by `drengine ca issue`, or with drengine://SITE/ROLE/NAME as URI in subjectAltName.",
+        ),
+        Cause(
+            "identity-malformed",
+            "the peer's certificate has an identity that can't be read, or several",
+            "Issue it anew with one URI drengine://SITE/ROLE/NAME in subjectAltName (docs/security.md).",
+        ),
         Cause("tls-failed", "TLS failed in a way of its own", f"The message is OpenSSL's. {_CHECK}"),
     )
 }

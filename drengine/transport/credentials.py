@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.identity.names import Identity, identity_among
 from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
 from drengine.telemetry.metrics import Family, Kind, Sample
 from drengine.transport.causes import CAUSES
 from drengine.transport.errors import TransportError, files_error
@@ -61,6 +63,14 @@ class Credentials:
         self._loaded = self._load()
         if fault := self._fault(self._loaded):
             log.error("peers will refuse our certificate (%s): %s; %s", fault.reason, fault.message, fault.hint)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who we are by the certificate in use; None when it says nothing that peers could read."""
+        try:
+            return identity_among(self._loaded.certificate.uris)
+        except DrengineError:
+            return None
 
     def context(self) -> ssl.SSLContext:
         """For the next handshake."""

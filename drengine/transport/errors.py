@@ -83,6 +83,11 @@ def files_error(code: str, message: str) -> TransportError:
     return _caused(BAD_TLS_FILES, CAUSES[code], message)
 
 
+def refused_peer(code: str, message: str) -> TransportError:
+    """TLS_FAILED for a peer whose certificate OpenSSL believes, and that is not who it should be."""
+    return _caused(TLS_FAILED, CAUSES[code], message)
+
+
 def tls_failure(peer: str, error: ssl.SSLError) -> TransportError:
     """TLS_FAILED, for what OpenSSL says of the session with `peer`."""
     cause = cause_of(error)

@@ -61,6 +61,7 @@ class FramedStream(asyncio.BufferedProtocol):
         connection: the protocol of this session.
         peer: the peer's address.
         network: the data network that holds it, a bounded label.
+        peer_certificate: what it has proved to be (DER); None without TLS.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class FramedStream(asyncio.BufferedProtocol):
         self.connection = Connection(role)
         self.peer = "the peer"
         self.network = network
+        self.peer_certificate: bytes | None = None
         self._observer = observer
         self._limits = limits or StreamLimits()
         self._clock = clock or SystemClock()
@@ -99,6 +101,8 @@ class FramedStream(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.write_pending_bytes)
         self.peer = str((transport.get_extra_info("peername") or (self.peer,))[0])
+        if tls := transport.get_extra_info("ssl_object"):
+            self.peer_certificate = tls.getpeercert(binary_form=True)
         raw = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", 
 
 _UTC_TIME, _TIME = 0x17, 0x18
 _VERSION, _EXTENSIONS = 0xA0, 0xA3
-_DNS, _IP = 0x82, 0x87
+_DNS, _URI, _IP = 0x82, 0x86, 0x87
 _COMMON_NAME = bytes.fromhex("550403")
 _SUBJECT_NAMES, _BASIC_CONSTRAINTS, _USAGE = (bytes.fromhex(text) for text in ("551d11", "551d13", "551d25"))
 _PURPOSES = {bytes.fromhex("2b06010505070301"): "server", bytes.fromhex("2b06010505070302"): "client"}
@@ -33,6 +33,7 @@ class Certificate:
         subject, issuer: common names, empty where there is none.
         begins_at, ends_at: seconds since 1970 between which it is valid.
         names: DNS names and IP addresses that it is valid for.
+        uris: other names that it bears, such as a party's identity.
         purposes: `server`, `client`: what it may be used for; None when it does not say, so for anything.
         is_authority: it may sign others.
     """
@@ -44,6 +45,7 @@ class Certificate:
     names: tuple[str, ...] = ()
     purposes: frozenset[str] | None = None
     is_authority: bool = False
+    uris: tuple[str, ...] = ()
 
 
 def read_certificates(pem: bytes) -> list[Certificate]:
@@ -126,6 +128,7 @@ def _extended(plain: Certificate, extensions: bytes) -> Certificate:
         plain.begins_at,
         plain.ends_at,
         names=tuple(_names(found.get(_SUBJECT_NAMES, b""))),
+        uris=tuple(_uris(found.get(_SUBJECT_NAMES, b""))),
         purposes=_purposes(found[_USAGE]) if _USAGE in found else None,
         is_authority=_is_authority(found.get(_BASIC_CONSTRAINTS, b"")),
     )
@@ -138,6 +141,13 @@ def _names(value: bytes) -> Iterator[str]:
                 yield _printable(name.decode("ascii", "replace"))
             elif tag == _IP and len(name) in (4, 16):
                 yield str(ipaddress.ip_address(name))
+
+
+def _uris(value: bytes) -> Iterator[str]:
+    for _, sequence in _elements(value):
+        for tag, name in _elements(sequence):
+            if tag == _URI:
+                yield _printable(name.decode("ascii", "replace"))
 
 
 def _purposes(value: bytes) -> frozenset[str] | None:

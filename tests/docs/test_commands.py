@@ -267,12 +267,8 @@ def drivers(story: Story, command: Typed) -> None:
 
 def security(story: Story, command: Typed) -> None:
     """On a machine that keeps the CA; a host's folder stands for the host."""
-    story.must("mkdir -p /root/ca-host /etc/drengine")
+    story.must("mkdir -p /root/ca-host")
     story.machine.write(".environment", "cd /root/ca-host\n")
-    if "check-config" in command.text:
-        tls = "".join(f'{name} = "/root/ca-host/outpost/{name}.pem"\n' for name in ("certificate", "key", "ca"))
-        listen = f'store = "{STORE}"\nlisten = "outpost.example:7440"\n[tls]\n{tls}'
-        story.machine.write("/etc/drengine/target.toml", listen)
     story.must(command.text)
 
 

@@ -87,8 +87,14 @@ class Authority:
         password: bytes | None = None,
         self_signed: bool = False,
         now: datetime.datetime = NOW,
+        uris: tuple[str, ...] = (),
+        file: str = "",
     ) -> TlsFiles:
-        """A certificate with its key, valid between these days from now; issued again, it takes the old one's place."""
+        """A certificate with its key, valid between these days from now; issued again, it takes the old one's place.
+
+        `uris` are further names, `file` that of the files where it is not `name`.
+        """
+        names = [x509.IPAddress(ipaddress.ip_address(host)), *map(x509.UniformResourceIdentifier, uris)]
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             x509.CertificateBuilder()
@@ -98,10 +104,10 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + days[0] * DAY)
             .not_valid_after(now + days[1] * DAY)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .sign(key if self_signed else self.key, hashes.SHA256())
         )
-        path = self.folder / f"{name}.pem"
+        path = self.folder / f"{file or name}.pem"
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        return TlsFiles(path, _write_key(self.folder / f"{name}.key", key, password), self.path)
+        return TlsFiles(path, _write_key(path.with_suffix(".key"), key, password), self.path)

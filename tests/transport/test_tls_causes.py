@@ -254,7 +254,7 @@ def test_certificate_key_and_ca_belong_together(tmp_path: Path) -> None:
 
 def test_every_cause_is_a_bounded_reason_with_a_hint() -> None:
     for code, cause in CAUSES.items():
-        assert code == cause.code and code.startswith("tls-") and code in REASONS
+        assert code == cause.code and code.startswith(("tls-", "identity-")) and code in REASONS
         assert cause.hint and cause.meaning
 
 

@@ -54,6 +54,7 @@ def test_names_moments_and_purposes_are_read() -> None:
                     [
                         x509.DNSName("outpost.example"),
                         x509.RFC822Name("somebody@example.org"),
+                        x509.UniformResourceIdentifier("drengine://main/agent/shop"),
                         x509.IPAddress(ipaddress.ip_address("10.0.0.1")),
                         x509.IPAddress(ipaddress.ip_address("2001:db8::1")),
                     ]
@@ -67,6 +68,7 @@ def test_names_moments_and_purposes_are_read() -> None:
     assert found.begins_at == BEGIN.timestamp()
     assert found.ends_at == (BEGIN + datetime.timedelta(days=90)).timestamp()
     assert found.names == ("outpost.example", "10.0.0.1", "2001:db8::1")
+    assert found.uris == ("drengine://main/agent/shop",)
     assert found.purposes == {"server"}
     assert not found.is_authority
 

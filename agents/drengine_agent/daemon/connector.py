@@ -7,8 +7,10 @@ import ssl
 from drengine.model.clock import Clock
 from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import connect
+from drengine.transport.errors import TransportError
 from drengine.transport.framed import FramedStream, TrafficObserver
 from drengine.transport.networks import DataNetworks
+from drengine.transport.peers import PeerRules
 from drengine.transport.tls import client_context
 from drengine_agent.config import AgentConfig
 
@@ -26,15 +28,16 @@ class Connector:
         self._clock = clock
         self._observer = observer
         self._networks = DataNetworks.parse(config.data_networks)
+        self._peers = PeerRules(lambda: self.credentials.identity if self.credentials else None)
 
     async def __call__(self) -> FramedStream:
         """A new connection.
 
         Raises:
-            TransportError: BAD_TLS_FILES, and as `connect`.
+            TransportError: BAD_TLS_FILES, and as `connect`; TLS_FAILED also where somebody else than a target answers.
         """
         config = self._config
-        return await connect(
+        stream = await connect(
             config.target.host,
             config.target.port,
             networks=self._networks,
@@ -42,6 +45,12 @@ class Connector:
             allow_plain=config.allow_plain,
             observer=self._observer,
         )
+        try:
+            self._peers.require_target(stream.peer_certificate)
+        except TransportError:
+            stream.abort()
+            raise
+        return stream
 
     def reload(self) -> None:
         """Read the certificates again, for the next connection; this one goes on as it is."""

@@ -1,0 +1,82 @@
+"""Whether a peer is who this connection needs, by what its certificate says, which OpenSSL has verified before.
+
+A certificate that names an identity is held to it, whoever has it. One without a name is judged by the configuration.
+Without TLS there is nothing to judge: plain connections are allowed or not by address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drengine.identity.names import Identity, Role, identity_among
+from drengine.model.errors import DrengineError
+from drengine.transport.causes import CAUSES
+from drengine.transport.errors import TransportError, refused_peer
+from drengine.transport.x509 import Certificate, parse_certificate
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRules:
+    """What is asked of peers.
+
+    Attributes:
+        own: who we are; peers with an identity are of the same site. None: that is not asked.
+        is_required: a peer must have an identity.
+        by_common_name: the common name names the source where a certificate has no identity.
+    """
+
+    own: Callable[[], Identity | None] = lambda: None
+    is_required: bool = False
+    by_common_name: bool = False
+
+    def require_source(self, der: bytes | None, source: str) -> None:
+        """Only the agent of `source` may speak for it.
+
+        Raises:
+            TransportError: TLS_FAILED, naming what was seen.
+        """
+        if der is None:
+            return
+        certificate, identity = _read(der)
+        if identity is None and self.by_common_name:
+            if certificate.subject != source:
+                raise _refused("identity-source", f"common name {certificate.subject[:80]!r}, source {source!r}")
+        elif self._holds(certificate, identity, Role.AGENT) and identity and identity.name != source:
+            raise _refused("identity-source", f"{identity}, source {source!r}")
+
+    def require_target(self, der: bytes | None) -> None:
+        """Only a target takes in what is shipped.
+
+        Raises:
+            TransportError: TLS_FAILED, naming what was seen.
+        """
+        if der is not None:
+            self._holds(*_read(der), Role.TARGET)
+
+    def _holds(self, certificate: Certificate, identity: Identity | None, role: Role) -> bool:
+        """Whether the peer has an identity; then it is of this role, and of our site."""
+        if identity is None:
+            if self.is_required:
+                raise _refused("identity-missing", f"common name {certificate.subject[:80]!r}")
+            return False
+        if identity.role is not role:
+            raise _refused("identity-role", f"{identity}, where {role} is needed")
+        own = self.own()
+        if own is not None and own.site != identity.site:
+            raise _refused("identity-site", f"{identity}, and we are {own}")
+        return True
+
+
+def _read(der: bytes) -> tuple[Certificate, Identity | None]:
+    try:
+        certificate = parse_certificate(der)
+        return certificate, identity_among(certificate.uris)
+    except DrengineError as error:
+        raise _refused("identity-malformed", error.message) from error
+    except ValueError as error:
+        raise _refused("identity-malformed", str(error)) from error
+
+
+def _refused(code: str, seen: str) -> TransportError:
+    return refused_peer(code, f"{CAUSES[code].meaning}: {seen}")

@@ -1,0 +1,165 @@
+"""Who may ship and read what, by certificate: real ones, over real TLS, at the target's door and at the agent's."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from drengine.config import BAD_CONFIG
+from drengine.model.errors import DrengineError
+from drengine.target.config import TlsOptions, load_target_config
+from drengine.transport.causes import CAUSES
+from drengine.transport.endpoints import connect
+from drengine.transport.files import TlsFiles
+from drengine.transport.networks import DataNetworks
+from drengine.transport.tls import client_context
+from drengine.wire.events import ABILITIES, Hello, Purpose, Refuse
+from tests.target.agent import Site, running
+from tests.target.test_certificates import reason, replicating, until
+from tests.transport.certificates import Authority
+
+pytestmark = pytest.mark.timeout(90)
+
+WELCOME = "welcome"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.make(tmp_path / "ca")
+
+
+def options(files: TlsFiles, **more: str) -> TlsOptions:
+    return TlsOptions(files.certificate, files.key, files.ca, **more)
+
+
+def party(authority: Authority, identity: str) -> TlsFiles:
+    """A certificate of a party, by its role and name or with its site."""
+    uri = identity if ":" in identity else f"drengine://main/{identity}"
+    return authority.issue("named", uris=(uri,), file=identity.replace("/", "-"))
+
+
+def a_target(authority: Authority, identity: str = "target/outpost", **more: str) -> TlsOptions:
+    return options(party(authority, identity), **more)
+
+
+async def answered(site: Site, files: TlsFiles, source: str, purpose: Purpose = Purpose.REPLICATE) -> str:
+    """What the target says to HELLO: the code of its refusal, or WELCOME."""
+    stream = await connect(*site.address, networks=DataNetworks(), tls=client_context(files))
+    try:
+        await stream.send(Hello(2, 2, ABILITIES, source, b"i" * 16, 1, purpose, *PLACES[purpose]))
+        answer = await stream.receive()
+        return answer.code if isinstance(answer, Refuse) else WELCOME
+    finally:
+        stream.abort()
+
+
+ALLOWED = {Purpose.REPLICATE: WELCOME, Purpose.PRESERVE: "unknown-branch", Purpose.REVERSE: "unknown-point"}
+"""What the store answers about a new source to whoever is let in."""
+PLACES = {Purpose.REPLICATE: (0, 0), Purpose.PRESERVE: (9, 0), Purpose.REVERSE: (1, 7)}
+
+
+@pytest.mark.parametrize("purpose", list(Purpose))
+async def test_only_the_sources_own_agent_opens_a_session_whatever_it_is_for(
+    tmp_path: Path, authority: Authority, purpose: Purpose
+) -> None:
+    async with running(tmp_path / "store", tls=a_target(authority)) as site:
+        site.store.ensure_source("shop", generation=1)
+        for identity, code in (
+            ("agent/shop", ALLOWED[purpose]),
+            ("agent/web", "identity-source"),
+            ("host/shop", "identity-role"),
+            ("target/shop", "identity-role"),
+            ("broker/shop", "identity-role"),
+            ("orchestrator/shop", "identity-role"),
+            ("drengine://other/agent/shop", "identity-site"),
+            ("drengine://main/agent/shop/x", "identity-malformed"),
+            ("DRENGINE://main/agent/shop", "identity-malformed"),
+        ):
+            assert await answered(site, party(authority, identity), "shop", purpose) == code, identity
+        two = authority.issue("two", uris=("drengine://main/agent/shop", "drengine://main/agent/web"))
+        assert await answered(site, two, "shop", purpose) == "identity-malformed"
+        assert await answered(site, authority.issue("shop"), "shop", purpose) == ALLOWED[purpose]
+
+
+async def test_a_refusal_says_who_was_seen_and_is_counted_and_leaves_no_source(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with running(tmp_path / "store", tls=a_target(authority)) as site:
+        assert await answered(site, party(authority, "agent/web"), "shop") == "identity-source"
+        assert await answered(site, party(authority, "agent/web"), "shop") == "identity-source"
+        await until(lambda: len([each for each in caplog.messages if "identity-source" in each]) == 2)
+        assert "drengine://main/agent/web, source 'shop'" in caplog.messages[0]
+        assert CAUSES["identity-source"].hint in caplog.messages[0]
+        text = site.daemon.metrics.metrics.render().decode()
+        assert 'target_peers_refused_total{reason="identity-source"} 2.0' in text
+        assert site.store.sources() == []
+        assert [state.name for state in site.daemon.sources.all()] == []
+
+
+async def test_a_required_identity_turns_the_nameless_away(tmp_path: Path, authority: Authority) -> None:
+    async with running(tmp_path / "store", tls=a_target(authority, identities="required")) as site:
+        assert await answered(site, authority.issue("shop"), "shop") == "identity-missing"
+        assert await answered(site, party(authority, "agent/shop"), "shop") == WELCOME
+
+
+async def test_a_common_name_names_the_source_where_that_is_configured(tmp_path: Path, authority: Authority) -> None:
+    tls = a_target(authority, identities="required", identity_map="cn")
+    async with running(tmp_path / "store", tls=tls) as site:
+        assert await answered(site, authority.issue("shop"), "shop") == WELCOME
+        assert await answered(site, authority.issue("shop"), "web") == "identity-source"
+        # A name of ours wins over the common name.
+        named = authority.issue("web", uris=("drengine://main/agent/shop",))
+        assert await answered(site, named, "web") == "identity-source"
+
+
+async def test_a_target_without_a_name_asks_for_no_site(tmp_path: Path, authority: Authority) -> None:
+    async with running(tmp_path / "store", tls=options(authority.issue("target"))) as site:
+        assert await answered(site, party(authority, "drengine://any/agent/shop"), "shop") == WELCOME
+        assert await answered(site, party(authority, "drengine://any/agent/shop"), "web") == "identity-source"
+
+
+async def test_attack_any_certificate_of_the_ca_ships_as_any_source(tmp_path: Path, authority: Authority) -> None:
+    """A whole agent, configured for another source than its certificate names, ships nothing."""
+    async with running(tmp_path / "store", tls=a_target(authority)) as site:
+        async with replicating(tmp_path, site.address, party(authority, "agent/other")) as agent:
+            await until(lambda: "identity-source" in str(agent.status()["detail"]))
+            assert site.store.sources() == []
+        async with replicating(tmp_path, site.address, party(authority, "agent/server")) as agent:
+            await until(lambda: reason(agent)[0] == "CONTINUOUS")
+        assert [each.name for each in site.store.sources()] == ["server"]
+
+
+@pytest.mark.parametrize("role", ["agent", "host", "orchestrator", "broker"])
+async def test_attack_one_certificate_any_role(tmp_path: Path, authority: Authority, role: str) -> None:
+    """A certificate that names the address and may serve is not taken for the target's: nothing goes there."""
+    tls = a_target(authority, f"{role}/thief")
+    async with (
+        running(tmp_path / "store", tls=tls) as site,
+        replicating(tmp_path, site.address, party(authority, "agent/server")) as agent,
+    ):
+        await until(lambda: reason(agent) == ("DISCONNECTED", "tls-failed"))
+        status = agent.status()
+        assert f"drengine://main/{role}/thief" in str(status["detail"])
+        assert status["hint"] == CAUSES["identity-role"].hint
+        assert site.store.sources() == []
+
+
+async def test_an_agent_takes_a_target_of_its_own_site_only(tmp_path: Path, authority: Authority) -> None:
+    async with (
+        running(tmp_path / "store", tls=a_target(authority, "drengine://other/target/outpost")) as site,
+        replicating(tmp_path, site.address, party(authority, "agent/server")) as agent,
+    ):
+        await until(lambda: reason(agent) == ("DISCONNECTED", "tls-failed"))
+        assert agent.status()["hint"] == CAUSES["identity-site"].hint
+
+
+def test_identities_are_not_required_of_whoever_can_not_prove_one(tmp_path: Path) -> None:
+    path = tmp_path / "target.toml"
+    for line in ('identities = "required"', 'identity_map = "cn"'):
+        path.write_text(f'store = "/x"\n[tls]\n{line}\n')
+        with pytest.raises(DrengineError) as refused:
+            load_target_config(path, {})
+        assert refused.value.kind is BAD_CONFIG
