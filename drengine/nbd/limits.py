@@ -21,6 +21,10 @@ class NbdLimits:
         requests_in_flight_max: per connection; reading stops until some are answered.
         requests_in_turn_max: per connection, handed to an inline export before other connections are looked at.
         bytes_in_flight_max: per connection, READ and WRITE lengths; it may be passed by one request.
+        bytes_held_max: all connections together, requests in flight and replies that wait to be taken; beside it each
+            connection may hold `bytes_share`. At least `request_bytes_max`.
+        stalled_seconds_max: a client with replies waiting, or amid a payload, that moves less than `stalled_bytes_min`
+            in this time (and in the one before) is cut off.
         receive_buffer_bytes: per connection; longer payloads get memory of their own.
         names_listed_max: LIST's answer.
         extents_max: one BLOCK_STATUS answer.
@@ -35,6 +39,10 @@ class NbdLimits:
     requests_in_flight_max: int = 128
     requests_in_turn_max: int = 128
     bytes_in_flight_max: int = 64 << 20
+    bytes_held_max: int = 256 << 20
+    bytes_share: int = 256 << 10
+    stalled_seconds_max: float = 30.0
+    stalled_bytes_min: int = 1 << 20
     receive_buffer_bytes: int = 256 << 10
     names_listed_max: int = 10_000
     extents_max: int = 8192

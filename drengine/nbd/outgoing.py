@@ -20,14 +20,24 @@ _LEFT_BYTES = 4096
 """So much is left to the transport to wait with until the client takes more; it copies what it waits with."""
 
 
+_TLS_BYTES = 256 << 10
+"""In one call; while the client does not take it, the rest waits here."""
+
+
 class Outgoing:
-    """Buffers in order, for one transport. Its owner passes on what the transport says: `pause`, `resume`."""
+    """Buffers in order, for one transport. Its owner passes on what the transport says: `pause`, `resume`.
+
+    Attributes:
+        waiting_bytes: not yet given to the transport.
+        taken_bytes: that were, ever.
+    """
 
     def __init__(self, transport: asyncio.Transport, *, is_plain: bool) -> None:
         """Take over what a transport sends; `is_plain`: what is sent goes to its socket as it is."""
         self._transport = transport
         self._waiting: deque[Buffer] = deque()
-        self._waiting_bytes = 0
+        self.waiting_bytes = 0
+        self.taken_bytes = 0
         self._is_paused = False
         self._is_closing = False
         self._descriptor = transport.get_extra_info("socket").fileno() if is_plain else -1
@@ -37,7 +47,7 @@ class Outgoing:
     @property
     def is_full(self) -> bool:
         """The client does not take what there is."""
-        return self._is_paused and (self._descriptor < 0 or self._waiting_bytes > WAITING_BYTES_MAX)
+        return self._is_paused and (self._descriptor < 0 or self.waiting_bytes > WAITING_BYTES_MAX)
 
     @property
     def is_closing(self) -> bool:
@@ -49,7 +59,7 @@ class Outgoing:
         for buffer in buffers:
             if len(buffer):
                 self._waiting.append(buffer)
-                self._waiting_bytes += len(buffer)
+                self.waiting_bytes += len(buffer)
         self._go_on()
 
     def pause(self) -> None:
@@ -69,11 +79,13 @@ class Outgoing:
     def _go_on(self) -> None:
         transport, waiting = self._transport, self._waiting
         while waiting and not transport.is_closing():
-            if self._descriptor < 0:
-                transport.write(waiting.popleft())
-                continue
             if self._is_paused:
                 return
+            if self._descriptor < 0:
+                first = memoryview(waiting[0])[:_TLS_BYTES]
+                self._advance(len(first))
+                transport.write(first)
+                continue
             try:
                 self._advance(os.writev(self._descriptor, [*islice(waiting, _BUFFERS_MAX)]))
             except BlockingIOError:
@@ -87,7 +99,8 @@ class Outgoing:
 
     def _advance(self, length: int) -> None:
         """So many bytes have left."""
-        self._waiting_bytes -= length
+        self.waiting_bytes -= length
+        self.taken_bytes += length
         while length:
             first = self._waiting.popleft()
             if len(first) > length:

@@ -11,7 +11,8 @@ allocated for it when it is long, and the buffer is not touched before the next 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from drengine.model.errors import DrengineError
@@ -64,6 +65,11 @@ class Ended:
     """The client said goodbye (or never got an export): close once nothing is in flight."""
 
 
+def _unbounded(held_bytes: int) -> int:
+    """Room where no budget is shared."""
+    return sys.maxsize
+
+
 Event = NamesWanted | ExportWanted | TlsWanted | Requests | StatusWanted | Ended
 
 _READ, _WRITE, _DISC, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.DISC), int(Command.FLUSH)
@@ -93,11 +99,16 @@ class ServerConnection:
 
     Attributes:
         requests_in_flight, bytes_in_flight: handed out and not yet answered.
+        wanted_bytes: of the request that waits for room in the memory that connections share; 0: none does.
         ended: no more requests will be parsed.
     """
 
-    def __init__(self, limits: NbdLimits, tls: TlsPolicy = TlsPolicy.OFF) -> None:
+    def __init__(
+        self, limits: NbdLimits, tls: TlsPolicy = TlsPolicy.OFF, room: Callable[[int], int] = _unbounded
+    ) -> None:
+        """`room` says how many more bytes requests may take, when so many are in flight."""
         self._limits = limits
+        self._room = room
         self._handshake = Handshake(limits, tls)
         self._buffer = bytearray(limits.receive_buffer_bytes)
         self._view = memoryview(self._buffer)
@@ -114,6 +125,7 @@ class ServerConnection:
         self._draining = False
         self.requests_in_flight = 0
         self.bytes_in_flight = 0
+        self.wanted_bytes = 0
         self.ended = False
 
     @property
@@ -129,7 +141,13 @@ class ServerConnection:
         return (
             self.requests_in_flight >= self._limits.requests_in_flight_max
             or self.bytes_in_flight >= self._limits.bytes_in_flight_max
+            or self.wanted_bytes > 0
         )
+
+    @property
+    def receiving_payload(self) -> bool:
+        """A long WRITE's payload has only partly come."""
+        return self._payload is not None
 
     def get_buffer(self) -> memoryview:
         """Where the next bytes go; what earlier requests' `data` pointed at may change from here on."""
@@ -262,6 +280,8 @@ class ServerConnection:
         longest, own_payloads = self._limits.request_bytes_max, self._own_payloads
         room = self._limits.requests_in_flight_max - self.requests_in_flight
         bytes_room = bytes_room_before = self._limits.bytes_in_flight_max - self.bytes_in_flight
+        shared_room = self._room(self.bytes_in_flight)
+        self.wanted_bytes = 0
         own_memory = min(OWN_MEMORY_BYTES, len(buffer) // 2)
         requests: list[Request] = []
         status_wanted = 0
@@ -282,6 +302,9 @@ class ServerConnection:
                 and not (offset | length) & misaligned
                 and (not flags or not self._check(command, flags, offset, length))
             ):
+                if length > shared_room:
+                    self.wanted_bytes = length
+                    break
                 end = body + length
                 if end > stop:
                     if length <= own_memory:
@@ -294,10 +317,14 @@ class ServerConnection:
                     start = end
                 room -= 1
                 bytes_room -= length
+                shared_room -= length
                 if long_write is not None:
                     break
                 continue
             error = self._check(command, flags, offset, length)
+            if command == _READ and not error and length > shared_room:
+                self.wanted_bytes = length
+                break
             start = body
             if command == _WRITE:
                 if length > longest:
@@ -318,6 +345,7 @@ class ServerConnection:
                 continue
             if command == _READ:
                 bytes_room -= length
+                shared_room -= length
             requests.append(request)
         self.requests_in_flight += len(requests) + status_wanted + (long_write is not None)
         self.bytes_in_flight += bytes_room_before - bytes_room

@@ -52,6 +52,7 @@ class NbdServer:
         self._service = Service(provider, limits or NbdLimits(), policy, tls, allow)
         self._listeners: list[asyncio.Server] = []
         self._unix_paths: list[Path] = []
+        self._sweep: asyncio.TimerHandle | None = None
 
     @property
     def stats(self) -> ServerStats:
@@ -62,6 +63,26 @@ class NbdServer:
     def connections(self) -> int:
         """Open now."""
         return len(self._service.sessions)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of requests and replies beyond the connections' shares."""
+        return self._service.budget.pooled_bytes
+
+    def cut_stalled(self) -> None:
+        """Cut off clients for which memory waits and that have not moved since this was last done; called in time."""
+        for session in list(self._service.sessions):
+            session.cut_if_stalled()
+
+    def _keep_cutting(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweep = loop.call_later(self._service.limits.stalled_seconds_max, self._keep_cutting)
+        self.cut_stalled()
+
+    def _listening(self, listener: asyncio.Server) -> None:
+        self._listeners.append(listener)
+        if self._sweep is None:
+            self._keep_cutting()
 
     def _session(self) -> Session:
         return Session(self._service)
@@ -77,7 +98,7 @@ class NbdServer:
             listener = await loop.create_server(self._session, host, port, backlog=_BACKLOG)
         except (OSError, OverflowError) as error:
             raise DrengineError(NBD_LISTEN, f"cannot listen at {host}:{port}: {error}") from error
-        self._listeners.append(listener)
+        self._listening(listener)
         address = listener.sockets[0].getsockname()
         return address[0], address[1]
 
@@ -99,11 +120,14 @@ class NbdServer:
         except OSError as error:
             listening.close()
             raise DrengineError(NBD_LISTEN, f"cannot listen at {place}: {error}") from error
-        self._listeners.append(listener)
+        self._listening(listener)
         return place
 
     async def close(self, grace_seconds: float = 10.0) -> None:
         """Stop: at once for idle clients, after `grace_seconds` at the latest for requests in flight."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
+from drengine.nbd.budget import Budget, Holding
 from drengine.nbd.errors import NBD_LIMIT, NBD_UNKNOWN_EXPORT
 from drengine.nbd.export import Buffer, Export, ExportProvider, NbdError, Peer, Reply, Request
 from drengine.nbd.handshake import ExportWanted, NamesWanted, TlsPolicy, TlsWanted
@@ -70,6 +71,7 @@ class Service:
         allow: says whether a TCP peer may connect at all; None allows every one.
         sessions: those that are open.
         stats: counters.
+        budget: the memory that they share.
     """
 
     provider: ExportProvider
@@ -79,6 +81,16 @@ class Service:
     allow: Callable[[Peer], bool] | None
     sessions: set[Session] = field(default_factory=set)
     stats: ServerStats = field(default_factory=ServerStats)
+    budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        budget = Budget(max(limits.bytes_held_max, limits.request_bytes_max), limits.bytes_share, _call_soon)
+        object.__setattr__(self, "budget", budget)
+
+
+def _call_soon(call: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(call)
 
 
 class Session(asyncio.BufferedProtocol):
@@ -95,7 +107,8 @@ class Session(asyncio.BufferedProtocol):
         self._service = service
         self._limits = service.limits
         self._stats = service.stats
-        self._core = ServerConnection(service.limits, service.policy)
+        self._core = ServerConnection(service.limits, service.policy, self._room)
+        self._holding = Holding(service.budget, self._go_on)
         self._transport: asyncio.Transport | None = None
         self._peer = Peer("unix")
         self._opened: tuple[str, Export] | None = None
@@ -106,6 +119,8 @@ class Session(asyncio.BufferedProtocol):
         self._busy = False
         self._waiting_for_turn = False
         self._outgoing: Outgoing | None = None
+        self._received_bytes = self._moved_bytes = 0
+        self._kept_waiting = False
         self._reading_paused = False
         self._draining = False
         self._gone = False
@@ -142,6 +157,7 @@ class Session(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
         self._stats.bytes_received += nbytes
+        self._received_bytes += nbytes
         self._run(lambda: self._core.received(nbytes))
 
     def eof_received(self) -> bool:
@@ -157,6 +173,7 @@ class Session(asyncio.BufferedProtocol):
         """It took them."""
         if self._outgoing is not None:
             self._outgoing.resume()
+        self._note_held()
         self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -168,6 +185,8 @@ class Session(asyncio.BufferedProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._stats.ended[self._reason or "closed"] += 1
+        self._outgoing = None  # with the replies that nobody takes any more
+        self._note_held()
         self._finish()
 
     # Called by the server.
@@ -186,6 +205,18 @@ class Session(asyncio.BufferedProtocol):
         self._reason = self._reason or reason
         if self._transport is not None:
             self._transport.abort()
+
+    def cut_if_stalled(self) -> None:
+        """Close if the client has not moved enough since this was last asked twice, while memory waits for it."""
+        outgoing = self._outgoing
+        if outgoing is None or self._gone:
+            return
+        moved = self._received_bytes + outgoing.taken_bytes
+        waits = outgoing.waiting_bytes > 0 or (self._core.receiving_payload and not self._reading_paused)
+        if waits and self._kept_waiting and moved - self._moved_bytes < self._limits.stalled_bytes_min:
+            _log.warning("client %s is cut off: it has stopped taking replies or sending data", self._peer.address)
+            self.abort("stalled")
+        self._kept_waiting, self._moved_bytes = waits, moved
 
     def give_up(self) -> None:
         """The time for shutdown is over. An export that still has requests is left open: closing it could harm them."""
@@ -219,8 +250,20 @@ class Session(asyncio.BufferedProtocol):
             self._fail(error)
         finally:
             self._busy = False
+        self._note_held()
         self._throttle()
         self._finish()
+
+    def _room(self, in_flight_bytes: int) -> int:
+        """How many more bytes requests may take of the memory that connections share."""
+        waiting_bytes = self._outgoing.waiting_bytes if self._outgoing is not None else 0
+        return self._holding.room(in_flight_bytes + waiting_bytes)
+
+    def _note_held(self) -> None:
+        held = self._core.bytes_in_flight
+        if self._outgoing is not None:
+            held += self._outgoing.waiting_bytes
+        self._holding.note(held, waits=self._core.wanted_bytes > 0 and not (self._gone or self._is_full))
 
     @property
     def _is_full(self) -> bool:
@@ -232,8 +275,10 @@ class Session(asyncio.BufferedProtocol):
         return self._outgoing is not None and self._outgoing.is_closing
 
     def _go_on(self) -> None:
-        """With what is buffered, unless its turn comes anyway."""
-        if not self._waiting_for_turn:
+        """With what is buffered, unless its turn comes anyway or the client must first take its replies."""
+        if self._is_full:
+            self._throttle()
+        elif not self._waiting_for_turn:
             self._run(self._core.parse)
 
     def _wait_for_turn(self) -> None:
@@ -297,7 +342,9 @@ class Session(asyncio.BufferedProtocol):
             self._send(self._core.reply_status(request, extents))
         except Exception as error:  # noqa: BLE001  as above
             self._send(self._core.reply([self._failure(request, error)]))
-        self._run(self._core.parse)
+        self._note_held()
+        self._go_on()
+        self._finish()
 
     def _failure(self, request: Request, error: Exception) -> Reply:
         if isinstance(error, DrengineError):
@@ -320,6 +367,7 @@ class Session(asyncio.BufferedProtocol):
         except ValueError:
             _log.exception("an export answered wrongly; its client %s is cut off", self._peer.address)
             self._close("export-failed")
+        self._note_held()
         self._go_on()
         self._finish()
 
