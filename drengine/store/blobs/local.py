@@ -10,11 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drengine.durable import open_aside, remove_aside
+from drengine.linux import writeback
 from drengine.ownership import give_to_owner
 from drengine.store.blobs.storage import Abilities, Buffer, name_parts
 
 UNFINISHED = ".tmp"
 _PARTS_MAX = 512
+_WRITEBACK_BYTES = 4 << 20
+"""Bulk data is written out from here on while more of it comes, so that a sync has little left to wait for."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -24,6 +27,7 @@ class LocalAppender:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._length = self._begun = 0
 
     def append(self, *parts: Buffer) -> None:
         """See Appender."""
@@ -36,6 +40,10 @@ class LocalAppender:
                 done -= len(views.pop(0))
             if done:
                 views[0] = views[0][done:]
+        self._length += sum(map(len, parts))
+        if self._length - self._begun >= _WRITEBACK_BYTES:
+            writeback.begin(self._descriptor, self._begun, self._length - self._begun)
+            self._begun = self._length
 
     def sync(self) -> None:
         """See Appender."""
