@@ -293,7 +293,8 @@ def environment(packages: Path | None = None) -> dict[str, str]:
     """What our processes need to find our packages, and those in one more folder."""
     root = Path(__file__).parent.parent
     places = [root, root / "agents", *([packages] if packages else [])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+    path = os.pathsep.join(map(str, places))
+    return {**os.environ, "PYTHONPATH": path, "DRENGINE_PASS_ENVIRONMENT": "PYTHONPATH"}
 
 
 def wait_for(what: str, ready: Callable[[], _T], *processes: Process, seconds: float = 60.0) -> _T:

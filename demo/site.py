@@ -116,4 +116,5 @@ class Site:
     @staticmethod
     def _environment() -> dict[str, str]:
         root = Path(__file__).parent.parent
-        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "agents")])}
+        path = os.pathsep.join([str(root), str(root / "agents")])
+        return {**os.environ, "PYTHONPATH": path, "DRENGINE_PASS_ENVIRONMENT": "PYTHONPATH"}

@@ -6,10 +6,14 @@ holds on to what others have mounted, and their disks are busy then.
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 
+from drengine.process.environment import PASS_VARIABLE
+
+os.environ.setdefault(PASS_VARIABLE, "PYTHONPATH")  # commands of runbooks under test may use what lies here
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` would have programs under test ignore it
 
 MACHINE = (

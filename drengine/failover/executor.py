@@ -20,6 +20,7 @@ import msgspec
 from drengine.failover.decide import Action, Decision, Reason, decide
 from drengine.failover.options import read_options
 from drengine.failover.plan import plan, plan_rollback
+from drengine.failover.redaction import secret_values, without_secrets
 from drengine.failover.run import (
     Event,
     JournalEntry,
@@ -47,7 +48,6 @@ from drengine.failover.snapshot import (
 )
 from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepResult
-from drengine.failover.steps.texts import without_secrets
 from drengine.model.errors import DrengineError
 
 log = logging.getLogger("drengine.failover")
@@ -139,6 +139,7 @@ class Executor:
         self._site = site
         self._kinds = step_kinds() if kinds is None else kinds
         self._runbook = runbook
+        self._secrets = secret_values(msgspec.to_builtins(runbook))
         self._owner = owner
         self._lease_seconds = lease_seconds
         self._watch = watch
@@ -272,11 +273,11 @@ class Executor:
         result = await self._result(step, context, looking)
         payload = {
             "ok": result.ok,
-            "message": without_secrets(result.message),
+            "message": self._shown(result.message),
             "code": result.code,
             "waiting": result.waiting,
             "data": msgspec.to_builtins(result.data) if result.data is not None else {},
-            "output": without_secrets(result.output)[-OUTPUT_CHARACTERS_MAX:],
+            "output": self._shown(result.output)[-OUTPUT_CHARACTERS_MAX:],
             "retryable": result.retryable,
             "seconds": round(self._site.clock.monotonic() - began, 6),
         }
@@ -333,13 +334,17 @@ class Executor:
 
         def say(text: str) -> None:
             with suppress(RuntimeError):  # the loop has gone, and with it whoever would read this
-                loop.call_soon_threadsafe(show, without_secrets(text))
+                loop.call_soon_threadsafe(show, self._shown(text))
 
         return say
 
     async def _keep_progress(self, step: str, attempt: int, text: str) -> None:
         with suppress(DrengineError):  # it is only a word; whoever lost the lease learns it from what matters
             await self._append(JournalEntry(step, Event.PROGRESS, attempt, self._now_ns(), {"message": text}))
+
+    def _shown(self, text: str) -> str:
+        """A step's words, fit for the registry and for people."""
+        return without_secrets(text, self._secrets)
 
     def _permit(self) -> None:
         """Raises LEASE_LOST when another executor has the run: called inside the store's transaction."""

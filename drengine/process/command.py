@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.process.environment import as_user, command_environment
+
 OUTPUT_BYTES_MAX = 16 << 10
 TERMINATE_SECONDS = 2.0
 _LAST_WORDS_SECONDS = 0.2
@@ -44,6 +46,7 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
     given: bytes = b"",
+    user: str = "",
     cancelled: threading.Event | None = None,
 ) -> Finished:
     """Run it to its end, or to ours; blocks, so call it in a thread.
@@ -51,22 +54,25 @@ def run_command(
     Args:
         argv: the program and its arguments.
         timeout_seconds: after this its whole process group gets SIGTERM, and soon SIGKILL.
-        environment: added to ours.
+        environment: added to the little that it inherits (see `command_environment`).
         directory: where it runs.
         given: its standard input.
+        user: as whom it runs; "": as we do.
         cancelled: when set by somebody else, it is ended as if its time were up.
     """
     try:
+        whose, variables = as_user(user)
         process = subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE if given else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env=command_environment({**variables, **(environment or {})}),
             cwd=directory,
             start_new_session=True,
+            **whose,
         )
-    except (OSError, ValueError) as error:  # not there, not executable; a NUL in an argument
+    except (OSError, ValueError) as error:  # not there, not executable; a NUL in an argument; no such user
         return Finished(127, f"{argv[0] if argv else 'nothing'} can't be started: {error}")
     tail = _Tail(process)
     if given:

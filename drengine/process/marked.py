@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from drengine.process.environment import as_user, command_environment
+
 _LOOK_SECONDS = 0.02
 
 
@@ -32,21 +34,26 @@ def start_marked(
     output: Path,
     directory: Path,
     environment: Mapping[str, str] | None = None,
+    user: str = "",
 ) -> None:
     """Start a process that goes on without us, in a session of its own; what it says is added to a file.
+
+    `environment` is added to the little that it inherits; `user` is as whom it runs, "" as we do.
 
     Raises:
         OSError, ValueError: it can't be started.
     """
+    whose, variables = as_user(user)
     with output.open("ab") as said:
         process = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            env={**os.environ, **(environment or {}), name: value},
+            env=command_environment({**variables, **(environment or {}), name: value}),
             cwd=directory,
             start_new_session=True,
+            **whose,
         )
     # For a moment in exec(2) a process shows no environment.
     while process.poll() is None and not _bears(process.pid, f"{name}={value}".encode()):

@@ -166,6 +166,7 @@ class Machine:
         return {
             "PATH": f"/usr/local/bin:{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}",
+            "DRENGINE_PASS_ENVIRONMENT": "PYTHONPATH",
             "HOME": "/root",
             "USER": "root",
             "LANG": "C.UTF-8",

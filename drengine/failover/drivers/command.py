@@ -40,7 +40,8 @@ class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         start, stop: for a service manager: commands that return; `stop` is also used with `run` if given.
         quiesce: makes the workload stop writing cleanly; default: it is stopped.
         health: exit status 0 when it works; asked until it does. Default: it is healthy when it runs.
-        environment: added for all of these.
+        environment: added for all of these; they inherit next to nothing (see drengine.process.environment).
+        user: as whom all of these run; default: the orchestrator's own.
         details: told to later steps as ${SOURCE.KEY}.
         grace: how long it may take to end before it is killed.
     """
@@ -51,6 +52,7 @@ class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     quiesce: list[str] = []
     health: list[str] = []
     environment: dict[str, str] = {}
+    user: str = ""
     details: dict[str, str] = {}
     grace: str = "10s"
 
@@ -123,6 +125,7 @@ class CommandDriver(LaunchDriver):
                 output=request.directory / _OUTPUT,
                 directory=request.directory,
                 environment=self._environment(request, settings),
+                user=settings.user,
             )
         except (OSError, ValueError) as error:
             raise DrengineError(LAUNCH_FAILED, f"{settings.run[0]} can't be started: {error}") from error
@@ -147,6 +150,7 @@ class CommandDriver(LaunchDriver):
             settings.health,
             timeout_seconds=max(0.1, seconds),
             environment={**self._environment(request, settings), MARK: ""},
+            user=settings.user,
         )
 
     def _must(self, request: LaunchRequest, settings: CommandSettings, argv: list[str]) -> None:
@@ -154,6 +158,7 @@ class CommandDriver(LaunchDriver):
             argv,
             timeout_seconds=request.timeout_seconds,
             environment={**self._environment(request, settings), **({MARK: ""} if argv is not settings.start else {})},
+            user=settings.user,
         )
         if not finished.ok:
             raise DrengineError(LAUNCH_FAILED, f"{argv[0]} ended with {finished.code}: {finished.output}")

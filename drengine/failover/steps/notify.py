@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from drengine.failover.redaction import without_secrets
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import WebAddress
 from drengine.failover.steps.errors import CHECK_FAILED
 from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
-from drengine.failover.steps.texts import launched_details, without_secrets
+from drengine.failover.steps.texts import launched_details
 from drengine.failover.steps.web import Deadline, post
 
 

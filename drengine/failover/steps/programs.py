@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from drengine.failover.redaction import without_secrets
 from drengine.failover.steps.errors import COMMAND_FAILED
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
-from drengine.failover.steps.texts import environment_of, without_secrets
+from drengine.failover.steps.texts import environment_of
 from drengine.process import Finished, run_command
 
 

@@ -17,13 +17,6 @@ _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]{2,45}\])(
 _IN_URL = re.compile(r"[A-Za-z0-9_~](?:\.?[A-Za-z0-9_~-]+)*", re.ASCII)
 _IN_TEXT = re.compile(r"[A-Za-z0-9 ._:/@,+=%~\[\]-]*", re.ASCII)
 VALUE_CHARACTERS_MAX, SHOWN_CHARACTERS_MAX = 1000, 100
-_USERINFO = re.compile(r"(\w[\w+.-]*://[^\s:/@]*):[^\s@/]*@")
-_PASSWORD = re.compile(
-    r"((?:password|passwd|secret|token|authorization)\s*[=:]\s*)"
-    r"(?:(?:bearer|basic|digest)\s+)?"
-    r"('[^']*'|\S+)",
-    re.I,
-)
 
 Details = Mapping[str, Mapping[str, Any]]
 
@@ -86,11 +79,6 @@ def _doubt(value: str, before: str, after: str) -> str:
     if (before or after) and not _IN_TEXT.fullmatch(value):
         return "it has characters that mean something to a shell or a database"
     return ""
-
-
-def without_secrets(text: str) -> str:
-    """`text` fit for logs and reports: passwords of URLs and of `password=...` pairs are masked (fault 59)."""
-    return _PASSWORD.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
 
 
 def environment_of(step: PlannedStep[Any], context: StepContext) -> dict[str, str]:

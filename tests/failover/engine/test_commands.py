@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,6 +88,22 @@ def test_without_a_terminal_each_step_is_a_line(typed: Typed) -> None:
     assert any("launch:shop: done in" in line for line in lines)
     assert "\x1b" not in out
     assert any("(RTO)" in line for line in lines)
+
+
+@pytest.mark.fault(59)
+def test_a_secret_that_a_workload_prints_is_kept_nowhere(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "orchestrators-own")
+    book = Path(typed.book(run="[sh, -c, 'echo it is $API_TOKEN $AWS_SECRET_ACCESS_KEY; exit 1']"))
+    book.write_text(book.read_text().replace("WHOSE:", "API_TOKEN: sesame-open, WHOSE:"))
+    code, told = typed.json("drill", str(book))
+    assert (code, "it is" in str(told)) == (106, True)
+    assert "sesame-open" not in str(told)
+    kept = sqlite3.connect(next(typed.directory.glob("state/**/*.sqlite*")))
+    journal = str(kept.execute("select payload from journal where event = 'result'").fetchall())
+    kept.close()
+    assert "it is" in journal
+    assert "sesame-open" not in journal
+    assert "orchestrators-own" not in journal
 
 
 def test_what_failed_is_106_and_says_which_step(typed: Typed) -> None:
