@@ -59,6 +59,12 @@ class TlsOptions:
     certificate: Path | None = option(PATH, default=None, help="PEM file with this agent's certificate and its chain.")
     key: Path | None = option(PATH, default=None, help="PEM file with its key.")
     ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs targets.")
+    crl: Path | None = option(
+        PATH,
+        default=None,
+        help="PEM file with the newest CRL of each CA in `ca`; absent: nobody is revoked. It is read again when it "
+        "changes.",
+    )
 
     def files(self, where: str = "[tls]") -> TlsFiles | None:
         """The three files; None when TLS is not configured.
@@ -66,7 +72,7 @@ class TlsOptions:
         Raises:
             DrengineError: BAD_CONFIG.
         """
-        return TlsFiles.together(self.certificate, self.key, self.ca, where=where)
+        return TlsFiles.together(self.certificate, self.key, self.ca, self.crl, where=where)
 
 
 @dataclass(frozen=True)

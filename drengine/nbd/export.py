@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -162,11 +162,13 @@ class Peer:
         address: IP address, or ``unix``.
         port: TCP port, or 0.
         subject: common name of the certificate that TLS verified, or empty.
+        certificate: that certificate (DER), or empty.
     """
 
     address: str
     port: int = 0
     subject: str = ""
+    certificate: bytes = field(default=b"", repr=False, compare=False)
 
 
 class Export(Protocol):

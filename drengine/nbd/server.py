@@ -84,6 +84,12 @@ class NbdServer:
         if self._sweep is None:
             self._keep_cutting()
 
+    def cut_off(self, is_refused: Callable[[Peer], bool]) -> None:
+        """Close the connections of these peers at once."""
+        for session in list(self._service.sessions):
+            if is_refused(session.peer):
+                session.abort("revoked")
+
     def _session(self) -> Session:
         return Session(self._service)
 

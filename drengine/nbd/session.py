@@ -218,6 +218,11 @@ class Session(asyncio.BufferedProtocol):
             self.abort("stalled")
         self._kept_waiting, self._moved_bytes = waits, moved
 
+    @property
+    def peer(self) -> Peer:
+        """Who is connected."""
+        return self._peer
+
     def give_up(self) -> None:
         """The time for shutdown is over. An export that still has requests is left open: closing it could harm them."""
         self._given_up = True
@@ -426,7 +431,8 @@ class Session(asyncio.BufferedProtocol):
         self._reading_paused = False
         certificate = secured.get_extra_info("peercert") or {}
         names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
-        self._peer = Peer(self._peer.address, self._peer.port, names[0] if names else "")
+        shown = secured.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
+        self._peer = Peer(self._peer.address, self._peer.port, names[0] if names else "", shown)
         self._core.tls_started()
         # The client's next option may have come in the same flight as the end of its TLS handshake.
         self._run(self._core.parse)

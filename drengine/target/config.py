@@ -58,6 +58,12 @@ class TlsOptions:
     certificate: Path | None = option(PATH, default=None, help="PEM file with this target's certificate and its chain.")
     key: Path | None = option(PATH, default=None, help="PEM file with its key.")
     ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs agents and NBD clients.")
+    crl: Path | None = option(
+        PATH,
+        default=None,
+        help="PEM file with the newest CRL of each CA in `ca`; absent: nobody is revoked. It is read again when it "
+        "changes, and whoever is on it loses the sessions that are open.",
+    )
     identities: str = option(
         choice("named", "required"),
         default="named",
@@ -74,7 +80,7 @@ class TlsOptions:
     @property
     def files(self) -> TlsFiles | None:
         """The three files, or None when TLS is not configured."""
-        return TlsFiles.together(self.certificate, self.key, self.ca, where="[tls]")
+        return TlsFiles.together(self.certificate, self.key, self.ca, self.crl, where="[tls]")
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ def load_target_config(path: Path | None, overrides: dict[str, object]) -> Targe
     """
     config = load(TargetConfig, path, overrides=overrides) if path else parse(TargetConfig, overrides)
     where, tls = str(path or "command line"), config.tls
-    TlsFiles.together(tls.certificate, tls.key, tls.ca, where=f"{where}: [tls]")
+    TlsFiles.together(tls.certificate, tls.key, tls.ca, tls.crl, where=f"{where}: [tls]")
     if tls.files is None and (tls.identities, tls.identity_map) != ("named", "none"):
         raise DrengineError(BAD_CONFIG, f"{where}: identities are proved by TLS: [tls] needs certificate, key and ca")
     for address in (config.nbd_listen, config.metrics):

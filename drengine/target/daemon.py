@@ -51,6 +51,8 @@ EXPORT_THREADS = 4
 BLOCKING_THREADS = 32
 NBD_GRACE_SECONDS = 5.0
 CONNECTIONS_GRACE_SECONDS = 3.0
+REVOCATION_SECONDS = 2.0
+"""How often the CRL is looked at: a revoked peer's session ends within 5 s of the file's change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class TargetDaemon:
         self._ingest_limits = ingest_limits or IngestLimits(free_bytes_min=config.free_space_min)
         self._cleanup = contextlib.AsyncExitStack()
         self._ready = False
+        self._nbd: NbdServer | None = None
 
     async def start(self) -> Addresses:
         """Open the store, recover, listen.
@@ -109,6 +112,7 @@ class TargetDaemon:
             log.info("there is nothing to read again: TLS is not configured, other options need a restart")
         else:
             self.credentials.refresh(again=True)
+            self._end_revoked()
 
     @property
     def _context(self) -> Callable[[], ssl.SSLContext] | None:
@@ -153,6 +157,9 @@ class TargetDaemon:
         cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
 
         nbd_address = await self._serve_nbd(store, readers)
+        if self.credentials and config.tls.crl:
+            watching = asyncio.create_task(self._watch_revocations(self.credentials))
+            cleanup.push_async_callback(_end, watching)
         server = await serve(
             config.listen.host,
             config.listen.port,
@@ -179,12 +186,30 @@ class TargetDaemon:
             await asyncio.wait_for(server.wait_closed(), CONNECTIONS_GRACE_SECONDS)
 
     def _peer_rules(self) -> PeerRules:
-        tls = self.config.tls
+        tls, credentials = self.config.tls, self.credentials
+        if credentials is None:
+            return PeerRules()
         return PeerRules(
-            lambda: self.credentials.identity if self.credentials else None,
+            lambda: credentials.identity,
+            credentials.is_revoked,
             is_required=tls.identities == "required",
             by_common_name=tls.identity_map == "cn",
         )
+
+    async def _watch_revocations(self, credentials: Credentials) -> None:
+        """A session that is open has shown its certificate long ago, so the CRL is asked again and again."""
+        while True:
+            await self.clock.sleep(REVOCATION_SECONDS)
+            await asyncio.to_thread(credentials.refresh)
+            self._end_revoked()
+
+    def _end_revoked(self) -> None:
+        credentials = self.credentials
+        if credentials is None:
+            return
+        self.reception.end_revoked()
+        if self._nbd is not None:
+            self._nbd.cut_off(lambda peer: bool(peer.certificate) and credentials.is_revoked(peer.certificate))
 
     def _maintenance(self, store: Store) -> Maintenance:
         options = self.config.maintenance
@@ -210,6 +235,7 @@ class TargetDaemon:
         self._cleanup.push_async_callback(protection.close)
         tls = self._context
         server = NbdServer(exports, tls=tls, tls_required=tls is not None, allow=self._may_read)
+        self._nbd = server
         self._cleanup.push_async_callback(server.close, NBD_GRACE_SECONDS)
         self.metrics.nbd_connections = lambda: server.connections
         self.metrics.frame_cache_bytes = lambda: store.frame_cache_bytes

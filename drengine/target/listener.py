@@ -84,6 +84,14 @@ class Reception:
                 raise
             await self._run(*admitted)
 
+    def end_revoked(self) -> None:
+        """End the sessions of agents whose certificates were revoked since they came."""
+        for session in [*self.sessions.values(), *self.errands.values()]:
+            try:
+                self.peers.require_unrevoked(session.peer_certificate)
+            except TransportError as error:
+                session.end(error)
+
     def _identify(self, stream: FramedStream, hello: Hello) -> None:
         """Whatever the session is for, only the source's own agent may open it.
 

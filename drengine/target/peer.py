@@ -34,6 +34,11 @@ class AdmittedAgent:
         self._ending: asyncio.Future[None] = self._loop.create_future()
         self._heard = asyncio.Event()
 
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """What the agent has proved to be (DER); None without TLS."""
+        return self._stream.peer_certificate
+
     def end(self, cause: DrengineError | None) -> None:
         """End the session for this reason (None: in peace)."""
         if not self._ending.done():

@@ -195,6 +195,11 @@ CAUSES: dict[str, Cause] = {
             "The peer's log says why. It may have refused our certificate, not speak TLS there, or be overloaded.",
         ),
         Cause(
+            "tls-crl",
+            "no CRL that counts tells whether the peer's certificate is revoked",
+            "Put the newest CRL of each CA in `ca` into the `crl` file: `drengine ca crl` signs one.",
+        ),
+        Cause(
             "identity-role",
             "the peer's certificate is of another role than this connection needs",
             f"Give each party a certificate of its own: `drengine ca issue` names the role. {_PEER_CHECK}",
@@ -230,6 +235,7 @@ _BY_VERIFY_CODE = {  # X509_V_ERR_*
     10: "tls-peer-expired",
     18: "tls-peer-self-signed",
     **dict.fromkeys((2, 19, 20, 21, 24, 27, 79), "tls-peer-issuer"),
+    **dict.fromkeys((3, 5, 8, 11, 12, 15, 16, 33, 35, 36, 44, 54), "tls-crl"),
     23: "tls-peer-revoked",
     26: "tls-peer-purpose",
     **dict.fromkeys((62, 63, 64), "tls-peer-name"),

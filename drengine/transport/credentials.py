@@ -21,8 +21,8 @@ from drengine.telemetry.metrics import Family, Kind, Sample
 from drengine.transport.causes import CAUSES
 from drengine.transport.errors import TransportError, files_error
 from drengine.transport.files import TlsFiles
-from drengine.transport.tls import certificates_in
-from drengine.transport.x509 import Certificate
+from drengine.transport.tls import certificates_in, revocations_in
+from drengine.transport.x509 import Certificate, RevocationList, parse_certificate
 
 log = logging.getLogger("drengine.transport")
 
@@ -37,6 +37,7 @@ class _Loaded:
     context: ssl.SSLContext
     certificate: Certificate
     authorities: tuple[Certificate, ...]
+    revocations: tuple[RevocationList, ...]
 
 
 class Credentials:
@@ -62,7 +63,9 @@ class Credentials:
         self._seen = _stamps(files)
         self._loaded = self._load()
         if fault := self._fault(self._loaded):
-            log.error("peers will refuse our certificate (%s): %s; %s", fault.reason, fault.message, fault.hint)
+            log.error(
+                "no session is possible with these certificates (%s): %s; %s", fault.reason, fault.message, fault.hint
+            )
 
     @property
     def identity(self) -> Identity | None:
@@ -71,6 +74,15 @@ class Credentials:
             return identity_among(self._loaded.certificate.uris)
         except DrengineError:
             return None
+
+    def is_revoked(self, der: bytes) -> bool:
+        """Whether a peer's certificate (DER) is on the CRL that was read last."""
+        if not self._loaded.revocations:
+            return False
+        peer = parse_certificate(der)
+        return any(
+            peer.serial in each.serials and peer.issuer_name == each.issuer_name for each in self._loaded.revocations
+        )
 
     def context(self) -> ssl.SSLContext:
         """For the next handshake."""
@@ -103,21 +115,27 @@ class Credentials:
         log.info("certificates were read again, valid for %d s", self.expiry_seconds()["certificate"], extra=told)
 
     def expiry_seconds(self) -> dict[str, float]:
-        """How long the certificate and the CA in use are still valid, by their option's name; below 0 afterwards."""
+        """How long the files in use are still valid, by their option's name; below 0 afterwards."""
         now, loaded = self._clock.now_ns() / _NS, self._loaded
-        return {
+        seconds = {
             "certificate": loaded.certificate.ends_at - now,
             "ca": max(each.ends_at for each in loaded.authorities) - now,
         }
+        if loaded.revocations:
+            seconds["crl"] = min(each.ends_at for each in loaded.revocations) - now
+        return seconds
 
     def _load(self) -> _Loaded:
         context = self._make(self._files)
         ours, *_ = certificates_in(self._files.certificate)
-        return _Loaded(context, ours, tuple(certificates_in(self._files.ca)))
+        revocations = revocations_in(self._files.crl) if self._files.crl else ()
+        return _Loaded(context, ours, tuple(certificates_in(self._files.ca)), tuple(revocations))
 
     def _fault(self, loaded: _Loaded) -> TransportError | None:
-        """Why nobody would believe this certificate at this moment."""
+        """Why no session would be possible at this moment: nobody believes our certificate, or we nobody's."""
         now, ours = self._clock.now_ns() / _NS, loaded.certificate
+        if any(each.ends_at <= now for each in loaded.revocations):
+            return files_error("tls-crl", f"{self._files.crl} has expired, so peers can't be believed")
         if ours.begins_at <= now < ours.ends_at:
             return None
         code = "tls-own-early" if now < ours.begins_at else "tls-own-expired"
@@ -138,7 +156,7 @@ class CredentialFamilies:
             Family(
                 f"{program}_certificate_expiry_seconds",
                 Kind.GAUGE,
-                "Seconds until the certificate, or the CA, in use for a role expires; negative once it has.",
+                "Seconds until the certificate, the CA or the CRL in use for a role expires; negative once it has.",
                 (*labels, "role", "file"),
             ),
             Family(

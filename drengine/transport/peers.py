@@ -22,11 +22,13 @@ class PeerRules:
 
     Attributes:
         own: who we are; peers with an identity are of the same site. None: that is not asked.
+        is_revoked: whether a certificate (DER) was revoked, perhaps since its handshake.
         is_required: a peer must have an identity.
         by_common_name: the common name names the source where a certificate has no identity.
     """
 
     own: Callable[[], Identity | None] = lambda: None
+    is_revoked: Callable[[bytes], bool] = lambda der: False
     is_required: bool = False
     by_common_name: bool = False
 
@@ -39,11 +41,23 @@ class PeerRules:
         if der is None:
             return
         certificate, identity = _read(der)
+        self.require_unrevoked(der)
         if identity is None and self.by_common_name:
             if certificate.subject != source:
                 raise _refused("identity-source", f"common name {certificate.subject[:80]!r}, source {source!r}")
         elif self._holds(certificate, identity, Role.AGENT) and identity and identity.name != source:
             raise _refused("identity-source", f"{identity}, source {source!r}")
+
+    def require_unrevoked(self, der: bytes | None) -> None:
+        """A session's peer must not have been revoked since it came.
+
+        Raises:
+            TransportError: TLS_FAILED, naming what was seen.
+        """
+        if der is not None and self.is_revoked(der):
+            certificate = parse_certificate(der)
+            seen = ", ".join(certificate.uris) or f"common name {certificate.subject[:80]!r}"
+            raise _refused("tls-peer-revoked", f"{seen}, serial {certificate.serial:x}")
 
     def require_target(self, der: bytes | None) -> None:
         """Only a target takes in what is shipped.

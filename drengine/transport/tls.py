@@ -9,7 +9,7 @@ from typing import Any
 from drengine.transport.causes import CAUSES, cause_of, details_of
 from drengine.transport.errors import files_error
 from drengine.transport.files import TlsFiles
-from drengine.transport.x509 import Certificate, read_certificates
+from drengine.transport.x509 import Certificate, RevocationList, read_certificates, read_revocations
 
 _WRONG_VERSION = bytes.fromhex("15030100020246")
 """A fatal alert `protocol_version`, in the clear: whoever speaks something else sees at least that this is TLS."""
@@ -50,11 +50,30 @@ def certificates_in(path: Path) -> list[Certificate]:
         raise files_error("tls-not-pem", f"{path}: {error}") from error
 
 
+def revocations_in(path: Path) -> list[RevocationList]:
+    """The CRLs of a file.
+
+    Raises:
+        TransportError: BAD_TLS_FILES, naming the file and the cause.
+    """
+    content = _read(path)
+    if b"BEGIN CERTIFICATE-----" in content or b"BEGIN TRUSTED CERTIFICATE-----" in content:
+        # OpenSSL would trust them, as if they stood in `ca`.
+        raise files_error("tls-not-pem", f"{path} holds a certificate, where only CRLs may be")
+    try:
+        found = read_revocations(content)
+    except ValueError as error:
+        raise files_error("tls-not-pem", f"{path}: {error}") from error
+    if not found:
+        raise files_error("tls-not-pem", f"{path} holds no CRL")
+    return found
+
+
 def _load(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.sslobject_class = _Handshake
-    certificate, key, ca = map(_read, files.paths)
+    certificate, key, ca = map(_read, (files.certificate, files.key, files.ca))
     if not _readable(certificate):
         raise files_error("tls-not-pem", f"{files.certificate} holds no certificate{_but_a_key(certificate)}")
     if b"PRIVATE KEY-----" not in key:
@@ -75,7 +94,18 @@ def _load(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
         context.load_verify_locations(cafile=files.ca)
     except ssl.SSLError as error:
         raise files_error("tls-not-pem", f"{files.ca}: {details_of(error)}") from error
+    if files.crl:
+        _load_crl(context, files.crl)
     return context
+
+
+def _load_crl(context: ssl.SSLContext, path: Path) -> None:
+    revocations_in(path)
+    try:
+        context.load_verify_locations(cafile=path)
+    except ssl.SSLError as error:
+        raise files_error("tls-not-pem", f"{path}: {details_of(error)}") from error
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def _readable(pem: bytes) -> list[Certificate]:

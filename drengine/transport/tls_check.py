@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from drengine.transport.causes import CAUSES, cause_of, details_of
 from drengine.transport.errors import TransportError, files_error
 from drengine.transport.files import TlsFiles
-from drengine.transport.tls import certificates_in, client_context, server_context
+from drengine.transport.tls import certificates_in, client_context, revocations_in, server_context
 from drengine.transport.x509 import Certificate
 
 ANY_ADDRESS = ("", "0.0.0.0", "::")
@@ -59,6 +59,7 @@ class TlsReport:
             "subject": ours.subject,
             "issuer": ours.issuer,
             "names": list(ours.names),
+            "uris": list(ours.uris),
             "valid_from": _time(ours.begins_at),
             "valid_until": _time(ours.ends_at),
             "doubts": [{"code": doubt.reason, "message": doubt.message, "hint": doubt.hint} for doubt in self.doubts],
@@ -67,7 +68,7 @@ class TlsReport:
     def lines(self) -> Iterator[str]:
         """For people."""
         ours = self.certificate
-        names = f", for {', '.join(ours.names)}" if ours.names else ""
+        names = f", for {', '.join([*ours.uris, *ours.names])}" if ours.uris or ours.names else ""
         yield f"certificate {ours.subject or '(no name)'}{names}, valid until {_time(ours.ends_at)}"
         for doubt in self.doubts:
             yield f"warning: {doubt.message} [{doubt.reason}]"
@@ -100,6 +101,8 @@ def check_files(files: TlsFiles, side: Side, *, now: float, address: str = "") -
         raise files_error(
             "tls-ca-expired", f"{files.ca}: {CAUSES['tls-ca-expired'].meaning}: {_validity(authorities[0])}"
         )
+    if files.crl and any(each.ends_at <= now for each in revocations_in(files.crl)):
+        raise files_error("tls-crl", f"{files.crl} has expired, so no peer would be believed")
     return TlsReport(ours, tuple(_doubts(files, side, context, ours, authorities, address)))
 
 

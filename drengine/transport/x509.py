@@ -6,16 +6,20 @@ shown. So the few fields are read here, from DER (ITU-T X.690, RFC 5280), bounde
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import math
 import re
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 PEM_BYTES_MAX = 4 << 20
 _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_CRL_BLOCK = re.compile(r"-----BEGIN X509 CRL-----(.*?)-----END X509 CRL-----", re.DOTALL)
 
+_INTEGER, _SEQUENCE = 0x02, 0x30
 _UTC_TIME, _TIME = 0x17, 0x18
 _VERSION, _EXTENSIONS = 0xA0, 0xA3
 _DNS, _URI, _IP = 0x82, 0x86, 0x87
@@ -23,6 +27,9 @@ _COMMON_NAME = bytes.fromhex("550403")
 _SUBJECT_NAMES, _BASIC_CONSTRAINTS, _USAGE = (bytes.fromhex(text) for text in ("551d11", "551d13", "551d25"))
 _PURPOSES = {bytes.fromhex("2b06010505070301"): "server", bytes.fromhex("2b06010505070302"): "client"}
 _ANY_PURPOSE = bytes.fromhex("551d2500")
+
+Name = tuple[tuple[bytes, str], ...]
+"""A subject's or issuer's attributes with their values, as far as two that mean the same must compare equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,49 @@ class Certificate:
     purposes: frozenset[str] | None = None
     is_authority: bool = False
     uris: tuple[str, ...] = ()
+    serial: int = 0
+    issuer_name: Name = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationList:
+    """A CRL.
+
+    Attributes:
+        issuer_name: whose certificates it tells of.
+        ends_at: seconds since 1970 until which it counts; without end where it does not say.
+        serials: what is revoked.
+    """
+
+    issuer_name: Name
+    ends_at: float
+    serials: frozenset[int]
+
+
+def read_revocations(pem: bytes) -> list[RevocationList]:
+    """All CRLs of a PEM file; none is an empty list.
+
+    Raises:
+        ValueError: something that claims to be a CRL is none.
+    """
+    text = pem[:PEM_BYTES_MAX].decode("ascii", "replace")
+    return [_parse_crl(base64.b64decode("".join(block.split()), validate=True)) for block in _CRL_BLOCK.findall(text)]
+
+
+def _parse_crl(der: bytes) -> RevocationList:
+    try:
+        (_, signed), *_ = _elements(der)
+        (_, body), *_ = _elements(signed)
+        parts = list(_elements(body))
+        if parts[0][0] == _INTEGER:
+            parts.pop(0)  # the version
+        _, (_, issuer), _, *rest = parts
+        ends = _moment(*rest.pop(0)) if rest and rest[0][0] in (_UTC_TIME, _TIME) else math.inf
+        entries = rest[0][1] if rest and rest[0][0] == _SEQUENCE else b""
+        serials = frozenset(int.from_bytes(next(_elements(entry))[1], "big") for _, entry in _elements(entries))
+        return RevocationList(_name(issuer), ends, serials)
+    except (IndexError, StopIteration, ValueError) as error:
+        raise ValueError(f"this is no CRL: {error}") from error
 
 
 def read_certificates(pem: bytes) -> list[Certificate]:
@@ -70,10 +120,18 @@ def parse_certificate(der: bytes) -> Certificate:
         parts = list(_elements(body))
         if parts[0][0] == _VERSION:
             parts.pop(0)
-        _, _, (_, issuer), (_, validity), (_, subject), *rest = parts
+        (_, serial), _, (_, issuer), (_, validity), (_, subject), *rest = parts
         begins, ends = (_moment(*each) for each in _elements(validity))
         extensions = next((value for tag, value in rest if tag == _EXTENSIONS), b"")
-        return _extended(Certificate(_common_name(subject), _common_name(issuer), begins, ends), extensions)
+        plain = Certificate(
+            _common_name(subject),
+            _common_name(issuer),
+            begins,
+            ends,
+            serial=int.from_bytes(serial, "big"),
+            issuer_name=_name(issuer),
+        )
+        return _extended(plain, extensions)
     except (IndexError, ValueError) as error:
         raise ValueError(f"this is no certificate: {error}") from error
 
@@ -103,6 +161,16 @@ def _moment(tag: int, value: bytes) -> float:
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
+def _name(name: bytes) -> Name:
+    """How a text is encoded, its case and its spaces make no difference (RFC 5280, 7.1)."""
+    return tuple(
+        (kind, " ".join(value.decode("utf-8", "backslashreplace").lower().split()))
+        for _, relative in _elements(name)
+        for _, attribute in _elements(relative)
+        for (_, kind), (_, value) in [tuple(_elements(attribute))]
+    )
+
+
 def _common_name(name: bytes) -> str:
     for _, relative in _elements(name):
         for _, attribute in _elements(relative):
@@ -122,11 +190,8 @@ def _extended(plain: Certificate, extensions: bytes) -> Certificate:
         for _, extension in _elements(sequence):
             (_, kind), *_, (_, value) = _elements(extension)
             found[kind] = value
-    return Certificate(
-        plain.subject,
-        plain.issuer,
-        plain.begins_at,
-        plain.ends_at,
+    return replace(
+        plain,
         names=tuple(_names(found.get(_SUBJECT_NAMES, b""))),
         uris=tuple(_uris(found.get(_SUBJECT_NAMES, b""))),
         purposes=_purposes(found[_USAGE]) if _USAGE in found else None,

@@ -141,7 +141,7 @@ async def test_a_hang_up_has_files_read_again_and_never_ends_the_target(tmp_path
 
 @contextlib.asynccontextmanager
 async def replicating(folder: Path, address: tuple[str, int], files: TlsFiles) -> AsyncIterator[Agent]:
-    tls = {name: str(getattr(files, name)) for name in ("certificate", "key", "ca")}
+    tls = {name: str(path) for name in ("certificate", "key", "ca", "crl") if (path := getattr(files, name))}
     agent = Agent(configured(folder, tracker="scan", target=f"{address[0]}:{address[1]}", tls=tls))
     task = asyncio.create_task(agent.run())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import ipaddress
@@ -15,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drengine.transport.x509 import parse_certificate, read_certificates
+from drengine.transport.x509 import parse_certificate, read_certificates, read_revocations
 
 BEGIN = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
@@ -108,3 +109,48 @@ def test_damaged_certificates_are_refused_and_nothing_else_happens(at: int, put:
     for damaged in (DER[:at], DER[:at] + put + DER[at + len(put) :]):
         with contextlib.suppress(ValueError):
             parse_certificate(damaged)
+
+
+@pytest.mark.parametrize("serials", [(), (1,), (127, 128, 255, 256, (1 << 159) - 1)])
+@pytest.mark.parametrize("year", [2049, 2050])
+def test_a_crl_is_read_as_another_implementation_wrote_it(serials: tuple[int, ...], year: int) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name(
+        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Örg"), x509.NameAttribute(NameOID.COMMON_NAME, "test CA")]
+    )
+    end = BEGIN.replace(year=year)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer).last_update(BEGIN).next_update(end)
+    builder = builder.add_extension(x509.CRLNumber(7), critical=False)
+    for serial in serials:
+        revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(BEGIN)
+        revoked = revoked.add_extension(x509.CRLReason(x509.ReasonFlags.key_compromise), critical=False)
+        builder = builder.add_revoked_certificate(revoked.build())
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    first, second = read_revocations(b"# two\n" + pem + pem)
+    assert first == second
+    assert first.serials == set(serials)
+    assert first.ends_at == end.timestamp()
+    shouted = x509.Name(
+        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "örg"), x509.NameAttribute(NameOID.COMMON_NAME, "Test  CA")]
+    )
+    for name, matches in ((issuer, True), (shouted, True), (x509.Name(issuer.rdns[1:]), False)):
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(issuer)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(200)
+            .not_valid_before(BEGIN)
+            .not_valid_after(end)
+            .sign(key, hashes.SHA256())
+        )
+        found = parse_certificate(certificate.public_bytes(serialization.Encoding.DER))
+        assert found.serial == 200
+        assert (found.issuer_name == first.issuer_name) is matches
+
+
+@given(st.binary(max_size=200))
+def test_whatever_claims_to_be_a_crl_is_one_or_refused(data: bytes) -> None:
+    pem = b"-----BEGIN X509 CRL-----\n" + base64.b64encode(data) + b"\n-----END X509 CRL-----\n"
+    with contextlib.suppress(ValueError):
+        read_revocations(pem)
