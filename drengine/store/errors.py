@@ -51,6 +51,13 @@ STORE_READ_ONLY = error_kind(
     "The store cannot be written: read-only file system or missing permission.",
     "Remount it read-write or correct the directory's owner; replication resumes by itself.",
 )
+TOO_MANY_SOURCES = error_kind(
+    "too-many-sources",
+    7,
+    "The store knows as many sources as the target allows, and this one is new.",
+    "Raise `sources_max` on the target, or use another target; sources that never replicated do not count.",
+    retryable=True,
+)
 FENCED = error_kind(
     "fenced",
     37,

@@ -51,6 +51,11 @@ class Lock:
             os.close(self._fd)
             self._fd = -1
 
+    def remove(self) -> None:
+        """Let go, and take the lock's file away: what it stood for is gone."""
+        self._transient = True
+        self.release()
+
     def __enter__(self) -> Lock:
         return self
 
@@ -162,14 +167,18 @@ def _branch_lock(source: str, branch: int) -> str:
 
 def _lock(directory: Path, name: str, kind: ErrorKind, message: str) -> Lock:
     path = directory / LOCKS_DIRECTORY / name
-    with os_errors(f"locking {name}"):
-        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise DrengineError(kind, message) from None
-    except BaseException:
-        os.close(fd)
-        raise
-    return Lock(path, fd)
+    while True:
+        with os_errors(f"locking {name}"):
+            fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return Lock(path, fd)
+        except BlockingIOError:
+            os.close(fd)
+            raise DrengineError(kind, message) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the one before removed it

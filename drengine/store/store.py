@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,16 +36,17 @@ from drengine.store.errors import (
     STORE_FULL,
     STORE_IDENTITY_DAMAGED,
     STORE_READ_ONLY,
+    TOO_MANY_SOURCES,
     UNKNOWN_POINT,
     os_errors,
 )
 from drengine.store.identity import IDENTITY_NAME, read_store_file, write_identity
-from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, take_lease
+from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, lock_branch, take_lease
 from drengine.store.log.branches import Branches, BranchInfo
 from drengine.store.log.changes import Spans, changed_since
 from drengine.store.log.writable import WritableView
 from drengine.store.log.writer import BranchWriter
-from drengine.store.names import EPOCH_NAME, MANIFESTS, SEGMENTS, SegmentPlace
+from drengine.store.names import EPOCH_NAME, MANIFESTS, SEGMENTS, SegmentPlace, segment_directory
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place, is_writable
 from drengine.store.rebuild.manifest import write_manifest
@@ -207,13 +209,13 @@ class Store:
         """
         return SourceInfo(*self._context.catalogue.source(name))
 
-    def ensure_source(self, name: str, *, generation: int = 1) -> SourceInfo:
+    def ensure_source(self, name: str, *, generation: int = 1, sources_max: int = sys.maxsize) -> SourceInfo:
         """The source, made with its trunk (branch 1, under this generation) if it is new.
 
         A source that has been failed back comes to a new store under the generation that it has reached.
 
         Raises:
-            DrengineError: BAD_NAME, STORE_READ_ONLY, STORE_FULL.
+            DrengineError: BAD_NAME, STORE_READ_ONLY, STORE_FULL; TOO_MANY_SOURCES when it would be one more than that.
         """
         check_name(name, what="source")
         catalogue = self._context.catalogue
@@ -224,6 +226,8 @@ class Store:
         with catalogue.transaction():
             known = {row.name: row for row in catalogue.sources()}
             if name not in known:
+                if len(known) >= sources_max:
+                    raise DrengineError(TOO_MANY_SOURCES, f"{name!r} is new, and {len(known)} sources are known")
                 known[name] = SourceRow(name, generation, 1)
                 trunk = BranchRow(
                     source=name,
@@ -333,6 +337,25 @@ class Store:
         """
         self._context.catalogue.source(source)
         return [row.value() for row in self._context.catalogue.points(source, branch)]
+
+    def forget_empty(self, source: str) -> bool:
+        """Forget a source that has never made anything durable; whether it was one.
+
+        Raises:
+            DrengineError: BRANCH_BUSY while it is written.
+        """
+        catalogue = self._context.catalogue
+        with lock_branch(self._context.directory, source, 1) as lock:
+            with catalogue.transaction():
+                row = next((each for each in catalogue.sources() if each.name == source), None)
+                branches = catalogue.branches(source)
+                if row is None or [(each.branch, each.durable_sequence) for each in branches] != [(1, 0)]:
+                    return False
+                if catalogue.segments(source, 1) or self._context.storage.list(f"{segment_directory(source, 1)}/"):
+                    return False
+                catalogue.remove(row, *branches)
+            lock.remove()
+        return True
 
     def find_point(self, source: str, selector: PointSelector) -> RecoveryPoint:
         """The point that a person asked for; without an id, the newest that fits, of the active branch and what it

@@ -31,6 +31,34 @@ def decide_admission(newcomer: bytes, present: bytes | None) -> Admission:
     return Admission.REPLACE if newcomer == present else Admission.PROBE
 
 
+CUT_BYTES = 256
+"""What a recovery point takes of the catalogue beside the geometry that it shows."""
+
+
+@dataclass
+class CutBudget:
+    """How much of the catalogue the recovery points of one source may take, whatever few bytes ask for them.
+
+    A point keeps the names and sizes of all volumes. Without this, many volumes and a flood of cuts would make
+    gigabytes of a few megabytes sent. It fills with time, and is far more than a source needs that means well.
+    """
+
+    bytes_max: int = 32 << 20
+    bytes_per_second: int = 256 << 10
+    _left: float = 32 << 20
+    _at: float = 0.0
+
+    def wait_seconds(self, cost_bytes: int, now: float) -> float:
+        """Take the cost of a point; or how long to wait first, and then ask again. `now` is monotonic."""
+        cost = min(cost_bytes, self.bytes_max)
+        self._left = min(self.bytes_max, self._left + max(0.0, now - self._at) * self.bytes_per_second)
+        self._at = now
+        if cost > self._left:
+            return (cost - self._left) / self.bytes_per_second
+        self._left -= cost
+        return 0.0
+
+
 @dataclass
 class CreditBudget:
     """Bytes of frames that all sessions together may have in flight.

@@ -164,6 +164,9 @@ class TargetConfig:
     session_credit: int = option(
         SIZE, default=16 << 20, help="What one session may have in flight at most.", check=_credit
     )
+    sources_max: int = option(
+        COUNT, default=1000, help="How many sources are taken in; one more is refused (`too-many-sources`)."
+    )
     free_space_min: int = option(
         SIZE,
         default=64 << 20,

@@ -147,6 +147,7 @@ class TargetDaemon:
             self.clock,
             peers=self._peer_rules(),
             ingest_limits=self._ingest_limits,
+            sources_max=config.sources_max,
         )
         self.metrics.sessions = lambda: len(self.reception.sessions)
         self.maintenance = self._maintenance(store)

@@ -15,15 +15,18 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.model.points import VolumeGeometry
 from drengine.store.errors import from_os_error
 from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.store import Store
+from drengine.target.admission import CUT_BYTES, CutBudget
 from drengine.target.errors import TARGET_FAILED
 from drengine.target.queries import HashAnswers, answer
 from drengine.wire.events import BatchEvent, CutEvent, Geometry, HashQuery, Status
@@ -31,6 +34,9 @@ from drengine.wire.frames import batch_frame_bytes
 from drengine.wire.payload import check_batch
 
 log = logging.getLogger("drengine.target")
+
+WAIT_SECONDS = 0.1
+"""While cuts are held back: from one look at the clock to the next."""
 
 Item = BatchEvent | CutEvent | Geometry | HashQuery | Status
 
@@ -103,6 +109,7 @@ class Ingest:
         *,
         clock: Clock,
         limits: IngestLimits,
+        cuts: CutBudget,
     ) -> None:
         """Take over `writer`, which is closed when the ingest ends, and start the thread."""
         self._store = store
@@ -115,6 +122,10 @@ class Ingest:
         self._answers = HashAnswers(store, writer.source, writer.branch)
         self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
         self._due_at = 0.0
+        self._cuts = cuts
+        self._geometry_bytes = _geometry_bytes(writer.geometry.values())
+        self._ending = threading.Event()
+        self._put_bytes = self._handled_bytes = 0
         self._thread = threading.Thread(target=self._run, name=f"ingest-{writer.source}", daemon=True)
         self._thread.start()
 
@@ -123,13 +134,23 @@ class Ingest:
         """Items not yet handled."""
         return self._queue.qsize()
 
+    @property
+    def queued_bytes(self) -> int:
+        """About what items in the queue hold for which agents need no credit."""
+        return self._put_bytes - self._handled_bytes
+
     def put(self, item: Item) -> None:
         """Queue what was received, in order; a batch's hashes begin to be recomputed at once."""
         verified = self._pool.submit(_verify, item) if isinstance(item, BatchEvent) else None
+        self._put_bytes += _uncredited_bytes(item)
         self._queue.put((item, verified))
 
     def finish(self) -> None:
-        """Handle what is queued, commit it, close the writer; returns when the thread has ended. Not on the loop."""
+        """Handle what is queued, commit it, close the writer; returns when the thread has ended. Not on the loop.
+
+        Behind a cut that is held back nothing is handled: the agent sends it again.
+        """
+        self._ending.set()
         self._queue.put(None)
         self._thread.join()
 
@@ -152,6 +173,7 @@ class Ingest:
                 self._commit()
                 return
             item, verified = entry
+            self._handled_bytes += _uncredited_bytes(item)
             if isinstance(item, HashQuery):
                 self._ask(item)
             elif isinstance(item, Status):
@@ -161,6 +183,9 @@ class Ingest:
                 self._drop_duplicate(item)
             else:
                 self._await_verdict(verified)
+                if isinstance(item, CutEvent) and not self._may_cut():
+                    self._commit()
+                    return
                 self._append(item)
                 if self._held_bytes >= self._limits.commit_bytes or self._is_late():
                     self._commit()
@@ -183,6 +208,15 @@ class Ingest:
             self._commit()
             raise
 
+    def _may_cut(self) -> bool:
+        """Wait until the source may make a point; False when the session ends meanwhile."""
+        cost_bytes = CUT_BYTES + self._geometry_bytes
+        while (seconds := self._cuts.wait_seconds(cost_bytes, self._clock.monotonic())) > 0:
+            self._commit()
+            if self._ending.wait(min(seconds, WAIT_SECONDS)):
+                return False
+        return True
+
     def _is_late(self) -> bool:
         return self._clock.monotonic() >= self._due_at
 
@@ -203,6 +237,7 @@ class Ingest:
             self._due_at = min(self._due_at, self._clock.monotonic() + self._limits.commit_seconds)
         else:
             writer.append_geometry(item.sequence, item.mark, item.volumes, generation=writer.generation)
+            self._geometry_bytes = _geometry_bytes(item.volumes)
             self._answers.note_geometry()
 
     def _drop_duplicate(self, item: BatchEvent | CutEvent | Geometry) -> None:
@@ -249,6 +284,21 @@ class Ingest:
                 shared.release()
 
         self._pool.submit(work)
+
+
+def _geometry_bytes(volumes: Iterable[VolumeGeometry]) -> int:
+    """About what a declaration of these volumes takes in the catalogue."""
+    return sum(32 + len(volume.name) + len(volume.identity) for volume in volumes)
+
+
+def _uncredited_bytes(item: Item) -> int:
+    """About what an item holds in memory, if credit does not bound it."""
+    match item:
+        case BatchEvent():
+            return 0
+        case Geometry():
+            return sum(256 + len(volume.name) + len(volume.identity) for volume in item.volumes)
+    return 256
 
 
 def _unexpected(error: Exception) -> DrengineError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import PointSelector, RecoveryPoint
+from drengine.model.states import ReplicationState
 from drengine.store.errors import FENCED, STORE_IO, UNKNOWN_BRANCH, UNKNOWN_POINT
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import SourceInfo, Store
 from drengine.target import metrics as m
-from drengine.target.admission import Admission, CreditBudget, decide_admission
+from drengine.target.admission import Admission, CreditBudget, CutBudget, decide_admission
 from drengine.target.errors import SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
 from drengine.target.metrics import TargetMetrics
@@ -41,6 +43,14 @@ PROBE_SECONDS = 3.0
 """How long an agent may take to answer when another one wants its place (fault 41)."""
 
 
+@dataclass(slots=True)
+class _Door:
+    """Where newcomers for one place queue up; it goes with the last of them."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
 @dataclass
 class Reception:
     """Takes each accepted connection from its HELLO to the end of its session."""
@@ -58,7 +68,9 @@ class Reception:
     """Those that ship a source's stream, by source."""
     errands: dict[str, ReplicationSession | Reversal] = field(default_factory=dict)
     """Those of fenced sources, by what they are for."""
-    _doors: dict[str, asyncio.Lock] = field(default_factory=dict)
+    sources_max: int = sys.maxsize
+    _doors: dict[str, _Door] = field(default_factory=dict)
+    _cuts: dict[str, CutBudget] = field(default_factory=dict)
     _suspect: set[str] = field(default_factory=set)
     """Sources whose last write failed: what is stored is read again before anything is added."""
     _closing: bool = False
@@ -120,7 +132,8 @@ class Reception:
             session.end(why)
 
     async def _admit(self, stream: FramedStream, hello: Hello) -> tuple[ReplicationSession, BranchWriter, int]:
-        async with self._door(hello):
+        async with self._door(_place(hello)):
+            self._require_open()
             require_descriptors(DESCRIPTORS_KEPT)
             await self._make_way(hello)
             writer = await asyncio.to_thread(self._open_writer, hello)
@@ -128,6 +141,7 @@ class Reception:
                 credit = self._grant()
             except DrengineError:
                 await asyncio.to_thread(writer.close)
+                await self._forget_empty(hello.source)
                 raise
             # What a divergent branch gets says nothing about the source's replication.
             preserving = hello.purpose is Purpose.PRESERVE
@@ -145,8 +159,8 @@ class Reception:
             return session, writer, credit
 
     async def _run(self, session: ReplicationSession, writer: BranchWriter, credit: int) -> None:
+        shipping = self.sessions.get(session.source) is session
         try:
-            shipping = self.sessions.get(session.source) is session
             damaged = await asyncio.to_thread(self.store.damaged_ranges, session.source) if shipping else []
             await session.run(
                 self.store,
@@ -154,6 +168,7 @@ class Reception:
                 self.pool,
                 credit_bytes=credit,
                 ingest_limits=self.ingest_limits,
+                cuts=self._cuts.setdefault(session.source, CutBudget()),
                 damaged=damaged,
             )
         except BaseException as error:
@@ -165,9 +180,24 @@ class Reception:
         finally:
             self.budget.give_back(credit)
             self._forget(session)
+            # Where the target's own trouble ended it, people are to see the source and why.
+            ours = self._closing or session.state.state is ReplicationState.STALLED
+            if shipping and session.state.durable_sequence == 0 and not ours:
+                async with self._door(session.source):
+                    await asyncio.shield(self._forget_empty(session.source))
+
+    async def _forget_empty(self, source: str) -> None:
+        """A source that has only said HELLO leaves nothing behind, neither in the store nor in metrics."""
+        try:
+            if await asyncio.to_thread(self.store.forget_empty, source):
+                self.sources.forget(source)
+                self._cuts.pop(source, None)
+        except DrengineError as error:
+            log.info("an empty source stays", extra={"source": source, "detail": error.message})
 
     async def _reverse(self, stream: FramedStream, hello: Hello) -> None:
-        async with self._door(hello):
+        async with self._door(_place(hello)):
+            self._require_open()
             require_descriptors(DESCRIPTORS_KEPT)
             await self._make_way(hello)
             point = await asyncio.to_thread(self._point_to_read, hello)
@@ -182,12 +212,21 @@ class Reception:
             self._forget(session)
 
     @contextlib.asynccontextmanager
-    async def _door(self, hello: Hello) -> AsyncIterator[None]:
+    async def _door(self, place: str) -> AsyncIterator[None]:
         """Newcomers for one place queue up here, so two never decide at once."""
-        async with self._doors.setdefault(_place(hello), asyncio.Lock()):
-            if self._closing:
-                raise DrengineError(TARGET_BUSY, "the target is stopping")
-            yield
+        door = self._doors.setdefault(place, _Door())
+        door.users += 1
+        try:
+            async with door.lock:
+                yield
+        finally:
+            door.users -= 1
+            if not door.users:
+                del self._doors[place]
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise DrengineError(TARGET_BUSY, "the target is stopping")
 
     def _grant(self) -> int:
         credit = self.budget.grant()
@@ -229,7 +268,9 @@ class Reception:
             return self._open_divergent(hello)
         if not 0 < hello.generation < OFFSET_MAX:
             raise DrengineError(STORE_BEHIND, f"{hello.generation} is no generation of {hello.source!r}")
-        info: SourceInfo = self.store.ensure_source(hello.source, generation=hello.generation)
+        info: SourceInfo = self.store.ensure_source(
+            hello.source, generation=hello.generation, sources_max=self.sources_max
+        )
         if hello.generation != info.generation:
             behind = hello.generation > info.generation
             raise DrengineError(

@@ -20,6 +20,7 @@ from drengine.store.damage import DamagedRange
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
 from drengine.target import metrics as m
+from drengine.target.admission import CutBudget
 from drengine.target.errors import SOURCE_BUSY, TARGET_FAILED
 from drengine.target.ingest import Ingest, IngestLimits, Stored
 from drengine.target.metrics import TargetMetrics
@@ -47,6 +48,8 @@ log = logging.getLogger("drengine.target")
 OUTBOX_MAX = 256
 QUEUED_MAX = 4200
 QUERIES_MAX = 64
+UNCREDITED_BYTES_MAX = 4 << 20
+"""Of what is queued without credit: declarations of volumes may be long."""
 LAST_WORDS_SECONDS = 2.0
 
 
@@ -89,6 +92,7 @@ class ReplicationSession(AdmittedAgent):
         *,
         credit_bytes: int,
         ingest_limits: IngestLimits,
+        cuts: CutBudget,
         damaged: list[DamagedRange],
     ) -> None:
         """Serve the agent until the session ends; the writer is closed then.
@@ -104,7 +108,7 @@ class ReplicationSession(AdmittedAgent):
             credit_bytes=credit_bytes,
         )
         self.state.durable_sequence = writer.durable.sequence
-        self._ingest = Ingest(store, writer, self, pool, clock=self._clock, limits=ingest_limits)
+        self._ingest = Ingest(store, writer, self, pool, clock=self._clock, limits=ingest_limits, cuts=cuts)
         self.ask_again(damaged)
         tasks = [asyncio.ensure_future(task) for task in (self._receive(), self._send())]
         try:
@@ -194,8 +198,9 @@ class ReplicationSession(AdmittedAgent):
                 await self._progress.wait()
 
     def _is_crowded(self, ingest: Ingest | None) -> bool:
-        queued = ingest.queued if ingest else 0
-        return queued > QUEUED_MAX or len(self._outbox) > OUTBOX_MAX or self._queries > QUERIES_MAX
+        if ingest and (ingest.queued > QUEUED_MAX or ingest.queued_bytes > UNCREDITED_BYTES_MAX):
+            return True
+        return len(self._outbox) > OUTBOX_MAX or self._queries > QUERIES_MAX
 
     def _post(self, event: Event) -> None:
         self._outbox.append(event)

@@ -96,6 +96,11 @@ class Sources:
         with self._lock:
             return self._states.setdefault(name, SourceState(name))
 
+    def forget(self, name: str) -> None:
+        """The source is gone from the store, and so from all that is shown."""
+        with self._lock:
+            self._states.pop(name, None)
+
     @staticmethod
     def note_points(state: SourceState, points: Iterable[RecoveryPoint]) -> None:
         """Points became durable."""

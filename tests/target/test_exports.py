@@ -37,6 +37,7 @@ async def filled(site: Site, seed: int, cuts: int = 2) -> list[tuple[int, bytes]
             offset = rng.randrange(SIZE // 65536) * 65536
             data = rng.randbytes(rng.choice((4096, 65536)))
             model[offset : offset + len(data)] = data
+            await agent.until(lambda: agent.stream.connection.credit_available > 1 << 20)
             await agent.write(offset, data)
         expected.append((await agent.cut(label=f"cut #{len(expected)}"), bytes(model)))
     await agent.acknowledged(expected[-1][0])

@@ -65,6 +65,7 @@ async def test_a_generation_that_is_not_the_stores_is_fenced(tmp_path: Path) -> 
     async with running(tmp_path / "store") as site:
         agent = await site.join(generation=3)
         assert agent.welcome.generation == 3, "a new store takes a source as it comes"
+        await agent.acknowledged(await agent.declare())
         await agent.close()
         await site.left("shop")
         with pytest.raises(Refused, match="fenced") as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,10 @@ async def test_each_point_of_the_recovered_side_holds_a_prefix_of_what_its_clien
             with NbdClient(str(tmp_path / "n"), name) as one, NbdClient(str(tmp_path / "n"), name) as other:
                 for number in range(400):
                     (one, other)[number % 2].write(number * 16384, number.to_bytes(4, "big") + b"!")
+                    deadline = time.monotonic() + 20
+                    while len(site.store.points("shop", branch=branch.number)) < number // 80:
+                        assert time.monotonic() < deadline, "nobody cuts points"
+                        time.sleep(0.001)
 
         await asyncio.to_thread(work)
         points = site.store.points("shop", branch=branch.number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -9,6 +10,9 @@ import xxhash
 
 from drengine.model.points import Mark, PointKind, RecoveryPoint
 from drengine.store.segments.format import Role, parse_geometry
+
+_geometry = lru_cache(maxsize=16)(parse_geometry)
+"""Points between which no volume changed share one value."""
 
 SIDE_ROLES = frozenset(role.name.lower() for role in (Role.DRILL, Role.DIVERGENT))
 """Branches beside the source's history: fenced by a generation of their own, never the active one."""
@@ -97,7 +101,7 @@ class PointRow(NamedTuple):
             time_ns=self.time_ns,
             kind=PointKind(self.kind),
             received_ns=self.received_ns,
-            geometry=parse_geometry(self.geometry),
+            geometry=_geometry(self.geometry),
             label=self.label,
             verified_ns=self.verified_ns,
             damaged=bool(self.damaged),
