@@ -134,8 +134,10 @@ class TargetDaemon:
         self.store = store
         await asyncio.to_thread(self.sources.load, store)
         verifiers = ThreadPoolExecutor(config.workers, thread_name_prefix="verify")
+        questions = ThreadPoolExecutor(config.workers, thread_name_prefix="answer")
         readers = ThreadPoolExecutor(EXPORT_THREADS, thread_name_prefix="export")
         cleanup.callback(verifiers.shutdown, wait=False)
+        cleanup.callback(questions.shutdown, wait=False)
         cleanup.callback(readers.shutdown, wait=False)
 
         self.reception = Reception(
@@ -143,6 +145,7 @@ class TargetDaemon:
             self.sources,
             self.metrics,
             verifiers,
+            questions,
             CreditBudget(config.memory_budget, config.session_credit),
             self.clock,
             peers=self._peer_rules(),

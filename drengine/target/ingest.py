@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.store import Store
 from drengine.target.admission import CUT_BYTES, CutBudget
 from drengine.target.errors import TARGET_FAILED
-from drengine.target.queries import HashAnswers, answer
+from drengine.target.queries import HashAnswers, SharedView, answer
 from drengine.wire.events import BatchEvent, CutEvent, Geometry, HashQuery, Status
 from drengine.wire.frames import batch_frame_bytes
 from drengine.wire.payload import check_batch
@@ -37,6 +38,9 @@ log = logging.getLogger("drengine.target")
 
 WAIT_SECONDS = 0.1
 """While cuts are held back: from one look at the clock to the next."""
+
+ANSWERS_MAX = 2
+"""Of one session under way at a time: others that ask wait for no more."""
 
 Item = BatchEvent | CutEvent | Geometry | HashQuery | Status
 
@@ -107,6 +111,7 @@ class Ingest:
         sink: IngestSink,
         pool: Executor,
         *,
+        questions: Executor,
         clock: Clock,
         limits: IngestLimits,
         cuts: CutBudget,
@@ -116,6 +121,10 @@ class Ingest:
         self._writer = writer
         self._sink = sink
         self._pool = pool
+        self._questions = questions
+        self._asked: deque[tuple[HashQuery, SharedView]] = deque()
+        self._answering = 0
+        self._lock = threading.Lock()
         self._clock = clock
         self._limits = limits
         self._queue: queue.SimpleQueue[tuple[Item, Future[None] | None] | None] = queue.SimpleQueue()
@@ -163,6 +172,8 @@ class Ingest:
             log.exception("ingest failed", extra={"source": self._writer.source})
             self._sink.on_failed(_unexpected(error))
         finally:
+            self._ending.set()
+            self._answer_next()
             self._answers.close()
             self._writer.close()
 
@@ -268,22 +279,36 @@ class Ingest:
     def _ask(self, query: HashQuery) -> None:
         if not self._answers.is_current(query):
             self._commit()
-        shared = self._answers.begin(query)
+        with self._lock:
+            self._asked.append((query, self._answers.begin(query)))
+        self._answer_next()
 
-        def work() -> None:
-            try:
-                digests = answer(shared.view, query)
-            except DrengineError as error:
-                self._sink.on_failed(error)
-            except Exception as error:
-                log.exception("a hash query failed", extra={"source": self._writer.source})
-                self._sink.on_failed(_unexpected(error))
-            else:
-                self._sink.on_hashes(query.query, digests)
-            finally:
-                shared.release()
+    def _answer_next(self) -> None:
+        """Begin as many answers as may be under way; when the session ends nobody waits for them."""
+        with self._lock:
+            while self._asked and (self._answering < ANSWERS_MAX or self._ending.is_set()):
+                query, shared = self._asked.popleft()
+                if self._ending.is_set():
+                    shared.release()
+                else:
+                    self._answering += 1
+                    self._questions.submit(self._answer, query, shared)
 
-        self._pool.submit(work)
+    def _answer(self, query: HashQuery, shared: SharedView) -> None:
+        try:
+            digests = answer(shared.view, query)
+        except DrengineError as error:
+            self._sink.on_failed(error)
+        except Exception as error:
+            log.exception("a hash query failed", extra={"source": self._writer.source})
+            self._sink.on_failed(_unexpected(error))
+        else:
+            self._sink.on_hashes(query.query, digests)
+        finally:
+            shared.release()
+            with self._lock:
+                self._answering -= 1
+            self._answer_next()
 
 
 def _geometry_bytes(volumes: Iterable[VolumeGeometry]) -> int:

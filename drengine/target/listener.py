@@ -59,6 +59,7 @@ class Reception:
     sources: Sources
     metrics: TargetMetrics
     pool: Executor
+    questions: Executor
     budget: CreditBudget
     clock: Clock
     peers: PeerRules = field(default_factory=PeerRules)
@@ -138,7 +139,7 @@ class Reception:
             await self._make_way(hello)
             writer = await asyncio.to_thread(self._open_writer, hello)
             try:
-                credit = self._grant()
+                credit = await self._grant(has_data=writer.durable.sequence > 0)
             except DrengineError:
                 await asyncio.to_thread(writer.close)
                 await self._forget_empty(hello.source)
@@ -166,6 +167,7 @@ class Reception:
                 self.store,
                 writer,
                 self.pool,
+                questions=self.questions,
                 credit_bytes=credit,
                 ingest_limits=self.ingest_limits,
                 cuts=self._cuts.setdefault(session.source, CutBudget()),
@@ -201,7 +203,7 @@ class Reception:
             require_descriptors(DESCRIPTORS_KEPT)
             await self._make_way(hello)
             point = await asyncio.to_thread(self._point_to_read, hello)
-            credit = self._grant()
+            credit = await self._grant(has_data=True)
             session = Reversal(stream, hello, probe_seconds=self.probe_seconds)
             self.errands[_place(hello)] = session
         log.info("a source reads a point", extra={"source": hello.source, "peer": stream.peer, "point": point.id})
@@ -228,8 +230,16 @@ class Reception:
         if self._closing:
             raise DrengineError(TARGET_BUSY, "the target is stopping")
 
-    def _grant(self) -> int:
+    async def _grant(self, *, has_data: bool) -> int:
+        """Credit for a session. Sources of which there is nothing yet make way for one that `has_data`."""
         credit = self.budget.grant()
+        idle = next((each for each in self.sessions.values() if each.is_empty), None)
+        if not credit and has_data and idle is not None:
+            idle.end(DrengineError(TARGET_BUSY, "a source that has data here took the place of one that has none"))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPLACE_SECONDS):
+                    await idle.ended.wait()
+            credit = self.budget.grant()
         if not credit:
             living = len(self.sessions) + len(self.errands)
             raise DrengineError(TARGET_BUSY, f"{living} sessions hold all of the memory budget")

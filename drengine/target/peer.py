@@ -46,6 +46,7 @@ class AdmittedAgent:
                 self._ending.set_result(None)
             else:
                 self._ending.set_exception(cause)
+                self._ending.exception()  # who has failed already does not look at it
 
     async def is_alive(self) -> bool:
         """Whether the agent still answers, in time."""

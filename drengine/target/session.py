@@ -90,6 +90,7 @@ class ReplicationSession(AdmittedAgent):
         writer: BranchWriter,
         pool: Executor,
         *,
+        questions: Executor,
         credit_bytes: int,
         ingest_limits: IngestLimits,
         cuts: CutBudget,
@@ -108,7 +109,9 @@ class ReplicationSession(AdmittedAgent):
             credit_bytes=credit_bytes,
         )
         self.state.durable_sequence = writer.durable.sequence
-        self._ingest = Ingest(store, writer, self, pool, clock=self._clock, limits=ingest_limits, cuts=cuts)
+        self._ingest = Ingest(
+            store, writer, self, pool, questions=questions, clock=self._clock, limits=ingest_limits, cuts=cuts
+        )
         self.ask_again(damaged)
         tasks = [asyncio.ensure_future(task) for task in (self._receive(), self._send())]
         try:
@@ -125,6 +128,11 @@ class ReplicationSession(AdmittedAgent):
         if cause:
             raise cause
         log.info("session ended", extra={"source": self.source})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether its source has never made anything durable, and is not about to."""
+        return not (self.state.durable_sequence or self.is_busy)
 
     @property
     def is_busy(self) -> bool:

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,6 +33,8 @@ from drengine.wire.connection import Role
 log = logging.getLogger("drengine.transport")
 
 CONNECTIONS_MAX = 256
+STRANGERS_MAX = 64
+"""Connections that have not said HELLO yet, beside those that have."""
 ALERT_SECONDS = 1.0
 """How long a peer may take to close after it was told why its handshake failed."""
 
@@ -105,6 +109,26 @@ async def _connect_inside(
     raise failure
 
 
+@dataclass(eq=False, slots=True)
+class _Guest:
+    """An accepted connection; `stream` comes with the end of the TLS handshake."""
+
+    peer: str
+    stream: FramedStream | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def is_stranger(self) -> bool:
+        return self.stream is None or not self.stream.has_greeted
+
+    def send_away(self) -> None:
+        error = TransportError(UNREACHABLE, "too-many-connections", f"{self.peer} said nothing, and others came")
+        if self.stream is not None:
+            self.stream.give_up(error)
+        elif self.task is not None:
+            self.task.cancel()
+
+
 class Listener:
     """Accepts agents, each in a task of its own: what goes wrong in one session stays in it.
 
@@ -137,6 +161,7 @@ class Listener:
         self._clock = clock
         self._connections_max = connections_max
         self._sessions: set[asyncio.Task[None]] = set()
+        self._guests: dict[_Guest, None] = {}
         self._acceptors = [asyncio.create_task(self._accept(sock)) for sock in self.sockets]
         for sock, acceptor in zip(self.sockets, self._acceptors, strict=True):
             acceptor.add_done_callback(partial(_close, sock))
@@ -165,14 +190,34 @@ class Listener:
                 failures.note(error)
                 await self._clock.sleep(RETRY_SECONDS)
                 continue
-            session = loop.create_task(self._run(sock, str(address[0])))
+            guest = _Guest(str(address[0]))
+            self._make_room(guest)
+            self._guests[guest] = None
+            session = guest.task = loop.create_task(self._run(sock, guest))
             self._sessions.add(session)
-            session.add_done_callback(self._sessions.discard)
+            session.add_done_callback(partial(self._left, guest))
 
-    async def _run(self, sock: socket.socket, peer: str) -> None:
+    def _left(self, guest: _Guest, session: asyncio.Task[None]) -> None:
+        self._sessions.discard(session)
+        self._guests.pop(guest, None)
+
+    def _make_room(self, newcomer: _Guest) -> None:
+        """Strangers make way for one another: the oldest one of the address that has most of them goes.
+
+        So silent connections keep nobody out who says HELLO soon, least of all from another address.
+        """
+        strangers = [guest for guest in self._guests if guest.is_stranger]
+        if len(strangers) >= STRANGERS_MAX:
+            counts = Counter(guest.peer for guest in (newcomer, *strangers))
+            oldest = max(strangers, key=lambda guest: counts[guest.peer])
+            del self._guests[oldest]
+            oldest.send_away()
+
+    async def _run(self, sock: socket.socket, guest: _Guest) -> None:
+        peer = guest.peer
         try:
             with _closing_on_error(sock):
-                stream = await self._open(sock, peer)
+                stream = guest.stream = await self._open(sock, peer)
         except TransportError as error:
             self._report(peer, error)
             return
@@ -194,7 +239,7 @@ class Listener:
         """
         network = self._networks.label(peer)
         _check_plain(peer, self._tls is not None, self._allow_plain)
-        if len(self._sessions) > self._connections_max:
+        if sum(not guest.is_stranger for guest in self._guests) >= self._connections_max:
             message = f"{peer} is one too many, {self._connections_max} are connected"
             raise TransportError(UNREACHABLE, "too-many-connections", message)
         tls = self._tls() if self._tls else None

@@ -61,6 +61,7 @@ class FramedStream(asyncio.BufferedProtocol):
         connection: the protocol of this session.
         peer: the peer's address.
         network: the data network that holds it, a bounded label.
+        has_greeted: the peer has said HELLO.
         peer_certificate: what it has proved to be (DER); None without TLS.
     """
 
@@ -76,6 +77,7 @@ class FramedStream(asyncio.BufferedProtocol):
         self.connection = Connection(role)
         self.peer = "the peer"
         self.network = network
+        self.has_greeted = False
         self.peer_certificate: bytes | None = None
         self._observer = observer
         self._limits = limits or StreamLimits()
@@ -122,6 +124,7 @@ class FramedStream(asyncio.BufferedProtocol):
             self.connection.received(count)
         except ProtocolError as error:
             self._fail(error)
+        self.has_greeted = self.has_greeted or self.connection.state in (State.GREETED, State.OPEN)
         if self.connection.events:
             self._arrived.set()
             if len(self.connection.events) >= self._limits.events_pending_max:
@@ -191,6 +194,10 @@ class FramedStream(asyncio.BufferedProtocol):
             raise self._error
         self._write(self.connection.send(event))
         self._said_last = self.connection.state is State.CLOSED
+
+    def give_up(self, error: DrengineError) -> None:
+        """End it at once for this reason, which `receive` raises."""
+        self._fail(error)
 
     async def refuse(self, error: DrengineError) -> None:
         """Tell the peer why the session ends, if it still listens, and close."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from drengine.model.points import VolumeGeometry
 from drengine.store.leases import LOCKS_DIRECTORY
 from drengine.target.admission import CutBudget
 from drengine.target.session import UNCREDITED_BYTES_MAX
+from drengine.wire.events import Hashes, HashQuery
 from tests.target.agent import Agent, Refused, running
 
 pytestmark = pytest.mark.timeout(60)
@@ -130,3 +132,43 @@ async def test_declarations_need_credit_of_a_kind(tmp_path: Path) -> None:
 async def declare_many(agent: Agent) -> None:
     for _ in range(40):
         await agent.declare(MANY)
+
+
+@pytest.mark.fault(71)
+async def test_a_source_with_data_finds_room_among_sessions_that_do_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path / "store", memory_budget=12 << 20) as site:
+        real = await site.join("real")
+        last = await real.declare()
+        await real.acknowledged(last)
+        await real.close()
+        await site.left("real")
+        guests = [await site.join(f"guest-{number}") for number in range(2)]
+        real = await site.join("real")
+        assert real.welcome.durable_sequence == last
+        assert (await guests[0].refused()).code == "target-busy"
+        with pytest.raises(Refused, match="target-busy"):
+            await site.join("guest-3")
+
+
+@pytest.mark.fault(71)
+async def test_one_sources_questions_delay_no_others_acknowledgements(tmp_path: Path) -> None:
+    """All that may be open are asked at once and never answered by us; answers are made to take long."""
+    async with running(tmp_path / "store") as site:
+        asking, writing = await site.join("asking"), await site.join("writing")
+        for agent in (asking, writing):
+            await agent.acknowledged(await agent.declare())
+        held = threading.Event()
+        questions = site.daemon.reception.questions
+        try:
+            for _ in range(site.config.workers):
+                questions.submit(held.wait)  # what slow answers of somebody else look like
+            for query in range(1, 40):
+                await asking.stream.send(HashQuery(query, 1, 0, 65536, 16))
+            for number in range(10):
+                async with asyncio.timeout(1):
+                    await writing.write(number * 4096, b"w" * 4096)
+                    await writing.acknowledged(await writing.cut())
+            assert not any(isinstance(event, Hashes) for event in asking.events)
+        finally:
+            held.set()
+        await until(lambda: sum(isinstance(event, Hashes) for event in asking.events) == 39)

@@ -14,7 +14,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES
 from drengine.model.points import Cut, PointKind
-from drengine.transport.endpoints import connect, serve
+from drengine.transport.endpoints import STRANGERS_MAX, connect, serve
 from drengine.transport.errors import OUTSIDE_DATA_NETWORK, TIMED_OUT, UNREACHABLE, TransportError, reason_of
 from drengine.transport.framed import FramedStream, StreamLimits
 from drengine.transport.networks import DataNetworks
@@ -403,6 +403,22 @@ async def test_connections_are_capped_and_one_that_ends_makes_room() -> None:
         for stream in (second, third):
             await stream.send(ev.Ping(1))
             assert await stream.receive() == ev.Pong(1)
+            stream.abort()
+
+
+@pytest.mark.fault(71)
+async def test_silent_connections_keep_nobody_out() -> None:
+    async with target(connections_max=2) as there:
+        session = await agent(there.port)
+        silent = [await agent(there.port, greet=False) for _ in range(2 * STRANGERS_MAX)]
+        late = await agent(there.port)
+        for stream in (session, late):
+            await stream.send(ev.Ping(1))
+            assert await stream.receive() == ev.Pong(1)
+        await there.until(lambda: len(there.failures) > STRANGERS_MAX)
+        assert set(there.failures) == {"too-many-connections"}
+        assert len(there.listener._guests) <= STRANGERS_MAX + 2
+        for stream in (session, late, *silent):
             stream.abort()
 
 
