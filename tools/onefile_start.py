@@ -6,6 +6,8 @@ import sys
 KEY = "BUILD-ID"
 ARCHIVE = os.path.realpath(sys.path[0])
 CONTENTS = ".contents"
+MARKER = ".drengine-agent-unpacked"
+MARKED = b"drengine-agent made this folder and may remove it\n"
 UNSUPPORTED = ("python-unsupported", 93)
 DAMAGED = ("one-file-damaged", 14)
 UNUSABLE = ("cache-unusable", 57)
@@ -91,7 +93,7 @@ def unpack(archive, kind, place):
     import tempfile
     import zlib
 
-    found = members(archive, kind)
+    found = [(MARKER, MARKED)] + members(archive, kind)  # first: what is cut short is known for ours
     lines = ["%08x %d %s" % (zlib.crc32(data), len(data), path) for path, data in found]
     found.append((CONTENTS, ("\n".join(lines) + "\nend\n").encode("utf-8")))
     fresh = tempfile.mkdtemp(prefix=".unpacking-", dir=os.path.dirname(place))
@@ -139,13 +141,13 @@ def whole(place):
 
 
 def clean(folder, place):
-    """Remove what other versions left, unless one of them runs."""
+    """Remove what other versions left, unless one of them runs. The folder may be in use for other things as well:
+    only what bears our marker is ours."""
     import fcntl
-    import shutil
 
     for name in os.listdir(folder):
         other = os.path.join(folder, name)
-        if other == place or not os.path.isdir(other):
+        if other == place or not ours(other):
             continue
         handle = -1
         try:
@@ -153,12 +155,37 @@ def clean(folder, place):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             gone = os.path.join(folder, ".gone-" + name.lstrip("."))
             os.rename(other, gone)  # so that nobody ever imports from a half
-            shutil.rmtree(gone, ignore_errors=True)
+            remove(gone)
         except OSError:
             pass
         finally:
             if handle >= 0:
                 os.close(handle)
+
+
+def ours(folder):
+    """Whether a folder was made by this program, whatever its name."""
+    try:
+        if os.path.islink(folder) or os.lstat(folder).st_uid != os.geteuid():
+            return False
+        with open(os.path.join(folder, MARKER), "rb") as file:
+            return file.read(len(MARKED) + 1) == MARKED
+    except OSError:
+        return False
+
+
+def remove(folder):
+    """Remove a folder of ours, its marker last: the rest of one that was cut off is still known for ours."""
+    import shutil
+
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif name != MARKER:
+            os.unlink(path)
+    if os.listdir(folder) == [MARKER]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def hold(place):

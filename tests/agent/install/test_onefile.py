@@ -119,8 +119,11 @@ def test_two_first_starts_at_once_both_run(agent: Path, tmp_path: Path) -> None:
 
 def test_other_versions_are_cleaned_away_unless_they_run(start: Start, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    for name in ("old", "running", ".unpacking-x"):
-        (cache / name / "drengine").mkdir(parents=True)
+    assert start("--version").returncode == 0
+    (made,) = cache.iterdir()
+    for name in ("old", "running", ".unpacking-x", ".gone-y"):
+        shutil.copytree(made, cache / name)
+    shutil.rmtree(made)
     cache.chmod(0o700)
     held = os.open(cache / "running", os.O_RDONLY)
     try:
@@ -130,8 +133,31 @@ def test_other_versions_are_cleaned_away_unless_they_run(start: Start, tmp_path:
         os.close(held)
     left = {path.name for path in cache.iterdir()}
     assert "running" in left
-    assert not {"old", ".unpacking-x"} & left
+    assert not {"old", ".unpacking-x", ".gone-y"} & left
     assert len(left) == 2
+
+
+def test_a_folder_that_is_in_use_for_other_things_keeps_all_of_them(start: Start, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    (cache / "letters" / "2025").mkdir(parents=True)
+    (cache / "letters" / "2025" / "ann").write_text("dear")
+    for name in (".gone-letters", ".unpacking-x", "drengine", "0123abcd-cpython-311-x86_64-linux-gnu"):
+        (cache / name / "drengine").mkdir(parents=True)
+        (cache / name / ".contents").write_text("end\n")
+    (cache / "posing").mkdir()
+    (cache / "posing" / ".drengine-agent-unpacked").write_text("anything")
+    (cache / "file").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (cache / "link").symlink_to(tmp_path / "elsewhere")
+    cache.chmod(0o700)
+    before = sorted(path for path in cache.rglob("*"))
+    assert start("--version").returncode == 0
+    (made,) = [path for path in cache.iterdir() if path not in before]
+    shutil.copy(made / ".drengine-agent-unpacked", tmp_path / "elsewhere")  # by a link it is not ours
+    shutil.rmtree(made)
+    assert start("--version").returncode == 0
+    assert [path for path in before if not os.path.lexists(path)] == []
+    assert list((tmp_path / "elsewhere").iterdir()) != []
 
 
 def test_a_cache_that_others_can_write_is_not_used(start: Start, tmp_path: Path) -> None:
