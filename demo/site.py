@@ -26,7 +26,7 @@ class Site:
         self.folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
         self._loose: list[subprocess.Popen[bytes]] = []
-        os.environ["PYTHONPATH"] = self._environment()["PYTHONPATH"]
+        os.environ.update(self._environment())
 
     def start_loose(self, name: str, *arguments: str) -> None:
         """Start something that may end at any time without spoiling the story."""

@@ -73,6 +73,12 @@ class Mosquitto:
                 return
             time.sleep(0.01)
 
+    def resident_bytes(self) -> int:
+        """Memory that it has now."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:"))
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()

@@ -18,6 +18,8 @@ import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from drengine.config import Address
 from drengine.control.config import BrokerOptions
@@ -277,6 +279,24 @@ async def test_a_burst_of_acknowledged_messages_reaches_a_slow_listener_whole(si
                 if len(found) == count:
                     break
     assert sorted(found) == list(range(count))
+
+
+async def test_a_flood_into_a_kept_session_fills_no_broker(site: Site) -> None:
+    """A party may subscribe to its own topics, leave, and go on talking to itself."""
+    shop, payload, count = site.identity("shop"), b"x" * (120 << 10), 1500
+    kept = Properties(PacketTypes.CONNECT)
+    kept.SessionExpiryInterval = 0xFFFFFFFF
+    async with site.client(shop, "away", clean_start=True, properties=kept) as away:
+        await away.subscribe("drengine/main/agent/shop/report", 1)
+    before = site.broker.resident_bytes()
+    async with site.client(shop, "flood", max_inflight_messages=100) as flood:
+        for begin in range(0, count, 100):
+            sent = [flood.publish("drengine/main/agent/shop/report", payload, 1) for _ in range(begin, begin + 100)]
+            await asyncio.gather(*sent)
+    grown = site.broker.resident_bytes() - before
+    assert grown < count * len(payload) / 2, f"{grown >> 20} MiB"
+    async with site.client(shop, "other") as other:
+        await other.publish("drengine/main/agent/shop/report", b"{}", 1)  # it still serves
 
 
 async def test_what_was_retained_outlives_the_broker(site: Site, tmp_path: Path) -> None:
