@@ -9,7 +9,7 @@ from typing import Any
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
 PASS_VARIABLE = "DRENGINE_PASS_ENVIRONMENT"
-"""Names more variables that commands inherit, with spaces between."""
+"""Names more variables that commands inherit, with spaces between; it is one of them, for what they run for us."""
 
 
 def passed_on() -> list[str]:
@@ -19,7 +19,7 @@ def passed_on() -> list[str]:
 
 def command_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
     """The whole environment of a command: what it inherits, and what is added for it."""
-    inherited = {name: os.environ[name] for name in (*INHERITED, *passed_on()) if name in os.environ}
+    inherited = {name: os.environ[name] for name in (*INHERITED, PASS_VARIABLE, *passed_on()) if name in os.environ}
     return {"PATH": os.defpath, **inherited, **(added or {})}
 
 
