@@ -13,7 +13,8 @@ import pytest
 
 from drengine.process.environment import PASS_VARIABLE
 
-os.environ.setdefault(PASS_VARIABLE, "PYTHONPATH")  # commands of runbooks under test may use what lies here
+os.environ.setdefault(PASS_VARIABLE, "PYTHONPATH DR_TEST_SITE DR_TEST_GUEST DR_TEST_SHOP DRENGINE_FIELD")
+# Commands of runbooks under test use what lies here, and whatever they start bears the mark by which it is ended.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` would have programs under test ignore it
 
 MACHINE = (

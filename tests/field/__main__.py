@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from drengine.process import end_marked, find_marked
+from drengine.process.environment import PASS_VARIABLE
 from tests.field.trial import Trial, all_trials
 
 MARK = "DRENGINE_FIELD"
@@ -91,13 +92,17 @@ def _run(chosen: Trial, seed: int, scale: float, *, keep: bool) -> Outcome:
     """One trial in a process of its own, and everything that it left behind removed."""
     folder = Path(tempfile.mkdtemp(prefix="dr-field-"))  # short, for sockets
     folder.chmod(0o755)  # for service users
-    token = secrets.token_hex(8)
+    token, passed = secrets.token_hex(8), f"PYTHONPATH {MARK}"
     its_seed = zlib.crc32(f"{seed}/{chosen.name}".encode())  # the same for one trial alone as for all
     argv = [sys.executable, "-m", "tests.field.ground", chosen.name, str(folder), str(its_seed), str(scale)]
     begun = time.monotonic()
     with (folder / "trial.log").open("wb") as log:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, MARK: token}
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {MARK: token, PASS_VARIABLE: passed},
         )
         in_time = _wait(process, chosen.seconds_max * max(1.0, scale))
     outcome = _outcome(chosen.name, folder, in_time=in_time)
