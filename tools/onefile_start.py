@@ -93,7 +93,8 @@ def unpack(archive, kind, place):
     import tempfile
     import zlib
 
-    found = [(MARKER, MARKED)] + members(archive, kind)  # first: what is cut short is known for ours
+    found = members(archive, kind)
+    found.insert(0, (MARKER, MARKED))  # written first: what is cut short is known for ours
     lines = ["%08x %d %s" % (zlib.crc32(data), len(data), path) for path, data in found]
     found.append((CONTENTS, ("\n".join(lines) + "\nend\n").encode("utf-8")))
     fresh = tempfile.mkdtemp(prefix=".unpacking-", dir=os.path.dirname(place))
