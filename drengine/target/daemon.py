@@ -41,6 +41,7 @@ from drengine.target.watch import StoreWatch
 from drengine.telemetry import MetricsEndpoint, notify, quiet_accept_failures
 from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import Listener, serve
+from drengine.transport.errors import TransportError
 from drengine.transport.networks import DataNetworks, is_loopback
 from drengine.transport.peers import PeerRules
 from drengine.transport.tls import server_context
@@ -208,12 +209,17 @@ class TargetDaemon:
             self._end_revoked()
 
     def _end_revoked(self) -> None:
-        credentials = self.credentials
-        if credentials is None:
-            return
         self.reception.end_revoked()
         if self._nbd is not None:
-            self._nbd.cut_off(lambda peer: bool(peer.certificate) and credentials.is_revoked(peer.certificate))
+            self._nbd.cut_off(self._was_revoked)
+
+    def _was_revoked(self, client: Peer) -> bool:
+        try:
+            self.reception.peers.require_unrevoked(client.certificate or None)
+        except TransportError as error:
+            log.warning("NBD client %s is cut off: %s", client.address, error.message)
+            return True
+        return False
 
     def _maintenance(self, store: Store) -> Maintenance:
         options = self.config.maintenance

@@ -99,7 +99,9 @@ async def test_a_hang_up_ends_the_session_at_once(tmp_path: Path, authority: Aut
         assert (await agent.refused()).code == "tls-peer-revoked"
 
 
-async def test_an_open_connection_to_an_export_is_cut_off(tmp_path: Path, authority: Authority) -> None:
+async def test_an_open_connection_to_an_export_is_cut_off(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
     clock, socket = ManualClock(time.time_ns()), tmp_path / "nbd.sock"
     files = {name: party(authority, name) for name in ("agent/shop", "host/standby", "host/other")}
     async with running(tmp_path / "store", tls=tls(authority), clock=clock, nbd_socket=socket) as site:
@@ -119,6 +121,8 @@ async def test_an_open_connection_to_an_export_is_cut_off(tmp_path: Path, author
         authority.revoke(identity=identity("host/standby"))
         clock.advance(REVOCATION_SECONDS)
         await until(lambda: site.daemon.metrics.nbd_connections() == 1)
+        (told,) = [each for each in caplog.messages if "cut off" in each]
+        assert "drengine://main/host/standby" in told
         assert await asyncio.to_thread(kept.read, 0, 4096) == b"x" * 4096
         with pytest.raises((DrengineError, OSError)):
             await asyncio.to_thread(revoked.read, 0, 4096)
