@@ -88,7 +88,7 @@ class ExportName:
         volume, at, point = rest.partition("@")
         if not at and "#" in rest:
             volume, _, number = rest.partition("#")
-            if not number.isascii() or not number.isdigit() or not 0 < len(number) <= 9:
+            if not number.isascii() or not number.isdigit() or len(number) > 9 or number.startswith("0"):
                 raise KeyError(text)
             return ExportName(source, volume, branch=int(number))
         return ExportName(source, volume, point or "latest")

@@ -213,7 +213,8 @@ class FramedStream(asyncio.BufferedProtocol):
         if self._said_last:
             self._set_reading(True)
             if self._transport.can_write_eof():
-                self._transport.write_eof()
+                with contextlib.suppress(OSError):  # it reset the connection, and the loop has not heard yet
+                    self._transport.write_eof()
         else:
             self._transport.close()
         try:

@@ -9,7 +9,7 @@ import pytest
 
 from drengine.model.errors import BAD_EXTENTS, BAD_NAME, DrengineError
 from drengine.model.extents import Extent, ExtentKind
-from drengine.model.points import Cut, Mark, PointKind, PointSelector
+from drengine.model.points import Cut, Mark, PointKind, PointSelector, VolumeGeometry
 from drengine.store.answers import point_answer
 from drengine.store.care.compaction import CompactionReport
 from drengine.store.care.retention import RetentionPolicy
@@ -405,6 +405,25 @@ def test_points_are_found_by_id_latest_and_time(source):
     branch = source.store.promote(second, expected_generation=1)
     assert find("web1", PointSelector()).id == names[1], "what lies behind the base is not on the new branch"
     assert branch.parent == 1
+
+
+@pytest.mark.fault(70)
+def test_the_time_that_verifying_takes_does_not_grow_with_the_size_that_is_declared():
+    """An exbibyte, zeroed as a whole, with data at its ends and across the border of two windows."""
+    exbibyte = 1 << 60
+    with scratch() as place, tiny_store(place) as store:
+        store.ensure_source("huge")
+        writer = store.writer("huge", generation=1)
+        writer.append_geometry(1, mark(1), (VolumeGeometry(7, "huge", "x", exbibyte),), generation=1)
+        writer.append_batch(2, mark(2), batch((7, 0, exbibyte)), generation=1)
+        pieces = ((7, 0, b"a" * 5000), (7, (1 << 30) - 100, b"b" * 200), (7, exbibyte - 4096, b"c" * 4096))
+        writer.append_batch(3, mark(3), batch(*pieces), generation=1)
+        writer.append_cut(4, mark(4), Cut(5, PointKind.QUIET), generation=1)
+        writer.commit(generation=1)
+        writer.close()
+        report = store.verify(store.points("huge")[0])
+        assert report.intact
+        assert report.bytes_read == 5000 + 200 + 4096
 
 
 @pytest.mark.fault(73)

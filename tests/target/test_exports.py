@@ -108,6 +108,8 @@ async def test_the_list_is_short_and_every_point_can_still_be_opened(tmp_path: P
             "shop/data@1-999999",
             "shop/data@../x",
             "shop/data#99",
+            "shop/data#0",
+            "shop/data#01",
         ):
             with pytest.raises(DrengineError):
                 await asyncio.to_thread(NbdClient, str(socket), name)

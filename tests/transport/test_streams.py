@@ -406,6 +406,25 @@ async def test_connections_are_capped_and_one_that_ends_makes_room() -> None:
             stream.abort()
 
 
+@pytest.mark.fault(38)
+async def test_a_peer_that_resets_while_it_is_refused_leaves_no_failed_task() -> None:
+    sessions: list[asyncio.Task[None]] = []
+    with socket.socket() as rude:
+
+        async def refuse(stream: FramedStream, _: list[ev.Event]) -> None:
+            sessions.extend(task for task in (asyncio.current_task(),) if task)
+            await stream.receive()
+            rude.close()  # so what we say is answered by a reset, before the loop looks at the socket again
+            raise TransportError(UNREACHABLE, "unreachable", "for a test")
+
+        async with target(refuse) as there:
+            rude.connect(("127.0.0.1", there.port))
+            rude.sendall(b"".join(map(bytes, Connection(Role.AGENT).send(HELLO))))
+            await there.until(lambda: there.failures)
+            assert await asyncio.gather(*sessions, return_exceptions=True) == [None]
+            assert there.failures == ["unreachable"]
+
+
 @pytest.mark.fault(71)
 async def test_silent_connections_keep_nobody_out() -> None:
     async with target(connections_max=2) as there:

@@ -206,7 +206,7 @@ def _addresses(view: View) -> tuple[dict[Address, int], Callable[[Address, list[
 
     def walk() -> Iterator[tuple[int, Address, Piece]]:
         for volume, geometry in view.geometry.items():
-            for at in range(0, geometry.size_bytes, _WINDOW_BYTES):
+            for at in view.data_windows(volume, _WINDOW_BYTES):
                 for piece in view.pieces(volume, at, min(_WINDOW_BYTES, geometry.size_bytes - at)):
                     if piece.segment > 0:
                         yield volume, Address(view.position.source, piece.branch, piece.segment, piece.record), piece

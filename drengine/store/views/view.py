@@ -19,7 +19,7 @@ from drengine.model.points import RecoveryPoint, VolumeGeometry
 from drengine.model.sectors import HEAD_BYTES, sector_bytes_of
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE, UNKNOWN_VOLUME
 from drengine.store.leases import Lock, Position
-from drengine.store.views.extentmap import FlatMap, coalesce, merge
+from drengine.store.views.extentmap import ZERO_SEGMENT, FlatMap, coalesce, merge
 from drengine.store.views.records import Address, Records
 from drengine.store.views.stack import StackLayer
 from drengine.store.views.windows import WINDOW_BYTES, ExtentType, Piece, Window, Windows, resolve_window
@@ -214,6 +214,20 @@ class View:
     def pieces(self, volume: int, offset: int, length: int) -> list[Piece]:
         """Where the bytes of a range come from, in order, without gaps."""
         return look_up(self._layers(), volume, offset, length)
+
+    def data_windows(self, volume: int, window_bytes: int) -> list[int]:
+        """Offsets of the windows in which data may lie, in order: as many as were written, however large the volume is.
+
+        No piece of data is longer than a window.
+        """
+        touched = [np.empty(0, np.uint64)]
+        for layer in self._layers():
+            flat = layer.maps.get(volume)
+            if flat is not None:
+                rows = flat.take(flat.segments != ZERO_SEGMENT)
+                touched += [rows.starts, rows.ends - np.uint64(1)]
+        numbers = np.unique(np.concatenate(touched) // np.uint64(window_bytes))
+        return [number * window_bytes for number in numbers.tolist()]
 
     def _held(self, volume: int, offset: int, length: int, *, wait: bool = True) -> Sequence[Held] | None:
         """What only memory holds of a range, in order; None when that can't be said without waiting, and may not."""
