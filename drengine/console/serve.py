@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from drengine.config import Address
 from drengine.console.api import make_app
@@ -17,6 +19,7 @@ from drengine.failover.daemon import Orchestrator
 from drengine.model.errors import DrengineError
 
 CONNECTIONS_MAX = 64
+"""Connections that are open; a new one beyond takes the place of the one that is idle for longest."""
 END_SECONDS = 3
 log = logging.getLogger("drengine.console")
 
@@ -36,7 +39,8 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         server_header=False,
         lifespan="off",
         ws="none",
-        limit_concurrency=CONNECTIONS_MAX,
+        http=_Connection,
+        limit_concurrency=2 * CONNECTIONS_MAX,  # those that are being closed count as well
         backlog=CONNECTIONS_MAX,
         h11_max_incomplete_event_size=64 << 10,
         timeout_graceful_shutdown=END_SECONDS,
@@ -51,6 +55,35 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
         listening.close()
+
+
+class _Connection(H11Protocol):
+    """Whoever opens connections and says nothing keeps nobody out."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Make room by closing the idle connection that was used least recently."""
+        living = [each for each in self.connections if isinstance(each, _Connection) and each.is_living]
+        idle = [each for each in living if each.is_idle]
+        if len(living) >= CONNECTIONS_MAX and idle:
+            min(idle, key=lambda each: each.used_at).transport.close()
+        self.used_at = time.monotonic()
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes alone are no use: what counts is a request that is being answered."""
+        super().data_received(data)
+        if not self.is_idle:
+            self.used_at = time.monotonic()
+
+    @property
+    def is_living(self) -> bool:
+        """It is not being closed."""
+        return not self.transport.is_closing()
+
+    @property
+    def is_idle(self) -> bool:
+        """No request of it is being answered."""
+        return self.cycle is None or self.cycle.response_complete
 
 
 class _Server(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from drengine.console.guard import BODY_BYTES_MAX
 from drengine.console.peers import user_of
+from drengine.console.serve import CONNECTIONS_MAX
 from tests.console.rig import PREFIX, RUNBOOK, Api
 
 
@@ -157,3 +159,32 @@ def test_a_socket_for_ipv6_may_ask_by_ipv4(api: Api) -> None:
         asking.connect(("::ffff:127.0.0.1", api.port))
         asking.sendall(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert asking.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_idle_connections_keep_nobody_out(api: Api) -> None:
+    idle = [socket.create_connection(("127.0.0.1", api.port), 10) for _ in range(CONNECTIONS_MAX + 40)]
+    slow = [socket.create_connection(("127.0.0.1", api.port), 10) for _ in range(CONNECTIONS_MAX + 40)]
+    try:
+        for each in slow:
+            with contextlib.suppress(OSError):
+                each.sendall(b"GET /api/v1/runs HTTP/1.1\r\nX: ")  # and never more
+        for _ in range(5):
+            assert api.ask("GET", "/runs").status == 200
+    finally:
+        for each in (*idle, *slow):
+            each.close()
+
+
+def test_a_connection_that_is_being_used_is_not_closed_for_others(api: Api) -> None:
+    used = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+    idle: list[socket.socket] = []
+    try:
+        for _ in range(6):
+            used.request("GET", f"{PREFIX}/runs")
+            answer = used.getresponse()
+            assert answer.read() is not None
+            assert answer.status == 200
+            idle += [socket.create_connection(("127.0.0.1", api.port), 10) for _ in range(CONNECTIONS_MAX // 2)]
+    finally:
+        for each in (used, *idle):
+            each.close()

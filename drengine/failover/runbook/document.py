@@ -25,9 +25,10 @@ DEPTH_MAX = 24
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FORBIDDEN = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+    "|[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u2064\u2800\u3164\uffa0\U000e0000-\U000e0fff]"
 )
-"""Control characters, lone surrogates, and marks that change the order in which text is shown but not in which it is
-read: an approver must see what will be done."""
+"""Control characters, lone surrogates, what nobody sees, and marks that change the order in which text is shown but not
+in which it is read: an approver must see what will be done."""
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})\.[0-9]{1,17}", re.ASCII)
