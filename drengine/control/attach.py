@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
 import msgspec
+
+_ASKING = frozenset(
+    {"systemctl", "systemd-run", "service", "invoke-rc.d", "rc-service", "initctl", "machinectl", "busctl", "dbus-send"}
+    | {"docker", "nerdctl", "virsh", "lxc", "incus", "at", "batch"}
+)
+"""Programs that ask a process outside to start something: it starts in that one's network, not in theirs."""
+_WRAPPING = frozenset(
+    {"sh", "bash", "dash", "ash", "zsh", "ksh", "busybox", "env", "sudo", "doas", "su", "runuser"}
+    | {"nice", "ionice", "timeout", "setsid", "nohup", "chroot"}
+)
+_SYSTEM = ("/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin")
+_WORD = re.compile(r"[^\s;&|()`'\"$]+")
 
 
 class StandbyMount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,3 +61,35 @@ class AttachOrder(msgspec.Struct, frozen=True, kw_only=True):
     isolated: bool
     hydrate: bool = False
     timeout_seconds: float = 300.0
+
+
+def breaks_isolation(order: AttachOrder) -> str:
+    """Why commands of an order would not run in the network of their own that a drill promises; empty: they do."""
+    if not order.isolated or order.settings.network != "none":
+        return ""
+    for argv in (order.settings.start, order.settings.stop, order.settings.health):
+        asking = _asks(argv)
+        if asking:
+            return (
+                f"`{asking}` asks a process outside to act, which does it in the host's own network: an isolated drill "
+                "can't use it. Start the program itself in `drill`, or accept the host's network with "
+                "`drill: {network: host}`"
+            )
+    return ""
+
+
+def _asks(argv: Sequence[str]) -> str:
+    """The program that asks somebody else, called itself or by a shell or another wrapper."""
+    program = _system_program(argv[0]) if argv else ""
+    if program in _ASKING:
+        return program
+    if program not in _WRAPPING:
+        return ""
+    words = (_system_program(word) for text in argv[1:] for word in _WORD.findall(text))
+    return next((word for word in words if word in _ASKING), "")
+
+
+def _system_program(path: str) -> str:
+    """The name of a program of the system; "" for one that lies elsewhere, whatever its name."""
+    parent = str(PurePosixPath(path).parent)
+    return PurePosixPath(path).name if parent in (".", *_SYSTEM) else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import AttachOrder, StandbyMount
+from drengine.control.attach import AttachOrder, StandbyMount, breaks_isolation
 from drengine.durable import replace_durably
 from drengine.linux.devices import disk_name
 from drengine.linux.mounts import read_mounts
@@ -68,7 +68,10 @@ class Workload:
 
         Raises:
             DrengineError: STANDBY_FAILED, HYDRATION_FAILED; what was done stays, for the next try or for `stop`.
+                STANDBY_SETTINGS: it would not be isolated; nothing was done.
         """
+        if why := breaks_isolation(self._order):
+            raise DrengineError(STANDBY_SETTINGS, why)
         deadline = time.monotonic() + self._order.timeout_seconds
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_durably(self._directory / "workload.json", msgspec.json.encode(self._order))

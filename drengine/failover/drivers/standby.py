@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import AttachOrder, StandbySettings
+from drengine.control.attach import AttachOrder, StandbySettings, breaks_isolation
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
@@ -64,6 +64,10 @@ class StandbyDriver(LaunchDriver):
 
 
 def _order_of(request: LaunchRequest) -> dict[str, Any]:
+    """
+    Raises:
+        DrengineError: LAUNCH_SETTINGS.
+    """
     order = AttachOrder(
         instance=request.instance,
         source=request.source,
@@ -73,5 +77,7 @@ def _order_of(request: LaunchRequest) -> dict[str, Any]:
         hydrate=request.hydrate,
         timeout_seconds=request.timeout_seconds,
     )
+    if why := breaks_isolation(order):
+        raise DrengineError(LAUNCH_SETTINGS, f"settings of driver standby: {why}")
     arguments: dict[str, Any] = msgspec.to_builtins(order)
     return arguments

@@ -22,6 +22,7 @@ from drengine.control.config import BrokerOptions
 from drengine.control.messages import Answer, Command, Verb
 from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
+from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.drivers.standby import StandbyDriver
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import BAD_NAME, DrengineError
@@ -157,6 +158,49 @@ def test_a_drill_runs_in_a_network_with_nothing_but_loopback(served: str, tmp_pa
     finally:
         workload.stop()
     assert traces(wanted.instance, tmp_path) == ""
+
+
+ASKING = [
+    ["systemctl", "start", "postgresql"],
+    ["/usr/bin/systemctl", "start", "postgresql"],
+    ["service", "postgresql", "start"],
+    ["sh", "-c", "sleep 1; systemctl start postgresql"],
+    ["/bin/bash", "-ec", "cd / && exec /bin/systemctl start x"],
+    ["env", "A=b", "systemd-run", "sleep", "9"],
+    ["sudo", "docker", "start", "shop"],
+    ["sh", "-c", "$(systemctl start x)"],
+]
+
+
+@pytest.mark.fault(62)
+@pytest.mark.parametrize("argv", ASKING, ids=" ".join)
+def test_a_drill_that_would_start_its_workload_outside_of_its_network_is_refused(
+    argv: list[str], tmp_path: Path
+) -> None:
+    for settings in ({"start": argv, "stop": ["true"]}, {"stop": argv}, {"health": argv}):
+        with pytest.raises(DrengineError, match="network: host") as raised:
+            Workload(order("nbd://x/y", network="none", **settings), tmp_path / "instance").start(lambda _: None)
+        assert raised.value.kind is STANDBY_SETTINGS
+    asked: list[Verb] = []
+
+    def tell(verb: Verb, *_: Any) -> Answer:
+        asked.append(verb)
+        return Answer(id="x", done=True, ok=True)
+
+    drill = LaunchRequest(
+        instance="i", run="r", source="shop", disks=(), isolated=True, settings={"start": argv, "stop": ["true"]},
+        directory=tmp_path, host="recovery-1", timeout_seconds=1.0, order=tell,
+    )  # fmt: skip
+    with pytest.raises(DrengineError, match="network: host") as raised:
+        StandbyDriver().launch(drill, lambda _: None)
+    assert raised.value.kind is LAUNCH_SETTINGS
+    assert not asked, "the host was asked to attach its disks"
+    for accepted in (
+        replace(drill, isolated=False),
+        replace(drill, settings={**drill.settings, "network": "host"}),
+        replace(drill, settings={"start": ["/srv/shop/service", "systemctl"], "stop": ["true"]}),
+    ):
+        StandbyDriver().launch(accepted, lambda _: None)
 
 
 @needs_root
