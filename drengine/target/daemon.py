@@ -134,25 +134,8 @@ class TargetDaemon:
             cleanup.push_async_callback(asyncio.to_thread, store.close)
         self.store = store
         await asyncio.to_thread(self.sources.load, store)
-        verifiers = ThreadPoolExecutor(config.workers, thread_name_prefix="verify")
-        questions = ThreadPoolExecutor(config.workers, thread_name_prefix="answer")
-        readers = ThreadPoolExecutor(EXPORT_THREADS, thread_name_prefix="export")
-        cleanup.callback(verifiers.shutdown, wait=False)
-        cleanup.callback(questions.shutdown, wait=False)
-        cleanup.callback(readers.shutdown, wait=False)
-
-        self.reception = Reception(
-            store,
-            self.sources,
-            self.metrics,
-            verifiers,
-            questions,
-            CreditBudget(config.memory_budget, config.session_credit),
-            self.clock,
-            peers=self._peer_rules(),
-            ingest_limits=self._ingest_limits,
-            sources_max=config.sources_max,
-        )
+        readers = self._pool(EXPORT_THREADS, "export")
+        self.reception = self._reception(store)
         self.metrics.sessions = lambda: len(self.reception.sessions)
         self.maintenance = self._maintenance(store)
         self.maintenance.start()
@@ -182,6 +165,27 @@ class TargetDaemon:
         self._ready = True
         host, port = server.sockets[0].getsockname()[:2]
         return Addresses((host, port), nbd_address, config.nbd_socket, metrics_port)
+
+    def _reception(self, store: Store) -> Reception:
+        config = self.config
+        return Reception(
+            store,
+            self.sources,
+            self.metrics,
+            self._pool(config.workers, "verify"),
+            self._pool(config.workers, "answer"),
+            CreditBudget(config.memory_budget, config.session_credit),
+            self.clock,
+            peers=self._peer_rules(),
+            ingest_limits=self._ingest_limits,
+            sources_max=config.sources_max,
+        )
+
+    def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
+        """Threads that end with the target; what they still do then is not waited for."""
+        pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._cleanup.callback(pool.shutdown, wait=False)
+        return pool
 
     async def _drain(self, server: Listener) -> None:
         """End all sessions in peace; one that takes too long is abandoned."""
