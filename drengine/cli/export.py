@@ -20,7 +20,6 @@ from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
 from drengine.process.signals import signalled
-from drengine.process.threads import take_short_turns
 from drengine.store.errors import UNKNOWN_BRANCH, UNKNOWN_VOLUME
 from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
@@ -87,7 +86,6 @@ async def _serve(
     json: bool,
 ) -> None:
     stopping = signalled()
-    take_short_turns()
     with (
         ThreadPoolExecutor(THREADS, thread_name_prefix="export") as pool,
         tempfile.TemporaryDirectory() as made,

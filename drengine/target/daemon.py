@@ -23,7 +23,6 @@ from drengine.nbd.export import Peer
 from drengine.nbd.server import NbdServer
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
-from drengine.process.threads import take_short_turns
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import metrics as m
@@ -315,7 +314,6 @@ async def run_target(config: TargetConfig) -> int:
     daemon = TargetDaemon(config)
     stopping = signalled(insist=True, reload=daemon.reload)
     raise_descriptor_limit()
-    take_short_turns()
     quiet_accept_failures(asyncio.get_running_loop())
     where = await daemon.start()
     log.info(
