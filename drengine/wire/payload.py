@@ -53,9 +53,6 @@ WINDOW_BYTES_MAX = 8 << 20
 RAW_ABOVE = 0.95
 """Compression must save at least this share's complement, or the frame goes raw."""
 
-_PROBED_BYTES = 16 << 10
-_PROBE_PIECES = 4
-_PROBE_BYTES = 1024
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _thread = threading.local()
 
@@ -157,18 +154,11 @@ class FrameEncoder:
 def _encode_frame(plain: Buffer, level: int | None) -> tuple[bytes, Buffer]:
     """One frame's row and bytes: compressed where that pays."""
     stored, codec = plain, Codec.RAW
-    if level is not None and (len(plain) < _PROBED_BYTES or _shrinks(plain, level)):
+    if level is not None:
         packed = _compressor(level).compress(plain)
         if len(packed) < len(plain) * RAW_ABOVE:
             stored, codec = packed, Codec.ZSTD
     return FRAME.pack(len(plain), len(stored), codec, 0, 0, 0, xxh3_64_intdigest(stored)), stored
-
-
-def _shrinks(plain: Buffer, level: int) -> bool:
-    """Whether small samples do: random bytes then cost no full compression."""
-    view, step = memoryview(plain), len(plain) // _PROBE_PIECES
-    sample = b"".join([view[at : at + _PROBE_BYTES] for at in range(0, step * _PROBE_PIECES, step)])
-    return len(_compressor(level).compress(sample)) < len(sample) * RAW_ABOVE
 
 
 def decode_frame(

@@ -27,7 +27,6 @@ from drengine.model.extents import (
     iter_frames,
     pack_table,
 )
-from drengine.wire import payload as payload_module
 from drengine.wire.payload import (
     BAD_PAYLOAD,
     SHARED_FRAME_BYTES,
@@ -88,8 +87,8 @@ def test_what_does_not_shrink_goes_raw_and_uncopied() -> None:
     assert payload.obj is NOISE
     assert one_frame(TEXT[:65536], 1)[0].codec == Codec.ZSTD
     assert one_frame(TEXT[:65536], None)[0].codec == Codec.RAW
-    assert one_frame(NOISE[:14_000] + bytes(600), 1)[0].codec == Codec.RAW  # shrinks by less than a twentieth
-    assert one_frame(NOISE[:14_000] + bytes(1_500), 1)[0].codec == Codec.ZSTD
+    assert one_frame(NOISE[:60_000] + bytes(2_000), 1)[0].codec == Codec.RAW  # shrinks by less than a twentieth
+    assert one_frame(NOISE[:60_000] + bytes(5_000), 1)[0].codec == Codec.ZSTD
     mixed, _ = encode_frames([65536] * 3, NOISE[:65536] + TEXT[:65536] + NOISE[:65536], 1)
     assert [row.codec for row in iter_frames(mixed)] == [Codec.RAW, Codec.ZSTD, Codec.RAW]
 
@@ -107,27 +106,6 @@ def test_encoding_as_it_comes_gives_the_same_frames(lengths: list[int], level: i
     frames, payload = encode_frames(frame_lengths(lengths), b"".join(parts), level)
     assert encoder.plain_length == sum(lengths)
     assert encoder.finish() == (frames, bytes(payload))
-
-
-def test_noise_is_told_by_samples_and_text_is_not_mistaken_for_it() -> None:
-    tried: list[int] = []
-
-    class Compressor:
-        def __init__(self, level: int) -> None:
-            self.inner = zstandard.ZstdCompressor(level=level)
-
-        def compress(self, data: bytes) -> bytes:
-            tried.append(len(data))
-            return self.inner.compress(data)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(payload_module, "_compressor", lambda level: Compressor(level=level))
-        one_frame(NOISE[:65536], 1)
-        assert sum(tried) <= 4096, "noise costs no full compression"
-        assert one_frame(TEXT[:65536], 1)[0].codec == Codec.ZSTD
-        tried.clear()
-        one_frame(NOISE[:1000], 1)
-        assert tried == [1000], "a short frame costs no more than the samples"
 
 
 @settings(max_examples=200, deadline=None)
