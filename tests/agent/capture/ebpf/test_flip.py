@@ -33,6 +33,7 @@ class Ledger:
         self._before = [hammer.completed() for hammer in hammers]
         self._last: set[int] = set()
         self._healed = 0
+        self._flips = 0
         self.checked = 0
         self.missing: set[int] = set()
         self.invented: set[int] = set()
@@ -53,9 +54,11 @@ class Ledger:
         self.missing = (self.missing | (wanted - self._last)) - answer
         healed = watch.statistics().healed
         if self.checked and healed == self._healed:
-            self.invented |= answer - possible - self._last
+            # The first answer also has what was written from the flip before the ledger until the ledger began.
+            self.invented |= answer - possible - self._last if self._flips else set()
             assert healed or not self.missing, "lost, and nobody noticed"
         self._healed = healed
+        self._flips += 1
         self._before, self._last = now, answer
 
 
