@@ -24,30 +24,12 @@ from demo.site import Site, StoryFailed
 from demo.story import free_port
 from demo.writer import Prefix, acknowledged_writes, check_prefix
 from drengine.nbd.client import NbdClient
+from tests.configurations import AGENT, TARGET
 
 VOLUME_BYTES = 8 << 20
 SLOT_BYTES = 4096
 SLOTS = 768
 VOLUMES = ("data", "log")
-TARGET = """\
-store = "store"
-listen = "127.0.0.1:{port}"
-nbd_socket = "recovery.sock"
-"""
-AGENT = """\
-source = "shop"
-target = "127.0.0.1:{port}"
-state_directory = "agent"
-[nbd]
-listen = "unix:tap.sock"
-journal = "64MiB"
-[[volume]]
-name = "data"
-path = "data.img"
-[[volume]]
-name = "log"
-path = "log.img"
-"""
 
 
 class Soak:

@@ -29,6 +29,7 @@ from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.daemon.client import ask
+from tests.configurations import TARGET
 
 DISK_BYTES = 16 << 20
 BLOCK_BYTES = 4096
@@ -37,11 +38,6 @@ STEP = 40_503
 BURST_WRITES = 40
 BURST_PAUSE_SECONDS = 0.05
 NAMES = ("data", "log")
-TARGET = """\
-store = "store"
-listen = "127.0.0.1:{port}"
-nbd_socket = "recovery.sock"
-"""
 AGENT = """\
 source = "{source}"
 target = "127.0.0.1:{port}"

@@ -31,6 +31,7 @@ from demo.site import Site, StoryFailed
 from demo.story import free_port
 from drengine.model.points import PointKind
 from drengine_agent.capture.ebpf.watch import Watch
+from tests.configurations import TARGET
 from tests.system.disks import run
 from tests.system.postgres import USER, Ledger, Server, as_postgres, initialise, rows, skip_unless_installed
 
@@ -39,10 +40,6 @@ MAKE = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f")}
 MOUNT = {"ext4": (), "xfs": ("-o", "nouuid")}  # the live one, mounted beside it, has the same UUID
 CHECK = {"ext4": ("e2fsck", "-fn"), "xfs": ("xfs_repair", "-n")}
 TOOLS = ("losetup", "mkfs.ext4", "mkfs.xfs", "e2fsck", "xfs_repair", "pgbench", "psql")
-TARGET = """store = "store"
-listen = "127.0.0.1:{port}"
-nbd_socket = "recovery.sock"
-"""
 AGENT = """source = "{source}"
 target = "127.0.0.1:{port}"
 state_directory = "agent"

@@ -18,13 +18,13 @@ from benchmarks.devices import until
 from demo.site import Site
 from demo.story import free_port
 from drengine.process import end_marked, start_marked
+from tests.configurations import TARGET
 from tests.system.guest import make_guest_disk, missing_for_guest
 
 pytestmark = pytest.mark.timeout(240)
 
 MARK = "DR_TEST_GUEST"
 MARKERS_LOST_MAX = 3
-TARGET = 'store = "store"\nlisten = "127.0.0.1:{port}"\nnbd_socket = "recovery.sock"\n'
 AGENT = """source = "guest"
 target = "127.0.0.1:{port}"
 state_directory = "agent"

@@ -18,29 +18,13 @@ import pytest
 from benchmarks.devices import attached, mounted, until
 from demo.site import Site
 from demo.story import free_port
+from tests.configurations import AGENT, TARGET
 from tests.system.disks import run, skip_unless_disks_can_be_attached
 from tests.system.postgres import Ledger, Server, initialise, rows, skip_unless_installed
 
 pytestmark = pytest.mark.timeout(180)
 
 DISKS = {"data": 160 << 20, "log": 48 << 20}
-TARGET = """store = "store"
-listen = "127.0.0.1:{port}"
-nbd_socket = "recovery.sock"
-"""
-AGENT = """source = "shop"
-target = "127.0.0.1:{port}"
-state_directory = "agent"
-[nbd]
-listen = "unix:tap.sock"
-journal = "64MiB"
-[[volume]]
-name = "data"
-path = "data.img"
-[[volume]]
-name = "log"
-path = "log.img"
-"""
 
 
 @dataclass(frozen=True)
