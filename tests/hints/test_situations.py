@@ -293,7 +293,7 @@ def test_a_run_that_failed_and_is_undone(person: Person) -> None:
 
 
 def test_a_drill_that_failed(person: Person) -> None:
-    person.meets("run-failed", "drengine", "drill", person.book(run="['false']"))
+    person.meets("run-failed", "drengine", "drill", person.book(run="[/no/such/program]"))
     assert "launch:shop" in person.follows("drengine run show RUN", run=person.run())
     assert "resume" not in person.hint and "rollback" not in person.hint
     person.types("drengine", "drill", person.book())

@@ -28,6 +28,7 @@ from drengine.process import Finished, end_marked, find_marked, run_command, sta
 
 MARK = "DRENGINE_INSTANCE"
 LOOK_SECONDS = 0.05
+SETTLE_SECONDS = 0.5
 SHOWN_BYTES_MAX = 4 << 10
 _OUTPUT = "output.log"
 
@@ -39,7 +40,8 @@ class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         run: a program that stays, as long as the workload does.
         start, stop: for a service manager: commands that return; `stop` is also used with `run` if given.
         quiesce: makes the workload stop writing cleanly; default: it is stopped.
-        health: exit status 0 when it works; asked until it does. Default: it is healthy when it runs.
+        health: exit status 0 when it works; asked until it does. Default: it is healthy when it still runs after
+            SETTLE_SECONDS, since a program that can't work mostly ends at once.
         environment: added for all of these; they inherit next to nothing (see drengine.process.environment).
         user: as whom all of these run; default: the orchestrator's own.
         details: told to later steps as ${SOURCE.KEY}.
@@ -81,12 +83,13 @@ class CommandDriver(LaunchDriver):
         if not self._is_running(request, settings):
             self._start(hydrated(request), settings)
             progress("started")
+        settled = time.monotonic() + min(SETTLE_SECONDS, request.timeout_seconds / 2)
         finished = None
         while time.monotonic() < deadline:
             if settings.run and not find_marked(MARK, request.instance):
                 raise DrengineError(LAUNCH_FAILED, f"{settings.run[0]} ended: {self._last_words(request)}")
             finished = self._health(request, settings, deadline - time.monotonic())
-            if finished is None or finished.ok:
+            if finished.ok if finished else not settings.run or time.monotonic() >= settled:
                 return self._found(request, settings, healthy=True)
             time.sleep(LOOK_SECONDS)
         said = finished.output if finished else ""

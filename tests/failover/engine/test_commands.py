@@ -107,9 +107,9 @@ def test_a_secret_that_a_workload_prints_is_kept_nowhere(typed: Typed, monkeypat
 
 
 def test_what_failed_is_106_and_says_which_step(typed: Typed) -> None:
-    code, told = typed.json("drill", typed.book(run="['false']"))
+    code, told = typed.json("drill", typed.book(run="[/no/such/program]"))
     assert (code, told["state"], told["outcome"]) == (106, "finished", "failed")
-    code, _, err = typed("drill", typed.book(run="['false']"))
+    code, _, err = typed("drill", typed.book(run="[/no/such/program]"))
     assert code == 106
     assert "[run-failed]" in err
 
