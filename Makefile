@@ -17,8 +17,8 @@ demo: $(VENV)/.demo ## the whole story on this machine, unprivileged, in about a
 
 test: $(VENV)/.test ## set up and run the tests (installs Debian packages when root; otherwise says what it skips)
 	@./deploy/test-tools >&2
-	@$(PY) -m pytest -q -rs -m machine $(ARGS) || [ $$? = 5 ] # 5: none was chosen
-	@$(PY) -m pytest -q -rs -m 'not machine' -n $(WORKERS) --dist loadfile $(ARGS) || [ $$? = 5 ]
+	@./deploy/run-tests $(PY) -m machine $(ARGS)
+	@./deploy/run-tests $(PY) -m 'not machine' -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.check ## style, types, import direction, dead code, dependencies, generated documents
 	$(VENV)/bin/ruff check .
