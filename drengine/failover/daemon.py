@@ -44,6 +44,7 @@ class Orchestrator:
         self._noted: dict[str, object] = {}
         self._read: dict[tuple[str, str], Runbook | None] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._wanted: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled; runs under way are then left to whoever goes on with them."""
@@ -59,15 +60,30 @@ class Orchestrator:
             await asyncio.gather(*tasks, *self._running.values(), return_exceptions=True)
 
     def carry_out(self, run: RunRecord) -> asyncio.Task[None]:
-        """Carry a run out beside everything else, unless that is done here already; how it goes is in its journal."""
+        """Carry a run out beside everything else; how it goes is in its journal.
+
+        Where that is done here already, what is asked is heeded too, also when the executor has just ended.
+        """
         if run.id in self._running:
-            return self._running[run.id]
-        task = self._running[run.id] = asyncio.create_task(self._execute(run))
-        task.add_done_callback(lambda _: self._running.pop(run.id, None))
-        return task
+            self._wanted.add(run.id)
+        else:
+            self._running[run.id] = asyncio.create_task(self._execute(run))
+        return self._running[run.id]
 
     async def _execute(self, run: RunRecord) -> None:
         try:
+            await self._execute_once(run)
+            while run.id in self._wanted:
+                self._wanted.discard(run.id)
+                await self._execute_once(run, asked=True)
+        finally:
+            del self._running[run.id]  # nothing is awaited since the last look at what is wanted
+
+    async def _execute_once(self, run: RunRecord, *, asked: bool = False) -> None:
+        """`asked`: only if somebody wants something of it that nobody has heeded."""
+        try:
+            if asked and not (await asyncio.to_thread(self.engine.snapshot, run.id)).is_asked:
+                return
             ended = await self.engine.execute(run, patient=True)
         except DrengineError as error:
             log.error("%s of %s was interrupted: %s", run.mode.value, run.runbook, error, extra={"run": run.id})  # noqa: TRY400

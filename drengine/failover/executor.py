@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -100,6 +101,21 @@ class RunKeeper(Protocol):
         """Change what the list of runs says, or raise LEASE_LOST."""
         ...
 
+    def leave_run(
+        self,
+        lease: Lease,
+        id: str,
+        *,
+        seen: int,
+        state: RunState,
+        outcome: Outcome,
+        reason: str,
+        finished_ns: int = 0,
+        entry: JournalEntry | None = None,
+    ) -> bool:
+        """Change that and let the lease go in one transaction; False when somebody asked something behind `seen`."""
+        ...
+
     def append(self, run: str, token: int, entry: JournalEntry) -> int:
         """Append to a run's journal, or raise LEASE_LOST; the entry's number."""
         ...
@@ -149,6 +165,8 @@ class Executor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._telling: list[asyncio.Task[None]] = []
         self._abandoned = asyncio.Event()
+        self._holding = asyncio.Lock()  # the lease is renewed, or let go
+        self._left = False
         self._lease: Lease
         self._run: RunRecord
         self._last: Snapshot
@@ -171,7 +189,7 @@ class Executor:
         keeping = asyncio.create_task(self._keep_lease())
         try:
             await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
-            if keeping.done() and not working.done():
+            if keeping.done() and not working.done() and not self._left:
                 await _cancelled(working)
                 keeping.result()
             return await working
@@ -189,7 +207,7 @@ class Executor:
             # Whatever an earlier holder of the lease still had under way at the store has happened or never will.
             await asyncio.to_thread(self._site.store.settle)
         snapshot = await self._observe()
-        if self._run.state is RunState.FINISHED and not snapshot.rollback_by:
+        if self._run.state is RunState.FINISHED and not snapshot.reopened:
             return self._run
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
             asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
@@ -212,9 +230,9 @@ class Executor:
                     await self._begin(snapshot.state(id), snapshot)
             case Action.WAIT:
                 asked = decision.reason is Reason.APPROVAL_NEEDED
-                await self._set(RunState.WAITING if asked else RunState.RUNNING, Outcome.NONE, decision.reason)
                 if asked and not wait:
-                    return True
+                    return await self._leave(snapshot, RunState.WAITING, decision)
+                await self._set(RunState.WAITING if asked else RunState.RUNNING, Outcome.NONE, decision.reason)
                 if snapshot.rollback_by and not snapshot.rolling_back:
                     self._abandoned.set()
                 await self._pause(decision.wake_ns)
@@ -227,20 +245,10 @@ class Executor:
                 steps = plan_rollback(self._run.mode, self._runbook, self._run.options, begun)
                 more = {"by": snapshot.rollback_by, "request": snapshot.newest_request, "cause": decision.cause}
                 await self._note(plan_payload(steps, ROLLBACK, reason=decision.reason.value, **more))
-            case Action.STOP | Action.FINISH:
-                stopped = decision.action is Action.STOP
-                ended = {
-                    "decision": STOPPED if stopped else FINISHED,
-                    "outcome": decision.outcome.value,
-                    "reason": decision.reason.value,
-                    "cause": decision.cause,
-                }
-                await self._note(ended)
-                await self._set(
-                    RunState.STOPPED if stopped else RunState.FINISHED, decision.outcome, decision.reason.value
-                )
-                self._watch(self._run, snapshot, decision)
-                return True
+            case Action.STOP:
+                return await self._leave(snapshot, RunState.STOPPED, decision)
+            case Action.FINISH:
+                return await self._leave(snapshot, RunState.FINISHED, decision)
         return False
 
     async def _begin(self, state: StepState, snapshot: Snapshot) -> None:
@@ -377,16 +385,18 @@ class Executor:
             await _cancelled(sleeping)
 
     async def _keep_lease(self) -> None:
-        """Renew it in good time; ends only by failing."""
+        """Renew it in good time; ends by failing, or when the run was left."""
         clock = self._site.clock
         until = clock.monotonic() + self._lease_seconds
         while True:
             await clock.sleep(self._lease_seconds / 3)
             if clock.monotonic() >= until:
                 log.warning("slept past the lease", extra={"lease": self._lease.name})
-            self._lease = await self._insist(
-                self._lease_seconds, self._registry.renew_lease, self._lease, self._lease_seconds
-            )
+            async with self._holding:
+                if self._left:
+                    return
+                renew = partial(self._registry.renew_lease, self._lease, self._lease_seconds)
+                self._lease = await self._insist(self._lease_seconds, renew)
             until = clock.monotonic() + self._lease_seconds
 
     async def _note(self, payload: Mapping[str, Any]) -> None:
@@ -416,18 +426,36 @@ class Executor:
             return
         if state is self._run.state is RunState.RUNNING:
             return  # why it runs is in the journal; the list need not follow every step
-        finished_ns = self._now_ns() if state is RunState.FINISHED else 0
-        await asyncio.to_thread(
-            lambda: self._registry.update_run(
-                self._run.id,
-                token=self._lease.token,
-                state=state,
-                outcome=outcome,
-                reason=reason,
-                finished_ns=finished_ns,
-            )
-        )
-        self._run = replace(self._run, state=state, outcome=outcome, reason=reason, finished_ns=finished_ns)
+        changed: dict[str, Any] = {"state": state, "outcome": outcome, "reason": reason, "finished_ns": 0}
+        change = partial(self._registry.update_run, self._run.id, token=self._lease.token, **changed)
+        await asyncio.to_thread(change)
+        self._run = replace(self._run, **changed)
+
+    async def _leave(self, snapshot: Snapshot, state: RunState, decision: Decision) -> bool:
+        """Leave the run in that state and let the lease go; False when somebody has asked something meanwhile.
+
+        Deciding and letting go are one transaction. So whoever asks something is heeded by this executor, or finds
+        the lease free.
+        """
+        finished = state is RunState.FINISHED
+        now_ns = self._now_ns()
+        changed: dict[str, Any] = {"state": state, "outcome": decision.outcome, "reason": decision.reason.value}
+        changed["finished_ns"] = now_ns if finished else 0
+        entry = None
+        if state is not RunState.WAITING:
+            what = {"decision": FINISHED if finished else STOPPED, "cause": decision.cause}
+            told = {"outcome": decision.outcome.value, "reason": decision.reason.value}
+            entry = JournalEntry("", Event.DECISION, 0, now_ns, what | told)
+        seen = snapshot.newest_request
+        ask = partial(self._registry.leave_run, self._lease, self._run.id, seen=seen, entry=entry, **changed)
+        async with self._holding:
+            self._left = await self._insist(self._lease_seconds, ask)
+        if not self._left:
+            return False
+        self._run = replace(self._run, **changed)
+        if entry is not None:
+            self._watch(self._run, snapshot, decision)
+        return True
 
     def _now_ns(self) -> int:
         return self._site.clock.now_ns()

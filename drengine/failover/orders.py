@@ -180,13 +180,11 @@ class Orders:
             DrengineError: UNKNOWN_RUN, LEASE_HELD; RUN_STATE unless it is a failover that was completed.
         """
         registry = self.engine.registry
-        run = registry.run(id)
-        if run.mode not in FORWARD or run.outcome is not Outcome.COMPLETED or run.state is not RunState.FINISHED:
-            what = f"{run.mode.value}, {run.state.value} {run.outcome.value}".strip()
-            raise DrengineError(RUN_STATE, f"only a completed failover or migration can be committed; {id} is: {what}")
-        registry.request(id, RequestKind.COMMIT, "", by, note)
+        self._check_commit(id)
         lease = registry.acquire_lease(run_lease(id), self.engine.owner, self.engine.config.lease)
         try:
+            self._check_commit(id)  # nobody can begin a rollback now
+            registry.request(id, RequestKind.COMMIT, "", by, note)
             registry.update_run(id, token=lease.token, reason=COMMITTED_REASON)
         finally:
             registry.release_lease(lease)
@@ -307,6 +305,14 @@ class Orders:
     def _examined(self, text: str) -> Examined:
         site = self.engine.site
         return examine(text, sources=[each.name for each in site.store.sources()], drivers=site.drivers)
+
+    def _check_commit(self, id: str) -> None:
+        run, snapshot = self._look(id)
+        if run.mode not in FORWARD or run.outcome is not Outcome.COMPLETED or run.state is not RunState.FINISHED:
+            what = f"{run.mode.value}, {run.state.value} {run.outcome.value}".strip()
+            raise DrengineError(RUN_STATE, f"only a completed failover or migration can be committed; {id} is: {what}")
+        if snapshot.reopened:
+            raise DrengineError(RUN_STATE, f"{snapshot.rollback_by} has asked for the rollback of run {id}")
 
     def _check_rollback(self, run: RunRecord, snapshot: Snapshot) -> None:
         if run.mode is Mode.DRILL:

@@ -90,6 +90,16 @@ class Snapshot:
         return next(each for each in self.steps if each.step.id == id)
 
     @property
+    def is_asked(self) -> bool:
+        """Whether somebody wants something that no executor has heeded."""
+        return bool(self.aborted_by or self.rollback_by or self.resumed_by)
+
+    @property
+    def reopened(self) -> bool:
+        """Whether a finished run has to go on: somebody asked for its rollback, and that has not begun."""
+        return bool(self.rollback_by) and not self.rolling_back
+
+    @property
     def results(self) -> dict[str, msgspec.Struct]:
         """What the steps gave that are done, by id."""
         done = ((each.step, each.data) for each in self.steps if each.status is Status.DONE)

@@ -234,7 +234,7 @@ def plain(value: Any, folder: Path, key: str = "") -> Any:
         text = re.sub(r"\d{8}T\d{6}-shop-[0-9a-f]{4}", "RUN", value.replace(str(folder), "FOLDER"))
         text = re.sub(r"\bshop-[0-9a-f]{10}\b", "INSTANCE", text)
         text = re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z", "TIME", text)
-        return "DIGEST" if key == "journal_sha256" else re.sub(r"\d+\.\d+ s\b", "SECONDS", text)
+        return "DIGEST" if key == "journal_sha256" else re.sub(r"(\d+\.\d+|\d+( min \d+)?) s\b", "SECONDS", text)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return bool(value) if key.endswith("_ns") else isinstance(value, float) if key.endswith("seconds") else value
     return value

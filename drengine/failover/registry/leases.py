@@ -61,6 +61,12 @@ def release(connection: Connection, lease: Lease) -> None:
     )
 
 
+def was_released(connection: Connection, lease: Lease) -> bool:
+    """Whether it was let go, and nobody has taken it since."""
+    found = _locked(connection, lease.name)
+    return found is not None and found["token"] == lease.token and not found["owner"]
+
+
 def check_token(connection: Connection, name: str, token: int) -> None:
     """Lock the lease until the transaction ends, and refuse unless `token` is its newest and was not released.
 

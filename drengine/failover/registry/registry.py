@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -201,17 +201,54 @@ class Registry:
         try:
             with self._database.writing() as connection:
                 leases.check_token(connection, run_lease(id), token)
-                before = _find(connection, id)
-                sources = before.sources
-                if changes:
-                    connection.execute(update(runs).where(runs.c.id == id).values(changes))
-                if state is not None and state is not before.state:
-                    if state is RunState.FINISHED:
-                        connection.execute(delete(holds).where(holds.c.run == id))
-                    elif before.state is RunState.FINISHED:
-                        _hold(connection, id, sources)
+                sources = _find(connection, id).sources
+                _change_run(connection, id, changes)
         except IntegrityError as error:
             raise self._active(id, sources) from error
+
+    def leave_run(
+        self,
+        lease: Lease,
+        id: str,
+        *,
+        seen: int,
+        state: RunState,
+        outcome: Outcome,
+        reason: str,
+        finished_ns: int = 0,
+        entry: JournalEntry | None = None,
+    ) -> bool:
+        """End, stop or pause a run and let its lease go, unless somebody asked something behind request `seen`.
+
+        All in one transaction: whoever asks something either is seen by the executor, or finds no executor.
+
+        Args:
+            lease: of the executor that leaves.
+            id: the run's.
+            seen: number of the newest request that the executor knows.
+            state, outcome, reason, finished_ns: what the list of runs is to say.
+            entry: what the journal is to say.
+
+        Returns:
+            False when something was asked: nothing is changed, and the executor has to look again.
+
+        Raises:
+            DrengineError: LEASE_LOST, UNKNOWN_RUN.
+        """
+        changes = {"state": state.value, "outcome": outcome.value, "reason": reason, "finished_ns": finished_ns}
+        with self._database.writing() as connection:
+            connection.execute(select(runs.c.id).where(runs.c.id == id).with_for_update())  # as `request` does
+            before = _find(connection, id)
+            if leases.was_released(connection, lease) and (before.state, before.outcome) == (state, outcome):
+                return True  # this is the second try, the answer to the first one got lost
+            leases.check_token(connection, lease.name, lease.token)
+            if _next(connection, requests.c.seq, requests.c.run == id) > seen + 1:
+                return False
+            if entry is not None:
+                _append(connection, id, entry)
+            _change_run(connection, id, changes)
+            leases.release(connection, lease)
+        return True
 
     # Journal
 
@@ -221,16 +258,12 @@ class Registry:
         Raises:
             DrengineError: LEASE_LOST when the token is not the newest of the run's lease; UNKNOWN_RUN.
         """
-        row = {"run": run, "step": entry.step, "event": entry.event.value, "attempt": entry.attempt}
-        row |= {"at_ns": entry.at_ns, "payload": _encode(entry.payload)}
         try:
             with self._database.writing() as connection:
                 leases.check_token(connection, run_lease(run), token)
-                seq = _next(connection, journal.c.seq, journal.c.run == run)
-                connection.execute(insert(journal).values(seq=seq, **row))
+                return _append(connection, run, entry)
         except IntegrityError as error:
             raise _unknown(run) from error
-        return seq
 
     def entries(self, run: str, after: int = 0) -> list[JournalEntry]:
         """A run's journal behind a number, in order."""
@@ -389,6 +422,27 @@ def _put_once(connection: Connection, table: Any, row: dict[str, Any], key: tupl
 def _hold(connection: Connection, run: str, sources: Iterable[str]) -> None:
     for source in sorted(set(sources)):  # in one order, so that two runs never wait for each other
         connection.execute(insert(holds).values(source=source, run=run))
+
+
+def _change_run(connection: Connection, id: str, changes: Mapping[str, Any]) -> None:
+    """FINISHED frees a run's sources; leaving FINISHED takes them again, or raises IntegrityError."""
+    before = _find(connection, id)
+    if changes:
+        connection.execute(update(runs).where(runs.c.id == id).values(changes))
+    state = RunState(changes.get("state", before.state))
+    if state is not before.state:
+        if state is RunState.FINISHED:
+            connection.execute(delete(holds).where(holds.c.run == id))
+        elif before.state is RunState.FINISHED:
+            _hold(connection, id, before.sources)
+
+
+def _append(connection: Connection, run: str, entry: JournalEntry) -> int:
+    row = {"run": run, "step": entry.step, "event": entry.event.value, "attempt": entry.attempt}
+    row |= {"at_ns": entry.at_ns, "payload": _encode(entry.payload)}
+    seq = _next(connection, journal.c.seq, journal.c.run == run)
+    connection.execute(insert(journal).values(seq=seq, **row))
+    return seq
 
 
 def _next(connection: Connection, column: Any, where: Any) -> int:

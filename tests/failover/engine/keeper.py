@@ -25,6 +25,7 @@ class MemoryKeeper:
         self._requests: list[Request] = []
         self._leases: dict[str, Lease] = {}
         self.on_append: Any = lambda entry: None
+        self.on_leave: Any = lambda: None
 
     def create_run(self, run: RunRecord) -> None:
         self._runs[run.id] = run
@@ -48,6 +49,18 @@ class MemoryKeeper:
             self._check(id, token)
             changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
             self._runs[id] = replace(self._runs[id], **changes)
+
+    def leave_run(self, lease: Lease, id: str, *, seen: int, entry: JournalEntry | None = None, **changes: Any) -> bool:
+        self.on_leave()
+        with self._lock:
+            self._check(id, lease.token)
+            if self.requests(id, seen):
+                return False
+            if entry is not None:
+                self._journals[id].append(replace(entry, seq=len(self._journals[id]) + 1))
+            self._runs[id] = replace(self._runs[id], **changes)
+            self._leases[lease.name] = replace(lease, expires_ns=0)
+            return True
 
     def append(self, run: str, token: int, entry: JournalEntry) -> int:
         with self._lock:

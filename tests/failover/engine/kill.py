@@ -48,6 +48,12 @@ class DyingRegistry:
         self._maybe_die()
         return seq
 
+    def leave_run(self, *given: Any, **more: Any) -> bool:
+        self._maybe_die()
+        left = self._real.leave_run(*given, **more)
+        self._maybe_die()
+        return left
+
     def _maybe_die(self) -> None:
         if self._at == self._position:
             os.kill(os.getpid(), signal.SIGKILL)

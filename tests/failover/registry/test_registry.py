@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from drengine.control.messages import AgentReport, PartyKind, Presence
-from drengine.failover.registry.errors import RUN_ACTIVE
+from drengine.failover.registry.errors import LEASE_HELD, LEASE_LOST, RUN_ACTIVE
 from drengine.failover.registry.registry import Registry
-from drengine.failover.run import Event, JournalEntry, Outcome, RequestKind, RunState
+from drengine.failover.run import Event, JournalEntry, Outcome, RequestKind, RunState, run_lease
 from drengine.failover.runbook.values import Mode
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
@@ -69,6 +69,32 @@ def test_an_unfinished_run_holds_its_sources(registry: Registry) -> None:
     registry.update_run("r1", token=token, state=RunState.RUNNING)
     with pytest.raises(DrengineError, match="shop is held by the unfinished run r1"):
         registry.create_run(run_named("r5", "shop"))
+
+
+def test_a_run_is_left_with_its_lease_unless_somebody_asks_something(registry: Registry) -> None:
+    registry.create_run(run_named("r1", "shop"))
+    lease = registry.acquire_lease(run_lease("r1"), "one", 30)
+    entry = JournalEntry("", Event.DECISION, 0, 7, {"decision": "finished"})
+
+    def leave(seen: int) -> bool:
+        how = {"state": RunState.FINISHED, "outcome": Outcome.COMPLETED, "reason": "all-done", "finished_ns": 7}
+        return registry.leave_run(lease, "r1", seen=seen, entry=entry, **how)
+
+    asked = registry.request("r1", RequestKind.ABORT, "", "ann")
+    assert not leave(0)
+    assert (registry.run("r1").state, registry.entries("r1")) == (RunState.RUNNING, [])
+    with pytest.raises(DrengineError) as held:
+        registry.acquire_lease(run_lease("r1"), "two", 30)
+    assert held.value.kind is LEASE_HELD
+    assert leave(asked.seq)
+    assert leave(asked.seq), "the answer to the first try got lost"
+    assert registry.run("r1").finished_ns == 7
+    assert [each.payload["decision"] for each in registry.entries("r1")] == ["finished"]
+    registry.create_run(run_named("r2", "shop"))
+    registry.acquire_lease(run_lease("r1"), "two", 30)
+    with pytest.raises(DrengineError) as lost:
+        leave(asked.seq)
+    assert lost.value.kind is LEASE_LOST
 
 
 def test_the_same_run_is_created_once(registry: Registry) -> None:
