@@ -21,7 +21,6 @@ import msgspec
 from drengine.failover.decide import Action, Decision, Reason, decide
 from drengine.failover.options import read_options
 from drengine.failover.plan import plan, plan_rollback
-from drengine.failover.redaction import secret_values, without_secrets
 from drengine.failover.run import (
     Event,
     JournalEntry,
@@ -50,6 +49,7 @@ from drengine.failover.snapshot import (
 from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepResult
 from drengine.model.errors import DrengineError
+from drengine.redaction import secret_values, without_secrets
 
 log = logging.getLogger("drengine.failover")
 

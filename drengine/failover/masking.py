@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from drengine.failover.redaction import without_secrets
+from drengine.redaction import without_secrets
 
 
 def masked(text: str) -> str:

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from drengine.failover.redaction import without_secrets
 from drengine.failover.steps.errors import CHECK_FAILED
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import filled, launched_details
 from drengine.failover.steps.web import Deadline
+from drengine.redaction import without_secrets
 
 TRY_SECONDS_MIN, TRY_SECONDS_MAX = 1.0, 10.0
 SHOWN_CHARACTERS_MAX = 400

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from drengine.failover.redaction import without_secrets
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import WebAddress
 from drengine.failover.steps.errors import CHECK_FAILED
@@ -19,6 +18,7 @@ from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import launched_details
 from drengine.failover.steps.web import Deadline, post
+from drengine.redaction import without_secrets
 
 
 class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

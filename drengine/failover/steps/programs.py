@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from drengine.failover.redaction import without_secrets
 from drengine.failover.steps.errors import COMMAND_FAILED
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import environment_of
 from drengine.process import Finished, run_command
+from drengine.redaction import without_secrets
 
 
 class Ended(msgspec.Struct, frozen=True):

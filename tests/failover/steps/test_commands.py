@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from drengine.failover.redaction import without_secrets
 from drengine.failover.steps.approval import ApprovalStep, Approved
 from drengine.failover.steps.command import CommandStep
 from drengine.failover.steps.errors import COMMAND_FAILED
@@ -21,6 +20,7 @@ from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.notify import NotifyStep
 from drengine.failover.steps.wait import WaitStep
 from drengine.process import find_marked, run_command
+from drengine.redaction import without_secrets
 from tests.failover.steps.context import HastyClock, context, planned
 
 KINDS = step_kinds()

@@ -56,15 +56,20 @@ def secret_values(runbook: object) -> frozenset[str]:
     return frozenset(word for word in words if len(word) >= SECRET_CHARACTERS_MIN)
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether what goes by this name is a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def _secrets(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for name, each in value.items():
-            if isinstance(each, str) and _SECRET_NAME.search(str(name)):
+            if isinstance(each, str) and is_secret_name(str(name)):
                 yield each
             yield from _secrets(each)
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         for before, each in zip(("", *value), value, strict=False):
             is_option = isinstance(before, str) and before.startswith("-") and "=" not in before
-            if is_option and isinstance(each, str) and _SECRET_NAME.search(before):
+            if is_option and isinstance(each, str) and is_secret_name(before):
                 yield each
             yield from _secrets(each)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drengine.failover.redaction import secret_values, without_secrets
 from drengine.process.environment import PASS_VARIABLE
+from drengine.redaction import secret_values, without_secrets
 
 KEY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7hunter2\nhunter2+/=="
 PEM = f"-----BEGIN RSA PRIVATE KEY-----\n{KEY}\n-----END RSA PRIVATE KEY-----"

@@ -1,0 +1,13 @@
+"""What can go wrong with an audit log: kinds with exit codes 6 and 9 (taken for `audit-broken`)."""
+
+from __future__ import annotations
+
+from drengine.model.errors import error_kind
+
+AUDIT_UNUSABLE = error_kind(
+    "audit-unusable",
+    6,
+    "The audit log can't be written or read, so what has to be recorded is not done.",
+    "The message names the file; its disk may be full, or belong to another user. docs/security.md says where it lies.",
+    retryable=True,
+)
