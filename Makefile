@@ -8,7 +8,7 @@ ARGS ?=
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 3
 
-.PHONY: help demo test check bench soak live postgres crash field agent lock docs clean oracle
+.PHONY: help demo test check bench soak live postgres crash field agent packages packaged lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -55,11 +55,18 @@ field: $(VENV)/.test ## try what users reported, on real processes and devices, 
 agent: $(VENV)/.runtime ## the agent as one file, dist/drengine-agent: needs nothing but CPython 3.11 to 3.14
 	@$(PY) -m tools.onefile $(ARGS)
 
+packages: $(VENV)/.packages ## .deb and .rpm of agent and server side, in dist/ (ARGS="--only agent")
+	@$(PY) -m tools.packages $(ARGS)
+
+packaged: packages ## install, upgrade and purge the packages on hosts of their own, as root
+	@./deploy/test-tools rpm:rpm man:man-db >&2
+	@DRENGINE_PACKAGES=$(CURDIR)/dist $(PY) -m pytest -q -rs tests/packages
+
 oracle: $(VENV)/.test ## what eBPF tracks against what a full comparison finds, as root (ARGS="--operations 5000 --seed N")
 	@$(PY) -m tests.agent.capture.ebpf.oracle $(ARGS)
 
 lock: ## renew the lock files from pyproject.toml
-	@for set in runtime demo test check bench; do \
+	@for set in runtime demo test check bench packages; do \
 	  group=$$([ $$set = runtime ] || echo --group $$set); \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    $$group -o requirements/$$set.lock pyproject.toml || exit 1; done

@@ -14,15 +14,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import typer
 from pydantic import TypeAdapter
 
 from drengine.config import reference
 from drengine.model.errors import error_kinds
 from drengine.telemetry import Family
 from drengine.transport.causes import CAUSES
+from tools.command_tree import PROGRAMS, Command, commands_of
 from tools.dashboard import dashboard
 
 ROOT = Path(__file__).parent.parent
@@ -98,30 +97,16 @@ def metrics() -> str:
 def commands() -> str:
     """docs/cli.md"""
     parts = []
-    for program, module, attribute in (
-        ("drengine", "drengine.cli.main", "app"),
-        ("drengine-agent", "drengine_agent.cli.main", "commands"),
-    ):
-        group: Any = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+    for program in PROGRAMS:
         parts.append(f"## {program}\n")
-        parts += _command_tables(program, group)
+        parts += [_command_table(each) for each in commands_of(program)]
     return f"{GENERATED}# Commands\n\n" + "\n".join(parts) + "\n"
 
 
-def _command_tables(name: str, command: Any) -> Iterator[str]:
-    subcommands = command.list_commands(None) if hasattr(command, "list_commands") else []
-    for each in subcommands:
-        yield from _command_tables(f"{name} {each}", command.get_command(None, each))
-    if not subcommands:
-        rows = "\n".join(
-            f"| `{'`, `'.join(each.opts) if each.param_type_name == 'option' else each.name.upper()}` "
-            f"| {(each.help or '').replace('|', '/')} |"
-            for each in command.params
-            if each.name != "help"
-        )
-        summary = " ".join((command.help or "").split())
-        table = f"\n| option | meaning |\n|---|---|\n{rows}\n" if rows else ""
-        yield f"### {name}\n\n{summary}\n{table}"
+def _command_table(command: Command) -> str:
+    rows = "\n".join(f"| `{'`, `'.join(each.names)}` | {each.help.replace('|', '/')} |" for each in command.parameters)
+    table = f"\n| option | meaning |\n|---|---|\n{rows}\n" if rows else ""
+    return f"### {command.name}\n\n{command.summary}\n{table}"
 
 
 def faults() -> str:

@@ -182,11 +182,8 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes, level: int | None) ->
     archive.writestr(member, data, compresslevel=level)
 
 
-def main() -> None:
-    """Build it."""
-    parser = argparse.ArgumentParser(prog="python -m tools.onefile")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "dist/drengine-agent")
-    output: Path = parser.parse_args().output
+def build(output: Path) -> bytes:
+    """Write the file; what was there is replaced at once. Returns its content."""
     with tempfile.TemporaryDirectory() as folder:
         data = pack(members(Path(folder)))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +191,15 @@ def main() -> None:
     fresh.write_bytes(data)
     fresh.chmod(0o755)
     fresh.replace(output)
+    return data
+
+
+def main() -> None:
+    """Build it."""
+    parser = argparse.ArgumentParser(prog="python -m tools.onefile")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "dist/drengine-agent")
+    output: Path = parser.parse_args().output
+    data = build(output)
     print(f"{output}: {len(data) / 1e6:.1f} MB, sha256 {hashlib.sha256(data).hexdigest()}")
 
 

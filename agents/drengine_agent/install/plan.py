@@ -97,7 +97,8 @@ def plan_install(wanted: Wanted, present: Present) -> Plan:
     else:
         files += _file(UNIT, wanted.unit, 0o644, present, before, keep=notes)
     links = [*_links(wanted, present)]
-    if not (files or links or present.record is None or wanted.version != before.version):
+    moved = [*_moved_to_package(wanted, present, before)]
+    if not (files or links or moved or present.record is None or wanted.version != before.version):
         return Plan(_start(wanted, present, changed=False), tuple(notes))
     record = Record(
         wanted.version,
@@ -108,7 +109,7 @@ def plan_install(wanted: Wanted, present: Present) -> Plan:
     )
     first = [each for each in directories if RECORD.is_relative_to(each.path)]
     acts: list[Act] = [*first, WriteFile(RECORD, record.to_bytes(), 0o600, quiet=True)]
-    acts += [*(each for each in directories if each not in first), *files, *links]
+    acts += [*(each for each in directories if each not in first), *files, *links, *moved]
     if present.systemd == "installed" and not present.image:
         notes.append("systemd is not running here: the agent starts with the next boot")
     changed = any(each.path in (PROGRAM, UNIT, CONFIG) for each in files)
@@ -202,6 +203,15 @@ def _links(wanted: Wanted, present: Present) -> Iterator[MakeLink]:
             raise DrengineError(INSTALL_CONFLICT, f"{path} is there and not this installer's")
         if path not in present.links:
             yield MakeLink(path, target)
+
+
+def _moved_to_package(wanted: Wanted, present: Present, before: Record) -> Iterator[Remove]:
+    """A program that we wrote goes when a package brings it: two of them would run two versions."""
+    if wanted.program is None:
+        if present.links.get(COMMAND) == str(PROGRAM):
+            yield Remove(COMMAND)
+        if str(PROGRAM) in before.files and PROGRAM in present.files:
+            yield Remove(PROGRAM)
 
 
 def _known(before: Record, files: Sequence[WriteFile]) -> dict[str, tuple[str, ...]]:

@@ -1,19 +1,27 @@
-"""What runs now: the one file, or an environment that somebody else keeps."""
+"""What runs now: the one file, the one file from a package, or an environment; the last two are kept by somebody else."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from drengine_agent.install.places import PROGRAM
+from drengine_agent.install.places import PACKAGED, PROGRAM
 
 
 def own_archive() -> Path | None:
-    """The one file that this process was started from; None in an environment."""
-    named = getattr(sys.modules["__main__"], "ARCHIVE", "")
-    return Path(named) if named else None
+    """The one file that this process was started from, to be installed; None where somebody else keeps the program."""
+    started = _started_from()
+    return None if started == PACKAGED else started
 
 
-def start_command(archive: Path | None) -> str:
+def start_command() -> str:
     """What the unit starts."""
-    return str(PROGRAM) if archive else f"{sys.executable} -m drengine_agent"
+    started = _started_from()
+    if started is None:
+        return f"{sys.executable} -m drengine_agent"
+    return str(PACKAGED if started == PACKAGED else PROGRAM)
+
+
+def _started_from() -> Path | None:
+    named = getattr(sys.modules["__main__"], "ARCHIVE", "")
+    return Path(named).resolve() if named else None

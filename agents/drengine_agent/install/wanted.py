@@ -77,7 +77,7 @@ def wanted_from(said: Said | None, config: AgentConfig | None, *, start: bool) -
         paths = [volume.path for volume in config.volume]
     archive = own_archive()
     unit = unit_text(
-        command=start_command(archive),
+        command=start_command(),
         state_directory=state,
         writes_volumes=paths if tracker == "nbd" else None,
     )

@@ -13,7 +13,7 @@ from drengine_agent.install import places
 from drengine_agent.install.acts import CheckStopped, Plan, Run, Untrack, WriteFile
 from drengine_agent.install.errors import INSTALL_CONFLICT
 from drengine_agent.install.perform import perform
-from drengine_agent.install.places import CONFIG, ENABLED, PROGRAM, RECORD, STATE, UNIT, Present, look, within
+from drengine_agent.install.places import COMMAND, CONFIG, ENABLED, PROGRAM, RECORD, STATE, UNIT, Present, look, within
 from drengine_agent.install.plan import Wanted, directories_of, plan_install, plan_uninstall
 
 OWN = (STATE, places.RUNTIME, places.CACHE)
@@ -264,3 +264,14 @@ def test_a_damaged_record_is_refused(image: Path) -> None:
         look(image, OWN)
     assert refused.value.kind is INSTALL_CONFLICT
     assert places.RECORD.name in refused.value.message
+
+
+def test_a_program_of_ours_goes_when_a_package_brings_it(image: Path) -> None:
+    before = tree(image)
+    install(image, FIRST)
+    install(image, Wanted("2", "shop", STATE, None, None, b"unit of the package"))
+    assert not within(image, PROGRAM).exists()
+    assert not within(image, COMMAND).is_symlink()
+    assert within(image, UNIT).read_bytes() == b"unit of the package"
+    uninstall(image)
+    assert tree(image) == before

@@ -1,0 +1,1 @@
+"""Packages for Debian and RPM systems: `make packages`."""
