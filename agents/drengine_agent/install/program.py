@@ -1,4 +1,4 @@
-"""What runs now: the one file, the one file from a package, or an environment; the last two are kept by somebody else."""
+"""What runs now: the one file, the one from a package, or an environment; the last two are kept by somebody else."""
 
 from __future__ import annotations
 
