@@ -1,7 +1,8 @@
 """An entry of the audit log, and the line that it becomes.
 
-A line is `HASH JSON`, where HASH = SHA-256 of the text `PREVIOUS JSON` in hexadecimal, and PREVIOUS is the hash of the
-entry before. So one line vouches for all before it, and `sha256sum` can check it without this program.
+A line is `HASH JSON`. HASH is the SHA-256 of the text `PREVIOUS JSON` in hexadecimal, where PREVIOUS is the hash of the
+entry before; of the first, the SHA-256 of a space and the log's id. So a line vouches for all before it, and
+`sha256sum` can check it without this program.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import msgspec
 
 from drengine.redaction import is_secret_name, without_secrets
 
-NO_HASH = "0" * 64
-"""Stands before the first entry."""
 LINE_BYTES_MAX = 8192
 TEXT_CHARACTERS_MAX = 256
 DETAIL_CHARACTERS_MAX = 512
@@ -70,6 +69,11 @@ def encode(entry: Entry) -> bytes:
 def chain(previous: str, content: bytes) -> str:
     """The hash of an entry that is written as `content` and follows one of hash `previous`."""
     return hashlib.sha256(previous.encode() + b" " + content).hexdigest()
+
+
+def genesis(log: str) -> str:
+    """What stands for the hash before the first entry of a log with this id."""
+    return chain("", log.encode())
 
 
 def line_of(previous: str, entry: Entry) -> tuple[str, bytes]:

@@ -2,8 +2,8 @@
 
 | file | holds |
 |---|---|
-| `NUMBER.log` | a line with the format, NUMBER, the number of its first entry and the hash before it; then entries |
-| `head` | number and hash of the newest acknowledged entry, and where it ends; writers lock it |
+| `NUMBER.log` | first a line: `drengine-audit 1`, id of the log, NUMBER, number of its first entry, hash before it |
+| `head` | id of the log, number and hash of the newest acknowledged entry, where it ends; writers lock it |
 
 Files are numbered without a gap: 1, 2, 3...
 """
@@ -13,43 +13,52 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drengine.audit.entry import LINE_BYTES_MAX, NO_HASH, Entry, read_line
+from drengine.audit.entry import LINE_BYTES_MAX, Entry, genesis, read_line
 
 HEAD_FILE = "head"
 _NAME = re.compile(r"(\d{12})\.log", re.ASCII)
-_FIRST_LINE = re.compile(rb"drengine-audit 1 (\d{12}) (\d{16}) ([0-9a-f]{64})\n")
-HEAD_BYTES = 112
-_HEAD = re.compile(rb"(\d{16}) ([0-9a-f]{64}) (\d{12}) (\d{16})\n")
+_FIRST_LINE = re.compile(rb"drengine-audit 1 ([0-9a-f]{32}) (\d{12}) (\d{16}) ([0-9a-f]{64})\n")
+HEAD_BYTES = 145
+_HEAD = re.compile(rb"([0-9a-f]{32}) (\d{16}) ([0-9a-f]{64}) (\d{12}) (\d{16})\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where the log ends.
+    """Where a log ends.
 
     Attributes:
-        number, hash: of the newest entry; 0 and NO_HASH before the first.
+        log: id of the log: 32 hexadecimal digits, made up when it was begun.
+        number, hash: of the newest entry; before the first 0 and `genesis`.
         file: number of the file that it goes on in.
         end: how long that file is, in bytes.
     """
 
-    number: int = 0
-    hash: str = NO_HASH
-    file: int = 0
-    end: int = 0
+    log: str
+    number: int
+    hash: str
+    file: int
+    end: int
+
+    @staticmethod
+    def begin(log: str) -> Head:
+        """Of a log that has no file yet."""
+        return Head(log, 0, genesis(log), 0, 0)
 
     def encode(self) -> bytes:
         """As the file `head` holds it; always of one length, so that it is overwritten in place."""
-        return f"{self.number:016d} {self.hash} {self.file:012d} {self.end:016d}\n".encode()
+        return f"{self.log} {self.number:016d} {self.hash} {self.file:012d} {self.end:016d}\n".encode()
 
     @staticmethod
     def decode(content: bytes) -> Head | None:
         """What `encode` has written; None if it is anything else."""
         match = _HEAD.fullmatch(content)
-        return Head(int(match[1]), match[2].decode(), int(match[3]), int(match[4])) if match else None
+        if match is None:
+            return None
+        return Head(match[1].decode(), int(match[2]), match[3].decode(), int(match[4]), int(match[5]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +93,9 @@ def file_path(directory: Path, file: int) -> Path:
     return directory / f"{file:012d}.log"
 
 
-def first_line(file: int, head: Head) -> bytes:
-    """What a file begins with that follows `head`."""
-    return f"drengine-audit 1 {file:012d} {head.number + 1:016d} {head.hash}\n".encode()
+def first_line(head: Head, file: int) -> bytes:
+    """What the file of this number begins with, if it follows `head`."""
+    return f"drengine-audit 1 {head.log} {file:012d} {head.number + 1:016d} {head.hash}\n".encode()
 
 
 def files(directory: Path) -> list[int]:
@@ -104,7 +113,7 @@ class Reader:
 
     Attributes:
         start: what its entries follow; None if its first line can't be read.
-        head: where the newest entry ends that was read.
+        head: where the newest entry ends that was read; None as `start` is.
         damage: why the rest could not be read; empty when all of it was.
     """
 
@@ -116,7 +125,7 @@ class Reader:
         """
         self._path = file_path(directory, file)
         self.start = behind or self._read_start(file)
-        self.head = self.start or Head(file=file)
+        self.head = self.start
         self.damage = "" if self.start else "the file does not begin as an audit log's does"
 
     def entries(self) -> Iterator[Line]:
@@ -125,7 +134,7 @@ class Reader:
         Raises:
             OSError: it can't be read.
         """
-        if self.start is None:
+        if self.head is None:
             return
         with self._path.open("rb") as file:
             file.seek(self.head.end)
@@ -135,16 +144,16 @@ class Reader:
                 except ValueError as error:
                     self.damage = str(error)
                     return
-                self.head = Head(entry.number, hashed, self.head.file, self.head.end + len(line))
+                self.head = replace(self.head, number=entry.number, hash=hashed, end=self.head.end + len(line))
                 yield Line(entry, self.head)
 
     def _read_start(self, file: int) -> Head | None:
         with self._path.open("rb") as opened:
             line = opened.readline(LINE_BYTES_MAX)
         match = _FIRST_LINE.fullmatch(line)
-        if match is None or int(match[1]) != file or not int(match[2]):
+        if match is None or int(match[2]) != file or not int(match[3]):
             return None
-        return Head(int(match[2]) - 1, match[3].decode(), file, len(line))
+        return Head(match[1].decode(), int(match[3]) - 1, match[4].decode(), file, len(line))
 
     def rest(self) -> Rest:
         """What is behind the newest entry that was read.
@@ -153,8 +162,9 @@ class Reader:
             OSError: it can't be read.
         """
         with self._path.open("rb") as file:
-            file.seek(self.head.end)
+            end = self.head.end if self.head else 0
+            file.seek(end)
             begin = file.read(LINE_BYTES_MAX + 1)
-            file.seek(self.head.end)
+            file.seek(end)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return Rest(file.tell() - self.head.end, digest, len(begin) <= LINE_BYTES_MAX and b"\n" not in begin)
+            return Rest(file.tell() - end, digest, len(begin) <= LINE_BYTES_MAX and b"\n" not in begin)

@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -127,61 +128,57 @@ class _Locked:
         self._descriptor = descriptor
         self._keep = keep
         self._clock = clock
-        self._head = Head()
-        self._find()
+        self._head = self._find()
 
     def append(self, *facts: Any) -> Entry:
         """Add an entry, in a new file where the newest is full."""
         if self._head.end >= self._keep.file_bytes:
-            self._begin_file()
+            self._head = self._begin_file(self._head)
             self._retire()
         return self._write(*facts)
 
-    def _find(self) -> None:
+    def _find(self) -> Head:
         """Find where the log ends. What a crash, or somebody else, left behind that stays, and a new file says so."""
         noted = Head.decode(os.pread(self._descriptor, HEAD_BYTES, 0))
         newest = max(files(self._directory), default=0)
         if noted is not None and newest <= noted.file:
             size = file_path(self._directory, noted.file).stat().st_size if newest == noted.file else 0
             if size < noted.end:
-                self._head = noted
-                self._go_on(LOST, Outcome.FAILED, {"through": noted.number, "bytes": noted.end - size})
-                return
+                lost = {"through": noted.number, "bytes": noted.end - size}
+                return self._go_on(noted, LOST, Outcome.FAILED, lost)
         elif newest == 0:
-            self._begin_file()
-            return
-        reader = Reader(self._directory, newest, behind=noted if noted is not None and noted.file == newest else None)
+            return self._begin_file(Head.begin(secrets.token_hex(16)))
+        behind = noted if noted is not None and noted.file == newest else None
+        reader = Reader(self._directory, newest, behind=behind)
         for _ in reader.entries():
             pass
-        if reader.start is None:
+        if reader.head is None:
             raise OSError(f"{file_path(self._directory, newest)}: {reader.damage}")
-        self._head = reader.head
         if reader.damage:
-            self._go_on(MENDED, Outcome.DONE, reader.rest().told())
+            return self._go_on(reader.head, MENDED, Outcome.DONE, reader.rest().told())
+        return reader.head
 
-    def _go_on(self, did: str, outcome: Outcome, details: dict[str, Any]) -> None:
+    def _go_on(self, head: Head, did: str, outcome: Outcome, details: dict[str, Any]) -> Head:
         """Begin a new file, of which the first entry says how the one before ended."""
-        before = file_path(self._directory, self._head.file).name
-        entry = self._entry(OURSELVES, "", did, before, outcome, "", 1, details)
-        self._begin_file(entry)
+        before = file_path(self._directory, head.file).name
+        return self._begin_file(head, OURSELVES, "", did, before, outcome, "", 1, details)
 
-    def _begin_file(self, entry: Entry | None = None) -> None:
-        """Begin a new file, which is there whole or not at all."""
-        file = self._head.file + 1
-        content = first_line(file, self._head)
-        head = replace(self._head, file=file)
-        if entry is not None:
-            hashed, line = line_of(self._head.hash, entry)
+    def _begin_file(self, head: Head, *facts: Any) -> Head:
+        """Begin a new file behind `head`, perhaps with an entry; it is there whole or not at all."""
+        content = first_line(head, head.file + 1)
+        if facts:
+            entry = self._entry(head, *facts)
+            hashed, line = line_of(head.hash, entry)
             content += line
             head = replace(head, number=entry.number, hash=hashed)
-        replace_durably(file_path(self._directory, file), content)
-        self._note(replace(head, end=len(content)))
+        replace_durably(file_path(self._directory, head.file + 1), content)
+        return self._note(replace(head, file=head.file + 1, end=len(content)))
 
-    def _entry(self, *facts: Any) -> Entry:
-        return Entry(self._head.number + 1, self._clock.now_ns(), *facts)
+    def _entry(self, head: Head, *facts: Any) -> Entry:
+        return Entry(head.number + 1, self._clock.now_ns(), *facts)
 
     def _write(self, *facts: Any) -> Entry:
-        entry = self._entry(*facts)
+        entry = self._entry(self._head, *facts)
         hashed, line = line_of(self._head.hash, entry)
         path = file_path(self._directory, self._head.file)
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -195,12 +192,12 @@ class _Locked:
             raise
         finally:
             os.close(descriptor)
-        self._note(replace(self._head, number=entry.number, hash=hashed, end=self._head.end + len(line)))
+        self._head = self._note(replace(self._head, number=entry.number, hash=hashed, end=self._head.end + len(line)))
         return entry
 
-    def _note(self, head: Head) -> None:
+    def _note(self, head: Head) -> Head:
         os.pwrite(self._descriptor, head.encode(), 0)
-        self._head = head
+        return head
 
     def _retire(self) -> None:
         """Remove the oldest files that need not be kept; an entry vouches for each, with the hash that it ended in."""

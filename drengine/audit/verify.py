@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from drengine.audit.entry import NO_HASH
+from drengine.audit.entry import genesis
 from drengine.audit.errors import AUDIT_UNUSABLE
 from drengine.audit.files import HEAD_BYTES, HEAD_FILE, Head, Line, Reader, Rest, file_path, files
 from drengine.audit.log import LOST, MENDED, OURSELVES, REMOVED
@@ -18,7 +18,11 @@ from drengine.model.errors import DrengineError
 
 _NO_ENTRY = "the file ends in what is no entry"
 _TRIES = 5
-_ANCHOR = re.compile(r"\bnumber\W{1,4}(\d{1,16})\b.{0,200}?\bhash\W{1,4}([0-9a-f]{64})\b")
+_ANCHOR = re.compile(
+    r"\blog\W{1,4}([0-9a-f]{32})\b.{0,200}?\bnumber\W{1,4}(\d{1,16})\b.{0,200}?\bhash\W{1,4}([0-9a-f]{64})\b"
+)
+_NOTHING = Head("", 0, "", 0, 0)
+"""Stands for the end of what was read, before any file was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +32,12 @@ class Anchor:
     Attributes:
         hash: of it.
         number: its number; 0: not known.
+        log: id of its log; empty: not known, so it is the one that is compared.
     """
 
     hash: str
     number: int = 0
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +45,20 @@ class Checked:
     """What verifying found.
 
     Attributes:
+        log: the log's id.
         first, last: numbers of the entries that are there and fit; 0 where there is none.
         hash: of the last.
         removed: so many entries at the beginning went by retention.
         mended: how often a crash left part of a line, which the next writer told of.
         unfinished_bytes: of an entry that a crash kept from being written; the next writer tells of it.
-        anchors: how many anchors agree.
+        anchors: how many anchors agree; those of other logs don't count.
         not_compared: how many anchors are of entries that retention removed.
         broken: what is wrong first; empty: nothing.
         broken_number: the first entry that is wrong or missing; 0: none.
         broken_file: the file in which it is, or should be.
     """
 
+    log: str
     first: int
     last: int
     hash: str
@@ -122,9 +130,9 @@ def read_anchors(text: str) -> list[Anchor]:
     Raises:
         ValueError: there is none.
     """
-    found = [Anchor(match[2], int(match[1])) for match in _ANCHOR.finditer(text)]
+    found = [Anchor(match[3], int(match[2]), match[1]) for match in _ANCHOR.finditer(text)]
     if not found:
-        raise ValueError("there is no anchor in it: a line has number=NUMBER and hash=HASH, or is JSON with both")
+        raise ValueError("there is no anchor in it: a line of one has log, number and hash")
     return found
 
 
@@ -133,14 +141,12 @@ class _Walk:
 
     def __init__(self, directory: Path, anchors: frozenset[Anchor]) -> None:
         self._directory = directory
-        self._anchors = anchors
-        self._wanted: dict[int, set[str]] = {}
-        for each in anchors:
-            if each.number:
-                self._wanted.setdefault(each.number, set()).add(each.hash)
+        self._given = anchors
+        self._anchors = frozenset[Anchor]()
         self._agreed = set[Anchor]()
+        self._wanted: dict[int, set[str]] = {}
         self._start: Head | None = None
-        self._head = Head()
+        self._head = _NOTHING
         self._rest: Rest | None = None
         self._vouched = set[tuple[int, str]]()
         self._mended = 0
@@ -155,15 +161,16 @@ class _Walk:
         try:
             noted = read_head(self._directory)
             if noted is not None:
-                self._wanted.setdefault(noted.number, set()).add(noted.hash)
+                self._wanted[noted.number] = {noted.hash}
             self._go()
             with _quiet(self._directory) as newest:
                 self._go()
                 self._end(newest)
         except _BrokenError as error:
             broken = error
-        start = self._start or Head()
+        start = self._start or _NOTHING
         return Checked(
+            log=start.log,
             first=start.number + 1 if self._head.number > start.number else 0,
             last=self._head.number,
             hash=self._head.hash,
@@ -211,14 +218,24 @@ class _Walk:
         if reader.start is None:
             raise self._broken(reader.damage, file=file)
         if self._start is None:
-            self._start = reader.start
-            self._compare(reader.start.number, reader.start.hash)
+            self._begin(reader.start)
+        elif reader.start.log != self._head.log:
+            raise self._broken("the file is of another log", file=file)
         elif reader.start.number > self._head.number:
             ends = "ends in what is no entry" if self._rest else "ends too early"
             raise self._broken(f"the file {ends}: the next one follows entry {reader.start.number}")
         elif (reader.start.number, reader.start.hash) != (self._head.number, self._head.hash):
             raise self._broken("the file does not follow the one before", file=file)
         self._head = reader.start
+
+    def _begin(self, start: Head) -> None:
+        """Begin with the first file: whose anchors count is known now."""
+        self._start = start
+        self._anchors = frozenset(each for each in self._given if each.log in ("", start.log))
+        for each in self._anchors:
+            self._wanted.setdefault(each.number, set()).add(each.hash)
+        self._head = start
+        self._compare(start.number, start.hash)
 
     def _see(self, line: Line, torn: Rest | None) -> None:
         """Look at an entry that fits the one before; `torn` is left of an unfinished one in the file before."""
@@ -236,15 +253,18 @@ class _Walk:
 
     def _compare(self, number: int, hashed: str) -> None:
         """Compare an entry with what is known of it elsewhere."""
-        if self._wanted.get(number, {hashed}) != {hashed}:
+        if number and self._wanted.get(number, {hashed}) != {hashed}:
             raise self._broken("it is another entry than the one that was acknowledged or anchored", number=number)
-        self._agreed |= {each for each in self._anchors if each.hash == hashed and each.number in (0, number)}
+        if number in self._wanted or hashed in self._wanted.get(0, ()):
+            self._agreed |= {each for each in self._anchors if each.hash == hashed and each.number in (0, number)}
 
     def _end(self, newest: Head | None) -> None:
         """Look at the log as a whole; nobody writes it now."""
-        start = self._start or Head()
-        if (start.number, start.hash) not in {(0, NO_HASH), *self._vouched}:
+        start = self._start or _NOTHING
+        if (start.number, start.hash) not in {(0, genesis(start.log)), (0, ""), *self._vouched}:
             raise self._broken("the entries before it were removed, and not by retention", number=start.number + 1)
+        if newest is not None and newest.log != start.log:
+            raise self._broken("the head is of another log", number=0)
         known = max((each.number for each in self._anchors), default=0)
         if newest is not None and newest.number > known:
             known = newest.number
@@ -253,10 +273,12 @@ class _Walk:
         unknown = {each for each in self._anchors if not each.number} - self._agreed
         if unknown:
             raise self._broken(f"no entry has the hash {min(each.hash for each in unknown)}", number=0)
+        if self._given and not self._anchors:
+            raise self._broken(f"no anchor is of this log, {start.log}", number=0)
 
     def _broken(self, message: str, *, number: int | None = None, file: int = 0) -> _BrokenError:
         """By default the next entry is the one that is wrong, or missing."""
-        return _BrokenError(message, self._head.number + 1 if number is None else number, file or self._head.file)
+        return _BrokenError(message, self._head.number + 1 if number is None else number, file or self._head.file or 1)
 
 
 @contextlib.contextmanager

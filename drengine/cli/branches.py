@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.audit import recorded
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_source
 from drengine.terminal import emit_json, show_table
 
@@ -23,7 +24,8 @@ def branches(
     with open_store(store, read_only=drop is None) as opened:
         name = pick_source(opened, source)
         if drop is not None:
-            opened.close_branch(name, drop)
+            with recorded(store, "branch.drop", f"{name}#{drop}"):
+                opened.close_branch(name, drop)
         found = opened.branches(name)
     if json:
         emit_json(found)

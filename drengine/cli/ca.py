@@ -12,6 +12,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
+from drengine.audit import recorded
 from drengine.cli.common import JsonOption
 from drengine.config.kinds import parse_duration, show_duration
 from drengine.durable import replace_durably
@@ -93,6 +94,8 @@ def init(
 ) -> None:
     """Make a CA for a site, in a missing or empty directory."""
     made = Authority.create(ca, site, passphrase=_passphrase(passphrase_file), seconds=_duration(valid))
+    with recorded(ca, "ca.init", site):
+        pass  # the directory had to be empty before
     until = _moment(made.ends_at)
     if json:
         emit_json({"ca": ca, "site": site, "certificate": ca / CERTIFICATE_FILE, "valid_until": until})
@@ -125,10 +128,11 @@ def issue(
     if present := next((name for name in (KEY, CERTIFICATE) if (to / name).exists()), None):
         raise DrengineError(CA_REFUSED, f"{to / present} is there already: `drengine ca renew` replaces it")
     public, key = _keys(csr)
-    issued = authority.issue(
-        _identity(identity, authority), public, hosts=host or (), both_ways=both_ways, seconds=_duration(valid)
-    )
-    _hand_out(authority, issued, to, key, json=json)
+    named = _identity(identity, authority)
+    facts = {"hosts": host or [], "both_ways": both_ways, "valid": valid, "csr": str(csr or "")}
+    with recorded(ca, "ca.issue", str(named), **facts):
+        issued = authority.issue(named, public, hosts=host or (), both_ways=both_ways, seconds=_duration(valid))
+        _hand_out(authority, issued, to, key, json=json)
 
 
 @app.command()
@@ -144,8 +148,10 @@ def renew(
     """Issue again what a party has, with a new key; the old certificate stays valid until it expires."""
     authority = _open(ca, passphrase_file)
     public, key = _keys(csr)
-    issued = authority.renew(_identity(identity, authority), public, seconds=_duration(valid))
-    _hand_out(authority, issued, to, key, json=json)
+    named = _identity(identity, authority)
+    with recorded(ca, "ca.renew", str(named), valid=valid, csr=str(csr or "")):
+        issued = authority.renew(named, public, seconds=_duration(valid))
+        _hand_out(authority, issued, to, key, json=json)
 
 
 @app.command()
@@ -161,7 +167,8 @@ def revoke(
         raise typer.BadParameter("name an identity, or a certificate with --serial")
     authority = _open(ca, passphrase_file)
     named = None if identity is None else _identity(identity, authority)
-    revoked = authority.revoke(identity=named, serial=serial.lower() if serial else None)
+    with recorded(ca, "ca.revoke", str(named or serial)):
+        revoked = authority.revoke(identity=named, serial=serial.lower() if serial else None)
     if json:
         emit_json({"revoked": [_told(each) for each in revoked], "crl": ca / CRL_FILE})
         return
@@ -198,7 +205,9 @@ def crl(
     json: JsonOption = False,
 ) -> None:
     """Sign the list of what is revoked (CRL, in PEM) anew, and print it."""
-    content = _open(ca, passphrase_file).write_crl(seconds=_duration(valid)).decode()
+    authority = _open(ca, passphrase_file)
+    with recorded(ca, "ca.crl", "", valid=valid):
+        content = authority.write_crl(seconds=_duration(valid)).decode()
     if json:
         emit_json({"crl": content, "file": ca / CRL_FILE})
     else:

@@ -183,6 +183,20 @@ COMMANDS: Mapping[str, Command | Group] = {
             "crl": Command("drengine.cli.ca", "Sign the list of what is revoked (CRL, in PEM) anew, and print it."),
         },
     ),
+    "audit": Group(
+        "Who did what: entries chained by their hashes, so that whoever changes one is found out.",
+        {
+            "show": Command("drengine.cli.audit.show", "Show who did what, oldest first."),
+            "export": Command(
+                "drengine.cli.audit.show",
+                "Write entries as lines of JSON, each with its hash, for an archive or another program.",
+            ),
+            "verify": Command(
+                "drengine.cli.audit.verify",
+                "Check that each entry follows the one before, and is the one that anchors know.",
+            ),
+        },
+    ),
     "broker": Command(
         "drengine.cli.broker",
         "Run an MQTT broker on loopback until interrupted. It keeps nobody apart; for more machines use Mosquitto.",

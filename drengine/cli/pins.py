@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.audit import recorded
 from drengine.cli.common import JsonOption, PointArgument, SourceOption, StoreOption, open_store, pick_point
 from drengine.model.points import RecoveryPoint
 from drengine.terminal import emit_json
@@ -24,7 +25,8 @@ def pin(
     """Keep a point: retention leaves it alone until it is unpinned."""
     with open_store(store) as opened:
         found = pick_point(opened, source, point)
-        opened.pin(found, note)
+        with recorded(store, "point.pin", f"{found.source} {found.id}", note=note):
+            opened.pin(found, note)
     _show(found, json, pinned=True)
 
 
@@ -33,7 +35,8 @@ def unpin(point: PointArgument, store: StoreOption, source: SourceOption = None,
     """Let retention have a point again."""
     with open_store(store) as opened:
         found = pick_point(opened, source, point)
-        opened.unpin(found)
+        with recorded(store, "point.unpin", f"{found.source} {found.id}"):
+            opened.unpin(found)
     _show(found, json, pinned=False)
 
 

@@ -157,7 +157,7 @@ def test_a_crash_at_any_step_loses_nothing_acknowledged(tmp_path: Path, after: b
             except CrashError:
                 pass
         if not keeps_head and (directory / HEAD_FILE).exists():
-            (directory / HEAD_FILE).write_bytes(bytes(112))  # as a power cut may leave it
+            (directory / HEAD_FILE).write_bytes(bytes(145))  # as a power cut may leave it
         fill(AuditLog.open(directory, keep=keep), 2, since=100)
         checked = verify(directory)
         assert checked.broken == "", f"step {step}: {checked}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drengine.audit import AuditLog, Keep
-from drengine.audit.entry import NO_HASH, chain
+from drengine.audit.entry import chain, genesis
 from drengine.audit.files import HEAD_FILE, Head, file_path, files, first_line
 from drengine.audit.verify import Anchor, Checked, read_anchors, read_entries, verify
 
 COUNT = 24
+NO_HASH, LOG = "0" * 64, "12" * 16
 KEEP = Keep(file_bytes=1500)
 
 
@@ -141,23 +143,23 @@ def test_a_new_beginning_is_found_without_the_old_one(written: Path, copies: Pat
     checked = verify(copy)
     assert "not by retention" in checked.broken and checked.broken_number == checked.removed + 1
     lines = second.read_bytes().splitlines(keepends=True)
-    second.write_bytes(first_line(2, Head()) + b"".join(lines[1:]))
+    second.write_bytes(first_line(Head.begin(verify(written).log), 2) + b"".join(lines[1:]))
     assert verify(copy).broken
 
 
 def rewritten(written: Path, copies: Path, number: int) -> Path:
     """What somebody makes who may write everything and knows the format: an entry changed, the chain made anew."""
     copy = copied(written, copies)
-    head = Head()
+    head = Head.begin(verify(copy).log)
     for file in files(copy):
         _, *lines = file_path(copy, file).read_bytes().splitlines(keepends=True)
-        content = first_line(file, head)
+        content = first_line(head, file)
         for line in lines:
             text = line[65:-1].replace(f'"on":"r{number - 1}"'.encode(), b'"on":"other"')
             hashed = chain(head.hash, text)
             content += hashed.encode() + b" " + text + b"\n"
-            head = Head(head.number + 1, hashed)
-        head = Head(head.number, head.hash, file, len(content))
+            head = replace(head, number=head.number + 1, hash=hashed)
+        head = replace(head, file=file, end=len(content))
         file_path(copy, file).write_bytes(content)
     (copy / HEAD_FILE).write_bytes(head.encode())
     return copy
@@ -224,14 +226,33 @@ def test_whole_lines_behind_the_end_are_no_crash(written: Path, copies: Path) ->
 def test_anchors_are_read_from_what_was_received() -> None:
     hashed = "ab" * 32
     text = (
-        f"<110>1 2026-11-29T20:00:00Z host drengine - - - audit log=orchestrator number=12 hash={hashed}\n"
-        f'{{"log": "target", "number": 13, "at": "2026", "hash": "{hashed}"}}\nother line\n'
+        f"<110>1 2026-11-29T20:00:00Z host drengine - - - audit log={LOG} number=12 hash={hashed}\n"
+        f'{{"log": "{LOG}", "number": 13, "at": "2026", "hash": "{hashed}"}}\nother line\n'
     )
-    assert read_anchors(text) == [Anchor(hashed, 12), Anchor(hashed, 13)]
+    assert read_anchors(text) == [Anchor(hashed, 12, LOG), Anchor(hashed, 13, LOG)]
     with pytest.raises(ValueError, match="no anchor"):
         read_anchors("nothing")
 
 
 def test_an_empty_log_is_in_order(tmp_path: Path) -> None:
     AuditLog.open(tmp_path)
-    assert verify(tmp_path) == Checked(0, 0, NO_HASH, 0, 0, 0, 0, 0)
+    log = verify(tmp_path).log
+    assert verify(tmp_path) == Checked(log, 0, 0, genesis(log), 0, 0, 0, 0, 0)
+
+
+def test_anchors_of_other_logs_do_not_count(written: Path) -> None:
+    *_, last = read_entries(written)
+    ours = Anchor(last.head.hash, COUNT, last.head.log)
+    other = Anchor(NO_HASH, COUNT, LOG)
+    assert (verify(written, [ours, other]).broken, verify(written, [ours, other]).anchors) == ("", 1)
+    assert verify(written, [other]).broken == f"no anchor is of this log, {last.head.log}"
+
+
+def test_files_of_another_log_are_found(written: Path, copies: Path, tmp_path: Path) -> None:
+    log = AuditLog.open(tmp_path / "other", keep=KEEP)
+    for number in range(COUNT):
+        log.record(who=f"person:ann-{number}", did="run.approve", on=f"r{number}", details={"step": number})
+    for name in (HEAD_FILE, "000000000001.log", "000000000003.log"):
+        copy = copied(written, copies)
+        shutil.copy(tmp_path / "other" / name, copy)
+        assert verify(copy).broken

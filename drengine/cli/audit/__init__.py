@@ -1,0 +1,1 @@
+"""`drengine audit`: who did what, and whether anybody changed what is told of it."""
