@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from drengine.config import reference
+from drengine.control.refusals import REFUSALS
 from drengine.model.errors import error_kinds
 from drengine.telemetry import Family
 from drengine.transport.causes import CAUSES
@@ -63,6 +64,7 @@ def errors() -> str:
         for kind in error_kinds()
     )
     causes = "".join(f"| `{each.code}` | {each.meaning} | {each.hint} |\n" for each in CAUSES.values())
+    refusals = "".join(f"| `{each.code}` | {each.meaning} | {each.hint} |\n" for each in REFUSALS.values())
     return (
         f"{GENERATED}# Errors\n\nEach failure has a stable id and, for a command that ends with it, an exit status. "
         "0 is success, 2 a command line that can't be understood, 130 an interrupt, 141 (without a word) a reader of "
@@ -73,7 +75,10 @@ def errors() -> str:
         "| exit | id | meaning | what to do | retry helps | peer comes back |\n|---|---|---|---|---|---|\n"
         f"{rows}\n\n## Why TLS fails\n\nThe causes of `tls-failed` and `bad-tls-files`: our files, our certificate "
         "(`own`), the peer's (`peer`), or both sides together. Logs and metrics call them so.\n\n"
-        f"| cause | meaning | what to do |\n|---|---|---|\n{causes}"
+        f"| cause | meaning | what to do |\n|---|---|---|\n{causes}\n## Why orders are refused\n\nA party that is "
+        "told to do something over the broker answers so, and counts it "
+        "([control messages](control.md#signed-orders)).\n\n"
+        f"| code | meaning | what to do |\n|---|---|---|\n{refusals}"
     )
 
 

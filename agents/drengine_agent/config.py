@@ -17,6 +17,7 @@ from drengine.config import (
     SIZE,
     TABLE,
     TEXT,
+    WORDS,
     Address,
     choice,
     option,
@@ -26,7 +27,7 @@ from drengine.config import (
 from drengine.config import load as load_options
 from drengine.config import parse as parse_options
 from drengine.config.options import BAD_CONFIG
-from drengine.control.config import BrokerOptions
+from drengine.control.config import AGENT_VERBS, BrokerOptions, check_verbs
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.transport.files import TlsFiles
@@ -163,6 +164,18 @@ class ControlOptions(BrokerOptions):
         help="Self-fencing: when the broker has heard nothing of the agent for so long, it stops serving its volumes "
         "until it is released. `0s`: never, so that a cut network does not stop production (docs/control.md).",
         check=_lease,
+    )
+    verbs: tuple[str, ...] = option(
+        WORDS,
+        default=AGENT_VERBS,
+        help="What orders over the broker may have done here; others are refused as `order-not-allowed`.",
+        check=check_verbs(AGENT_VERBS),
+    )
+    forced_reverse: str = option(
+        choice("approved", "any"),
+        default="approved",
+        help="A reversal that gives up what the disks hold: where orders are signed, only when the order names who "
+        "approved it; or `any`.",
     )
 
 

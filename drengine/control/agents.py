@@ -16,10 +16,13 @@ import msgspec
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.foreign import Dropped, Drops, Unreadable, decode
+from drengine.control.gate import digest, wants_signed
 from drengine.control.link import Link
 from drengine.control.message import Message
 from drengine.control.messages import AgentReport, Answer, Command, PartyKind, Presence, Verb
+from drengine.control.seals import BadSealError, Purpose, Sealed, Seals, unsealed
 from drengine.control.topics import Leaf, Topic, everyone, parse_topic
+from drengine.identity.names import Identity, Role
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.transport.credentials import Credentials
@@ -45,13 +48,23 @@ class _Known:
     presence: Presence | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
-    """Somebody waits for the answer to a command given to `name`."""
+    """Somebody waits for the answer to an order.
 
-    name: str
+    Attributes:
+        topic: to which it was given.
+        order: names its bytes.
+        answered: the answer.
+        progress: is given what comes before.
+        doubt: why an answer that came was not believed.
+    """
+
+    topic: Topic
+    order: str
     answered: asyncio.Future[Answer]
     progress: OnAnswer
+    doubt: str = ""
 
 
 class BrokerAgents:
@@ -80,6 +93,10 @@ class BrokerAgents:
         self._drops = Drops(self._clock)
         self._connected_at = 0.0
         self._proved_at = 0.0
+        files = options.tls_files()
+        self._seals = Seals(files, self._clock) if files else None
+        self._orders = options.orders
+        self._require_own()
         self._own = Topic(self._site, PartyKind.ORCHESTRATOR, secrets.token_hex(8), Leaf.PRESENCE)
         self.link = Link(
             options,
@@ -182,11 +199,13 @@ class BrokerAgents:
         timeout_seconds: float,
         progress: OnAnswer = lambda _: None,
         run: str = "",
+        approver: str = "",
     ) -> Answer:
         """Send and wait for the final answer; the same `id` again gives the same answer.
 
         It is sent again and again until it is answered, so a broker may come and go meanwhile. The deadline that
-        travels with it is ours: after it the party neither begins it nor goes on with it.
+        travels with it is ours: after it the party neither begins it nor goes on with it. It is signed where we have a
+        certificate; where orders are to be signed, only an answer that the party has signed is believed.
 
         Raises:
             DrengineError: BROKER_UNREACHABLE, NO_ANSWER, BAD_NAME.
@@ -194,12 +213,24 @@ class BrokerAgents:
         topic = Topic(self._site, self._kind_of(name, verb), name, Leaf.COMMAND)
         expires_ns = self._clock.now_ns() + int(timeout_seconds * 1e9)
         command = Command(
-            id=id, verb=verb, generation=generation, expires_ns=expires_ns, arguments=dict(arguments), run=run
+            id=id,
+            verb=verb,
+            generation=generation,
+            expires_ns=expires_ns,
+            arguments=dict(arguments),
+            run=run,
+            to=str(self._identity_of(topic)),
+            nonce=secrets.token_hex(16),
+            approver=approver,
         )
-        message = Message(str(topic), msgspec.json.encode(command), expiry_seconds=max(1, round(timeout_seconds)))
+        payload = msgspec.json.encode(command)
+        if self._seals is not None:
+            payload = self._seals.seal(Purpose.ORDER, payload)
+        message = Message(str(topic), payload, expiry_seconds=max(1, round(timeout_seconds)))
         if not await self.link.wait_connected(min(CONNECT_SECONDS, timeout_seconds)):
             raise DrengineError(BROKER_UNREACHABLE, f"no connection with the broker: {self.link.detail}")
-        with self._waiting_for(id, name, progress) as answered:
+        with self._waiting_for(id, _Waiting(topic, digest(payload), _future(), progress)) as waiting:
+            answered = waiting.answered
             sending = asyncio.create_task(self._keep_sending(message))
             out_of_time = asyncio.ensure_future(self._clock.sleep(timeout_seconds))
             either: set[asyncio.Future[Any]] = {answered, out_of_time}
@@ -210,7 +241,7 @@ class BrokerAgents:
                 out_of_time.cancel()
             if answered.done():
                 return answered.result()
-        raise self._unanswered(name, verb, timeout_seconds)
+        raise self._unanswered(name, verb, timeout_seconds, waiting.doubt)
 
     async def _keep_sending(self, message: Message) -> None:
         while True:
@@ -219,11 +250,10 @@ class BrokerAgents:
             await self.link.wait_made(ASK_AGAIN_SECONDS)
 
     @contextlib.contextmanager
-    def _waiting_for(self, id: str, name: str, progress: OnAnswer) -> Iterator[asyncio.Future[Answer]]:
-        waiting = _Waiting(name, asyncio.get_running_loop().create_future(), progress)
+    def _waiting_for(self, id: str, waiting: _Waiting) -> Iterator[_Waiting]:
         self._waiting.setdefault(id, []).append(waiting)
         try:
-            yield waiting.answered
+            yield waiting
         finally:
             self._waiting[id].remove(waiting)
             if not self._waiting[id]:
@@ -235,11 +265,27 @@ class BrokerAgents:
             return known.kind
         return PartyKind.HOST if verb in HOST_VERBS else PartyKind.AGENT
 
-    def _unanswered(self, name: str, verb: Verb, timeout_seconds: float) -> DrengineError:
+    def _identity_of(self, topic: Topic) -> Identity:
+        return Identity(self._site, Role(topic.kind.value), topic.name)
+
+    def _require_own(self) -> None:
+        """Say so where no party will take orders that we sign."""
+        named = self._seals.identity if self._seals else None
+        if self._seals and not (named and named.role is Role.ORCHESTRATOR and named.site == self._site):
+            log.warning(
+                "our certificate names %s, and no orchestrator of site %s: parties that want signed orders "
+                "take none of ours",
+                named or "nobody",
+                self._site,
+            )
+
+    def _unanswered(self, name: str, verb: Verb, timeout_seconds: float, doubt: str) -> DrengineError:
         if not self.link.is_connected:
             return DrengineError(BROKER_UNREACHABLE, f"the broker went away before {name} answered: {self.link.detail}")
         known = self._known.get(name)
-        if known is None:
+        if doubt:
+            seen = f"what was answered is not believed: {doubt}"
+        elif known is None:
             seen = "nothing was ever heard of it"
         elif not self.is_online(name):
             seen = "it is not connected with the broker"
@@ -261,7 +307,7 @@ class BrokerAgents:
                 return
             match topic.leaf:
                 case Leaf.ANSWER if not message.retained:
-                    self._take_answer(topic.name, decode(message.payload, Answer))
+                    self._take_answer(topic, message.payload)
                 case Leaf.PRESENCE:
                     self._take_presence(topic, decode(message.payload, Presence))
                 case Leaf.REPORT:
@@ -273,14 +319,42 @@ class BrokerAgents:
         self._proved_at = min(sent_at, self._clock.monotonic())
         self._settled.set()
 
-    def _take_answer(self, name: str, answer: Answer) -> None:
-        for waiting in self._waiting.get(answer.id, []):
-            if waiting.name != name:
-                log.warning("%s answered a command that was not given to it", name, extra={"id": answer.id})
+    def _take_answer(self, topic: Topic, payload: bytes) -> None:
+        """An answer counts for an order of those bytes, given to that party; where orders are signed, under its key."""
+        sealed = unsealed(payload)
+        answer = decode(bytes(sealed.signed) if sealed else payload, Answer)
+        bare, awaited = msgspec.structs.replace(answer, order=""), self._waiting.get(answer.id, [])
+        signed = wants_signed(self._orders, self._seals)
+        try:
+            if signed and awaited:
+                self._require_signed(topic, sealed)
+        except Unreadable as error:
+            for waiting in awaited:
+                waiting.doubt = str(error)
+            raise
+        for waiting in awaited:
+            if (waiting.topic.kind, waiting.topic.name) != (topic.kind, topic.name):
+                log.warning("%s answered a command that was not given to it", topic.name, extra={"id": answer.id})
+            elif answer.order != waiting.order and (answer.order or signed):
+                log.debug("an answer to another message of the same id", extra={"id": answer.id})
             elif not answer.done:
-                waiting.progress(answer)
+                waiting.progress(bare)
             elif not waiting.answered.done():
-                waiting.answered.set_result(answer)
+                waiting.answered.set_result(bare)
+
+    def _require_signed(self, topic: Topic, sealed: Sealed | None) -> None:
+        """
+        Raises:
+            Unreadable: the party has not signed it.
+        """
+        if sealed is None or self._seals is None:
+            raise Unreadable(Dropped.UNSIGNED, f"{topic.name} did not sign it")
+        try:
+            by = self._seals.verify(Purpose.ANSWER, sealed)
+        except BadSealError as error:
+            raise Unreadable(Dropped.SIGNATURE, f"{error.code}: {error}") from error
+        if by != self._identity_of(topic):
+            raise Unreadable(Dropped.SIGNATURE, f"{by} signed it, in the name of {self._identity_of(topic)}")
 
     def _take_presence(self, topic: Topic, presence: Presence) -> None:
         known = self._party(topic)
@@ -358,9 +432,14 @@ class NoAgents:
         timeout_seconds: float,
         progress: OnAnswer = lambda _: None,
         run: str = "",
+        approver: str = "",
     ) -> Answer:
         """
         Raises:
             DrengineError: BROKER_UNREACHABLE, always.
         """
         raise DrengineError(BROKER_UNREACHABLE, f"no broker is configured, so {name} can't be told to {verb.value}")
+
+
+def _future() -> asyncio.Future[Answer]:
+    return asyncio.get_running_loop().create_future()

@@ -35,6 +35,7 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     expires_ns: int = 0
     """Of the command; without an id: of the newest that was forgotten."""
     answer: Answer | None = None
+    verb: str = ""
 
 
 class CommandLog:
@@ -100,7 +101,7 @@ class CommandLog:
         Raises:
             OSError: it could not be made durable; nothing is known of it.
         """
-        await self._keep(Remembered(id=command.id, expires_ns=command.expires_ns))
+        await self._keep(Remembered(id=command.id, expires_ns=command.expires_ns, verb=command.verb))
 
     async def finish(self, command: Command, answer: Answer) -> None:
         """Remember, durably, how it was answered.
@@ -108,7 +109,7 @@ class CommandLog:
         Raises:
             OSError: it could not be made durable; this process knows it all the same.
         """
-        entry = Remembered(id=command.id, expires_ns=command.expires_ns, answer=answer)
+        entry = Remembered(id=command.id, expires_ns=command.expires_ns, answer=answer, verb=command.verb)
         try:
             await self._keep(entry)
         finally:

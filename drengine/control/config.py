@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, Address, option
+from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, Address, choice, option
+from drengine.control.messages import Verb
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.transport.files import TlsFiles
+
+HOST_VERBS = (Verb.ATTACH, Verb.QUIESCE, Verb.DETACH, Verb.STATUS)
+AGENT_VERBS = tuple(verb for verb in Verb if verb not in (Verb.ATTACH, Verb.DETACH))
+"""What each kind of party can be told to do."""
+
+
+def check_verbs(known: Collection[str]) -> Callable[[Sequence[str]], None]:
+    """A check for an option that lists some of these verbs."""
+
+    def check(verbs: Sequence[str]) -> None:
+        if strange := set(verbs) - set(known):
+            raise ValueError(f"{min(strange)[:40]!r} is no verb; there are {', '.join(known)}")
+
+    return check
 
 
 def _keepalive(seconds: float) -> None:
@@ -32,7 +48,20 @@ class BrokerOptions:
     )
     certificate: Path | None = option(PATH, default=None, help="PEM file with our certificate; its CN is our name.")
     key: Path | None = option(PATH, default=None, help="PEM file with its key.")
-    ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs the broker.")
+    ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs the broker and the parties.")
+    crl: Path | None = option(
+        PATH,
+        default=None,
+        help="PEM file with the newest CRL of each CA in `ca`; absent: nobody is revoked. It counts for the broker "
+        "and for who signs orders and answers, and is read again when it changes.",
+    )
+    orders: str = option(
+        choice("auto", "signed", "any"),
+        default="auto",
+        help="`signed`: orders, and answers to them, count only when they are signed by whose they are "
+        "(docs/control.md). `any`: whoever can publish at the broker is believed. `auto`: `signed` where our "
+        "certificate has a drengine:// name, else `any`.",
+    )
     allow_plain: bool = option(FLAG, default=False, help="Allow a connection without TLS beyond loopback.")
     keepalive: float = option(
         DURATION,
@@ -47,7 +76,8 @@ class BrokerOptions:
         Raises:
             DrengineError: BAD_CONFIG.
         """
-        self.tls_files(where)
+        if self.tls_files(where) is None and self.orders == "signed":
+            raise DrengineError(BAD_CONFIG, f"{where}: signed orders need certificate, key and ca")
         if self.address is None:
             return
         if not self.address.host:
@@ -61,7 +91,7 @@ class BrokerOptions:
         Raises:
             DrengineError: BAD_CONFIG.
         """
-        return TlsFiles.together(self.certificate, self.key, self.ca, where=where)
+        return TlsFiles.together(self.certificate, self.key, self.ca, self.crl, where=where)
 
 
 @dataclass(frozen=True)

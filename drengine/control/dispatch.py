@@ -2,14 +2,16 @@
 
 What arrives may be retained, queued, delayed, duplicated or replayed (fault 50). The rules, in this order:
 
+0. One that this party does not take (see `gate`) is refused.
 1. A retained command is ignored: commands never are.
 2. A known id is not carried out again: a command under way shows its progress, an answered one gets its answer again.
 3. One that is too late, or whose id may have been forgotten, is ignored.
 4. One of another generation is refused; an older one was decided before this party changed sides.
 5. Whatever else: it is carried out, and the answer is remembered before it is sent.
 
-What is ignored is counted by reason and not answered: an answer to a stale copy could be taken for the answer to a
-fresh one of the same id. Who waits asks again, so a lost answer is only late.
+What is ignored is counted by reason and not answered. What is refused is answered too, now and then: each answer
+names the bytes that it answers, so that to a stale or altered copy is none to a fresh order of the same id. Who waits
+asks again, so a lost answer is only late.
 """
 
 from __future__ import annotations
@@ -27,20 +29,21 @@ import msgspec
 from drengine.control.command_log import ANSWER_BYTES_MAX as REMEMBERED_BYTES_MAX
 from drengine.control.command_log import CommandLog
 from drengine.control.errors import COMMAND_DROPPED
-from drengine.control.foreign import decode
+from drengine.control.gate import Admitted, Gate, digest
 from drengine.control.messages import Answer, Command, Verb
+from drengine.control.refusals import REFUSALS, OrderRefusedError
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError, ErrorKind
 
 log = logging.getLogger("drengine.control")
 
-COMMAND_BYTES_MAX = 64 << 10
 ANSWER_BYTES_MAX = 96 << 10
 MESSAGE_LENGTH_MAX = 2000
-ID_LENGTH_MAX = 200
 RUNNING_MAX = 32
 HORIZON_SECONDS = 7 * 86400.0
 PROGRESS_SECONDS = 1.0
+REFUSAL_SECONDS = 1.0
+"""Between two answers to orders that are refused for the same reason: anybody may send some."""
 LOG_SECONDS = 10.0
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -91,9 +94,10 @@ class Action:
 
 @dataclass(slots=True)
 class _Running:
-    """A command under way."""
+    """A command under way; `order` is the message that asked for it last."""
 
     deadline: float
+    order: str = ""
     last_told: Answer | None = None
     told_at: float = field(default=-PROGRESS_SECONDS)
     task: asyncio.Task[None] | None = None
@@ -110,6 +114,7 @@ class Dispatcher:
         generation: Callable[[], int],
         answer: Callable[[Answer], Awaitable[None]],
         clock: Clock,
+        gate: Gate | None = None,
     ) -> None:
         """
         Args:
@@ -118,16 +123,20 @@ class Dispatcher:
             generation: the party's own, now.
             answer: sends; failures are its own affair.
             clock: the wall clock judges expiries, the monotonic one bounds what runs.
+            gate: which orders are taken; all by default.
         """
         self._actions = actions
         self._log = log
         self._generation = generation
         self._answer = answer
         self._clock = clock
+        self._gate = gate or Gate()
         self._running: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._logged_at: dict[Ignored, float] = {}
-        self.ignored: Counter[Ignored] = Counter()
+        self._logged_at: dict[str, float] = {}
+        self._refused_at: dict[str, float] = {}
+        self.ignored: Counter[str] = Counter()
+        """By `Ignored` and by the codes of REFUSALS."""
         self.done: Counter[tuple[Verb, bool]] = Counter()
         """Commands carried out, by verb and whether they succeeded."""
 
@@ -137,22 +146,33 @@ class Dispatcher:
             if payload:
                 self._ignore(Ignored.RETAINED, "it was retained by the broker")
             return
-        command = self._decode(payload)
-        if command is None:
-            return
+        try:
+            admitted = self._gate.admit(payload)
+            self._take(admitted)
+        except OrderRefusedError as refused:
+            self._refuse(refused, payload)
+        except ValueError as error:
+            self._ignore(Ignored.MALFORMED, str(error))
+
+    def _take(self, admitted: Admitted) -> None:
+        command = admitted.command
         if running := self._running.get(command.id):
-            self._repeat(command, running)
+            self._repeat(admitted, running)
             return
         known = self._log.find(command.id)
+        if known is not None and known.verb not in ("", command.verb):
+            raise OrderRefusedError("order-reused", f"it was {known.verb}, now {command.verb}", id=command.id)
         if known is not None and known.answer is not None:
             self.ignored[Ignored.DUPLICATE] += 1
-            self._start(self._answer(known.answer))
+            self._start(self._answer(msgspec.structs.replace(known.answer, order=admitted.order)))
             return
         reason = self._unfit(command)
         if reason is not None:
+            if admitted.by is not None and reason[0] in (Ignored.EXPIRED, Ignored.TOO_FAR):
+                raise OrderRefusedError("order-expired", reason[1], id=command.id)
             self._ignore(*reason, command)
             return
-        running = self._running[command.id] = _Running(self._deadline(command))
+        running = self._running[command.id] = _Running(self._deadline(command), admitted.order)
         running.task = self._start(self._carry_out(command, running, interrupted=known is not None))
 
     async def close(self) -> None:
@@ -162,18 +182,6 @@ class Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ---- judging ---------------------------------------------------------------------------------------------
-
-    def _decode(self, payload: bytes) -> Command | None:
-        try:
-            if len(payload) > COMMAND_BYTES_MAX:
-                raise ValueError(f"{len(payload)} bytes")  # noqa: TRY301
-            command = decode(payload, Command)
-            if not 0 < len(command.id) <= ID_LENGTH_MAX or not command.id.isprintable():
-                raise ValueError("its id is none")  # noqa: TRY301
-        except ValueError as error:
-            self._ignore(Ignored.MALFORMED, str(error))
-            return None
-        return command
 
     def _unfit(self, command: Command) -> tuple[Ignored, str] | None:
         now = self._clock.now_ns()
@@ -200,24 +208,33 @@ class Dispatcher:
             case Generations.ANY:
                 return True
 
-    def _ignore(self, reason: Ignored, message: str, command: Command | None = None) -> None:
-        self.ignored[reason] += 1
+    def _ignore(self, reason: str, message: str, command: Command | None = None) -> None:
+        self.ignored[str(reason)] += 1
         now = self._clock.monotonic()
         if now - self._logged_at.get(reason, -LOG_SECONDS) < LOG_SECONDS:
             return  # a flood of messages must not flood the log; the counters show it
         self._logged_at[reason] = now
         extra = {"verb": command.verb.value, "id": command.id} if command else {}
-        log.warning("a command was ignored (%s): %s", reason.value, message, extra=extra)
+        log.warning("a command was ignored (%s): %s", str(reason), message, extra=extra)
+
+    def _refuse(self, refused: OrderRefusedError, payload: bytes) -> None:
+        """Count it, log it, and tell whoever sent exactly these bytes."""
+        self._ignore(refused.code, str(refused))
+        now = self._clock.monotonic()
+        if refused.id and now - self._refused_at.get(refused.code, -REFUSAL_SECONDS) >= REFUSAL_SECONDS:
+            self._refused_at[refused.code] = now
+            self._start(self._answer(_refusal(refused.id, refused, digest(payload))))
 
     # ---- doing -----------------------------------------------------------------------------------------------
 
-    def _repeat(self, command: Command, running: _Running) -> None:
+    def _repeat(self, admitted: Admitted, running: _Running) -> None:
         """Somebody asks again: the time may have been prolonged, and what was told last may have been lost."""
+        command, running.order = admitted.command, admitted.order
         self.ignored[Ignored.DUPLICATE] += 1
         if command.expires_ns > self._clock.now_ns():
             running.deadline = max(running.deadline, self._deadline(command))
         if running.last_told is not None:
-            self._start(self._answer(running.last_told))
+            self._start(self._answer(msgspec.structs.replace(running.last_told, order=running.order)))
 
     async def _carry_out(self, command: Command, running: _Running, *, interrupted: bool) -> None:
         try:
@@ -234,7 +251,7 @@ class Dispatcher:
             "done" if answer.ok else answer.message,
             extra={"id": command.id, "run": command.run},
         )
-        await self._answer(answer)
+        await self._answer(msgspec.structs.replace(answer, order=running.order))
 
     async def _result(self, command: Command, running: _Running, *, interrupted: bool) -> Answer:
         action = self._actions.get(command.verb)
@@ -259,6 +276,9 @@ class Dispatcher:
                 return _failed(command, COMMAND_DROPPED, "it was done, but its result is too long to be sent")
         except TimeoutError:
             return _failed(command, COMMAND_DROPPED, "it was not done before its time was over")
+        except OrderRefusedError as refused:
+            self.ignored[refused.code] += 1
+            return _refusal(command.id, refused, running.order)
         except DrengineError as error:
             return _failed(command, error.kind, error.message)
         except (ValueError, TypeError, KeyError, msgspec.MsgspecError) as error:
@@ -296,7 +316,7 @@ class Dispatcher:
             log.warning("the answer to a command could not be kept: %s", error, extra={"id": command.id})
 
     def _tell(self, command: Command, running: _Running, result: Mapping[str, Any]) -> None:
-        running.last_told = Answer(id=command.id, done=False, ok=True, result=dict(result))
+        running.last_told = Answer(id=command.id, done=False, ok=True, result=dict(result), order=running.order)
         now = self._clock.monotonic()
         if now - running.told_at >= PROGRESS_SECONDS:
             running.told_at = now
@@ -314,3 +334,8 @@ class Dispatcher:
 
 def _failed(command: Command, kind: ErrorKind, message: str) -> Answer:
     return Answer(id=command.id, done=True, ok=False, code=kind.id, message=message[:MESSAGE_LENGTH_MAX])
+
+
+def _refusal(id: str, refused: OrderRefusedError, order: str) -> Answer:
+    said = f"{refused}. {REFUSALS[refused.code].hint}"
+    return Answer(id=id, done=True, ok=False, code=refused.code, message=said[:MESSAGE_LENGTH_MAX], order=order)

@@ -37,6 +37,9 @@ class Dropped(enum.StrEnum):
     NUMBER = "number"
     PARTY = "party"
     """The name is taken by a party of another kind, or there are too many parties."""
+    UNSIGNED = "unsigned"
+    SIGNATURE = "signature"
+    """An answer that is signed, but by nobody whom we believe, or by another party."""
 
 
 class Unreadable(ValueError):

@@ -78,7 +78,18 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """An order to one party."""
+    """An order to one party.
+
+    Attributes:
+        id: given again, it is not carried out again.
+        verb, arguments: what to do.
+        generation: under which it was decided.
+        expires_ns: wall clock, when its time is over.
+        run: on whose behalf.
+        to: the party's identity; "" in orders of older orchestrators.
+        nonce: makes each order's bytes its own.
+        approver: who approved it, where that is needed; the orchestrator's word.
+    """
 
     id: str
     verb: Verb
@@ -86,6 +97,9 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     expires_ns: int
     arguments: dict[str, Any] = {}
     run: str = ""
+    to: str = ""
+    nonce: str = ""
+    approver: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,3 +112,5 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """An error id when not ok."""
     message: str = ""
     result: dict[str, Any] = {}
+    order: str = ""
+    """SHA-256 of the message that was answered, in hexadecimal: an answer to another one is no answer to it."""

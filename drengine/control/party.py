@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from random import Random
 
@@ -25,10 +25,13 @@ from drengine.control.command_log import CommandLog
 from drengine.control.config import BrokerOptions
 from drengine.control.dispatch import Action, Dispatcher
 from drengine.control.foreign import Unreadable, decode
+from drengine.control.gate import Gate
 from drengine.control.link import Link
 from drengine.control.message import PAYLOAD_BYTES_MAX, Message
 from drengine.control.messages import AgentReport, Answer, PartyKind, Presence, Verb
+from drengine.control.seals import Purpose, Seals
 from drengine.control.topics import Leaf, Topic
+from drengine.identity.names import Identity, Role
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 
@@ -57,6 +60,8 @@ class Party:
         random: Random,
         report_seconds: float = 5.0,
         on_confirmed: Callable[[float], None] = lambda _: None,
+        verbs: Collection[str] = tuple(Verb),
+        approved_force: bool = True,
     ) -> None:
         """
         Args:
@@ -70,6 +75,7 @@ class Party:
             random: spreads attempts to connect.
             report_seconds: a report is sent when something changed, and at least so often.
             on_confirmed: is given the (monotonic) moment at which a report was sent that has come back.
+            verbs, approved_force: what it lets itself be told, see Gate.
 
         Raises:
             DrengineError: BAD_NAME, BAD_CONFIG, BAD_TLS_FILES.
@@ -88,8 +94,17 @@ class Party:
         self._leaving = False
         self._correcting: set[asyncio.Task[None]] = set()
         self._log = CommandLog(log)
+        files = options.tls_files()
+        self._seals = Seals(files, clock) if files else None
+        own = Identity(options.site, Role(kind.value), name)
+        self._require_own(own)
         self._dispatcher = Dispatcher(
-            actions, self._log, generation=lambda: self._report().generation, answer=self._send_answer, clock=clock
+            actions,
+            self._log,
+            generation=lambda: self._report().generation,
+            answer=self._send_answer,
+            clock=clock,
+            gate=Gate(own, self._seals, orders=options.orders, verbs=verbs, approved_force=approved_force),
         )
         self.link = Link(
             options,
@@ -169,8 +184,21 @@ class Party:
         return Message(str(self._topics[Leaf.PRESENCE]), msgspec.json.encode(presence), retained=True)
 
     async def _send_answer(self, answer: Answer) -> None:
+        payload = msgspec.json.encode(answer)
+        if self._seals is not None:
+            payload = self._seals.seal(Purpose.ANSWER, payload)
         with contextlib.suppress(DrengineError):  # a waiting peer asks again
-            await self.link.publish(Message(str(self._topics[Leaf.ANSWER]), msgspec.json.encode(answer)))
+            await self.link.publish(Message(str(self._topics[Leaf.ANSWER]), payload))
+
+    def _require_own(self, own: Identity) -> None:
+        """Say so where nobody will believe what we sign; replication needs no orders, so it goes on."""
+        named = self._seals.identity if self._seals else own
+        if named != own:
+            log.warning(
+                "our certificate names %s, and we are %s: orchestrators that want signed answers don't believe ours",
+                named or "nobody",
+                own,
+            )
 
     # ---- what arrives ----------------------------------------------------------------------------------------
 

@@ -20,23 +20,35 @@ from hypothesis import strategies as st
 
 from drengine.control.command_log import CommandLog
 from drengine.control.dispatch import RUNNING_MAX, Action, Dispatcher, Generations, Ignored, Tell
+from drengine.control.gate import Gate
 from drengine.control.messages import Answer, Command, Verb
 from drengine.model.errors import BAD_POINT, DrengineError
 from tests.clock import ManualClock
 
 SECOND = 1_000_000_000
+START = 1_700_000_000 * SECOND
 
 
 class Desk:
     """A dispatcher over a file, restarted at will; what it does and says is noted here."""
 
-    def __init__(self, directory: Path, *, capacity: int = 512, generation: int = 3) -> None:
-        self.clock = ManualClock()
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        capacity: int = 512,
+        generation: int = 3,
+        gate: Gate | None = None,
+        now_ns: int = START,
+    ) -> None:
+        self.clock = ManualClock(now_ns)
+        self.gate = gate
         self.generation = generation
         self.path = directory / "commands"
         self.capacity = capacity
         self.done: Counter[str] = Counter()
         self.answers: list[Answer] = []
+        self.answered: list[str] = []
         self.failures: list[str] = []
         self.result: dict[str, Any] = {}
         self.hold = asyncio.Event()
@@ -57,6 +69,7 @@ class Desk:
             generation=lambda: self.generation,
             answer=self.answer,
             clock=self.clock,
+            gate=self.gate,
         )
         return self
 
@@ -71,7 +84,8 @@ class Desk:
         return self.result or {"sequence": sum(self.done.values())}
 
     async def answer(self, answer: Answer) -> None:
-        self.answers.append(answer)
+        self.answered.append(answer.order)
+        self.answers.append(msgspec.structs.replace(answer, order=""))
 
     def command(self, id: str = "a", verb: Verb = Verb.CUT, seconds: float = 30.0, generation: int = 3) -> Command:
         expires = self.clock.now_ns() + int(seconds * SECOND)

@@ -63,6 +63,8 @@ class RemoteOrders:
             random=random,
             report_seconds=min(control.report_interval, control.lease / REPORTS_PER_LEASE or control.report_interval),
             on_confirmed=self.lease.confirm,
+            verbs=control.verbs,
+            approved_force=control.forced_reverse == "approved",
         )
 
     def attach(self, agent: Agent, bytes_by_network: Mapping[str, Sequence[int]]) -> None:
@@ -116,7 +118,7 @@ class RemoteOrders:
                 details={"lease_seconds": lease_seconds},
             )
         status: dict[str, Any] = agent.status()
-        ignored = {reason.value: count for reason, count in self.party.dispatcher.ignored.items()}
+        ignored = {str(reason): count for reason, count in self.party.dispatcher.ignored.items()}
         return AgentReport(
             name="",
             kind=PartyKind.AGENT,

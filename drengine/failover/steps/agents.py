@@ -49,6 +49,8 @@ async def order_agent(
         id=f"{context.run}.{step.id}.{context.attempt}{part}",
         timeout_seconds=step.timeout_seconds if timeout_seconds is None else timeout_seconds,
         progress=progress,
+        run=context.run,
+        approver=_approver(context),
     )
 
 
@@ -69,6 +71,8 @@ def host_order(step: PlannedStep[Any], context: StepContext, host: str, loop: as
             id=f"{context.run}.{step.id}.{context.attempt}.{verb}",
             timeout_seconds=timeout_seconds,
             progress=lambda answer: progress(answer.message or str(answer.result.get("message", ""))),
+            run=context.run,
+            approver=_approver(context),
         )
         return asyncio.run_coroutine_threadsafe(answer, loop).result()
 
@@ -78,6 +82,11 @@ def host_order(step: PlannedStep[Any], context: StepContext, host: str, loop: as
 def refused(answer: Answer) -> StepResult[Any]:
     """What a failed answer means for the step."""
     return StepResult(False, answer.message or answer.code, answer.code)
+
+
+def _approver(context: StepContext) -> str:
+    """Who approved a step of the run, and did not start it; empty: nobody."""
+    return next((who for who in context.approvals.values() if who != context.started_by), "")
 
 
 def _agent_generation(step: PlannedStep[Any], context: StepContext) -> int:

@@ -109,8 +109,12 @@ class Agents(Protocol):
         id: str,
         timeout_seconds: float,
         progress: Callable[[Answer], None] = lambda _: None,
+        run: str = "",
+        approver: str = "",
     ) -> Answer:
         """Send and wait for the final answer; the same `id` again gives the same answer.
+
+        `run` is on whose behalf, `approver` who approved it, where that is needed.
 
         Raises:
             DrengineError: BROKER_UNREACHABLE, NO_ANSWER.

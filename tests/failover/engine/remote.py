@@ -68,6 +68,8 @@ class RemoteAgents:
         id: str,
         timeout_seconds: float,
         progress: Callable[[Answer], None] = lambda _: None,
+        run: str = "",
+        approver: str = "",
     ) -> Answer:
         answer: Answer = await asyncio.to_thread(
             call, self._path, "sources", name, id, verb, dict(arguments), generation

@@ -268,6 +268,8 @@ class SimulatedAgents:
         id: str,
         timeout_seconds: float,
         progress: Callable[[Answer], None] = lambda _: None,
+        run: str = "",
+        approver: str = "",
     ) -> Answer:
         if not self.broker:
             raise DrengineError(BROKER_UNREACHABLE, "no broker")
