@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from drengine.audit import FOLDER, AuditLog
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.available import load_drivers
@@ -113,11 +114,14 @@ class Engine:
             owner=self.owner,
             lease_seconds=self.config.lease,
             watch=watch,
+            witness=self.registry.witness,
         )
         patience_seconds = self.config.lease + LEASE_MARGIN_SECONDS if patient else 0.0
         ended = await executor.execute(run.id, wait=wait, patience_seconds=patience_seconds)
         await asyncio.to_thread(self._note_reports, ended)
-        await keep_report_of(self.registry, self.config.reports, run.id, self.site.clock.now_ns())
+        page = await keep_report_of(self.registry, self.config.reports, run.id, self.site.clock.now_ns())
+        if page is not None:
+            await asyncio.to_thread(self.registry.witness.reported, run.id, page)
         return ended
 
     def _note_reports(self, run: RunRecord) -> None:
@@ -182,7 +186,8 @@ async def open_engine(config: OrchestratorConfig, *, clock: Clock | None = None)
     """
     clock = clock or SystemClock()
     make_directory(config.state)
-    registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock)
+    audit = await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
+    registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
     try:
         with await asyncio.to_thread(Store.open, config.store, clock=clock) as store:
             async with _agents(config, clock, registry) as agents:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from drengine.failover.decide import Action, Decision, Reason, decide
+from drengine.failover.errors import RUN_FAILED
 from drengine.failover.options import read_options
 from drengine.failover.plan import plan, plan_rollback
 from drengine.failover.run import (
@@ -48,6 +49,7 @@ from drengine.failover.snapshot import (
 )
 from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepResult
+from drengine.failover.witness import Witness
 from drengine.model.errors import DrengineError
 from drengine.redaction import secret_values, without_secrets
 
@@ -150,6 +152,7 @@ class Executor:
         lease_seconds: float = 15.0,
         watch: Watcher = lambda run, snapshot, decision: None,
         poll_seconds: float = POLL_SECONDS,
+        witness: Witness | None = None,
     ) -> None:
         self._registry = registry
         self._site = site
@@ -160,6 +163,7 @@ class Executor:
         self._lease_seconds = lease_seconds
         self._watch = watch
         self._poll_seconds = poll_seconds
+        self._witness = witness or Witness()
         self._entries: list[JournalEntry] = []
         self._requests: list[Request] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -290,6 +294,10 @@ class Executor:
             "seconds": round(self._site.clock.monotonic() - began, 6),
         }
         await self._append(JournalEntry(step.id, Event.RESULT, context.attempt, self._now_ns(), payload))
+        if step.kind.acts and not result.waiting:
+            code = "" if result.ok else result.code or RUN_FAILED.id
+            told = {"message": payload["message"], "attempt": context.attempt}
+            await asyncio.to_thread(self._witness.acted, self._run.id, step.id, step.kind.name, code, told)
 
     async def _result(self, step: PlannedStep[Any], context: StepContext, looking: bool) -> StepResult[Any]:
         """What the handler found or did; every failure is a result. `looking`: an earlier try may have got through."""

@@ -11,6 +11,7 @@ import xxhash
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from drengine.audit import AuditLog
 from drengine.control.foreign import Unreadable, decode
 from drengine.control.messages import AgentReport, PartyKind, Presence
 from drengine.failover.errors import BAD_APPROVAL
@@ -41,6 +42,7 @@ from drengine.failover.run import (
 )
 from drengine.failover.runbook.errors import UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
+from drengine.failover.witness import Witness
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -52,21 +54,23 @@ NOTE_CHARACTERS_MAX = 2000
 class Registry:
     """An open registry. Every method is one transaction, and raises REGISTRY_UNAVAILABLE when there is none."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, witness: Witness) -> None:
         self._database = database
+        self.witness = witness
 
     @staticmethod
-    def open(url: str, *, clock: Clock) -> Registry:
+    def open(url: str, *, clock: Clock, audit: AuditLog | None = None) -> Registry:
         """Open it, and make it if there is none.
 
         Args:
             url: a path (SQLite), ``sqlite:///PATH`` or ``postgresql://USER@HOST/DATABASE``.
             clock: of this machine; leases in PostgreSQL go by the server's.
+            audit: where it is recorded what is asked and done; whoever only looks needs none.
 
         Raises:
             DrengineError: REGISTRY_UNAVAILABLE.
         """
-        return Registry(Database(url, clock))
+        return Registry(Database(url, clock), Witness(audit))
 
     def close(self) -> None:
         """Let go of the database."""
@@ -142,6 +146,7 @@ class Registry:
                 connection.execute(insert(runs).values(row))
                 if run.state is not RunState.FINISHED:
                     _hold(connection, run.id, run.sources)
+                self.witness.begun(run)
         except IntegrityError as error:
             raise self._active(run.id, run.sources) from error
 
@@ -248,6 +253,8 @@ class Registry:
                 _append(connection, id, entry)
             _change_run(connection, id, changes)
             leases.release(connection, lease)
+            if entry is not None:
+                self.witness.left(id, state, outcome, reason)
         return True
 
     # Journal
@@ -325,7 +332,9 @@ class Registry:
             at_ns = self._database.now_ns(connection)
             row = {"run": run, "kind": kind.value, "step": step, "by": by, "note": note, "at_ns": at_ns, "seq": seq}
             connection.execute(insert(requests).values(row))
-        return Request(run, kind, step, by, note, at_ns, seq)
+            made = Request(run, kind, step, by, note, at_ns, seq)
+            self.witness.asked(made)
+        return made
 
     def requests(self, run: str, after: int = 0) -> list[Request]:
         """What people asked of a run, behind a number, in order."""

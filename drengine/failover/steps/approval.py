@@ -31,6 +31,7 @@ class ApprovalStep(ActionKind[Approval, Approved]):
     """Passes when somebody who may has approved it (`drengine approve`)."""
 
     name = "approval"
+    acts = False
     help = "Ask a person."
     estimate_seconds = 0.0
     asks_people = True

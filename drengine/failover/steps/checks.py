@@ -41,6 +41,7 @@ class Check(ActionKind[C, Checked]):
     """Asks until the answer fits, and says what it saw last. A check is about now: an earlier one proves nothing."""
 
     estimate_seconds = 2.0
+    acts = False
     ends_outage = True
     checks = True
 

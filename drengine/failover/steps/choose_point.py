@@ -53,6 +53,7 @@ class ChoosePointStep(StepKind[ChoosePointSettings, ChosenPoint]):
     """Picks the point. It is noted, so that a run that is resumed goes on with the same."""
 
     name = "choose-point"
+    acts = False
     retries = 3
     estimate_seconds = 0.1
 

@@ -55,6 +55,7 @@ class DeclareStep(StepKind[DeclareSettings, Declared]):
     """Notes who writes each source now; refuses what could not be carried out. Changes nothing."""
 
     name = "declare"
+    acts = False
     estimate_seconds = 0.1
 
     def title(self, source: str, settings: DeclareSettings) -> str:

@@ -34,6 +34,7 @@ class NotifyStep(ActionKind[Notification, Ended]):
     """Sends what the run is and how far it got. Sent again after an interruption: better twice than never."""
 
     name = "notify"
+    acts = False
     help = "Tell somebody."
     by_hand = True
     schema: ClassVar[Mapping[str, Any]] = {"oneOf": [{"required": ["url"]}, {"required": ["command"]}]}

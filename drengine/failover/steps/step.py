@@ -198,6 +198,7 @@ class StepKind(ABC, Generic[S, R]):
         settings_type, result_type: as the journal keeps them, in JSON; those that the class names as its parameters.
         timeout_seconds, retries: of a step of this kind where nothing else is planned.
         estimate_seconds: how long such a step is taken to last where no earlier run tells.
+        acts: it changes something, so that the audit log tells of it.
         begins_outage: a planned outage begins with the first such step.
         ends_outage: users may work after the last critical one of these steps.
         by_hand: a person may say that it was done by hand. Nobody's word fences a source, promotes, or makes a workload
@@ -215,6 +216,7 @@ class StepKind(ABC, Generic[S, R]):
     timeout_seconds: ClassVar[float] = 60.0
     retries: ClassVar[int] = 0
     estimate_seconds: ClassVar[float] = 1.0
+    acts: ClassVar[bool] = True
     begins_outage: ClassVar[bool] = False
     ends_outage: ClassVar[bool] = False
     by_hand: ClassVar[bool] = False

@@ -14,6 +14,7 @@ class WaitStep(ActionKind[str, NoResult]):
     """Lets some time pass; after an interruption it waits for what was left at most once more."""
 
     name = "wait"
+    acts = False
     help = "Let so much time pass."
     settings_type: Any = Duration
     estimate_seconds = 0.0

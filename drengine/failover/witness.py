@@ -1,0 +1,90 @@
+"""What the audit log says of runs: who asked for what, what was done, how it ended.
+
+The registry tells, inside the transaction that notes the same: what can't be recorded is not asked of a run either.
+What an executor did and how a run ended is recorded as well as can be, because a recovery under way goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drengine.audit import AuditLog
+from drengine.audit import Outcome as Recorded
+from drengine.failover.run import Outcome, Request, RunRecord, RunState
+from drengine.model.errors import DrengineError
+
+ENGINE = "drengine"
+_log = logging.getLogger(__name__)
+
+
+class Witness:
+    """Records in one log; in none where nothing is asked or done, as for commands that only look."""
+
+    def __init__(self, log: AuditLog | None = None) -> None:
+        self._log = log
+
+    def begun(self, run: RunRecord) -> None:
+        """Somebody begins a run.
+
+        Raises:
+            DrengineError: AUDIT_UNUSABLE.
+        """
+        facts = {"mode": run.mode.value, "runbook": run.runbook, "version": run.version, "sources": run.sources}
+        chosen = {name: value for name, value in run.options.items() if value and name != "launches"}
+        self._record(run.started_by, "run.begin", run.id, details={**facts, **chosen})
+
+    def asked(self, request: Request) -> None:
+        """Somebody asks something of a run.
+
+        Raises:
+            DrengineError: AUDIT_UNUSABLE.
+        """
+        details = {"step": request.step, "note": request.note}
+        self._record(request.by, f"run.{request.kind.value}", request.run, details=details)
+
+    def acted(self, run: str, step: str, kind: str, code: str, details: Mapping[str, Any]) -> None:
+        """A step that changes something was tried; `code` says why in vain, empty when it was done."""
+        outcome = Recorded.FAILED if code else Recorded.DONE
+        self._try(ENGINE, f"step.{kind}", run, outcome, code, {"step": step, **details})
+
+    def reported(self, run: str, page: Path) -> None:
+        """The report of a run was kept: the hashes of its files tell whether they were changed since."""
+        hashes = {each.name: _sha256(each) for each in sorted(page.parent.glob(f"{page.stem}.*"))}
+        self._try(ENGINE, "report.keep", run, Recorded.DONE, "", {"sha256": hashes})
+
+    def left(self, run: str, state: RunState, outcome: Outcome, reason: str) -> None:
+        """A run was ended, or stopped."""
+        recorded = Recorded.DONE if outcome is Outcome.COMPLETED else Recorded.FAILED
+        did = "run.end" if state is RunState.FINISHED else "run.stop"
+        self._try(ENGINE, did, run, recorded, "", {"outcome": outcome.value, "reason": reason})
+
+    def _try(self, who: str, did: str, on: str, outcome: Recorded, error: str, details: Mapping[str, Any]) -> None:
+        try:
+            self._record(who, did, on, outcome=outcome, error=error, details=details)
+        except DrengineError as failure:
+            _log.error("not in the audit log: %s of %s: %s", did, on, failure)
+
+    def _record(
+        self,
+        who: str,
+        did: str,
+        on: str,
+        *,
+        outcome: Recorded = Recorded.DONE,
+        error: str = "",
+        details: Mapping[str, Any],
+    ) -> None:
+        if self._log is not None:
+            self._log.record(who=who, did=did, on=on, outcome=outcome, error=error, details=details)
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
