@@ -196,6 +196,12 @@ class AgentConfig:
     allow_plain: bool = option(
         FLAG, default=False, help="Allow sessions without TLS beyond loopback; the log repeats it."
     )
+    target_user: str = option(
+        TEXT,
+        default="drengine",
+        help="Without TLS on loopback: the user whose process the target may be, besides root and the agent's own; any "
+        "other user's is refused. `allow_plain` lets anybody be it.",
+    )
     tracker: str = option(
         TEXT,
         default="nbd",

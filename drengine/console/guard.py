@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drengine.console.errors import BAD_REQUEST
-from drengine.console.peers import user_of
+from drengine.linux.loopback import user_of
 from drengine.model.errors import DrengineError
 from drengine.terminal.frame import INTERNAL
 

@@ -61,6 +61,11 @@ REASONS: dict[str, Reason] = {
         Reason("target-read-only", "The target's store cannot be written; remount it, or correct its owner."),
         Reason("target-exhausted", "The target is out of file descriptors or memory; raise its limits."),
         Reason("fenced", "A newer generation exists: this source was failed over and must not ship."),
+        Reason(
+            "fence-unproved",
+            "Whoever answers as the target says that this source was failed over, and can't prove to be it; see "
+            "docs/security.md. If it is true, `drengine-agent fence`.",
+        ),
         Reason("outside-data-network", "The target's address is outside the configured data networks."),
         Reason("plain-refused", "A target beyond loopback needs certificates; name them in `[tls]`."),
         Reason("tls-failed", "A certificate was refused or can't be used; the detail names the cause."),

@@ -63,6 +63,8 @@ class FramedStream(asyncio.BufferedProtocol):
         network: the data network that holds it, a bounded label.
         has_greeted: the peer has said HELLO.
         peer_certificate: what it has proved to be (DER); None without TLS.
+        ends: our address and the peer's, with their ports.
+        is_proved: whoever made the connection knows the peer to be who it should be, and not only its address.
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class FramedStream(asyncio.BufferedProtocol):
         self.network = network
         self.has_greeted = False
         self.peer_certificate: bytes | None = None
+        self.ends: tuple[tuple[str, int], tuple[str, int]] = ("", 0), ("", 0)
+        self.is_proved = False
         self._observer = observer
         self._limits = limits or StreamLimits()
         self._clock = clock or SystemClock()
@@ -103,6 +107,8 @@ class FramedStream(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.write_pending_bytes)
         self.peer = str((transport.get_extra_info("peername") or (self.peer,))[0])
+        own, peer = (transport.get_extra_info(name) or ("", 0) for name in ("sockname", "peername"))
+        self.ends = own[:2], peer[:2]
         if tls := transport.get_extra_info("ssl_object"):
             self.peer_certificate = tls.getpeercert(binary_form=True)
         raw = transport.get_extra_info("socket")

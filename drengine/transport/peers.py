@@ -59,14 +59,13 @@ class PeerRules:
             seen = ", ".join(certificate.uris) or f"common name {certificate.subject[:80]!r}"
             raise _refused("tls-peer-revoked", f"{seen}, serial {certificate.serial:x}")
 
-    def require_target(self, der: bytes | None) -> None:
-        """Only a target takes in what is shipped.
+    def require_target(self, der: bytes | None) -> bool:
+        """Only a target takes in what is shipped; whether the peer has proved to be one.
 
         Raises:
             TransportError: TLS_FAILED, naming what was seen.
         """
-        if der is not None:
-            self._holds(*_read(der), Role.TARGET)
+        return der is not None and self._holds(*_read(der), Role.TARGET)
 
     def _holds(self, certificate: Certificate, identity: Identity | None, role: Role) -> bool:
         """Whether the peer has an identity; then it is of this role, and of our site."""

@@ -72,6 +72,7 @@ class Replica:
         self.refuse: Refuse | None = None
         self.batches_are_not_acknowledged = False
         self.withhold_credit = False
+        self.is_proved = True
 
     async def connect(self) -> ReplicaStream:
         self.sessions += 1
@@ -90,6 +91,7 @@ class ReplicaStream:
         self.left = replica.events_until_break()
         self.broken = False
         self.sent: list[Event] = []
+        self.is_proved = replica.is_proved
 
     async def receive(self) -> Event:
         while True:

@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from drengine.console.guard import BODY_BYTES_MAX
-from drengine.console.peers import user_of
 from drengine.console.serve import CONNECTIONS_MAX
+from drengine.linux.loopback import user_of
 from tests.console.rig import PREFIX, RUNBOOK, Api
 
 

@@ -41,7 +41,7 @@ class Site:
 
     def files(self, identity: Identity = BOSS, *, file: str = "", crl: bool = True) -> TlsFiles:
         key = new_key()
-        hosts = ("127.0.0.1",) if identity.role is Role.BROKER else ()
+        hosts = ("127.0.0.1",) if identity.role in (Role.BROKER, Role.TARGET) else ()
         issued = self.authority.issue(identity, key.public_key(), hosts=hosts)
         path = self.folder / f"{file or f'{identity.role}-{identity.name}'}.pem"
         path.write_bytes(issued.certificate)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import pwd
 import ssl
 
+from drengine.linux.loopback import user_of
 from drengine.model.clock import Clock
 from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import connect
-from drengine.transport.errors import TransportError
+from drengine.transport.errors import PLAIN_REFUSED, TransportError
 from drengine.transport.framed import FramedStream, TrafficObserver
 from drengine.transport.networks import DataNetworks
 from drengine.transport.peers import PeerRules
 from drengine.transport.tls import client_context
 from drengine_agent.config import AgentConfig
+
+ACCEPT_SECONDS = 5.0
+LOOK_SECONDS = 0.01
 
 
 class Connector:
@@ -31,10 +38,11 @@ class Connector:
         self._peers = PeerRules(lambda: self.credentials.identity if self.credentials else None)
 
     async def __call__(self) -> FramedStream:
-        """A new connection.
+        """A new connection; nothing was said over it yet.
 
         Raises:
-            TransportError: BAD_TLS_FILES, and as `connect`; TLS_FAILED also where somebody else than a target answers.
+            TransportError: BAD_TLS_FILES, and as `connect`; TLS_FAILED and PLAIN_REFUSED also where somebody answers
+                who is no target.
         """
         config = self._config
         stream = await connect(
@@ -46,11 +54,36 @@ class Connector:
             observer=self._observer,
         )
         try:
-            self._peers.require_target(stream.peer_certificate)
-        except TransportError:
+            if stream.peer_certificate is not None:
+                stream.is_proved = self._peers.require_target(stream.peer_certificate)
+            else:
+                stream.is_proved = config.allow_plain or await self._is_local_target(stream)
+        except BaseException:
             stream.abort()
             raise
         return stream
+
+    async def _is_local_target(self, stream: FramedStream) -> bool:
+        """Without TLS a target is known by the user that runs it: any other could listen on its port while it is down.
+
+        Raises:
+            TransportError: PLAIN_REFUSED.
+        """
+        own, peer = stream.ends
+        waited = 0.0
+        while (user := await asyncio.to_thread(user_of, peer, own)) is None:  # it was not accepted yet
+            if waited >= ACCEPT_SECONDS:
+                return False
+            await self._clock.sleep(LOOK_SECONDS)
+            waited += LOOK_SECONDS
+        if user not in (0, os.geteuid(), _id_of(self._config.target_user)):
+            raise TransportError(
+                PLAIN_REFUSED,
+                "local-stranger",
+                f"a process of user {user} answers at {self._config.target}",
+                hint="`ss -ltnp` shows it. If that is the target, name its user as `target_user`, or use TLS.",
+            )
+        return True
 
     def reload(self) -> None:
         """Read the certificates again, for the next connection; this one goes on as it is."""
@@ -62,3 +95,10 @@ class Connector:
         if self.credentials is None and (files := self._config.tls.files()):
             self.credentials = Credentials(files, client_context, role="target", clock=self._clock)
         return self.credentials.context() if self.credentials else None
+
+
+def _id_of(user: str) -> int | None:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None

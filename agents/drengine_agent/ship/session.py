@@ -39,7 +39,13 @@ _E = TypeVar("_E", bound=Event)
 
 
 class Stream(Protocol):
-    """What a session needs of the transport."""
+    """What a session needs of the transport.
+
+    Attributes:
+        is_proved: the peer is known to be a target, and not only to answer at its address.
+    """
+
+    is_proved: bool
 
     async def receive(self) -> Event:
         """The next event.
@@ -89,9 +95,11 @@ TARGET_STATES = frozenset({"target-full", "target-failed", "target-read-only", "
 """These end by themselves, so they are waited for, whatever an older target says of trying again."""
 
 
-def refused(refuse: Refuse) -> SessionEnded:
-    """What a REFUSE means for us."""
+def refused(refuse: Refuse, *, is_proved: bool) -> SessionEnded:
+    """What a REFUSE means for us. That we are fenced, nobody tells us who has not proved to be a target."""
     reason = REFUSAL_REASONS.get(refuse.code, "target-refused")
+    if reason == "fenced" and not is_proved:
+        return SessionEnded("fence-unproved", f"{refuse.code}: {refuse.message}")
     retryable = reason in TARGET_STATES or (refuse.retryable and reason != "fenced")
     return SessionEnded(reason, f"{refuse.code}: {refuse.message}", retryable=retryable)
 
@@ -137,7 +145,7 @@ class Session:
         stream = await connect()
         try:
             await stream.send(hello)
-            return cls(stream, _welcomed(await stream.receive()), clock)
+            return cls(stream, _welcomed(await stream.receive(), stream), clock)
         except BaseException:
             await stream.close()
             raise
@@ -232,7 +240,7 @@ class Session:
                 case Pong():
                     pass
                 case Refuse():
-                    raise refused(event)
+                    raise refused(event, is_proved=self.stream.is_proved)
                 case Goodbye():
                     self._heard_goodbye = True
                     if not self._leaving:
@@ -247,9 +255,9 @@ class Session:
             await self.stream.send(Ping(token))
 
 
-def _welcomed(answer: Event) -> Welcome:
+def _welcomed(answer: Event, stream: Stream) -> Welcome:
     if isinstance(answer, Refuse):
-        raise refused(answer)
+        raise refused(answer, is_proved=stream.is_proved)
     if not isinstance(answer, Welcome):
         raise DrengineError(SESSION_REFUSED, f"the target answered HELLO with {type(answer).__name__}")
     return answer

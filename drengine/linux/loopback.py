@@ -1,6 +1,6 @@
 """Which user of this host holds the other end of a loopback connection, by the kernel's own table.
 
-A runbook's commands run as the orchestrator's user, so another user of the host may not give it runbooks. Only
+Loopback is shared by all users of a machine, so an address there says nothing about who answers or asks. Only
 established connections count: a socket that its owner has closed has no user any more, and the kernel shows root's.
 """
 
