@@ -44,6 +44,8 @@ from drengine.store.errors import (
 from drengine.store.log.writable import WritableView
 from drengine.store.store import Store
 from drengine.store.views.view import View
+from drengine.store.views.windows import WINDOW_BYTES
+from drengine.target.forward import Forward, WindowReads
 from drengine.target.protection import Protection, cut_if_written
 
 log = logging.getLogger("drengine.target")
@@ -54,11 +56,7 @@ TURN_SECONDS_MAX = 0.0005
 """Work on the loop's thread for one connection in one turn, to within one request: so long others wait for it."""
 
 INLINE_BYTES_MAX = 64 << 10
-"""Longer requests go to the pool, unless what they read was brought near."""
-
-READ_AHEAD_BYTES = 2 << 20
-READ_AHEAD_AFTER = 2
-"""Reads that continued the one before them, until what follows is brought near."""
+"""Longer requests go to the pool, unless what they read was prepared."""
 
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)
 _UNKNOWN = (UNKNOWN_SOURCE, UNKNOWN_POINT, UNKNOWN_BRANCH, UNKNOWN_VOLUME)
@@ -268,7 +266,10 @@ class ViewExport:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._late = _LateReplies(self._loop)
-        self._ahead = ReadAhead(volume.size_bytes)
+        self._forward = Forward()
+        self._windows = WindowReads(
+            view, self._volume, pool, self._prepared, self._late.complete_now, self._serve_in_pool
+        )
         point = view.point
         what = f"point {point.id} of {point.source}, {point.kind.value}" if point else "branch"
         self.info = ExportInfo(
@@ -284,9 +285,12 @@ class ViewExport:
         """See Export."""
         self._late.complete = complete
         for request in requests:
-            if request.command == _READ and (wanted := self._ahead.note(request.offset, request.length)):
-                self._pool.submit(self._prefetch, *wanted)
-        return self._serve_now(requests)
+            if request.command == _READ:
+                self._forward.note(request.offset, request.length)
+        replies = self._serve_now(requests)
+        if self._forward.is_seen:
+            self._windows.ahead(self._forward.next)
+        return replies
 
     def _serve_now(self, requests: list[Request]) -> list[Reply]:
         """Replies to what needs no waiting; the pool gets the rest, and the next turn what is too much for this one."""
@@ -298,20 +302,19 @@ class ViewExport:
                 self._loop.call_soon(self._next_turn, [_kept(each) for each in requests[number:]])
                 break
             reply = self._answer_now(request)
-            if reply is None:
-                self._pool.submit(self._serve_late, _kept(request))
-            else:
+            if reply is not None:
                 replies.append(reply)
+            elif request.command == _READ and self._forward.is_seen and request.length <= WINDOW_BYTES:
+                self._windows.wait(request)
+            else:
+                self._serve_in_pool(request)
         return replies
 
     def _answer_now(self, request: Request) -> Reply | None:
         """The reply, if that needs no waiting."""
         view, command, volume = self._writable, request.command, self._volume
         if command == _READ:
-            if request.length > INLINE_BYTES_MAX and not self._ahead.is_near(request.offset, request.length):
-                return None
-            data = self._view.read_now(volume, request.offset, request.length)
-            return None if data is None else Reply(request, 0, data)
+            return self._read_now(request)
         if view is None or request.flags & FLAG_FUA or (request.length > INLINE_BYTES_MAX and command == _WRITE):
             return None
         if command == _WRITE:
@@ -325,10 +328,23 @@ class ViewExport:
             done = False
         return Reply(request) if done else None
 
+    def _read_now(self, request: Request) -> Reply | None:
+        if self._forward.is_seen and (reply := self._prepared(request)):
+            return reply
+        if request.length > INLINE_BYTES_MAX:
+            return None
+        data = self._view.read_now(self._volume, request.offset, request.length)
+        return None if data is None else Reply(request, 0, data)
+
+    def _prepared(self, request: Request) -> Reply | None:
+        parts = self._view.parts_now(self._volume, request.offset, request.length)
+        return None if parts is None else Reply(request, pieces=parts)
+
+    def _serve_in_pool(self, request: Request) -> None:
+        self._pool.submit(self._serve_late, _kept(request))
+
     def _next_turn(self, requests: list[Request]) -> None:
-        replies = self._serve_now(requests)
-        assert self._late.complete is not None
-        self._late.complete(replies)
+        self._late.complete_now(self._serve_now(requests))
 
     async def handle(self, request: Request) -> Reply:
         """Not used: the export is inline."""
@@ -349,12 +365,6 @@ class ViewExport:
             if len(found) >= STATUS_EXTENTS_MAX:
                 break
         return found
-
-    def _prefetch(self, offset: int, length: int) -> None:
-        try:
-            self._view.prefetch(self._volume, offset, length)
-        finally:
-            self._ahead.arrived(offset + length)
 
     def _serve_late(self, request: Request) -> None:
         try:
@@ -413,47 +423,14 @@ class _LateReplies:
             self._is_waking = True
             self._loop.call_soon_threadsafe(self._hand_over)
 
+    def complete_now(self, replies: list[Reply]) -> None:
+        """For the loop's thread."""
+        assert self.complete is not None
+        self.complete(replies)
+
     def _hand_over(self) -> None:
         self._is_waking = False  # before the look: what comes after it wakes the loop again
         replies = []
         while self._waiting:
             replies.append(self._waiting.popleft())
-        assert self.complete is not None
-        self.complete(replies)
-
-
-class ReadAhead:
-    """Notices reads that follow each other, and says what to bring near; one range at a time."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._is_busy = False
-        self._near = (0, 0)
-        self._size = size_bytes
-        self._next = -1
-        self._in_order = 0
-        self._until = 0
-
-    def note(self, offset: int, length: int) -> tuple[int, int] | None:
-        """A read came. (offset, length) of what should be brought near now, or None."""
-        end = offset + length
-        self._in_order = self._in_order + 1 if offset == self._next else 0
-        self._next = end
-        if not self._in_order:
-            self._until, self._near = end, (end, end)
-        if self._in_order < READ_AHEAD_AFTER or self._is_busy or self._until - end > READ_AHEAD_BYTES // 2:
-            return None
-        begin = max(self._until, end)
-        self._until = min(begin + READ_AHEAD_BYTES, self._size)
-        self._is_busy = begin < self._until
-        return (begin, self._until - begin) if self._is_busy else None
-
-    def arrived(self, end: int) -> None:
-        """What was wanted last, which ends there, is near."""
-        if end == self._until:  # else the reader has gone elsewhere
-            self._near = (self._near[0], end)
-        self._is_busy = False
-
-    def is_near(self, offset: int, length: int) -> bool:
-        """Whether a range was brought near."""
-        begin, end = self._near
-        return begin <= offset and offset + length <= end
+        self.complete_now(replies)

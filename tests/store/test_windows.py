@@ -235,7 +235,7 @@ def test_read_now_answers_what_was_read_or_brought_near() -> None:
         assert compare(view, disk, WINDOW_BYTES - 3000, 3000)
         assert compare(view, disk, 0, 4096), "zeros"
         assert view.read_now(1, WINDOW_BYTES * 2, 4096) is None, "nobody has looked there yet"
-        view.prefetch(1, WINDOW_BYTES * 2, 4096)
+        view.read(1, WINDOW_BYTES * 2, 4096)
         assert view.read_now(1, WINDOW_BYTES * 2, 4096) == bytes(4096)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import pytest
 from drengine.nbd.export import FLAG_FUA, Command, Reply, Request
 from drengine.store.views.records import Address, Records
 from drengine.store.views.view import View
-from drengine.target.exports import READ_AHEAD_BYTES, TURN_SECONDS_MAX, ReadAhead, ViewExport
+from drengine.target.exports import TURN_SECONDS_MAX, ViewExport
 from tests.store.harness import Source, scratch, tiny_store
 
 SIZE = 1 << 20
@@ -36,6 +36,9 @@ class ColdRecords:
         return self.records.parts(address, start, length)
 
     def read_now(self, address: Address, start: int, length: int) -> memoryview | None:
+        return None
+
+    def content(self, window: Hashable) -> None:
         return None
 
 
@@ -94,7 +97,7 @@ def read(offset: int, length: int = 4096) -> Request:
 
 async def test_a_read_that_waits_for_storage_holds_up_no_other() -> None:
     with disk() as (view, data), ThreadPoolExecutor(1) as pool:
-        view.prefetch(1, 0, SIZE)
+        view.read(1, 0, SIZE)
         cold = ColdRecords(view._records)
         view._records = cold  # type: ignore[assignment]
         export, answers = export_of(view, pool), Answers()
@@ -119,7 +122,7 @@ async def test_a_long_turn_ends_and_the_rest_is_answered_in_the_next_ones() -> N
         return now
 
     with disk() as (view, data), ThreadPoolExecutor(1) as pool:
-        view.prefetch(1, 0, SIZE)
+        view.read(1, 0, SIZE)
         export, answers = export_of(view, pool, clock), Answers()
         loop = asyncio.get_running_loop()
         others: list[int] = []
@@ -183,27 +186,3 @@ async def test_a_reader_in_order_finds_what_follows_near() -> None:
         assert got >= 12
         for reply in [*replies, *answers.replies]:
             assert content(reply) == data[reply.request.offset : reply.request.offset + 8192]
-
-
-def test_read_ahead_is_bounded_and_only_for_reads_in_order() -> None:
-    ahead, size = ReadAhead(10 * READ_AHEAD_BYTES), 65536
-    assert [ahead.note(at * 7 * size, size) for at in range(5)] == [None] * 5
-    ahead = ReadAhead(2 * READ_AHEAD_BYTES)
-    found = []
-    for at in range(0, 2 * READ_AHEAD_BYTES, size):
-        if wanted := ahead.note(at, size):
-            found.append(wanted)
-            assert at + size <= wanted[0]
-            assert sum(wanted) - at <= 2 * READ_AHEAD_BYTES
-            assert ahead.note(at + size, 1) is None, "one at a time"
-            assert not ahead.is_near(*wanted)
-            ahead.arrived(sum(wanted))
-            assert ahead.is_near(*wanted)
-            ahead.note(at, size)
-    assert found
-    ahead = ReadAhead(10 * READ_AHEAD_BYTES)
-    wanted = next(filter(None, (ahead.note(at * size, size) for at in range(10))))
-    ahead.note(0, size)
-    ahead.arrived(sum(wanted))
-    assert not ahead.is_near(*wanted), "the reader had gone elsewhere"
-    assert sum(found[-1]) == 2 * READ_AHEAD_BYTES

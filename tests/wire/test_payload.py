@@ -34,6 +34,7 @@ from drengine.wire.payload import (
     FrameEncoder,
     decode_frame,
     decode_frames,
+    decode_many,
     digest,
     encode_frames,
     frame_lengths,
@@ -303,3 +304,41 @@ def test_threads_verify_and_encode_beside_each_other() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(there_and_back, parts * 4))
+
+
+@given(st.lists(st.tuples(st.integers(1, 65536), st.sampled_from("nt0"), st.sampled_from([None, 1, 19])), max_size=12))
+def test_frames_decoded_together_are_what_each_is_alone(rows: list[tuple[int, str, int | None]]) -> None:
+    plains = [{"n": NOISE, "t": TEXT, "0": bytes(65536)}[kind][:length] for length, kind, _ in rows]
+    made = [one_frame(plain, level) for plain, (_, _, level) in zip(plains, rows, strict=True)]
+    found = decode_many([frame for frame, _ in made], [stored for _, stored in made])
+    assert [bytes(plain) for plain in found] == plains
+
+
+@given(st.integers(0, 3), st.sampled_from(["flip", "tail", "head", "claim", "two", "cipher", "codec"]), st.data())
+def test_one_frame_that_is_refused_alone_is_refused_among_others(at: int, how: str, data: st.DataObject) -> None:
+    made = [one_frame(TEXT[:length], 1) for length in (4096, 65536, 100, 30_000)]
+    frame, stored = made[at]
+    match how:
+        case "flip":
+            place = data.draw(st.integers(0, len(stored) - 1))
+            stored = stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1 :]
+        case "tail":
+            stored += b"more"
+        case "head":
+            stored = b"\x50\x2a\x4d\x18\x04\0\0\0skip" + stored
+        case "claim":
+            frame = frame._replace(plain_length=frame.plain_length + data.draw(st.sampled_from([-1, 1])))
+        case "two":
+            stored += stored
+        case "cipher":
+            frame = frame._replace(cipher=1)
+        case "codec":
+            frame = frame._replace(codec=9)
+    if how != "flip":  # somebody who can write a frame can write its checksum
+        frame = frame._replace(length=len(stored), checksum=xxhash.xxh3_64_intdigest(stored))
+    made[at] = (frame, stored)
+    with pytest.raises(DrengineError) as alone:
+        decode_frame(frame, stored)
+    with pytest.raises(DrengineError) as together:
+        decode_many([frame for frame, _ in made], [stored for _, stored in made])
+    assert together.value.message == alone.value.message

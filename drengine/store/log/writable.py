@@ -39,8 +39,9 @@ from drengine.store.log.pending import (
 from drengine.store.log.tail import Tail, TailLayer
 from drengine.store.log.writer import BranchWriter, Committed
 from drengine.store.segments.format import parse_geometry
+from drengine.store.views.content import Part
 from drengine.store.views.stack import StackLayer
-from drengine.store.views.view import Part, View
+from drengine.store.views.view import View
 
 _log = logging.getLogger(__name__)
 

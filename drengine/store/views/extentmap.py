@@ -202,7 +202,7 @@ def _paint(first: Index, last: Index, count: int) -> Index:
         if stop == at + 1:
             owners[int(first[at]) : int(last[at])] = at
         else:
-            owners[_runs(first[at:stop], counts[at:stop])] = np.repeat(np.arange(at, stop), counts[at:stop])
+            owners[runs(first[at:stop], counts[at:stop])] = np.repeat(np.arange(at, stop), counts[at:stop])
         at = stop
     return owners
 
@@ -217,7 +217,7 @@ def _without(flat: FlatMap, cover: FlatMap) -> FlatMap:
     first = np.searchsorted(gap_ends, flat.starts, "right")
     counts = np.maximum(np.searchsorted(gap_starts, ends, "left") - first, 0)
     owners = np.repeat(np.arange(len(flat)), counts)
-    gaps = _runs(first, counts)
+    gaps = runs(first, counts)
     begins = np.maximum(flat.starts[owners], gap_starts[gaps])
     return _pieces(flat, owners, begins, np.minimum(ends[owners], gap_ends[gaps]) - begins)
 
@@ -229,7 +229,7 @@ def _pieces(rows: FlatMap, owners: Index, begins: U64, lengths: U64) -> FlatMap:
     return FlatMap(begins, lengths, segments, rows.records[owners], rows.plain_offsets[owners] + shift)
 
 
-def _runs(first: Index, counts: Index) -> Index:
+def runs(first: Index, counts: Index) -> Index:
     """``first[0], first[0]+1, ...`` (``counts[0]`` of them), then the same for the next, in one array."""
     before = np.cumsum(counts) - counts
     return np.repeat(first - before, counts) + np.arange(int(counts.sum()))

@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BLOCK_BYTES, Codec, ExtentKind
+from drengine.model.extents import BLOCK_BYTES, Codec, ExtentKind, Frame
 from drengine.process.descriptors import descriptors_free
 from drengine.store.blobs import Reader, Storage
 from drengine.store.catalogue.database import Catalogue
@@ -27,12 +27,18 @@ from drengine.store.names import segment_name
 from drengine.store.options import StoreOptions
 from drengine.store.segments import format as codec
 from drengine.store.segments.format import FLAG_DROPPED, FOOTER, RECORD, RecordType, SegmentHeader, SegmentIndex
-from drengine.wire.payload import decode_frame, digest
+from drengine.store.views.cache import ByteCache
+from drengine.store.views.content import Content
+from drengine.store.views.extentmap import Index
+from drengine.store.views.gather import Places, frame_parts, reads
+from drengine.wire.payload import Buffer, decode_frame, decode_many, digest
 
-_V = TypeVar("_V")
 _HEAD_BYTES = 4096
 _READ_ATTEMPTS = 3
 _FRAME_COST_BYTES = 256
+_GATHERED_BYTES_MAX = 8 << 20
+"""Frames that are decoded at once, in plain bytes."""
+
 _LOOK_SECONDS = 1.0
 """How long a file that compaction has replaced may stay open, and so keep its space."""
 
@@ -59,53 +65,6 @@ class RecordFault(NamedTuple):
     def within(self, plain_offset: int, length: int) -> tuple[int, int]:
         """Which of these plain bytes are among them: (begin, end), empty when end <= begin."""
         return max(self.begin, plain_offset), min(self.end, plain_offset + length)
-
-
-class ByteCache(Generic[_V]):
-    """Least recently used values, bounded by the sum of their sizes. Safe between threads."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._lock = threading.Lock()
-        self._values: OrderedDict[Hashable, tuple[_V, int]] = OrderedDict()
-
-    @property
-    def size_bytes(self) -> int:
-        """The sum of the sizes of what is kept."""
-        return self._bytes
-
-    def get(self, key: Hashable) -> _V | None:
-        """The value, now the most recently used; or None."""
-        with self._lock:
-            found = self._values.get(key)
-            if found is None:
-                return None
-            self._values.move_to_end(key)
-            return found[0]
-
-    def put(self, key: Hashable, value: _V, size: int) -> None:
-        """Keep a value of `size` bytes, dropping the oldest ones beyond the bound."""
-        with self._lock:
-            old = self._values.pop(key, None)
-            self._bytes += size - (old[1] if old else 0)
-            self._values[key] = (value, size)
-            while self._bytes > self._bytes_max and len(self._values) > 1:
-                _, (_, dropped) = self._values.popitem(last=False)
-                self._bytes -= dropped
-
-    def forget_all(self, matches: Callable[[Hashable], bool]) -> None:
-        """Drop every value whose key matches."""
-        with self._lock:
-            keys = [key for key in self._values if matches(key)]
-        for key in keys:
-            self.forget(key)
-
-    def forget(self, key: Hashable) -> None:
-        """Drop one value."""
-        with self._lock:
-            old = self._values.pop(key, None)
-            self._bytes -= old[1] if old else 0
 
 
 class SegmentScan:
@@ -167,6 +126,12 @@ class _OpenSegment:
     def __del__(self) -> None:
         self.reader.close()
 
+    @cached_property
+    def plain_starts(self) -> Index:
+        """Where each frame begins in the plain form of all records, and where the last one ends."""
+        ends = np.cumsum(self.index.frames["plain_length"], dtype=np.int64)
+        return np.concatenate((np.zeros(1, np.int64), ends))
+
     def dropped(self, record: int) -> list[tuple[int, int]]:
         """Plain ranges (begin, end) of a record that compaction has zeroed."""
         if not self.index.records["flags"][record] & FLAG_DROPPED:
@@ -194,7 +159,8 @@ class Records:
         self._storage = storage
         self._catalogue = catalogue
         self._indexes: ByteCache[SegmentIndex] = ByteCache(options.index_cache_bytes_max)
-        self._frames: ByteCache[memoryview] = ByteCache(options.frame_cache_bytes_max)
+        self._frames: ByteCache[Any] = ByteCache(options.frame_cache_bytes_max)
+        """Plain bytes of frames, by segment and row; and the contents of windows."""
         self._scans: ByteCache[SegmentScan] = ByteCache(options.index_cache_bytes_max)
         self._scan_lock = threading.Lock()
         self._open: ByteCache[_OpenSegment] = ByteCache(min(options.open_segments_max, descriptors_free() // 4))
@@ -203,7 +169,7 @@ class Records:
 
     @property
     def cached_bytes(self) -> int:
-        """Decoded frames in memory now."""
+        """Decoded frames and contents of windows in memory now."""
         return self._frames.size_bytes
 
     def index(self, row: SegmentRow, count: int | None = None) -> SegmentIndex:
@@ -229,6 +195,19 @@ class Records:
                 self._indexes.put(key, index, index.nbytes)
             return index
         raise _missing(row)
+
+    def content(self, window: Hashable) -> Content | None:
+        """What a window holds, if it was kept."""
+        found: Content | None = self._frames.get(window)
+        return found
+
+    def keep_content(self, window: Hashable, content: Content) -> None:
+        """Keep what a window holds, for as long as there is room beside the frames."""
+        self._frames.put(window, content, content.nbytes)
+
+    def forget_content(self, window: Hashable) -> None:
+        """Do not keep it any more."""
+        self._frames.forget(window)
 
     def read(self, address: Address, start: int, length: int) -> memoryview:
         """Plain bytes `start` to `start + length` of a record.
@@ -273,6 +252,84 @@ class Records:
                 return None
             parts.append(found)
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def gather(self, source: str, places: Places, targets: Sequence[memoryview], target_bytes: int) -> None:
+        """Copy pieces, each into one of the targets, of which every one but the last has `target_bytes`.
+
+        Frames of which little is wanted are kept, as `parts` keeps them.
+
+        Raises:
+            DrengineError: DAMAGED, STORE_IO; of which piece is not said, and parts of others may have been copied.
+        """
+        for branch, segment, mine in places.by_segment():
+            record = int(mine.records.max())
+            part = self._segment(Address(source, branch, segment, record))
+            self._gather(part, Address(source, branch, segment, record), mine, targets, target_bytes)
+
+    def _gather(
+        self, part: _OpenSegment, address: Address, mine: Places, targets: Sequence[memoryview], target_bytes: int
+    ) -> None:
+        first_frames, plain_starts = part.index.frame_starts, part.plain_starts
+        starts = plain_starts[first_frames[mine.records]] + mine.plain_offsets
+        if bool((starts + mine.lengths > plain_starts[first_frames[mine.records + 1]]).any()):
+            raise DrengineError(DAMAGED, f"{address}, or one before it: bytes behind its end are wanted")
+        self._require_kept(part, address, mine)
+        found = frame_parts(mine, starts, plain_starts)
+        lengths = np.diff(plain_starts)[found.frames]
+        if int(lengths.sum()) > _GATHERED_BYTES_MAX and len(mine.begins) > 1:
+            half = len(mine.begins) // 2
+            self._gather(part, address, mine.take(slice(half)), targets, target_bytes)
+            self._gather(part, address, mine.take(slice(half, None)), targets, target_bytes)
+            return
+        plains = self._plains(part, address, found.frames, found.wanted * 2 < lengths)
+        numbers = found.begins // target_bytes
+        begins, ends = found.begins - numbers * target_bytes, found.ends - numbers * target_bytes
+        columns = (numbers, begins, ends, found.which, found.starts, found.stops)
+        for number, begin, end, which, start, stop in zip(*(column.tolist() for column in columns), strict=True):
+            targets[number][begin:end] = plains[which][start:stop]
+
+    def _require_kept(self, part: _OpenSegment, address: Address, mine: Places) -> None:
+        """Raise if bytes that compaction has dropped are among what is wanted."""
+        flagged = np.flatnonzero(part.index.records["flags"][mine.records] & FLAG_DROPPED)
+        columns = (mine.records[flagged], mine.plain_offsets[flagged], mine.lengths[flagged])
+        for record, start, length in zip(*(column.tolist() for column in columns), strict=True):
+            if any(begin < start + length and start < stop for begin, stop in part.dropped(record)):
+                where = address._replace(record=record)
+                raise DrengineError(DAMAGED, f"{where}: bytes that compaction has dropped are wanted")
+
+    def _plains(self, part: _OpenSegment, address: Address, rows: Index, keeps: NDArray[np.bool_]) -> list[memoryview]:
+        """The plain bytes of frames, whose rows are sorted; `keeps` says which of them stay in the cache."""
+        keys = [(part.key, row) for row in rows.tolist()]
+        plains: list[Any] = self._frames.get_all(keys)
+        missing = [number for number, plain in enumerate(plains) if plain is None]
+        if missing:
+            kept = keeps.tolist()
+            for number, found in zip(missing, self._read_frames(part, address, rows[missing]), strict=True):
+                plain = memoryview(found)
+                if kept[number]:
+                    plain = memoryview(bytes(plain))  # on its own: it must not keep alive what was read with it
+                    self._frames.put(keys[number], plain, len(plain) + _FRAME_COST_BYTES)
+                plains[number] = plain
+        return plains
+
+    def _read_frames(self, part: _OpenSegment, address: Address, rows: Index) -> Sequence[Buffer]:
+        """Frames, whose rows are sorted, from storage: checked and decoded."""
+        index = part.index
+        offsets, frames = index.frame_offsets[rows], index.frames[rows]
+        stored: list[memoryview] = []
+        ends = (offsets + frames["length"]).tolist()
+        starts = offsets.tolist()
+        with read_errors(str(address)):
+            for first, last, begin, length in reads(offsets, frames["length"]):
+                data = memoryview(part.reader.read_at(begin, length))
+                stored += [data[starts[n] - begin : ends[n] - begin] for n in range(first, last)]
+        table = list(map(Frame._make, frames.tolist()))
+        if index.header.version == 1:
+            return [_decode(index, address, row, data) for row, data in zip(rows.tolist(), stored, strict=True)]
+        try:
+            return decode_many(table, stored, seed=index.header.frame_seed)
+        except DrengineError as error:
+            raise DrengineError(DAMAGED, f"{address}, or one before it: {error.message}") from error
 
     def _part_now(self, part: _OpenSegment, address: Address, wanted: _Wanted) -> memoryview | None:
         row = wanted.row

@@ -19,9 +19,10 @@ from drengine.store.errors import DAMAGED
 from drengine.store.names import layer_name
 from drengine.store.options import StoreOptions
 from drengine.store.segments.rowset import RowSet, row_set
+from drengine.store.views.cache import ByteCache
 from drengine.store.views.extentmap import FlatMap, merge, resolve
 from drengine.store.views.layers import FANOUT, cover, open_layer, write_layer
-from drengine.store.views.records import ByteCache, Records
+from drengine.store.views.records import Records
 
 _log = logging.getLogger(__name__)
 

@@ -19,10 +19,18 @@ from drengine.model.points import RecoveryPoint, VolumeGeometry
 from drengine.model.sectors import HEAD_BYTES, sector_bytes_of
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE, UNKNOWN_VOLUME
 from drengine.store.leases import Lock, Position
+from drengine.store.views.content import Buffer, Content, Part
 from drengine.store.views.extentmap import ZERO_SEGMENT, FlatMap, coalesce, merge
 from drengine.store.views.records import Address, Records
 from drengine.store.views.stack import StackLayer
-from drengine.store.views.windows import WINDOW_BYTES, ExtentType, Piece, Window, Windows, resolve_window
+from drengine.store.views.windows import (
+    WINDOW_BYTES,
+    ExtentType,
+    Piece,
+    Window,
+    Windows,
+    resolve_window,
+)
 from drengine.wire.payload import digest
 
 _WINDOW_BYTES = 1 << 34
@@ -32,9 +40,8 @@ WINDOWS_BYTES_MAX = 32 << 20
 
 _ZEROS = bytes(1 << 16)
 
-Buffer = bytes | bytearray | memoryview
-Part = tuple[int, Buffer | None]
-"""Length and bytes (None: zeros)."""
+GATHERED_BYTES = 256 << 10
+"""What is gathered comes in buffers of this size, each of which lives as long as a reader holds a part of it."""
 
 Held = tuple[int, int, Buffer | None]
 """Offset, length and bytes (None: zeros) of what is in memory only."""
@@ -133,12 +140,50 @@ class View:
                 begin += piece.length
         return buffer
 
-    def prefetch(self, volume: int, offset: int, length: int) -> None:
-        """Bring a range near, so that `read_now` can answer from it; what fails shows when it is read."""
+    def prepare(self, volume: int, offset: int) -> None:
+        """Bring the window that holds an offset near: `parts_now` answers from it, until it is written or other things
+        need the memory. What fails shows when it is read.
+        """
+        window, base = self._window_at(volume, offset)
         with suppress(DrengineError):
-            for piece in self._durable(volume, offset, length):
-                if piece.segment:
-                    self._records.parts(self._address(piece), piece.plain_offset, piece.length)
+            if self._records.content(window) is None:
+                parts = self._window_parts(volume, window, base, base, window.length)
+                self._records.keep_content(window, Content(parts))
+
+    def is_prepared(self, volume: int, offset: int) -> bool:
+        """Whether `parts_now` can look into the window that holds an offset."""
+        window = self._windows.get((volume, offset // WINDOW_BYTES))
+        return window is not None and self._records.content(window) is not None
+
+    def let_go(self, volume: int, offset: int) -> None:
+        """The window that holds an offset need not be kept near any more."""
+        window = self._windows.get((volume, offset // WINDOW_BYTES))
+        if window is not None:
+            self._records.forget_content(window)
+
+    def parts_now(self, volume: int, offset: int, length: int) -> list[Part] | None:
+        """As `parts`, of a range that was prepared; None where it was not, is not any more, or would have to wait.
+
+        Raises:
+            DrengineError: UNKNOWN_VOLUME, OUT_OF_RANGE.
+        """
+        self._check_range(volume, offset, length)
+        held = self._held(volume, offset, length, wait=False)
+        if held is None:
+            return None
+        parts: list[Part] = []
+        at, end = offset, offset + length
+        while at < end:
+            # Only now: what memory did not hold any more when it was looked at shows in the window.
+            number, begin = divmod(at, WINDOW_BYTES)
+            window = self._windows.get((volume, number))
+            content = None if window is None else self._records.content(window)
+            if window is None or content is None:
+                return None
+            stop = min(begin + end - at, window.length)
+            parts += content.cut(begin, stop)
+            at += stop - begin
+        return laid_over(parts, held, offset)
 
     def sector_bytes(self, volume: int) -> int:
         """The logical sector size of the disk that a volume's content was made on; see drengine.model.sectors."""
@@ -237,26 +282,16 @@ class View:
         """What lies below `_held`, newest first."""
         return self._stack
 
-    def _durable(self, volume: int, offset: int, length: int) -> Iterator[Piece]:
-        """Where a range's bytes come from below `_held`, in order; holes count as zeros."""
-        at, end, size = offset, offset + length, self._size(volume)
-        while at < end:
-            number = at // WINDOW_BYTES
-            base = number * WINDOW_BYTES
-            window = self._window((volume, number), base, min(base + WINDOW_BYTES, size))
-            stop = min(end, base + window.length)
-            while at < stop:
-                piece = window.piece(at - base, stop - base)
-                yield piece._replace(offset=at)
-                at += piece.length
-
-    def _window(self, key: tuple[int, int], start: int, end: int) -> Window:
+    def _window_at(self, volume: int, offset: int) -> tuple[Window, int]:
+        """The window that holds an offset, and where it begins."""
+        key = (volume, offset // WINDOW_BYTES)
+        base = key[1] * WINDOW_BYTES
         window = self._windows.get(key)
         if window is None:
             ticket = self._windows.begin(key)
-            window = resolve_window(self._durable_layers(), key[0], start, end)
+            window = resolve_window(self._durable_layers(), volume, base, min(base + WINDOW_BYTES, self._size(volume)))
             self._windows.put(key, window, ticket)
-        return window
+        return window, base
 
     def _fill(self, volume: int, offset: int, target: memoryview) -> None:
         """Put a range into `target`, which is all zeros."""
@@ -270,16 +305,47 @@ class View:
     def _parts(self, volume: int, offset: int, length: int) -> list[Part]:
         parts: list[Part] = []
         at, end = offset, offset + length
-        for start, size, data in (*(self._held(volume, offset, length) or ()), (end, 0, None)):
-            for piece in self._durable(volume, at, start - at):
+        while at < end:
+            size = min(end, at - at % WINDOW_BYTES + WINDOW_BYTES) - at
+            # First: what memory does not hold any more when it is looked at, the window shows.
+            held = self._held(volume, at, size) or ()
+            window, base = self._window_at(volume, at)
+            parts += self._window_parts(volume, window, base, at, size, held)
+            at += size
+        return parts
+
+    def _window_parts(
+        self, volume: int, window: Window, base: int, offset: int, length: int, held: Sequence[Held] = ()
+    ) -> list[Part]:
+        begin, end = offset - base, offset - base + length
+        if window.is_scattered(begin, end):
+            # What fails is read one by one: then it shows what is wrong, or that it is not wanted.
+            with suppress(DrengineError):
+                return laid_over(self._gathered(window, begin, end), held, offset)
+        parts: list[Part] = []
+        at = begin
+        for start, size, data in (*held, (base + end, 0, None)):
+            while at < start - base:
+                piece = window.piece(at, start - base)
                 if piece.segment:
-                    parts += [(len(each), each) for each in self._read_piece(volume, piece)]
+                    where = piece._replace(offset=base + at)
+                    parts += [(len(each), each) for each in self._read_piece(volume, where)]
                 else:
                     parts.append((piece.length, None))
+                at += piece.length
             if size:
                 parts.append((size, data))
-            at = start + size
+            at += size
         return parts
+
+    def _gathered(self, window: Window, begin: int, end: int) -> list[Part]:
+        """A range of a window in buffers of `GATHERED_BYTES`."""
+        places = window.places(begin, end, GATHERED_BYTES)
+        sizes = [min(GATHERED_BYTES, end - at) for at in range(begin, end, GATHERED_BYTES)]
+        has_data = set((places.begins // GATHERED_BYTES).tolist())
+        targets = [memoryview(bytearray(size if number in has_data else 0)) for number, size in enumerate(sizes)]
+        self._records.gather(self.position.source, places, targets, GATHERED_BYTES)
+        return [(size, target if len(target) else None) for size, target in zip(sizes, targets, strict=True)]
 
     def _address(self, piece: Piece) -> Address:
         return Address(self.position.source, piece.branch, piece.segment, piece.record)
@@ -330,10 +396,23 @@ def gaps(held: Sequence[Held], offset: int, length: int) -> Iterator[tuple[int, 
         yield at, offset + length - at
 
 
+def laid_over(parts: list[Part], held: Sequence[Held], offset: int) -> list[Part]:
+    """Parts that begin at an offset of a volume, and what memory holds over them."""
+    if not held:
+        return parts
+    buffer = memoryview(bytearray(sum(length for length, _ in parts)))
+    at = 0
+    for length, data in parts:
+        if data is not None:
+            buffer[at : at + length] = data
+        at += length
+    _lay(held, offset, buffer)
+    return [(at, buffer)]
+
+
 def _lay(held: Sequence[Held], offset: int, target: memoryview) -> None:
     for start, size, data in held:
-        if data is not None:
-            target[start - offset : start - offset + size] = data
+        target[start - offset : start - offset + size] = bytes(size) if data is None else data
 
 
 def look_up(stack: Sequence[StackLayer], volume: int, offset: int, length: int) -> list[Piece]:

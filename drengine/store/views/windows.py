@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from drengine.store.views.cache import ByteCache
 from drengine.store.views.extentmap import ZERO_SEGMENT, FlatMap, visible
-from drengine.store.views.records import ByteCache
+from drengine.store.views.gather import Places
 from drengine.store.views.stack import StackLayer
 
 ExtentType = Literal["data", "zero", "hole"]
@@ -27,6 +28,10 @@ _COST_BYTES = 1024
 _SPAN_BYTES_MAX = 64 * WINDOW_BYTES
 _PATCH_ROWS_MAX = 64
 """More rows than this are not patched into a window: it is resolved again when it is wanted."""
+
+_SCATTERED_PIECES = 8
+_SCATTERED_BYTES = 32 << 10
+"""A range in at least so many pieces is scattered, when they are smaller than this on average."""
 
 Key = tuple[int, int]
 """Volume, and the window's number in it."""
@@ -79,6 +84,28 @@ class Window:
             self.records[index],
             self.plain_offsets[index] + shift,
         )
+
+    def is_scattered(self, begin: int, end: int) -> bool:
+        """Whether a range lies in so many pieces that they are better gathered than read one by one."""
+        count = bisect_left(self.starts, end) - bisect_right(self.starts, begin) + 1
+        return count >= _SCATTERED_PIECES and count * _SCATTERED_BYTES > end - begin
+
+    def places(self, begin: int, end: int, cut_bytes: int) -> Places:
+        """The pieces of data of a range; where they go is counted from `begin`, and none crosses a multiple of
+        `cut_bytes` there.
+        """
+        columns = (self.starts, self.branches, self.segments, self.records, self.plain_offsets)
+        starts, *rest = (np.frombuffer(column, np.uint32).astype(np.int64) for column in columns)
+        first = int(starts.searchsorted(begin, "right")) - 1
+        last = int(starts.searchsorted(end, "left"))
+        inner = starts[first + 1 : last]
+        edges = np.unique(np.concatenate((np.arange(begin, end, cut_bytes), inner)))
+        owners = starts.searchsorted(edges, "right") - 1
+        lengths = np.diff(edges, append=end)
+        data = np.flatnonzero(rest[1][owners])
+        owners, edges = owners[data], edges[data]
+        branches, segments, records, plain_offsets = (column[owners] for column in rest)
+        return Places(edges - begin, lengths[data], branches, segments, records, plain_offsets + edges - starts[owners])
 
     def laid_over(self, rows: Sequence[Row]) -> Window:
         """A copy with rows over it."""
