@@ -22,6 +22,7 @@ import fcntl
 import itertools
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How much of a log is kept.
+    """How much of a log is kept: all of it, where nobody says otherwise.
 
     Attributes:
         bytes_max: the oldest files go when all are larger.
@@ -53,8 +54,8 @@ class Keep:
         file_bytes: a new file is begun when one is larger.
     """
 
-    bytes_max: int = 256 << 20
-    seconds: float = 400 * 86400.0
+    bytes_max: int = sys.maxsize
+    seconds: float = 1e9
     file_bytes: int = FILE_BYTES
 
 
@@ -74,6 +75,10 @@ class AuditLog:
         Raises:
             DrengineError: AUDIT_UNUSABLE.
         """
+        try:
+            make_directory(directory)
+        except OSError as error:
+            raise unusable(directory, error) from error
         log = AuditLog(directory, keep=keep, clock=clock)
         with log._locked():
             return log
@@ -108,7 +113,6 @@ class AuditLog:
         descriptor = -1
         try:
             with self._turn:
-                make_directory(self.directory)
                 descriptor = open_owned(self.directory / HEAD_FILE, _FLAGS, 0o600)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -116,8 +120,12 @@ class AuditLog:
                 finally:
                     os.close(descriptor)
         except OSError as error:
-            message = f"{error.filename or self.directory}: {error.strerror or error}"
-            raise DrengineError(AUDIT_UNUSABLE, message) from error
+            raise unusable(self.directory, error) from error
+
+
+def unusable(directory: Path, error: OSError) -> DrengineError:
+    """A log that can't be read or written, as an error."""
+    return DrengineError(AUDIT_UNUSABLE, f"{error.filename or directory}: {error.strerror or error}")
 
 
 class _Locked:

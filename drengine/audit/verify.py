@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.audit.entry import genesis
-from drengine.audit.errors import AUDIT_UNUSABLE
 from drengine.audit.files import HEAD_BYTES, HEAD_FILE, Head, Line, Reader, Rest, file_path, files
-from drengine.audit.log import LOST, MENDED, OURSELVES, REMOVED
-from drengine.model.errors import DrengineError
+from drengine.audit.log import LOST, MENDED, OURSELVES, REMOVED, unusable
 
 _NO_ENTRY = "the file ends in what is no entry"
 _TRIES = 5
@@ -91,9 +89,9 @@ def verify(directory: Path, anchors: Iterable[Anchor] = ()) -> Checked:
             return walk.answer()
         except FileNotFoundError as error:  # retention removed it meanwhile
             if not tries_left or not directory.is_dir():
-                raise _unusable(directory, error) from error
+                raise unusable(directory, error) from error
         except OSError as error:
-            raise _unusable(directory, error) from error
+            raise unusable(directory, error) from error
     raise AssertionError("unreachable")
 
 
@@ -108,7 +106,7 @@ def read_entries(directory: Path) -> Iterator[Line]:
             with contextlib.suppress(FileNotFoundError):  # retention removed it meanwhile
                 yield from Reader(directory, file).entries()
     except OSError as error:
-        raise _unusable(directory, error) from error
+        raise unusable(directory, error) from error
 
 
 def read_head(directory: Path) -> Head | None:
@@ -290,7 +288,3 @@ def _quiet(directory: Path) -> Iterator[Head | None]:
         yield Head.decode(os.read(descriptor, HEAD_BYTES))
     finally:
         os.close(descriptor)
-
-
-def _unusable(directory: Path, error: OSError) -> DrengineError:
-    return DrengineError(AUDIT_UNUSABLE, f"{error.filename or directory}: {error.strerror or error}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from drengine.audit.config import AuditOptions
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, PATH, TEXT, Address, choice, load, option, parse, section
 from drengine.control.config import OrchestratorBrokerOptions
 from drengine.model.errors import DrengineError
@@ -72,6 +73,7 @@ class OrchestratorConfig:
     )
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
+    audit: AuditOptions = section(AuditOptions, help="The audit log, in the folder `audit` of `state`.")
     broker: OrchestratorBrokerOptions = section(
         OrchestratorBrokerOptions, help="The MQTT broker, which carries commands to agents."
     )

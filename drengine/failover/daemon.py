@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
+from drengine.audit import FOLDER
+from drengine.audit.auditing import Auditing
 from drengine.control.broker import embedded_broker
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.engine import Engine, open_engine
@@ -22,6 +24,7 @@ from drengine.failover.registry.values import StoredRunbook
 from drengine.failover.run import RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
@@ -181,17 +184,21 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
     opened: list[Engine] = []
 
     def reload() -> None:
+        auditing.did("orchestrator.reload")
         for engine in opened:
             engine.agents.reload()
         log.info("certificates are read again; other options need a restart")
 
+    auditing = await asyncio.to_thread(Auditing, config.state / FOLDER, config.audit, SystemClock())
+    auditing.did("orchestrator.start")
     stopping = signalled(insist=True, reload=reload)
     raise_descriptor_limit()
     quiet_accept_failures(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, auditing.close)
         if config.broker.embedded and config.broker.address is not None:
             await stack.enter_async_context(embedded_broker(config.broker.address))
-        engine = await stack.enter_async_context(open_engine(config))
+        engine = await stack.enter_async_context(open_engine(config, audit=auditing.log))
         opened.append(engine)
         orchestrator = Orchestrator(engine)
         for service in services:

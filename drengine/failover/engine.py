@@ -178,15 +178,17 @@ class Engine:
 
 
 @asynccontextmanager
-async def open_engine(config: OrchestratorConfig, *, clock: Clock | None = None) -> AsyncIterator[Engine]:
-    """Open everything, and close it in the end.
+async def open_engine(
+    config: OrchestratorConfig, *, clock: Clock | None = None, audit: AuditLog | None = None
+) -> AsyncIterator[Engine]:
+    """Open everything, and close it in the end; `audit` is the daemon's log, where it is open already.
 
     Raises:
         DrengineError: the store's and the registry's own; not that a broker is silent.
     """
     clock = clock or SystemClock()
     make_directory(config.state)
-    audit = await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
+    audit = audit or await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
     registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
     try:
         with await asyncio.to_thread(Store.open, config.store, clock=clock) as store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.audit.config import AuditOptions
 from drengine.config import (
     ADDRESS,
     BAD_CONFIG,
@@ -177,6 +178,7 @@ class TargetConfig:
     )
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
+    audit: AuditOptions = section(AuditOptions, help="The audit log, in the store's folder `audit`.")
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3, both sides authenticated; needed beyond loopback.")
     maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")
 

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.audit import FOLDER
+from drengine.audit.auditing import Auditing
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
@@ -112,6 +114,7 @@ class TargetDaemon:
         if self.credentials is None:
             log.info("there is nothing to read again: TLS is not configured, other options need a restart")
         else:
+            self.audit.did("target.reload")
             self.credentials.refresh(again=True)
             self._end_revoked()
 
@@ -133,6 +136,10 @@ class TargetDaemon:
             store = await asyncio.to_thread(open_expected, config.store, config.store_id, self.clock)
             cleanup.push_async_callback(asyncio.to_thread, store.close)
         self.store = store
+        self.audit = await asyncio.to_thread(Auditing, config.store / FOLDER, config.audit, self.clock)
+        cleanup.push_async_callback(asyncio.to_thread, self.audit.close)
+        self.metrics.unanchored = self.audit.unsent
+        await asyncio.to_thread(self.audit.did, "target.start")
         await asyncio.to_thread(self.sources.load, store)
         readers = self._pool(EXPORT_THREADS, "export")
         self.reception = self._reception(store)

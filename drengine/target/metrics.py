@@ -67,6 +67,9 @@ FRAME_CACHE = Family("target_frame_cache_bytes", GAUGE, "Decoded frames of the s
 MAINTENANCE_AGE = Family(
     "target_maintenance_success_age_seconds", GAUGE, "Seconds since the task last succeeded.", ("task",)
 )
+UNANCHORED = Family(
+    "target_audit_unanchored_entries", GAUGE, "Audit entries that no anchor at the sink vouches for yet.", ("sink",)
+)
 CERTIFICATES = CredentialFamilies.of("target")
 CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 RECEIVED = Family("target_received_bytes_total", COUNTER, "Bytes received by peer network.", ("network",))
@@ -109,6 +112,7 @@ class TargetMetrics:
         self.store_reason: Callable[[], str] = lambda: "none"
         self.nbd_connections: Callable[[], int] = lambda: 0
         self.frame_cache_bytes: Callable[[], int] = lambda: 0
+        self.unanchored: Callable[[], dict[str, int]] = dict
         self.last_success: dict[str, float] = {}
         self.set_aside = 0
         self._sources = sources
@@ -153,6 +157,8 @@ class TargetMetrics:
         yield Sample(SESSIONS, self.sessions())
         yield Sample(NBD_CONNECTIONS, self.nbd_connections())
         yield Sample(FRAME_CACHE, self.frame_cache_bytes())
+        for sink, entries in sorted(self.unanchored().items()):
+            yield Sample(UNANCHORED, entries, (sink,))
         for task, moment in sorted(self.last_success.items()):
             yield Sample(MAINTENANCE_AGE, self._clock.monotonic() - moment, (task,))
 

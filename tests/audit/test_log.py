@@ -196,6 +196,18 @@ def test_a_full_disk_is_said_and_leaves_no_trace(tmp_path: Path, monkeypatch: py
     assert (verify(tmp_path).broken, verify(tmp_path).mended, done_on(tmp_path)) == ("", 0, ["run-0", "run-2"])
 
 
+def test_a_log_that_went_away_is_not_begun_anew(tmp_path: Path) -> None:
+    """An empty directory may be where the store's file system is not mounted."""
+    log = AuditLog.open(tmp_path / "store/audit")
+    fill(log, 1)
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").mkdir()
+    with pytest.raises(DrengineError) as raised:
+        fill(log, 1, since=1)
+    assert raised.value.kind is AUDIT_UNUSABLE
+    assert list((tmp_path / "store").iterdir()) == []
+
+
 WRITER = """
 import sys
 from pathlib import Path
