@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from drengine.nbd.export import without_secret
 from drengine.process.environment import passed_on
 
 SECRET_CHARACTERS_MIN = 6
@@ -44,6 +45,7 @@ def without_secrets(text: str, values: Collection[str] = ()) -> str:
     """
     for value in sorted(values, key=len, reverse=True):  # one may be part of another
         text = text.replace(value, "***")
+    text = without_secret(text)
     for pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
     return text

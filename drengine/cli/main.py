@@ -42,6 +42,18 @@ COMMANDS: Mapping[str, Command | Group] = {
     "pin": Command("drengine.cli.pins", "Keep a point: retention leaves it alone until it is unpinned."),
     "unpin": Command("drengine.cli.pins", "Let retention have a point again."),
     "branches": Command("drengine.cli.branches", "List a source's branches, or close one that is no longer needed."),
+    "grant": Group(
+        "Who may use a branch or a point over NBD, or come home, beside what runs allow by themselves.",
+        {
+            "list": Command("drengine.cli.grant", "List the grants that live, oldest first."),
+            "give": Command(
+                "drengine.cli.grant",
+                "Allow a party something until the time is over, or, without --to, whoever shows the capability "
+                "that is printed.",
+            ),
+            "take": Command("drengine.cli.grant", "Take a grant back; what is open by it ends within seconds."),
+        },
+    ),
     "target": Group(
         "Receive, keep and serve replicas.",
         {

@@ -14,6 +14,7 @@ from drengine.audit.config import AuditOptions
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, PATH, TEXT, Address, choice, load, option, parse, section
 from drengine.control.config import OrchestratorBrokerOptions
 from drengine.model.errors import DrengineError
+from drengine.nbd.export import SECRET_MARK
 from drengine.transport.networks import is_loopback
 
 LEASE_SECONDS_MIN = 2.0
@@ -93,8 +94,8 @@ class OrchestratorConfig:
         """Directory of the launched workloads' files."""
         return self.state / "instances"
 
-    def export_uri(self, source: str, volume: str, branch: int) -> str:
-        """NBD URI of a branch's volume, as the target serves it.
+    def export_uri(self, source: str, volume: str, branch: int, secret: str) -> str:
+        """NBD URI of a branch's volume, as the target serves it; with the secret of a capability if there is one.
 
         Raises:
             DrengineError: BAD_CONFIG when it is not configured.
@@ -105,7 +106,8 @@ class OrchestratorConfig:
                 "option export is missing: workloads would not find their disks",
                 hint="Name the target's NBD address: --export unix:/run/drengine/nbd.sock, or `export` in the file.",
             )
-        name = quote(f"{source}/{volume}#{branch}", safe="/")
+        shown = f"{SECRET_MARK}{secret}" if secret else ""
+        name = quote(f"{source}/{volume}#{branch}{shown}", safe="/")
         if self.export.path:
             return f"nbd+unix:///{name}?socket={quote(self.export.path)}"
         return f"nbd://{self.export}/{name}"

@@ -16,7 +16,8 @@ class ErrorKind(NamedTuple):
 
     Attributes:
         id: stable, lower-case, hyphenated name; scripts and alerts may match it.
-        exit_code: process exit status when a command ends with it (distinct per kind, 3..125).
+        exit_code: process exit status when a command ends with it: distinct per kind, 3 to 125 or 166 to 254 (those
+            between belong to shells and signals).
         summary: what it means, in one sentence.
         hint: what a person should do next.
         retryable: whether the same action may succeed later without anyone changing anything.
@@ -57,7 +58,7 @@ def error_kind(
     """
     kind = ErrorKind(id, exit_code, summary, hint, retryable, final)
     taken = next((k for k in _KINDS.values() if k.exit_code == exit_code), None)
-    if id in _KINDS or taken is not None or not 3 <= exit_code <= 125:
+    if id in _KINDS or taken is not None or not (3 <= exit_code <= 125 or 166 <= exit_code <= 254):
         raise ValueError(f"error kind {id!r} or exit code {exit_code} is taken or out of range")
     _KINDS[id] = kind
     return kind

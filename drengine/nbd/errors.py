@@ -36,3 +36,9 @@ HYDRATION_FAILED = error_kind(
     "Check the disk's NBD address, the space for the copy, and that nobody else uses its socket.",
     retryable=True,
 )
+LOCAL_USER_REFUSED = error_kind(
+    "local-user-refused",
+    171,
+    "Another user of this machine may not use this socket.",
+    "Connect as the service's own user or as root; a target's `local_users` names others, for capabilities.",
+)

@@ -13,14 +13,24 @@ The server parses, bounds-checks and limits; an export only ever sees requests t
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
+SECRET_MARK = "~"
+"""Between an export's name and the capability that a client shows, 32 to 64 hexadecimal digits."""
+_SHOWN_SECRET = re.compile(rf"(?<={SECRET_MARK})[0-9a-f]{{32,64}}")
+
 REQUEST_BYTES_MAX = 32 << 20
 """Largest READ or WRITE, as most NBD clients assume."""
+
+
+def without_secret(text: str) -> str:
+    """A text in which exports are named, with their capabilities left out."""
+    return _SHOWN_SECRET.sub("***", text)
 
 
 class Command(enum.IntEnum):
@@ -163,12 +173,14 @@ class Peer:
         port: TCP port, or 0.
         subject: common name of the certificate that TLS verified, or empty.
         certificate: that certificate (DER), or empty.
+        uid: user at the other end of a unix socket, as the kernel knows it; None over TCP.
     """
 
     address: str
     port: int = 0
     subject: str = ""
     certificate: bytes = field(default=b"", repr=False, compare=False)
+    uid: int | None = None
 
 
 class Export(Protocol):
@@ -211,8 +223,8 @@ class Export(Protocol):
 class ExportProvider(Protocol):
     """Finds exports by name."""
 
-    async def names(self) -> list[str]:
-        """What LIST shows; may be fewer than can be opened."""
+    async def names(self, peer: Peer) -> list[str]:
+        """What LIST shows to this peer; may be fewer than it can open."""
         ...
 
     async def open(self, name: str, peer: Peer) -> Export:

@@ -170,7 +170,7 @@ class FileProvider:
         self._files = files
         self._read_only = read_only
 
-    async def names(self) -> list[str]:
+    async def names(self, peer: Peer) -> list[str]:
         """See ExportProvider."""
         return list(self._files)
 

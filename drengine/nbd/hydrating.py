@@ -104,7 +104,7 @@ class HydratingProvider:
         self._export = export
         self._hydration = hydration
 
-    async def names(self) -> list[str]:
+    async def names(self, peer: Peer) -> list[str]:
         """See ExportProvider."""
         return [self._export.info.name]
 

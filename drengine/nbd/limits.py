@@ -17,7 +17,8 @@ class NbdLimits:
         option_bytes_max: one option's data.
         name_bytes_max: an export's name in UTF-8 (the protocol would allow 4096).
         request_bytes_max: a WRITE's payload; a READ beyond it gets an error.
-        connections_max: at a time, over all listeners; more are closed at accept.
+        connections_max: at a time in transmission, over all listeners; more are closed at accept.
+        handshakes_max: at a time before that; one more, and the oldest of the peer that has most of them is closed.
         requests_in_flight_max: per connection; reading stops until some are answered.
         requests_in_turn_max: per connection, handed to an inline export before other connections are looked at.
         bytes_in_flight_max: per connection, READ and WRITE lengths; it may be passed by one request.
@@ -36,6 +37,7 @@ class NbdLimits:
     name_bytes_max: int = 512
     request_bytes_max: int = REQUEST_BYTES_MAX
     connections_max: int = 256
+    handshakes_max: int = 64
     requests_in_flight_max: int = 128
     requests_in_turn_max: int = 128
     bytes_in_flight_max: int = 64 << 20

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from drengine.model.errors import DrengineError
 from drengine.nbd.errors import NBD_LISTEN
-from drengine.nbd.export import ExportProvider, Peer
+from drengine.nbd.export import Export, ExportProvider, Peer
 from drengine.nbd.handshake import TlsPolicy
 from drengine.nbd.limits import NbdLimits
 from drengine.nbd.session import ServerStats, Service, Session
+from drengine.process.local import own_users, require_safe_folder
 
 _BACKLOG = 128
 
@@ -36,6 +37,7 @@ class NbdServer:
         tls: Callable[[], ssl.SSLContext] | None = None,
         tls_required: bool = False,
         allow: Callable[[Peer], bool] | None = None,
+        refused: Callable[[Peer, str, DrengineError], None] = lambda peer, name, error: None,
     ) -> None:
         """Prepare a server; nothing listens yet.
 
@@ -43,13 +45,14 @@ class NbdServer:
             provider: finds exports by name.
             limits: bounds on its clients.
             tls: gives the context with the server's certificate for each handshake; None offers no TLS.
-            tls_required: serve nothing before TLS has started.
+            tls_required: serve nothing before TLS has started; on unix sockets it is offered only.
             allow: says whether a TCP peer may connect at all (data networks); None allows every one.
+            refused: is told of each peer that may not open the export that it named, and why.
         """
         if tls_required and tls is None:
             raise ValueError("TLS cannot be required without a certificate")
         policy = TlsPolicy.REQUIRED if tls_required else TlsPolicy.OPTIONAL if tls else TlsPolicy.OFF
-        self._service = Service(provider, limits or NbdLimits(), policy, tls, allow)
+        self._service = Service(provider, limits or NbdLimits(), policy, tls, allow, refused)
         self._listeners: list[asyncio.Server] = []
         self._unix_paths: list[Path] = []
         self._sweep: asyncio.TimerHandle | None = None
@@ -63,6 +66,11 @@ class NbdServer:
     def connections(self) -> int:
         """Open now."""
         return len(self._service.sessions)
+
+    @property
+    def exports(self) -> list[Export]:
+        """What the connections have open."""
+        return [session.export for session in self._service.sessions if session.export is not None]
 
     @property
     def held_bytes(self) -> int:
@@ -84,14 +92,11 @@ class NbdServer:
         if self._sweep is None:
             self._keep_cutting()
 
-    def cut_off(self, is_refused: Callable[[Peer], bool]) -> None:
-        """Close the connections of these peers at once."""
+    def cut_off(self, is_refused: Callable[[Peer, Export | None], bool]) -> None:
+        """Close the connections of these peers, with what each has open, at once."""
         for session in list(self._service.sessions):
-            if is_refused(session.peer):
+            if is_refused(session.peer, session.export):
                 session.abort("revoked")
-
-    def _session(self) -> Session:
-        return Session(self._service)
 
     async def start_tcp(self, host: str, port: int = 0) -> tuple[str, int]:
         """Listen on one address; returns the address and the port that was got.
@@ -101,28 +106,35 @@ class NbdServer:
         """
         loop = asyncio.get_running_loop()
         try:
-            listener = await loop.create_server(self._session, host, port, backlog=_BACKLOG)
+            listener = await loop.create_server(lambda: Session(self._service), host, port, backlog=_BACKLOG)
         except (OSError, OverflowError) as error:
             raise DrengineError(NBD_LISTEN, f"cannot listen at {host}:{port}: {error}") from error
         self._listening(listener)
         address = listener.sockets[0].getsockname()
         return address[0], address[1]
 
-    async def start_unix(self, path: str | os.PathLike[str], *, mode: int = 0o600) -> Path:
-        """Listen on a unix socket that only `mode` may use; a stale socket is replaced, a living one is not.
+    async def start_unix(self, path: str | os.PathLike[str], *, users: frozenset[int] = frozenset()) -> Path:
+        """Listen on a unix socket for our own user, root and `users`; a stale socket is replaced, a living one is not.
+
+        Where it is for nobody else its mode is 0600. Else it is 0666, and who connects is judged by the kernel's word.
 
         Raises:
             DrengineError: NBD_LISTEN.
         """
         loop = asyncio.get_running_loop()
-        place = Path(path)
+        place, allowed = Path(path), own_users() | users
+
+        def session() -> Session:
+            return Session(self._service, users=allowed)
+
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            require_safe_folder(place)
             _remove_stale(place)
             listening.bind(str(place))
             self._unix_paths.append(place)
-            os.chmod(place, mode)  # noqa: PTH101  before anyone can connect: it does not listen yet
-            listener = await loop.create_unix_server(self._session, sock=listening, backlog=_BACKLOG)
+            os.chmod(place, 0o666 if users else 0o600)  # noqa: PTH101  before anyone can connect: it does not listen yet
+            listener = await loop.create_unix_server(session, sock=listening, backlog=_BACKLOG)
         except OSError as error:
             listening.close()
             raise DrengineError(NBD_LISTEN, f"cannot listen at {place}: {error}") from error

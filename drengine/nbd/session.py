@@ -13,17 +13,18 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from drengine.model.errors import DrengineError
 from drengine.nbd.budget import Budget, Holding
-from drengine.nbd.errors import NBD_LIMIT, NBD_UNKNOWN_EXPORT
+from drengine.nbd.errors import LOCAL_USER_REFUSED, NBD_LIMIT, NBD_UNKNOWN_EXPORT
 from drengine.nbd.export import Buffer, Export, ExportProvider, NbdError, Peer, Reply, Request
 from drengine.nbd.handshake import ExportWanted, NamesWanted, TlsPolicy, TlsWanted
 from drengine.nbd.limits import NbdLimits
 from drengine.nbd.numbers import OptionReply
 from drengine.nbd.outgoing import Outgoing
 from drengine.nbd.protocol import Ended, Event, Requests, ServerConnection, StatusWanted
+from drengine.process.local import peer_uid
 
 _log = logging.getLogger("drengine.nbd")
 _LINGER_SECONDS = 5.0
@@ -69,7 +70,9 @@ class Service:
         limits: bounds on clients.
         policy, tls: whether there is TLS, and the context for the next handshake.
         allow: says whether a TCP peer may connect at all; None allows every one.
+        refused: is told of each peer that may not open what it named, and why.
         sessions: those that are open.
+        handshakes: those of them that transmit nothing yet, oldest first.
         stats: counters.
         budget: the memory that they share.
     """
@@ -79,7 +82,9 @@ class Service:
     policy: TlsPolicy
     tls: Callable[[], ssl.SSLContext] | None
     allow: Callable[[Peer], bool] | None
+    refused: Callable[[Peer, str, DrengineError], None]
     sessions: set[Session] = field(default_factory=set)
+    handshakes: dict[Session, None] = field(default_factory=dict)
     stats: ServerStats = field(default_factory=ServerStats)
     budget: Budget = field(init=False)
 
@@ -87,6 +92,13 @@ class Service:
         limits = self.limits
         budget = Budget(max(limits.bytes_held_max, limits.request_bytes_max), limits.bytes_share, _call_soon)
         object.__setattr__(self, "budget", budget)
+
+    def make_room(self) -> None:
+        """A handshake more than may be ends the oldest one of the peer that has most: nobody keeps others out."""
+        if len(self.handshakes) > self.limits.handshakes_max:
+            held = Counter(each.party for each in self.handshakes)
+            most = max(held, key=lambda party: held[party])
+            next(each for each in self.handshakes if each.party == most).abort("crowded")
 
 
 def _call_soon(call: Callable[[], None]) -> None:
@@ -100,14 +112,19 @@ class Session(asyncio.BufferedProtocol):
         closed: done when the client is gone and its export closed.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, users: frozenset[int] | None = None) -> None:
+        """One client; `users` are those who may use a unix socket."""
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._service = service
         self._limits = service.limits
         self._stats = service.stats
-        self._core = ServerConnection(service.limits, service.policy, self._room)
+        self._users = users
+        policy = service.policy
+        if users is not None and policy is TlsPolicy.REQUIRED:
+            policy = TlsPolicy.OPTIONAL  # the kernel says who is at the other end, and nobody else listens
+        self._core = ServerConnection(service.limits, policy, self._room)
         self._holding = Holding(service.budget, self._go_on)
         self._transport: asyncio.Transport | None = None
         self._peer = Peer("unix")
@@ -137,16 +154,21 @@ class Session(asyncio.BufferedProtocol):
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_SEND_BYTES)  # TCP finds its own
         self._outgoing = Outgoing(transport, is_plain=True)
-        self._service.sessions.add(self)
+        service = self._service
+        service.sessions.add(self)
         self._stats.connections += 1
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple):
             self._peer = Peer(address[0], address[1])
-        if len(self._service.sessions) > self._limits.connections_max:
+        elif sock.family == socket.AF_UNIX:
+            self._peer = Peer("unix", uid=peer_uid(sock))
+        service.handshakes[self] = None
+        if len(service.sessions) - len(service.handshakes) >= self._limits.connections_max:
             self._fail(DrengineError(NBD_LIMIT, f"more than {self._limits.connections_max} connections"))
-        elif self._service.allow is not None and isinstance(address, tuple) and not self._service.allow(self._peer):
+        elif service.allow is not None and isinstance(address, tuple) and not service.allow(self._peer):
             self.abort("outside-data-network")
         else:
+            service.make_room()
             self._deadline = self._loop.call_later(self._limits.handshake_seconds_max, self._too_late)
             self._send(self._core.data_to_send())
 
@@ -181,6 +203,7 @@ class Session(asyncio.BufferedProtocol):
         if self._gone:
             return
         self._gone = True
+        self._service.handshakes.pop(self, None)
         self._core.eof()
         if self._deadline is not None:
             self._deadline.cancel()
@@ -222,6 +245,16 @@ class Session(asyncio.BufferedProtocol):
     def peer(self) -> Peer:
         """Who is connected."""
         return self._peer
+
+    @property
+    def party(self) -> str:
+        """Whom its handshakes are counted for."""
+        return f"uid {self._peer.uid}" if self._peer.uid is not None else self._peer.address
+
+    @property
+    def export(self) -> Export | None:
+        """What it has open."""
+        return self._opened[1] if self._opened else None
 
     def give_up(self) -> None:
         """The time for shutdown is over. An export that still has requests is left open: closing it could harm them."""
@@ -379,28 +412,38 @@ class Session(asyncio.BufferedProtocol):
     # The core's questions.
 
     async def _list(self) -> None:
-        self._core.send_names(await self._service.provider.names())
+        self._core.send_names(await self._service.provider.names(self._peer) if self._is_welcome else [])
         self._run(self._core.parse)
+
+    @property
+    def _is_welcome(self) -> bool:
+        return self._users is None or self._peer.uid in self._users
 
     async def _open(self, name: str) -> None:
         """Open an export; one that an earlier option of this handshake opened is used again."""
         try:
+            if not self._is_welcome:
+                raise DrengineError(LOCAL_USER_REFUSED, f"user {self._peer.uid} may not use this socket")  # noqa: TRY301
             if self._opened is None or self._opened[0] != name:
                 self._release()
                 self._opened = (name, await self._service.provider.open(name, self._peer))
         except KeyError:
-            self._core.export_refused(OptionReply.ERR_UNKNOWN, f"there is no export {name!r}")
+            self._core.export_refused(OptionReply.ERR_UNKNOWN, "there is no export of that name")
         except DrengineError as error:
             unknown = error.kind is NBD_UNKNOWN_EXPORT
+            if not unknown:
+                self._service.refused(self._peer, name, error)
             code = OptionReply.ERR_UNKNOWN if unknown else OptionReply.ERR_POLICY
-            self._core.export_refused(code, str(error))
+            reason = getattr(error, "reason", error.kind.id)  # transport tells identities apart within one kind
+            self._core.export_refused(code, f"{error.message} [{reason}]")
         except Exception:  # noqa: BLE001  as in _handle
-            _log.exception("export %r cannot be opened", name)
+            _log.exception("an export cannot be opened")
             self._core.export_refused(OptionReply.ERR_UNKNOWN, "internal error")
         else:
             export = self._opened[1]
             if self._core.export_found(export.info, inline=export.inline):
                 self._export = export
+                self._service.handshakes.pop(self, None)
                 if self._deadline is not None:
                     self._deadline.cancel()
         self._run(self._core.parse)
@@ -432,7 +475,7 @@ class Session(asyncio.BufferedProtocol):
         certificate = secured.get_extra_info("peercert") or {}
         names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
         shown = secured.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
-        self._peer = Peer(self._peer.address, self._peer.port, names[0] if names else "", shown)
+        self._peer = replace(self._peer, subject=names[0] if names else "", certificate=shown)
         self._core.tls_started()
         # The client's next option may have come in the same flight as the end of its TLS handshake.
         self._run(self._core.parse)

@@ -44,6 +44,7 @@ from drengine.store.identity import IDENTITY_NAME, read_store_file, write_identi
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, lock_branch, take_lease
 from drengine.store.log.branches import Branches, BranchInfo
 from drengine.store.log.changes import Spans, changed_since
+from drengine.store.log.grants import Grants
 from drengine.store.log.writable import WritableView
 from drengine.store.log.writer import BranchWriter
 from drengine.store.names import EPOCH_NAME, MANIFESTS, SEGMENTS, SegmentPlace, segment_directory
@@ -69,11 +70,16 @@ class SourceInfo:
 
 
 class Store:
-    """An open replica store. Threads may share it; several processes may have it open."""
+    """An open replica store. Threads may share it; several processes may have it open.
+
+    Attributes:
+        grants: who may use its branches and points beyond the sources' own replication.
+    """
 
     def __init__(self, context: StoreContext) -> None:
         self._context = context
         self._branches = Branches(context)
+        self.grants = Grants(context, self._require_writable)
 
     @staticmethod
     def create(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from drengine.config import (
     PATH,
     SIZE,
     TEXT,
+    WORDS,
     Address,
     choice,
     load,
@@ -45,6 +47,18 @@ def _interval(seconds: float) -> None:
 def _credit(size: int) -> None:
     if size < BATCH_FRAME_BYTES_MAX:
         raise ValueError(f"one frame alone may have {BATCH_FRAME_BYTES_MAX} bytes")
+
+
+def local_uids(names: tuple[str, ...]) -> frozenset[int]:
+    """Users by name.
+
+    Raises:
+        ValueError: this machine does not know one.
+    """
+    try:
+        return frozenset(pwd.getpwnam(name).pw_uid for name in names)
+    except KeyError as error:
+        raise ValueError(f"this machine knows no such user: {error}") from error
 
 
 def _replication(address: Address) -> None:
@@ -132,10 +146,24 @@ class TargetConfig:
     nbd_socket: Path | None = option(
         PATH, default=None, help="Unix socket on which points and branches are served over NBD; absent: none."
     )
+    local_users: tuple[str, ...] = option(
+        WORDS,
+        default=(),
+        check=local_uids,
+        help="Users of this machine that may use nbd_socket beside root and the target's own: only with a "
+        "capability, as the programs have it that a run launches.",
+    )
     nbd_listen: Address | None = option(
         ADDRESS,
         default=None,
         help="TCP address on which points and branches are served over NBD; absent: none.",
+    )
+    exports: str = option(
+        choice("named", "granted"),
+        default="named",
+        help="Who may open points and branches over NBD (docs/security.md). `named`: who has a name in its certificate "
+        "is held to what the store granted it; others open everything, unless `identities` are required. `granted`: "
+        "others need a capability.",
     )
     point_interval: float = option(
         DURATION,

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,17 +22,18 @@ from drengine.audit.auditing import Auditing
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
-from drengine.nbd.export import Peer
+from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target import metrics as m
+from drengine.target.access import ExportRules, shown_peer
 from drengine.target.admission import CreditBudget
-from drengine.target.config import TargetConfig
+from drengine.target.config import TargetConfig, local_uids
 from drengine.target.errors import WRONG_STORE
-from drengine.target.exports import StoreExports
+from drengine.target.exports import ExportName, StoreExports, ViewExport
 from drengine.target.ingest import IngestLimits
 from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
@@ -43,7 +45,7 @@ from drengine.target.watch import StoreWatch
 from drengine.telemetry import MetricsEndpoint, notify, quiet_accept_failures
 from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import Listener, serve
-from drengine.transport.errors import TransportError
+from drengine.transport.errors import TransportError, reason_of
 from drengine.transport.networks import DataNetworks, is_loopback
 from drengine.transport.peers import PeerRules
 from drengine.transport.tls import server_context
@@ -54,6 +56,8 @@ EXPORT_THREADS = 4
 BLOCKING_THREADS = 32
 NBD_GRACE_SECONDS = 5.0
 CONNECTIONS_GRACE_SECONDS = 3.0
+GRANT_SECONDS = 1.0
+"""How often what is open is held against the grants that live."""
 REVOCATION_SECONDS = 2.0
 """How often the CRL is looked at: a revoked peer's session ends within 5 s of the file's change."""
 
@@ -152,6 +156,7 @@ class TargetDaemon:
         cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
 
         nbd_address = await self._serve_nbd(store, readers)
+        cleanup.push_async_callback(_end, asyncio.create_task(self._watch_grants()))
         if self.credentials and config.tls.crl:
             watching = asyncio.create_task(self._watch_revocations(self.credentials))
             cleanup.push_async_callback(_end, watching)
@@ -219,12 +224,39 @@ class TargetDaemon:
             await asyncio.to_thread(credentials.refresh)
             self._end_revoked()
 
+    async def _watch_grants(self) -> None:
+        """What rests on a grant ends when that is taken back, by whatever process, or its time is over."""
+        while True:
+            await self.clock.sleep(GRANT_SECONDS)
+            # What is opened from here on rests on grants that may be newer than those that are read.
+            open_now = self._granted_now()
+            try:
+                grants = await asyncio.to_thread(self.store.grants.living)
+            except DrengineError as error:
+                log.debug("the grants can't be read: %s", error.message)
+                continue
+            self.metrics.grants = Counter(grant.access for grant in grants)
+            self._end_grants(open_now - {grant.id for grant in grants})
+
+    def _end_grants(self, gone: set[str]) -> None:
+        if gone:
+            log.info("what was granted is taken back", extra={"grants": sorted(gone)})
+            self.reception.end_grants(gone)
+        if gone and self._nbd is not None:
+            self._nbd.cut_off(lambda _, export: _grant_of(export) in gone)
+
+    def _granted_now(self) -> set[str]:
+        found = {session.grant for session in self.reception.errands.values()}
+        if self._nbd is not None:
+            found |= {_grant_of(export) for export in self._nbd.exports}
+        return found - {""}
+
     def _end_revoked(self) -> None:
         self.reception.end_revoked()
         if self._nbd is not None:
             self._nbd.cut_off(self._was_revoked)
 
-    def _was_revoked(self, client: Peer) -> bool:
+    def _was_revoked(self, client: Peer, _: Export | None) -> bool:
         try:
             self.reception.peers.require_unrevoked(client.certificate or None)
         except TransportError as error:
@@ -251,20 +283,32 @@ class TargetDaemon:
         if config.nbd_socket is None and config.nbd_listen is None:
             return None
         protection = Protection(config.point_interval, readers, self.clock, self._note_point)
-        exports = StoreExports(store, readers, protection=protection)
+        granted = config.exports == "granted" or config.tls.identities == "required"
+        rules = ExportRules(store, self.reception.peers, only_granted=granted)
+        exports = StoreExports(store, readers, protection=protection, rules=rules)
         self._cleanup.push_async_callback(exports.close)
         self._cleanup.push_async_callback(protection.close)
         tls = self._context
-        server = NbdServer(exports, tls=tls, tls_required=tls is not None, allow=self._may_read)
+        server = NbdServer(
+            exports, tls=tls, tls_required=tls is not None, allow=self._may_read, refused=self._note_refused
+        )
         self._nbd = server
         self._cleanup.push_async_callback(server.close, NBD_GRACE_SECONDS)
         self.metrics.nbd_connections = lambda: server.connections
         self.metrics.frame_cache_bytes = lambda: store.frame_cache_bytes
         if config.nbd_socket is not None:
-            await server.start_unix(config.nbd_socket)
+            await server.start_unix(config.nbd_socket, users=local_uids(config.local_users))
         if config.nbd_listen is None:
             return None
         return await server.start_tcp(config.nbd_listen.host, config.nbd_listen.port)
+
+    def _note_refused(self, peer: Peer, name: str, error: DrengineError) -> None:
+        reason = reason_of(error)
+        self.metrics.count(m.EXPORTS_REFUSED, 1, reason)
+        with contextlib.suppress(KeyError):  # a name that is none tells nothing
+            name = str(ExportName.parse(name))
+        told = {"export": name[:200], "peer": peer.address, "who": shown_peer(peer), "reason": reason}
+        log.warning("an export is refused: %s", error.message, extra=told)
 
     def _note_point(self, point: RecoveryPoint) -> None:
         Sources.note_points(self.sources.get(point.source), [point])
@@ -296,6 +340,10 @@ class TargetDaemon:
         endpoint = MetricsEndpoint(address.host, address.port, self.metrics.metrics, not_ready=self._not_ready)
         self._cleanup.push_async_callback(asyncio.to_thread, endpoint.close)
         return endpoint.port
+
+
+def _grant_of(export: Export | None) -> str:
+    return export.permit.grant if isinstance(export, ViewExport) else ""
 
 
 async def _end(task: asyncio.Task[None]) -> None:

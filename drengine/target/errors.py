@@ -1,4 +1,4 @@
-"""What can go wrong at the target and in recovery by hand: kinds with exit codes 59 to 69."""
+"""What can go wrong at the target and in recovery by hand: kinds with exit codes 59 to 69, and 170 on."""
 
 from __future__ import annotations
 
@@ -81,4 +81,11 @@ WRONG_STORE = error_kind(
     56,
     "Another store than the expected one lies in the target's directory.",
     "Mount the right file system, or correct `store_id` in the target's configuration; `drengine status` shows the id.",
+)
+GRANT_MISSING = error_kind(
+    "grant-missing",
+    170,
+    "The store has issued no grant for this, or has taken it back.",
+    "Runs issue grants for what they launch and order; `drengine grant list` shows those that live.",
+    retryable=True,
 )

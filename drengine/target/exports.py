@@ -1,14 +1,16 @@
 """Points and branches over NBD, straight from the store, at once and whatever their size.
 
 Names: ``SOURCE/VOLUME@POINT`` (however PointSelector names one; read-only), ``SOURCE/VOLUME`` (the latest)
-and ``SOURCE/VOLUME#BRANCH`` (a drill's or promoted branch, writable). Connections to one export share its view, so a
-flush on one covers writes on all of them; the view (and its lease, fault 12) goes with the last connection.
+and ``SOURCE/VOLUME#BRANCH`` (a drill's or promoted branch, writable); a capability is shown as ``~SECRET`` behind
+them. Connections to one export share its view, so a flush on one covers writes on all of them; the view (and its lease,
+fault 12) goes with the last connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from drengine.model.points import PointSelector, RecoveryPoint, VolumeGeometry
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import (
     FLAG_FUA,
+    SECRET_MARK,
     STATUS_HOLE,
     STATUS_ZERO,
     Command,
@@ -45,6 +48,7 @@ from drengine.store.log.writable import WritableView
 from drengine.store.store import Store
 from drengine.store.views.view import View
 from drengine.store.views.windows import WINDOW_BYTES
+from drengine.target.access import ExportRules, Permit, Wanted, missing
 from drengine.target.forward import Forward, WindowReads
 from drengine.target.protection import Protection, cut_if_written
 
@@ -58,6 +62,7 @@ TURN_SECONDS_MAX = 0.0005
 INLINE_BYTES_MAX = 64 << 10
 """Longer requests go to the pool, unless what they read was prepared."""
 
+_SECRET = re.compile(rf"(?P<name>.*){SECRET_MARK}(?P<secret>[0-9a-f]{{32,64}})", re.DOTALL)
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)
 _UNKNOWN = (UNKNOWN_SOURCE, UNKNOWN_POINT, UNKNOWN_BRANCH, UNKNOWN_VOLUME)
 _ERRORS = {STORE_FULL: NbdError.ENOSPC, FENCED: NbdError.EPERM, STORE_READ_ONLY: NbdError.EPERM}
@@ -66,12 +71,13 @@ _STATUS = {"data": 0, "zero": STATUS_ZERO, "hole": STATUS_ZERO | STATUS_HOLE}
 
 @dataclass(frozen=True, slots=True)
 class ExportName:
-    """A parsed name; `branch` is 0 for a point."""
+    """A parsed name; `branch` is 0 for a point. Its text says nothing of the secret."""
 
     source: str
     volume: str
     point: str = "latest"
     branch: int = 0
+    secret: str = field(default="", repr=False)
 
     @staticmethod
     def parse(text: str) -> ExportName:
@@ -80,6 +86,9 @@ class ExportName:
         Raises:
             KeyError: it is none.
         """
+        secret = ""
+        if found := _SECRET.fullmatch(text):
+            text, secret = found["name"], found["secret"]
         source, slash, rest = text.partition("/")
         if not slash:
             raise KeyError(text)
@@ -88,8 +97,8 @@ class ExportName:
             volume, _, number = rest.partition("#")
             if not number.isascii() or not number.isdigit() or len(number) > 9 or number.startswith("0"):
                 raise KeyError(text)
-            return ExportName(source, volume, branch=int(number))
-        return ExportName(source, volume, point or "latest")
+            return ExportName(source, volume, branch=int(number), secret=secret)
+        return ExportName(source, volume, point or "latest", secret=secret)
 
     def __str__(self) -> str:
         return f"{self.source}/{self.volume}" + (f"#{self.branch}" if self.branch else f"@{self.point}")
@@ -113,6 +122,7 @@ class StoreExports:
         writable: whether branches may be opened for writing at all.
         only: when set, no other names are served or listed.
         protection: cuts points of promoted branches while they are written.
+        rules: who may open what; None: whoever can connect, everything.
     """
 
     store: Store
@@ -121,13 +131,14 @@ class StoreExports:
     writable: bool = True
     only: tuple[str, ...] = ()
     protection: Protection | None = None
+    rules: ExportRules | None = None
     _shared: dict[tuple[str, str, int], _Shared] = field(default_factory=dict)
     _doors: dict[tuple[str, str, int], asyncio.Lock] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def names(self) -> list[str]:
+    async def names(self, peer: Peer) -> list[str]:
         """The newest point of each volume and the branches that are open; not each of ten thousand points."""
-        return list(self.only) or await asyncio.get_running_loop().run_in_executor(self.pool, self._names)
+        return list(self.only) or await asyncio.get_running_loop().run_in_executor(self.pool, self._names, peer)
 
     async def open(self, name: str, peer: Peer) -> Export:
         """See ExportProvider."""
@@ -136,7 +147,7 @@ class StoreExports:
             raise KeyError(name)
         parsed = ExportName.parse(wanted)
         loop = asyncio.get_running_loop()
-        key = await loop.run_in_executor(self.pool, self._key, parsed)
+        key, permit = await loop.run_in_executor(self.pool, self._admit, parsed, peer)
         async with self._doors.setdefault(key, asyncio.Lock()):
             shared = self._shared.get(key)
             if shared is None:
@@ -150,27 +161,57 @@ class StoreExports:
             shared.users += 1
             if shared.users == 1 and shared.promoted and self.protection and isinstance(shared.view, WritableView):
                 self.protection.watch(shared.view)
-        log.info("export opened", extra={"export": str(parsed), "peer": peer.address})
+        log.info("export opened", extra={"export": str(parsed), "peer": peer.address, "grant": permit.grant})
         sector_bytes = await loop.run_in_executor(self.pool, shared.view.sector_bytes, volume.volume)
-        return ViewExport(wanted, shared.view, volume, self.pool, lambda: self._release(key), sector_bytes)
+        return ViewExport(
+            str(parsed) if parsed.secret else wanted,
+            shared.view,
+            volume,
+            self.pool,
+            lambda: self._release(key),
+            sector_bytes,
+            permit=permit,
+        )
 
     async def close(self) -> None:
         """Wait until what connections left behind is flushed and closed."""
         while self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def _names(self) -> list[str]:
+    def _names(self, peer: Peer) -> list[str]:
         names: list[str] = []
+        rules = self.rules
+        try:
+            visitor = rules.visitor(peer, "") if rules else None
+        except DrengineError:
+            return []
         for source in self.store.sources():
             try:
                 volumes = self.store.find_point(source.name, PointSelector()).geometry
             except DrengineError:
                 continue  # no point yet: nothing can be offered
-            names += [f"{source.name}/{volume.name}@latest" for volume in volumes]
+            if not (rules and visitor) or rules.shows(visitor, source.name, 0):
+                names += [f"{source.name}/{volume.name}@latest" for volume in volumes]
             for branch in self.store.branches(source.name):
-                if self.writable and branch.role != "trunk" and not branch.closed:
+                shown = not (rules and visitor) or rules.shows(visitor, source.name, branch.number)
+                if shown and self.writable and branch.role != "trunk" and not branch.closed:
                     names += [f"{source.name}/{volume.name}#{branch.number}" for volume in volumes]
         return names[:NAMES_MAX]
+
+    def _admit(self, name: ExportName, peer: Peer) -> tuple[tuple[str, str, int], Permit]:
+        """What is meant, and on what this peer may open it. Who may not learns nothing of what there is."""
+        if self.rules is None:
+            return self._key(name), Permit()
+        visitor = self.rules.visitor(peer, name.secret)
+        try:
+            key = self._key(name)
+            branch, sequence = (key[2], 0) if key[2] else map(int, key[1].split("-"))
+            return key, self.rules.permit(visitor, Wanted(key[0], branch, sequence))
+        except (KeyError, DrengineError) as error:
+            unknown = isinstance(error, KeyError) or error.kind in _UNKNOWN
+            if unknown and not visitor.sees_all:
+                raise missing(visitor, str(name)) from None
+            raise
 
     def _key(self, name: ExportName) -> tuple[str, str, int]:
         """What two connections must agree on to share a view: `latest` is resolved at this moment."""
@@ -256,10 +297,12 @@ class ViewExport:
         release: Callable[[], None],
         sector_bytes: int,
         *,
+        permit: Permit = Permit(),  # noqa: B008  it is frozen
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._view = view
-        self._writable = view if isinstance(view, WritableView) else None
+        self.permit = permit
+        self._writable = view if isinstance(view, WritableView) and permit.writable else None
         self._volume = volume.volume
         self._pool = pool
         self._release = release

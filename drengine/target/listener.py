@@ -14,6 +14,7 @@ from typing import Any
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
+from drengine.model.grants import Access
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.model.states import ReplicationState
 from drengine.store.errors import FENCED, STORE_IO, UNKNOWN_BRANCH, UNKNOWN_POINT
@@ -21,7 +22,7 @@ from drengine.store.log.writer import BranchWriter
 from drengine.store.store import SourceInfo, Store
 from drengine.target import metrics as m
 from drengine.target.admission import Admission, CreditBudget, CutBudget, decide_admission
-from drengine.target.errors import SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
+from drengine.target.errors import GRANT_MISSING, SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
 from drengine.target.metrics import TargetMetrics
 from drengine.target.reversal import Reversal
@@ -105,6 +106,12 @@ class Reception:
             except TransportError as error:
                 session.end(error)
 
+    def end_grants(self, gone: set[str]) -> None:
+        """End the sessions that rest on these grants, which count no more."""
+        for session in list(self.errands.values()):
+            if session.grant in gone:
+                session.end(DrengineError(GRANT_MISSING, f"the grant of {session.source!r} for this was taken back"))
+
     def _identify(self, stream: FramedStream, hello: Hello) -> None:
         """Whatever the session is for, only the source's own agent may open it.
 
@@ -136,6 +143,7 @@ class Reception:
         async with self._door(_place(hello)):
             self._require_open()
             require_descriptors(DESCRIPTORS_KEPT)
+            grant = await self._require_grant(hello)
             await self._make_way(hello)
             writer = await asyncio.to_thread(self._open_writer, hello)
             try:
@@ -151,6 +159,7 @@ class Reception:
                 stream, hello, state, self.metrics, clock=self.clock, probe_seconds=self.probe_seconds
             )
             if preserving:
+                session.grant = grant
                 self.errands[_place(hello)] = session
             else:
                 self.sessions[hello.source] = session
@@ -201,10 +210,12 @@ class Reception:
         async with self._door(_place(hello)):
             self._require_open()
             require_descriptors(DESCRIPTORS_KEPT)
+            grant = await self._require_grant(hello)
             await self._make_way(hello)
             point = await asyncio.to_thread(self._point_to_read, hello)
             credit = await self._grant(has_data=True)
             session = Reversal(stream, hello, probe_seconds=self.probe_seconds)
+            session.grant = grant
             self.errands[_place(hello)] = session
         log.info("a source reads a point", extra={"source": hello.source, "peer": stream.peer, "point": point.id})
         try:
@@ -212,6 +223,24 @@ class Reception:
         finally:
             self.budget.give_back(credit)
             self._forget(session)
+
+    async def _require_grant(self, hello: Hello) -> str:
+        """Id of the grant on which this session rests; empty for replication, which needs none.
+
+        Raises:
+            DrengineError: GRANT_MISSING.
+        """
+        if hello.purpose is Purpose.REPLICATE:
+            return ""
+        preserves = hello.purpose is Purpose.PRESERVE
+        access = Access.PRESERVE if preserves else Access.REVERSE
+        for grant in await asyncio.to_thread(self.store.grants.living):
+            ours = (grant.source, grant.access, grant.holder) == (hello.source, access, f"agent/{hello.source}")
+            if ours and (grant.branch == hello.branch or not preserves):
+                return grant.id
+        self.metrics.count(m.REFUSED, 1, GRANT_MISSING.id)
+        what = f"ship to branch {hello.branch}" if preserves else "read its points"
+        raise DrengineError(GRANT_MISSING, f"{hello.source!r} may not {what}: no run has ordered it")
 
     @contextlib.asynccontextmanager
     async def _door(self, place: str) -> AsyncIterator[None]:

@@ -7,10 +7,12 @@ by the configuration.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from drengine.model.clock import Clock
+from drengine.model.grants import Access
 from drengine.model.points import RecoveryPoint
 from drengine.model.states import ReplicationState
 from drengine.target.sources import STALLED_BY, Sources, SourceState
@@ -81,6 +83,8 @@ COMMITS = Family("target_commits_total", COUNTER, "Commits to the store.", ("sou
 CUTS = Family("target_cuts_total", COUNTER, "Recovery points received.", ("source",))
 ENDED = Family("target_sessions_ended_total", COUNTER, "Sessions ended, by reason.", ("reason",))
 REFUSED = Family("target_peers_refused_total", COUNTER, "Peers turned away before a session.", ("reason",))
+EXPORTS_REFUSED = Family("target_exports_refused_total", COUNTER, "Exports refused to a client.", ("reason",))
+GRANTS = Family("target_grants", GAUGE, "Grants that count now, by what they allow.", ("access",))
 COMMIT_SECONDS = Family("target_commit_seconds", HISTOGRAM, "How long a commit took.")
 ACK_SECONDS = Family("target_ack_seconds", HISTOGRAM, "From receiving a batch or cut to acknowledging it.")
 SCRUBBED = Family("target_scrubbed_bytes_total", COUNTER, "Bytes re-read and re-hashed by scrubs.")
@@ -113,6 +117,7 @@ class TargetMetrics:
         self.nbd_connections: Callable[[], int] = lambda: 0
         self.frame_cache_bytes: Callable[[], int] = lambda: 0
         self.unanchored: Callable[[], dict[str, int]] = dict
+        self.grants: Counter[str] = Counter()
         self.last_success: dict[str, float] = {}
         self.set_aside = 0
         self._sources = sources
@@ -156,6 +161,8 @@ class TargetMetrics:
         yield from CERTIFICATES.samples(self.credentials)
         yield Sample(SESSIONS, self.sessions())
         yield Sample(NBD_CONNECTIONS, self.nbd_connections())
+        for access in Access:
+            yield Sample(GRANTS, self.grants[access], (access,))
         yield Sample(FRAME_CACHE, self.frame_cache_bytes())
         for sink, entries in sorted(self.unanchored().items()):
             yield Sample(UNANCHORED, entries, (sink,))

@@ -25,6 +25,8 @@ class AdmittedAgent:
     def __init__(self, stream: FramedStream, hello: Hello, *, probe_seconds: float) -> None:
         self.source = hello.source
         self.instance = hello.instance
+        self.grant = ""
+        """Id of the store's grant that it rests on; empty where it needs none."""
         self.ended = asyncio.Event()
         """Set once the session is over, by the task that runs it."""
         self._stream = stream

@@ -48,6 +48,18 @@ class PeerRules:
         elif self._holds(certificate, identity, Role.AGENT) and identity and identity.name != source:
             raise _refused("identity-source", f"{identity}, source {source!r}")
 
+    def identify(self, der: bytes) -> Identity | None:
+        """Who a peer is, of whatever role; None when its certificate has no name.
+
+        Raises:
+            TransportError: TLS_FAILED: it is revoked, of another site, or its name can't be read.
+        """
+        _, identity = _read(der)
+        self.require_unrevoked(der)
+        if identity is not None:
+            self._require_site(identity)
+        return identity
+
     def require_unrevoked(self, der: bytes | None) -> None:
         """A session's peer must not have been revoked since it came.
 
@@ -75,10 +87,18 @@ class PeerRules:
             return False
         if identity.role is not role:
             raise _refused("identity-role", f"{identity}, where {role} is needed")
+        self._require_site(identity)
+        return True
+
+    def _require_site(self, identity: Identity) -> None:
         own = self.own()
         if own is not None and own.site != identity.site:
             raise _refused("identity-site", f"{identity}, and we are {own}")
-        return True
+
+
+def refused_role(identity: Identity, why: str) -> TransportError:
+    """TLS_FAILED: a party of this role has no business here."""
+    return _refused("identity-role", f"{identity} {why}")
 
 
 def _read(der: bytes) -> tuple[Certificate, Identity | None]:

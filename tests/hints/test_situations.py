@@ -404,6 +404,15 @@ def running_agent(person: Person) -> tuple[str, int]:
     return config, agent.pid
 
 
+@tries("drengine grant list")
+def test_a_grant_that_is_gone(person: Person) -> None:
+    person.types("drengine", "grant", "give", "latest", "--to", "host/r1", "--json")
+    given = json.loads(person.out)["id"]
+    person.types("drengine", "grant", "take", given)
+    person.meets("grant-missing", "drengine", "grant", "take", given)
+    assert given not in person.follows("drengine grant list")
+
+
 @tries("drengine-agent status")
 def test_an_agent_that_runs_already(person: Person) -> None:
     config, pid = running_agent(person)

@@ -74,7 +74,7 @@ class HeldExport:
 
     # As its own provider.
 
-    async def names(self) -> list[str]:
+    async def names(self, peer: Peer) -> list[str]:
         return ["held"]
 
     async def open(self, name: str, peer: Peer) -> Export:
@@ -303,18 +303,36 @@ async def test_one_connection_too_many_is_closed_and_the_others_do_not_notice(se
     server, path = await serve(limits=NbdLimits(connections_max=2))
     one, two = await Client.connect(path), await Client.connect(path)
     await one.go()
+    await two.go()
     reader, writer = await asyncio.open_unix_connection(path)
     assert await reader.read() == b""
     writer.close()
     assert (await one.call(nbd.READ, 0, 512)).error == 0
-    two.writer.write(nbd.client_flags() + nbd.option(nbd.ABORT))
-    assert (await two.option()).kind == nbd.ACK
-    await two.ended()
+    two.close()
     await until(lambda: server.connections <= 1)
     three = await Client.connect(path)
     await three.go()
     for client in (one, two, three):
         client.close()
+
+
+@pytest.mark.fault(36)
+async def test_who_says_nothing_keeps_nobody_out_and_loses_his_own_place_first(disk: Path) -> None:
+    """Silent sockets, each for the 15 s of a handshake, took every place, again and again."""
+    server = NbdServer(FileProvider({"disk": disk}), limits=NbdLimits(handshakes_max=4))
+    address = await server.start_tcp("127.0.0.1")
+    reader, writer = await asyncio.open_connection(*address)
+    strangers = [await asyncio.open_connection(*address, local_addr=("127.0.0.2", 0)) for _ in range(12)]
+    assert await reader.readexactly(18)
+    await until(lambda: server.connections <= 5)
+    assert server.stats.ended == {"crowded": 13 - server.connections}
+    client = Client(reader, writer)
+    await client.go()
+    assert (await client.call(nbd.READ, 0, 512)).error == 0
+    client.close()
+    for _, stranger in strangers:
+        stranger.close()
+    await server.close(1)
 
 
 @pytest.mark.fault(36, 38)

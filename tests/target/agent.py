@@ -189,6 +189,7 @@ class Site:
     address: tuple[str, int]
     store: Store
     config: TargetConfig
+    nbd: tuple[str, int] | None = None
     agents: list[Agent] = field(default_factory=list)
 
     async def join(self, source: str = "shop", **options: object) -> Agent:
@@ -221,7 +222,7 @@ async def running(
     config = TargetConfig(store=directory, listen=Address("127.0.0.1", 0), **given)  # type: ignore[arg-type]
     daemon = TargetDaemon(config, store=store, clock=clock, ingest_limits=limits)
     where = await daemon.start()
-    site = Site(daemon, where.replication, store, config)
+    site = Site(daemon, where.replication, store, config, where.nbd)
     try:
         yield site
     finally:

@@ -55,7 +55,7 @@ async def answered(site: Site, files: TlsFiles, source: str, purpose: Purpose = 
         stream.abort()
 
 
-ALLOWED = {Purpose.REPLICATE: WELCOME, Purpose.PRESERVE: "unknown-branch", Purpose.REVERSE: "unknown-point"}
+ALLOWED = {Purpose.REPLICATE: WELCOME, Purpose.PRESERVE: "grant-missing", Purpose.REVERSE: "grant-missing"}
 """What the store answers about a new source to whoever is let in."""
 PLACES = {Purpose.REPLICATE: (0, 0), Purpose.PRESERVE: (9, 0), Purpose.REVERSE: (1, 7)}
 

@@ -97,7 +97,17 @@ def test_every_metric_has_a_base_unit_and_a_bounded_set_of_labels() -> None:
     assert len(m.FAMILIES) == len({family.name for family in m.FAMILIES})
     for family in m.FAMILIES:
         assert family.name.startswith("target_")
-        assert set(family.labels) <= {"source", "volume", "state", "reason", "network", "task", "role", "file"}
+        assert set(family.labels) <= {
+            "source",
+            "volume",
+            "state",
+            "reason",
+            "network",
+            "task",
+            "role",
+            "file",
+            "access",
+        }
         assert family.name.endswith("_total") == (family.kind is m.COUNTER), family.name
 
 

@@ -13,6 +13,7 @@ from drengine.identity.authority import Authority
 from drengine.identity.keys import new_key, write_key
 from drengine.identity.names import Identity
 from drengine.model.errors import DrengineError
+from drengine.model.grants import Access
 from drengine.nbd.client import NbdClient
 from drengine.target.config import TlsOptions
 from drengine.target.daemon import REVOCATION_SECONDS
@@ -108,7 +109,10 @@ async def test_an_open_connection_to_an_export_is_cut_off(
         agent = await joined(site, files["agent/shop"], "shop")
         await agent.declare()
         await agent.write(0, b"x" * 4096)
-        await agent.acknowledged(await agent.cut())
+        sequence = await agent.cut()
+        await agent.acknowledged(sequence)
+        for host in ("host/standby", "host/other"):
+            site.store.grants.give("shop", 1, Access.READ, holder=host, sequence=sequence)
 
         def opened(name: str) -> NbdClient:
             context = client_context(files[name])

@@ -14,10 +14,12 @@ import pytest
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, Batch, ExtentKind, iter_table
+from drengine.model.grants import Access
 from drengine.model.points import PointKind, PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
 from drengine.store.log.branches import BranchInfo
 from drengine.store.store import Store
+from drengine.target.daemon import GRANT_SECONDS
 from drengine.transport.endpoints import connect
 from drengine.transport.framed import FramedStream
 from drengine.transport.networks import DataNetworks
@@ -41,6 +43,7 @@ from drengine.wire.events import (
 )
 from drengine.wire.fields import SPANS_MAX
 from drengine.wire.payload import digest, verify_batch
+from tests.clock import ManualClock
 from tests.target.agent import SIZE, Agent, Refused, Site, running
 
 pytestmark = pytest.mark.timeout(60)
@@ -53,6 +56,9 @@ def newest(store: Store) -> RecoveryPoint:
 async def greeted(
     site: Site, purpose: Purpose, branch: int, sequence: int = 0, *, generation: int = 1, instance: bytes = b"i" * 16
 ) -> tuple[FramedStream, Welcome]:
+    access = Access.PRESERVE if purpose is Purpose.PRESERVE else Access.REVERSE
+    if any(each.number == branch and not each.closed for each in site.store.branches("shop")):
+        site.store.grants.give("shop", branch, access, holder="agent/shop")
     stream = await connect(*site.address, networks=DataNetworks(), tls=None)
     await stream.send(Hello(2, 2, ABILITIES, "shop", instance, generation, purpose, branch, sequence))
     answer = await stream.receive()
@@ -148,13 +154,13 @@ async def test_no_errand_gets_a_stale_source_into_the_history(tmp_path: Path) ->
             (over.number, 2, "unknown-branch"),
             (over.number, 1, "unknown-branch"),
             (drill.number, drill.generation, "unknown-branch"),
-            (99, 1, "unknown-branch"),
+            (99, 1, "grant-missing"),
             (beyond.number, beyond.generation + 1, "fenced"),
         ):
             with pytest.raises(Refused, match=code):
                 await greeted(site, Purpose.PRESERVE, branch, generation=generation)
         site.store.close_branch("shop", beyond.number)
-        with pytest.raises(Refused, match="unknown-branch"):
+        with pytest.raises(Refused, match="grant-missing"):
             await greeted(site, Purpose.PRESERVE, beyond.number, generation=beyond.generation)
         with pytest.raises(Refused, match="fenced"):
             await site.join(generation=1)
@@ -413,3 +419,44 @@ async def test_a_divergent_branch_is_looked_at_and_not_written(tmp_path: Path) -
                 return bytes(client.read(0, SIZE))
 
         assert await asyncio.to_thread(look) == bytes(model)
+
+
+@pytest.mark.parametrize("purpose", [Purpose.PRESERVE, Purpose.REVERSE])
+async def test_nobody_comes_for_what_no_run_has_ordered(tmp_path: Path, purpose: Purpose) -> None:
+    """A local user read any source by REVERSE, since nothing but its name was asked for."""
+    async with running(tmp_path / "store") as site:
+        await grown(site)
+        beyond = divergent(site)
+        places = {Purpose.PRESERVE: (beyond.number, 0), Purpose.REVERSE: (1, newest(site.store).sequence)}
+        other = Access.REVERSE if purpose is Purpose.PRESERVE else Access.PRESERVE
+        site.store.grants.give("shop", beyond.number, other, holder="agent/shop")
+        site.store.grants.give("shop", 1, Access.PRESERVE, holder="agent/shop")
+        for access in (Access.PRESERVE, Access.REVERSE):
+            site.store.grants.give("shop", beyond.number, access, holder="agent/web")
+        site.store.grants.give("shop", beyond.number, Access.WRITE, holder="agent/shop")
+        stream = await connect(*site.address, networks=DataNetworks(), tls=None)
+        await stream.send(Hello(2, 2, ABILITIES, "shop", b"i" * 16, beyond.generation, purpose, *places[purpose]))
+        answer = await stream.receive()
+        assert isinstance(answer, Refuse) and (answer.code, answer.retryable) == ("grant-missing", True), answer
+        stream.abort()
+        assert b'peers_refused_total{reason="grant-missing"} 1' in site.daemon.metrics.metrics.render()
+
+
+@pytest.mark.parametrize("purpose", [Purpose.PRESERVE, Purpose.REVERSE])
+async def test_a_session_ends_with_its_grant_and_replication_goes_on(tmp_path: Path, purpose: Purpose) -> None:
+    clock = ManualClock(time.time_ns())
+    async with running(tmp_path / "store", clock=clock) as site:
+        await grown(site)
+        beyond = divergent(site)
+        branch, sequence = (beyond.number, 0) if purpose is Purpose.PRESERVE else (1, newest(site.store).sequence)
+        stream, welcome = await greeted(site, purpose, branch, sequence, generation=beyond.generation)
+        errand = Agent(stream, welcome, welcome.durable_sequence).start()
+        site.agents.append(errand)
+        clock.advance(GRANT_SECONDS)
+        assert await errand.hashes(0, BLOCK_BYTES, 1)
+        assert site.store.grants.take(lambda grant: grant.source == "shop")
+        clock.advance(GRANT_SECONDS)
+        assert (await errand.refused()).code == "grant-missing"
+        replicating = site.agents[0]
+        await replicating.write(0, b"goes on")
+        await replicating.acknowledged(await replicating.cut())

@@ -132,7 +132,9 @@ def _facts(source: str, context: StepContext) -> DeclaredSource:
             text = context.options.point or context.runbook.sources[source].point
             select_point(store, source, text)
     _check_launch(context, source)
-    context.site.export_uri(source, "any", info.active_branch)  # where workloads find their disks must be known before
+    context.site.export_uri(
+        source, "any", info.active_branch, ""
+    )  # where workloads find their disks must be known before
     return DeclaredSource(
         generation=info.generation,
         branch=info.active_branch,

@@ -7,10 +7,12 @@ from typing import Any
 
 from drengine.failover.drivers.driver import Instance, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED
+from drengine.failover.steps.grants import let_use_disks
 from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
-from drengine.failover.steps.workloads import WorkloadSettings, driver_of, launch_request
+from drengine.failover.steps.workloads import WorkloadSettings, branch_of, driver_of, instance_of, launch_request
+from drengine.nbd.export import without_secret
 
 
 class LaunchStep(StepKind[WorkloadSettings, Launched]):
@@ -33,8 +35,11 @@ class LaunchStep(StepKind[WorkloadSettings, Launched]):
         loop = asyncio.get_running_loop()
 
         def launch() -> StepResult[Launched]:
-            request = launch_request(step, context, loop)
             context.permit()
+            let_use_disks(
+                context, instance_of(step, context), step.source, branch_of(step, context), step.settings.host
+            )
+            request = launch_request(step, context, loop)
             found = driver_of(step, context).launch(request, context.say)
             if not (found.running and found.healthy):
                 return StepResult(False, f"{request.instance} is not healthy", LAUNCH_FAILED.id)
@@ -49,6 +54,6 @@ LAUNCH = LaunchStep()
 def _launched(found: Instance, request: LaunchRequest) -> StepResult[Launched]:
     details: dict[str, Any] = dict(found.details)
     output = str(details.pop("output", ""))
-    disks = {disk.volume: disk.uri for disk in request.disks}
+    disks = {disk.volume: without_secret(disk.uri) for disk in request.disks}
     launched = Launched(instance=request.instance, details=details, disks=disks)
     return StepResult(True, f"{request.instance} is healthy", data=launched, output=output)

@@ -13,7 +13,7 @@ class Launched(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         instance: its name.
         details: as its driver told them, without the workload's last words.
-        disks: NBD URIs by volume.
+        disks: NBD URIs by volume, without what opens them.
     """
 
     instance: str = ""

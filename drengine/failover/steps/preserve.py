@@ -9,8 +9,10 @@ from drengine.failover.labels import Purpose, RunLabel
 from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.declare import declared
+from drengine.failover.steps.grants import way_home
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
+from drengine.model.grants import Access
 from drengine.store.log.branches import BranchInfo
 from drengine.terminal import human_bytes
 
@@ -60,9 +62,12 @@ class PreserveStep(StepKind[PreserveSettings, Preserved]):
             message = f"what {step.source} wrote on its own is discarded, as {context.started_by} said"
             return StepResult(True, message, data=Preserved(kept=False))
         branch = await in_thread(lambda: self._branch(step, context))
-        answer = await order_agent(
-            step, context, Verb.PRESERVE, {"branch": branch.number, "generation": branch.generation}
-        )
+        order = {"branch": branch.number, "generation": branch.generation}
+        if branch.closed:  # an earlier try came to an end: only its answer is asked for
+            answer = await order_agent(step, context, Verb.PRESERVE, order)
+        else:
+            async with way_home(step, context, Access.PRESERVE, branch.number):
+                answer = await order_agent(step, context, Verb.PRESERVE, order)
         if not answer.ok:
             return refused(answer)
         if not answer.result.get("sequence", 1):

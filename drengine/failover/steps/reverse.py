@@ -8,10 +8,12 @@ from drengine.control.messages import Verb
 from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.declare import declared
+from drengine.failover.steps.grants import way_home
 from drengine.failover.steps.preserve import SHIPPING_SECONDS
 from drengine.failover.steps.reversal import Reversed
 from drengine.failover.steps.step import NoSettings, PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
+from drengine.model.grants import Access
 
 ROUNDS_MAX = 5
 SMALL_BYTES = 64 << 20
@@ -37,13 +39,9 @@ class ReverseStep(StepKind[NoSettings, Reversed]):
         number, shipped = declared(step, context).branch, None
         for round in range(1, ROUNDS_MAX + 1):
             point = await in_thread(lambda: newest_point(context.site.store, step.source, number))
-            answer = await order_agent(
-                step,
-                context,
-                Verb.REVERSE,
-                {"branch": point.branch, "point": point.id, "force": context.options.discard_divergent},
-                part=f".{round}",
-            )
+            order = {"branch": point.branch, "point": point.id, "force": context.options.discard_divergent}
+            async with way_home(step, context, Access.REVERSE, number):
+                answer = await order_agent(step, context, Verb.REVERSE, order, part=f".{round}")
             if not answer.ok:
                 return refused(answer)
             latest = msgspec.convert({**answer.result, "point": point.id}, Reversed, strict=False)

@@ -7,9 +7,11 @@ import msgspec
 from drengine.control.messages import Verb
 from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.declare import declared
+from drengine.failover.steps.grants import way_home
 from drengine.failover.steps.quiesce_recovered import QUIESCE_RECOVERED
 from drengine.failover.steps.reversal import Reversed
 from drengine.failover.steps.step import NoSettings, PlannedStep, StepContext, StepKind, StepResult
+from drengine.model.grants import Access
 
 
 class ReverseLastStep(StepKind[NoSettings, Reversed]):
@@ -25,7 +27,9 @@ class ReverseLastStep(StepKind[NoSettings, Reversed]):
 
     async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Reversed]:
         id = context.result_of(QUIESCE_RECOVERED, step.source).point
-        answer = await order_agent(step, context, Verb.REVERSE, {"branch": declared(step, context).branch, "point": id})
+        number = declared(step, context).branch
+        async with way_home(step, context, Access.REVERSE, number):
+            answer = await order_agent(step, context, Verb.REVERSE, {"branch": number, "point": id})
         if not answer.ok:
             return refused(answer)
         shipped = msgspec.convert({**answer.result, "point": id}, Reversed, strict=False)

@@ -130,14 +130,14 @@ class Site:
         store: the replica store, opened directly.
         agents: the broker's parties.
         drivers: launch drivers by name.
-        export_uri: NBD URI for (source, volume, branch number), as the target serves it.
+        export_uri: NBD URI for (source, volume, branch number, secret or nothing), as the target serves it.
         directory: place for instances' files.
     """
 
     store: Store
     agents: Agents
     drivers: Mapping[str, LaunchDriver]
-    export_uri: Callable[[str, str, int], str]
+    export_uri: Callable[[str, str, int, str], str]
     directory: Path
     clock: Clock
 

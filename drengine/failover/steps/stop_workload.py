@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from drengine.failover.steps.grants import take_disks
 from drengine.failover.steps.step import NoResult, PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.failover.steps.workloads import WorkloadSettings, driver_of, launch_request
@@ -26,6 +27,7 @@ class StopWorkloadStep(StepKind[WorkloadSettings, NoResult]):
         def stop() -> str:
             request = launch_request(step, context, loop)
             driver_of(step, context).stop(request)
+            take_disks(context, request.instance)
             return request.instance
 
         return StepResult(True, f"{await in_thread(stop)} is stopped and removed")

@@ -11,6 +11,7 @@ from drengine.failover.drivers.driver import Disk, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.steps.agents import host_order
 from drengine.failover.steps.branch import BRANCH
+from drengine.failover.steps.grants import secret_of
 from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
@@ -50,16 +51,16 @@ def launch_request(
     `loop` is the executor's, for drivers that order a recovery host.
     """
     settings, source = step.settings, step.source
-    branch = settings.branch or _branch(source, context)
-    instance = settings.instance or instance_name(context.run, source)
+    branch, instance = branch_of(step, context), instance_of(step, context)
     disks: tuple[Disk, ...] = ()
     if branch:
         with context.site.store.head_view(source, branch) as head:
             volumes = sorted(head.geometry.values(), key=lambda volume: volume.volume)
             sectors = {each.volume: head.sector_bytes(each.volume) for each in volumes}
-        uri = context.site.export_uri
+        uri, secret = context.site.export_uri, secret_of(context, instance)
         disks = tuple(
-            Disk(each.name, each.size_bytes, uri(source, each.name, branch), sectors[each.volume]) for each in volumes
+            Disk(each.name, each.size_bytes, uri(source, each.name, branch, secret), sectors[each.volume])
+            for each in volumes
         )
     return LaunchRequest(
         instance=instance,
@@ -88,7 +89,14 @@ def driver_of(step: PlannedStep[WorkloadSettings], context: StepContext) -> Laun
     return context.site.drivers[name]
 
 
-def _branch(source: str, context: StepContext) -> int:
-    """The branch of this run; 0 when a run is cleaned up that did not get as far."""
-    made = context.found(PROMOTE, source) or context.found(BRANCH, source)
+def instance_of(step: PlannedStep[WorkloadSettings], context: StepContext) -> str:
+    """Name of the instance that the step is about."""
+    return step.settings.instance or instance_name(context.run, step.source)
+
+
+def branch_of(step: PlannedStep[WorkloadSettings], context: StepContext) -> int:
+    """Its branch; 0 when a run is cleaned up that did not get as far."""
+    if step.settings.branch:
+        return step.settings.branch
+    made = context.found(PROMOTE, step.source) or context.found(BRANCH, step.source)
     return made.branch if made else 0

@@ -28,6 +28,7 @@ from drengine.store.catalogue.rows import (
     BranchRow,
     DamageRow,
     EpochRow,
+    GrantRow,
     PointRow,
     RemovalRow,
     SegmentRow,
@@ -56,10 +57,10 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 30.0
 _POINTS_AT_ONCE = 32
-_TABLES_OF_VERSION = {1: Tables.VERSION_1, SCHEMA_VERSION: Tables.VERSION_2}
+_TABLES_OF_VERSION = {1: Tables.VERSION_1, 2: Tables.VERSION_2, SCHEMA_VERSION: Tables.VERSION_3}
 
 _TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
 
@@ -108,7 +109,7 @@ class Catalogue:
         check: bool = True,
         name: str = CATALOGUE_NAME,
     ) -> None:
-        """Open an existing catalogue; one of version 1 is brought to version 2 unless it is opened for reading only.
+        """Open an existing catalogue; an older one is brought to the newest version, unless only for reading.
 
         Raises:
             DrengineError: CATALOGUE_DAMAGED, also when it is older than the segments; STORE_VERSION, STORE_READ_ONLY,
@@ -125,6 +126,7 @@ class Catalogue:
         self._known: tuple[int, Epoch] | None = None
         """The newest transaction, if it is one of this connection, and the data version that it saw."""
         self.upgraded = False
+        """It had version 1, which knows no epoch."""
         self._note = EpochNote(directory) if name == CATALOGUE_NAME else None
         try:
             self._db = _connect(path, read_only=read_only)
@@ -134,7 +136,7 @@ class Catalogue:
         try:
             self.version = self._check_identity()
             self._require_current()
-            if self.version == 1 and not read_only:
+            if self.version < SCHEMA_VERSION and not read_only:
                 self._upgrade()
             if check:
                 self.check()
@@ -354,6 +356,10 @@ class Catalogue:
         found = self._select(Tables.REMOVAL, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch)
         return cast("list[RemovalRow]", found)
 
+    def grants(self) -> list[GrantRow]:
+        """All grants, expired ones too."""
+        return cast("list[GrantRow]", self._select(Tables.GRANT, "")) if self.version >= 3 else []
+
     def require_writable(self, source: str, branch: int, generation: int) -> tuple[SourceRow, BranchRow]:
         """The rows of a branch that this generation may write now (rule 4).
 
@@ -408,24 +414,24 @@ class Catalogue:
         return epoch
 
     def _upgrade(self) -> None:
-        """From version 1 to version 2: add the tables that are missing."""
+        """From an older version to the newest: add the tables that are missing."""
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                if version == 1:  # no other process was faster
-                    for name, statement in _schema(SCHEMA_VERSION).items():
-                        if name not in _schema(1):
-                            self._db.execute(statement)
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()  # another process may have been faster
+                for name, statement in _schema(SCHEMA_VERSION).items():
+                    if name not in _schema(version):
+                        self._db.execute(statement)
+                if version == 1:
                     _put(self._db, EpochRow(1, *first_epoch()))
-                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+        self.upgraded = self.version == 1
         self.version = SCHEMA_VERSION
-        self.upgraded = True
 
     def _check_identity(self) -> int:
         """Check that it is a catalogue of a version that is known, and which."""
@@ -459,7 +465,7 @@ def _put(db: sqlite3.Connection, row: Any) -> None:
 
 _INSERTS = {
     table.name: f"INSERT OR REPLACE INTO {table.name} VALUES ({','.join('?' * (len(table.row._fields) + 1))})"
-    for table in Tables.VERSION_2
+    for table in Tables.VERSION_3
 }
 
 

@@ -138,7 +138,25 @@ class RemovalRow(NamedTuple):
     revision: int
 
 
-Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow | EpochRow | RemovalRow
+class GrantRow(NamedTuple):
+    """Who may do what with a branch or a point, until it is taken back (grants.py).
+
+    `sequence` is 0 for the branch itself; `secret` is the SHA-256 of a capability's, empty for a `holder`.
+    """
+
+    id: str
+    source: str
+    branch: int
+    sequence: int
+    access: str
+    holder: str
+    instance: str
+    secret: bytes
+    issued_ns: int
+    expires_ns: int
+
+
+Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow | EpochRow | RemovalRow | GrantRow
 
 
 class Table(NamedTuple):
@@ -159,11 +177,13 @@ class Tables:
     DAMAGE: ClassVar = Table("damage", DamageRow, 4)
     EPOCH: ClassVar = Table("epoch", EpochRow, 1)
     REMOVAL: ClassVar = Table("removal", RemovalRow, 4)
+    GRANT: ClassVar = Table("access_grant", GrantRow, 1)
     VERSION_1: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE)
     VERSION_2: ClassVar = (*VERSION_1, EPOCH, REMOVAL)
+    VERSION_3: ClassVar = (*VERSION_2, GRANT)
 
 
-TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.VERSION_2}
+TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.VERSION_3}
 
 
 def row_checksum(table: str, values: tuple[Any, ...]) -> int:

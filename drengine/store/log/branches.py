@@ -12,6 +12,7 @@ from drengine.store.catalogue.rows import SIDE_ROLES, BranchRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
 from drengine.store.leases import lock_branch
+from drengine.store.log.grants import take_branch
 from drengine.store.rebuild.manifest import write_manifest
 
 
@@ -84,6 +85,7 @@ class Branches:
                 raise DrengineError(DAMAGED, f"point {point.id} of {point.source!r} has unreadable data")
             row = self._new_row(kept, mark, source.generation + 1, "promoted", label)
             left = catalogue.branch(point.source, source.active_branch)
+            take_branch(catalogue, point.source, left.branch, points=False)
             catalogue.put(
                 row,
                 left._replace(superseded_ns=self._context.clock.now_ns()),
@@ -101,6 +103,7 @@ class Branches:
             if catalogue.source(source).active_branch == branch:
                 raise DrengineError(POINT_IN_USE, f"branch {branch} is the active one of {source!r}")
             catalogue.put(catalogue.branch(source, branch)._replace(closed=1))
+            take_branch(catalogue, source, branch, points=True)
         write_manifest(self._context)
 
     def ancestry_points(self, source: str) -> Iterator[PointRow]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drengine.model.clock import SystemClock
+from drengine.model.grants import Access
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.nbd.client import NbdClient
 from drengine.store.log.branches import BranchInfo
@@ -137,14 +138,18 @@ class Home:
         return self.store.find_point(self.source, PointSelector())
 
     def promote(self, point: RecoveryPoint | None = None) -> BranchInfo:
-        """Fail over, as the orchestrator would."""
+        """Fail over, as the orchestrator would; and let the source come home from what it is then."""
         generation = self.store.source(self.source).generation
-        return self.store.promote(point or self.newest(), expected_generation=generation)
+        branch = self.store.promote(point or self.newest(), expected_generation=generation)
+        self.store.grants.give(self.source, branch.number, Access.REVERSE, holder=f"agent/{self.source}")
+        return branch
 
     def diverge(self) -> BranchInfo:
         """A branch for what the source has beyond its replica: at the newest point that the source itself wrote."""
         points = self.store.points(self.source, branch=self.wrote)
-        return self.store.create_branch(points[-1], role="divergent", label="run:test")
+        branch = self.store.create_branch(points[-1], role="divergent", label="run:test")
+        self.store.grants.give(self.source, branch.number, Access.PRESERVE, holder=f"agent/{self.source}")
+        return branch
 
     @property
     def wrote(self) -> int:

@@ -76,7 +76,7 @@ def remote_site(directory: Path, store: Store) -> Site:
         store=store,
         agents=RemoteAgents(directory / "world"),
         drivers={"simulated": RemoteDriver(directory / "world")},
-        export_uri=lambda source, volume, branch: f"nbd://test/{source}/{volume}#{branch}",
+        export_uri=lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
         directory=directory / "instances",
         clock=SystemClock(),
     )

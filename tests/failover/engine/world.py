@@ -20,6 +20,7 @@ from drengine.failover.runbook.values import Fence, Launch, Runbook, Source, Ste
 from drengine.failover.steps.step import Site
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.model.grants import Access
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeometry
 from drengine.store.errors import FENCED
 from drengine.store.store import Store
@@ -176,6 +177,7 @@ class SimulatedSource:
             if found.closed:
                 self.preserved = True
                 return {"bytes_shipped": 0, "bytes_compared": SIZE}
+            self._require_grant(store, Access.PRESERVE, branch)
             with store.head_view(self.name, branch) as view:
                 held = view.read(1, 0, SIZE)
             changes = self._differences(held)
@@ -189,6 +191,7 @@ class SimulatedSource:
         assert self.fenced, "the disks of a source that serves must not be overwritten"
         assert self.preserved or force, "the source's own writes were not kept"
         with Store.open(self._path) as store:
+            self._require_grant(store, Access.REVERSE, store.source(self.name).active_branch)
             found = next(each for each in store.points(self.name, branch=None) if each.id == point)
             with store.view(found) as view:
                 wanted = view.read(1, 0, SIZE)
@@ -201,6 +204,13 @@ class SimulatedSource:
         self.preserved = True
         self.shipped_back += len(changes) * BLOCK
         return {"bytes_shipped": len(changes) * BLOCK, "bytes_compared": SIZE, "unmodified": not changes}
+
+    def _require_grant(self, store: Store, access: Access, branch: int) -> None:
+        """As the target asks for it."""
+        held = [
+            (grant.access, grant.branch, grant.holder) for grant in store.grants.living() if grant.source == self.name
+        ]
+        assert (access, branch, f"agent/{self.name}") in held, held
 
     def _release(self, generation: int, branch: int) -> dict[str, Any]:
         self.generation, self.branch = generation, branch
@@ -319,7 +329,7 @@ class SimulatedDriver:
     def write(self, instance: str, block: int, data: bytes) -> None:
         """What users of a recovered workload do, through its disk."""
         request = self.running[instance]
-        branch = int(request.disks[0].uri.rpartition("#")[2])
+        branch = int(request.disks[0].uri.rpartition("#")[2].partition("~")[0])
         with Store.open(self._path) as store:
             view = store.writable(request.source, branch, generation=store.source(request.source).generation)
             try:
@@ -353,7 +363,7 @@ class World:
             store=self.store,
             agents=self.agents,
             drivers={"simulated": self.driver},
-            export_uri=lambda source, volume, branch: f"nbd://test/{source}/{volume}#{branch}",
+            export_uri=lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
             directory=self.directory / "instances",
             clock=clock or SystemClock(),
         )

@@ -146,7 +146,7 @@ class _Volumes:
             volume.name: TapExport(tap, volume, gate, executor, readers) for volume in tap.volumes.values()
         }
 
-    async def names(self) -> list[str]:
+    async def names(self, peer: Peer) -> list[str]:
         """See export.ExportProvider.names."""
         return sorted(self._exports)
 

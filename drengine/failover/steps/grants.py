@@ -1,0 +1,81 @@
+"""What a run lets others do at the store: a workload use its disks, a source go its way home (docs/security.md).
+
+A recovery host proves by its certificate who it is. A program on this host has no name of its own: it gets a
+capability, a secret behind its exports' names. That is kept beside the instance's files; the store has its digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from drengine.durable import replace_durably
+from drengine.failover.steps.step import PlannedStep, StepContext
+from drengine.failover.steps.threads import in_thread
+from drengine.model.grants import Access
+from drengine.ownership import make_directory
+
+SECRET_BYTES = 16
+
+
+def let_use_disks(context: StepContext, instance: str, source: str, branch: int, host: str) -> None:
+    """Before a launch: the instance's own branch, for `host` or by a secret. Done again it changes nothing."""
+    give = context.site.store.grants.give
+    if host:
+        give(source, branch, Access.WRITE, holder=f"host/{host}", instance=instance)
+        return
+    place = _place(context, instance)
+    if not place.exists():
+        make_directory(place.parent)
+        replace_durably(place, secrets.token_hex(SECRET_BYTES).encode())
+    give(source, branch, Access.WRITE, secret=secret_of(context, instance), instance=instance)
+
+
+def secret_of(context: StepContext, instance: str) -> str:
+    """The secret of an instance; empty where it has none."""
+    place = _place(context, instance)
+    return place.read_text() if place.exists() else ""
+
+
+def take_disks(context: StepContext, instance: str) -> None:
+    """After an instance has ended: whoever still has its disks open is cut off."""
+    context.site.store.grants.take(lambda grant: grant.instance == instance)
+    _place(context, instance).unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def way_home(step: PlannedStep[Any], context: StepContext, access: Access, branch: int) -> AsyncIterator[None]:
+    """While the source's agent does what it is ordered, it may come to the target for it.
+
+    A step that is cancelled leaves it until its time is over: the agent works on, and a resumed run wants its answer.
+    """
+    grants, run, source = context.site.store.grants, context.run, step.source
+    holder = f"agent/{source}"
+    await in_thread(
+        lambda: grants.give(source, branch, access, holder=holder, instance=run, seconds=step.timeout_seconds)
+    )
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        await _take(context, source, access)
+        raise
+    await _take(context, source, access)
+
+
+async def _take(context: StepContext, source: str, access: Access) -> None:
+    def ours() -> None:
+        context.site.store.grants.take(
+            lambda grant: (grant.instance, grant.source, grant.access) == (context.run, source, access)
+        )
+
+    await in_thread(ours)
+
+
+def _place(context: StepContext, instance: str) -> Path:
+    return context.site.directory / f"{instance}.capability"
