@@ -266,7 +266,7 @@ def test_a_move_that_is_killed_at_any_order_is_taken_up_and_no_write_is_outside_
 @contextmanager
 def small_disk(at: Path, size: int) -> Iterator[None]:
     at.mkdir(parents=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", at], check=False).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
         yield
