@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from drengine.nbd.export import without_secret
+from drengine.model.grants import without_secret
 from drengine.process.environment import passed_on
 
 SECRET_CHARACTERS_MIN = 6

@@ -11,9 +11,8 @@ from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_stor
 from drengine.config import parse_duration
 from drengine.identity.names import Role
 from drengine.model.errors import BAD_NAME, DrengineError
-from drengine.model.grants import Access, Grant
+from drengine.model.grants import SECRET_MARK, Access, Grant
 from drengine.model.names import check_name
-from drengine.nbd.export import SECRET_MARK
 from drengine.target.errors import GRANT_MISSING
 from drengine.terminal import emit_json, human_time, note, show_table
 

@@ -14,7 +14,7 @@ from drengine.audit.config import AuditOptions
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, PATH, TEXT, Address, choice, load, option, parse, section
 from drengine.control.config import OrchestratorBrokerOptions
 from drengine.model.errors import DrengineError
-from drengine.nbd.export import SECRET_MARK
+from drengine.model.grants import SECRET_MARK
 from drengine.transport.networks import is_loopback
 
 LEASE_SECONDS_MIN = 2.0

@@ -5,7 +5,12 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
+
+SECRET_MARK = "~"
+"""Between an export's name and the capability that a client shows, 32 to 64 hexadecimal digits."""
+_SHOWN_SECRET = re.compile(rf"(?<={SECRET_MARK})[0-9a-f]{{32,64}}")
 
 
 class Access(enum.StrEnum):
@@ -54,3 +59,8 @@ class Grant:
 def secret_digest(secret: str) -> bytes:
     """What is kept of a secret."""
     return hashlib.sha256(secret.encode()).digest()
+
+
+def without_secret(text: str) -> str:
+    """A text in which exports are named, with their capabilities left out."""
+    return _SHOWN_SECRET.sub("***", text)

@@ -13,24 +13,14 @@ The server parses, bounds-checks and limits; an export only ever sees requests t
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
-SECRET_MARK = "~"
-"""Between an export's name and the capability that a client shows, 32 to 64 hexadecimal digits."""
-_SHOWN_SECRET = re.compile(rf"(?<={SECRET_MARK})[0-9a-f]{{32,64}}")
-
 REQUEST_BYTES_MAX = 32 << 20
 """Largest READ or WRITE, as most NBD clients assume."""
-
-
-def without_secret(text: str) -> str:
-    """A text in which exports are named, with their capabilities left out."""
-    return _SHOWN_SECRET.sub("***", text)
 
 
 class Command(enum.IntEnum):

@@ -18,6 +18,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
+from drengine.model.grants import SECRET_MARK
 from drengine.model.points import PointSelector, RecoveryPoint, VolumeGeometry
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import (

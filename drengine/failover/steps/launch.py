@@ -12,7 +12,7 @@ from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.failover.steps.workloads import WorkloadSettings, branch_of, driver_of, instance_of, launch_request
-from drengine.nbd.export import without_secret
+from drengine.model.grants import without_secret
 
 
 class LaunchStep(StepKind[WorkloadSettings, Launched]):
