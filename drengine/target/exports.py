@@ -23,7 +23,6 @@ from drengine.model.points import PointSelector, RecoveryPoint, VolumeGeometry
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import (
     FLAG_FUA,
-    SECRET_MARK,
     STATUS_HOLE,
     STATUS_ZERO,
     Command,
