@@ -10,13 +10,18 @@ from drengine.model.points import PointKind
 from drengine_agent.cuts.policy import CutPolicy
 
 KINDS = (PointKind.QUIET, PointKind.FROZEN, PointKind.APPLICATION)
+AUTO = "auto"
+AHEAD_SHARE = 0.5
+"""Of `frozen_after`."""
 
 
 def _kinds(text: str) -> tuple[PointKind, ...]:
+    if text == AUTO:
+        return (PointKind.QUIET, PointKind.FROZEN)
     named = tuple(each.strip() for each in text.split(","))
     unknown = [each for each in named if each not in KINDS]
     if unknown or not named:
-        raise ValueError(f"{', '.join(unknown) or 'nothing'}: possible are {', '.join(KINDS)}")
+        raise ValueError(f"{', '.join(unknown) or 'nothing'}: possible are {AUTO}, {', '.join(KINDS)}")
     return tuple(PointKind(each) for each in named)
 
 
@@ -34,9 +39,10 @@ class CutOptions:
 
     kinds: str = option(
         TEXT,
-        default="quiet",
-        help="Which consistent cuts may be made, of `quiet`, `frozen`, `application`. Without `frozen` a host that "
-        "never falls quiet gets no points, and the state says so.",
+        default=AUTO,
+        help="Which consistent cuts may be made, of `quiet`, `frozen`, `application`. `auto`: quiet ones where they "
+        "are had, frozen ones where not and where the host can freeze. Without `frozen` a host that never falls quiet "
+        "gets no points, and the state says so.",
         check=_kinds,
     )
     frozen_after: float = option(
@@ -49,9 +55,16 @@ class CutOptions:
         check=_between(0.05, 60.0),
     )
     remainder_max: int = option(
-        SIZE, default=8 << 20, help="Copying goes on until at most so much is dirty; then it may freeze."
+        SIZE,
+        default=0,
+        help="Copying goes on until at most so much is left; then it may freeze. `0B`: as much as was seen to be "
+        "read in half of `longest_freeze`.",
     )
-    set_aside: int = option(SIZE, default=64 << 20, help="What may be read into memory during a freeze.")
+    set_aside: int = option(
+        SIZE,
+        default=256 << 20,
+        help="What may be read into memory during a freeze, and at most a quarter of the memory that is available.",
+    )
     application_interval: float = option(
         DURATION, default=0.0, help="An application cut is made so often; `0s`: never. It freezes between its hooks."
     )
@@ -70,12 +83,18 @@ class CutOptions:
     )
 
     @property
+    def must_freeze(self) -> bool:
+        """Somebody asked for it by name: an agent that can't is refused."""
+        return self.kinds != AUTO and set(_kinds(self.kinds)) != {PointKind.QUIET}
+
+    @property
     def policy(self) -> CutPolicy:
         """As the tracker needs it."""
         return CutPolicy(
             kinds=_kinds(self.kinds),
             frozen_after_seconds=self.frozen_after,
             application_seconds=self.application_interval,
+            ahead_seconds=AHEAD_SHARE * self.frozen_after,
             remainder_bytes=self.remainder_max,
             set_aside_bytes=self.set_aside,
             overdue_seconds=1.5 * self.frozen_after,

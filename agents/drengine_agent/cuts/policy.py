@@ -16,7 +16,8 @@ class CutPolicy:
         kinds: which cuts may be made.
         frozen_after_seconds: without any cut for so long, one is forced by freezing.
         application_seconds: an application cut is forced so often; 0: never.
-        remainder_bytes: a freeze begins when at most so much is dirty.
+        ahead_seconds: so long before a forced cut is due, copying hurries and file systems begin to write out.
+        remainder_bytes: a freeze begins when at most so much is left to copy; 0: what can be read in time, as measured.
         set_aside_bytes: so much may be read into memory during a freeze; more ends it without a cut.
         retry_seconds: after a failed attempt.
         overdue_seconds: without a cut for so long the state says why.
@@ -25,8 +26,9 @@ class CutPolicy:
     kinds: tuple[PointKind, ...] = (PointKind.QUIET,)
     frozen_after_seconds: float = 10.0
     application_seconds: float = 0.0
-    remainder_bytes: int = 8 << 20
-    set_aside_bytes: int = 64 << 20
+    ahead_seconds: float = 0.0
+    remainder_bytes: int = 0
+    set_aside_bytes: int = 256 << 20
     retry_seconds: float = 2.0
     overdue_seconds: float = 15.0
 
@@ -39,7 +41,8 @@ class CutFacts:
         now, began_at: monotonic seconds: this moment, and when tracking was opened.
         cut_at: when a cut of each kind was last possible or made.
         tried_at: when one of each kind was last tried in vain.
-        dirty_bytes: changed and not handed out.
+        dirty_bytes: changed and not handed out, or not even written out by file systems.
+        remainder_bytes: with at most so much left a freeze can be over in time.
         can_freeze: there is somebody who freezes.
         requested: somebody waits for a point, so a cut is forced before its time.
     """
@@ -49,6 +52,7 @@ class CutFacts:
     cut_at: Mapping[PointKind, float]
     tried_at: Mapping[PointKind, float]
     dirty_bytes: int
+    remainder_bytes: int
     can_freeze: bool
     requested: bool = False
 
@@ -68,25 +72,29 @@ class CutDecision:
 
 def decide(policy: CutPolicy, facts: CutFacts) -> CutDecision:
     """Application cuts by their schedule; frozen ones when there was no other for too long, or somebody waits."""
-    kind = _wanted(policy, facts)
+    kind = _wanted(policy, facts, facts.now)
     late = facts.now - _last_cut(facts) >= policy.overdue_seconds
     if kind is None:
-        return CutDecision(reason="no-cut" if late else "none")
+        soon = _wanted(policy, facts, facts.now + policy.ahead_seconds) if facts.can_freeze else None
+        return CutDecision(soon, settle=soon is not None, reason="no-cut" if late else "none")
     if not facts.can_freeze:
         return CutDecision(reason="freeze-refused")
-    if facts.now - facts.tried_at.get(kind, float("-inf")) < policy.retry_seconds:
-        return CutDecision()  # what the attempt failed of remains the reason
-    if facts.dirty_bytes > policy.remainder_bytes:
-        return CutDecision(kind, settle=True, reason="busy" if late else "none")
+    tried_at = facts.tried_at.get(kind, float("-inf"))
+    if facts.now - tried_at < policy.retry_seconds:
+        return CutDecision(kind, settle=True)
+    if facts.dirty_bytes > (policy.remainder_bytes or facts.remainder_bytes):
+        tried = tried_at > _last_cut(facts)  # what the attempt failed of remains the reason
+        return CutDecision(kind, settle=True, reason="busy" if late and not tried else "none")
     return CutDecision(kind)
 
 
-def _wanted(policy: CutPolicy, facts: CutFacts) -> PointKind | None:
+def _wanted(policy: CutPolicy, facts: CutFacts, moment: float) -> PointKind | None:
+    """Which forced cut is due at a moment, if none of any kind comes before."""
     scheduled = PointKind.APPLICATION in policy.kinds and policy.application_seconds > 0
     last = facts.cut_at.get(PointKind.APPLICATION, facts.began_at)
-    if scheduled and facts.now - last >= policy.application_seconds:
+    if scheduled and moment - last >= policy.application_seconds:
         return PointKind.APPLICATION
-    if PointKind.FROZEN in policy.kinds and facts.now - _last_cut(facts) >= policy.frozen_after_seconds:
+    if PointKind.FROZEN in policy.kinds and moment - _last_cut(facts) >= policy.frozen_after_seconds:
         return PointKind.FROZEN
     if facts.requested:
         return next((kind for kind in (PointKind.FROZEN, PointKind.APPLICATION) if kind in policy.kinds), None)

@@ -12,9 +12,11 @@ from drengine_agent.cuts.policy import CutDecision, CutFacts, CutPolicy, decide
 QUIET, FROZEN, APPLICATION = PointKind.QUIET, PointKind.FROZEN, PointKind.APPLICATION
 ALL = CutPolicy(kinds=(QUIET, FROZEN, APPLICATION), application_seconds=60.0)
 
+SETTLE = CutDecision(FROZEN, settle=True)
+
 
 def facts(now: float, **more: Any) -> CutFacts:
-    values = {"cut_at": {}, "tried_at": {}, "dirty_bytes": 0, "can_freeze": True, **more}
+    values = {"cut_at": {}, "tried_at": {}, "dirty_bytes": 0, "remainder_bytes": 8 << 20, "can_freeze": True, **more}
     return CutFacts(now=now, began_at=0.0, **values)
 
 
@@ -34,8 +36,12 @@ def facts(now: float, **more: Any) -> CutFacts:
         ),
         (CutPolicy(kinds=(FROZEN,)), facts(12.0, dirty_bytes=9 << 20), CutDecision(FROZEN, settle=True)),
         (CutPolicy(kinds=(FROZEN,)), facts(100.0, dirty_bytes=8 << 20), CutDecision(FROZEN)),
+        (CutPolicy(kinds=(FROZEN,), remainder_bytes=1 << 20), facts(12.0, dirty_bytes=2 << 20), SETTLE),
+        (CutPolicy(kinds=(QUIET, FROZEN), ahead_seconds=5.0), facts(4.9), CutDecision()),
+        (CutPolicy(kinds=(QUIET, FROZEN), ahead_seconds=5.0), facts(5.0), SETTLE),
+        (CutPolicy(kinds=(QUIET, FROZEN), ahead_seconds=5.0), facts(5.0, can_freeze=False), CutDecision()),
         (CutPolicy(kinds=(FROZEN,)), facts(100.0, can_freeze=False), CutDecision(reason="freeze-refused")),
-        (CutPolicy(kinds=(FROZEN,)), facts(100.0, tried_at={FROZEN: 98.5}), CutDecision()),
+        (CutPolicy(kinds=(FROZEN,)), facts(100.0, tried_at={FROZEN: 98.5}), CutDecision(FROZEN, settle=True)),
         (CutPolicy(kinds=(FROZEN,)), facts(100.0, tried_at={FROZEN: 98.0}), CutDecision(FROZEN)),
         (ALL, facts(59.0, cut_at={QUIET: 58.0}), CutDecision()),
         (ALL, facts(60.0, cut_at={QUIET: 59.0}), CutDecision(APPLICATION)),
@@ -47,7 +53,7 @@ def facts(now: float, **more: Any) -> CutFacts:
         (CutPolicy(kinds=(APPLICATION,)), facts(1.0, requested=True), CutDecision(APPLICATION)),
         (ALL, facts(1.0, requested=True), CutDecision(FROZEN)),
         (ALL, facts(1.0, requested=True, dirty_bytes=9 << 20), CutDecision(FROZEN, settle=True)),
-        (ALL, facts(1.0, requested=True, tried_at={FROZEN: 0.5}), CutDecision()),
+        (ALL, facts(1.0, requested=True, tried_at={FROZEN: 0.5}), CutDecision(FROZEN, settle=True)),
     ],
 )
 def test_decisions(policy: CutPolicy, known: CutFacts, expected: CutDecision) -> None:

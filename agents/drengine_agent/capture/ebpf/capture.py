@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -16,16 +17,19 @@ from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.capture import Capture, Opening
 from drengine_agent.capture.ebpf.figures import EbpfFigures
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES
-from drengine_agent.capture.ebpf.live import LiveVolume, ReadLimit
+from drengine_agent.capture.ebpf.live import LiveVolume, ReadLimit, ReadSpeed
 from drengine_agent.capture.ebpf.program import COPIES
 from drengine_agent.capture.ebpf.tracker import EbpfTracker
 from drengine_agent.config import AgentConfig
+from drengine_agent.cuts.budget import FreezeBudget
 from drengine_agent.cuts.config import CutOptions
 from drengine_agent.cuts.freezer import Freezer
 from drengine_agent.cuts.hooks import Hooks
 from drengine_agent.cuts.mounts import file_systems_on
 from drengine_agent.cuts.still import Stillness
 from drengine_agent.errors import STATE_ON_VOLUME
+
+log = logging.getLogger("drengine.agent")
 
 
 class EbpfCapture(Capture):
@@ -61,8 +65,9 @@ class EbpfCapture(Capture):
         refuse_state_on(volumes, config.state_directory)
         policy = config.cuts.policy
         stillness = _stillness(config.cuts, volumes) if set(policy.kinds) - {PointKind.QUIET} else None
+        speed = ReadSpeed()
         limit = _read_limit(config, opening.clock)
-        readers = {number: LiveVolume(volume, limit) for number, volume in volumes.items()}
+        readers = {number: LiveVolume(volume, limit, speed) for number, volume in volumes.items()}
         tracker = EbpfTracker(
             config.source,
             {number: volume.path for number, volume in volumes.items()},
@@ -70,13 +75,15 @@ class EbpfCapture(Capture):
             opening.clock,
             policy=policy,
             stillness=stillness,
+            budget=FreezeBudget(longest_seconds=config.cuts.longest_freeze, memory_bytes=policy.set_aside_bytes),
+            read_speed=lambda: speed.bytes_per_second,
             flip_seconds=config.point_interval,
             explain=lambda doubt: _explain(doubt, opening.tracked_boot),
         )
         try:
             tracker.open([volume.geometry for volume in volumes.values()])
             if stillness is not None:
-                stillness.start()
+                _start(stillness, must=config.cuts.must_freeze)
         except BaseException:
             tracker.close()
             for reader in readers.values():
@@ -127,6 +134,16 @@ def _stillness(options: CutOptions, volumes: Mapping[int, Volume]) -> Stillness:
     devices = [volume.path for volume in volumes.values()]
     freezer = Freezer(longest_seconds=options.longest_freeze)
     return Stillness(freezer, hooks, lambda: [each.at for each in file_systems_on(devices)])
+
+
+def _start(stillness: Stillness, *, must: bool) -> None:
+    """Where nobody asked for freezing by name, a host that can't goes on with quiet cuts; the state tells why."""
+    try:
+        stillness.start()
+    except DrengineError as error:
+        if must:
+            raise
+        log.warning("no frozen cuts here, only quiet ones: %s", error.message)
 
 
 def _read_limit(config: AgentConfig, clock: Clock) -> ReadLimit:

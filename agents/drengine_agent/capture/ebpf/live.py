@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import threading
+import time
 from typing import Final
 
 from drengine_agent.bandwidth import TokenBucket
@@ -17,6 +18,7 @@ from drengine_agent.capture.backing import Volume
 
 ALIGN_BYTES: Final = 4096
 _BOUNCE_BYTES: Final = 1 << 20
+_REMEMBERED_BYTES: Final = 64 << 20
 
 
 class ReadLimit:
@@ -44,10 +46,30 @@ class ReadLimit:
         self._released.set()
 
 
+class ReadSpeed:
+    """How fast blocks are read, of those that the disk was asked for lately. For any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = self._seconds = 0.0
+
+    def note(self, length: int, seconds: float) -> None:
+        """So many bytes took so long; what was seen before counts less and less."""
+        with self._lock:
+            kept = max(0.0, 1.0 - length / _REMEMBERED_BYTES)
+            self._bytes = self._bytes * kept + length
+            self._seconds = self._seconds * kept + seconds
+
+    @property
+    def bytes_per_second(self) -> float:
+        """0 while nothing was read."""
+        return self._bytes / self._seconds if self._seconds else 0.0
+
+
 class LiveVolume:
     """A volume's device as the sweep reads it. Safe to use from several threads."""
 
-    def __init__(self, volume: Volume, limit: ReadLimit) -> None:
+    def __init__(self, volume: Volume, limit: ReadLimit, speed: ReadSpeed) -> None:
         """Open the device of an open volume a second time, for direct reads.
 
         Raises:
@@ -55,6 +77,7 @@ class LiveVolume:
         """
         self.volume = volume
         self._limit = limit
+        self._speed = speed
         self._fd = os.open(volume.descriptor_path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -64,7 +87,9 @@ class LiveVolume:
             OSError: the device failed, or it ends early (EIO): nothing is made up for what can't be read.
         """
         self._limit.take(len(buffer))
+        begun = time.monotonic()
         self.read_now(offset, buffer)
+        self._speed.note(len(buffer), time.monotonic() - begun)
 
     def read_now(self, offset: int, buffer: memoryview) -> None:
         """The same without waiting: writers are being held up.

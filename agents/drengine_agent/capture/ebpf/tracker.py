@@ -20,6 +20,7 @@ import logging
 import mmap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -31,16 +32,29 @@ from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES, WatchedVolume
 from drengine_agent.capture.ebpf.watch import PIN_ROOT, Watch, WatchStatistics
 from drengine_agent.capture.tracker import Abilities, Changes, Range, Write
+from drengine_agent.cuts.budget import FreezeBudget
+from drengine_agent.cuts.errors import FREEZE_TOO_LONG
 from drengine_agent.cuts.policy import CutDecision, CutFacts, CutPolicy, decide
 from drengine_agent.cuts.still import Stillness
 
 log = logging.getLogger("drengine.agent")
+
+READ_BYTES_PER_SECOND = 64 << 20
+"""A disk of which nothing is known yet."""
+
+PIECE_BYTES = 1 << 20
+"""A long range is read by several threads during a freeze."""
 
 READ_RETRY_SECONDS = 2.0
 """Blocks that could not be read are tried again after so long."""
 
 SETTLED_SECONDS = 5.0
 """For so long after file systems wrote out what they held, a freeze finds little left."""
+
+RATE_SECONDS_MIN = 1.0
+
+SETTLED_BYTES = 8 << 20
+"""File systems that took in more than this since then are asked again."""
 
 LOST = frozenset({"tracking-lost", "passthrough"})
 """What `Watch.check` says when only a comparison of everything helps."""
@@ -93,6 +107,9 @@ class EbpfTracker:
         *,
         policy: CutPolicy | None = None,
         stillness: Stillness | None = None,
+        budget: FreezeBudget | None = None,
+        read_speed: Callable[[], float] = lambda: READ_BYTES_PER_SECOND,
+        readers: int = 4,
         flip_seconds: float = 0.0,
         explain: Callable[[str], str] = lambda doubt: doubt,
         root: Path = PIN_ROOT,
@@ -104,6 +121,9 @@ class EbpfTracker:
             volumes: the same volumes, for reading during a freeze.
             clock: of the agent.
             policy, stillness: needed for other cuts than quiet ones.
+            budget: how much may be left to read when a freeze begins.
+            read_speed: how fast changed blocks are read at present, in bytes a second.
+            readers: threads that read during a freeze.
             flip_seconds: least time between two answers: a block that is written all the time is not shipped more
                 often than that.
             explain: why nothing was pinned, which the kernel can't know.
@@ -115,6 +135,9 @@ class EbpfTracker:
         self._clock = clock
         self._policy = policy or CutPolicy()
         self._stillness = stillness
+        self._budget = budget or FreezeBudget(longest_seconds=1.0, memory_bytes=self._policy.set_aside_bytes)
+        self._read_speed = read_speed
+        self._readers = readers
         self._root = root
         self._flip_seconds = flip_seconds
         self._explain = explain
@@ -140,6 +163,8 @@ class EbpfTracker:
         self._cut_at: dict[PointKind, float] = {}
         self._tried_at: dict[PointKind, float] = {}
         self._settled_at = float("-inf")
+        self._arrived_bytes = 0
+        self._arrived_since = self._began_at
         self._backlog_bytes = 0
         self.counts = CutCounts()
 
@@ -188,9 +213,10 @@ class EbpfTracker:
             if forced is not None:
                 return forced
         elif decision.kind is not None:
-            self._settle()
+            self._settle(watch)
         if not watch.has_pending:
-            if self._clock.monotonic() < self._flipped_at + self._flip_seconds:
+            # On the way to a forced cut each round is shorter than the one before, and none waits.
+            if decision.kind is None and self._clock.monotonic() < self._flipped_at + self._flip_seconds:
                 return Changes(since)
             self._flip(watch)
         return self._hand_out(watch)
@@ -249,6 +275,7 @@ class EbpfTracker:
             self._flips += 1
         self._pending_since, self._active_since = self._active_since, now
         self._flipped_at = self._clock.monotonic()
+        self._arrived_bytes += watch.pending_blocks() * BLOCK_BYTES
 
     # ---- forced cuts -----------------------------------------------------------------------------------------
 
@@ -260,7 +287,8 @@ class EbpfTracker:
                 began_at=self._began_at,
                 cut_at=dict(self._cut_at),
                 tried_at=dict(self._tried_at),
-                dirty_bytes=watch.active_blocks() * BLOCK_BYTES,
+                dirty_bytes=self._left(watch),
+                remainder_bytes=self._budget.bytes_max(self._speed()),
                 can_freeze=self._stillness is not None,
                 requested=self._cut_requested,
             ),
@@ -269,18 +297,30 @@ class EbpfTracker:
             self._why_no_cut = decision.reason
         return decision
 
+    def _left(self, watch: Watch) -> int:
+        """What a freeze would have to copy, in bytes: what is marked, or what file systems have taken in since they
+        were settled and would write out then, at the rate at which blocks were marked since the last cut."""
+        marked = watch.active_blocks() * BLOCK_BYTES
+        now = self._clock.monotonic()
+        rate = (self._arrived_bytes + marked) / max(now - self._arrived_since, RATE_SECONDS_MIN)
+        return max(marked, int(rate * (now - max(self._settled_at, self._arrived_since))))
+
+    def _speed(self) -> float:
+        return self._read_speed() or READ_BYTES_PER_SECOND
+
     def _is_settled(self) -> bool:
         return self._clock.monotonic() - self._settled_at <= SETTLED_SECONDS
 
-    def _settle(self) -> None:
+    def _settle(self, watch: Watch) -> None:
         """Have file systems write out what they hold; then another round of copying comes before the freeze."""
-        if self._stillness is None or self._is_settled():
+        if self._stillness is None or (self._is_settled() and self._left(watch) < SETTLED_BYTES):
             return
+        begun = self._clock.monotonic()  # what comes while they write out is not among it
         try:
             self._stillness.settle()
         except OSError as error:
             log.warning("a file system could not be settled: %s", error)
-        self._settled_at = self._clock.monotonic()
+        self._settled_at = begun
 
     def _freeze(self, watch: Watch, kind: PointKind, stillness: Stillness) -> Changes | None:
         """Freeze, flip, read the rest, prove that nothing moved, thaw. None: no cut; what was flipped is pending."""
@@ -288,12 +328,15 @@ class EbpfTracker:
         proved = False
         moment_ns = 0
         self._settled_at = float("-inf")
+        # Memory is had before: what the kernel would have to write out to find some might be frozen.
+        expected = 2 * self._left(watch) + self._budget.bytes_max(self._speed())
+        buffer = memoryview(_memory(min(expected, self._budget.memory_bytes)))
         try:
             with stillness.held(application=kind is PointKind.APPLICATION) as still:
                 self._flip(watch)
                 ranges = watch.pending()
-                if sum(each.length for each in ranges) <= self._policy.set_aside_bytes:
-                    writes = self._set_aside(ranges)
+                if sum(_whole_pages(each.length) for each in ranges) <= len(buffer):
+                    writes = self._set_aside(ranges, buffer)
                     moment_ns = self._clock.now_ns()
                     proved = watch.is_quiet()
         except (DrengineError, OSError) as error:
@@ -307,6 +350,7 @@ class EbpfTracker:
             self._failed(kind, "freeze-too-long" if not still.held else "busy")
             return None
         self._cut_at[kind] = self._clock.monotonic()
+        self._budget.held()
         self._note_cut()
         if not writes:
             watch.clear_pending(through=watch.cleared)
@@ -314,25 +358,52 @@ class EbpfTracker:
         self._given = Mark(watch.epoch, watch.answer)
         return Changes(self._given, writes=writes, cut_ok=True, cut_kind=kind, cut_time_ns=moment_ns, more=True)
 
-    def _set_aside(self, ranges: Sequence[Range]) -> list[Write]:
-        """Read ranges into memory that is aligned for direct reads; OSError means no cut."""
-        buffer = memoryview(mmap.mmap(-1, sum(_whole_pages(each.length) for each in ranges) or mmap.PAGESIZE))
-        writes = []
+    def _set_aside(self, ranges: Sequence[Range], buffer: memoryview) -> list[Write]:
+        """Read ranges into memory that is aligned for direct reads, in as many threads as the disk may like.
+
+        Raises:
+            OSError: something can't be read: no cut.
+            DrengineError: FREEZE_TOO_LONG, it would take longer than writers may be held up.
+        """
+        writes, pieces = [], []
         for each in ranges:
             part, buffer = buffer[: each.length], buffer[_whole_pages(each.length) :]
-            self._volumes[each.volume].read_now(each.offset, part)
             writes.append(Write(each.volume, each.offset, each.length, part))
+            pieces += [
+                (each.volume, each.offset + at, part[at : at + PIECE_BYTES])
+                for at in range(0, each.length, PIECE_BYTES)
+            ]
+        begun = self._clock.monotonic()
+        give_up_at = begun + self._budget.reading_seconds_max
+
+        def read(stripe: Sequence[tuple[int, int, memoryview]]) -> int:
+            done = 0
+            for volume, offset, part in stripe:
+                if self._clock.monotonic() > give_up_at:
+                    break
+                self._volumes[volume].read_now(offset, part)
+                done += len(part)
+            return done
+
+        with ThreadPoolExecutor(self._readers) as pool:
+            done = sum(pool.map(read, [pieces[number :: self._readers] for number in range(self._readers)]))
+        self._budget.read(done, self._clock.monotonic() - begun, self._speed())
+        if done < sum(each.length for each in writes):
+            raise DrengineError(FREEZE_TOO_LONG, f"only {done >> 10} KiB of what was left could be read in time")
         return writes
 
     def _note_cut(self) -> None:
         if self._why_no_cut != "none":
             log.info("cuts are made again")
         self._why_no_cut, self._cut_requested = "none", False
+        self._arrived_bytes, self._arrived_since = 0, self._clock.monotonic()
 
     def _failed(self, kind: PointKind, reason: str, said: object = "") -> None:
         if reason != self._why_no_cut:  # one line for a change: the log may lie on a tracked disk
             log.warning("no %s cut: %s%s", kind.value, reason, f" ({said})" if said else "")
         self._why_no_cut = reason
+        if reason == "freeze-too-long":
+            self._budget.too_long()
         self._tried_at[kind] = self._clock.monotonic()
         self.counts.failed[reason] = self.counts.failed.get(reason, 0) + 1
 
@@ -447,6 +518,12 @@ class EbpfTracker:
             self._let_go()
         if self._stillness is not None:
             self._stillness.close()
+
+
+def _memory(length: int) -> mmap.mmap:
+    """Memory that is there, not only promised."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return mmap.mmap(-1, _whole_pages(length) or mmap.PAGESIZE, flags=flags)
 
 
 def _whole_pages(length: int) -> int:

@@ -203,6 +203,7 @@ class World:
             self.clock,
             policy=self.policy,
             stillness=self.stillness,  # type: ignore[arg-type]
+            readers=1,
         )
         self.tracker.open([VolumeGeometry(n, f"v{n}", "", blocks * BLOCK) for n, blocks in SIZES.items()])
         self.connect()

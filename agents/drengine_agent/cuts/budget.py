@@ -1,0 +1,82 @@
+"""How much may be left to copy when a freeze begins: what can be read in its time, as it was measured here.
+
+A fixed limit fits no disk: eight mebibytes take a fast one five milliseconds, and a slow one with scattered blocks
+longer than any freeze. So each reading during a freeze is measured, and the next freeze begins when what is left would
+be read in half of the longest freeze; the other half is for what the file systems write out while they are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from drengine.linux.memory import available_memory
+
+SHARE = 0.5
+"""Of the longest freeze, for reading."""
+GIVE_UP_SHARE = 0.75
+"""Reading that took so much of it is given up: thawing early is better than a watchdog that does it."""
+AVAILABLE_SHARE = 0.25
+"""Of the memory that the host could give away."""
+BYTES_MIN = 1 << 20
+MEASURED_BYTES_MIN = 256 << 10
+"""What is read in an instant says nothing of a disk's speed."""
+NEW_SHARE = 0.5
+GAIN_MAX = 8.0
+SMALLEST = 1 / 64
+
+
+class FreezeBudget:
+    """Learns from each freeze. For one thread."""
+
+    def __init__(
+        self,
+        *,
+        longest_seconds: float,
+        memory_bytes: int,
+        available: Callable[[], int] = available_memory,
+    ) -> None:
+        """
+        Args:
+            longest_seconds: a freeze never lasts longer.
+            memory_bytes: never more is read into memory.
+            available: the host's free memory, in bytes.
+        """
+        self._longest_seconds = longest_seconds
+        self._memory_bytes = memory_bytes
+        self._available = available
+        self._gain = 1.0
+        self._caution = 1.0
+
+    @property
+    def reading_seconds_max(self) -> float:
+        """Reading during a freeze is given up then."""
+        return GIVE_UP_SHARE * self._longest_seconds
+
+    def bytes_max(self, reading_bytes_per_second: float) -> int:
+        """How much may be left when a freeze begins.
+
+        Args:
+            reading_bytes_per_second: how fast changed blocks were read lately without a freeze. A freeze reads them
+                with more threads, beside fewer others: how much faster was seen in those before.
+        """
+        in_time = reading_bytes_per_second * self._gain * SHARE * self._longest_seconds * self._caution
+        return max(BYTES_MIN, int(min(in_time, self.memory_bytes)))
+
+    @property
+    def memory_bytes(self) -> int:
+        """What may be read into memory now."""
+        return min(self._memory_bytes, int(AVAILABLE_SHARE * self._available()))
+
+    def read(self, length: int, seconds: float, reading_bytes_per_second: float) -> None:
+        """So much was read during a freeze, in so many seconds, while so much a second was usual without one."""
+        if length >= MEASURED_BYTES_MIN and seconds > 0 and reading_bytes_per_second > 0:
+            gain = min(GAIN_MAX, length / seconds / reading_bytes_per_second)
+            self._gain = NEW_SHARE * gain + (1 - NEW_SHARE) * self._gain
+
+    def held(self) -> None:
+        """A freeze was over in time."""
+        self._caution = min(1.0, self._caution * 1.5)
+
+    def too_long(self) -> None:
+        """One was not: the next begins with half as much left."""
+        self._caution = max(SMALLEST, self._caution / 2)
