@@ -73,7 +73,7 @@ REASONS: dict[str, Reason] = {
         Reason("no-cut", "The disks were never quiet, and `cuts.kinds` allows no freeze: set it to `auto`."),
         Reason("busy", "Changes come faster than they are shipped: more bandwidth, or raise `cuts.longest_freeze`."),
         Reason("freeze-refused", "The file systems can't be frozen for a cut; the agent's log names which and why."),
-        Reason("freeze-too-long", "A freeze would last longer than `cuts.longest_freeze`: raise it if production bears it."),
+        Reason("freeze-too-long", "A freeze would last longer than `cuts.longest_freeze`: raise it if you can."),
         Reason("hook-failed", "A hook of an application cut failed; see the agent's log."),
         Reason("internal", "An unexpected failure; see the log and report it."),
     )

@@ -22,6 +22,8 @@ MEASURED_BYTES_MIN = 256 << 10
 """What is read in an instant says nothing of a disk's speed."""
 NEW_SHARE = 0.5
 GAIN_MAX = 8.0
+FIRST_CAUTION = 0.5
+"""Nothing is known yet of how long this host takes to freeze."""
 SMALLEST = 1 / 64
 
 
@@ -45,7 +47,7 @@ class FreezeBudget:
         self._memory_bytes = memory_bytes
         self._available = available
         self._gain = 1.0
-        self._caution = 1.0
+        self._caution = FIRST_CAUTION
 
     @property
     def reading_seconds_max(self) -> float:

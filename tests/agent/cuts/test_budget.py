@@ -12,7 +12,17 @@ MIB = 1 << 20
 
 
 def budget(*, longest: float = 1.0, memory: int = 256 * MIB, available: int = 8 << 30) -> FreezeBudget:
-    return FreezeBudget(longest_seconds=longest, memory_bytes=memory, available=lambda: available)
+    made = FreezeBudget(longest_seconds=longest, memory_bytes=memory, available=lambda: available)
+    for _ in range(10):
+        made.held()  # no caution any more
+    return made
+
+
+def test_the_first_freezes_are_short_ones() -> None:
+    made = FreezeBudget(longest_seconds=1.0, memory_bytes=256 * MIB, available=lambda: 8 << 30)
+    assert made.bytes_max(100 * MIB) == 25 * MIB
+    made.held()
+    assert made.bytes_max(100 * MIB) == 37.5 * MIB
 
 
 def test_before_any_freeze_it_follows_from_reading_without_one() -> None:
