@@ -21,6 +21,8 @@ from drengine.model.errors import DrengineError
 CONNECTIONS_MAX = 64
 """Connections that are open; a new one beyond takes the place of the one that is idle for longest."""
 END_SECONDS = 3
+KEEP_SECONDS = 60
+"""An idle connection is kept so long; it makes way for another one before."""
 log = logging.getLogger("drengine.console")
 
 
@@ -43,6 +45,7 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         limit_concurrency=2 * CONNECTIONS_MAX,  # those that are being closed count as well
         backlog=CONNECTIONS_MAX,
         h11_max_incomplete_event_size=64 << 10,
+        timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=END_SECONDS,
     )
     server = _Server(config)

@@ -185,6 +185,7 @@ def test_a_connection_that_is_being_used_is_not_closed_for_others(api: Api) -> N
             assert answer.read() is not None
             assert answer.status == 200
             idle += [socket.create_connection(("127.0.0.1", api.port), 10) for _ in range(CONNECTIONS_MAX // 2)]
+            assert api.ask("GET", "/runs").status == 200, "it came last, so the idle ones are accepted by now"
     finally:
         for each in (used, *idle):
             each.close()

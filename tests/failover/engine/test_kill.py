@@ -21,6 +21,7 @@ SOURCES = {Mode.FAILOVER: ("db", "web"), Mode.FAILBACK: ("db",)}
 
 
 @pytest.mark.fault(57, 49)
+@pytest.mark.timeout(600)  # some 60 lives of processes: a busy machine takes minutes
 @pytest.mark.parametrize("mode", list(SOURCES))
 def test_killed_at_every_position_a_run_ends_as_if_it_had_never_been(tmp_path: Path, mode: Mode) -> None:
     peace = story(tmp_path / "peace", mode, [], SOURCES[mode])
