@@ -41,9 +41,9 @@ def start_hydrators(instance: str, directory: Path, disks: Mapping[str, str], *,
     return {volume: _start(instance, directory, volume, uri, copied=copied) for volume, uri in disks.items()}
 
 
-def end_hydrators(instance: str) -> None:
+def end_hydrators(instance: str, directory: Path) -> None:
     """End them, after the workload: what it wrote is flushed first."""
-    end_marked(MARK, instance, grace_seconds=GRACE_SECONDS)
+    end_marked(MARK, instance, directory, grace_seconds=GRACE_SECONDS)
 
 
 def hydration_progress(directory: Path, volumes: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -74,14 +74,14 @@ def hydrator_files(directory: Path, volume: str) -> HydratorFiles:
     return HydratorFiles(*(directory / f"{volume}.{ending}" for ending in ("img", "sock", "json", "log")))
 
 
-def is_hydrating(instance: str, volume: str) -> bool:
+def is_hydrating(instance: str, directory: Path, volume: str) -> bool:
     """Whether a volume's hydrator runs."""
-    return bool(find_marked(DISK_MARK, f"{instance}/{volume}"))
+    return bool(find_marked(DISK_MARK, f"{instance}/{volume}", directory))
 
 
 def _start(instance: str, directory: Path, volume: str, uri: str, *, copied: bool) -> str:
     files = hydrator_files(directory, volume)
-    if not is_hydrating(instance, volume):
+    if not is_hydrating(instance, directory, volume):
         files.output.write_bytes(b"")
         for old in (files.copy, files.report):  # a copy that somebody still has open stays as it is for him
             old.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def _start(instance: str, directory: Path, volume: str, uri: str, *, copied: boo
         )
     deadline = time.monotonic() + READY_SECONDS
     while READY.encode() not in files.output.read_bytes():
-        if time.monotonic() > deadline or not is_hydrating(instance, volume):
+        if time.monotonic() > deadline or not is_hydrating(instance, directory, volume):
             said = files.output.read_text(errors="replace")[-OUTPUT_CHARACTERS_MAX:].strip()
             raise DrengineError(HYDRATION_FAILED, f"disk {volume} can't be hydrated: {said}")
         time.sleep(LOOK_SECONDS)

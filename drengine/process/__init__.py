@@ -2,13 +2,14 @@
 
 from drengine.process.command import Finished, run_command
 from drengine.process.descriptors import descriptors_free, raise_descriptor_limit
-from drengine.process.marked import end_marked, find_marked, start_marked
+from drengine.process.marked import end_marked, find_marked, marked, start_marked
 
 __all__ = [
     "Finished",
     "descriptors_free",
     "end_marked",
     "find_marked",
+    "marked",
     "raise_descriptor_limit",
     "run_command",
     "start_marked",

@@ -2,28 +2,52 @@
 
 A file with a process number can be lost between starting and noting, and names another process after a reboot. The mark
 is inherited by children too, so ending an instance ends all of it.
+
+Anybody may start a process with any mark in its environment. So one is taken for ours only if root, we, or the owner of
+the instance's directory started it, or if it bears the directory's key as well, which nobody else can read. The key is
+for programs that run as other users.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from drengine.durable import replace_durably
 from drengine.process.environment import as_user, command_environment
 
+KEY_VARIABLE = "DRENGINE_MARK_KEY"
+KEY_FILE = "mark.key"
 _LOOK_SECONDS = 0.02
 
 
-def find_marked(name: str, value: str) -> list[int]:
-    """Process numbers of all living processes that were started with NAME=VALUE, ours excepted."""
-    mark = f"{name}={value}".encode()
+def find_marked(name: str, value: str, directory: Path | None = None) -> list[int]:
+    """Process numbers of all living processes that were started with NAME=VALUE, this one excepted.
+
+    `directory` is the one in which they were started; without it, those that run as other users are not found.
+    """
+    look = _Look(name, value, directory)
     processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return sorted(process for process in processes if process != os.getpid() and _bears(process, mark))
+    return sorted(process for process in processes if process != os.getpid() and look.finds(process))
+
+
+def marked(name: str, value: str, directory: Path) -> dict[str, str]:
+    """What has to be in the environment of a process so that it is found by its mark.
+
+    Raises:
+        OSError: the directory's key can't be made.
+    """
+    key = _read_key(directory)
+    if key is None:
+        key = secrets.token_hex(16)
+        replace_durably(directory / KEY_FILE, key.encode())
+    return {name: value, KEY_VARIABLE: key}
 
 
 def start_marked(
@@ -50,26 +74,27 @@ def start_marked(
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            env=command_environment({**variables, **(environment or {}), name: value}),
+            env=command_environment({**variables, **(environment or {}), **marked(name, value, directory)}),
             cwd=directory,
             start_new_session=True,
             **whose,
         )
+    look = _Look(name, value, directory)
     # For a moment in exec(2) a process shows no environment.
-    while process.poll() is None and not _bears(process.pid, f"{name}={value}".encode()):
+    while process.poll() is None and not look.finds(process.pid):
         time.sleep(_LOOK_SECONDS)
 
 
-def end_marked(name: str, value: str, *, grace_seconds: float) -> bool:
+def end_marked(name: str, value: str, directory: Path | None = None, *, grace_seconds: float) -> bool:
     """SIGTERM to all of them, SIGKILL to those that are left after the grace; False if SIGKILL was needed.
 
     Without any grace they get SIGKILL at once.
     """
     deadline = time.monotonic() + grace_seconds
-    found = find_marked(name, value)
+    found = find_marked(name, value, directory)
     gently = grace_seconds > 0 or not found
     _signal(found, signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
-    while left := find_marked(name, value):
+    while left := find_marked(name, value, directory):
         if time.monotonic() > deadline:
             gently = False
             _signal(left, signal.SIGKILL)
@@ -83,10 +108,48 @@ def _signal(processes: list[int], number: signal.Signals) -> None:
             os.kill(process, number)
 
 
-def _bears(process: int, mark: bytes) -> bool:
-    """Whether a living process was started with this mark; not if it is gone meanwhile, or somebody else's."""
-    entry = Path(f"/proc/{process}")
+class _Look:
+    """Tells our marked processes from others'."""
+
+    def __init__(self, name: str, value: str, directory: Path | None) -> None:
+        self._mark = f"{name}={value}".encode()
+        self._trusted = {0, os.geteuid()}
+        self._key: bytes | None = None
+        if directory is not None:
+            key = _read_key(directory)
+            self._key = f"{KEY_VARIABLE}={key}".encode() if key else None
+            with contextlib.suppress(OSError):
+                self._trusted.add(directory.stat().st_uid)
+
+    def finds(self, process: int) -> bool:
+        """Whether a living process was started with the mark, by one of us; not if it is gone meanwhile."""
+        entry = Path(f"/proc/{process}")
+        try:
+            borne = (entry / "environ").read_bytes().split(b"\0")
+            if self._mark not in borne or b") Z " in (entry / "stat").read_bytes():
+                return False
+            return self._key in borne or _real_user(entry) in self._trusted
+        except OSError:
+            return False
+
+
+def _real_user(entry: Path) -> int:
+    """Who started a process: a program that is root's by its mode (setuid) is still that user's."""
+    for line in (entry / "status").read_bytes().splitlines():
+        if line.startswith(b"Uid:"):
+            return int(line.split()[1])
+    return -1
+
+
+def _read_key(directory: Path) -> str | None:
+    """None where none was made, or none of ours."""
     try:
-        return mark in (entry / "environ").read_bytes().split(b"\0") and b") Z " not in (entry / "stat").read_bytes()
+        descriptor = os.open(directory / KEY_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
+    try:
+        if os.fstat(descriptor).st_mode & 0o077:
+            return None
+        return os.read(descriptor, 64).decode("ascii", "replace") or None
+    finally:
+        os.close(descriptor)

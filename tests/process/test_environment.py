@@ -12,6 +12,7 @@ import pytest
 
 from drengine.process import end_marked, run_command, start_marked
 from drengine.process.environment import INHERITED, PASS_VARIABLE
+from drengine.process.marked import KEY_VARIABLE
 
 TELL = [sys.executable, "-Sc", "import json, os; print(json.dumps(dict(os.environ)))"]
 SECRET = "DRENGINE_TEST_SECRET"
@@ -42,7 +43,7 @@ def test_a_process_that_stays_neither(tmp_path: Path) -> None:
             pass
     finally:
         end_marked("DR_TEST", mark, grace_seconds=0)
-    assert set(json.loads(said)) <= {*INHERITED, "GIVEN", "DR_TEST"}
+    assert set(json.loads(said)) <= {*INHERITED, "GIVEN", "DR_TEST", KEY_VARIABLE}
 
 
 def test_what_is_passed_on_by_name_arrives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ class AttachedDisk:
             run_tool("losetup", "--detach", device)
         if self._is_fuse_mounted:
             run_tool("fusermount3", "-u", self._file)
-        end_marked(MARK, self._mark, grace_seconds=GRACE_SECONDS)
+        end_marked(MARK, self._mark, self.directory, grace_seconds=GRACE_SECONDS)
         self._file.unlink(missing_ok=True)
 
     def device(self) -> Path | None:
@@ -109,7 +109,7 @@ class AttachedDisk:
 
     def _attach_fuse(self) -> Path:
         if not self._is_fuse_mounted:
-            end_marked(MARK, self._mark, grace_seconds=GRACE_SECONDS)
+            end_marked(MARK, self._mark, self.directory, grace_seconds=GRACE_SECONDS)
             self._file.touch()
             self._start_fuse()
         found = self._loop_devices()
@@ -136,7 +136,7 @@ class AttachedDisk:
             raise DrengineError(STANDBY_FAILED, f"nbdfuse can't be started: {error}") from error
         deadline = time.monotonic() + READY_SECONDS
         while not (self._is_fuse_mounted and self._file.stat().st_size):
-            if time.monotonic() > deadline or not find_marked(MARK, self._mark):
+            if time.monotonic() > deadline or not find_marked(MARK, self._mark, self.directory):
                 raise DrengineError(STANDBY_FAILED, f"{self.uri}: {output.read_text(errors='replace').strip()}")
             time.sleep(LOOK_SECONDS)
 

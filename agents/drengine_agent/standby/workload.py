@@ -20,7 +20,7 @@ from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
-from drengine.process import Finished, end_marked, run_command
+from drengine.process import Finished, end_marked, marked, run_command
 from drengine_agent.standby.disk import AttachedDisk, is_attached, run_tool
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.mounts import OwnMounts
@@ -103,11 +103,11 @@ class Workload:
         if self._settings.stop and (self._has_network or not self._isolated_network):
             self._must(self._settings.stop, time.monotonic() + self._order.timeout_seconds)
         self._started.unlink(missing_ok=True)
-        end_marked(MARK, self._order.instance, grace_seconds=GRACE_SECONDS)
+        end_marked(MARK, self._order.instance, self._directory, grace_seconds=GRACE_SECONDS)
         self._unmount()
         for disk in self._attachments(hydrate=False):
             disk.detach()
-        end_hydrators(self._order.instance)
+        end_hydrators(self._order.instance, self._directory / "hydration")
         if self._has_network:
             run_tool("ip", "netns", "delete", self._network)
 
@@ -204,7 +204,7 @@ class Workload:
     def _run(self, argv: list[str], seconds: float, *, mark: bool) -> Finished:
         inside = ["ip", "netns", "exec", self._network, *argv] if self._isolated_network else argv
         told = {
-            MARK: self._order.instance if mark else "",
+            **(marked(MARK, self._order.instance, self._directory) if mark else {MARK: ""}),
             "DRENGINE_SOURCE": self._order.source,
             "DRENGINE_ISOLATED": "1" if self._order.isolated else "",
         }

@@ -24,7 +24,7 @@ from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration
 from drengine.failover.drivers.settings import read_settings
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
-from drengine.process import Finished, end_marked, find_marked, run_command, start_marked
+from drengine.process import Finished, end_marked, find_marked, marked, run_command, start_marked
 
 MARK = "DRENGINE_INSTANCE"
 LOOK_SECONDS = 0.05
@@ -86,7 +86,7 @@ class CommandDriver(LaunchDriver):
         settled = time.monotonic() + min(SETTLE_SECONDS, request.timeout_seconds / 2)
         finished = None
         while time.monotonic() < deadline:
-            if settings.run and not find_marked(MARK, request.instance):
+            if settings.run and not find_marked(MARK, request.instance, request.directory):
                 raise DrengineError(LAUNCH_FAILED, f"{settings.run[0]} ended: {self._last_words(request)}")
             finished = self._health(request, settings, deadline - time.monotonic())
             if finished.ok if finished else not settings.run or time.monotonic() >= settled:
@@ -137,13 +137,13 @@ class CommandDriver(LaunchDriver):
         if settings.stop:
             self._must(request, settings, settings.stop)
             (request.directory / "started").unlink(missing_ok=True)
-        end_marked(MARK, request.instance, grace_seconds=parse_duration(settings.grace))
+        end_marked(MARK, request.instance, request.directory, grace_seconds=parse_duration(settings.grace))
         end_hydrated(request)
 
     def _is_running(self, request: LaunchRequest, settings: CommandSettings) -> bool:
         if settings.start:
             return (request.directory / "started").exists()
-        return bool(find_marked(MARK, request.instance))
+        return bool(find_marked(MARK, request.instance, request.directory))
 
     def _health(self, request: LaunchRequest, settings: CommandSettings, seconds: float) -> Finished | None:
         """None when there is no health command."""
@@ -160,14 +160,17 @@ class CommandDriver(LaunchDriver):
         finished = run_command(
             argv,
             timeout_seconds=request.timeout_seconds,
-            environment={**self._environment(request, settings), **({MARK: ""} if argv is not settings.start else {})},
+            environment={
+                **self._environment(request, settings),
+                **(marked(MARK, request.instance, request.directory) if argv is settings.start else {MARK: ""}),
+            },
             user=settings.user,
         )
         if not finished.ok:
             raise DrengineError(LAUNCH_FAILED, f"{argv[0]} ended with {finished.code}: {finished.output}")
 
     def _found(self, request: LaunchRequest, settings: CommandSettings, *, healthy: bool) -> Instance:
-        processes = find_marked(MARK, request.instance)
+        processes = find_marked(MARK, request.instance, request.directory)
         running = self._is_running(request, settings)
         details: dict[str, Any] = {**settings.details, "pids": processes, "output": self._last_words(request)}
         details |= hydration_details(request)

@@ -31,7 +31,7 @@ def hydrated(request: LaunchRequest) -> LaunchRequest:
 
 def end_hydrated(request: LaunchRequest) -> None:
     """After the workload has ended. Looked for in any case: who ends it may not know how it was launched."""
-    end_hydrators(request.instance)
+    end_hydrators(request.instance, hydration_place(request))
 
 
 def hydration_details(request: LaunchRequest) -> dict[str, Any]:

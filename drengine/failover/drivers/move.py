@@ -208,7 +208,7 @@ class Mover:
 
     def _keep_hydrator(self, disk: MovingDisk) -> None:
         """Start a hydrator again that has ended; its copy begins anew, so the one before it is used no more."""
-        if is_hydrating(self._plan.instance, disk.volume):
+        if is_hydrating(self._plan.instance, Path(self._plan.hydration), disk.volume):
             return
         try:
             start_hydrators(self._plan.instance, Path(self._plan.hydration), {disk.volume: disk.uri})

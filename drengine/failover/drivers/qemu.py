@@ -115,14 +115,14 @@ class QemuDriver(LaunchDriver):
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
         settings = read_settings(QemuSettings, request.settings, self.name)
         deadline = time.monotonic() + request.timeout_seconds
-        if not find_marked(MARK, request.instance):
+        if not find_marked(MARK, request.instance, request.directory):
             self._start(request, settings)
             progress("virtual machine started")
-        if request.hydrate and not find_marked(MOVER_MARK, request.instance):
+        if request.hydrate and not find_marked(MOVER_MARK, request.instance, request.directory):
             self._start_mover(request)
         waits_for = f"console line {settings.ready!r}" if settings.ready else "health"
         while time.monotonic() < deadline:
-            if not find_marked(MARK, request.instance):
+            if not find_marked(MARK, request.instance, request.directory):
                 raise DrengineError(LAUNCH_FAILED, f"the virtual machine ended: {self._last_words(request)}")
             if self._is_healthy(request, settings, deadline - time.monotonic()):
                 return self._found(request, settings, healthy=True)
@@ -134,7 +134,7 @@ class QemuDriver(LaunchDriver):
 
     def inspect(self, request: LaunchRequest) -> Instance:
         settings = read_settings(QemuSettings, request.settings, self.name)
-        running = bool(find_marked(MARK, request.instance))
+        running = bool(find_marked(MARK, request.instance, request.directory))
         return self._found(request, settings, healthy=running and self._is_healthy(request, settings, QMP_SECONDS))
 
     def quiesce(self, request: LaunchRequest) -> None:
@@ -144,7 +144,7 @@ class QemuDriver(LaunchDriver):
             with Qmp(request.directory / _QMP) as qmp:
                 qmp.execute("system_powerdown")
             deadline = time.monotonic() + parse_duration(settings.grace)
-            while find_marked(MARK, request.instance) and time.monotonic() < deadline:
+            while find_marked(MARK, request.instance, request.directory) and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
         self._end(request)
 
@@ -204,8 +204,8 @@ class QemuDriver(LaunchDriver):
 
     def _end(self, request: LaunchRequest) -> None:
         """QEMU writes what it holds and closes its disks on SIGTERM."""
-        end_marked(MOVER_MARK, request.instance, grace_seconds=KILL_SECONDS)
-        end_marked(MARK, request.instance, grace_seconds=KILL_SECONDS)
+        end_marked(MOVER_MARK, request.instance, request.directory, grace_seconds=KILL_SECONDS)
+        end_marked(MARK, request.instance, request.directory, grace_seconds=KILL_SECONDS)
         end_hydrated(request)
 
     def _is_healthy(self, request: LaunchRequest, settings: QemuSettings, seconds: float) -> bool:
@@ -217,7 +217,7 @@ class QemuDriver(LaunchDriver):
         return run_command(settings.health, timeout_seconds=max(0.1, seconds), environment=environment).ok
 
     def _found(self, request: LaunchRequest, settings: QemuSettings, *, healthy: bool) -> Instance:
-        processes = find_marked(MARK, request.instance)
+        processes = find_marked(MARK, request.instance, request.directory)
         details: dict[str, Any] = {**settings.details, "pids": processes}
         details["console"] = self._console(request)[-CONSOLE_BYTES_MAX:]
         details |= hydration_details(request)
