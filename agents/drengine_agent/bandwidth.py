@@ -16,6 +16,8 @@ from drengine.model.errors import DrengineError
 from drengine_agent.errors import BAD_SCHEDULE
 
 BURST_SECONDS = 0.1
+LOOK_SECONDS = 0.2
+"""Those who wait look so often whether another limit holds by now."""
 _SPAN = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)", re.ASCII)
 DAY_MINUTES = 24 * 60
 
@@ -117,6 +119,12 @@ class TokenBucket:
         self._rate, self._updated = rate, now
         self._tokens = min(self._tokens + refill, rate * BURST_SECONDS) - length
         return max(0.0, -self._tokens / rate)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait as `reserve` said, or until a new limit, or another part of the day, makes it shorter."""
+        while seconds > 0:
+            await self._clock.sleep(min(seconds, LOOK_SECONDS))
+            seconds = self.reserve(0)
 
     @property
     def limit_bytes_per_second(self) -> float | None:

@@ -165,9 +165,7 @@ class Reversal:
 
     async def _limit(self, length: int) -> None:
         async with self._lock:
-            wait = self.uplink.bandwidth.reserve(length)
-            if wait > 0:
-                await self.uplink.clock.sleep(wait)
+            await self.uplink.bandwidth.wait(self.uplink.bandwidth.reserve(length))
 
     def _write(self, batch: Batch) -> list[Extent]:
         """Write a batch that has proved itself; returns its extents, to be read back."""

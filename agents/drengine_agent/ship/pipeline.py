@@ -261,8 +261,7 @@ class Pipeline:
     async def _limit(self, length: int) -> None:
         wait = self._bandwidth.reserve(length)
         self._progress.limited = wait > 0
-        if wait > 0:
-            await self._clock.sleep(wait)
+        await self._bandwidth.wait(wait)
 
     # ---- the capture thread ----------------------------------------------------------------------------------
 

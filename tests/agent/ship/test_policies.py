@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from random import Random
 
@@ -13,7 +14,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, VolumeGeometry
 from drengine.model.states import REASONS, ReplicationState
 from drengine.wire.events import Welcome
-from drengine_agent.bandwidth import BURST_SECONDS, BandwidthSchedule, TokenBucket
+from drengine_agent.bandwidth import BURST_SECONDS, LOOK_SECONDS, BandwidthSchedule, TokenBucket
 from drengine_agent.daemon.backoff import CAP_SECONDS, backoff_seconds
 from drengine_agent.daemon.health import Facts, derive_state
 from drengine_agent.ship.compression import LEVELS, CompressionController, Window, levels_of, next_level
@@ -69,6 +70,23 @@ def test_a_limit_that_begins_or_ends_with_the_hour_is_taken_at_once() -> None:
     assert bucket.reserve(MIB) == pytest.approx(0.9, abs=0.01)
     clock.advance(10 * 3600)
     assert bucket.reserve(100 * MIB) == 0
+
+
+@pytest.mark.parametrize(
+    "fresh", [BandwidthSchedule(), BandwidthSchedule(otherwise=10.0 * MIB)], ids=["unlimited", "higher"]
+)
+async def test_a_new_limit_counts_for_those_who_wait_already(fresh: BandwidthSchedule) -> None:
+    clock = ManualClock()
+    bucket = TokenBucket(BandwidthSchedule(otherwise=1024.0), clock)
+    seconds = bucket.reserve(MIB)
+    assert seconds > 1000
+    waiting = asyncio.ensure_future(bucket.wait(seconds))
+    await asyncio.sleep(0)
+    bucket.set_schedule(fresh)
+    for _ in range(2):
+        clock.advance(LOOK_SECONDS)
+        await asyncio.sleep(0)
+    assert waiting.done()
 
 
 def test_a_slow_network_gets_more_compression_and_a_slow_cpu_less() -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Final
 
-from drengine_agent.bandwidth import TokenBucket
+from drengine_agent.bandwidth import LOOK_SECONDS, TokenBucket
 from drengine_agent.capture.backing import Volume
 
 ALIGN_BYTES: Final = 4096
@@ -37,9 +37,10 @@ class ReadLimit:
         with self._lock:
             wait = self._bucket.reserve(length)
             self.read_bytes += length
-            self.waited_seconds += wait
-        if wait > 0:
-            self._released.wait(wait)
+        while wait > 0 and not self._released.wait(min(wait, LOOK_SECONDS)):
+            with self._lock:
+                self.waited_seconds += min(wait, LOOK_SECONDS)
+                wait = self._bucket.reserve(0)
 
     def release(self) -> None:
         """Nobody waits any more: everything ends."""
