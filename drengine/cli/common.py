@@ -32,9 +32,9 @@ def open_store(path: Path, *, read_only: bool = False, may_be_read_only: bool = 
 
     `may_be_read_only`: where it can't be written it is read all the same, and what was found is not remembered in it.
     """
-    from drengine.store.store import Store  # noqa: PLC0415 - as it says
+    from drengine.target.key import open_with_key  # noqa: PLC0415 - as it says
 
-    return Store.open(path, read_only=None if may_be_read_only else read_only)
+    return open_with_key(path, read_only=None if may_be_read_only else read_only)
 
 
 def pick_source(store: Store, name: str | None) -> str:

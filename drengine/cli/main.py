@@ -209,6 +209,24 @@ COMMANDS: Mapping[str, Command | Group] = {
             ),
         },
     ),
+    "keys": Group(
+        "Encryption of a store at rest: its keys, and how far it is encrypted.",
+        {
+            "generate": Command(
+                "drengine.cli.keys",
+                "Make a key-encryption key in a new file that only its owner may read.",
+            ),
+            "init": Command(
+                "drengine.cli.keys",
+                "Encrypt what is written to a store from now on; compaction encrypts what is there.",
+            ),
+            "status": Command("drengine.cli.keys", "Show how far a store is encrypted, and under which key."),
+            "list": Command("drengine.cli.keys", "List the data keys of each source: made when, in use or forgotten."),
+            "rotate": Command("drengine.cli.keys", "Give a source a new data key for what is written from now on."),
+            "rewrap": Command("drengine.cli.keys", "Wrap all data keys with the newest key-encryption key."),
+            "forget": Command("drengine.cli.keys", "Erase a source: forget its data keys for good."),
+        },
+    ),
     "broker": Command(
         "drengine.cli.broker",
         "Run an MQTT broker on loopback until interrupted. It keeps nobody apart; for more machines use Mosquitto.",

@@ -64,7 +64,7 @@ def _row(point: PointAnswer, now_ns: int) -> tuple[str, ...]:
         human_time(max(point.time_ns, point.received_ns)),
         human_age(min(point.time_ns, point.received_ns), now_ns),
         point.kind,
-        "DAMAGED" if point.damaged else checked,
+        "ERASED" if point.erased else "DAMAGED" if point.damaged else checked,
         human_bytes(point.size_bytes),
         human_duration(point.lag_seconds),
         "yes" if point.pinned else "",

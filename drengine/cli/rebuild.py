@@ -6,6 +6,7 @@ import typer
 
 from drengine.cli.common import JsonOption, StoreOption
 from drengine.store.store import Store
+from drengine.target.key import keks_of
 from drengine.terminal import emit_json, note, progress_bar
 
 app = typer.Typer(add_completion=False)
@@ -15,7 +16,7 @@ app = typer.Typer(add_completion=False)
 def rebuild(store: StoreOption, json: JsonOption = False) -> None:
     """Make a lost or damaged catalogue anew; the old one is kept aside. Stop the target first."""
     with progress_bar("reading segments", quiet=json) as advance:
-        report = Store.rebuild(store, advance)
+        report = Store.rebuild(store, advance, keks=keks_of(None, store))
     if json:
         emit_json(report)
         return

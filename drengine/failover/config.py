@@ -13,6 +13,7 @@ from urllib.parse import quote
 from drengine.audit.config import AuditOptions
 from drengine.config import ADDRESS, BAD_CONFIG, DURATION, PATH, TEXT, Address, choice, load, option, parse, section
 from drengine.control.config import OrchestratorBrokerOptions
+from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.grants import SECRET_MARK
 from drengine.transport.networks import is_loopback
@@ -75,6 +76,9 @@ class OrchestratorConfig:
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
     audit: AuditOptions = section(AuditOptions, help="The audit log, in the folder `audit` of `state`.")
+    encryption: EncryptionOptions = section(
+        EncryptionOptions, help="The key of the store, where it is encrypted: as in the target's file."
+    )
     broker: OrchestratorBrokerOptions = section(
         OrchestratorBrokerOptions, help="The MQTT broker, which carries commands to agents."
     )
@@ -125,5 +129,6 @@ def load_orchestrator_config(path: Path | None, overrides: Mapping[str, Any]) ->
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     config = load(OrchestratorConfig, path, overrides=given) if path else parse(OrchestratorConfig, given)
+    config.encryption.check(f"{path or 'command line'}")
     config.broker.check(f"{path or 'command line'}: [broker]")
     return config

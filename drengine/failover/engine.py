@@ -39,6 +39,7 @@ from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.store.store import Store
+from drengine.target.key import keks_of
 
 LEASE_MARGIN_SECONDS = 1.0
 
@@ -191,7 +192,8 @@ async def open_engine(
     audit = audit or await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
     registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
     try:
-        with await asyncio.to_thread(Store.open, config.store, clock=clock) as store:
+        keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
+        with await asyncio.to_thread(Store.open, config.store, clock=clock, keks=keks) as store:
             async with _agents(config, clock, registry) as agents:
                 site = Site(
                     store=store,

@@ -19,7 +19,8 @@ Frame table row, 24 bytes, little endian (``FRAME``)::
     u32 plain length | u32 length | u8 codec | u8 cipher | 2 zero bytes | u32 key | u64 xxh3-64 of the frame's bytes
 
 Rules (see :func:`frames_fault`): 1 <= plain length <= FRAME_PLAIN_BYTES_MAX; a raw frame is as long as its plain form,
-a compressed one is shorter; no DATA extent crosses the end of a frame; cipher and key are 0 until frames are encrypted.
+a compressed one is shorter; no DATA extent crosses the end of a frame; key is 0. On the wire cipher is 0: frames are
+encrypted only at rest (`AES_256_GCM`), where each has FRAME_TAG_BYTES more.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ FRAME_PLAIN_BYTES_MAX = BLOCK_BYTES
 """A frame decodes to at most this much."""
 BATCH_FRAMES_MAX = 4096
 FRAME = struct.Struct("<IIBBHIQ")
+AES_256_GCM = 1
+"""Cipher of frames at rest (docs/format.md, "Encryption")."""
+FRAME_TAG_BYTES = 16
 NO_DIGEST = bytes(16)
 OFFSET_MAX = (1 << 63) - 1
 _CODEC_AT = 8
@@ -84,7 +88,7 @@ class Extent(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One row of a frame table: what `length` stored bytes decode to. `cipher` and `key` are 0: not encrypted."""
+    """One row of a frame table: what `length` stored bytes decode to. `cipher` 0: not encrypted. `key` is always 0."""
 
     plain_length: int
     length: int
@@ -180,11 +184,12 @@ def check_table(table: bytes | memoryview, frames: bytes | memoryview, volume_si
         raise DrengineError(BAD_EXTENTS, f"data extents add up to {total} bytes, the frames to {sum(frame_ends[-1:])}")
 
 
-def frames_fault(frames: bytes | memoryview, payload_length: int) -> str | None:
+def frames_fault(frames: bytes | memoryview, payload_length: int, *, cipher: int = 0) -> str | None:
     """Which rule of the module's docstring a frame table breaks, or that its payload has another length; None if none.
 
-    That the extents fit the frames is for `check_table` to say.
+    That the extents fit the frames is for `check_table` to say. `cipher` is what all frames must have.
     """
+    tag_bytes = FRAME_TAG_BYTES if cipher else 0
     if len(frames) % FRAME.size or len(frames) > BATCH_FRAMES_MAX * FRAME.size:
         return f"a frame table of {len(frames)} bytes is torn or too long"
     plain_total = total = 0
@@ -193,13 +198,12 @@ def frames_fault(frames: bytes | memoryview, payload_length: int) -> str | None:
             return (
                 f"frame {number} claims {frame.plain_length} plain bytes, at most {FRAME_PLAIN_BYTES_MAX} are allowed"
             )
-        fits = (
-            frame.length == frame.plain_length if frame.codec == Codec.RAW else 1 <= frame.length < frame.plain_length
-        )
+        length = frame.length - tag_bytes
+        fits = length == frame.plain_length if frame.codec == Codec.RAW else 1 <= length < frame.plain_length
         if frame.codec not in _CODECS or not fits:
             return f"frame {number}: {frame.length} bytes with codec {frame.codec} for {frame.plain_length} plain bytes"
-        if frame.cipher or frame.key or frame.reserved:
-            return f"frame {number} is encrypted, or its reserved bytes are not zero"
+        if frame.cipher != cipher or frame.key or frame.reserved:
+            return f"frame {number} has cipher {frame.cipher}, not {cipher}, or its reserved bytes are not zero"
         plain_total += frame.plain_length
         total += frame.length
     if plain_total > BATCH_PLAIN_BYTES_MAX:

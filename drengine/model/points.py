@@ -99,6 +99,7 @@ class RecoveryPoint:
     label: str = ""
     verified_ns: int = 0
     damaged: bool = False
+    erased: bool = False
     pinned: bool = False
 
     @property

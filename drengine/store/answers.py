@@ -28,6 +28,8 @@ class PointAnswer:
         time_ns: the moment that it shows, by the source's clock, in nanoseconds since the epoch.
         received_ns: when it was durable here, by the target's clock.
         verified_ns: when all of it was last read again and hashed; 0: each batch was when it was received.
+        damaged: it needs data that can't be read.
+        erased: ... because the key of that data was forgotten.
         lag_seconds: from the moment that it shows until it was durable here; 0 where the clocks disagree.
     """
 
@@ -42,6 +44,7 @@ class PointAnswer:
     label: str
     verified_ns: int
     damaged: bool
+    erased: bool
     size_bytes: int
     lag_seconds: float
     pinned: bool
@@ -62,6 +65,7 @@ def point_answer(point: RecoveryPoint) -> PointAnswer:
         label=point.label,
         verified_ns=point.verified_ns,
         damaged=point.damaged,
+        erased=point.erased,
         size_bytes=point.size_bytes,
         lag_seconds=max(0.0, (point.received_ns - point.time_ns) / 1e9),
         pinned=point.pinned,

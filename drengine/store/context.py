@@ -8,6 +8,7 @@ from pathlib import Path
 from drengine.model.clock import Clock
 from drengine.store.blobs import Storage
 from drengine.store.catalogue.database import Catalogue
+from drengine.store.keys import StoreKeys
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place
 from drengine.store.views.records import Records
@@ -23,6 +24,7 @@ class StoreContext:
         identity: 16 bytes that name the store.
         place: whether it still lies where it was opened.
         storage: where the segments are.
+        keys: what encrypts and decrypts the segments.
         catalogue: the connection for reading and administration; each writer has its own.
     """
 
@@ -33,6 +35,7 @@ class StoreContext:
     options: StoreOptions
     clock: Clock
     storage: Storage
+    keys: StoreKeys
     catalogue: Catalogue
     records: Records
     layers: Layers

@@ -15,13 +15,13 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import VolumeGeometry
 from drengine.store.catalogue.database import Catalogue
-from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow
+from drengine.store.catalogue.rows import ERASED, BranchRow, DamageRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED
 from drengine.store.leases import Position
 from drengine.store.segments.format import parse_geometry
 from drengine.store.segments.rowset import row_set
-from drengine.store.views.records import Address
+from drengine.store.views.records import ERASED_REASON, Address
 from drengine.store.views.view import look_up
 
 WHOLE_SEGMENT = -1
@@ -62,14 +62,17 @@ def judge_points(context: StoreContext, source: str, only: Iterable[PointRow] | 
     judged = []
     for point in catalogue.points(source) if only is None else only:
         position = Position(source, point.branch, point.sequence)
-        damaged = bool(damage) and bool(_needed(context, damage, position, parse_geometry(point.geometry)))
-        judged.append(point._replace(damaged=int(damaged)))
-        if damaged == bool(point.damaged):
+        geometry = parse_geometry(point.geometry)
+        damaged = int(bool(damage) and bool(_needed(context, damage, position, geometry)))
+        if damaged and (gone := [row for row in damage if row.reason == ERASED_REASON]):
+            damaged = ERASED if _needed(context, gone, position, geometry) else damaged
+        judged.append(point._replace(damaged=damaged))
+        if damaged == point.damaged:
             continue
         with catalogue.transaction():
             fresh = catalogue.point(point.source, point.branch, point.sequence)
             if fresh:
-                catalogue.put(fresh._replace(damaged=int(damaged)))
+                catalogue.put(fresh._replace(damaged=damaged))
     return judged
 
 

@@ -96,11 +96,12 @@ def lock_maintenance(directory: Path) -> Lock:
 
 def lock_manifests(directory: Path) -> Lock:
     """Become the only writer of manifests; waits for the one before."""
-    path = directory / LOCKS_DIRECTORY / "manifest.lock"
-    with os_errors("locking the manifests"):
-        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    return Lock(path, fd)
+    return _wait_for(directory, "manifest.lock")
+
+
+def lock_keys(directory: Path) -> Lock:
+    """Become the only one who changes keyrings; waits for the one before."""
+    return _wait_for(directory, "keys.lock")
 
 
 def take_lease(directory: Path, position: Position) -> Lock:
@@ -163,6 +164,14 @@ def _leased(name: str) -> set[Position]:
 
 def _branch_lock(source: str, branch: int) -> str:
     return f"branch-{source}-{branch:08d}.lock"
+
+
+def _wait_for(directory: Path, name: str) -> Lock:
+    path = directory / LOCKS_DIRECTORY / name
+    with os_errors(f"locking {name}"):
+        fd = open_owned(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    return Lock(path, fd)
 
 
 def _lock(directory: Path, name: str, kind: ErrorKind, message: str) -> Lock:

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 SEGMENTS = "segments"
 MANIFESTS = "manifests"
+KEYS = "keys"
+STORE_KEYS = f"{KEYS}/STORE"
+"""The store's own keyring: of its catalogue's seal, its manifests and its layers. No source is called so."""
 EPOCH_NAME = f"{SEGMENTS}/epoch"
 _SEGMENT = re.compile(r"segments/([a-z0-9][a-z0-9._-]{0,62})/(\d{8})/(\d{8})\.(\d{4,6})\.seg", re.ASCII)
 _LAYER = re.compile(r"segments/[^/]+/\d{8}/(\d{8})\.L(\d)\.map", re.ASCII)
@@ -46,6 +49,11 @@ def layer_last(name: str) -> int:
 def manifest_name(number: int) -> str:
     """A manifest's file."""
     return f"{MANIFESTS}/{number:08d}"
+
+
+def keys_name(source: str) -> str:
+    """The file of a source's keyring."""
+    return f"{KEYS}/{source}"
 
 
 def parse_segment_name(name: str) -> SegmentPlace | None:

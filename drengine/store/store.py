@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from drengine.crypt.errors import STORE_IN_CLEAR
+from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.durable import ASIDE, sync_directory
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
@@ -21,6 +23,7 @@ from drengine.ownership import make_directory
 from drengine.store.blobs import Storage
 from drengine.store.blobs.available import StorageName, open_storage
 from drengine.store.care.compaction import CompactionReport, compact
+from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
 from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import retain
@@ -28,6 +31,7 @@ from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub
 from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.catalogue.epoch import EpochNote
 from drengine.store.catalogue.rows import BranchRow, SourceRow
+from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import (
@@ -41,6 +45,7 @@ from drengine.store.errors import (
     os_errors,
 )
 from drengine.store.identity import IDENTITY_NAME, read_store_file, write_identity
+from drengine.store.keys import StoreKeys
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, lock_branch, take_lease
 from drengine.store.log.branches import Branches, BranchInfo
 from drengine.store.log.changes import Spans, changed_since
@@ -89,8 +94,9 @@ class Store:
         clock: Clock | None = None,
         storage: Storage | None = None,
         stored_in: StorageName | None = None,
+        keks: KeyEncryptionKeys | None = None,
     ) -> Store:
-        """Make a store in an empty or missing directory and open it.
+        """Make a store in an empty or missing directory and open it; encrypted, if there is a key-encryption key.
 
         `stored_in` names the storage that holds its segments, the directory itself by default; see `open` for others.
 
@@ -109,7 +115,28 @@ class Store:
             sync_directory(directory)
             sync_directory(directory.parent)
         write_identity(directory, secrets.token_bytes(16), stored_in)
-        return Store.open(directory, options=options, clock=clock, storage=storage)
+        if keks:
+            Store.encrypt(directory, keks, options=options, clock=clock, storage=storage)
+        return Store.open(directory, options=options, clock=clock, storage=storage, keks=keks)
+
+    @staticmethod
+    def encrypt(
+        path: Path | str,
+        keks: KeyEncryptionKeys,
+        *,
+        options: StoreOptions | None = None,
+        clock: Clock | None = None,
+        storage: Storage | None = None,
+    ) -> None:
+        """Encrypt what is written to a store from now on, and seal its catalogue; compaction encrypts what is there.
+
+        Nothing happens to a store that is encrypted; one whose encryption was interrupted is seen to.
+
+        Raises:
+            DrengineError: MAINTENANCE_BUSY, BRANCH_BUSY while somebody writes it; KEY_WRONG; STORE_FULL, STORE_IO.
+        """
+        with _opened(path, keks, options, clock, storage, may_be_in_clear=True) as store:
+            encrypt_store(store.context)
 
     @staticmethod
     def open(
@@ -119,6 +146,7 @@ class Store:
         options: StoreOptions | None = None,
         storage: Storage | None = None,
         read_only: bool | None = False,
+        keks: KeyEncryptionKeys | None = None,
     ) -> Store:
         """Open an existing store and check its catalogue.
 
@@ -128,48 +156,13 @@ class Store:
             options: limits.
             storage: in place of the one that the STORE file names (for tests that make it fail).
             read_only: change nothing, and manage without permission to write; None: only if this user may not write.
+            keks: key-encryption keys, without which an encrypted store is not opened, nor one in clear with them.
 
         Raises:
             DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY,
-                STORAGE_UNAVAILABLE.
+                STORAGE_UNAVAILABLE; KEY_NEEDED, KEY_WRONG, KEY_MISSING, STORE_TAMPERED, STORE_IN_CLEAR.
         """
-        directory = Path(path)
-        if not os.path.isdir(directory):  # noqa: PTH112 (a path too long for the system is no directory either)
-            raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
-        identity, stored_in = read_store_file(directory)
-        options = options or StoreOptions()
-        if read_only is None:
-            read_only = not is_writable(directory)
-        if not read_only:
-            _close_to_others(directory)
-        catalogue = Catalogue(directory, read_only=read_only)
-        try:
-            place = Place(directory, identity)
-        except BaseException:
-            catalogue.close()
-            raise
-        storage = storage or open_storage(stored_in, directory)
-        records = Records(storage, catalogue, options)
-        layers = Layers(storage, catalogue, records, options, read_only=read_only)
-        context = StoreContext(
-            directory=directory,
-            identity=identity,
-            place=place,
-            read_only=read_only,
-            options=options,
-            clock=clock or SystemClock(),
-            storage=storage,
-            catalogue=catalogue,
-            records=records,
-            layers=layers,
-        )
-        try:
-            _confirm_epoch(context)
-        except BaseException:
-            catalogue.close()
-            place.close()
-            raise
-        return Store(context)
+        return _opened(path, keks, options, clock, storage, read_only=read_only)
 
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""
@@ -183,6 +176,44 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether what is written is encrypted."""
+        return self._context.keys.is_encrypted
+
+    def rotate_key(self, source: str) -> str:
+        """Give a source a new data key for what is written from now on; returns its id."""
+        self._require_writable()
+        return rotate_key(self._context, source)
+
+    def rewrap_keys(self) -> int:
+        """Encrypt every keyring under the newest key-encryption key; how many were not."""
+        self._require_writable()
+        return self._context.keys.rewrap(self._context.directory)
+
+    def erase(self, source: str) -> int:
+        """Forget a source's data keys: nothing of it can be read ever again; how many there were.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE, BRANCH_BUSY, MAINTENANCE_BUSY; STORE_IN_CLEAR when some of it is in clear.
+        """
+        self._require_writable()
+        return erase(self._context, source)
+
+    def encryption(self) -> EncryptionStatus:
+        """How far the store is encrypted, and under which keys."""
+        return encryption_status(self._context)
+
+    @property
+    def head(self) -> str:
+        """What names the state of an encrypted store, for notes outside of it; empty for one in clear.
+
+        Lineage, epoch and tag of the catalogue's seal, in that order: a store that later shows the same lineage with
+        a lower epoch was put back to an earlier state.
+        """
+        head, epoch = self._context.catalogue.head(), self._context.catalogue.epoch()
+        return f"{epoch.lineage:016x}-{epoch.number}-{head.tag.hex()}" if head else ""
 
     @property
     def context(self) -> StoreContext:
@@ -520,6 +551,7 @@ class Store:
         options: StoreOptions | None = None,
         clock: Clock | None = None,
         storage: Storage | None = None,
+        keks: KeyEncryptionKeys | None = None,
     ) -> RebuildReport:
         """Make the catalogue anew from the segments and the newest manifest; the old one is kept aside.
 
@@ -529,8 +561,8 @@ class Store:
         directory = Path(path)
         options, clock = options or StoreOptions(), clock or SystemClock()
         storage = storage or open_storage(_stored_in(directory), directory)
-        report = rebuild_catalogue(directory, storage, clock, progress)
-        with Store.open(directory, options=options, clock=clock, storage=storage) as store:
+        report = rebuild_catalogue(directory, storage, keks, clock, progress)
+        with Store.open(directory, options=options, clock=clock, storage=storage, keks=keks) as store:
             finish_rebuild(store.context)
         return report
 
@@ -561,6 +593,62 @@ class Store:
         if self._context.read_only:
             raise DrengineError(STORE_READ_ONLY, f"{self._context.directory} was opened for reading only")
         self._context.place.require()
+
+
+def _opened(
+    path: Path | str,
+    keks: KeyEncryptionKeys | None,
+    options: StoreOptions | None,
+    clock: Clock | None,
+    storage: Storage | None,
+    *,
+    read_only: bool | None = False,
+    may_be_in_clear: bool = False,
+) -> Store:
+    """See Store.open and Store.encrypt."""
+    directory = Path(path)
+    if not os.path.isdir(directory):  # noqa: PTH112 (a path too long for the system is no directory either)
+        raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
+    identity, stored_in = read_store_file(directory)
+    options = options or StoreOptions()
+    if read_only is None:
+        read_only = not is_writable(directory)
+    if not read_only:
+        _close_to_others(directory)
+    storage = storage or open_storage(stored_in, directory)
+    keys = StoreKeys(storage, identity, keks)
+    if keks and not keys.is_encrypted and not may_be_in_clear:
+        raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
+    # One whose encryption was interrupted has keys and no seal yet.
+    key = b"" if may_be_in_clear else keys.store_key(CATALOGUE_KEY)
+    catalogue = Catalogue(directory, read_only=read_only, key=key)
+    try:
+        place = Place(directory, identity)
+    except BaseException:
+        catalogue.close()
+        raise
+    records = Records(storage, catalogue, options, keys)
+    layers = Layers(storage, catalogue, records, options, read_only=read_only, key=keys.store_key("layers"))
+    context = StoreContext(
+        directory=directory,
+        identity=identity,
+        place=place,
+        read_only=read_only,
+        options=options,
+        clock=clock or SystemClock(),
+        storage=storage,
+        keys=keys,
+        catalogue=catalogue,
+        records=records,
+        layers=layers,
+    )
+    try:
+        _confirm_epoch(context)
+    except BaseException:
+        catalogue.close()
+        place.close()
+        raise
+    return Store(context)
 
 
 def _confirm_epoch(context: StoreContext) -> None:

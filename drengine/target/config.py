@@ -25,6 +25,7 @@ from drengine.config import (
     parse,
     section,
 )
+from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.store.care.retention import RetentionPolicy
 from drengine.transport.files import TlsFiles
@@ -207,6 +208,9 @@ class TargetConfig:
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
     audit: AuditOptions = section(AuditOptions, help="The audit log, in the store's folder `audit`.")
+    encryption: EncryptionOptions = section(
+        EncryptionOptions, help="Encryption of the store at rest (docs/security.md); without a key it is in clear."
+    )
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3, both sides authenticated; needed beyond loopback.")
     maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")
 
@@ -220,6 +224,7 @@ def load_target_config(path: Path | None, overrides: dict[str, object]) -> Targe
     config = load(TargetConfig, path, overrides=overrides) if path else parse(TargetConfig, overrides)
     where, tls = str(path or "command line"), config.tls
     TlsFiles.together(tls.certificate, tls.key, tls.ca, tls.crl, where=f"{where}: [tls]")
+    config.encryption.check(where)
     if tls.files is None and (tls.identities, tls.identity_map) != ("named", "none"):
         raise DrengineError(BAD_CONFIG, f"{where}: identities are proved by TLS: [tls] needs certificate, key and ca")
     for address in (config.nbd_listen, config.metrics):

@@ -35,6 +35,7 @@ from drengine.target.config import TargetConfig, local_uids
 from drengine.target.errors import WRONG_STORE
 from drengine.target.exports import ExportName, StoreExports, ViewExport
 from drengine.target.ingest import IngestLimits
+from drengine.target.key import keks_of
 from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
 from drengine.target.metrics import TargetMetrics
@@ -137,7 +138,7 @@ class TargetDaemon:
             self.metrics.credentials = (self.credentials,)
         store = self._given_store
         if store is None:
-            store = await asyncio.to_thread(open_expected, config.store, config.store_id, self.clock)
+            store = await asyncio.to_thread(open_expected, config, self.clock)
             cleanup.push_async_callback(asyncio.to_thread, store.close)
         self.store = store
         self.audit = await asyncio.to_thread(Auditing, config.store / FOLDER, config.audit, self.clock)
@@ -351,13 +352,14 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def open_expected(path: Path, store_id: str, clock: Clock) -> Store:
-    """The store in a directory. None is made there: an empty directory may be where a file system is not mounted.
+def open_expected(config: TargetConfig, clock: Clock) -> Store:
+    """The configured store. None is made there: an empty directory may be where a file system is not mounted.
 
     Raises:
         DrengineError: WRONG_STORE when its id is not the expected one; see also Store.open.
     """
-    store = Store.open(path, clock=clock)
+    path, store_id = config.store, config.store_id
+    store = Store.open(path, clock=clock, keks=keks_of(config.encryption, path))
     if store_id and store.identity.hex() != store_id.lower():
         store.close()
         raise DrengineError(WRONG_STORE, f"{path} holds store {store.identity.hex()}, and {store_id[:80]} is expected")

@@ -217,6 +217,21 @@ def test_a_stores_identity_that_is_damaged(person: Person) -> None:
     person.types("drengine", "verify", "latest")
 
 
+@tries("drengine keys init", "drengine keys status")
+def test_a_store_in_clear_where_an_encrypted_one_is_expected(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = person.directory / "store.key"
+    person.types("drengine", "keys", "generate", str(key))
+    monkeypatch.setenv("DRENGINE_KEY_FILE", str(key))
+    person.meets("store-in-clear", "drengine", "points")
+    person.follows("drengine keys init")
+    person.types("drengine", "points")
+    person.meets("store-in-clear", "drengine", "keys", "forget", "shop", "--confirm", "shop")
+    person.follows("drengine keys status")
+    assert "in clear still" in person.out
+    monkeypatch.delenv("DRENGINE_KEY_FILE")
+    person.meets("key-needed", "drengine", "points")
+
+
 def test_a_retention_policy_and_a_schedule_of_bandwidth() -> None:
     hints = {kind.id: kind.hint for kind in error_kinds()}
     (policy,) = re.findall(r'"([^"]+)"', hints["bad-retention"])

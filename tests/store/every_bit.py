@@ -17,9 +17,10 @@ from collections import Counter
 from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.store import Store
 from tests.store import test_damage as damage
-from tests.store.harness import scratch
+from tests.store.harness import encrypted, scratch
 
 REFUSALS = {"same", "damaged", "catalogue-damaged", "store-version", "store-identity-damaged", "not-a-store"}
+REFUSALS |= {"store-tampered", "key-missing"}
 
 
 def main() -> int:
@@ -27,8 +28,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.store.every_bit")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
     parser.add_argument("--segments", action="store_true", help="only those of segments")
+    parser.add_argument("--encrypted", action="store_true", help="of an encrypted store")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     options = parser.parse_args()
+    with encrypted() if options.encrypted else contextlib.nullcontext():
+        return flip_all(options)
+
+
+def flip_all(options: argparse.Namespace) -> int:
+    """See main."""
     outcomes: Counter[tuple[str, str]] = Counter()
     with contextlib.contextmanager(damage.sample.__wrapped__)() as (original, source), scratch() as space:
         path = space / "store"
@@ -37,7 +45,7 @@ def main() -> int:
             damage.EXPECTED["web1"] = [point.id for point in store.points("web1")]
         files = damage.files(path, ".seg")
         if not options.segments:
-            files += [path / "STORE", path / CATALOGUE_NAME, *damage.files(path, ".map")]
+            files += [*path.glob("keys/*"), path / "STORE", path / CATALOGUE_NAME, *damage.files(path, ".map")]
         places = [(file, at, bit) for file in files for at in range(file.stat().st_size) for bit in range(8)]
         random.Random(options.seed).shuffle(places)
         print(f"seed {options.seed}: {len(places)} bits of {len(files)} files", flush=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
+from drengine.crypt.kek import KeyEncryptionKey, KeyEncryptionKeys
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint, VolumeGeometry
@@ -192,3 +195,18 @@ def check_head(store: Store, source: str, branch: int, disk: Disk) -> None:
 def tiny_store(path: Path, **changes: object) -> Store:
     """A new store with small limits and a clock that only tests move."""
     return Store.create(path / "store", options=TINY, clock=ManualClock(), **changes)  # type: ignore[arg-type]
+
+
+KEKS = KeyEncryptionKeys(KeyEncryptionKey(bytes(range(32))))
+"""What wraps the keys of the stores that tests encrypt."""
+
+
+@contextmanager
+def encrypted(keks: KeyEncryptionKeys = KEKS) -> Iterator[None]:
+    """Whatever store is made, opened or rebuilt meanwhile is encrypted, where the caller says nothing of keys."""
+    with ExitStack() as patches:
+        for name in ("create", "open", "rebuild"):
+            plain = getattr(Store, name)
+            given = functools.partial(plain, keks=keks)
+            patches.enter_context(mock.patch.object(Store, name, staticmethod(given)))
+        yield

@@ -115,6 +115,7 @@ def faulty_store(path: Path) -> tuple[Store, FaultyStorage]:
     storage = FaultyStorage(LocalStorage(path / "store"))
     store = Store.create(path / "store", options=SMALL, clock=ManualClock(), storage=storage)
     store.ensure_source("web1")
+    storage.calls.clear()
     return store, storage
 
 

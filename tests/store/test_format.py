@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from drengine.crypt.keyring import KEYRING_MAGIC
 from drengine.model.errors import DrengineError
 from drengine.model.extents import EXTENT, FRAME
 from drengine.model.points import PointSelector
 from drengine.store.catalogue.database import APPLICATION_ID, SCHEMA_VERSION
 from drengine.store.catalogue.epoch import EPOCH_MAGIC, EPOCH_SLOT
-from drengine.store.rebuild.manifest import MANIFEST_MAGIC
+from drengine.store.rebuild.manifest import MANIFEST_MAGIC, MANIFEST_MAGIC_WITH_TAG
 from drengine.store.segments import format as codec
 from drengine.store.store import Store
 from tests.store.make_samples import SAMPLE_OPTIONS, contents
@@ -24,6 +25,7 @@ VERSIONS = ("v1", "v2")
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 STRUCTS = {
     "HEADER": codec.HEADER,
+    "ENCRYPTION": codec.ENCRYPTION,
     "RECORD": codec.RECORD,
     "EXTENT": EXTENT,
     "FRAME": FRAME,
@@ -65,6 +67,8 @@ def test_the_documents_constants_are_the_codes():
     assert "`DRSEAL\\x1a\\n`" in DOCUMENT and codec.FOOTER_MAGIC == b"DRSEAL\x1a\n"
     assert "`DRMAN\\x01\\r\\n`" in DOCUMENT and MANIFEST_MAGIC == b"DRMAN\x01\r\n"
     assert "`DREPOCH\\n`" in DOCUMENT and EPOCH_MAGIC == b"DREPOCH\n"
+    assert "`DRMAN\\x02\\r\\n`" in DOCUMENT and MANIFEST_MAGIC_WITH_TAG == b"DRMAN\x02\r\n"
+    assert "`DRKEYS\\x01\\n`" in DOCUMENT and KEYRING_MAGIC == b"DRKEYS\x01\n"
     assert f"0x{APPLICATION_ID:08X}" in DOCUMENT and f"user version {SCHEMA_VERSION}" in DOCUMENT
     for kind in codec.RecordType:
         assert f"{kind.value} {kind.name}" in DOCUMENT

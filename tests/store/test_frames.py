@@ -20,6 +20,7 @@ from drengine.store.care.compaction import CompactionReport, rewrite
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.damage import DamagedRange, damaged_ranges
 from drengine.store.errors import DAMAGED, STORE_VERSION
+from drengine.store.keys import StoreKeys
 from drengine.store.segments import format as codec
 from drengine.store.segments.format import CHECKSUM, RECORD, RecordType
 from drengine.store.store import Store
@@ -62,7 +63,7 @@ def segment_of(path: Path) -> Path:
 def scanned(file: Path) -> codec.SegmentIndex:
     reader = LocalStorage(file.parent).open(file.name)
     try:
-        scan = SegmentScan(reader)
+        scan = SegmentScan(reader, StoreKeys(LocalStorage(file.parent), b"", None))
         scan.extend(reader, file.stat().st_size)
         return scan.index()
     finally:
@@ -308,7 +309,7 @@ def test_a_segment_of_a_newer_version_is_refused_by_name(place: Path, source: So
     file = segment_of(place)
     data = bytearray(file.read_bytes())
     length = scanned(file).header.pack().__len__()
-    data[8] = 3
+    data[8] = 4
     data[length - 8 : length] = CHECKSUM.pack(
         codec.checksum(int.from_bytes(data[32:40], "little"), bytes(data[:120]), bytes(data[120 : length - 8]))
     )
@@ -316,7 +317,7 @@ def test_a_segment_of_a_newer_version_is_refused_by_name(place: Path, source: So
     with (
         Store.open(place / "store") as store,
         store.view(next(iter(store.points("web1")))) as view,
-        pytest.raises(DrengineError, match="format 3") as caught,
+        pytest.raises(DrengineError, match="format 4") as caught,
     ):
         view.read(1, 0, 1)
     assert caught.value.kind is STORE_VERSION

@@ -10,6 +10,7 @@ import typer
 from drengine.cli.common import JsonOption
 from drengine.store.store import Store
 from drengine.target.config import load_target_config
+from drengine.target.key import keks_of
 from drengine.terminal import emit_json
 
 app = typer.Typer(add_completion=False)
@@ -23,7 +24,7 @@ def init(
 ) -> None:
     """Make an empty store, once, in a missing or empty directory; the target itself never makes one."""
     loaded = load_target_config(config, {"store": str(store)} if store is not None else {})
-    with Store.create(loaded.store) as made:
+    with Store.create(loaded.store, keks=keks_of(loaded.encryption, loaded.store)) as made:
         identity = made.identity.hex()
     if json:
         emit_json({"store": str(loaded.store), "store_id": identity})

@@ -1,7 +1,8 @@
 """Compaction: giving back the space of what no point, branch or reader sees any more.
 
 A segment is rewritten as a new revision of itself: dead DATA rows become DROPPED, their plain bytes are
-zeroed before the payload is compressed anew, so that every plain offset stays as it was and no map changes. A segment
+zeroed before the payload is compressed anew, so that every plain offset stays as it was and no map changes. In an
+encrypted store what is rewritten is encrypted under the newest data key, and segments in clear are rewritten. A segment
 in which nothing is live is removed whole. Order of a rewrite: new file synced, its name synced, one
 transaction that swaps the revision, old file deleted. Order of a removal: in one transaction its rows leave the
 catalogue and the decision to remove its file is recorded; a manifest says so durably; the file is deleted; the decision
@@ -14,11 +15,13 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drengine.crypt.errors import KEY_MISSING, KEY_WRONG, SOURCE_ERASED
+from drengine.crypt.segment import Chain, SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Batch, ExtentKind
 from drengine.store.blobs import Appender, Reader
@@ -32,10 +35,12 @@ from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
 from drengine.store.segments import format as codec
 from drengine.store.segments.format import FLAG_DROPPED, RecordType, SegmentHeader, SegmentIndex
-from drengine.store.views.records import decode_record, record_faults
+from drengine.store.views.records import decode_record, opened_record, record_faults
 from drengine.wire.payload import encode_frames, frame_lengths
 
 _LEVEL = 3
+_UNREADABLE = (DAMAGED, KEY_MISSING, KEY_WRONG, SOURCE_ERASED)
+"""What leaves a segment as it is: nothing is taken away that can't be read."""
 
 
 @dataclass(slots=True)
@@ -46,7 +51,7 @@ class CompactionReport:
         segments_rewritten, segments_removed: how many.
         bytes_freed: file bytes given back (negative if it grew, which only tiny segments do).
         bytes_written: file bytes written.
-        segments_skipped: segments left alone because they are damaged.
+        segments_skipped: segments left alone because they are damaged, or their key is not there.
         set_aside: files that no row names and about which nothing is decided (strays.py).
         complete: False when `bytes_max` ended it early.
     """
@@ -76,6 +81,9 @@ def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[
         context.storage.sweep()
         manifest_due = True
         for source in context.catalogue.sources():
+            if context.keys.is_missing(context.catalogue, source.name):
+                report.segments_skipped += 1
+                continue
             roots_of = branch_roots(context.catalogue, source.name, lambda: leased_positions(context.directory))
             for roots in roots_of:
                 if manifest_due:
@@ -106,7 +114,7 @@ def _compact_branch(
                 yield_to()
                 judged.append(liveness)
         except DrengineError as error:
-            if error.kind is not DAMAGED:
+            if error.kind not in _UNREADABLE:
                 raise
             report.segments_skipped += 1
         # The newest segment stays: it holds the branch's durable position.
@@ -118,14 +126,15 @@ def _compact_branch(
         if row.segment in removed or row.state == OPEN:
             continue
         dead, fraction = liveness.dead_bytes, context.options.compact_dead_fraction
-        if row.state == CUT_OFF or (dead and dead >= fraction * row.plain_bytes):
+        in_clear = context.keys.is_encrypted and not row.seal
+        if row.state == CUT_OFF or in_clear or (dead and dead >= fraction * row.plain_bytes):
             if bytes_max is not None and report.bytes_written >= bytes_max:
                 report.complete = False
                 return
             try:
                 rewrite(context, row, liveness, report, yield_to)
             except DrengineError as error:
-                if error.kind is not DAMAGED:
+                if error.kind not in _UNREADABLE:
                     raise
                 report.segments_skipped += 1
         elif dead != row.dead_bytes:
@@ -169,19 +178,20 @@ def rewrite(
     old_name = segment_name(row.source, row.branch, row.segment, row.revision)
     revision = _next_revision(context, row)
     new_name = segment_name(row.source, row.branch, row.segment, revision)
-    header = replace(index.header, revision=revision, salt=secrets.randbits(64), version=codec.FORMAT_VERSION)
+    header = context.keys.sealed(replace(index.header, revision=revision, salt=secrets.randbits(64)))
     appender = context.storage.create(new_name)
     reader = context.storage.open(old_name)
     try:
-        length, sealed_length, plain_bytes = _copy(context, header, index, reader, appender, liveness, yield_to)
+        written = _copy(context, header, index, reader, appender, liveness, yield_to)
         context.storage.sync_dir(segment_directory(row.source, row.branch))
         swapped = row._replace(
             revision=revision,
             state=SEALED,
-            committed_length=length,
-            length=sealed_length,
-            plain_bytes=plain_bytes,
+            committed_length=written.length,
+            length=written.sealed_length,
+            plain_bytes=written.plain_bytes,
             dead_bytes=0,
+            seal=written.seal,
         )
         _replace(context, row, swapped)
     except BaseException as error:
@@ -197,8 +207,17 @@ def rewrite(
     context.storage.delete(old_name)
     context.records.let_go(row.source, row.branch, row.segment)
     report.segments_rewritten += 1
-    report.bytes_written += length
+    report.bytes_written += written.length
     report.bytes_freed += row.length - swapped.length
+
+
+class _Written(NamedTuple):
+    """A new revision: the file's length without and with its seal, its live plain bytes, and the chain's last tag."""
+
+    length: int
+    sealed_length: int
+    plain_bytes: int
+    seal: bytes
 
 
 def _copy(
@@ -209,29 +228,41 @@ def _copy(
     appender: Appender,
     liveness: SegmentLiveness | None,
     yield_to: Callable[[], None],
-) -> tuple[int, int, int]:
-    """Write and sync all records and the seal; returns the length without and with it, and the live plain bytes."""
+) -> _Written:
+    """Write and sync all records and the seal."""
     headers, tables, plain_bytes = [], [], 0
     packed = header.pack()
+    cipher = context.keys.cipher(header)
+    chain = cipher.chain(packed) if cipher else None
     appender.append(packed)
     length = len(packed)
     for number in range(index.record_count):
         yield_to()
         start, size = index.payload_range(number)
         live = liveness.of_record(number) if liveness else None
-        record, batch = _rewritten(header.salt, index, number, reader.read_at(start, size), live)
-        appender.append(record, batch.table, batch.frames, batch.payload)
+        batch, flags = _rewritten(index, number, reader.read_at(start, size), live)
+        if index.type(number) == RecordType.BATCH:
+            plain_bytes += codec.live_plain_bytes(batch.table)
+            batch = _sealed(cipher, number, batch)
+        record, following = _packed(header.salt, index, number, batch, flags, chain)
+        appender.append(record, following, batch.payload)
         headers.append(record)
-        tables.append(batch.table + batch.frames)
-        plain_bytes += codec.live_plain_bytes(batch.table) if index.type(number) == RecordType.BATCH else 0
-        length += len(record) + len(batch.table) + len(batch.frames) + len(batch.payload)
+        tables.append(following)
+        length += len(record) + len(following) + len(batch.payload)
     seal = codec.pack_seal(header.salt, headers, tables, length, index.last_sequence)
     if context.storage.abilities.append:
         # Where a seal is found after a crash, the records before it are whole.
         appender.sync()
     appender.append(seal)
     appender.sync()
-    return length, length + len(seal), plain_bytes
+    return _Written(length, length + len(seal), plain_bytes, chain.tag if chain else b"")
+
+
+def _sealed(cipher: SegmentCipher | None, number: int, batch: Batch) -> Batch:
+    if cipher is None:
+        return batch
+    frames, payload = cipher.seal_frames(number, batch.frames, batch.payload)
+    return Batch(cipher.turn_digests(number, batch.table), frames, payload)
 
 
 def _next_revision(context: StoreContext, row: SegmentRow) -> int:
@@ -240,22 +271,28 @@ def _next_revision(context: StoreContext, row: SegmentRow) -> int:
     return max(place.revision for place in (SegmentPlace(*row[:4]), *filter(None, map(parse_segment_name, names)))) + 1
 
 
-def _rewritten(
-    salt: int, index: SegmentIndex, number: int, payload: bytes, live: NDArray[np.bool_] | None
-) -> tuple[bytes, Batch]:
-    """One record of the new revision: its header, and tables and payload. Whatever stays has been hashed again."""
+def _rewritten(index: SegmentIndex, number: int, payload: bytes, live: NDArray[np.bool_] | None) -> tuple[Batch, int]:
+    """One record of the new revision, and its flags. Whatever stays has been hashed again."""
     fields = index.records[number]
-    batch = Batch(index.table(number))
-    plain_length, flags = int(fields["plain_length"]), int(fields["flags"])
+    batch = Batch(index.plain_table(number) if index.type(number) == RecordType.BATCH else index.table(number))
+    flags = int(fields["flags"])
     if index.type(number) == RecordType.BATCH:
         rows = np.frombuffer(batch.table, dtype=codec.EXTENT_DTYPE).copy()
         dying = (rows["kind"] == ExtentKind.DATA) & (False if live is None else ~live)
         rows["kind"][dying] = ExtentKind.DROPPED
         rows["digest"][dying] = np.void(NO_DIGEST)
         if dying.any() or not (rows["kind"] == ExtentKind.DATA).any():
-            flags |= FLAG_DROPPED if plain_length else 0
+            flags |= FLAG_DROPPED if int(fields["plain_length"]) else 0
         batch = _reencoded(index, number, payload, rows, changed=bool(dying.any()))
-    record = codec.pack_record(
+    return batch, flags
+
+
+def _packed(
+    salt: int, index: SegmentIndex, number: int, batch: Batch, flags: int, chain: Chain | None
+) -> tuple[bytes, bytes]:
+    """A record's header and what follows it, but for the payload."""
+    fields = index.records[number]
+    return codec.pack_record(
         salt,
         type=RecordType(index.type(number)),
         number=number,
@@ -268,8 +305,8 @@ def _rewritten(
         plain_length=batch.plain_length,
         payload_length=len(batch.payload),
         flags=flags,
+        chain=chain,
     )
-    return record, batch
 
 
 def _reencoded(index: SegmentIndex, number: int, payload: bytes, rows: NDArray[Any], *, changed: bool) -> Batch:
@@ -280,9 +317,8 @@ def _reencoded(index: SegmentIndex, number: int, payload: bytes, rows: NDArray[A
         return Batch(table)
     if faults := record_faults(index, number, payload, alive):
         raise DrengineError(DAMAGED, faults[0].reason)
-    frames = index.frames[index.frame_rows(number)]
-    if index.header.version == codec.FORMAT_VERSION and not changed:
-        return Batch(table, frames.tobytes(), payload)
+    if index.header.version > 1 and not changed:
+        return opened_record(index, number, table, payload)
     plain = bytearray(decode_record(index, number, payload))
     for begin, end in codec.plain_ranges(rows, ExtentKind.DROPPED):
         plain[begin:end] = bytes(end - begin)

@@ -187,7 +187,7 @@ def _copies_agree(context: StoreContext, row: SegmentRow, index: SegmentIndex) -
         reader = context.storage.open(name)
         try:
             if row.state == SEALED:
-                read_sealed(reader, row.length)
+                read_sealed(reader, row.length, context.keys)
             for number, offset in enumerate(index.offsets.tolist()):
                 expected = index.records[number].tobytes() + index.stored_table(number)
                 if reader.read_at(offset, len(expected)) != expected:

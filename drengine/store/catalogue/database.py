@@ -7,6 +7,8 @@ checked when the catalogue is opened.
 
 Each transaction has a number, its epoch. A catalogue whose epoch is behind the one noted beside the segments
 (epoch.py) is older than the data: it is not opened, and no transaction of it begins.
+
+In an encrypted store every transaction also keeps the seal over all rows (seal.py), and begins by checking it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
+from drengine.crypt.errors import KEY_NEEDED, STORE_TAMPERED
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.ownership import open_owned
 from drengine.store.catalogue.epoch import Epoch, EpochNote, first_epoch
@@ -29,6 +32,7 @@ from drengine.store.catalogue.rows import (
     DamageRow,
     EpochRow,
     GrantRow,
+    HeadRow,
     PointRow,
     RemovalRow,
     SegmentRow,
@@ -37,6 +41,7 @@ from drengine.store.catalogue.rows import (
     Tables,
     row_checksum,
 )
+from drengine.store.catalogue.seal import UNSEALED, Seal
 from drengine.store.errors import (
     CATALOGUE_DAMAGED,
     FENCED,
@@ -57,10 +62,15 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_SECONDS = 30.0
 _POINTS_AT_ONCE = 32
-_TABLES_OF_VERSION = {1: Tables.VERSION_1, 2: Tables.VERSION_2, SCHEMA_VERSION: Tables.VERSION_3}
+_TABLES_OF_VERSION = {
+    1: Tables.VERSION_1,
+    2: Tables.VERSION_2,
+    3: Tables.VERSION_3,
+    SCHEMA_VERSION: Tables.VERSION_4,
+}
 
 _TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
 
@@ -108,12 +118,15 @@ class Catalogue:
         read_only: bool = False,
         check: bool = True,
         name: str = CATALOGUE_NAME,
+        key: bytes = b"",
     ) -> None:
         """Open an existing catalogue; an older one is brought to the newest version, unless only for reading.
 
+        `key` is that of its seal; empty: it has none, or nothing of it is changed.
+
         Raises:
-            DrengineError: CATALOGUE_DAMAGED, also when it is older than the segments; STORE_VERSION, STORE_READ_ONLY,
-                STORE_IO.
+            DrengineError: CATALOGUE_DAMAGED, also when it is older than the segments; STORE_TAMPERED; STORE_VERSION,
+                STORE_READ_ONLY, STORE_IO.
         """
         path = directory / name
         if not path.is_file():
@@ -127,6 +140,9 @@ class Catalogue:
         """The newest transaction, if it is one of this connection, and the data version that it saw."""
         self.upgraded = False
         """It had version 1, which knows no epoch."""
+        self._seal = Seal(key) if key else None
+        self._sum = 0
+        """While a transaction is open: the sealed sum of all rows when it began."""
         self._note = EpochNote(directory) if name == CATALOGUE_NAME else None
         try:
             self._db = _connect(path, read_only=read_only)
@@ -184,11 +200,21 @@ class Catalogue:
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if found is None or found[0] != "ok":
             raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: {found[0] if found else 'no answer'}")
-        for table in _TABLES_OF_VERSION[self.version]:
-            with self._lock, self._errors():
-                rows = self._db.execute(f"SELECT * FROM {table.name}")
-                if not all(row_checksum(table.name, row[:-1]) == row[-1] for row in rows):
-                    raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: a row of {table.name} fails its checksum")
+        with self._lock, self._errors():
+            self._db.execute("BEGIN")  # all rows and the seal of one moment
+            try:
+                total = 0
+                for table in _TABLES_OF_VERSION[self.version]:
+                    for *values, found in self._db.execute(f"SELECT * FROM {table.name}"):
+                        if row_checksum(table.name, tuple(values)) != found:
+                            raise DrengineError(
+                                CATALOGUE_DAMAGED, f"catalogue: a row of {table.name} fails its checksum"
+                            )
+                        total ^= self._seal.worth(table.name, tuple(values)) if self._seal else 0
+                if self._seal and total != self._seal.require(self._head(), self.epoch()):
+                    raise DrengineError(STORE_TAMPERED, "catalogue: its rows are not those that were sealed")
+            finally:
+                self._db.execute("ROLLBACK")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -211,10 +237,13 @@ class Catalogue:
                 # Nobody else commits from now on.
                 self._version, known = self._read_version(), self._known
                 before = self._require_current(known[1] if known and known[0] == self._version else None)
+                self._require_sealed(before)
                 yield
                 if self._changed:
                     epoch = before._replace(number=before.number + 1)
                     self.put(EpochRow(1, *epoch))
+                    if self._seal:
+                        self.put(self._seal.head(self._sum ^ self._seal.change, epoch))
                 self._known = None
                 with self._errors():
                     self._db.execute("COMMIT")
@@ -227,6 +256,20 @@ class Catalogue:
                 self._depth = 0
             if epoch:
                 self.note_epoch(epoch)
+
+    def seal(self, key: bytes) -> None:
+        """Seal all rows, and keep them sealed from now on; nothing happens where a seal fits already."""
+        with self.transaction():
+            if self._seal and self._head():
+                return
+            self._seal = Seal(key)
+            rows = [(table, values) for table in _TABLES_OF_VERSION[self.version] for values in self._values(table)]
+            self._sum, self._changed = self._seal.total(rows), True
+
+    def head(self) -> HeadRow | None:
+        """The seal; None where the store is not encrypted."""
+        with self._lock:
+            return self._head()
 
     def epoch(self) -> Epoch:
         """The newest transaction."""
@@ -262,6 +305,9 @@ class Catalogue:
         with self._lock, self._errors():
             self._changed = self._changed or bool(rows)
             for row in rows:
+                self._unseal(row)
+                if self._seal:
+                    self._seal.change ^= self._seal.worth(TABLE_OF[type(row)].name, tuple(row))
                 _put(self._db, row)
 
     def remove(self, *rows: Any) -> None:
@@ -269,9 +315,33 @@ class Catalogue:
         with self._lock, self._errors():
             self._changed = self._changed or bool(rows)
             for row in rows:
+                self._unseal(row)
                 table = TABLE_OF[type(row)]
-                where = " AND ".join(f"{field} = ?" for field in table.row._fields[: table.keys])
-                self._db.execute(f"DELETE FROM {table.name} WHERE {where}", tuple(row)[: table.keys])
+                self._db.execute(f"DELETE FROM {table.name} WHERE {_BY_KEY[table.name]}", tuple(row)[: table.keys])
+
+    def _unseal(self, row: Any) -> None:
+        """Take from the sum what the row of this key adds to it now."""
+        table = TABLE_OF[type(row)]
+        if self._seal and table.name not in UNSEALED:
+            keys = tuple(row)[: table.keys]
+            for old in self._db.execute(f"SELECT * FROM {table.name} WHERE {_BY_KEY[table.name]}", keys).fetchall():
+                self._seal.change ^= self._seal.worth(table.name, old[:-1])
+
+    def _require_sealed(self, epoch: Epoch) -> None:
+        """At the begin of a transaction: check the seal on which it builds.
+
+        Raises:
+            DrengineError: STORE_TAMPERED; KEY_NEEDED when this connection could not keep it.
+        """
+        if self._seal:
+            self._seal.change = 0
+            self._sum = self._seal.require(self._head(), epoch)
+        elif self._head():
+            raise DrengineError(KEY_NEEDED, "the catalogue is sealed")
+
+    def _head(self) -> HeadRow | None:
+        found = self._select(Tables.HEAD, "") if self.version >= SCHEMA_VERSION else []
+        return cast(HeadRow, found[0]) if found else None
 
     def sources(self) -> list[SourceRow]:
         """All sources, by name."""
@@ -382,14 +452,15 @@ class Catalogue:
         return source_row, row
 
     def _select(self, table: Table, where: str, *keys: Any) -> list[Any]:
+        return [table.row(*values) for values in self._values(table, where, *keys)]
+
+    def _values(self, table: Table, where: str = "", *keys: Any) -> list[tuple[Any, ...]]:
         with self._lock, self._errors():
             found = self._db.execute(f"SELECT * FROM {table.name} {where}", keys).fetchall()
-        rows = []
         for values in found:
             if row_checksum(table.name, values[:-1]) != values[-1]:
                 raise DrengineError(CATALOGUE_DAMAGED, f"catalogue: a row of {table.name} fails its checksum")
-            rows.append(table.row._make(values[:-1]))
-        return rows
+        return [values[:-1] for values in found]
 
     def _require_current(self, known: Epoch | None = None) -> Epoch:
         """The newest transaction (`known`, if it is), unless the segments know of a later one, or of another catalogue.
@@ -414,14 +485,20 @@ class Catalogue:
         return epoch
 
     def _upgrade(self) -> None:
-        """From an older version to the newest: add the tables that are missing."""
+        """From an older version to the newest: add what is missing to tables, and the tables that are."""
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 (version,) = self._db.execute("PRAGMA user_version").fetchone()  # another process may have been faster
-                for name, statement in _schema(SCHEMA_VERSION).items():
-                    if name not in _schema(version):
-                        self._db.execute(statement)
+                old, new = _schema(version), _schema(SCHEMA_VERSION)
+                for table in _TABLES_OF_VERSION[SCHEMA_VERSION]:
+                    if old.get(table.name) == new[table.name]:
+                        continue
+                    rows = self._values(table) if table.name in old else []
+                    self._db.execute(f"DROP TABLE IF EXISTS {table.name}")
+                    self._db.execute(new[table.name])
+                    for values in rows:
+                        _put(self._db, table.row(*values))
                 if version == 1:
                     _put(self._db, EpochRow(1, *first_epoch()))
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -465,7 +542,10 @@ def _put(db: sqlite3.Connection, row: Any) -> None:
 
 _INSERTS = {
     table.name: f"INSERT OR REPLACE INTO {table.name} VALUES ({','.join('?' * (len(table.row._fields) + 1))})"
-    for table in Tables.VERSION_3
+    for table in Tables.VERSION_4
+}
+_BY_KEY = {
+    table.name: " AND ".join(f"{field} = ?" for field in table.fields[: table.keys]) for table in Tables.VERSION_4
 }
 
 
@@ -474,8 +554,8 @@ def _schema(version: int) -> dict[str, str]:
     statements = {}
     for table in _TABLES_OF_VERSION[version]:
         types = get_type_hints(table.row)
-        columns = ", ".join(f"{field} {_TYPES[types[field]]} NOT NULL" for field in table.row._fields)
-        keys = ", ".join(table.row._fields[: table.keys])
+        columns = ", ".join(f"{field} {_TYPES[types[field]]} NOT NULL" for field in table.fields)
+        keys = ", ".join(table.fields[: table.keys])
         statements[table.name] = (
             f"CREATE TABLE {table.name} ({columns}, checksum INTEGER NOT NULL, PRIMARY KEY ({keys}))"
             " STRICT, WITHOUT ROWID"

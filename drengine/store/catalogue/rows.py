@@ -57,7 +57,8 @@ class SegmentRow(NamedTuple):
     """A segment: how much of it is committed. `length` is the file's length once it is sealed.
 
     `state` is OPEN (its writer may append), SEALED (index and footer are there) or CUT_OFF (its writer ended
-    without sealing it; whatever lies behind `committed_length` is a torn tail).
+    without sealing it; whatever lies behind `committed_length` is a torn tail). `seal` is the last tag of an encrypted
+    segment's chain up to there (drengine/crypt/segment.py); empty for one in clear.
     """
 
     source: str
@@ -71,13 +72,14 @@ class SegmentRow(NamedTuple):
     length: int
     plain_bytes: int
     dead_bytes: int
+    seal: bytes = b""
 
 
 OPEN, SEALED, CUT_OFF = "open", "sealed", "cut-off"
 
 
 class PointRow(NamedTuple):
-    """A recovery point that is kept."""
+    """A recovery point that is kept. `damaged`: 1 when it needs what can't be read, ERASED when that was erased."""
 
     source: str
     branch: int
@@ -105,8 +107,13 @@ class PointRow(NamedTuple):
             label=self.label,
             verified_ns=self.verified_ns,
             damaged=bool(self.damaged),
+            erased=self.damaged == ERASED,
             pinned=bool(self.pinned),
         )
+
+
+ERASED = 2
+"""`PointRow.damaged` of a point that needs data whose key was forgotten."""
 
 
 class DamageRow(NamedTuple):
@@ -127,6 +134,14 @@ class EpochRow(NamedTuple):
     id: int
     lineage: int
     number: int
+
+
+class HeadRow(NamedTuple):
+    """The seal over all rows of an encrypted store's catalogue (seal.py). `id` is always 1."""
+
+    id: int
+    sum: bytes
+    tag: bytes
 
 
 class RemovalRow(NamedTuple):
@@ -156,15 +171,22 @@ class GrantRow(NamedTuple):
     expires_ns: int
 
 
-Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow | EpochRow | RemovalRow | GrantRow
+Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow | EpochRow | RemovalRow | GrantRow | HeadRow
 
 
 class Table(NamedTuple):
-    """Where a kind of row rests."""
+    """Where a kind of row rests. Its first `keys` fields are the key; an older version lacks its last `later` ones."""
 
     name: str
     row: type[Any]
     keys: int
+    later: int = 0
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of its columns."""
+        names: tuple[str, ...] = self.row._fields
+        return names[: len(names) - self.later]
 
 
 class Tables:
@@ -178,12 +200,15 @@ class Tables:
     EPOCH: ClassVar = Table("epoch", EpochRow, 1)
     REMOVAL: ClassVar = Table("removal", RemovalRow, 4)
     GRANT: ClassVar = Table("access_grant", GrantRow, 1)
-    VERSION_1: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE)
+    HEAD: ClassVar = Table("head", HeadRow, 1)
+    SEGMENT_3: ClassVar = Table("segment", SegmentRow, 3, later=1)
+    VERSION_1: ClassVar = (SOURCE, BRANCH, SEGMENT_3, POINT, DAMAGE)
     VERSION_2: ClassVar = (*VERSION_1, EPOCH, REMOVAL)
     VERSION_3: ClassVar = (*VERSION_2, GRANT)
+    VERSION_4: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE, EPOCH, REMOVAL, GRANT, HEAD)
 
 
-TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.VERSION_3}
+TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.VERSION_4}
 
 
 def row_checksum(table: str, values: tuple[Any, ...]) -> int:

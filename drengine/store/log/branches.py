@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from drengine.crypt.errors import SOURCE_ERASED
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import Mark, RecoveryPoint
-from drengine.store.catalogue.rows import SIDE_ROLES, BranchRow, PointRow
+from drengine.store.catalogue.rows import ERASED, SIDE_ROLES, BranchRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
 from drengine.store.leases import lock_branch
@@ -81,6 +82,8 @@ class Branches:
                     "somebody else promoted it",
                 )
             kept = self.kept(point)
+            if kept.damaged == ERASED:
+                raise DrengineError(SOURCE_ERASED, f"point {point.id} of {point.source!r} needs what was erased")
             if kept.damaged:
                 raise DrengineError(DAMAGED, f"point {point.id} of {point.source!r} has unreadable data")
             row = self._new_row(kept, mark, source.generation + 1, "promoted", label)

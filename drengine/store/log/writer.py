@@ -20,12 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from drengine.crypt.segment import Chain, SegmentCipher
 from drengine.model.errors import BAD_EXTENTS, DrengineError
 from drengine.model.extents import EXTENT, OFFSET_MAX, Batch, frames_fault
 from drengine.model.points import Cut, Mark, RecoveryPoint, VolumeGeometry
 from drengine.store.blobs import Appender
 from drengine.store.catalogue.database import Catalogue
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
+from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import FENCED, SEQUENCE_GAP, STORE_FULL, STORE_IO, os_errors
@@ -69,6 +71,8 @@ class _Segment:
     name: str
     appender: Appender
     length: int
+    cipher: SegmentCipher | None
+    chain: Chain | None
     is_new: bool = True
     sealed: bool = False
     synced: bool = False
@@ -91,6 +95,7 @@ class _Segment:
             length=self.file_length if self.sealed else self.length,
             plain_bytes=self.plain_bytes,
             dead_bytes=0,
+            seal=self.chain.tag if self.chain else b"",
         )
 
 
@@ -116,7 +121,8 @@ class BranchWriter:
         self._finished: list[_Segment] = []
         self._left: list[int] = []
         try:
-            self._catalogue = Catalogue(context.directory, check=False)
+            key = context.keys.store_key(CATALOGUE_KEY)
+            self._catalogue = Catalogue(context.directory, check=False, key=key)
             try:
                 self._row = self._take_over(source, branch)
             except BaseException:
@@ -294,6 +300,8 @@ class BranchWriter:
     def _take_over(self, source: str, branch: int) -> BranchRow:
         _, row = self._catalogue.require_writable(source, branch, self._generation)
         rows = self._catalogue.segments(source, branch)
+        context = self._context
+        context.keys.ensure(context.directory, self._catalogue, source, context.clock.now_ns())
         unfinished = [part._replace(state=CUT_OFF) for part in rows if part.state == OPEN]
         if unfinished:
             with self._catalogue.transaction():
@@ -356,7 +364,11 @@ class BranchWriter:
         with self._guarded():
             part = self._segment or self._start_segment()
             number = len(part.headers)
-            header = codec.pack_record(
+            if part.cipher and type == RecordType.BATCH:
+                frames, payload = part.cipher.seal_frames(number, batch.frames, batch.payload)
+                table = part.cipher.turn_digests(number, table)
+                batch = Batch(table, frames, payload)
+            header, tables = codec.pack_record(
                 part.header.salt,
                 type=type,
                 number=number,
@@ -368,12 +380,13 @@ class BranchWriter:
                 frames=batch.frames,
                 plain_length=plain_length,
                 payload_length=len(batch.payload),
+                chain=part.chain,
             )
-            part.appender.append(header, table, batch.frames, batch.payload)
+            part.appender.append(header, tables, batch.payload)
         part.synced = False
         part.headers.append(header)
-        part.tables.append(table + batch.frames)
-        part.length += len(header) + len(table) + len(batch.frames) + len(batch.payload)
+        part.tables.append(tables)
+        part.length += len(header) + len(tables) + len(batch.payload)
         part.plain_bytes += plain_length
         part.extents += len(table) // EXTENT.size if type == RecordType.BATCH else 0
         self._sequence, self._mark = sequence, mark
@@ -403,11 +416,14 @@ class BranchWriter:
             role=Role[row.role.upper()],
             geometry=tuple(self._geometry.values()),
         )
+        header = self._context.keys.sealed(header)
+        cipher = self._context.keys.cipher(header)
         name = segment_name(row.source, row.branch, header.segment, 1)
         packed = header.pack()
         self._next_segment += 1
         appender = self._context.storage.create(name)
-        self._segment = _Segment(header, name, appender, len(packed))
+        chain = cipher.chain(packed) if cipher else None
+        self._segment = _Segment(header, name, appender, len(packed), cipher, chain)
         appender.append(packed)
         return self._segment
 

@@ -2,11 +2,13 @@
 
 A manifest is a checksummed snapshot of the catalogue. One is made durable before any data is removed, and before a
 promotion, a branch or a pin is reported as done; so a rebuild neither brings back what was retired nor
-takes a deliberate removal for a loss. The newest readable one counts; a few are kept.
+takes a deliberate removal for a loss. The newest readable one counts; a few are kept. In an encrypted store it bears
+a tag under a key of the store instead of the checksum alone.
 """
 
 from __future__ import annotations
 
+import hmac
 from contextlib import suppress
 from typing import Any
 
@@ -20,11 +22,15 @@ from drengine.store.catalogue.epoch import Epoch
 from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow, SegmentRow, SourceRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, os_errors, read_errors
+from drengine.store.keys import StoreKeys
 from drengine.store.leases import lock_manifests
 from drengine.store.names import MANIFESTS, manifest_name, parse_manifest_name
 
 MANIFEST_MAGIC = b"DRMAN\x01\r\n"
+MANIFEST_MAGIC_WITH_TAG = b"DRMAN\x02\r\n"
+MANIFEST_TAG_BYTES = 32
 MANIFEST_BYTES_MAX = 256 << 20
+_PURPOSE = "manifest"
 _SEED = 0x6D616E69666573
 
 
@@ -112,22 +118,22 @@ def write_manifest(context: StoreContext) -> Manifest:
         numbers = manifest_numbers(context.storage)
         number = max(numbers, default=0) + 1
         manifest = take_snapshot(context.catalogue, context.identity, number, context.clock.now_ns())
-        context.storage.put(manifest_name(number), pack_manifest(manifest))
+        context.storage.put(manifest_name(number), pack_manifest(manifest, context.keys.store_key(_PURPOSE)))
         for old in sorted(numbers)[: -(context.options.manifests_kept - 1) or None]:
             context.storage.delete(manifest_name(old))
     return manifest
 
 
-def newest_manifest(storage: Storage) -> tuple[Manifest | None, bool]:
+def newest_manifest(storage: Storage, keys: StoreKeys) -> tuple[Manifest | None, bool]:
     """The newest readable manifest, and whether it is the newest there is."""
     numbers = sorted(manifest_numbers(storage), reverse=True)
     for number in numbers:
         with suppress(DrengineError, FileNotFoundError):
-            return read_manifest(storage, number), number == numbers[0]
+            return read_manifest(storage, number, keys), number == numbers[0]
     return None, not numbers
 
 
-def read_manifest(storage: Storage, number: int) -> Manifest:
+def read_manifest(storage: Storage, number: int, keys: StoreKeys) -> Manifest:
     """One manifest.
 
     Raises:
@@ -139,7 +145,7 @@ def read_manifest(storage: Storage, number: int) -> Manifest:
             data = reader.read_at(0, min(reader.size(), MANIFEST_BYTES_MAX))
         finally:
             reader.close()
-    return parse_manifest(data)
+    return parse_manifest(data, keys.store_key(_PURPOSE))
 
 
 def manifest_numbers(storage: Storage) -> list[int]:
@@ -148,24 +154,31 @@ def manifest_numbers(storage: Storage) -> list[int]:
     return [number for number in found if number is not None]
 
 
-def pack_manifest(manifest: Manifest) -> bytes:
-    """Magic, MessagePack, xxh3-64 of both."""
-    body = MANIFEST_MAGIC + msgspec.msgpack.encode(manifest)
+def pack_manifest(manifest: Manifest, key: bytes = b"") -> bytes:
+    """Magic, MessagePack, with a key HMAC-SHA256 of both, and xxh3-64 of all that."""
+    body = (MANIFEST_MAGIC_WITH_TAG if key else MANIFEST_MAGIC) + msgspec.msgpack.encode(manifest)
+    if key:
+        body += hmac.digest(key, body, "sha256")
     return body + xxhash.xxh3_64_intdigest(body, _SEED).to_bytes(8, "little")
 
 
-def parse_manifest(data: bytes) -> Manifest:
-    """Check and decode a manifest.
+def parse_manifest(data: bytes, key: bytes = b"") -> Manifest:
+    """Check and decode a manifest; where there is a key, one without its tag is none.
 
     Raises:
         DrengineError: DAMAGED.
     """
     body, found = data[:-8], data[-8:]
     expected = xxhash.xxh3_64_intdigest(body, _SEED).to_bytes(8, "little")
-    if not body.startswith(MANIFEST_MAGIC) or found != expected:
+    magic = MANIFEST_MAGIC_WITH_TAG if key else MANIFEST_MAGIC
+    if not body.startswith(magic) or found != expected:
         raise DrengineError(DAMAGED, "a manifest fails its checksum")
+    if key:
+        body, tag = body[:-MANIFEST_TAG_BYTES], body[-MANIFEST_TAG_BYTES:]
+        if not hmac.compare_digest(tag, hmac.digest(key, body, "sha256")):
+            raise DrengineError(DAMAGED, "a manifest was not written by somebody with the key")
     try:
-        return msgspec.msgpack.decode(body[len(MANIFEST_MAGIC) :], type=Manifest)
+        return msgspec.msgpack.decode(body[len(magic) :], type=Manifest)
     except msgspec.DecodeError as error:
         raise DrengineError(DAMAGED, f"a manifest does not decode: {error}") from error
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.durable import sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
@@ -20,10 +21,12 @@ from drengine.store.blobs import Storage
 from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.catalogue.epoch import EpochNote
 from drengine.store.catalogue.rows import OPEN, SIDE_ROLES, BranchRow, PointRow, SourceRow
+from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
+from drengine.store.keys import StoreKeys
 from drengine.store.leases import LOCKS_DIRECTORY, lock_branch, lock_maintenance
 from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
 from drengine.store.rebuild.manifest import (
@@ -62,7 +65,11 @@ class RebuildReport:
 
 
 def rebuild_catalogue(
-    directory: Path, storage: Storage, clock: Clock, progress: Callable[[int, int], None]
+    directory: Path,
+    storage: Storage,
+    keks: KeyEncryptionKeys | None,
+    clock: Clock,
+    progress: Callable[[int, int], None],
 ) -> RebuildReport:
     """Write a new catalogue and put it in the old one's place; see `Store.rebuild`."""
     with os_errors(f"rebuilding {directory}"):
@@ -77,7 +84,8 @@ def rebuild_catalogue(
             for source, branch in branches:
                 stack.enter_context(lock_branch(directory, source, branch))
             identity = _identity(directory, storage, places)
-            manifest, newest = newest_manifest(storage)
+            keys = StoreKeys(storage, identity, keks)
+            manifest, newest = newest_manifest(storage, keys)
             if manifest and manifest.store != identity:
                 manifest, newest = None, False
             report = RebuildReport(manifest_number=manifest.number if manifest else 0)
@@ -94,12 +102,15 @@ def rebuild_catalogue(
                     catalogue,
                     report,
                     storage,
+                    keys,
                     identity=identity,
                     places=places,
                     manifest=manifest,
                     now_ns=clock.now_ns(),
                     progress=progress,
                 )
+                if keys.is_encrypted:
+                    catalogue.seal(keys.store_key(CATALOGUE_KEY))
                 epoch = catalogue.epoch()
             note = EpochNote(directory)
             note.remove()
@@ -155,6 +166,7 @@ def _fill(
     catalogue: Catalogue,
     report: RebuildReport,
     storage: Storage,
+    keys: StoreKeys,
     *,
     identity: bytes,
     places: list[SegmentPlace],
@@ -178,6 +190,7 @@ def _fill(
             old = branch_row(seen) if seen else None
             found = salvage_branch(
                 storage,
+                keys,
                 identity,
                 [place for place in mine if place.branch == number],
                 seen,

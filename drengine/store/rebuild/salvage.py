@@ -22,6 +22,7 @@ from drengine.store.blobs import Reader, Storage
 from drengine.store.catalogue.rows import CUT_OFF, SEALED, DamageRow, PointRow, SegmentRow
 from drengine.store.damage import WHOLE_SEGMENT
 from drengine.store.errors import DAMAGED, read_errors
+from drengine.store.keys import StoreKeys
 from drengine.store.names import SegmentPlace, segment_name
 from drengine.store.rebuild.manifest import BranchState, branch_row
 from drengine.store.segments.format import (
@@ -69,6 +70,7 @@ class _Found:
 
 def salvage_branch(
     storage: Storage,
+    keys: StoreKeys,
     store: bytes | None,
     places: Iterable[SegmentPlace],
     known: BranchState | None,
@@ -80,6 +82,7 @@ def salvage_branch(
 
     Args:
         storage: where they are.
+        keys: what decrypts them.
         store: identity of the store; None when it is not known.
         places: its files.
         known: what the newest manifest says of it.
@@ -90,7 +93,7 @@ def salvage_branch(
     for place in sorted(places, key=lambda place: place.segment):
         by_segment.setdefault(place.segment, []).append(place)
     source, branch = _names(by_segment, known)
-    found = _readable(storage, store, by_segment, known, final=final)
+    found = _readable(storage, keys, store, by_segment, known, final=final)
     result = SalvagedBranch()
 
     def lose(segment: int, sequence: int, reason: str) -> None:
@@ -107,6 +110,7 @@ def salvage_branch(
 
 def _readable(
     storage: Storage,
+    keys: StoreKeys,
     store: bytes | None,
     by_segment: dict[int, list[SegmentPlace]],
     known: BranchState | None,
@@ -114,7 +118,7 @@ def _readable(
     final: bool,
 ) -> dict[int, _Found]:
     """The best file of each segment, as far as it belongs to the log."""
-    found = {number: best for number, each in by_segment.items() if (best := _best(storage, store, each))}
+    found = {number: best for number, each in by_segment.items() if (best := _best(storage, keys, store, each))}
     durable = branch_row(known).durable_sequence if known else 0
     _cut_tails(found)
     if found:
@@ -166,11 +170,11 @@ def _names(by_segment: dict[int, list[SegmentPlace]], known: BranchState | None)
     return place.source, place.branch
 
 
-def _best(storage: Storage, store: bytes | None, places: list[SegmentPlace]) -> _Found | None:
+def _best(storage: Storage, keys: StoreKeys, store: bytes | None, places: list[SegmentPlace]) -> _Found | None:
     """The newest intact revision; failing that, whichever has the most intact records."""
     partial: list[_Found] = []
     for place in sorted(places, key=lambda place: -place.revision):
-        item = _read(storage, store, place)
+        item = _read(storage, keys, store, place)
         if item and item.sealed_length and not item.torn:
             return item
         if item:
@@ -178,18 +182,18 @@ def _best(storage: Storage, store: bytes | None, places: list[SegmentPlace]) -> 
     return max(partial, key=lambda item: item.index.record_count, default=None)
 
 
-def _read(storage: Storage, store: bytes | None, place: SegmentPlace) -> _Found | None:
+def _read(storage: Storage, keys: StoreKeys, store: bytes | None, place: SegmentPlace) -> _Found | None:
     name = segment_name(*place)
     with read_errors(name):
         reader = storage.open(name)
         try:
             try:
-                index, sealed = read_sealed(reader, reader.size()), reader.size()
+                index, sealed = read_sealed(reader, reader.size(), keys), reader.size()
                 torn = False
             except DrengineError as error:
                 if error.kind is not DAMAGED:
                     raise
-                scan = _scan(reader)
+                scan = _scan(reader, keys)
                 index, sealed, torn = scan.index(), 0, scan.fault is not None
         except DrengineError as error:
             if error.kind is not DAMAGED:
@@ -204,8 +208,8 @@ def _read(storage: Storage, store: bytes | None, place: SegmentPlace) -> _Found 
     return _Found(index, place.revision, sealed, torn)
 
 
-def _scan(reader: Reader) -> SegmentScan:
-    scan = SegmentScan(reader)
+def _scan(reader: Reader, keys: StoreKeys) -> SegmentScan:
+    scan = SegmentScan(reader, keys)
     scan.extend(reader, reader.size())
     return scan
 
@@ -266,6 +270,7 @@ def _take(result: SalvagedBranch, item: _Found, now_ns: int) -> None:
             length=item.sealed_length or index.length,
             plain_bytes=sum(live_plain_bytes(table) for table in tables),
             dead_bytes=0,
+            seal=index.seal,
         )
     )
     geometry = header.geometry

@@ -128,7 +128,7 @@ def require_current(context: StoreContext, *, strict: bool) -> None:
     Raises:
         DrengineError: CATALOGUE_DAMAGED.
     """
-    manifest, _ = newest_manifest(context.storage)
+    manifest, _ = newest_manifest(context.storage, context.keys)
     if manifest and manifest.store == context.identity and manifest.is_newer_than(context.catalogue.epoch()):
         raise DrengineError(CATALOGUE_DAMAGED, f"the catalogue is older than manifest {manifest.number}")
     known = {
@@ -201,7 +201,7 @@ def _has_record(context: StoreContext, name: str, number: int) -> bool:
     """Whether record `number` of a segment is there and whole, its payload included."""
 
     def judge(reader: Reader) -> bool:
-        scan = SegmentScan(reader)
+        scan = SegmentScan(reader, context.keys)
         scan.extend(reader, reader.size())
         index = scan.index()
         if index.record_count <= number:

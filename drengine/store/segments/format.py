@@ -6,6 +6,8 @@ Invariants, true of every segment that a catalogue names:
 - every header and table is covered by a checksum seeded with the segment's own random salt, so that bytes of
   another file, or of an earlier life of the same disk blocks, never pass for its own; the tables cover the frames;
 - a sealed segment ends with an index (all record headers, then all tables) and a footer.
+
+What makes an encrypted segment (version 3) its own is in drengine/crypt/segment.py.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from drengine.crypt.segment import SALT_BYTES, TAG_BYTES, Chain, SegmentCipher
 from drengine.model import extents
 from drengine.model.errors import DrengineError
 from drengine.model.extents import (
+    AES_256_GCM,
     BATCH_EXTENTS_MAX,
     BATCH_FRAMES_MAX,
     BATCH_PLAIN_BYTES_MAX,
@@ -38,8 +42,11 @@ from drengine.model.extents import (
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.store.errors import DAMAGED, STORE_VERSION
 
-FORMAT_VERSION = 2
+PLAIN_VERSION = 2
 """Version 1 had one frame a record, whose checksum stood in the record's header; its segments are read on."""
+ENCRYPTED_VERSION = 3
+FORMAT_VERSION = ENCRYPTED_VERSION
+"""The newest that is known."""
 
 HEADER = struct.Struct("<8sHHI16sQIIIIQQQ16sQQ4xI")
 """Fixed part; then the tail (source name and geometry), then CHECKSUM over both."""
@@ -49,13 +56,15 @@ RECORD_MAGIC = b"DRec"
 FOOTER = struct.Struct("<8sIIQQQQQ")
 FOOTER_MAGIC = b"DRSEAL\x1a\n"
 CHECKSUM = struct.Struct("<Q")
+ENCRYPTION = struct.Struct(f"<16s{SALT_BYTES}s")
+"""Where an encrypted segment's tail begins: the data key's id, and the random bytes of this file."""
 CUT_FIXED = struct.Struct("<QBxH")
 GEOMETRY_ROW = struct.Struct("<IHHQ")
 
 TAIL_BYTES_MAX = 1 << 20
 GEOMETRY_BYTES_MAX = TAIL_BYTES_MAX - 256
 LABEL_BYTES_MAX = 1024
-TABLE_BYTES_MAX = max(BATCH_EXTENTS_MAX * EXTENT.size + BATCH_FRAMES_MAX * FRAME.size, TAIL_BYTES_MAX)
+TABLE_BYTES_MAX = max(BATCH_EXTENTS_MAX * EXTENT.size + BATCH_FRAMES_MAX * FRAME.size + TAG_BYTES, TAIL_BYTES_MAX)
 PAYLOAD_BYTES_MAX = BATCH_PLAIN_BYTES_MAX + (1 << 16)
 
 FLAG_DROPPED = 1
@@ -104,6 +113,8 @@ EXTENT_DTYPE = np.dtype(
 )
 
 _POINT_KINDS = tuple(PointKind)
+_TABLE_LENGTH, _TABLE_LENGTH_AT = struct.Struct("<I"), 12
+"""Where a RECORD has the length of its table."""
 
 
 class RecordType(enum.IntEnum):
@@ -135,6 +146,8 @@ class SegmentHeader:
         geometry: volumes in force before record 0.
         generation: of the writer.
         version: of the segment's format.
+        key: id of the data key that it is encrypted with; empty: it is not encrypted.
+        key_salt: random bytes of this file, from which its own keys are derived.
     """
 
     store: bytes
@@ -151,7 +164,15 @@ class SegmentHeader:
     created_ns: int
     role: Role
     geometry: tuple[VolumeGeometry, ...]
-    version: int = FORMAT_VERSION
+    version: int = PLAIN_VERSION
+    key: bytes = b""
+    key_salt: bytes = b""
+
+    @property
+    def about(self) -> bytes:
+        """Which file of which store it is: what its keys are bound to."""
+        numbers = struct.pack("<III", self.branch, self.segment, self.revision)
+        return self.store + numbers + self.source.encode()
 
     @property
     def frame_seed(self) -> int:
@@ -165,7 +186,8 @@ class SegmentHeader:
 
     def pack(self) -> bytes:
         """Encode, with checksum."""
-        tail = _pack_text(self.source) + pack_geometry(self.geometry)
+        encryption = ENCRYPTION.pack(self.key, self.key_salt) if self.key else b""
+        tail = encryption + _pack_text(self.source) + pack_geometry(self.geometry)
         fixed = HEADER.pack(
             HEADER_MAGIC,
             self.version,
@@ -209,7 +231,13 @@ def parse_header(data: bytes) -> tuple[SegmentHeader, int]:
         raise DrengineError(STORE_VERSION, f"segment has format {version}, this is {FORMAT_VERSION}")
     if not intact or not version or size != HEADER.size:
         raise DrengineError(DAMAGED, "segment header fails its checksum")
-    source, used = _parse_text(data, HEADER.size)
+    key, key_salt, at = b"", b"", HEADER.size
+    if version >= ENCRYPTED_VERSION:
+        if tail_length <= ENCRYPTION.size:
+            raise DrengineError(DAMAGED, "segment header does not say how it is encrypted")
+        key, key_salt = ENCRYPTION.unpack_from(data, at)
+        at += ENCRYPTION.size
+    source, used = _parse_text(data, at)
     branch, segment, revision, parent, base, generation, first, epoch, position, created, role = fields[6:]
     return (
         SegmentHeader(
@@ -228,6 +256,8 @@ def parse_header(data: bytes) -> tuple[SegmentHeader, int]:
             role=Role(role),
             geometry=parse_geometry(data[used:end]),
             version=version,
+            key=key,
+            key_salt=key_salt,
         ),
         end + CHECKSUM.size,
     )
@@ -247,15 +277,20 @@ def pack_record(
     plain_length: int = 0,
     payload_length: int = 0,
     flags: int = 0,
-) -> bytes:
-    """Encode a record's header; table, frame table and payload follow it in the file unchanged."""
+    chain: Chain | None = None,
+) -> tuple[bytes, bytes]:
+    """A record's header and what follows it: the table, the frame table, and the tag where there is a chain.
+
+    The payload comes behind them, unchanged.
+    """
+    tables = table + frames
     fields = RECORD.pack(
         RECORD_MAGIC,
         type,
         0,
         flags,
         number,
-        len(table) + len(frames),
+        len(tables) + (TAG_BYTES if chain else 0),
         plain_length,
         payload_length,
         sequence,
@@ -266,7 +301,16 @@ def pack_record(
         len(frames) // FRAME.size,
         0,
     )[: -CHECKSUM.size]
-    return fields + CHECKSUM.pack(checksum(salt, fields, table, frames))
+    if chain:
+        tables += chain.add(fields, tables)
+    return fields + CHECKSUM.pack(checksum(salt, fields, tables)), tables
+
+
+def chain_fault(chain: Chain, fields: bytes, tables: bytes) -> str | None:
+    """Follow a chain by one record; why this is not the next one, or None."""
+    if chain.add(fields[: -CHECKSUM.size], tables[:-TAG_BYTES]) == tables[-TAG_BYTES:]:
+        return None
+    return "record was not written by somebody with the key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +328,8 @@ class SegmentIndex:
         frame_offsets: file offset of each frame.
         frame_plain_ends: where each frame ends in the plain form of its record.
         length: file length that these records end at.
+        tags: of all records, one after another; empty in a segment that is not encrypted.
+        cipher: of an encrypted segment whose chain was followed; None also where its key was forgotten.
     """
 
     header: SegmentHeader
@@ -296,9 +342,18 @@ class SegmentIndex:
     frame_offsets: NDArray[np.int64] = field(repr=False)
     frame_plain_ends: NDArray[np.int64] = field(repr=False)
     length: int = 0
+    tags: bytes = b""
+    cipher: SegmentCipher | None = None
 
     @staticmethod
-    def make(header: SegmentHeader, header_length: int, headers: bytes, tables: bytes) -> SegmentIndex:
+    def make(
+        header: SegmentHeader,
+        header_length: int,
+        headers: bytes,
+        tables: bytes,
+        *,
+        cipher: SegmentCipher | None = None,
+    ) -> SegmentIndex:
         """Put it together from concatenated headers and tables (with frame tables) that have been checked.
 
         Raises:
@@ -308,6 +363,10 @@ class SegmentIndex:
         stored = records["table_length"].astype(np.int64)
         payloads = records["payload_length"].astype(np.int64)
         offsets = _starts(stored + payloads + RECORD.size) + header_length
+        tags = b""
+        if header.key:
+            tables, tags = _parted(tables, stored, np.full(len(records), TAG_BYTES))
+            stored = stored - TAG_BYTES
         if header.version == 1:
             counts = (payloads > 0).astype(np.int64)
             rows, frames = tables, _frames_of_version_1(records[payloads > 0])
@@ -334,7 +393,14 @@ class SegmentIndex:
             np.repeat(payload_starts - lengths[frame_starts[:-1]], counts) + lengths[:-1],
             plains[1:] - np.repeat(plains[frame_starts[:-1]], counts),
             int(offsets[-1]),
+            tags,
+            cipher,
         )
+
+    @property
+    def seal(self) -> bytes:
+        """The chain's newest tag, which stands for all of its records; empty where there is no chain."""
+        return self.tags[-TAG_BYTES:]
 
     @property
     def record_count(self) -> int:
@@ -367,6 +433,8 @@ class SegmentIndex:
             self.frame_offsets[:frames],
             self.frame_plain_ends[:frames],
             int(self.offsets[count]),
+            self.tags[: count * TAG_BYTES],
+            self.cipher,
         )
 
     def table(self, number: int) -> bytes:
@@ -384,7 +452,11 @@ class SegmentIndex:
     def stored_table(self, number: int) -> bytes:
         """The table of one record as it is in the file."""
         frames = b"" if self.header.version == 1 else self.frames[self.frame_rows(number)].tobytes()
-        return self.table(number) + frames
+        return self.table(number) + frames + self.tags[number * TAG_BYTES : (number + 1) * TAG_BYTES]
+
+    def plain_table(self, number: int) -> bytes:
+        """The table of one record, its digests decrypted; without a cipher as it is stored."""
+        return self.cipher.turn_digests(number, self.table(number)) if self.cipher else self.table(number)
 
     def payload_range(self, number: int) -> tuple[int, int]:
         """File offset and length of one record's payload."""
@@ -448,8 +520,16 @@ def parse_footer(salt: int, data: bytes, file_length: int) -> tuple[int, int, in
     return count, offset, length, index_checksum
 
 
-def parse_index(header: SegmentHeader, header_length: int, count: int, data: bytes, expected: int) -> SegmentIndex:
-    """Decode a sealed segment's index.
+def parse_index(
+    header: SegmentHeader,
+    header_length: int,
+    count: int,
+    data: bytes,
+    expected: int,
+    *,
+    cipher: SegmentCipher | None = None,
+) -> SegmentIndex:
+    """Decode a sealed segment's index; with a cipher its chain is followed.
 
     Raises:
         DrengineError: DAMAGED.
@@ -457,7 +537,15 @@ def parse_index(header: SegmentHeader, header_length: int, count: int, data: byt
     if checksum(header.salt, data) != expected:
         raise DrengineError(DAMAGED, "segment index fails its checksum")
     split = count * RECORD.size
-    return SegmentIndex.make(header, header_length, data[:split], data[split:])
+    if cipher:
+        chain, at = cipher.chain(header.pack()), split
+        for number in range(count):
+            fields = data[number * RECORD.size : (number + 1) * RECORD.size]
+            (length,) = _TABLE_LENGTH.unpack_from(fields, _TABLE_LENGTH_AT)
+            if fault := chain_fault(chain, fields, data[at : at + length]):
+                raise DrengineError(DAMAGED, f"segment index: {fault}")
+            at += length
+    return SegmentIndex.make(header, header_length, data[:split], data[split:], cipher=cipher)
 
 
 def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes | None) -> str | None:
@@ -480,9 +568,10 @@ def record_fault(header: SegmentHeader, number: int, fields: bytes, table: bytes
         return "record type is not known"
     if header.version == 1:
         return None
-    if frames * FRAME.size > table_length:
+    end = table_length - (TAG_BYTES if header.key else 0)
+    if frames * FRAME.size > end:
         return "record claims more frames than its table holds"
-    return frames_fault(table[table_length - frames * FRAME.size :], payload)
+    return frames_fault(table[end - frames * FRAME.size : end], payload, cipher=AES_256_GCM if header.key else 0)
 
 
 def check_table(table: bytes | memoryview, frames: bytes | memoryview, volume_sizes: Mapping[int, int]) -> None:

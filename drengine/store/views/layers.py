@@ -7,6 +7,7 @@ File, little endian::
     volume table, 24 bytes a volume: u32 volume | u32 zero | u64 rows | u64 xxh3-64 of its columns
     columns of each volume, each padded to 8 bytes: starts u64 | lengths u64 | segments u32 | records u32
                       | plain offsets u32
+    in an encrypted store (version 2) 32 bytes: HMAC-SHA256, under a key of the store, of all before and the name
 
 So a mapping takes 28 bytes. The name says which segments are covered; its checksum keeps a file from passing for
 another.
@@ -17,6 +18,7 @@ segments, and segment numbers begin at 1, so level 1 holds 1-16, 17-32, ... The 
 
 from __future__ import annotations
 
+import hmac
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ FANOUT = 16
 LEVEL_MAX = 3
 MAGIC = b"DRENMAP1"
 VERSION = 1
+VERSION_WITH_TAG = 2
+TAG_BYTES = 32
 HEADER = struct.Struct("<8sIIQQQ")
 """Without its own checksum, which follows as CHECKSUM."""
 CHECKSUM = struct.Struct("<Q")
@@ -54,8 +58,8 @@ def cover(segment: int) -> list[tuple[int, int, int]]:
     return groups
 
 
-def write_layer(storage: Storage, name: str, maps: Mapping[int, FlatMap]) -> None:
-    """Store the maps of each volume under `name`, whole or not at all.
+def write_layer(storage: Storage, name: str, maps: Mapping[int, FlatMap], key: bytes = b"") -> None:
+    """Store the maps of each volume under `name`, whole or not at all; with a tag where there is a key.
 
     Raises:
         DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY.
@@ -67,15 +71,18 @@ def write_layer(storage: Storage, name: str, maps: Mapping[int, FlatMap]) -> Non
             body += np.ascontiguousarray(column, dtype=kind).view(np.uint8).data
             body += bytes(-len(body) % 8)
         table += VOLUME.pack(volume, 0, len(flat), xxh3_64_intdigest(memoryview(body)[begin:]))
-    length = HEADER.size + CHECKSUM.size + len(table) + len(body)
+    length = HEADER.size + CHECKSUM.size + len(table) + len(body) + (TAG_BYTES if key else 0)
     name_check, table_check = xxh3_64_intdigest(name.encode()), xxh3_64_intdigest(table)
-    header = HEADER.pack(MAGIC, VERSION, len(maps), length, name_check, table_check)
+    header = HEADER.pack(MAGIC, VERSION_WITH_TAG if key else VERSION, len(maps), length, name_check, table_check)
+    data = header + CHECKSUM.pack(xxh3_64_intdigest(header)) + table + body
+    if key:
+        data += hmac.digest(key, data + name.encode(), "sha256")
     with os_errors(f"writing {name}"):
-        storage.put(name, header + CHECKSUM.pack(xxh3_64_intdigest(header)) + table + body)
+        storage.put(name, data)
 
 
-def open_layer(storage: Storage, name: str) -> dict[int, FlatMap]:
-    """The maps of a layer file; every byte is checked before any is used.
+def open_layer(storage: Storage, name: str, key: bytes = b"") -> dict[int, FlatMap]:
+    """The maps of a layer file; every byte is checked before any is used, also the tag where there is a key.
 
     Raises:
         FileNotFoundError: there is none.
@@ -84,7 +91,7 @@ def open_layer(storage: Storage, name: str) -> dict[int, FlatMap]:
     try:
         reader = storage.open(name)
         try:
-            places = _check(reader, name)
+            places = _check(reader, name, key)
             data = reader.map()
         finally:
             reader.close()
@@ -111,7 +118,7 @@ class _Place:
     offset: int
 
 
-def _check(reader: Reader, name: str) -> list[_Place]:
+def _check(reader: Reader, name: str, key: bytes) -> list[_Place]:
     """Where the columns are, once the whole file has passed its checks.
 
     It is read rather than touched through the mapping, where a bad sector would kill the process.
@@ -123,7 +130,7 @@ def _check(reader: Reader, name: str) -> list[_Place]:
     (check,) = CHECKSUM.unpack_from(header, HEADER.size)
     if magic != MAGIC or check != xxh3_64_intdigest(header[: HEADER.size]):
         raise DrengineError(DAMAGED, f"{name} has a damaged header")
-    if version != VERSION or name_check != xxh3_64_intdigest(name.encode()):
+    if version != (VERSION_WITH_TAG if key else VERSION) or name_check != xxh3_64_intdigest(name.encode()):
         raise DrengineError(DAMAGED, f"{name} is of version {version} or was made under another name")
     if length != reader.size() or count * VOLUME.size > TABLE_BYTES_MAX:
         raise DrengineError(DAMAGED, f"{name} is not as long as it should be")
@@ -137,9 +144,19 @@ def _check(reader: Reader, name: str) -> list[_Place]:
             raise DrengineError(DAMAGED, f"{name} has damaged columns for volume {volume}")
         places.append(_Place(volume, rows, at))
         at += size
-    if at != length:
+    if key and not _is_tagged(reader, name, at, key):
+        raise DrengineError(DAMAGED, f"{name} was not written by somebody with the key")
+    if at + (TAG_BYTES if key else 0) != length:
         raise DrengineError(DAMAGED, f"{name} has bytes that belong to no volume")
     return places
+
+
+def _is_tagged(reader: Reader, name: str, length: int, key: bytes) -> bool:
+    state = hmac.new(key, digestmod="sha256")
+    for at in range(0, length, _READ_BYTES):
+        state.update(reader.read_at(at, min(_READ_BYTES, length - at)))
+    state.update(name.encode())
+    return hmac.compare_digest(state.digest(), reader.read_at(length, TAG_BYTES))
 
 
 def _checksum(reader: Reader, offset: int, length: int) -> int:

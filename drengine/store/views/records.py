@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from drengine.crypt.errors import SOURCE_ERASED
+from drengine.crypt.segment import SegmentCipher
 from drengine.model.errors import DrengineError
-from drengine.model.extents import BLOCK_BYTES, Codec, ExtentKind, Frame
+from drengine.model.extents import BLOCK_BYTES, FRAME, Batch, Codec, ExtentKind, Frame
 from drengine.process.descriptors import descriptors_free
 from drengine.store.blobs import Reader, Storage
 from drengine.store.catalogue.database import Catalogue
 from drengine.store.catalogue.rows import SEALED, SegmentRow
 from drengine.store.errors import DAMAGED, read_errors
+from drengine.store.keys import StoreKeys
 from drengine.store.names import segment_name
 from drengine.store.options import StoreOptions
 from drengine.store.segments import format as codec
@@ -39,6 +42,8 @@ _FRAME_COST_BYTES = 256
 _GATHERED_BYTES_MAX = 8 << 20
 """Frames that are decoded at once, in plain bytes."""
 
+ERASED_REASON = "erased: the key of this data was forgotten"
+"""Noted with damage that is none."""
 _LOOK_SECONDS = 1.0
 """How long a file that compaction has replaced may stay open, and so keep its space."""
 
@@ -70,8 +75,10 @@ class RecordFault(NamedTuple):
 class SegmentScan:
     """Walks a segment's records from its start, as far as they are intact; can be taken up again later."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, keys: StoreKeys) -> None:
         self.header, self._header_length = read_header(reader)
+        self._cipher = _cipher(self.header, keys)
+        self._chain = self._cipher.chain(self.header.pack()) if self._cipher else None
         self._headers: list[bytes] = []
         self._tables: list[bytes] = []
         self.length = self._header_length
@@ -100,6 +107,8 @@ class SegmentScan:
             if len(table) < table_length:
                 table = reader.read_at(body, table_length)
             self.fault = codec.record_fault(self.header, number, fields, table)
+            if self._chain and not self.fault:
+                self.fault = codec.chain_fault(self._chain, fields, table)
             if self.fault:
                 return
             self._headers.append(fields)
@@ -108,7 +117,8 @@ class SegmentScan:
 
     def index(self) -> SegmentIndex:
         """What was walked so far."""
-        return SegmentIndex.make(self.header, self._header_length, b"".join(self._headers), b"".join(self._tables))
+        headers, tables = b"".join(self._headers), b"".join(self._tables)
+        return SegmentIndex.make(self.header, self._header_length, headers, tables, cipher=self._cipher)
 
 
 class _OpenSegment:
@@ -120,7 +130,7 @@ class _OpenSegment:
         header = index.header
         self.key = (header.source, header.branch, header.segment, header.revision)
         self.verified = bytearray(len(index.frames))
-        """1 for each raw frame that has matched its checksum since the file was opened."""
+        """1 for each raw frame in clear that has matched its checksum since the file was opened."""
         self._dropped: dict[int, list[tuple[int, int]]] = {}
 
     def __del__(self) -> None:
@@ -155,8 +165,9 @@ class _Wanted(NamedTuple):
 class Records:
     """Reads what the catalogue says is committed. Threads may share it."""
 
-    def __init__(self, storage: Storage, catalogue: Catalogue, options: StoreOptions) -> None:
+    def __init__(self, storage: Storage, catalogue: Catalogue, options: StoreOptions, keys: StoreKeys) -> None:
         self._storage = storage
+        self._keys = keys
         self._catalogue = catalogue
         self._indexes: ByteCache[SegmentIndex] = ByteCache(options.index_cache_bytes_max)
         self._frames: ByteCache[Any] = ByteCache(options.frame_cache_bytes_max)
@@ -327,8 +338,13 @@ class Records:
         if index.header.version == 1:
             return [_decode(index, address, row, data) for row, data in zip(rows.tolist(), stored, strict=True)]
         try:
+            if index.header.key:
+                opened = [opened_frame(index, row, data) for row, data in zip(rows.tolist(), stored, strict=True)]
+                return decode_many([frame for frame, _ in opened], [data for _, data in opened])
             return decode_many(table, stored, seed=index.header.frame_seed)
         except DrengineError as error:
+            if error.kind is SOURCE_ERASED:
+                raise
             raise DrengineError(DAMAGED, f"{address}, or one before it: {error.message}") from error
 
     def _part_now(self, part: _OpenSegment, address: Address, wanted: _Wanted) -> memoryview | None:
@@ -344,7 +360,7 @@ class Records:
         stored = part.reader.read_now(at, frame.length)
         if stored is None:
             return None
-        if frame.codec == Codec.RAW:
+        if frame.codec == Codec.RAW and not frame.cipher:
             plain = _decode(part.index, address, row, memoryview(stored))
             part.verified[row] = 1
         else:
@@ -392,6 +408,8 @@ class Records:
             version, self._version = self._version, self._catalogue.data_version()
             if version != self._version:
                 self._open.forget_all(lambda _: True)
+                for source in self._keys.refresh():
+                    self.forget_source(source)  # its keys may have been forgotten
         part = self._open.get(address[:3])
         if part is not None and address.record < part.index.record_count:
             return part
@@ -457,6 +475,12 @@ class Records:
         """Close a segment's file as soon as nobody reads it: it was replaced or removed."""
         self._open.forget((source, branch, segment))
 
+    def forget_source(self, source: str) -> None:
+        """Let go of all that was read of a source."""
+        for cache in (self._indexes, self._scans, self._open):
+            cache.forget_all(lambda key: isinstance(key, tuple) and key[0] == source)
+        self._frames.forget_all(lambda _: True)  # which also keeps windows, whose keys tell no source
+
     def _again(self, row: SegmentRow) -> SegmentRow:
         """The row after a compaction may have swapped the file."""
         fresh = self._catalogue.segment(row.source, row.branch, row.segment)
@@ -472,7 +496,7 @@ class Records:
                 index = None
                 if row.state == SEALED:
                     try:
-                        index = read_sealed(reader, row.length)
+                        index = read_sealed(reader, row.length, self._keys)
                     except DrengineError as error:
                         if error.kind is not DAMAGED:
                             raise
@@ -485,6 +509,8 @@ class Records:
             raise DrengineError(DAMAGED, f"{name} holds another segment")
         if index.length != row.committed_length and (count is None or index.record_count < count):
             raise DrengineError(DAMAGED, f"{name} ends at {index.length}, not at {row.committed_length}")
+        if index.length == row.committed_length and index.seal != row.seal:
+            raise DrengineError(DAMAGED, f"{name} is not what was committed: its seal is another")
         return index
 
     def _scan(self, row: SegmentRow, reader: Reader, count: int | None) -> SegmentIndex:
@@ -492,7 +518,7 @@ class Records:
         with self._scan_lock:
             scan = self._scans.get(key)
             if scan is None or scan.fault or scan.length > row.committed_length:
-                scan = SegmentScan(reader)
+                scan = SegmentScan(reader, self._keys)
             scan.extend(reader, row.committed_length)
             index = scan.index()
             self._scans.put(key, scan, index.nbytes)
@@ -524,17 +550,54 @@ def _runs(wanted: list[_Wanted]) -> Iterator[list[_Wanted]]:
 
 def _decode(index: SegmentIndex, address: Address, row: int, stored: memoryview) -> memoryview:
     frame, header = index.frame(row), index.header
+    mine, plain_bytes_max = stored[: frame.length], header.frame_plain_bytes_max
     try:
-        return memoryview(
-            decode_frame(
-                frame,
-                stored[: frame.length],
-                seed=header.frame_seed,
-                plain_bytes_max=header.frame_plain_bytes_max,
-            )
-        )
+        if header.key:
+            return memoryview(decode_frame(*opened_frame(index, row, mine)))
+        return memoryview(decode_frame(frame, mine, seed=header.frame_seed, plain_bytes_max=plain_bytes_max))
     except DrengineError as error:
+        if error.kind is SOURCE_ERASED:
+            raise
         raise DrengineError(DAMAGED, f"{address}: {error.message}") from error
+
+
+def opened_frame(index: SegmentIndex, row: int, stored: Buffer) -> tuple[Frame, bytes]:
+    """An encrypted frame, `row` of the segment's frames, as it was before it was encrypted: its row and bytes.
+
+    Raises:
+        DrengineError: DAMAGED, SOURCE_ERASED.
+    """
+    if index.cipher is None:
+        header = index.header
+        what = f"segment {header.segment} of branch {header.branch} of {header.source!r}"
+        raise DrengineError(SOURCE_ERASED, f"the key of {what} was forgotten")
+    record = bisect_right(index.frame_starts, row) - 1
+    number = row - int(index.frame_starts[record])
+    found = index.cipher.open_frame(record, number, index.frames[row].tobytes(), stored)
+    if found is None:
+        raise DrengineError(DAMAGED, f"frame {number} is not what was written")
+    frame = index.frame(row)._replace(length=len(found), cipher=0, checksum=codec.checksum(0, found))
+    return frame, found
+
+
+def opened_record(index: SegmentIndex, record: int, table: bytes, payload: bytes) -> Batch:
+    """A record whose frames were checked, as it was before it was encrypted, with this table.
+
+    Raises:
+        DrengineError: DAMAGED, SOURCE_ERASED.
+    """
+    rows = index.frame_rows(record)
+    if not index.header.key:
+        return Batch(table, index.frames[rows].tobytes(), payload)
+    view, at = memoryview(payload), 0
+    frames, parts = [], []
+    for row in range(rows.start, rows.stop):
+        length = int(index.frames["length"][row])
+        frame, part = opened_frame(index, row, view[at : at + length])
+        frames.append(FRAME.pack(*frame))
+        parts.append(part)
+        at += length
+    return Batch(table, b"".join(frames), b"".join(parts))
 
 
 def decode_record(index: SegmentIndex, record: int, payload: bytes) -> memoryview:
@@ -564,7 +627,7 @@ def record_faults(
         return []
     header, view, at = index.header, memoryview(payload), 0
     address = Address(header.source, header.branch, header.segment, record)
-    table = np.frombuffer(index.table(record), dtype=codec.EXTENT_DTYPE)
+    table = np.frombuffer(index.plain_table(record), dtype=codec.EXTENT_DTYPE)
     wanted = table["kind"] == ExtentKind.DATA
     if rows is not None:
         wanted &= rows
@@ -580,7 +643,7 @@ def record_faults(
         try:
             plain = _decode(index, address, frame, view[at:]) if mine else memoryview(b"")
         except DrengineError as error:
-            faults.append(RecordFault(begin, end, error.message))
+            faults.append(RecordFault(begin, end, ERASED_REASON if error.kind is SOURCE_ERASED else error.message))
             mine = []
         for number in mine:
             row_end = int(row_ends[number]) - begin
@@ -599,6 +662,16 @@ def _missing(row: SegmentRow) -> DrengineError:
     )
 
 
+def _cipher(header: SegmentHeader, keys: StoreKeys) -> SegmentCipher | None:
+    """What decrypts a segment; None for one in clear, and where its key was forgotten: its extents are known still."""
+    try:
+        return keys.cipher(header)
+    except DrengineError as error:
+        if error.kind is not SOURCE_ERASED:
+            raise
+        return None
+
+
 def read_header(reader: Reader) -> tuple[SegmentHeader, int]:
     """A segment's header and its length in bytes.
 
@@ -614,18 +687,19 @@ def read_header(reader: Reader) -> tuple[SegmentHeader, int]:
     return codec.parse_header(bytes(data))
 
 
-def read_sealed(reader: Reader, length: int) -> SegmentIndex:
+def read_sealed(reader: Reader, length: int, keys: StoreKeys) -> SegmentIndex:
     """The index of a sealed segment whose file has `length` bytes.
 
     Raises:
-        DrengineError: DAMAGED, STORE_VERSION.
+        DrengineError: DAMAGED, STORE_VERSION, KEY_MISSING.
     """
     header, header_length = read_header(reader)
     if length < header_length + FOOTER.size or reader.size() < length:
         raise DrengineError(DAMAGED, "the segment's file is too short")
     footer = reader.read_at(length - FOOTER.size, FOOTER.size)
     count, offset, size, expected = codec.parse_footer(header.salt, footer, length)
-    index = codec.parse_index(header, header_length, count, reader.read_at(offset, size), expected)
+    data = reader.read_at(offset, size)
+    index = codec.parse_index(header, header_length, count, data, expected, cipher=_cipher(header, keys))
     if index.length != offset:
         raise DrengineError(DAMAGED, "the segment's index does not fit its records")
     return index

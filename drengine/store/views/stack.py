@@ -49,7 +49,9 @@ class Layers:
         options: StoreOptions,
         *,
         read_only: bool,
+        key: bytes,
     ) -> None:
+        self._key = key
         self._storage = storage
         self._catalogue = catalogue
         self._records = records
@@ -160,7 +162,7 @@ class Layers:
 
     def _read(self, name: str) -> Maps | None:
         try:
-            return open_layer(self._storage, name)
+            return open_layer(self._storage, name, self._key)
         except FileNotFoundError:
             return None
         except DrengineError as error:
@@ -173,7 +175,7 @@ class Layers:
         if self._read_only:
             return
         try:
-            write_layer(self._storage, name, maps)
+            write_layer(self._storage, name, maps, self._key)
         except (OSError, DrengineError) as error:
             _log.warning("%s is not kept: %s", name, error)
 
