@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from drengine.config import reference
 from drengine.control.refusals import REFUSALS
+from drengine.identity.errors import REASONS
 from drengine.model.errors import error_kinds
 from drengine.telemetry import Family
 from drengine.transport.causes import CAUSES
@@ -63,6 +64,7 @@ def errors() -> str:
         f"{'no' if kind.final else 'yes'} |"
         for kind in error_kinds()
     )
+    enrolment = "".join(f"| `{word}` | {meaning} | {hint} |\n" for word, (meaning, hint) in REASONS.items())
     causes = "".join(f"| `{each.code}` | {each.meaning} | {each.hint} |\n" for each in CAUSES.values())
     refusals = "".join(f"| `{each.code}` | {each.meaning} | {each.hint} |\n" for each in REFUSALS.values())
     return (
@@ -79,6 +81,8 @@ def errors() -> str:
         "told to do something over the broker answers so, and counts it "
         "([control messages](control.md#signed-orders)).\n\n"
         f"| code | meaning | what to do |\n|---|---|---|\n{refusals}"
+        "\n## Why nobody is enrolled\n\nThe words of `enrolment-refused`, in parentheses at the end of its message.\n\n"
+        f"| word | meaning | what to do |\n|---|---|---|\n{enrolment}"
     )
 
 
@@ -89,6 +93,7 @@ def metrics() -> str:
         ("Target", "drengine.target.metrics"),
         ("Agent", "drengine_agent.daemon.metrics"),
         ("Orchestrator", "drengine.console.metrics"),
+        ("Authority", "drengine.enrolment.metrics"),
     ):
         found: tuple[Family, ...] = importlib.import_module(module).FAMILIES
         rows = "\n".join(

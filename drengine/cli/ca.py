@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from drengine.audit import recorded
+from drengine.cli.ca_options import CaOption, PassphraseOption, open_ca, passphrase_of, seconds_of, shown_moment
 from drengine.cli.common import JsonOption
-from drengine.config.kinds import parse_duration, show_duration
+from drengine.config.kinds import show_duration
 from drengine.durable import replace_durably
 from drengine.identity.authority import (
     CA_SECONDS,
@@ -35,41 +34,17 @@ from drengine.terminal import emit_json, show_table
 
 app = typer.Typer(add_completion=False)
 
-PASSPHRASE_VARIABLE = "DRENGINE_CA_PASSPHRASE"
 KEY, CERTIFICATE, AUTHORITY = "key.pem", "certificate.pem", "ca.pem"
 """What a party is given: a folder with these."""
 CA_VALID, CERTIFICATE_VALID, CRL_VALID = map(show_duration, (CA_SECONDS, CERTIFICATE_SECONDS, CRL_SECONDS))
 
 
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-CaOption = Annotated[
-    Path,
-    typer.Option("--ca", envvar="DRENGINE_CA", help="The CA's directory (or DRENGINE_CA)."),
-]
-PassphraseOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--passphrase-file",
-        help="File with the passphrase of the CA's key, such as a systemd credential; otherwise "
-        f"{PASSPHRASE_VARIABLE}, otherwise none.",
-    ),
-]
 IdentityArgument = Annotated[
     str,
     typer.Argument(
         metavar="IDENTITY",
         help="ROLE/NAME, such as agent/shop or target/outpost, or drengine://SITE/ROLE/NAME. Roles: agent (its name is "
-        "its source's), target, orchestrator, host (a recovery host), broker.",
+        "its source's), target, orchestrator, host (a recovery host), broker, authority.",
     ),
 ]
 RequestOption = Annotated[
@@ -93,10 +68,10 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make a CA for a site, in a missing or empty directory."""
-    made = Authority.create(ca, site, passphrase=_passphrase(passphrase_file), seconds=_duration(valid))
+    made = Authority.create(ca, site, passphrase=passphrase_of(passphrase_file), seconds=seconds_of(valid))
     with recorded(ca, "ca.init", site):
         pass  # the directory had to be empty before
-    until = _moment(made.ends_at)
+    until = shown_moment(made.ends_at)
     if json:
         emit_json({"ca": ca, "site": site, "certificate": ca / CERTIFICATE_FILE, "valid_until": until})
     else:
@@ -124,14 +99,14 @@ def issue(
     json: JsonOption = False,
 ) -> None:
     """Issue a certificate that says who a party is, for its own request or with a key made here."""
-    authority = _open(ca, passphrase_file)
+    authority = open_ca(ca, passphrase_file)
     if present := next((name for name in (KEY, CERTIFICATE) if (to / name).exists()), None):
         raise DrengineError(CA_REFUSED, f"{to / present} is there already: `drengine ca renew` replaces it")
     public, key = _keys(csr)
     named = _identity(identity, authority)
     facts = {"hosts": host or [], "both_ways": both_ways, "valid": valid, "csr": str(csr or "")}
     with recorded(ca, "ca.issue", str(named), **facts):
-        issued = authority.issue(named, public, hosts=host or (), both_ways=both_ways, seconds=_duration(valid))
+        issued = authority.issue(named, public, hosts=host or (), both_ways=both_ways, seconds=seconds_of(valid))
         _hand_out(authority, issued, to, key, json=json)
 
 
@@ -146,11 +121,11 @@ def renew(
     json: JsonOption = False,
 ) -> None:
     """Issue again what a party has, with a new key; the old certificate stays valid until it expires."""
-    authority = _open(ca, passphrase_file)
+    authority = open_ca(ca, passphrase_file)
     public, key = _keys(csr)
     named = _identity(identity, authority)
     with recorded(ca, "ca.renew", str(named), valid=valid, csr=str(csr or "")):
-        issued = authority.renew(named, public, seconds=_duration(valid))
+        issued = authority.renew(named, public, seconds=seconds_of(valid))
         _hand_out(authority, issued, to, key, json=json)
 
 
@@ -165,7 +140,7 @@ def revoke(
     """Revoke a party's certificates, or one, and write the CRL."""
     if (identity is None) is (serial is None):
         raise typer.BadParameter("name an identity, or a certificate with --serial")
-    authority = _open(ca, passphrase_file)
+    authority = open_ca(ca, passphrase_file)
     named = None if identity is None else _identity(identity, authority)
     with recorded(ca, "ca.revoke", str(named or serial)):
         revoked = authority.revoke(identity=named, serial=serial.lower() if serial else None)
@@ -174,7 +149,9 @@ def revoke(
         return
     for each in revoked:
         print(f"revoked {each.identity}, serial {each.serial}")
-    print(f"{ca / CRL_FILE} says so: bring it to every target (`crl` in [tls])")
+    print(
+        f"{ca / CRL_FILE} says so; `drengine ca serve` tells whoever is enrolled, others need the file (`crl` in [tls])"
+    )
 
 
 @app.command("list")
@@ -189,7 +166,7 @@ def list_(
         emit_json([_told(each) for each in entries])
         return
     rows = [
-        (each.identity, each.serial, each.state(time.time()), _moment(each.ends_at), ", ".join(each.hosts))
+        (each.identity, each.serial, each.state(time.time()), shown_moment(each.ends_at), ", ".join(each.hosts))
         for each in entries
     ]
     show_table(("identity", "serial", "state", "valid until", "hosts"), rows)
@@ -205,29 +182,13 @@ def crl(
     json: JsonOption = False,
 ) -> None:
     """Sign the list of what is revoked (CRL, in PEM) anew, and print it."""
-    authority = _open(ca, passphrase_file)
+    authority = open_ca(ca, passphrase_file)
     with recorded(ca, "ca.crl", "", valid=valid):
-        content = authority.write_crl(seconds=_duration(valid)).decode()
+        content = authority.write_crl(seconds=seconds_of(valid)).decode()
     if json:
         emit_json({"crl": content, "file": ca / CRL_FILE})
     else:
         print(content, end="")
-
-
-def _open(ca: Path, passphrase_file: Path | None) -> Authority:
-    return Authority(ca, passphrase=_passphrase(passphrase_file))
-
-
-def _passphrase(file: Path | None) -> bytes | None:
-    if file is None:
-        return os.environb.get(PASSPHRASE_VARIABLE.encode()) or None
-    try:
-        content = file.read_bytes().rstrip(b"\r\n")
-    except OSError as error:
-        raise DrengineError(CA_UNUSABLE, f"{file}: {error.strerror or error}") from error
-    if not content:
-        raise DrengineError(CA_UNUSABLE, f"{file} is empty, and should hold a passphrase")
-    return content
 
 
 def _identity(text: str, authority: Authority) -> Identity:
@@ -260,7 +221,7 @@ def _hand_out(
     if json:
         emit_json({**_told(issued.entry), "folder": folder})
         return
-    until = _moment(issued.entry.ends_at)
+    until = shown_moment(issued.entry.ends_at)
     print(f"{folder / CERTIFICATE} is {issued.entry.identity}, serial {issued.entry.serial}, valid until {until}")
 
 
@@ -272,7 +233,7 @@ def _told(entry: Entry) -> dict[str, Any]:
         "state": entry.state(time.time()),
         "hosts": entry.hosts,
         "both_ways": entry.both_ways,
-        "valid_from": _moment(entry.begins_at),
-        "valid_until": _moment(entry.ends_at),
-        "revoked_at": None if revoked is None else _moment(revoked),
+        "valid_from": shown_moment(entry.begins_at),
+        "valid_until": shown_moment(entry.ends_at),
+        "revoked_at": None if revoked is None else shown_moment(revoked),
     }

@@ -193,7 +193,38 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "drengine.cli.ca", "List the certificates that were issued: whose, until when, revoked or not."
             ),
             "crl": Command("drengine.cli.ca", "Sign the list of what is revoked (CRL, in PEM) anew, and print it."),
+            "serve": Command(
+                "drengine.cli.ca_serve",
+                "Let hosts enrol with tokens, renew by themselves and hear of revocations; in the foreground, until "
+                "SIGTERM.",
+            ),
+            "rollover": Command(
+                "drengine.cli.ca_rollover",
+                "Replace the CA, a step at each call: parties trust both; the new one issues; the old one goes.",
+            ),
         },
+    ),
+    "token": Group(
+        "Who may join.",
+        {
+            "create": Command(
+                "drengine.cli.token",
+                "Make a token and print it, once: whoever has it may enrol a host under its role and names.",
+            ),
+            "list": Command("drengine.cli.token", "List tokens: for whom, how often used, until when."),
+            "revoke": Command(
+                "drengine.cli.token",
+                "Let nobody join with a token any more; certificates got with it stay valid.",
+            ),
+        },
+    ),
+    "enrol": Command(
+        "drengine.cli.enrol",
+        "Get a certificate for this target, orchestrator or broker by a token; the key is made here and stays here.",
+    ),
+    "identities": Command(
+        "drengine.cli.identities",
+        "Show who has a certificate: role, until when, when last heard by the authority, revoked or not.",
     ),
     "audit": Group(
         "Who did what: entries chained by their hashes, so that whoever changes one is found out.",

@@ -1,4 +1,7 @@
-"""The CA's record of what it has issued and revoked: one file, replaced whole."""
+"""What a CA remembers: which certificates it issued, until when, which it revoked, and which tokens let parties join.
+
+One file, replaced whole, so that a certificate and the use of the token that got it are remembered together or not.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ import msgspec
 
 from drengine.durable import replace_durably
 from drengine.identity.errors import CA_UNUSABLE
+from drengine.identity.tokens import Token
 from drengine.model.errors import DrengineError
 
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)
+"""Version 1 had one CA and no tokens."""
 INDEX_FILE = "index.json"
+FIRST_KEY_FILE = "ca.key"
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +31,9 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         both_ways: it may be used as a server's and as a client's.
         begins_at, ends_at: seconds since 1970 between which it is valid.
         revoked_at: when it was revoked; None when it was not.
+        issuer: file of the CA that signed it.
+        key: SHA-256 of the public key, in hexadecimal; empty where nobody noted it.
+        token: id of the token that it was got with; empty without one.
     """
 
     serial: str
@@ -33,6 +43,9 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     begins_at: int
     ends_at: int
     revoked_at: int | None = None
+    issuer: str = FIRST_KEY_FILE
+    key: str = ""
+    token: str = ""
 
     def state(self, now: float) -> str:
         """`valid`, `expired` or `revoked`."""
@@ -49,12 +62,18 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         site: for which the CA issues.
         crl_number: of the newest CRL.
         entries: oldest first.
+        issuing: file of the CA that signs certificates.
+        trusted: files of the CAs that parties believe; more than one while one replaces another.
+        tokens: oldest first.
     """
 
     version: int
     site: str
     crl_number: int
     entries: tuple[Entry, ...]
+    issuing: str = FIRST_KEY_FILE
+    trusted: tuple[str, ...] = (FIRST_KEY_FILE,)
+    tokens: tuple[Token, ...] = ()
 
 
 def read_index(folder: Path) -> Index:
@@ -71,9 +90,9 @@ def read_index(folder: Path) -> Index:
         raise DrengineError(CA_UNUSABLE, f"{path}: {error.strerror or error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DrengineError(CA_UNUSABLE, f"{path} is damaged: {error}") from error
-    if index.version != VERSION:
+    if index.version not in _READABLE:
         raise DrengineError(CA_UNUSABLE, f"{path} has version {index.version}, and this program knows {VERSION}")
-    return index
+    return msgspec.structs.replace(index, version=VERSION)
 
 
 def write_index(folder: Path, index: Index) -> None:

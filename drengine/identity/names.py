@@ -21,6 +21,7 @@ class Role(enum.StrEnum):
     ORCHESTRATOR = "orchestrator"
     HOST = "host"
     BROKER = "broker"
+    AUTHORITY = "authority"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,16 +56,21 @@ class Credentials:
         """
         self.role = role
         self.rejected: TransportError | None = None
-        self._files = files
+        self._files = files.completed()
         self._make = make
         self._clock = clock
         self._lock = threading.Lock()
-        self._seen = _stamps(files)
+        self._seen = _stamps(self._files)
         self._loaded = self._load()
         if fault := self._fault(self._loaded):
             log.error(
                 "no session is possible with these certificates (%s): %s; %s", fault.reason, fault.message, fault.hint
             )
+
+    @property
+    def files(self) -> TlsFiles:
+        """Where they lie."""
+        return self._files
 
     @property
     def identity(self) -> Identity | None:
@@ -126,10 +131,11 @@ class Credentials:
         return seconds
 
     def _load(self) -> _Loaded:
-        context = self._make(self._files)
-        ours, *_ = certificates_in(self._files.certificate)
-        revocations = revocations_in(self._files.crl) if self._files.crl else ()
-        return _Loaded(context, ours, tuple(certificates_in(self._files.ca)), tuple(revocations))
+        files = self._files.settled()
+        context = self._make(files)
+        ours, *_ = certificates_in(files.certificate)
+        revocations = revocations_in(files.crl) if files.crl else ()
+        return _Loaded(context, ours, tuple(certificates_in(files.ca)), tuple(revocations))
 
     def _fault(self, loaded: _Loaded) -> TransportError | None:
         """Why no session would be possible at this moment: nobody believes our certificate, or we nobody's."""

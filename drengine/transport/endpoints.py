@@ -61,7 +61,7 @@ async def connect(
     try:
         async with asyncio.timeout(limits.opening_seconds):
             sock, network = await _connect_inside(host, port, networks, tls, allow_plain)
-            with _closing_on_error(sock):
+            with closing_on_error(sock):
                 async with _alerting(sock, tls):
                     _, stream = await asyncio.get_running_loop().create_connection(
                         lambda: FramedStream(
@@ -100,7 +100,7 @@ async def _connect_inside(
         sock = socket.socket(family, kind, protocol)
         sock.setblocking(False)
         try:
-            with _closing_on_error(sock):
+            with closing_on_error(sock):
                 await loop.sock_connect(sock, address)
         except OSError as error:
             failure = TransportError(UNREACHABLE, "unreachable", f"{peer}:{port}: {error.strerror or error}")
@@ -216,7 +216,7 @@ class Listener:
     async def _run(self, sock: socket.socket, guest: _Guest) -> None:
         peer = guest.peer
         try:
-            with _closing_on_error(sock):
+            with closing_on_error(sock):
                 stream = guest.stream = await self._open(sock, peer)
         except TransportError as error:
             self._report(peer, error)
@@ -329,7 +329,8 @@ def _close(sock: socket.socket, _: object) -> None:
 
 
 @contextlib.contextmanager
-def _closing_on_error(sock: socket.socket) -> Iterator[None]:
+def closing_on_error(sock: socket.socket) -> Iterator[None]:
+    """Whatever goes wrong inside, the socket does not stay open."""
     try:
         yield
     except BaseException:

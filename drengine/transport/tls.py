@@ -27,6 +27,17 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
     return _load(context, files)
 
 
+def public_context(files: TlsFiles) -> ssl.SSLContext:
+    """For accepting anybody: clients show no certificate, and are judged by what they say.
+
+    Raises:
+        TransportError: BAD_TLS_FILES, naming the file and the cause.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0
+    return _load(context, files)
+
+
 def client_context(files: TlsFiles) -> ssl.SSLContext:
     """For connecting: the server's certificate must be of our CA and name the host that was asked for.
 

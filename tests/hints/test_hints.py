@@ -33,6 +33,7 @@ NOT_TRIED = {
     "`drengine-agent release --force`": "tests/agent/failback",
     "`drengine failback RUNBOOK`": "tests/failover/engine",
     "`drengine ca list`": "tests/identity/test_commands.py",
+    "`drengine ca serve`": "tests/enrolment",
 }
 """Commands of hints that are not typed in the situation, and why that is enough."""
 WORDS = {

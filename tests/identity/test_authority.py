@@ -16,11 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from drengine.identity.authority import FORGOTTEN_SECONDS, SKEW_SECONDS, Authority, Issued
+from drengine.identity.authority import FORGOTTEN_SECONDS, Authority, Issued
 from drengine.identity.errors import CA_REFUSED, CA_UNUSABLE
 from drengine.identity.index import INDEX_FILE
 from drengine.identity.keys import new_key, requested_key
 from drengine.identity.names import Identity, Role
+from drengine.identity.signing import SERVERS, SKEW_SECONDS
 from drengine.model.errors import DrengineError, ErrorKind
 from tests.clock import ManualClock
 
@@ -30,7 +31,7 @@ PEM = serialization.Encoding.PEM
 
 
 def issue(authority: Authority, identity: Identity = AGENT, **options: Any) -> Issued:
-    if identity.role in (Role.TARGET, Role.BROKER):
+    if identity.role in SERVERS:
         options.setdefault("hosts", ("outpost.example", "127.0.0.1", "::1"))
     return authority.issue(identity, new_key().public_key(), **options)
 
@@ -55,7 +56,7 @@ def test_openssl_believes_a_certificate_for_the_side_of_its_role_only(
     issued = issue(authority, Identity("main", role, "x"), both_ways=both_ways)
     file = tmp_path / "certificate.pem"
     file.write_bytes(issued.certificate)
-    serves = role in (Role.TARGET, Role.BROKER)
+    serves = role in SERVERS
     for purpose, allowed in (("sslserver", serves or both_ways), ("sslclient", not serves or both_ways)):
         done = openssl("verify", "-x509_strict", "-purpose", purpose, "-CAfile", tmp_path / "ca/ca.pem", file)
         assert (done.returncode == 0) is allowed, (purpose, done.stdout, done.stderr)
@@ -183,7 +184,7 @@ def test_a_directory_that_is_unsafe_damaged_or_used_is_refused(tmp_path: Path) -
     for content in (
         b"",
         index[:-9],
-        index.replace(b'"version": 1', b'"version": 2'),
+        index.replace(b'"version": 2', b'"version": 3'),
         index.replace(b"serial", b"cereal"),
     ):
         (folder / INDEX_FILE).write_bytes(content)

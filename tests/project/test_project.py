@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from drengine.console.metrics import FAMILIES as ORCHESTRATOR_FAMILIES
+from drengine.enrolment.metrics import FAMILIES as AUTHORITY_FAMILIES
 from drengine.model.errors import error_kinds
 from drengine.target.metrics import FAMILIES as TARGET_FAMILIES
 from drengine.telemetry import Family, Metrics
@@ -18,7 +19,12 @@ from drengine_agent.daemon.metrics import FAMILIES as AGENT_FAMILIES
 from tools import documents
 
 ROOT = Path(__file__).parent.parent.parent
-ALL_FAMILIES = {"target": TARGET_FAMILIES, "agent": AGENT_FAMILIES, "orchestrator": ORCHESTRATOR_FAMILIES}
+ALL_FAMILIES = {
+    "target": TARGET_FAMILIES,
+    "agent": AGENT_FAMILIES,
+    "orchestrator": ORCHESTRATOR_FAMILIES,
+    "authority": AUTHORITY_FAMILIES,
+}
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing: apt prometheus")
 
 

@@ -63,6 +63,10 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine_agent.cli.protect",
         "Write a configuration file; `run` then protects these volumes. Nothing is served or changed yet.",
     ),
+    "enrol": Command(
+        "drengine_agent.cli.enrol",
+        "Get a certificate for this source or recovery host by a token; the key is made here and stays here.",
+    ),
     "standby": Command(
         "drengine_agent.cli.standby",
         "Be a recovery host, in the foreground, until SIGTERM: attach, mount and start workloads when told to.",
