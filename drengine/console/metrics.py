@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from drengine.config import parse_duration
+from drengine.enrolment.keeper import Keeper
+from drengine.enrolment.metrics import KeepingFamilies
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
 from drengine.failover.measure import Measures, measure
@@ -61,8 +63,12 @@ DROPPED = Family(
 )
 CERTIFICATES = CredentialFamilies.of("orchestrator")
 CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
+KEEPING = KeepingFamilies.of("orchestrator")
 
-FAMILIES: tuple[Family, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Family))
+FAMILIES: tuple[Family, ...] = (
+    *(value for value in list(globals().values()) if isinstance(value, Family)),
+    *KEEPING.both,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ class OrchestratorMetrics:
     """Answers scrapes, in the scraper's thread."""
 
     def __init__(self, engine: Engine) -> None:
+        self.keepers: tuple[Keeper, ...] = ()
         self._engine = engine
         self._read: dict[tuple[str, ...], _Read] = {}
         self._objectives: dict[tuple[str, str], Objectives | None] = {}
@@ -85,6 +92,7 @@ class OrchestratorMetrics:
     def _gauges(self) -> Iterator[Sample]:
         engine = self._engine
         yield from CERTIFICATES.samples(engine.agents.credentials)
+        yield from KEEPING.samples(self.keepers)
         for reason, count in list(engine.agents.dropped.items()):
             yield Sample(DROPPED, count, (reason.value,))
         stored = engine.registry.runbooks()
@@ -179,7 +187,9 @@ async def serve_metrics(orchestrator: Orchestrator) -> AsyncIterator[int]:
     if address is None:
         yield 0
         return
-    metrics = OrchestratorMetrics(orchestrator.engine).metrics
+    made = OrchestratorMetrics(orchestrator.engine)
+    made.keepers = orchestrator.keepers
+    metrics = made.metrics
     endpoint = MetricsEndpoint(address.host, address.port, metrics, not_ready=lambda: "")
     try:
         yield endpoint.port

@@ -186,9 +186,14 @@ class Link:
         )
 
     def reload(self) -> None:
-        """Read the certificates again, for the next connection; this one goes on as it is."""
-        if self.credentials is not None:
-            self.credentials.refresh(again=True)
+        """Read the certificates again, for the next connection; this one goes on, unless the broker was revoked."""
+        if self.credentials is None:
+            return
+        self.credentials.refresh(again=True)
+        broker = self._client.peer_certificate if self._client else None
+        if self._client is not None and broker is not None and self.credentials.is_revoked(broker):
+            log.error("the certificate of the broker %s was revoked: the connection ends", self._where)
+            self._client.abandon()
 
     @property
     def _where(self) -> str:

@@ -92,6 +92,12 @@ class MqttClient(aiomqtt.Client):
         wanted = [(each, SubscribeOptions(qos=1, retainAsPublished=True)) for each in filters]
         await _cancellable(self.subscribe(wanted))
 
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The broker's, in DER; None without TLS or without a connection."""
+        sock = self._client.socket()
+        return sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+
     def abandon(self) -> None:
         """Close what a connection that failed left open."""
         with contextlib.suppress(Exception):

@@ -8,8 +8,9 @@ again and again, and two metrics tell for how long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from hashlib import sha256
 
 from cryptography import x509
@@ -54,8 +55,8 @@ class Keeper:
     async def run(self) -> None:
         """Renew and follow, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_fresh())
-            tasks.create_task(self._follow())
+            tasks.create_task(_again(self._keep_fresh, self._clock))
+            tasks.create_task(_again(self._follow, self._clock))
 
     @property
     def silent_seconds(self) -> float:
@@ -152,12 +153,30 @@ class Keeper:
         return self._clock.now_ns() / 1e9
 
 
-def keepers_of(
+@contextlib.asynccontextmanager
+async def keeping(
     files: Iterable[TlsFiles | None], clock: Clock, changed: Callable[[], object] = lambda: None
-) -> tuple[Keeper, ...]:
-    """One for each folder that an authority is asked for; none for certificates that people bring."""
+) -> AsyncIterator[tuple[Keeper, ...]]:
+    """Within this context, one for each folder that an authority is asked for; none for certificates of people."""
     folders = dict.fromkeys(each.place for each in files if each is not None)
-    return tuple(Keeper(Place(folder), clock, changed) for folder in folders if folder is not None)
+    keepers = tuple(Keeper(Place(folder), clock, changed) for folder in folders if folder is not None)
+    tasks = [asyncio.create_task(each.run()) for each in keepers]
+    try:
+        yield keepers
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _again(work: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Nothing unforeseen ends it: a certificate that nobody renews ends everything."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("keeping the certificate failed unexpectedly")
+            await clock.sleep(LOOK_SECONDS)
 
 
 def _due_at(certificate: x509.Certificate) -> float:

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from drengine.audit import FOLDER
 from drengine.audit.auditing import Auditing
 from drengine.control.broker import embedded_broker
+from drengine.enrolment.keeper import Keeper, keeping
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.options import RunOptions
@@ -44,6 +45,8 @@ class Orchestrator:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.keepers: tuple[Keeper, ...] = ()
+        """What keeps our certificates fresh."""
         self._noted: dict[str, object] = {}
         self._read: dict[tuple[str, str], Runbook | None] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -201,6 +204,8 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
         engine = await stack.enter_async_context(open_engine(config, audit=auditing.log))
         opened.append(engine)
         orchestrator = Orchestrator(engine)
+        files = [each.files for each in engine.agents.credentials]
+        orchestrator.keepers = await stack.enter_async_context(keeping(files, engine.site.clock, engine.agents.reload))
         for service in services:
             await stack.enter_async_context(service(orchestrator))
         working = asyncio.create_task(orchestrator.run())

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from drengine.audit import FOLDER
 from drengine.audit.auditing import Auditing
+from drengine.enrolment.keeper import keeping
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
@@ -158,7 +159,10 @@ class TargetDaemon:
 
         nbd_address = await self._serve_nbd(store, readers)
         cleanup.push_async_callback(_end, asyncio.create_task(self._watch_grants()))
-        if self.credentials and config.tls.crl:
+        if self.credentials:
+            keeping_it = keeping([self.credentials.files], self.clock, self.reload)
+            self.metrics.keepers = await cleanup.enter_async_context(keeping_it)
+        if self.credentials and self.credentials.files.crl:
             watching = asyncio.create_task(self._watch_revocations(self.credentials))
             cleanup.push_async_callback(_end, watching)
         server = await serve(

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from drengine.enrolment.keeper import Keeper
+from drengine.enrolment.metrics import KeepingFamilies
 from drengine.model.clock import Clock
 from drengine.model.grants import Access
 from drengine.model.points import RecoveryPoint
@@ -74,6 +76,7 @@ UNANCHORED = Family(
 )
 CERTIFICATES = CredentialFamilies.of("target")
 CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
+KEEPING = KeepingFamilies.of("target")
 RECEIVED = Family("target_received_bytes_total", COUNTER, "Bytes received by peer network.", ("network",))
 SENT = Family("target_sent_bytes_total", COUNTER, "Bytes sent by peer network.", ("network",))
 PLAIN = Family("target_stored_plain_bytes_total", COUNTER, "Bytes stored, before compression.", ("source",))
@@ -93,7 +96,10 @@ FREED = Family("target_compaction_freed_bytes_total", COUNTER, "Bytes that compa
 RETIRED = Family("target_points_retired_total", COUNTER, "Recovery points that retention removed.")
 MAINTENANCE_FAILURES = Family("target_maintenance_failures_total", COUNTER, "Failed runs of a task.", ("task",))
 
-FAMILIES: tuple[Family, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Family))
+FAMILIES: tuple[Family, ...] = (
+    *(value for value in list(globals().values()) if isinstance(value, Family)),
+    *KEEPING.both,
+)
 
 
 @dataclass
@@ -113,6 +119,7 @@ class TargetMetrics:
         self.figures = StoreFigures()
         self.sessions: Callable[[], int] = lambda: 0
         self.credentials: tuple[Credentials, ...] = ()
+        self.keepers: tuple[Keeper, ...] = ()
         self.store_reason: Callable[[], str] = lambda: "none"
         self.nbd_connections: Callable[[], int] = lambda: 0
         self.frame_cache_bytes: Callable[[], int] = lambda: 0
@@ -159,6 +166,7 @@ class TargetMetrics:
             yield Sample(STORE_STATE, float(reason == store_reason), (reason,))
         yield Sample(SET_ASIDE, self.set_aside)
         yield from CERTIFICATES.samples(self.credentials)
+        yield from KEEPING.samples(self.keepers)
         yield Sample(SESSIONS, self.sessions())
         yield Sample(NBD_CONNECTIONS, self.nbd_connections())
         for access in Access:

@@ -36,6 +36,7 @@ class Connector:
         self._observer = observer
         self._networks = DataNetworks.parse(config.data_networks)
         self._peers = PeerRules(lambda: self.credentials.identity if self.credentials else None)
+        self._peer: bytes | None = None
 
     async def __call__(self) -> FramedStream:
         """A new connection; nothing was said over it yet.
@@ -58,6 +59,7 @@ class Connector:
                 stream.is_proved = self._peers.require_target(stream.peer_certificate)
             else:
                 stream.is_proved = config.allow_plain or await self._is_local_target(stream)
+            self._peer = stream.peer_certificate
         except BaseException:
             stream.abort()
             raise
@@ -89,6 +91,11 @@ class Connector:
         """Read the certificates again, for the next connection; this one goes on as it is."""
         if self.credentials is not None:
             self.credentials.refresh(again=True)
+
+    @property
+    def is_peer_revoked(self) -> bool:
+        """Whether the target of the newest connection has been revoked since."""
+        return self._peer is not None and self.credentials is not None and self.credentials.is_revoked(self._peer)
 
     def _context(self) -> ssl.SSLContext | None:
         """Certificates that can't be used must not stop capture, so they are read for the first time only here."""

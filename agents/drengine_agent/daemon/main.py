@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from random import Random
 
+from drengine.enrolment.keeper import keeping
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.process.signals import ask_on_signals
@@ -69,6 +70,14 @@ async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteOrder
     metrics = AgentMetrics(config.source, configured_capture(config).figures_class)
     agent = Agent(config, observer=metrics)
     metrics.watch(agent)
+    files = (config.tls.files(), config.control.tls_files())
+    async with keeping(files, SystemClock(), lambda: _take_certificates(agent, remote)) as metrics.keepers:
+        await _replicate_with(config, config_path, remote, agent, metrics)
+
+
+async def _replicate_with(
+    config: AgentConfig, config_path: Path, remote: RemoteOrders | None, agent: Agent, metrics: AgentMetrics
+) -> None:
     running = asyncio.create_task(agent.run())
     ask_on_signals(lambda: _stop(agent))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, remote, config_path)
@@ -108,10 +117,18 @@ def _stop(agent: Agent) -> None:
     agent.stop()
 
 
-def _reload(agent: Agent, remote: RemoteOrders | None, path: Path) -> None:
+def _take_certificates(agent: Agent, remote: RemoteOrders | None) -> None:
+    """Use what lies on disk now, and leave a target that was revoked."""
     agent.connector.reload()
+    if agent.connector.is_peer_revoked:
+        log.error("the target's certificate was revoked: the session with it ends")
+        agent.replication.interrupt()
     if remote is not None:
         remote.party.link.reload()
+
+
+def _reload(agent: Agent, remote: RemoteOrders | None, path: Path) -> None:
+    _take_certificates(agent, remote)
     try:
         fresh = load_config(path)
     except DrengineError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from drengine.enrolment.keeper import Keeper
+from drengine.enrolment.metrics import KeepingFamilies
 from drengine.model.points import PointKind
 from drengine.model.states import REASONS, ReplicationState
 from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
@@ -70,9 +72,11 @@ CUTS_BY_KIND = Family(
 )
 CERTIFICATES = CredentialFamilies.of("agent", _SOURCE)
 CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
+KEEPING = KeepingFamilies.of("agent", _SOURCE)
 _OWN = (
     LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, COMPRESSION, CAPTURED, READ, SENT, BATCHES, CUTS, READ_ERRORS, RESCANS,
     ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND, CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED,
+    *KEEPING.both,
 )  # fmt: skip
 FAMILIES = (*_OWN, *(family for name in OURS for family in families_of(capture_class(name).figures_class)))
 """The agent's own, and those of our trackers."""
@@ -83,6 +87,7 @@ class AgentMetrics(Metrics):
 
     def __init__(self, source: str, figures: type[Figures] = Figures) -> None:
         """`figures` are those of the tracker that is used: it may be none of ours."""
+        self.keepers: tuple[Keeper, ...] = ()
         self._source = source
         self._agent: Agent | None = None
         self._party: Party | None = None
@@ -154,6 +159,7 @@ class AgentMetrics(Metrics):
             yield Sample(BROKER, float(self._party.link.is_connected), (source,))
         used = (agent.connector.credentials, self._party.link.credentials if self._party else None)
         yield from CERTIFICATES.samples(filter(None, used), (source,))
+        yield from KEEPING.samples(self.keepers, (source,))
         yield Sample(BACKLOG, facts.backlog_bytes, (source,))
         for each in ReplicationState:
             yield Sample(STATE, float(each is state), (source, each.value))

@@ -18,6 +18,7 @@ from drengine.control.attach import AttachOrder
 from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
+from drengine.enrolment.keeper import keeping
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -166,7 +167,8 @@ async def serve_standby(config: StandbyConfig) -> None:
     host = StandbyHost(config)
     running = asyncio.create_task(host.party.run())
     ask_on_signals(running.cancel, reload=host.party.link.reload)
-    notify("READY=1")
-    log.info("recovery host %s is ready", config.name)
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+    async with keeping([config.control.tls_files()], SystemClock(), host.party.link.reload):
+        notify("READY=1")
+        log.info("recovery host %s is ready", config.name)
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
