@@ -5,6 +5,7 @@ The file is a short shell script that finds a Python, followed by a zip archive:
     __main__.py                       tools/onefile_start.py: checks the Python, unpacks once, starts
     common/                           the agent and its pure packages
     native/cpython-311-x86_64-.../    C extensions for one Python on one machine and C library
+    stable/x86_64-linux-.../          those for every Python of a machine and C library
 
 Wheels come from requirements/agent.lock, each checked by its hash. The same sources and lock give the same bytes.
 """
@@ -31,13 +32,19 @@ ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "requirements/agent.lock"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux_2_17_aarch64", "musllinux_1_2_x86_64", "musllinux_1_2_aarch64")
-NATIVE = ("msgspec", "xxhash", "zstandard")
+NATIVE = ("cffi", "msgspec", "xxhash", "zstandard")
+STABLE = ("cryptography",)
+"""Their extensions keep to the part of Python's interface that stays the same."""
 NOT_NEEDED = ("colorama",)
 """Locked for other systems."""
 TARGET_ONLY = [("drengine", part) for part in ("cli", "console", "failover", "store", "target")]
 """Parts of drengine that the agent never imports (import-linter holds it to that)."""
-NOT_FOR_AGENTS = (Path("drengine/control/broker.py"),)
-"""The embedded broker, which only the quickstart and the orchestrator run."""
+NOT_FOR_AGENTS = (
+    Path("drengine/control/broker.py"),
+    *(Path("drengine/enrolment") / name for name in ("http.py", "rollover.py", "service.py", "serving.py")),
+    Path("drengine/identity/authority.py"),
+)
+"""The embedded broker, and the authority: other hosts run them."""
 DROPPED = re.compile(
     r"\.pyi$|/py\.typed$|^zstandard/_cffi\.|^zstandard/backend_(cffi|rust)|\.dist-info/(?!METADATA|licenses)"
     r"|^pygments/(lexers|styles)/(?!__init__|_mapping|default)"
@@ -95,9 +102,10 @@ def fetch(lines: list[str], folder: Path, python: str, platform: str) -> list[Pa
 def members(folder: Path) -> dict[str, bytes]:
     """Everything that goes into the archive, by name."""
     locked = requirements()
-    pure = [line for name, line in locked.items() if name not in NATIVE]
-    native = [locked[name] for name in NATIVE]
+    pure = [line for name, line in locked.items() if name not in NATIVE + STABLE]
+    native, stable = [locked[name] for name in NATIVE], [locked[name] for name in STABLE]
     work = [(pure, folder / "pure", PYTHONS[0], PLATFORMS[0])]
+    work += [(stable, folder / f"stable-{platform}", PYTHONS[0], platform) for platform in PLATFORMS]
     work += [
         (native, folder / f"{python}-{platform}", python, platform)
         for python, platform in itertools.product(PYTHONS, PLATFORMS)
@@ -135,12 +143,20 @@ def contents(wheel: Path) -> Iterator[tuple[str, bytes]]:
                 continue
             data = archive.read(name)
             suffix = re.search(r"\.(cpython-[\w-]+)\.so$", name)
-            if suffix:
+            if name.endswith(".abi3.so"):
+                yield f"stable/{_machine(wheel)}/{name}", without_sections(data)
+            elif suffix:
                 yield f"native/{suffix[1]}/{name}", without_sections(data)
-            elif ".dist-info/" in name and wheel.name.startswith(NATIVE) and name.endswith("METADATA"):
+            elif ".dist-info/" in name and wheel.name.startswith(NATIVE + STABLE) and name.endswith("METADATA"):
                 continue  # names its platform; the licences stay
             else:
                 yield f"common/{name}", data
+
+
+def _machine(wheel: Path) -> str:
+    """Machine and C library of a wheel, as the end of its Python's names for extensions: `x86_64-linux-gnu`."""
+    library = "musl" if "musllinux" in wheel.name else "gnu"
+    return f"{'aarch64' if 'aarch64' in wheel.name else 'x86_64'}-linux-{library}"
 
 
 def without_sections(elf: bytes) -> bytes:

@@ -68,7 +68,7 @@ def members(archive, kind):
     import zipfile
     import zlib
 
-    wanted = ("common/", "native/%s/" % kind)
+    wanted = ("common/", "native/%s/" % kind, "stable/%s/" % kind.split("-", 2)[2])
     found = []
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -237,7 +237,7 @@ def prepare(archive, kind):
         return settle(archive, kind, folder)
     except OSError as error:
         problems.append("a temporary folder: %s" % (error.strerror or error))
-    hint = "Free some space there (30 MB are enough), or name another folder: DRENGINE_CACHE=FOLDER."
+    hint = "Free some space there (60 MB are enough), or name another folder: DRENGINE_CACHE=FOLDER."
     refuse(UNUSABLE, "it can't be unpacked: " + "; ".join(problems), hint)
 
 

@@ -32,7 +32,7 @@ CACHE_UNUSABLE = error_kind(
     "cache-unusable",
     57,
     "The one-file agent finds no place where it can unpack itself.",
-    "Free some space there (30 MB are enough), or name another folder: DRENGINE_CACHE=FOLDER.",
+    "Free some space there (60 MB are enough), or name another folder: DRENGINE_CACHE=FOLDER.",
 )
 """Told by the file itself, before anything of the agent is loaded: tools/onefile_start.py, and the shell script in
 tools/onefile.py."""

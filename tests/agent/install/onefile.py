@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -20,7 +21,11 @@ def build_here(path: Path, *, extra: Mapping[str, bytes] | None = None) -> Path:
                 continue
             data = source.read_bytes()
             suffix = re.search(r"\.(cpython-[\w-]+)\.so$", file.name)
-            if suffix:
+            if file.name.endswith(".abi3.so"):
+                found[f"stable/{EXTENSION_SUFFIXES[0].split('-', 2)[2].removesuffix('.so')}/{file}"] = without_sections(
+                    data
+                )
+            elif suffix:
                 found[f"native/{suffix[1]}/{file}"] = without_sections(data)
             elif file.suffix == ".py":
                 found[f"common/{file}"] = data

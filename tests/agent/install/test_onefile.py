@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ from drengine.model.errors import ErrorKind
 from drengine_agent.install.errors import CACHE_UNUSABLE, ONE_FILE_DAMAGED, PYTHON_UNSUPPORTED
 from drengine_agent.install.places import CACHE
 from tests.agent.install.onefile import build_here
+from tests.enrolment.site import serving
 from tools.onefile import ROOT, pack, requirements, without_sections
 
 Answer = subprocess.CompletedProcess[str]
@@ -362,3 +364,13 @@ def test_sections_are_cut_off_behind_what_is_loaded() -> None:
     assert struct.unpack_from("<Q", kept, 40) == (0,)
     with pytest.raises(ValueError, match="ELF"):
         without_sections(b"MZ")
+
+
+async def test_it_enrols_with_nothing_beside_it(start: Start, tmp_path: Path) -> None:
+    """So the library for keys and certificates is inside, with its extensions."""
+    async with serving(tmp_path / "site") as site:
+        words = ("--token", str(site.invitation()), "--name", "shop", "--to", str(tmp_path / "identity"))
+        done = await asyncio.to_thread(start, "enrol", *words)
+        assert done.returncode == 0, done.stderr
+        assert "drengine://main/agent/shop" in done.stdout
+        assert (tmp_path / "identity/key.pem").stat().st_mode & 0o777 == 0o600
