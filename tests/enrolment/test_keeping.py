@@ -26,6 +26,7 @@ from drengine.identity.names import Role
 from drengine.identity.verify import SERVER, NotBelievedError, Trust
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.model.grants import Access
 from drengine.nbd.client import NbdClient
 from drengine.target.config import TlsOptions
 from drengine.transport.errors import TransportError
@@ -136,7 +137,9 @@ async def test_a_revocation_ends_sessions_and_exports_within_five_seconds(tmp_pa
             gone, kept = await joined(target, shop.files, "shop"), await joined(target, mill.files, "mill")
             await gone.declare()
             await gone.write(0, b"x" * 4096)
-            await gone.acknowledged(await gone.cut())
+            sequence = await gone.cut()
+            await gone.acknowledged(sequence)
+            target.store.grants.give("shop", 1, Access.READ, holder="host/standby", sequence=sequence)
             context = client_context(standby.files)
             context.check_hostname = False
             reader = await asyncio.to_thread(lambda: NbdClient(str(socket_path), "shop/data", tls=context))
