@@ -22,8 +22,8 @@ SKIPPED_BYTES_MAX = 1 << 20
 """So much a reader may leave out, which knows of zeros for example, and still go forward."""
 
 PREPARED_AT_ONCE = 2
-NEAR_MAX = 6
-"""Prepared windows that one connection keeps near; what it has in flight may lie in all of them."""
+NEAR_MAX = 2
+"""Prepared windows that one connection keeps near, beside those that it has passed: it is sent them at once."""
 
 
 class Forward:
@@ -79,6 +79,7 @@ class WindowReads:
         self._busy = 0
         self._near: dict[int, None] = {}
         """Prepared windows, oldest first."""
+        self._reached = 0
 
     def wait(self, request: Request, *, behind: int = -1) -> None:
         """Answer a read of at most a window's length when the first window that it lacks is near; one that lacks none
@@ -99,6 +100,7 @@ class WindowReads:
 
     def ahead(self, offset: int) -> None:
         """A reader has come to an offset: prepare the next window."""
+        self._reached = offset
         self._want(offset // WINDOW_BYTES + 1)
 
     def _want(self, number: int) -> None:
@@ -121,11 +123,6 @@ class WindowReads:
     def _arrived(self, number: int) -> None:
         self._busy -= 1
         self._asked.discard(number)
-        self._near[number] = None
-        if len(self._near) > NEAR_MAX:
-            oldest = next(iter(self._near))
-            del self._near[oldest]
-            self._view.let_go(self._volume, oldest * WINDOW_BYTES)
         replies = []
         for request in self._waiting.pop(number, ()):
             reply = self._answer(request)
@@ -135,4 +132,14 @@ class WindowReads:
                 self.wait(request, behind=number)
         if replies:
             self._complete(replies)
+        self._keep(number)
         self._go_on()
+
+    def _keep(self, number: int) -> None:
+        """Keep a window near while its reader may still want it: memory that is used again soon is the quickest."""
+        self._near[number] = None
+        is_passed = (number + 1) * WINDOW_BYTES <= self._reached
+        if is_passed or len(self._near) > NEAR_MAX:
+            dropped = number if is_passed else next(iter(self._near))
+            del self._near[dropped]
+            self._view.let_go(self._volume, dropped * WINDOW_BYTES)
