@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -63,7 +64,7 @@ INLINE_BYTES_MAX = 64 << 10
 """Longer requests go to the pool, unless what they read was prepared."""
 
 _SECRET = re.compile(rf"(?P<name>.*){SECRET_MARK}(?P<secret>[0-9a-f]{{32,64}})", re.DOTALL)
-_READ, _WRITE = int(Command.READ), int(Command.WRITE)
+_READ, _WRITE, _FLUSH = int(Command.READ), int(Command.WRITE), int(Command.FLUSH)
 _UNKNOWN = (UNKNOWN_SOURCE, UNKNOWN_POINT, UNKNOWN_BRANCH, UNKNOWN_VOLUME)
 _ERRORS = {STORE_FULL: NbdError.ENOSPC, FENCED: NbdError.EPERM, STORE_READ_ONLY: NbdError.EPERM}
 _STATUS = {"data": 0, "zero": STATUS_ZERO, "hole": STATUS_ZERO | STATUS_HOLE}
@@ -309,6 +310,7 @@ class ViewExport:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._late = _LateReplies(self._loop)
+        self._flushes = _Flushes(pool, self._reply, self._late.add)
         self._forward = Forward()
         self._windows = WindowReads(
             view, self._volume, pool, self._prepared, self._late.complete_now, self._serve_in_pool
@@ -347,6 +349,9 @@ class ViewExport:
             reply = self._answer_now(request)
             if reply is not None:
                 replies.append(reply)
+            elif request.command == _FLUSH or (request.flags & FLAG_FUA and self._change_now(request)):
+                request.data = None  # done, and not ours
+                self._flushes.add(request)
             elif request.command == _READ and self._forward.is_seen and request.length <= WINDOW_BYTES:
                 self._windows.wait(request)
             else:
@@ -355,21 +360,23 @@ class ViewExport:
 
     def _answer_now(self, request: Request) -> Reply | None:
         """The reply, if that needs no waiting."""
-        view, command, volume = self._writable, request.command, self._volume
-        if command == _READ:
+        if request.command == _READ:
             return self._read_now(request)
-        if view is None or request.flags & FLAG_FUA or (request.length > INLINE_BYTES_MAX and command == _WRITE):
-            return None
+        return None if request.flags & FLAG_FUA or not self._change_now(request) else Reply(request)
+
+    def _change_now(self, request: Request) -> bool:
+        """Write, clear or discard, if that needs no waiting; whether it was done. What asks for FUA is then flushed."""
+        view, command, volume = self._writable, request.command, self._volume
+        if view is None:
+            return False
         if command == _WRITE:
             assert request.data is not None
-            done = view.write_now(volume, request.offset, request.data)
-        elif command == Command.TRIM:
-            done = view.discard_now(volume, request.offset, request.length)
-        elif command == Command.WRITE_ZEROES:
-            done = view.zero_now(volume, request.offset, request.length)
-        else:
-            done = False
-        return Reply(request) if done else None
+            return request.length <= INLINE_BYTES_MAX and view.write_now(volume, request.offset, request.data)
+        if command == Command.TRIM:
+            return view.discard_now(volume, request.offset, request.length)
+        if command == Command.WRITE_ZEROES:
+            return view.zero_now(volume, request.offset, request.length)
+        return False
 
     def _read_now(self, request: Request) -> Reply | None:
         if self._forward.is_seen and (reply := self._prepared(request)):
@@ -410,12 +417,14 @@ class ViewExport:
         return found
 
     def _serve_late(self, request: Request) -> None:
+        self._late.add(self._reply(request))
+
+    def _reply(self, request: Request) -> Reply:
         try:
-            reply = self._serve(request)
+            return self._serve(request)
         except Exception as error:  # the client must get an answer whatever happens
             log.exception("a request failed", exc_info=error)
-            reply = Reply(request, NbdError.EIO, message="internal error")
-        self._late.add(reply)
+            return Reply(request, NbdError.EIO, message="internal error")
 
     def _serve(self, request: Request) -> Reply:
         try:
@@ -477,3 +486,38 @@ class _LateReplies:
         while self._waiting:
             replies.append(self._waiting.popleft())
         self.complete_now(replies)
+
+
+class _Flushes:
+    """The requests of a connection that wait for a flush: those that come while the disk is flushed share the next one.
+    Otherwise each keeps a thread of the pool, and all of these wake and contend whenever one commit has ended.
+    """
+
+    def __init__(self, pool: Executor, serve: Callable[[Request], Reply], add: Callable[[Reply], None]) -> None:
+        self._pool = pool
+        self._serve = serve
+        self._add = add
+        self._lock = threading.Lock()
+        self._waiting: list[Request] = []
+        self._is_served = False
+
+    def add(self, request: Request) -> None:
+        """Answer a request late; everything that was answered before this call is durable then."""
+        with self._lock:
+            self._waiting.append(request)
+            if self._is_served:
+                return
+            self._is_served = True
+        self._pool.submit(self._run)
+
+    def _run(self) -> None:
+        with self._lock:
+            requests, self._waiting = self._waiting, []
+        reply = self._serve(Request(_FLUSH, 0, 0, 0, 0))
+        for request in requests:
+            self._add(Reply(request, reply.error, message=reply.message))
+        with self._lock:
+            self._is_served = bool(self._waiting)
+            if not self._is_served:
+                return
+        self._pool.submit(self._run)  # behind what came meanwhile

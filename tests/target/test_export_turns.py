@@ -12,7 +12,10 @@ from itertools import pairwise
 
 import pytest
 
-from drengine.nbd.export import FLAG_FUA, Command, Reply, Request
+from drengine.model.errors import DrengineError
+from drengine.nbd.export import FLAG_FUA, Command, NbdError, Reply, Request
+from drengine.store.errors import STORE_FULL
+from drengine.store.log.writable import WritableView
 from drengine.store.views.records import Address, Records
 from drengine.store.views.view import View
 from drengine.target.exports import TURN_SECONDS_MAX, ViewExport
@@ -186,3 +189,63 @@ async def test_a_reader_in_order_finds_what_follows_near() -> None:
         assert got >= 12
         for reply in [*replies, *answers.replies]:
             assert content(reply) == data[reply.request.offset : reply.request.offset + 8192]
+
+
+async def test_flushes_that_wait_share_the_next_one_and_hold_one_thread() -> None:
+    with disk(writable=True) as (view, _), ThreadPoolExecutor(2) as pool:
+        assert isinstance(view, WritableView)
+        export, answers = export_of(view, pool), Answers()
+        may_end, begun, written = threading.Event(), asyncio.Event(), [0]
+        durable: list[int] = []
+        flush, loop = view.flush, asyncio.get_running_loop()
+
+        def slow() -> None:
+            covered = written[0]
+            loop.call_soon_threadsafe(begun.set)
+            assert may_end.wait(30)
+            flush()
+            durable.append(covered)
+
+        view.flush = slow  # type: ignore[method-assign]
+        for number in range(1, 41):
+            data = memoryview(bytes([number]) * 256)  # so little that the buffer has room for all
+            fua = Request(Command.WRITE, FLAG_FUA, number, number * 256, 256, data)
+            plain = Request(Command.WRITE, 0, 100 + number, number * 256, 256, data)
+            asked = [plain, Request(Command.FLUSH, 0, 200 + number, 0, 0)] if number % 2 else [fua]
+            written[0] = number
+            ready = export.submit(asked, answers.complete)
+            assert [reply.request.cookie for reply in ready] == ([100 + number] if number % 2 else [])
+            await begun.wait()
+        # The other thread is free, though forty requests wait.
+        assert await asyncio.wait_for(loop.run_in_executor(pool, lambda: 5), 30) == 5
+        assert answers.replies == []
+        may_end.set()
+        await answers.wait_for(40)
+        assert durable == [1, 40], "the first one, and one for all others"
+        assert sorted(reply.request.cookie % 200 for reply in answers.replies) == list(range(1, 41))
+        assert all(reply.error == 0 for reply in answers.replies)
+        assert all(view.read(1, number * 256, 256) == bytes([number]) * 256 for number in range(1, 41))
+
+
+async def test_a_flush_that_fails_fails_all_that_wait_for_it_and_the_next_tries_again() -> None:
+    with disk(writable=True) as (view, _), ThreadPoolExecutor(2) as pool:
+        assert isinstance(view, WritableView)
+        export, answers = export_of(view, pool), Answers()
+        may_end, flush, fails = threading.Event(), view.flush, [True]
+
+        def failing() -> None:
+            assert may_end.wait(30)
+            if fails[0]:
+                raise DrengineError(STORE_FULL, "no room")
+            flush()
+
+        view.flush = failing  # type: ignore[method-assign]
+        requests = [Request(Command.FLUSH, 0, number, 0, 0) for number in range(5)]
+        assert export.submit(requests, answers.complete) == []
+        may_end.set()
+        await answers.wait_for(5)
+        assert [reply.error for reply in answers.replies] == [NbdError.ENOSPC] * 5
+        fails[0] = False
+        export.submit([Request(Command.FLUSH, 0, 9, 0, 0)], answers.complete)
+        await answers.wait_for(6)
+        assert answers.replies[-1].error == 0
