@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,7 +10,9 @@ from typing import Any
 
 from drengine.model.grants import without_secret
 from drengine.process.environment import passed_on
+from drengine.process.given import given, references
 
+REDACTED = "***"
 SECRET_CHARACTERS_MIN = 6
 """A shorter value is redacted by its name only: it may be part of any word."""
 
@@ -52,8 +55,10 @@ def without_secrets(text: str, values: Collection[str] = ()) -> str:
 
 
 def secret_values(runbook: object) -> frozenset[str]:
-    """What a runbook, as builtins, and the environment that its commands inherit give under names of secrets."""
-    told = [*_secrets(runbook), *_secrets({name: os.environ.get(name, "") for name in passed_on()})]
+    """What a runbook, as builtins, and the environment that its commands inherit give under names of secrets; and
+    whatever its references (``${env:NAME}``) stand for.
+    """
+    told = [*_secrets(runbook), *_given(runbook), *_secrets({name: os.environ.get(name, "") for name in passed_on()})]
     words = {word for text in told for word in (text, text.split(" ")[-1])}  # "Bearer TOKEN": the token as well
     return frozenset(word for word in words if len(word) >= SECRET_CHARACTERS_MIN)
 
@@ -61,6 +66,35 @@ def secret_values(runbook: object) -> frozenset[str]:
 def is_secret_name(name: str) -> bool:
     """Whether what goes by this name is a secret."""
     return _SECRET_NAME.search(name) is not None
+
+
+def _given(value: Any) -> Iterator[str]:
+    for way, what in references_in(value):
+        with contextlib.suppress(ValueError):  # whoever uses it says so
+            yield given(way, what)
+
+
+def references_in(value: Any) -> Iterator[tuple[str, str]]:
+    """Ways and names of all references to secrets in a value, as builtins."""
+    if isinstance(value, str):
+        yield from references(value)
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from references_in(each)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        for each in value:
+            yield from references_in(each)
+
+
+def redacted(value: Any, values: Collection[str]) -> Any:
+    """A value, as builtins, with each of `values` left out of all texts in it."""
+    if isinstance(value, str):
+        for each in sorted(values, key=len, reverse=True):
+            value = value.replace(each, REDACTED)
+        return value
+    if isinstance(value, Mapping):
+        return {key: redacted(each, values) for key, each in value.items()}
+    return [redacted(each, values) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _secrets(value: Any) -> Iterator[str]:

@@ -51,7 +51,7 @@ from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepResult
 from drengine.failover.witness import Witness
 from drengine.model.errors import DrengineError
-from drengine.redaction import secret_values, without_secrets
+from drengine.redaction import redacted, secret_values, without_secrets
 
 log = logging.getLogger("drengine.failover")
 
@@ -288,7 +288,7 @@ class Executor:
             "message": self._shown(result.message),
             "code": result.code,
             "waiting": result.waiting,
-            "data": msgspec.to_builtins(result.data) if result.data is not None else {},
+            "data": self._kept(msgspec.to_builtins(result.data) if result.data is not None else {}),
             "output": self._shown(result.output)[-OUTPUT_CHARACTERS_MAX:],
             "retryable": result.retryable,
             "seconds": round(self._site.clock.monotonic() - began, 6),
@@ -361,6 +361,10 @@ class Executor:
     def _shown(self, text: str) -> str:
         """A step's words, fit for the registry and for people."""
         return without_secrets(text, self._secrets)
+
+    def _kept(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A step's result, fit for the registry: `details` are what drivers and hosts say; names and ids stay."""
+        return {**data, "details": redacted(data["details"], self._secrets)} if "details" in data else data
 
     def _permit(self) -> None:
         """Raises LEASE_LOST when another executor has the run: called inside the store's transaction."""

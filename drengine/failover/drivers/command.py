@@ -25,6 +25,7 @@ from drengine.failover.drivers.settings import read_settings
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.process import Finished, end_marked, find_marked, marked, run_command, start_marked
+from drengine.process.given import with_given
 
 MARK = "DRENGINE_INSTANCE"
 LOOK_SECONDS = 0.05
@@ -42,7 +43,8 @@ class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         quiesce: makes the workload stop writing cleanly; default: it is stopped.
         health: exit status 0 when it works; asked until it does. Default: it is healthy when it still runs after
             SETTLE_SECONDS, since a program that can't work mostly ends at once.
-        environment: added for all of these; they inherit next to nothing (see drengine.process.environment).
+        environment: added for all of these, with what ``${env:NAME}``, ``${file:/PATH}`` and ``${credential:NAME}``
+            stand for; they inherit next to nothing (see drengine.process.environment).
         user: as whom all of these run; default: the orchestrator's own.
         details: told to later steps as ${SOURCE.KEY}.
         grace: how long it may take to end before it is killed.
@@ -185,8 +187,12 @@ class CommandDriver(LaunchDriver):
 
     def _environment(self, request: LaunchRequest, settings: CommandSettings) -> dict[str, str]:
         disks = {disk.volume: disk.uri for disk in request.disks}
+        try:
+            given = {name: with_given(value) for name, value in settings.environment.items()}
+        except ValueError as error:
+            raise DrengineError(LAUNCH_FAILED, f"settings of driver command: environment: {error}") from error
         return {
-            **settings.environment,
+            **given,
             MARK: request.instance,
             "DRENGINE_RUN": request.run,
             "DRENGINE_SOURCE": request.source,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import msgspec
 from croniter import croniter
 
 from drengine.failover.drivers.driver import LaunchDriver
@@ -16,6 +17,8 @@ from drengine.failover.runbook.values import RETRIES_MAX, Launch, Mode, Runbook,
 from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
+from drengine.process.given import references
+from drengine.redaction import is_secret_name
 
 CYCLE_SHOWN_MAX = 8
 _CRON = re.compile(r"[0-9A-Za-z*/,-]{1,40}", re.ASCII)
@@ -196,6 +199,7 @@ class _Checker:
                     "sources",
                     name,
                 )
+            self._warn_of_secrets(name, msgspec.to_builtins(source.launch.settings))
         steps = [step for wave in self._book.waves for step in (*wave.before_steps, *wave.after_steps)]
         checks = [step for step in steps if any(self._kinds.actions[name].checks for name in step.actions)]
         if not any(Mode.DRILL in step.modes for step in checks):
@@ -206,6 +210,18 @@ class _Checker:
                 f"Add a step with {', '.join(able[:-1])} or {able[-1]} under `then`.",
                 "waves",
             )
+
+    def _warn_of_secrets(self, source: str, settings: Any) -> None:
+        """Whoever reads the registry reads what stands here itself."""
+        environment = settings.get("environment", {}) if isinstance(settings, dict) else {}
+        for name, value in environment.items() if isinstance(environment, dict) else ():
+            if isinstance(value, str) and value and is_secret_name(str(name)) and not next(references(value), None):
+                self._sense.warning(
+                    "clear-secret",
+                    f"{shown(str(name))} is kept with the runbook, and with each run's plan, as it stands here",
+                    "Refer to it: ${env:NAME}, ${file:/PATH} or ${credential:NAME} of whoever executes the run.",
+                    *("sources", source, "launch", "settings", "environment", str(name)),
+                )
 
 
 def _stay_inside(value: Any, sense: Sense) -> None:

@@ -13,6 +13,7 @@ from drengine.failover.runbook.document import Node, node_at, path_text
 from drengine.failover.runbook.findings import Findings, Place, did_you_mean, shown
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
+from drengine.process.given import references
 
 ITEMS_MAX = 1000
 """Sources, waves, steps of one wave."""
@@ -113,6 +114,8 @@ class Sense:
         """``${SOURCE.KEY}`` names a source that the runbook launches."""
         for text in texts:
             for found in _REFERENCE.finditer(text):
+                if next(references(found[0]), None):
+                    continue
                 detail = _DETAIL.fullmatch(found[1])
                 if detail is None or found[1].rpartition(".")[0] not in self.sources:
                     known = (f"{name}.address" for name in self.sources)

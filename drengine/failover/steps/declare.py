@@ -11,11 +11,13 @@ from drengine.control.messages import AgentReport
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.points import select_point
-from drengine.failover.runbook.values import Mode
+from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.texts import secret_of
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
+from drengine.redaction import references_in
 from drengine.store.log.branches import BranchInfo
 
 
@@ -62,6 +64,7 @@ class DeclareStep(StepKind[DeclareSettings, Declared]):
         return f"declare {', '.join(settings.sources)}"
 
     async def act(self, step: PlannedStep[DeclareSettings], context: StepContext) -> StepResult[Declared]:
+        await in_thread(lambda: _check_secrets(context.runbook))
         facts = await in_thread(lambda: {source: _facts(source, context) for source in step.settings.sources})
         listed = ", ".join(f"{source} at generation {each.generation}" for source, each in facts.items())
         declared = Declared(declared_ns=context.site.clock.now_ns(), sources=facts)
@@ -153,6 +156,16 @@ def _origin(branches: Mapping[int, BranchInfo], active: BranchInfo, generation: 
         if each.generation == generation and each.number != active.number and each.role in ("trunk", "promoted")
     ]
     return own[0] if own else active.parent
+
+
+def _check_secrets(runbook: Runbook) -> None:
+    """What a runbook refers to is there before anything is fenced.
+
+    Raises:
+        DrengineError: BAD_REFERENCE.
+    """
+    for way, what in references_in(msgspec.to_builtins(runbook)):
+        secret_of(way, what)
 
 
 def _check_launch(context: StepContext, source: str) -> None:

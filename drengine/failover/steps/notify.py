@@ -16,7 +16,7 @@ from drengine.failover.runbook.values import WebAddress
 from drengine.failover.steps.errors import CHECK_FAILED
 from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
-from drengine.failover.steps.texts import launched_details
+from drengine.failover.steps.texts import filled, launched_details
 from drengine.failover.steps.web import Deadline, post
 from drengine.redaction import without_secrets
 
@@ -56,7 +56,7 @@ class NotifyStep(ActionKind[Notification, Ended]):
         if settings.command:
             return await run_program(settings.command, step, context, given=message)
         try:
-            status = await asyncio.to_thread(_post, settings.url, message, step.timeout_seconds)
+            status = await asyncio.to_thread(_post, filled(settings.url, {}), message, step.timeout_seconds)
         except (OSError, ValueError, http.client.HTTPException) as error:
             return StepResult(False, without_secrets(f"{settings.url}: {error}"), CHECK_FAILED.id)
         return StepResult(True, without_secrets(f"{settings.url} took it ({status})"))

@@ -10,9 +10,11 @@ from drengine.failover.steps.errors import BAD_REFERENCE, UNSAFE_REFERENCE
 from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
+from drengine.process.given import REFERENCE, given
+from drengine.redaction import REDACTED
 
 _KEY = re.compile(r"[a-z0-9_]+", re.ASCII)
-_REFERENCE = re.compile(r"\$\{([a-z0-9][a-z0-9._-]*)\.([a-z0-9_]+)\}", re.ASCII)
+_REFERENCE = re.compile(rf"\$\{{([a-z0-9][a-z0-9._-]*)\.([a-z0-9_]+)\}}|{REFERENCE}", re.ASCII)
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*)|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
 _IN_URL = re.compile(r"[A-Za-z0-9_~](?:\.?[A-Za-z0-9_~-]+)*", re.ASCII)
 _IN_TEXT = re.compile(r"[A-Za-z0-9 ._:/@,+=%~\[\]-]*", re.ASCII)
@@ -31,7 +33,8 @@ def launched_details(context: StepContext) -> Details:
 
 
 def filled(text: str, details: Details) -> str:
-    """`text` with each ``${SOURCE.KEY}`` replaced by that detail. Everything else stands for itself: no shell.
+    """`text` with each ``${SOURCE.KEY}`` replaced by that detail, and each reference to a secret by that secret.
+    Everything else stands for itself: no shell.
 
     A detail was told by a host that may be hostile: it is refused where it could change what the text around it means.
 
@@ -40,12 +43,16 @@ def filled(text: str, details: Details) -> str:
     """
 
     def replace(match: re.Match[str]) -> str:
+        if match["way"]:
+            return secret_of(match["way"], match["what"])
         known = details.get(match[1], {})
         if match[2] not in known:
             there = ", ".join(sorted(f"{source}.{key}" for source in details for key in details[source])) or "none yet"
             raise DrengineError(BAD_REFERENCE, f"{match[0]} is not known here; known are: {there}")
         value, why = _told(known[match[2]]), ""
-        if value is None:
+        if value is not None and REDACTED in value:
+            why = "it was a secret, which is not kept: refer to it by ${env:NAME} or ${file:/PATH} here, too"
+        elif value is None:
             why = "it is neither a text nor a number"
         else:
             why = _doubt(value, text[: match.start()], text[match.end() :])
@@ -55,6 +62,19 @@ def filled(text: str, details: Details) -> str:
         return str(value)
 
     return _REFERENCE.sub(replace, text)
+
+
+def secret_of(way: str, what: str) -> str:
+    """What a reference to a secret stands for.
+
+    Raises:
+        DrengineError: BAD_REFERENCE.
+    """
+    try:
+        return given(way, what)
+    except ValueError as error:
+        hint = "Give it to each process that executes the run, or mend its name in the runbook."
+        raise DrengineError(BAD_REFERENCE, f"${{{way}:{what}}}: {error}", hint=hint) from error
 
 
 def _told(value: object) -> str | None:
