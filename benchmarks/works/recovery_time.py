@@ -28,6 +28,7 @@ from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.step import StepKind
 from drengine.model.extents import Extent, ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
+from drengine.people.roles import Person
 from drengine.process import end_marked
 from drengine.store.store import Store
 from drengine.wire.payload import digest, make_batch
@@ -107,7 +108,7 @@ def _failover(bench: Bench, servers: int, newest: dict[int, Snapshot]) -> Measur
 
 async def _carry_out(engine: Engine, folder: Path) -> Snapshot:
     book, version = engine.load_runbook(folder / "runbook.yaml")
-    run = engine.create_run(Mode.FAILOVER, book, version, "benchmark", RunOptions())
+    run = engine.create_run(Mode.FAILOVER, book, version, Person("benchmark"), RunOptions())
     await engine.execute(run)
     return engine.snapshot(run.id)
 

@@ -73,4 +73,4 @@ def reprotect(runbook: RunbookArgument, discard_divergent: DiscardOption = False
 
 def _begin(mode: Mode, runbook: str, options: RunOptions, **given: Any) -> None:
     place = runbook_place(runbook)
-    carry_out(options, lambda orders, by: orders.begin(mode, place, by, **given), wait=options.wait)
+    carry_out(options, lambda orders: orders.begin(mode, place, **given), wait=options.wait)

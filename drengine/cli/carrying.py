@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from drengine.cli.acting import acting_person
 from drengine.cli.live import view
 from drengine.cli.run_options import OrderOptions, RegistryOptions
 from drengine.failover.run import Outcome
@@ -48,7 +50,8 @@ def _with_orders(options: RegistryOptions, work: Callable[[Orders], Awaitable[T]
 
     async def run() -> T:
         _end_on_signals(asyncio.current_task())
-        async with orders.open_orders(config.load_orchestrator_config(options.config, options.given())) as opened:
+        loaded = config.load_orchestrator_config(options.config, options.given())
+        async with orders.open_orders(loaded, partial(acting_person, loaded.state)) as opened:
             return await work(opened)
 
     try:
@@ -69,7 +72,7 @@ def _end_on_signals(task: asyncio.Task[Any] | None) -> None:
 
 def carry_out(
     options: OrderOptions,
-    order: Callable[[Orders, str], RunRecord],
+    order: Callable[[Orders], RunRecord],
     *,
     wait: bool = True,
     patient: bool = False,
@@ -80,7 +83,7 @@ def carry_out(
 
     Args:
         options: the command's; with `json` one object is printed and nothing else.
-        order: what begins or changes the run, in the name of that person.
+        order: what begins or changes the run.
         wait: for approvals.
         patient: whoever had the run before may be dead, so its lease is waited for.
         success: the outcome that is a success for this command, beside COMPLETED.
@@ -91,7 +94,7 @@ def carry_out(
     """
 
     async def work(orders: Orders) -> None:
-        record = await asyncio.to_thread(lambda: order(orders, orders.operator_name(options.by)))
+        record = await asyncio.to_thread(order, orders)
         with view(record, quiet=options.json) as watch:
             run = await orders.carry_out(record, wait=wait, watch=watch, patient=patient, leave=bool(elsewhere))
         if run is None:
@@ -123,7 +126,7 @@ def run_lines(run: RunDetail) -> list[str]:
     lines += [
         f"  {each.source}: {line}" for each in run.steps for line in hydration_lines(each.data.get("details", {}))
     ]
-    lines += [f"  drengine approve {run.run} {step} --by NAME" for step in run.waiting_for]
+    lines += [f"  drengine approve {run.run} {step} --digest {run.digest}" for step in run.waiting_for]
     return lines
 
 

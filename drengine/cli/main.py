@@ -258,6 +258,44 @@ COMMANDS: Mapping[str, Command | Group] = {
             "forget": Command("drengine.cli.keys", "Erase a source: forget its data keys for good."),
         },
     ),
+    "user": Group(
+        "Accounts of people and programs, on the orchestrator's host.",
+        {
+            "add": Command(
+                "drengine.cli.people.accounts",
+                "Make an account. A user of this host of the same name has its roles, too.",
+            ),
+            "remove": Command(
+                "drengine.cli.people.accounts", "Remove an account; its tokens count no more from this moment on."
+            ),
+            "list": Command(
+                "drengine.cli.people.accounts", "List the accounts with their roles, and the tokens that count."
+            ),
+            "password": Command(
+                "drengine.cli.people.accounts", "Set an account's password; its logins end, tokens of programs stay."
+            ),
+            "role": Command("drengine.cli.people.accounts", "Give an account other roles, at once."),
+            "token": Group(
+                "Tokens of programs.",
+                {
+                    "create": Command(
+                        "drengine.cli.people.accounts", "Make a token for a program, and print it: it is shown once."
+                    ),
+                    "revoke": Command(
+                        "drengine.cli.people.accounts", "End a token: it counts no more from this moment on."
+                    ),
+                },
+            ),
+        },
+    ),
+    "login": Command(
+        "drengine.cli.people.login",
+        "Sign in: commands act as this account until the token is over, or `drengine logout`.",
+    ),
+    "logout": Command(
+        "drengine.cli.people.login",
+        "Sign out: the token counts no more, and commands act as the user of this host again.",
+    ),
     "broker": Command(
         "drengine.cli.broker",
         "Run an MQTT broker on loopback until interrupted. It keeps nobody apart; for more machines use Mosquitto.",

@@ -26,22 +26,24 @@ def approve(
     run: RunArgument,
     step: Annotated[str, typer.Argument(help="The step's id; not needed when only one is waiting.")] = "",
     comment: Annotated[str, typer.Option("--note", help="Kept with the approval.")] = "",
+    digest: Annotated[
+        str, typer.Option("--digest", help="What you approve, as `drengine run show` says; default: as it is now.")
+    ] = "",
     *,
     options: RequestOptions,
 ) -> None:
     """Approve a step that waits for it. Whoever executes the run goes on at once."""
 
     def order(orders: Orders) -> tuple[Request, str]:
-        # An approval by nobody is refused: "" is not the user.
-        by = options.by if options.by is not None else orders.operator_name()
-        made = orders.approve(run, by, step=step, note=comment)
-        return made, next(each.title for each in orders.show(run).steps if each.id == made.step)
+        made = orders.approve(run, step=step, note=comment, digest=digest)
+        return made, next((each.title for each in orders.show(run).steps if each.id == made.step), made.step)
 
     made, title = ask(options, order)
     if options.json:
         emit_json(made)
     else:
-        print(f"{made.by} approved {made.step}: {title}")
+        print(f"{made.by} ({made.proof}) approved {made.step}: {title}")
+        print(f"digest {made.digest}")
         print(f"if nobody executes the run any more: drengine run resume {run}")
 
 
@@ -51,7 +53,7 @@ def abort(run: RunArgument, comment: NoteOption = "", *, options: OrderOptions) 
     """End a run where it is: nothing new begins, a drill is cleaned up. A failover is not undone (see rollback)."""
     carry_out(
         options,
-        lambda orders, by: orders.abort(run, by, note=comment),
+        lambda orders: orders.abort(run, note=comment),
         success=Outcome.ABORTED,
         elsewhere="whoever executes the run will end it now",
     )
@@ -63,8 +65,7 @@ def commit(run: RunArgument, comment: NoteOption = "", *, options: RequestOption
     """Accept a completed failover: it can't be rolled back any more; the way home is a failback."""
 
     def order(orders: Orders) -> tuple[RunDetail, str]:
-        by = orders.operator_name(options.by)
-        return orders.commit(run, by, note=comment), by
+        return orders.commit(run, note=comment), str(orders.who)
 
     committed, by = ask(options, order)
     if options.json:
@@ -88,8 +89,8 @@ def rollback(
     branch until the branch's retention ends.
     """
 
-    def order(orders: Orders, by: str) -> RunRecord:
-        record = orders.rollback(run, by, yes=yes, note=comment)
+    def order(orders: Orders) -> RunRecord:
+        record = orders.rollback(run, yes=yes, note=comment)
         for each in orders.giving_up(record):
             note(f"giving up: {each}")
         return record
@@ -111,7 +112,7 @@ def resume(
     """Go on with a run that was interrupted, or try again what failed in one that stopped."""
     carry_out(
         options,
-        lambda orders, by: orders.resume(run, by, force=force, done=done),
+        lambda orders: orders.resume(run, force=force, done=done),
         wait=options.wait,
         patient=True,
     )

@@ -25,9 +25,6 @@ ExportOption = Annotated[
     str | None,
     typer.Option("--export", envvar="DRENGINE_EXPORT", help="The target's NBD address: HOST:PORT or unix:PATH."),
 ]
-ByOption = Annotated[
-    str | None, typer.Option("--by", help="Who does this; by default DRENGINE_OPERATOR or the user's name.")
-]
 WaitOption = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Wait for approvals, or end with 108 when one is needed.")
 ]
@@ -73,7 +70,6 @@ class EngineOptions(RegistryOptions):
 class RequestOptions(RegistryOptions):
     """For a command that only asks something of a run."""
 
-    by: ByOption = None
     json: JsonOption = False
 
 
@@ -81,7 +77,6 @@ class RequestOptions(RegistryOptions):
 class OrderOptions(EngineOptions):
     """For a command that carries a run out."""
 
-    by: ByOption = None
     json: JsonOption = False
 
 

@@ -7,19 +7,27 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from drengine import __version__
 from drengine.console import bodies as take
 from drengine.console.errors import BAD_REQUEST
-from drengine.console.guard import OPERATOR_HEADER, Guard, operator_of, problem
+from drengine.console.guard import Guard, problem
 from drengine.failover import answers as give
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
-from drengine.failover.errors import BAD_APPROVAL, RUN_STATE, WOULD_LOSE
+from drengine.failover.errors import (
+    APPROVAL_NEEDED,
+    APPROVAL_STALE,
+    BAD_APPROVAL,
+    RUN_STATE,
+    SELF_APPROVAL,
+    WOULD_LOSE,
+)
 from drengine.failover.orders import Orders
 from drengine.failover.registry.errors import LEASE_HELD, LEASE_LOST, REGISTRY_UNAVAILABLE, RUN_ACTIVE, UNKNOWN_RUN
 from drengine.failover.registry.values import StoredRunbook
@@ -32,6 +40,8 @@ from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
+from drengine.people.errors import ACCOUNTS_UNUSABLE, NOT_PERMITTED, NOT_SIGNED_IN, SIGN_IN_FAILED, SIGN_IN_LIMIT
+from drengine.people.roles import Action, Person, permit
 from drengine.store.answers import PointAnswer, point_answer
 from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
 from drengine.store.log.branches import BranchInfo
@@ -41,10 +51,13 @@ PREFIX = "/api/v1"
 STATUS = {
     kind.id: status
     for status, kinds in (
+        (401, (NOT_SIGNED_IN, SIGN_IN_FAILED)),
+        (403, (NOT_PERMITTED, SELF_APPROVAL, APPROVAL_NEEDED)),
         (404, (UNKNOWN_RUN, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE, UNKNOWN_POINT)),
-        (409, (RUN_ACTIVE, RUN_STATE, LEASE_HELD, LEASE_LOST, WOULD_LOSE)),
+        (409, (RUN_ACTIVE, RUN_STATE, LEASE_HELD, LEASE_LOST, WOULD_LOSE, APPROVAL_STALE)),
         (422, (BAD_RUNBOOK, BAD_APPROVAL, BAD_NAME, BAD_POINT, BAD_REQUEST)),
-        (503, (REGISTRY_UNAVAILABLE,)),
+        (429, (SIGN_IN_LIMIT,)),
+        (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE)),
     )
     for kind in kinds
 }
@@ -53,20 +66,20 @@ STATUS = {
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": take.Problem, "description": text}
     for status, text in (
-        (403, "Not from this host, or by nobody."),
+        (401, "By nobody: there is no proof, or it counts no more."),
+        (403, "By somebody who may not, or from a page of another host."),
         (404, "There is no such thing."),
         (409, "Not in this state."),
         (413, "Too large."),
         (422, "Not right as it was asked."),
+        (429, "Too often."),
         (500, "It failed; the message says why."),
         (503, "The registry can't be reached."),
     )
 }
 T = TypeVar("T")
 log = logging.getLogger("drengine.console")
-Operator = Annotated[
-    str, Header(alias=OPERATOR_HEADER, min_length=1, max_length=800, description="Who asks; kept with what is asked.")
-]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most, newest first.")]
 After = Annotated[int, Query(ge=0, le=2**31 - 1, description="Only those behind this number.")]
 
@@ -82,8 +95,9 @@ def make_app(orchestrator: Orchestrator) -> FastAPI:
         redoc_url=None,
     )
     app.state.orchestrator = orchestrator
+    app.include_router(open_router, prefix=PREFIX)
     app.include_router(router, prefix=PREFIX)
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, door=orchestrator.engine.door)
     app.add_exception_handler(DrengineError, _refused)
     app.add_exception_handler(RequestValidationError, _misunderstood)
     app.add_exception_handler(HTTPException, _not_there)
@@ -99,19 +113,29 @@ def _engine(request: Request) -> Engine:
     return _orchestrator(request).engine
 
 
-def _orders(request: Request) -> Orders:
-    return Orders(_engine(request))
-
-
-def _who(operator: Operator) -> str:
-    return operator_of(operator)
+def _who(request: Request, bearer: Bearer) -> Person:
+    """Whom the guard found; the header is a parameter so that OpenAPI speaks of it."""
+    person: Person = request.scope["person"]
+    return person
 
 
 AnOrchestrator = Annotated[Orchestrator, Depends(_orchestrator)]
 AnEngine = Annotated[Engine, Depends(_engine)]
+Who = Annotated[Person, Depends(_who)]
+
+
+def _orders(engine: AnEngine, who: Who) -> Orders:
+    return Orders(engine, who)
+
+
+def _may_look(who: Who) -> None:
+    permit(who, Action.LOOK)
+
+
 TheOrders = Annotated[Orders, Depends(_orders)]
-Who = Annotated[str, Depends(_who)]
-router = APIRouter(responses=REFUSALS)
+router = APIRouter(responses=REFUSALS, dependencies=[Depends(_may_look)])
+open_router = APIRouter(responses=REFUSALS)
+"""What needs no role."""
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -139,10 +163,36 @@ def _problem(status: int, id: str, message: str, hint: str, headers: Mapping[str
 # ---- runs ----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/health")
+@open_router.get("/health")
 async def health(engine: AnEngine) -> take.Health:
     """Whether the orchestrator answers."""
     return take.Health(version=__version__, store=str(engine.config.store))
+
+
+@open_router.post("/login")
+async def sign_in(request: Request, engine: AnEngine, body: take.SignIn) -> take.SignedIn:
+    """Get a token for a password."""
+    peer = str((request.scope.get("client") or ("",))[0])
+    seconds = engine.config.login_ttl
+    token, text = await _off(lambda: engine.door.sign_in(body.name, body.password, peer, seconds))
+    return take.SignedIn(token=text, name=token.account, expires_ns=token.expires_ns)
+
+
+@router.post("/logout")
+async def sign_out(engine: AnEngine, who: Who) -> take.Me:
+    """End the token that is shown; it counts no more."""
+    await _off(lambda: engine.door.sign_out(who))
+    return _me(who)
+
+
+@router.get("/me")
+async def show_me(who: Who) -> take.Me:
+    """Say who asks, how that was proved, and which roles he has."""
+    return _me(who)
+
+
+def _me(who: Person) -> take.Me:
+    return take.Me(name=who.name, proof=who.proof, roles=sorted(who.roles))
 
 
 @router.get("/runs")
@@ -158,10 +208,10 @@ async def list_runs(
 
 
 @router.post("/runs", status_code=201)
-async def start_run(orchestrator: AnOrchestrator, orders: TheOrders, body: take.StartRun, who: Who) -> give.RunDetail:
+async def start_run(orchestrator: AnOrchestrator, orders: TheOrders, body: take.StartRun) -> give.RunDetail:
     """Begin a drill, failover, migration, reprotect or failback; it is carried out by this orchestrator."""
     given = body.model_dump(exclude={"mode", "runbook"})
-    return await _ordered(orchestrator, orders, lambda: orders.begin(body.mode, body.runbook, who, **given))
+    return await _ordered(orchestrator, orders, lambda: orders.begin(body.mode, body.runbook, **given))
 
 
 @router.get("/runs/{run}")
@@ -183,39 +233,35 @@ async def show_requests(orders: TheOrders, run: take.RunId, after: After = 0) ->
 
 
 @router.post("/runs/{run}/approve")
-async def approve(orders: TheOrders, run: take.RunId, body: take.Approve, who: Who) -> Asked:
-    """Approve a step that waits for it."""
-    return await _off(lambda: orders.approve(run, who, step=body.step, note=body.note))
+async def approve(orders: TheOrders, run: take.RunId, body: take.Approve) -> Asked:
+    """Approve a step that waits for it, if it is still about what was seen."""
+    return await _off(lambda: orders.approve(run, step=body.step, note=body.note, digest=body.digest))
 
 
 @router.post("/runs/{run}/abort")
-async def abort(
-    orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId, body: take.Ask, who: Who
-) -> give.RunDetail:
+async def abort(orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId, body: take.Ask) -> give.RunDetail:
     """End a run where it is; a drill is cleaned up."""
-    return await _ordered(orchestrator, orders, lambda: orders.abort(run, who, note=body.note))
+    return await _ordered(orchestrator, orders, lambda: orders.abort(run, note=body.note))
 
 
 @router.post("/runs/{run}/resume")
-async def resume(
-    orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId, body: take.Resume, who: Who
-) -> give.RunDetail:
+async def resume(orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId, body: take.Resume) -> give.RunDetail:
     """Go on with a run that stopped or was left."""
-    return await _ordered(orchestrator, orders, lambda: orders.resume(run, who, force=body.force, done=body.done))
+    return await _ordered(orchestrator, orders, lambda: orders.resume(run, force=body.force, done=body.done))
 
 
 @router.post("/runs/{run}/rollback")
 async def rollback(
-    orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId, body: take.Rollback, who: Who
+    orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId, body: take.Rollback
 ) -> give.RunDetail:
     """Undo a failover; refused with what would be lost, unless `yes`."""
-    return await _ordered(orchestrator, orders, lambda: orders.rollback(run, who, yes=body.yes, note=body.note))
+    return await _ordered(orchestrator, orders, lambda: orders.rollback(run, yes=body.yes, note=body.note))
 
 
 @router.post("/runs/{run}/commit")
-async def commit(orders: TheOrders, run: take.RunId, body: take.Ask, who: Who) -> give.RunDetail:
+async def commit(orders: TheOrders, run: take.RunId, body: take.Ask) -> give.RunDetail:
     """Accept a failover: it can't be rolled back any more."""
-    return await _off(lambda: orders.commit(run, who, note=body.note))
+    return await _off(lambda: orders.commit(run, note=body.note))
 
 
 async def _ordered(orchestrator: Orchestrator, orders: Orders, order: Callable[[], RunRecord]) -> give.RunDetail:
@@ -235,7 +281,7 @@ async def list_runbooks(engine: AnEngine) -> list[StoredRunbook]:
 
 
 @router.post("/runbooks/validate")
-async def validate(orders: TheOrders, body: take.RunbookText, who: Who) -> give.Validation:
+async def validate(orders: TheOrders, body: take.RunbookText) -> give.Validation:
     """Say what is wrong with a runbook; nothing is kept."""
     return await _off(lambda: orders.validate(body.text))
 
@@ -249,7 +295,7 @@ async def show_runbook(
 
 
 @router.put("/runbooks/{name}")
-async def save_runbook(orders: TheOrders, name: take.RunbookName, body: take.RunbookText, who: Who) -> give.Saved:
+async def save_runbook(orders: TheOrders, name: take.RunbookName, body: take.RunbookText) -> give.Saved:
     """Keep a runbook; refused when it has mistakes."""
     return await _off(lambda: orders.keep(name, body.text))
 

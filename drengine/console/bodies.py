@@ -8,6 +8,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from drengine.failover.runbook.values import Mode
+from drengine.people.roles import Role
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 RUN_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z._-]{0,120}$"
@@ -45,6 +46,7 @@ class Approve(Ask):
     """An approval."""
 
     step: str = Field("", max_length=200, description="The step's id; not needed when only one is waiting.")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="What is approved: the run's `digest`, as it was seen.")
 
 
 class Resume(Ask):
@@ -64,6 +66,29 @@ class RunbookText(Body):
     """A runbook in YAML."""
 
     text: str = Field(max_length=TEXT_CHARACTERS_MAX)
+
+
+class SignIn(Body):
+    """A person who signs in."""
+
+    name: str = Field(max_length=200)
+    password: str = Field(max_length=1024)
+
+
+class SignedIn(BaseModel):
+    """A token: sent as `Authorization: Bearer TOKEN`."""
+
+    token: str
+    name: str
+    expires_ns: int
+
+
+class Me(BaseModel):
+    """Who asks, and how that was proved."""
+
+    name: str
+    proof: str
+    roles: list[Role]
 
 
 class Problem(BaseModel):

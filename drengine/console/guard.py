@@ -1,9 +1,8 @@
-"""Who may ask: only programs and people of this host, and only on purpose.
+"""Who asks: the kernel's word about a connection on this host, or a token.
 
-As there are no identities yet, the API listens on loopback, and a page from elsewhere in a local browser must not be
-able to use it: the Host header has to name loopback (a name that was rebound to 127.0.0.1 does not), a foreign Origin
-is refused, and whatever changes something needs a header that such a page can't send without being asked first. Other
-users of the host are refused too: a runbook's commands run as the orchestrator's user.
+On loopback without TLS a page from elsewhere in a local browser must not be able to use the API: the Host header has to
+name loopback (a name that was rebound to 127.0.0.1 does not), a foreign Origin is refused, and whatever changes
+something has to be JSON or to show a token, which such a page can't send without being asked first.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import unicodedata
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,9 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from drengine.console.errors import BAD_REQUEST
 from drengine.linux.loopback import user_of
 from drengine.model.errors import DrengineError
+from drengine.people.door import Door
+from drengine.people.errors import ACCOUNTS_UNUSABLE, NOT_SIGNED_IN
+from drengine.people.roles import NOBODY, Person
 from drengine.terminal.frame import INTERNAL
 
-OPERATOR_HEADER = "X-Drengine-Operator"
 BODY_BYTES_MAX = 8 << 20
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -40,17 +39,22 @@ log = logging.getLogger("drengine.console")
 class Guard:
     """Stands before the application. Whatever goes wrong inside becomes an answer in JSON, never a traceback."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app, self._door = app, door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = _refusal(scope["method"], headers) or await asyncio.to_thread(_stranger, scope)
+        refusal = _refusal(scope, headers)
         if refusal is not None:
             await answer(send, *refusal)
+            return
+        try:
+            scope["person"] = await asyncio.to_thread(self._person, scope, headers.get("authorization", ""))
+        except DrengineError as error:
+            await answer(send, 503 if error.kind is ACCOUNTS_UNUSABLE else 401, error.message, error=error)
             return
         answering = _Answering(send)
         try:
@@ -60,20 +64,22 @@ class Guard:
             if not answering.begun:
                 await answer(send, 500, "something unexpected happened; see the log", id=INTERNAL.id)
 
+    def _person(self, scope: Scope, authorization: str) -> Person:
+        """Whose token is shown; without one, who holds the other end of a connection on this host.
 
-def operator_of(header: str) -> str:
-    """Who asks, from the header's value.
-
-    Raises:
-        DrengineError: BAD_REQUEST.
-    """
-    try:
-        name = header.encode("latin-1").decode().strip()
-    except UnicodeError:
-        name = ""
-    if not name or len(name) > 200 or any(unicodedata.category(each)[0] == "C" for each in name):
-        raise DrengineError(BAD_REQUEST, f"{OPERATOR_HEADER} names nobody", hint="Send who asks, in UTF-8.")
-    return name
+        Raises:
+            DrengineError: NOT_SIGNED_IN, ACCOUNTS_UNUSABLE.
+        """
+        if authorization:
+            scheme, _, token = authorization.partition(" ")
+            if scheme.lower() != "bearer":
+                raise DrengineError(NOT_SIGNED_IN, "a token is shown as `Authorization: Bearer TOKEN`")
+            return self._door.by_bearer(token.strip())
+        client, server = scope.get("client"), scope.get("server")
+        if scope["scheme"] != "http" or not client or not server:
+            return NOBODY
+        user = user_of(client, server)
+        return NOBODY if user is None else self._door.by_user(user)
 
 
 def problem(id: str, message: str, hint: str) -> bytes:
@@ -81,35 +87,30 @@ def problem(id: str, message: str, hint: str) -> bytes:
     return json.dumps({"id": id, "message": message, "hint": hint}).encode()
 
 
-async def answer(send: Send, status: int, message: str, *, id: str = BAD_REQUEST.id) -> None:
+async def answer(
+    send: Send, status: int, message: str, *, id: str = BAD_REQUEST.id, error: DrengineError | None = None
+) -> None:
     """Send a refusal."""
-    body = problem(id, message, BAD_REQUEST.hint)
+    body = problem(error.kind.id if error else id, message, error.hint if error else BAD_REQUEST.hint)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *SECURITY_HEADERS]
+    headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def _refusal(method: str, headers: dict[str, str]) -> tuple[int, str] | None:
-    if not _is_local(f"//{headers.get('host', '')}"):
+def _refusal(scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if scope["scheme"] == "http" and not _is_local(f"//{host}"):
         return 403, "the Host header does not name this host's loopback address"
-    if "origin" in headers and not _is_local(headers["origin"]):
+    if origin is not None and not (_is_local(origin) if scope["scheme"] == "http" else origin == f"https://{host}"):
         return 403, "requests from pages of other hosts are refused"
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return 403, "requests from pages of other hosts are refused"
-    if method not in SAFE_METHODS and not headers.get(OPERATOR_HEADER.lower()):
-        return 403, f"whatever changes something needs the header {OPERATOR_HEADER}: who asks"
+    json_sent = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+    if scope["method"] not in SAFE_METHODS and not json_sent and "authorization" not in headers:
+        return 403, "whatever changes something is sent with Content-Type: application/json"
     if int(headers["content-length"]) > BODY_BYTES_MAX if headers.get("content-length", "").isdecimal() else False:
         return 413, f"the body has more than {BODY_BYTES_MAX} bytes"
-    return None
-
-
-def _stranger(scope: Scope) -> tuple[int, str] | None:
-    """A refusal unless the other end belongs to the orchestrator's user or to root."""
-    if not scope.get("client") or not scope.get("server"):
-        return 403, "the connection has no other end"
-    user = user_of(scope["client"], scope["server"])
-    if user is None or user not in (0, os.geteuid()):
-        return 403, "only the orchestrator's own user and root are heard"
     return None
 
 

@@ -6,7 +6,7 @@ after a restart. What a finished run's journal says is remembered: it does not c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from drengine.failover.snapshot import observe
 from drengine.failover.steps.fence import FENCE
 from drengine.model.errors import DrengineError
 from drengine.telemetry import Family, Kind, Metrics, MetricsEndpoint, Sample
-from drengine.transport.credentials import CredentialFamilies
+from drengine.transport.credentials import CredentialFamilies, Credentials
 
 GAUGE = Kind.GAUGE
 RUNS_READ_MAX = 500
@@ -82,16 +82,16 @@ class _Read:
 class OrchestratorMetrics:
     """Answers scrapes, in the scraper's thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, credentials: Sequence[Credentials] = ()) -> None:
         self.keepers: tuple[Keeper, ...] = ()
-        self._engine = engine
+        self._engine, self._credentials = engine, credentials
         self._read: dict[tuple[str, ...], _Read] = {}
         self._objectives: dict[tuple[str, str], Objectives | None] = {}
         self.metrics = Metrics(FAMILIES, self._gauges)
 
     def _gauges(self) -> Iterator[Sample]:
         engine = self._engine
-        yield from CERTIFICATES.samples(engine.agents.credentials)
+        yield from CERTIFICATES.samples((*engine.agents.credentials, *self._credentials))
         yield from KEEPING.samples(self.keepers)
         for reason, count in list(engine.agents.dropped.items()):
             yield Sample(DROPPED, count, (reason.value,))
@@ -187,7 +187,7 @@ async def serve_metrics(orchestrator: Orchestrator) -> AsyncIterator[int]:
     if address is None:
         yield 0
         return
-    made = OrchestratorMetrics(orchestrator.engine)
+    made = OrchestratorMetrics(orchestrator.engine, orchestrator.credentials)
     made.keepers = orchestrator.keepers
     metrics = made.metrics
     endpoint = MetricsEndpoint(address.host, address.port, metrics, not_ready=lambda: "")

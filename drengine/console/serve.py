@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,9 @@ from drengine.console.api import make_app
 from drengine.console.errors import BAD_REQUEST
 from drengine.failover.daemon import Orchestrator
 from drengine.model.errors import DrengineError
+from drengine.transport.credentials import Credentials
+from drengine.transport.files import TlsFiles
+from drengine.transport.tls import public_context
 
 CONNECTIONS_MAX = 64
 """Connections that are open; a new one beyond takes the place of the one that is idle for longest."""
@@ -33,7 +37,9 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
     Raises:
         DrengineError: BAD_REQUEST when it can't listen there.
     """
-    listening = _listen(orchestrator.engine.config.rest)
+    options = orchestrator.engine.config
+    listening = _listen(options.rest)
+    files = options.rest_tls.files("[rest_tls]")
     config = uvicorn.Config(
         make_app(orchestrator),
         log_config=None,
@@ -48,6 +54,8 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         timeout_keep_alive=KEEP_SECONDS,
         timeout_graceful_shutdown=END_SECONDS,
     )
+    config.load()
+    config.ssl = _tls(files, orchestrator) if files else None
     server = _Server(config)
     serving = asyncio.create_task(server.serve([listening]))
     port: int = listening.getsockname()[1]
@@ -58,6 +66,23 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
         listening.close()
+
+
+def _tls(files: TlsFiles, orchestrator: Orchestrator) -> ssl.SSLContext:
+    """A context that looks for renewed files at each handshake.
+
+    Raises:
+        DrengineError: BAD_TLS_FILES.
+    """
+    credentials = Credentials(files, public_context, role="rest", clock=orchestrator.engine.site.clock)
+    orchestrator.credentials.append(credentials)
+
+    def choose(connection: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
+        connection.context = credentials.context()
+
+    chosen = public_context(files)
+    chosen.sni_callback = choose
+    return chosen
 
 
 class _Connection(H11Protocol):

@@ -35,6 +35,7 @@ class Run:
     Attributes:
         run: its id.
         version: of the runbook that it began with, and keeps.
+        started_proof: how it was proved who started it: ``unix:UID``, ``login:ID``, ``program:ID``, ``oidc:ISSUER``.
         reason: code of the last decision: why it waits, stopped or ended.
         waiting_for: ids of the steps that wait for a person.
         declared_ns, recovered_ns: the RTO counts from the one to the other.
@@ -50,6 +51,7 @@ class Run:
     version: str
     sources: list[str]
     started_by: str
+    started_proof: str
     created_ns: int
     finished_ns: int
     state: RunState
@@ -97,8 +99,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDetail(Run):
-    """A run with its steps."""
+    """A run with its steps.
 
+    Attributes:
+        digest: of what an approval would be about now: run, runbook, options, plan, chosen points.
+    """
+
+    digest: str
     steps: list[Step]
 
 
@@ -221,7 +228,7 @@ def run_detail(run: RunRecord, snapshot: Snapshot) -> RunDetail:
     steps = [
         _answer(Step, each, each.step, kind=each.step.kind.name, seconds=_seconds(each)) for each in snapshot.steps
     ]
-    return _answer(RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), steps=steps)
+    return _answer(RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), digest=snapshot.digest, steps=steps)
 
 
 def _of_steps(run: RunRecord, snapshot: Snapshot) -> dict[str, Any]:

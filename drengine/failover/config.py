@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,10 @@ from drengine.control.config import OrchestratorBrokerOptions
 from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.grants import SECRET_MARK
+from drengine.transport.files import TlsFiles
 from drengine.transport.networks import is_loopback
 
 LEASE_SECONDS_MIN = 2.0
-OPERATOR_VARIABLE = "DRENGINE_OPERATOR"
 
 
 def _lease(seconds: float) -> None:
@@ -32,9 +30,30 @@ def _registry(url: str) -> None:
         raise ValueError("write sqlite:///PATH or postgresql://USER@HOST/DATABASE")
 
 
-def _local(address: Address) -> None:
-    if address.path or not is_loopback(address.host):
-        raise ValueError("only loopback is possible as long as there are no identities")
+def _no_socket(address: Address) -> None:
+    if address.path:
+        raise ValueError("a host and a port are wanted")
+
+
+def _ttl(seconds: float) -> None:
+    if not 60 <= seconds <= 30 * 86400:
+        raise ValueError("1m to 30d are possible")
+
+
+@dataclass(frozen=True)
+class RestTlsOptions:
+    """The certificate that REST shows; without one REST is served on loopback only."""
+
+    certificate: Path | None = option(PATH, default=None, help="PEM file with the certificate and its chain.")
+    key: Path | None = option(PATH, default=None, help="PEM file with its key.")
+
+    def files(self, where: str) -> TlsFiles | None:
+        """The files; None for none. Clients show no certificates: people have tokens.
+
+        Raises:
+            DrengineError: BAD_CONFIG.
+        """
+        return TlsFiles.together(self.certificate, self.key, self.certificate, where=where)
 
 
 @dataclass(frozen=True)
@@ -58,9 +77,6 @@ class OrchestratorConfig:
         default=None,
         help="Where the target serves branches over NBD, as workloads reach it: its nbd_socket or nbd_listen.",
     )
-    operator: str = option(
-        TEXT, default="", help=f"Who acts when nobody says so with --by or {OPERATOR_VARIABLE}; empty: the user's name."
-    )
     lease: float = option(
         DURATION,
         default=15.0,
@@ -68,8 +84,12 @@ class OrchestratorConfig:
         check=_lease,
     )
     rest: Address = option(
-        ADDRESS, default=Address("127.0.0.1", 7443), help="REST API of `drengine orchestrator run`.", check=_local
+        ADDRESS,
+        default=Address("127.0.0.1", 7443),
+        help="REST API of `drengine orchestrator run`. Beyond loopback it needs `[rest_tls]`.",
+        check=_no_socket,
     )
+    login_ttl: float = option(DURATION, default=12 * 3600.0, help="How long a login counts.", check=_ttl)
     metrics: Address | None = option(
         ADDRESS, default=None, help="Address of the Prometheus endpoint of `drengine orchestrator run`; absent: none."
     )
@@ -79,6 +99,7 @@ class OrchestratorConfig:
     encryption: EncryptionOptions = section(
         EncryptionOptions, help="The key of the store, where it is encrypted: as in the target's file."
     )
+    rest_tls: RestTlsOptions = section(RestTlsOptions, help="TLS of REST.")
     broker: OrchestratorBrokerOptions = section(
         OrchestratorBrokerOptions, help="The MQTT broker, which carries commands to agents."
     )
@@ -116,10 +137,6 @@ class OrchestratorConfig:
             return f"nbd+unix:///{name}?socket={quote(self.export.path)}"
         return f"nbd://{self.export}/{name}"
 
-    def operator_name(self, given: str | None = None) -> str:
-        """Who acts: as given, by the environment, by the file, or the user's name."""
-        return given or os.environ.get(OPERATOR_VARIABLE, "") or self.operator or getpass.getuser()
-
 
 def load_orchestrator_config(path: Path | None, overrides: Mapping[str, Any]) -> OrchestratorConfig:
     """From a file, or from command-line options alone.
@@ -131,4 +148,7 @@ def load_orchestrator_config(path: Path | None, overrides: Mapping[str, Any]) ->
     config = load(OrchestratorConfig, path, overrides=given) if path else parse(OrchestratorConfig, given)
     config.encryption.check(f"{path or 'command line'}")
     config.broker.check(f"{path or 'command line'}: [broker]")
+    files = config.rest_tls.files(f"{path or 'command line'}: [rest_tls]")
+    if files is None and not is_loopback(config.rest.host):
+        raise DrengineError(BAD_CONFIG, f"{path or 'command line'}: rest beyond loopback needs [rest_tls]")
     return config

@@ -27,10 +27,12 @@ from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.people.roles import Person
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.signals import signalled
 from drengine.telemetry.accepting import quiet_accept_failures
 from drengine.telemetry.notify import notify
+from drengine.transport.credentials import Credentials
 
 log = logging.getLogger("drengine.orchestrator")
 
@@ -38,6 +40,7 @@ PICTURE_SECONDS = 1.0
 SCHEDULE_SECONDS = 5.0
 SCHEDULER = "schedule"
 """Who started a run that was due."""
+_SCHEDULER = Person(SCHEDULER, "orchestrator")
 
 
 class Orchestrator:
@@ -47,6 +50,7 @@ class Orchestrator:
         self.engine = engine
         self.keepers: tuple[Keeper, ...] = ()
         """What keeps our certificates fresh."""
+        self.credentials: list[Credentials] = []  # of what else is served
         self._noted: dict[str, object] = {}
         self._read: dict[tuple[str, str], Runbook | None] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -143,7 +147,7 @@ class Orchestrator:
 
     async def _begin_drill(self, book: Runbook, version: str) -> None:
         try:
-            run = await asyncio.to_thread(self.engine.create_run, Mode.DRILL, book, version, SCHEDULER, RunOptions())
+            run = await asyncio.to_thread(self.engine.create_run, Mode.DRILL, book, version, _SCHEDULER, RunOptions())
         except DrengineError as error:
             if error.kind is not RUN_ACTIVE:
                 raise

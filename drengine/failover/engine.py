@@ -20,6 +20,7 @@ import msgspec
 
 from drengine.audit import FOLDER, AuditLog
 from drengine.control.agents import BrokerAgents, NoAgents
+from drengine.failover.approvals import Subject, subject_of, text_sha256
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.available import load_drivers
 from drengine.failover.errors import RUN_STATE
@@ -38,6 +39,8 @@ from drengine.failover.steps.workloads import instance_name
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
+from drengine.people.door import Door
+from drengine.people.roles import Person
 from drengine.store.store import Store
 from drengine.target.key import keks_of
 
@@ -53,6 +56,7 @@ class Engine:
     site: Site
     agents: BrokerAgents | NoAgents
     owner: str
+    door: Door
 
     def load_runbook(self, place: Path | str) -> tuple[Runbook, str]:
         """A runbook by its file or by the name under which it was kept, and the version that a run of it keeps.
@@ -76,7 +80,11 @@ class Engine:
         stored = self.registry.runbook(run.runbook, run.version)
         return read_runbook(stored.text, where=f"{run.runbook}@{run.version[:12]}")
 
-    def create_run(self, mode: Mode, book: Runbook, version: str, by: str, options: RunOptions) -> RunRecord:
+    def subject_of(self, run: RunRecord) -> Subject:
+        """What an approval of a run is about, by what the registry holds now."""
+        return subject_of(run, text_sha256(self.registry.runbook(run.runbook, run.version).text))
+
+    def create_run(self, mode: Mode, book: Runbook, version: str, by: Person, options: RunOptions) -> RunRecord:
         """Begin a run; nothing is done before it is executed.
 
         Raises:
@@ -89,9 +97,10 @@ class Engine:
             runbook=book.name,
             version=version,
             sources=sources_of(book),
-            started_by=by,
+            started_by=by.name,
+            started_proof=by.proof,
             created_ns=now_ns,
-            options=self.with_launches(options, mode, book).kept(),
+            options=self.with_launches(msgspec.structs.replace(options, force_by=book.force_by), mode, book).kept(),
         )
         self.registry.create_run(run)
         return run
@@ -112,6 +121,7 @@ class Engine:
             self.registry,
             self.site,
             await asyncio.to_thread(self.runbook_of, run),
+            runbook_sha256=(await asyncio.to_thread(self.subject_of, run)).runbook_sha256,
             owner=self.owner,
             lease_seconds=self.config.lease,
             watch=watch,
@@ -132,9 +142,10 @@ class Engine:
             for source in set(run.sources) & set(said):
                 self.registry.note_report(said[source])
 
-    def snapshot(self, run: str) -> Snapshot:
-        """How far a run is, from its journal."""
-        return observe(self.registry.entries(run), self.registry.requests(run), (), self.site.clock.now_ns())
+    def snapshot(self, run: str, subject: Subject | None = None) -> Snapshot:
+        """How far a run is, from its journal; `subject`: to know about approvals, too."""
+        asked = self.registry.requests(run)
+        return observe(self.registry.entries(run), asked, (), self.site.clock.now_ns(), subject=subject)
 
     def with_launches(self, options: RunOptions, mode: Mode, book: Runbook) -> RunOptions:
         """The options, with what runs now on each source's promoted branch.
@@ -204,7 +215,7 @@ async def open_engine(
                     clock=clock,
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-                yield Engine(config, registry, site, agents, owner)
+                yield Engine(config, registry, site, agents, owner, Door.of(config.state, clock))
     finally:
         await asyncio.to_thread(registry.close)
 

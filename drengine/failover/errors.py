@@ -22,7 +22,7 @@ RUN_WAITING = error_kind(
     "run-waiting",
     108,
     "A run waits for a person's approval and --no-wait was given.",
-    "`drengine approve RUN --by NAME`, then `drengine run resume RUN`.",
+    "Somebody who may, and did not begin it: `drengine approve RUN`; then `drengine run resume RUN`.",
 )
 RUN_ABORTED = error_kind(
     "run-aborted",
@@ -39,8 +39,26 @@ RUN_STATE = error_kind(
 BAD_APPROVAL = error_kind(
     "bad-approval",
     111,
-    "An approval by nobody, by somebody who may not give it, or for a step that does not ask for one.",
-    "`drengine run show RUN` lists what is waiting and who may approve; name yourself with --by.",
+    "An approval by somebody who may not give it, or for a step that does not ask for one.",
+    "`drengine run show RUN` lists what is waiting and who may approve.",
+)
+SELF_APPROVAL = error_kind(
+    "self-approval",
+    186,
+    "Nobody approves a run that he began himself.",
+    "Ask another approver; `drengine run show RUN` says who may. A runbook can allow it: docs/runbooks.md.",
+)
+APPROVAL_STALE = error_kind(
+    "approval-stale",
+    187,
+    "The approval is about another point, plan or runbook than what would be carried out now.",
+    "Look again with `drengine run show RUN`, then approve what is there now.",
+)
+APPROVAL_NEEDED = error_kind(
+    "approval-needed",
+    188,
+    "The runbook demands that somebody else approves before this run is forced.",
+    "`drengine approve RUN approve-force` by somebody whom the runbook names in `force_by`; then force it again.",
 )
 WOULD_LOSE = error_kind(
     "would-lose",

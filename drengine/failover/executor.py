@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from drengine.failover.approvals import FORCE_STEP, Subject, subject_of
 from drengine.failover.decide import Action, Decision, Reason, decide
 from drengine.failover.errors import RUN_FAILED
 from drengine.failover.options import read_options
@@ -148,6 +149,7 @@ class Executor:
         runbook: Runbook,
         *,
         owner: str,
+        runbook_sha256: str = "",
         kinds: StepKinds | None = None,
         lease_seconds: float = 15.0,
         watch: Watcher = lambda run, snapshot, decision: None,
@@ -160,6 +162,7 @@ class Executor:
         self._runbook = runbook
         self._secrets = secret_values(msgspec.to_builtins(runbook))
         self._owner = owner
+        self._runbook_sha256 = runbook_sha256
         self._lease_seconds = lease_seconds
         self._watch = watch
         self._poll_seconds = poll_seconds
@@ -173,6 +176,7 @@ class Executor:
         self._left = False
         self._lease: Lease
         self._run: RunRecord
+        self._subject: Subject
         self._last: Snapshot
 
     async def execute(self, run: str, *, wait: bool = True, patience_seconds: float = 0.0) -> RunRecord:
@@ -203,6 +207,7 @@ class Executor:
 
     async def _work(self, run: str, wait: bool) -> RunRecord:
         self._run = await asyncio.to_thread(self._registry.run, run)
+        self._subject = subject_of(self._run, self._runbook_sha256)
         self._entries = await asyncio.to_thread(self._registry.entries, run)
         if not self._entries:
             steps = plan(self._run.mode, self._runbook, self._run.options)
@@ -216,7 +221,8 @@ class Executor:
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
             asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
             resumed = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
-            await self._note({**resumed, "force": asked.note == FORCE})
+            forced = asked.note == FORCE and (not self._subject.force_by or FORCE_STEP in snapshot.approvals)
+            await self._note({**resumed, "force": forced})
         await self._set(RunState.RUNNING, Outcome.NONE, "")
         while True:
             self._last = snapshot = await self._observe()
@@ -377,7 +383,7 @@ class Executor:
         newest = self._requests[-1].seq if self._requests else 0
         self._requests += await asyncio.to_thread(self._registry.requests, self._run.id, newest)
         self._tasks = {id: task for id, task in self._tasks.items() if not self._collect(task)}
-        return observe(self._entries, self._requests, self._tasks, self._now_ns(), self._kinds)
+        return observe(self._entries, self._requests, self._tasks, self._now_ns(), self._kinds, self._subject)
 
     @staticmethod
     def _collect(task: asyncio.Task[None]) -> bool:

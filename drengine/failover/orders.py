@@ -8,7 +8,7 @@ record: whoever gave the order carries it out, or sees that somebody does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,15 +28,19 @@ from drengine.failover.answers import (
     run_detail,
     validation,
 )
+from drengine.failover.approvals import FORCE_STEP, Subject, asked_steps, may_approve
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.hydrated import current_hydration
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.errors import (
+    APPROVAL_NEEDED,
+    APPROVAL_STALE,
     BAD_APPROVAL,
     RUN_ABORTED,
     RUN_FAILED,
     RUN_STATE,
     RUN_WAITING,
+    SELF_APPROVAL,
     UNFENCED,
     WOULD_LOSE,
 )
@@ -47,12 +51,15 @@ from drengine.failover.preview import Loss, losses, preview
 from drengine.failover.reading.reader import Examined, RunbookError, examine
 from drengine.failover.registry.errors import LEASE_HELD
 from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, Status, run_lease
-from drengine.failover.runbook.errors import BAD_RUNBOOK
-from drengine.failover.runbook.values import Mode
-from drengine.failover.snapshot import Snapshot, StepState, may_approve
+from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
+from drengine.failover.runbook.values import Mode, Runbook
+from drengine.failover.snapshot import Snapshot, StepState
 from drengine.failover.steps.approval import APPROVAL
 from drengine.failover.steps.launch import LAUNCH
+from drengine.failover.steps.step import PlannedStep
 from drengine.model.errors import DrengineError
+from drengine.people.door import Door
+from drengine.people.roles import NOBODY, Action, Person, permit
 from drengine.terminal import human_time
 
 FORWARD = (Mode.FAILOVER, Mode.MIGRATION)
@@ -61,9 +68,14 @@ COMMITTED_REASON = "committed"
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """Orders and questions about runs and runbooks, to one engine."""
+    """Orders and questions about runs and runbooks, to one engine, by one person, whose roles are asked first.
+
+    Attributes:
+        who: as proved; NOBODY may order nothing.
+    """
 
     engine: Engine
+    who: Person = NOBODY
 
     # ---- orders ----------------------------------------------------------------------------------------------
 
@@ -71,7 +83,6 @@ class Orders:
         self,
         mode: Mode,
         runbook: Path | str,
-        by: str,
         *,
         point: str = "",
         force: bool = False,
@@ -83,66 +94,83 @@ class Orders:
         Args:
             mode: what it is for.
             runbook: its file, or the name under which it was kept.
-            by: who asks for it.
             point: `latest`, a time, a point's id or its label; empty: as the runbook says.
             force: go on although a source can't be fenced.
             hold: keep what a drill launched until somebody approves its end.
             discard_divergent: on the way home, do not keep what a source wrote on its own.
 
         Raises:
-            DrengineError: BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where there is no way home or none
-                is needed; RUN_ACTIVE when an unfinished run holds one of the sources.
+            DrengineError: NOT_PERMITTED; BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where there is no way
+                home or none is needed; RUN_ACTIVE when an unfinished run holds one of the sources.
         """
+        permit(self.who, _action(mode))
+        if force or discard_divergent:
+            permit(self.who, Action.FORCE)
+        if isinstance(runbook, Path) and not self._is_kept(*self.engine.read_runbook(runbook)):
+            permit(self.who, Action.WRITE_RUNBOOKS)
         options = RunOptions(point=point, force=force, hold=hold, discard_divergent=discard_divergent)
         book, version = self.engine.load_runbook(runbook)
-        return self.engine.create_run(mode, book, version, by, options)
+        return self.engine.create_run(mode, book, version, self.who, options)
 
-    def approve(self, id: str, by: str, *, step: str = "", note: str = "") -> Request:
+    def approve(self, id: str, *, step: str = "", note: str = "", digest: str = "") -> Request:
         """Approve a step, by default the one that is waiting.
 
-        Raises:
-            DrengineError: UNKNOWN_RUN; BAD_APPROVAL when nobody approves, he may not, or nothing such is waiting.
-        """
-        _, snapshot = self._look(id)
-        asked = [each for each in snapshot.steps if each.step.kind is APPROVAL]
-        waiting = [each for each in asked if each.status is Status.WAITING and each.step.id not in snapshot.approvals]
-        wanted = [each.step for each in asked if each.step.id == step] if step else [each.step for each in waiting]
-        if len(wanted) != 1:
-            known = ", ".join(each.step.id for each in waiting) or "none"
-            message = f"{step or 'exactly one step'} does not wait for approval; waiting: {known}"
-            raise DrengineError(BAD_APPROVAL, message)
-        if not may_approve(wanted[0], by):
-            allowed = ", ".join(wanted[0].settings.by) or "anybody who gives a name"
-            message = f"{by.strip() or 'nobody'} may not approve {wanted[0].id}; {allowed} may"
-            raise DrengineError(BAD_APPROVAL, message)
-        return request_answer(self.engine.registry.request(id, RequestKind.APPROVE, wanted[0].id, by, note))
+        Args:
+            id, note: in which run, and why.
+            step: which; `approve-force` also before a run that is blocked is resumed by force.
+            digest: what he has seen, `RunDetail.digest`; empty: whatever it is now.
 
-    def abort(self, id: str, by: str, *, note: str = "") -> RunRecord:
+        Raises:
+            DrengineError: NOT_PERMITTED, UNKNOWN_RUN; BAD_APPROVAL when he may not, or nothing such is waiting;
+                SELF_APPROVAL, APPROVAL_STALE.
+        """
+        permit(self.who, Action.APPROVE)
+        run, snapshot, subject = self._examine(id)
+        waiting = [each.step for each in snapshot.steps if each.step.kind is APPROVAL and each.status is Status.WAITING]
+        open_ = [each for each in waiting if each.id not in snapshot.approvals]
+        asked = asked_steps([each.step for each in snapshot.steps], subject)
+        wanted = [asked[step]] if step in asked else [] if step else open_
+        if len(wanted) != 1:
+            known = ", ".join(each.id for each in open_) or "none"
+            raise DrengineError(
+                BAD_APPROVAL, f"{step or 'exactly one step'} does not wait for approval; waiting: {known}"
+            )
+        _check_approver(wanted[0], run, self.who)
+        if digest and digest != snapshot.digest:
+            message = f"what would be carried out now is not what has the digest {digest[:16]!r}..."
+            raise DrengineError(APPROVAL_STALE, message)
+        made = self.engine.registry.request(
+            id, RequestKind.APPROVE, wanted[0].id, self.who, note, digest=snapshot.digest
+        )
+        return request_answer(made)
+
+    def abort(self, id: str, *, note: str = "") -> RunRecord:
         """End a run where it is.
 
         Raises:
             DrengineError: UNKNOWN_RUN; RUN_STATE when it is finished or is being rolled back.
         """
-        run, snapshot = self._look(id)
+        run, snapshot = self._look_as(id)
         if run.state is RunState.FINISHED:
             raise DrengineError(RUN_STATE, f"run {id} is {run.state.value} ({run.outcome.value}): nothing to abort")
         if snapshot.rolling_back:
             raise DrengineError(RUN_STATE, f"run {id} is being rolled back; a rollback is not left half done")
-        self.engine.registry.request(id, RequestKind.ABORT, "", by, note)
+        self.engine.registry.request(id, RequestKind.ABORT, "", self.who, note)
         return run
 
-    def resume(self, id: str, by: str, *, force: bool = False, done: str = "") -> RunRecord:
+    def resume(self, id: str, *, force: bool = False, done: str = "") -> RunRecord:
         """Go on with a run: one that stopped tries again what failed.
 
         Args:
-            id, by: who asks it of which run.
+            id: of the run.
             force: go on without fencing.
             done: id of a failed step that was done by hand.
 
         Raises:
-            DrengineError: UNKNOWN_RUN; RUN_STATE when it is finished, or the step is none that could be done by hand.
+            DrengineError: NOT_PERMITTED, UNKNOWN_RUN; RUN_STATE when it is finished, or the step is none that could be
+                done by hand; APPROVAL_NEEDED.
         """
-        run, snapshot = self._look(id)
+        run, snapshot = self._look_as(id)
         if run.state is RunState.FINISHED:
             raise DrengineError(RUN_STATE, f"run {id} is finished ({run.outcome.value}): there is nothing to resume")
         if done:
@@ -151,40 +179,47 @@ class Orders:
             if done not in by_hand:
                 known = ", ".join(by_hand) or "none"
                 raise DrengineError(RUN_STATE, f"{done!r} can't be called done; failed steps that can: {known}")
+        if force:
+            permit(self.who, Action.FORCE)
+            force_by = read_options(run.options).force_by
+            if force_by and FORCE_STEP not in snapshot.approvals:
+                message = f"run {id} is not forced before {' or '.join(force_by)} has approved it"
+                raise DrengineError(APPROVAL_NEEDED, message, hint=APPROVAL_NEEDED.hint.replace("RUN", id))
         if run.state is RunState.STOPPED:
-            self.engine.registry.request(id, RequestKind.RESUME, done, by, FORCE if force else "")
+            self.engine.registry.request(id, RequestKind.RESUME, done, self.who, FORCE if force else "")
         return run
 
-    def rollback(self, id: str, by: str, *, yes: bool = False, note: str = "") -> RunRecord:
+    def rollback(self, id: str, *, yes: bool = False, note: str = "") -> RunRecord:
         """Undo everything that a run did.
 
         Args:
-            id, by, note: who asks it of which run, and why.
+            id, note: which run, and why.
             yes: go on although what was written on the recovered side stays behind on its branch.
 
         Raises:
             DrengineError: UNKNOWN_RUN; RUN_STATE when it can't be rolled back; WOULD_LOSE.
         """
-        run, snapshot = self._look(id)
+        run, snapshot = self._look_as(id)
         self._check_rollback(run, snapshot)
         lost = losses(self.engine, run)
         if lost and not yes:
             raise DrengineError(WOULD_LOSE, "; ".join(map(told_loss, lost)))
-        self.engine.registry.request(id, RequestKind.ROLLBACK, "", by, note)
+        self.engine.registry.request(id, RequestKind.ROLLBACK, "", self.who, note)
         return run
 
-    def commit(self, id: str, by: str, *, note: str = "") -> RunDetail:
+    def commit(self, id: str, *, note: str = "") -> RunDetail:
         """Accept a failover: it can't be rolled back any more, only failed back.
 
         Raises:
             DrengineError: UNKNOWN_RUN, LEASE_HELD; RUN_STATE unless it is a failover that was completed.
         """
         registry = self.engine.registry
+        permit(self.who, Action.RECOVER)
         self._check_commit(id)
         lease = registry.acquire_lease(run_lease(id), self.engine.owner, self.engine.config.lease)
         try:
             self._check_commit(id)  # nobody can begin a rollback now
-            registry.request(id, RequestKind.COMMIT, "", by, note)
+            registry.request(id, RequestKind.COMMIT, "", self.who, note)
             registry.update_run(id, token=lease.token, reason=COMMITTED_REASON)
         finally:
             registry.release_lease(lease)
@@ -194,8 +229,9 @@ class Orders:
         """Keep a runbook under its name; refused when it could not be run.
 
         Raises:
-            DrengineError: BAD_RUNBOOK.
+            DrengineError: NOT_PERMITTED, BAD_RUNBOOK.
         """
+        permit(self.who, Action.WRITE_RUNBOOKS)
         examined = self._examined(text)
         if examined.runbook is None:
             raise RunbookError(name, examined.findings)
@@ -204,10 +240,6 @@ class Orders:
             raise DrengineError(BAD_RUNBOOK, message, hint="Put it under its own name.")
         version = self.engine.registry.save_runbook(name, text)
         return Saved(valid=True, findings=validation(examined).findings, name=name, version=version)
-
-    def operator_name(self, given: str | None = None) -> str:
-        """Who orders: as given, by the environment, by the configuration, or the user's name."""
-        return self.engine.config.operator_name(given)
 
     async def carry_out(
         self, run: RunRecord, *, wait: bool = True, watch: Watcher, patient: bool = False, leave: bool = False
@@ -233,7 +265,7 @@ class Orders:
         Raises:
             DrengineError: UNKNOWN_RUN.
         """
-        run, snapshot = self._look(id)
+        run, snapshot, _ = self._examine(id)
         return run_detail(run, replace(snapshot, steps=tuple(self._now(each) for each in snapshot.steps)))
 
     def _now(self, state: StepState) -> StepState:
@@ -300,7 +332,32 @@ class Orders:
         )
 
     def _look(self, id: str) -> tuple[RunRecord, Snapshot]:
-        return self.engine.registry.run(id), self.engine.snapshot(id)
+        return self._examine(id)[:2]
+
+    def _look_as(self, id: str) -> tuple[RunRecord, Snapshot]:
+        """A run that is to be changed.
+
+        Raises:
+            DrengineError: NOT_PERMITTED, UNKNOWN_RUN.
+        """
+        permit(self.who, Action.LOOK)
+        run, snapshot = self._look(id)
+        permit(self.who, _action(run.mode))
+        return run, snapshot
+
+    def _is_kept(self, book: Runbook, text: str) -> bool:
+        """Whether this is the runbook that was kept under its name."""
+        try:
+            return self.engine.registry.runbook(book.name).text == text
+        except DrengineError as error:
+            if error.kind is not UNKNOWN_RUNBOOK:
+                raise
+            return False
+
+    def _examine(self, id: str) -> tuple[RunRecord, Snapshot, Subject]:
+        run = self.engine.registry.run(id)
+        subject = self.engine.subject_of(run)
+        return run, self.engine.snapshot(id, subject), subject
 
     def _examined(self, text: str) -> Examined:
         site = self.engine.site
@@ -346,6 +403,21 @@ class Orders:
             )
 
 
+def _action(mode: Mode) -> Action:
+    return Action.DRILL if mode is Mode.DRILL else Action.RECOVER
+
+
+def _check_approver(step: PlannedStep[Any], run: RunRecord, who: Person) -> None:
+    """Raises SELF_APPROVAL, BAD_APPROVAL."""
+    if may_approve(step, who.name, who.roles, run.started_by):
+        return
+    if may_approve(step, who.name, who.roles, ""):
+        hint = SELF_APPROVAL.hint.replace("RUN", run.id)
+        raise DrengineError(SELF_APPROVAL, f"{who} began run {run.id}: somebody else approves {step.id}", hint=hint)
+    allowed = ", ".join(step.settings.by)
+    raise DrengineError(BAD_APPROVAL, f"{who} may not approve {step.id}; {allowed} may")
+
+
 def _what_now(run: Run) -> str:
     """What can be done about a run that failed."""
     show = f"`drengine run show {run.run}` says which step and why"
@@ -356,10 +428,16 @@ def _what_now(run: Run) -> str:
 
 
 @asynccontextmanager
-async def open_orders(config: OrchestratorConfig) -> AsyncIterator[Orders]:
-    """Orders to an engine that is opened for them, and closed in the end; see `open_engine`."""
+async def open_orders(config: OrchestratorConfig, know: Callable[[Door], Person]) -> AsyncIterator[Orders]:
+    """Orders to an engine that is opened for them, and closed in the end; see `open_engine`.
+
+    Raises:
+        DrengineError: NOT_SIGNED_IN, NOT_PERMITTED when whom `know` finds may not even look.
+    """
     async with open_engine(config) as engine:
-        yield Orders(engine)
+        who = await asyncio.to_thread(know, engine.door)
+        permit(who, Action.LOOK)
+        yield Orders(engine, who)
 
 
 def told_loss(loss: Loss) -> str:

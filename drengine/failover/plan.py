@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drengine.config import parse_duration
+from drengine.failover.approvals import FORCE_STEP, force_step
 from drengine.failover.options import RunOptions, read_options
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Step, Wave
 from drengine.failover.steps.approval import APPROVAL, Approval
@@ -180,7 +181,7 @@ class _Planner:
         }
         ends = self._waves(lambda source, needs: self._launch(source, (branches[source], *needs)))
         if self._options.hold:
-            self._add(APPROVAL, "", Approval(prompt="end the drill"), ends, title="end the drill")
+            self._add(APPROVAL, "", Approval(prompt="end the drill", self_approval=True), ends, title="end the drill")
         for source in self._sources:
             stopped = self._stop_workload(source, (), cleans=LAUNCH.step_id(source), cleanup=True)
             cleans = BRANCH.step_id(source)
@@ -249,8 +250,13 @@ class _Planner:
         self._waves(relaunch, taken=self._taken(Mode.FAILOVER, lambda kind: False))
 
     def _declare(self) -> str:
-        title = f"declare the {self._mode.value}"
-        return self._add(DECLARE, "", DeclareSettings(list(self._sources)), (), title=title)
+        """The step that everything waits for: the declaration; where a run is forced, an approval of that."""
+        title, options = f"declare the {self._mode.value}", self._options
+        declared = self._add(DECLARE, "", DeclareSettings(list(self._sources)), (), title=title)
+        if not options.force_by or not (options.force or options.discard_divergent):
+            return declared
+        self.steps.append(force_step(options.force_by, (declared,)))
+        return FORCE_STEP
 
     def _choose(self, source: str, needs: tuple[str, ...]) -> str:
         settings = ChoosePointSettings(point=self._options.point or self._runbook.sources[source].point)

@@ -87,6 +87,7 @@ class RunRecord:
         options: JSON values; `failover.options.RunOptions` are those of this release.
         reason: code of the last decision: why it waits, stopped or ended.
         finished_ns: 0 until it is finished.
+        started_proof: how it was proved who started it, see `people.roles.Person`.
     """
 
     id: str
@@ -101,6 +102,7 @@ class RunRecord:
     outcome: Outcome = Outcome.NONE
     reason: str = ""
     finished_ns: int = 0
+    started_proof: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,13 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a person asked for; never changed, never removed."""
+    """What a person asked for; never changed, never removed.
+
+    Attributes:
+        proof: how it was proved who asked, see `people.roles.Person`.
+        roles: that he had.
+        digest: of what an approval is about.
+    """
 
     run: str
     kind: RequestKind
@@ -126,6 +134,9 @@ class Request:
     note: str
     at_ns: int
     seq: int = 0
+    proof: str = ""
+    roles: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from drengine.failover.approvals import Subject, approvals_of, digest_of
 from drengine.failover.run import Event, JournalEntry, Outcome, Request, RequestKind, Status
-from drengine.failover.steps.approval import Approval
+from drengine.failover.steps.choose_point import CHOOSE_POINT
 from drengine.failover.steps.kinds import StepKinds, step_json, step_kinds
 from drengine.failover.steps.step import PlannedStep, R, StepKind
 
@@ -70,7 +71,8 @@ class Snapshot:
         aborted_by, rollback_by, resumed_by: who asked for it since it was last heeded; empty: nobody.
         forced_by: who resumed a run that was blocked with the word to go on unfenced; empty: nobody.
         newest_request: number of the newest request that this snapshot has seen.
-        approvals: who approved which step.
+        approvals: those that count, by step.
+        digest: of what would be approved now; empty where nothing is known but the journal.
         now_ns: of the moment.
     """
 
@@ -82,7 +84,8 @@ class Snapshot:
     resumed_by: str = ""
     forced_by: str = ""
     newest_request: int = 0
-    approvals: Mapping[str, str] = field(default_factory=dict)
+    approvals: Mapping[str, Request] = field(default_factory=dict)
+    digest: str = ""
     now_ns: int = 0
 
     def state(self, id: str) -> StepState:
@@ -122,6 +125,7 @@ def observe(
     running: Collection[str],
     now_ns: int,
     kinds: StepKinds | None = None,
+    subject: Subject | None = None,
 ) -> Snapshot:
     """Fold a journal into the run's state.
 
@@ -131,6 +135,7 @@ def observe(
         running: ids of the steps on which the asking executor works.
         now_ns: wall clock.
         kinds: of the steps; None: all that are installed.
+        subject: what approvals are about; None: none counts.
     """
     states: dict[str, StepState] = {}
     rolling_back, ending, handled, forced_by = False, Outcome.NONE, 0, ""
@@ -159,6 +164,8 @@ def observe(
                 pass
     states = {id: _settled(state, id in running) for id, state in states.items()}
     new = [each for each in requests if each.seq > handled]
+    planned = [state.step for state in states.values()]
+    digest = digest_of(subject, planned, _points(states.values())) if subject else ""
     return Snapshot(
         steps=tuple(states.values()),
         rolling_back=rolling_back,
@@ -168,7 +175,8 @@ def observe(
         resumed_by=_asked(new, RequestKind.RESUME),
         forced_by=forced_by,
         newest_request=max((each.seq for each in requests), default=0),
-        approvals=approvals_of([state.step for state in states.values()], requests),
+        approvals=approvals_of(planned, requests, subject, digest) if subject else {},
+        digest=digest,
         now_ns=now_ns,
     )
 
@@ -177,19 +185,10 @@ def _asked(requests: Iterable[Request], kind: RequestKind) -> str:
     return next((each.by for each in requests if each.kind is kind), "")
 
 
-def approvals_of(steps: Iterable[PlannedStep[Any]], requests: Iterable[Request]) -> dict[str, str]:
-    """Who approved which step: the first who may. An approval by nobody is none."""
-    found: dict[str, str] = {}
-    asked = {step.id: step for step in steps if step.kind.asks_people}
-    for each in requests:
-        if each.kind is RequestKind.APPROVE and each.step in asked and may_approve(asked[each.step], each.by):
-            found.setdefault(each.step, each.by)
-    return found
-
-
-def may_approve(step: PlannedStep[Any], by: str) -> bool:
-    """Whether this person may approve this step."""
-    return isinstance(step.settings, Approval) and step.settings.allows(by)
+def _points(states: Iterable[StepState]) -> dict[str, Any]:
+    """The points that were chosen, by source."""
+    found = ((state.step.source, state.result(CHOOSE_POINT)) for state in states)
+    return {source: chosen.point for source, chosen in found if chosen is not None}
 
 
 def plan_payload(steps: Iterable[PlannedStep[Any]], decision: str, **more: Any) -> dict[str, Any]:

@@ -35,7 +35,8 @@ class Witness:
         """
         facts = {"mode": run.mode.value, "runbook": run.runbook, "version": run.version, "sources": run.sources}
         chosen = {name: value for name, value in run.options.items() if value and name != "launches"}
-        self._record(run.started_by, "run.begin", run.id, details={**facts, **chosen})
+        who = f"person:{run.started_by}"
+        self._record(who, "run.begin", run.id, proved=run.started_proof, details={**facts, **chosen})
 
     def asked(self, request: Request) -> None:
         """Somebody asks something of a run.
@@ -43,8 +44,9 @@ class Witness:
         Raises:
             DrengineError: AUDIT_UNUSABLE.
         """
-        details = {"step": request.step, "note": request.note}
-        self._record(request.by, f"run.{request.kind.value}", request.run, details=details)
+        details = {"step": request.step, "note": request.note, "digest": request.digest}
+        who, did = f"person:{request.by}", f"run.{request.kind.value}"
+        self._record(who, did, request.run, proved=request.proof, details=details)
 
     def acted(self, run: str, step: str, kind: str, code: str, details: Mapping[str, Any]) -> None:
         """A step that changes something was tried; `code` says why in vain, empty when it was done."""
@@ -75,11 +77,12 @@ class Witness:
         on: str,
         *,
         outcome: Recorded = Recorded.DONE,
+        proved: str = "",
         error: str = "",
         details: Mapping[str, Any],
     ) -> None:
         if self._log is not None:
-            self._log.record(who=who, did=did, on=on, outcome=outcome, error=error, details=details)
+            self._log.record(who=who, did=did, on=on, outcome=outcome, proved=proved, error=error, details=details)
 
 
 def _sha256(file: Path) -> str:

@@ -15,15 +15,16 @@ from typing import Any
 from urllib.parse import quote
 
 from drengine.config import Address
-from drengine.console.guard import OPERATOR_HEADER
 from drengine.console.serve import serve_rest
 from drengine.control.agents import NoAgents
-from drengine.failover.config import OrchestratorConfig
+from drengine.failover.config import OrchestratorConfig, RestTlsOptions
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
 from drengine.model.clock import SystemClock
+from drengine.people.door import Door
 from tests.failover.engine.world import World
+from tests.persons import EVERYBODY
 
 PREFIX = "/api/v1"
 RUNBOOK = """\
@@ -56,6 +57,7 @@ class Api:
     port: int
     world: World
     engine: Engine
+    tokens: dict[str, str]
 
     def ask(
         self,
@@ -63,12 +65,12 @@ class Api:
         path: str,
         body: Any = None,
         *,
-        by: str | None = "ann",
+        by: str | None = "bob",
         headers: dict[str, str] | None = None,
         raw: bytes | None = None,
     ) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        given = {OPERATOR_HEADER: by} if by is not None else {}
+        given = {"Authorization": f"Bearer {self.tokens[by]}"} if by is not None else {}
         data = raw if raw is not None else json.dumps(body).encode() if body is not None else None
         if data is not None:
             given["Content-Type"] = "application/json"
@@ -84,10 +86,14 @@ class Api:
         assert answer.status == 200, answer
         return answer.json
 
-    def do(self, method: str, path: str, body: Any, by: str = "ann") -> Any:
+    def do(self, method: str, path: str, body: Any, by: str = "bob") -> Any:
         answer = self.ask(method, path, body, by=by)
         assert answer.status in (200, 201), answer
         return answer.json
+
+    def approve(self, run: str, by: str = "ann", **more: Any) -> Answer:
+        """What waits there now."""
+        return self.ask("POST", f"/runs/{run}/approve", {"digest": self.get(f"/runs/{run}")["digest"], **more}, by=by)
 
     def until(self, run: str, wanted: Callable[[Any], bool]) -> Any:
         end = time.monotonic() + 60
@@ -103,7 +109,7 @@ class Api:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Api]:
+def served(folder: Path, *, tls: RestTlsOptions | None = None) -> Iterator[Api]:
     """The API in a thread with a loop of its own, until left."""
     folder.mkdir(parents=True, exist_ok=True)
     world = World(folder / "world")
@@ -113,10 +119,16 @@ def served(folder: Path) -> Iterator[Api]:
     async def run() -> None:
         clock = SystemClock()
         registry = Registry.open(str(folder / "registry.sqlite"), clock=clock)
-        config = OrchestratorConfig(store=folder, state=folder / "state", rest=Address("127.0.0.1", 0))
-        engine = Engine(config, registry, world.site(), NoAgents(), "here")
+        config = OrchestratorConfig(
+            store=folder, state=folder / "state", rest=Address("127.0.0.1", 0), rest_tls=tls or RestTlsOptions()
+        )
+        door = Door.of(config.state, clock)
+        for each in EVERYBODY:
+            door.accounts.add(each.name, tuple(each.roles))
+        tokens = {each.name: door.accounts.issue(each.name, 3600)[1] for each in EVERYBODY}
+        engine = Engine(config, registry, world.site(), NoAgents(), "here", door)
         async with serve_rest(Orchestrator(engine)) as port:
-            made.append(Api(port, world, engine))
+            made.append(Api(port, world, engine, tokens))
             ready.set()
             await asyncio.to_thread(stop.wait)
         registry.close()

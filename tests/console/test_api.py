@@ -16,16 +16,17 @@ def test_a_drill_from_its_runbook_to_its_report(api: Api) -> None:
     assert plan["points"]["shop"]["point"].startswith("1-")
     assert api.get("/runs") == []
 
-    run = api.do("POST", "/runs", {"mode": "drill", "runbook": "shop"}, by="Bünyamin".encode().decode("latin-1"))["run"]
+    run = api.do("POST", "/runs", {"mode": "drill", "runbook": "shop"})["run"]
     waiting = api.until(run, lambda found: found["waiting_for"])
     assert waiting["waiting_for"] == ["all.before.1"]
-    assert waiting["started_by"] == "Bünyamin"
+    assert (waiting["started_by"], waiting["started_proof"][:6]) == ("bob", "login:")
     held = api.ask("POST", "/runs", {"mode": "drill", "runbook": "shop"})
     assert (held.status, held.json["id"]) == (409, "run-active")
-    refused = api.ask("POST", f"/runs/{run}/approve", {}, by="eve")
+    refused = api.approve(run, "eve")
     assert (refused.status, refused.json["id"]) == (422, "bad-approval")
-    approved = api.do("POST", f"/runs/{run}/approve", {"note": "go"})
+    approved = api.approve(run, note="go").json
     assert (approved["by"], approved["step"], approved["note"]) == ("ann", "all.before.1", "go")
+    assert (approved["digest"], approved["roles"]) == (waiting["digest"], ["approver", "operator"])
 
     done = api.finished(run)
     assert (done["state"], done["outcome"]) == ("finished", "completed")

@@ -24,8 +24,11 @@ from drengine.cli.runbook import validate as validate_command
 from drengine.failover import orders as orders_module
 from drengine.failover.orders import Orders
 from drengine.failover.runbook.values import Mode
+from drengine.people.door import Door
+from drengine.people.roles import Person
 from drengine.terminal import main
 from tests.console.rig import ASKING, RUNBOOK, Api, served
+from tests.persons import BOB
 
 NOBODY = "20260101T000000-x-0000"
 FAILING = RUNBOOK + "    then:\n      - command: ['false']\n        name: by-hand\n"
@@ -34,15 +37,15 @@ SECONDS = 15.0
 
 def lived(api: Api, mode: Mode, text: str = RUNBOOK) -> str:
     """A run that somebody began and carried out as far as it goes without people; gives its id."""
-    orders = Orders(api.engine)
+    orders = Orders(api.engine, BOB)
     orders.keep("shop", text)
-    run = orders.begin(mode, "shop", "ann")
+    run = orders.begin(mode, "shop")
     asyncio.run(orders.engine.execute(run, wait=False))
     return run.id
 
 
 def kept(api: Api) -> str:
-    Orders(api.engine).keep("shop", RUNBOOK)
+    Orders(api.engine, BOB).keep("shop", RUNBOOK)
     return NOBODY
 
 
@@ -67,7 +70,7 @@ def written(api: Api) -> str:
 
 def committed(api: Api) -> str:
     run = failed_over(api)
-    Orders(api.engine).commit(run, "ann")
+    Orders(api.engine, BOB).commit(run)
     return run
 
 
@@ -92,7 +95,7 @@ class Action(NamedTuple):
     method: str
     path: str
     body: dict[str, Any] | None = None
-    by: str = "ann"
+    by: str = "bob"
 
 
 def begin(command: str, mode: Mode, *options: str, runbook: str = "shop", **given: Any) -> Action:
@@ -100,7 +103,7 @@ def begin(command: str, mode: Mode, *options: str, runbook: str = "shop", **give
     return Action([command, runbook, *options, "--no-wait"], "POST", "/runs", body)
 
 
-def order(typed: list[str], order: str, by: str = "ann", run: str = "RUN", **given: Any) -> Action:
+def order(typed: list[str], order: str, by: str = "bob", run: str = "RUN", **given: Any) -> Action:
     return Action([each.replace("RUN", run) for each in typed], "POST", f"/runs/{run}/{order}", given, by)
 
 
@@ -116,12 +119,33 @@ ORDERS = {
     "failback": begin("failback", Mode.FAILBACK),
     "failback that discards": begin("failback", Mode.FAILBACK, "--discard-divergent", discard_divergent=True),
     "reprotect": begin("reprotect", Mode.REPROTECT),
-    "approve": order(["approve", "RUN", "--note", "go"], "approve", note="go"),
-    "approve by name": order(["approve", "RUN", "all.before.1"], "approve", step="all.before.1"),
-    "approve another step": order(["approve", "RUN", "launch:shop"], "approve", step="launch:shop"),
-    "approve as somebody else": order(["approve", "RUN"], "approve", by="eve"),
-    "approve nothing": order(["approve", "RUN"], "approve", run=NOBODY),
+    "approve": order(
+        ["approve", "RUN", "--note", "go", "--digest", "DIGEST"], "approve", by="ann", note="go", digest="DIGEST"
+    ),
+    "approve by name": order(
+        ["approve", "RUN", "all.before.1", "--digest", "DIGEST"],
+        "approve",
+        by="ann",
+        step="all.before.1",
+        digest="DIGEST",
+    ),
+    "approve another step": order(
+        ["approve", "RUN", "launch:shop", "--digest", "DIGEST"],
+        "approve",
+        by="ann",
+        step="launch:shop",
+        digest="DIGEST",
+    ),
+    "approve as somebody else": order(["approve", "RUN", "--digest", "DIGEST"], "approve", by="eve", digest="DIGEST"),
+    "approve what was seen before": order(
+        ["approve", "RUN", "--digest", "0" * 64], "approve", by="ann", digest="0" * 64
+    ),
+    "approve without a role": order(["approve", "RUN", "--digest", "DIGEST"], "approve", by="vic", digest="DIGEST"),
+    "approve nothing": order(
+        ["approve", "RUN", "--digest", "0" * 64], "approve", by="ann", run=NOBODY, digest="0" * 64
+    ),
     "abort": order(["abort", "RUN", "--note", "no"], "abort", note="no"),
+    "abort without a role": order(["abort", "RUN"], "abort", by="vic"),
     "abort nothing": order(["abort", "RUN"], "abort", run=NOBODY),
     "resume": order(["run", "resume", "RUN", "--no-wait"], "resume"),
     "resume by force": order(["run", "resume", "RUN", "--force"], "resume", force=True),
@@ -142,7 +166,10 @@ CASES: dict[Callable[[Api], str], list[str]] = {
         *("drill of a point", "drill of no point", "drill that is held", "drill of nothing"),
         *(f"{each} nothing" for each in OF_A_RUN),
     ],
-    waiting: ["drill", *OF_A_RUN, "approve by name", "approve another step", "approve as somebody else"],
+    waiting: [
+        *("drill", *OF_A_RUN, "approve by name", "approve another step", "approve as somebody else"),
+        *("approve what was seen before", "approve without a role", "abort without a role"),
+    ],
     drilled: OF_A_RUN,
     failed_over: [*OF_A_RUN, *BEGINNINGS, "failback that discards", "rollback with losses"],
     written: ["rollback", "rollback with losses"],
@@ -200,13 +227,14 @@ class Typing:
         )
 
         @asynccontextmanager
-        async def opened(_: object) -> AsyncIterator[Orders]:
-            yield Orders(api.engine)
+        async def opened(_: object, know: Callable[[Door], Person]) -> AsyncIterator[Orders]:
+            yield Orders(api.engine, know(api.engine.door))
 
         monkeypatch.setattr(orders_module, "open_orders", opened)
+        self._patch = monkeypatch
         monkeypatch.setattr(validate_command, "load_drivers", lambda: {"simulated": api.world.driver})
 
-    def __call__(self, words: list[str], *, by: str | None = None) -> tuple[bool, Any]:
+    def __call__(self, words: list[str], *, by: str = "bob") -> tuple[bool, Any]:
         """Whether it was done, and what it said."""
         given = [*words]
         if words[:2] != ["reports", "export"]:
@@ -215,7 +243,8 @@ class Typing:
             given += ["--store", str(self._api.world.path)]
         else:
             given += ["--config", str(self._config)]
-        main(app, [*given, *(["--by", by] if by else [])])
+        self._patch.setenv("DRENGINE_TOKEN", self._api.tokens[by])
+        main(app, given)
         out, err = self._capture.readouterr()
         if out:
             return True, json.loads(out)
@@ -234,7 +263,12 @@ def plain(value: Any, folder: Path, key: str = "") -> Any:
         text = re.sub(r"\d{8}T\d{6}-shop-[0-9a-f]{4}", "RUN", value.replace(str(folder), "FOLDER"))
         text = re.sub(r"\bshop-[0-9a-f]{10}\b", "INSTANCE", text)
         text = re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z", "TIME", text)
-        return "DIGEST" if key == "journal_sha256" else re.sub(r"(\d+\.\d+|\d+( min \d+)?) s\b", "SECONDS", text)
+        text = re.sub(r"login:[0-9a-f]{8}", "TOKEN", text)
+        return (
+            "DIGEST"
+            if key in ("journal_sha256", "digest")
+            else re.sub(r"(\d+\.\d+|\d+( min \d+)?) s\b", "SECONDS", text)
+        )
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return bool(value) if key.endswith("_ns") else isinstance(value, float) if key.endswith("seconds") else value
     return value
@@ -250,8 +284,16 @@ def differences(typed: Any, sent: Any, at: str = "$") -> list[str]:
     return [] if typed == sent else [f"{at}: typed {typed!r}, sent {sent!r}"]
 
 
+def filled(text: str, api: Api, run: str) -> str:
+    """A word of an action, in a world."""
+    if text == "DIGEST":
+        return api.engine.snapshot(run, api.engine.subject_of(api.engine.registry.run(run))).digest
+    return text.replace("RUN", run)
+
+
 def ask(api: Api, action: Action, run: str) -> tuple[bool, Any]:
-    answer = api.ask(action.method, action.path.replace("RUN", run), action.body, by=action.by)
+    body = {**action.body, "digest": filled("DIGEST", api, run)} if "DIGEST" in str(action.body) else action.body
+    answer = api.ask(action.method, action.path.replace("RUN", run), body, by=action.by)
     return answer.status in (200, 201), answer.json
 
 
@@ -267,7 +309,7 @@ def compare(typed: tuple[bool, Any], sent: tuple[bool, Any], one: Path, other: P
 
 def past(api: Api, folder: Path) -> Any:
     """What was asked of every run, and how each stands."""
-    orders = Orders(api.engine)
+    orders = Orders(api.engine, BOB)
     told = [
         {"run": asdict(orders.show(each.run)), "asked": [asdict(made) for made in orders.requests(each.run)]}
         for each in orders.runs()
@@ -285,7 +327,7 @@ def test_an_order_is_decided_in_one_way(
 ) -> None:
     action, places = ORDERS[name], (tmp_path / "typed", tmp_path / "sent")
     runs = [story(each) for each in worlds]
-    typed = typing([each.replace("RUN", runs[0]) for each in action.typed], by=action.by)
+    typed = typing([filled(each, worlds[0], runs[0]) for each in action.typed], by=action.by)
     sent = ask(worlds[1], action, runs[1])
     after = past(worlds[0], places[0]), past(worlds[1], places[1])
     if typed[0] and "state" in typed[1]:  # REST answers at once, and goes on

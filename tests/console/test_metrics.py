@@ -16,6 +16,7 @@ from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
 from drengine.failover.run import Outcome, RunState
+from drengine.people.door import Door
 from tests.clock import ManualClock
 from tests.failover.engine.world import World
 from tests.failover.report.runs import BEGIN_NS, Story, drill, failover
@@ -36,7 +37,9 @@ def engine(tmp_path: Path) -> Engine:
     clock = ManualClock(BEGIN_NS)
     registry = Registry.open(str(tmp_path / "registry"), clock=clock)
     config = OrchestratorConfig(store=tmp_path, state=tmp_path, metrics=Address("127.0.0.1", 0))
-    return Engine(config, registry, World(tmp_path / "world").site(clock), NoAgents(), "here")
+    return Engine(
+        config, registry, World(tmp_path / "world").site(clock), NoAgents(), "here", Door.of(config.state, clock)
+    )
 
 
 def kept(engine: Engine, story: Story, id: str) -> None:

@@ -31,7 +31,7 @@ waves:
 
 def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    headers = {"X-Drengine-Operator": "ann", "Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json"}
     try:
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()

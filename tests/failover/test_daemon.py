@@ -28,6 +28,7 @@ from drengine.model.clock import SystemClock
 from drengine.store.store import Store
 from tests.clock import ManualClock
 from tests.control.site import Worker, free_port, options_for, party, until
+from tests.persons import person
 
 RUNBOOK = """\
 version: 1
@@ -118,11 +119,11 @@ async def test_an_interrupted_scheduled_drill_goes_on_and_a_persons_run_is_left_
     async with open_engine(config, clock=SystemClock()) as engine:
         version = engine.registry.save_runbook("shop", RUNBOOK.replace('schedule: "0 3 * * *"\n', ""))
         book = daemon.read_runbook(engine.registry.runbook("shop").text, where="shop")
-        ours = engine.create_run(daemon.Mode.DRILL, book, version, SCHEDULER, RunOptions())
+        ours = engine.create_run(daemon.Mode.DRILL, book, version, person(SCHEDULER), RunOptions())
         other = RUNBOOK.replace("shop", "mill").replace('schedule: "0 3 * * *"\n', "")
         version = engine.registry.save_runbook("mill", other)
         book = daemon.read_runbook(other, where="mill")
-        theirs = engine.create_run(daemon.Mode.DRILL, book, version, "anna", RunOptions())
+        theirs = engine.create_run(daemon.Mode.DRILL, book, version, person("anna"), RunOptions())
         async with working(engine):
             await until(lambda: engine.registry.entries(ours.id), "going on")
             await until(lambda: engine.registry.run(ours.id).state is not RunState.RUNNING, "its end")

@@ -40,7 +40,7 @@ WORDS = {
     *("latest", "before:", "before:2026-11-23T10:00:00Z", "label:"),  # how points are named
     *("nbd", "scan", "ebpf", "standby", "frozen", "unlimited", "20MiB/s"),  # values of options
     "08:00-18:00=20MiB/s, otherwise unlimited",
-    *("after", "by", "then", "modes", "mounts"),  # keys of runbooks and of what belongs to them
+    *("after", "by", "force_by", "then", "modes", "mounts"),  # keys of runbooks and of what belongs to them
 }
 
 
@@ -118,7 +118,7 @@ def test_commands_that_texts_and_documents_speak_of_exist() -> None:
     [
         ("drengine run show RUN", ""),
         ("drengine export POINT --writable", ""),
-        ("drengine approve RUN --by NAME", ""),
+        ("drengine approve RUN --note NOTE", ""),
         ("drengine reports", "no such command"),
         ("drengine run show", "needs RUN"),
         ("drengine run shows RUN", "no such command"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ class Person:
         self.types(*words, *more, exit_code=exit_code)
         return self.out
 
+    @contextmanager
+    def acting_as(self, name: str, *roles: str) -> Iterator[None]:
+        """As an account, which is made if roles are given."""
+        if roles:
+            given = [each for role in roles for each in ("--role", role)]
+            self._quietly("user", "add", name, "--no-password", *given)
+        token = self._quietly("user", "token", "create", name).strip()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DRENGINE_TOKEN", token)
+            yield
+
+    def _quietly(self, *words: str) -> str:
+        """Type something beside the story."""
+        assert main(app, list(words)) == 0
+        return str(self.capture.readouterr()[0])
+
     def book(self, *, run: str = "[sleep, '600']", fence: str = "fence: {command: ['true']}", steps: str = "") -> str:
         text = BOOK.replace("RUN", run).replace("FENCE", fence).replace("STEPS", steps)
         path = self.directory / "shop.yaml"
@@ -109,6 +126,8 @@ def person(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setenv("DRENGINE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("DRENGINE_EXPORT", f"unix:{tmp_path / 'nbd.sock'}")
     monkeypatch.delenv("DRENGINE_CONFIG", raising=False)
+    monkeypatch.delenv("DRENGINE_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
     somebody = Person(tmp_path, capsys)
     yield somebody
     for each in somebody.started:
@@ -320,20 +339,79 @@ def test_a_source_that_can_not_be_fenced(person: Person) -> None:
     person.follows("drengine run resume RUN", "--force", run=person.run())
 
 
-@tries("drengine approve RUN --by NAME")
+@tries("drengine approve RUN")
 def test_a_run_that_waits_for_approval(person: Person) -> None:
     person.meets("run-waiting", "drengine", "failover", person.book(steps=APPROVAL), "--no-wait")
     run = person.run()
-    person.follows("drengine approve RUN --by NAME", run=run, name="ann")
+    with person.acting_as("ann", "approver"):
+        person.follows("drengine approve RUN", run=run)
     person.follows("drengine run resume RUN", run=run)
 
 
 def test_an_approval_by_somebody_who_may_not(person: Person) -> None:
     person.types("drengine", "failover", person.book(steps=APPROVAL), "--no-wait", exit_code=108)
     run = person.run()
-    person.meets("bad-approval", "drengine", "approve", run, "--by", "bob")
+    with person.acting_as("eve", "approver"):
+        person.meets("bad-approval", "drengine", "approve", run)
     assert "ann" in person.follows("drengine run show RUN", run=run)
-    person.types("drengine", "approve", run, "--by", "ann")
+    with person.acting_as("ann", "approver"):
+        person.meets("approval-stale", "drengine", "approve", run, "--digest", "0" * 64)
+        person.follows("drengine run show RUN", run=run)
+        person.types("drengine", "approve", run)
+
+
+def test_a_run_that_its_beginner_may_not_approve(person: Person) -> None:
+    steps = APPROVAL.replace(", by: [ann]", "")
+    person.types("drengine", "failover", person.book(steps=steps), "--no-wait", exit_code=108)
+    run = person.run()
+    person.meets("self-approval", "drengine", "approve", run)
+    person.follows("drengine run show RUN", run=run)
+    with person.acting_as("ann", "approver"):
+        person.types("drengine", "approve", run)
+
+
+@tries("drengine approve RUN approve-force")
+def test_a_run_that_nobody_forces_alone(person: Person) -> None:
+    book = Path(person.book(fence=""))
+    book.write_text(book.read_text().replace("name: shop", "name: shop\nforce_by: ['role:approver']", 1))
+    person.types("drengine", "failover", str(book), exit_code=107)
+    run = person.run()
+    person.meets("approval-needed", "drengine", "run", "resume", run, "--force")
+    with person.acting_as("ann", "approver"):
+        person.follows("drengine approve RUN approve-force", run=run)
+    person.types("drengine", "run", "resume", run, "--force")
+
+
+@tries("drengine user list", "drengine user password NAME", "drengine user token create NAME", "drengine login NAME")
+def test_somebody_who_is_not_signed_in(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    (person.directory / "password").write_text("one that is long\n")
+    given = ["--password-file", str(person.directory / "password")]
+    person.types("drengine", "user", "add", "ann", "--role", "operator", "--no-password")
+    monkeypatch.setenv("DRENGINE_TOKEN", "drengine_0_wrong")
+    person.meets("not-signed-in", "drengine", "runs")
+    person.follows("drengine user token create NAME", name="ann")
+    monkeypatch.setenv("DRENGINE_TOKEN", person.out.strip())
+    person.types("drengine", "runs")
+    person.meets("sign-in-failed", "drengine", "login", "ann", *given)
+    assert "ann" in person.follows("drengine user list")
+    person.follows("drengine user password NAME", *given, name="ann")
+    monkeypatch.delenv("DRENGINE_TOKEN")
+    person.hint = "`drengine login NAME`"  # of not-signed-in
+    person.follows("drengine login NAME", *given, name="ann")
+    person.types("drengine", "run", "show", "nope", exit_code=102)
+    person.types("drengine", "logout")
+    person.meets("bad-account", "drengine", "user", "remove", "nobody")
+    person.follows("drengine user list")
+
+
+@tries("drengine user role NAME")
+def test_somebody_who_may_not(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    person.types("drengine", "runbook", "list")
+    with person.acting_as("vic", "viewer"):
+        person.meets("not-permitted", "drengine", "drill", person.book())
+    person.follows("drengine user role NAME", "admin", name="vic")
+    with person.acting_as("vic"):
+        person.types("drengine", "drill", person.book())
 
 
 @tries("drengine runs")
@@ -343,7 +421,7 @@ def test_a_source_that_another_run_holds(person: Person) -> None:
     run = person.run()
     person.meets("run-active", "drengine", "drill", book)
     assert run in person.follows("drengine runs")
-    person.types("drengine", "abort", run, "--by", "ann")
+    person.types("drengine", "abort", run)
     person.types("drengine", "drill", person.book())
 
 
@@ -355,7 +433,7 @@ def test_a_run_that_was_aborted(person: Person) -> None:
         while "all.then.1: waiting" not in (line := waiting.stdout.readline()):
             assert line
         run = person.run()
-        person.types("drengine", "abort", run, "--by", "ann")
+        person.types("drengine", "abort", run)
         _, said = waiting.communicate(timeout=60)
         assert waiting.returncode == 109 and "[run-aborted]" in said
     person.hint = said.partition("hint:")[2]

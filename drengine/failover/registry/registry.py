@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -46,6 +47,7 @@ from drengine.failover.witness import Witness
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
+from drengine.people.roles import Person
 
 BY_CHARACTERS_MAX = 200
 NOTE_CHARACTERS_MAX = 2000
@@ -140,6 +142,7 @@ class Registry:
             "outcome": run.outcome.value,
             "reason": run.reason,
             "finished_ns": run.finished_ns,
+            "started_proof": run.started_proof,
         }
         try:
             with self._database.writing() as connection:
@@ -315,13 +318,15 @@ class Registry:
 
     # What people ask
 
-    def request(self, run: str, kind: RequestKind, step: str, by: str, note: str = "") -> Request:
-        """Note what a person asks of a run; whoever executes it reads it.
+    def request(
+        self, run: str, kind: RequestKind, step: str, by: Person, note: str = "", *, digest: str = ""
+    ) -> Request:
+        """Note what a person asks of a run; whoever executes it reads it. `digest`: of what an approval is about.
 
         Raises:
             DrengineError: UNKNOWN_RUN; BAD_APPROVAL when nobody asks.
         """
-        by = _clean(by, "who asks", BY_CHARACTERS_MAX)
+        name, roles = _clean(by.name, "who asks", BY_CHARACTERS_MAX), tuple(sorted(by.roles))
         note = _clean(note, "the note", NOTE_CHARACTERS_MAX, empty=True)
         step = _clean(step, "the step", BY_CHARACTERS_MAX, empty=True)
         with self._database.writing() as connection:
@@ -330,9 +335,9 @@ class Registry:
                 raise _unknown(run)
             seq = _next(connection, requests.c.seq, requests.c.run == run)
             at_ns = self._database.now_ns(connection)
-            row = {"run": run, "kind": kind.value, "step": step, "by": by, "note": note, "at_ns": at_ns, "seq": seq}
+            made = Request(run, kind, step, name, note, at_ns, seq, by.proof, roles, digest)
+            row = {**asdict(made), "kind": kind.value, "roles": " ".join(roles)}
             connection.execute(insert(requests).values(row))
-            made = Request(run, kind, step, by, note, at_ns, seq)
             self.witness.asked(made)
         return made
 
@@ -341,7 +346,9 @@ class Registry:
         chosen = select(requests).where(requests.c.run == run, requests.c.seq > after).order_by(requests.c.seq)
         with self._database.reading() as connection:
             rows = connection.execute(chosen).mappings().all()
-        return [Request(**{**row, "kind": RequestKind(row["kind"])}) for row in rows]
+        return [
+            Request(**{**row, "kind": RequestKind(row["kind"]), "roles": tuple(row["roles"].split())}) for row in rows
+        ]
 
     # Parties
 
@@ -483,6 +490,7 @@ def _run_of(row: RowMapping) -> RunRecord:
         outcome=Outcome(row["outcome"]),
         reason=row["reason"],
         finished_ns=row["finished_ns"],
+        started_proof=row["started_proof"],
     )
 
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    inspect,
+    text,
+)
 
 metadata = MetaData()
 
@@ -53,6 +66,7 @@ runs = Table(
     Column("outcome", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("finished_ns", BigInteger, nullable=False),
+    Column("started_proof", Text, nullable=False, server_default=""),
     Index("runs_by_time", "created_ns"),
     Index("runs_by_runbook", "runbook", "created_ns"),
 )
@@ -85,6 +99,9 @@ requests = Table(
     Column("by", Text, nullable=False),
     Column("note", Text, nullable=False),
     Column("at_ns", BigInteger, nullable=False),
+    Column("proof", Text, nullable=False, server_default=""),
+    Column("roles", Text, nullable=False, server_default=""),
+    Column("digest", Text, nullable=False, server_default=""),
 )
 leases = Table(
     "leases",
@@ -112,5 +129,14 @@ def _first(connection: Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+def _proofs(connection: Connection) -> None:
+    """How it was proved who asked, and what an approval is about. A new registry has these columns from `_first`."""
+    for table, names in ((runs, ("started_proof",)), (requests, ("proof", "roles", "digest"))):
+        there = {each["name"] for each in inspect(connection).get_columns(table.name)}
+        for name in names:
+            if name not in there:
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _proofs)
 """Each leads from one version to the next; version n has had the first n. Those that are here never change."""

@@ -277,9 +277,17 @@ def _attempts(entries: Iterable[JournalEntry]) -> list[Attempt]:
 
 
 def _people(run: RunRecord, requests: Sequence[Request]) -> list[Person]:
-    started = Person(at_ns=run.created_ns, did="start", by=run.started_by, step="", note="")
+    started = Person(at_ns=run.created_ns, did="start", by=run.started_by, step="", note="", proof=run.started_proof)
     asked = [
-        Person(at_ns=each.at_ns, did=each.kind.value, by=each.by, step=each.step, note=masked(each.note))
+        Person(
+            at_ns=each.at_ns,
+            did=each.kind.value,
+            by=each.by,
+            step=each.step,
+            note=masked(each.note),
+            proof=each.proof,
+            digest=each.digest,
+        )
         for each in requests
     ]
     return [started, *asked]

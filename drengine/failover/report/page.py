@@ -168,10 +168,10 @@ def _people(report: Report) -> str:
     rows = [
         (
             _time(each.at_ns),
-            _t(each.by),
+            f"{_t(each.by)} <code>{_t(each.proof)}</code>" if each.proof else _t(each.by),
             _t(each.did),
             f"<code>{_t(each.step)}</code>" if each.step else "",
-            _t(each.note),
+            f"{_t(each.note)} <code>{_t(each.digest[:16])}</code>" if each.digest else _t(each.note),
         )
         for each in report.people
     ]

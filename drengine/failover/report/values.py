@@ -94,13 +94,20 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody did: started, approved, aborted, committed, rolled back, resumed."""
+    """What somebody did: started, approved, aborted, committed, rolled back, resumed.
+
+    Attributes:
+        proof: how it was proved who that was.
+        digest: of what was approved.
+    """
 
     at_ns: int
     did: str
     by: str
     step: str
     note: str
+    proof: str = ""
+    digest: str = ""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

@@ -170,3 +170,6 @@ class Runbook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """In which order they start, and what is done before and after."""
     schedule: Schedule = ""
     """Drills by themselves: a cron expression of five fields, in UTC; empty: none."""
+    force_by: list[str] = []
+    """Who has to approve before a run goes on without fencing, or overwrites what a source wrote on its own: accounts,
+    or `role:approver`; empty: nobody is asked."""

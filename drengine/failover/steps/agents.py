@@ -8,6 +8,7 @@ from typing import Any
 
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import HostOrder
+from drengine.failover.steps.approval import Approved
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
 
@@ -85,8 +86,9 @@ def refused(answer: Answer) -> StepResult[Any]:
 
 
 def _approver(context: StepContext) -> str:
-    """Who approved a step of the run, and did not start it; empty: nobody."""
-    return next((who for who in context.approvals.values() if who != context.started_by), "")
+    """Who approved a step of the run, and did not start it; empty: nobody. An approval that was heeded is a result."""
+    approved = (result.by for result in context.results.values() if isinstance(result, Approved))
+    return next((who for who in approved if who != context.started_by), "")
 
 
 def _agent_generation(step: PlannedStep[Any], context: StepContext) -> int:

@@ -18,6 +18,7 @@ from drengine.control.messages import AgentReport, Answer, Verb
 from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.options import RunOptions
+from drengine.failover.run import Request
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook
 from drengine.model.clock import Clock
@@ -151,7 +152,7 @@ class StepContext:
         results: of the steps that are done, by id; `result_of` gives them by their kind.
         attempt: 1 at first.
         options: of the run.
-        approvals: who approved which step.
+        approvals: the approvals that count, by step.
         say: one line of progress for people.
         permit: raises when another executor has taken the run over; asked right before what can't be undone.
         started_by: who started the run.
@@ -165,7 +166,7 @@ class StepContext:
     results: Mapping[str, msgspec.Struct]
     attempt: int
     options: RunOptions
-    approvals: Mapping[str, str]
+    approvals: Mapping[str, Request]
     say: Callable[[str], None]
     permit: Callable[[], None] = lambda: None
     started_by: str = ""

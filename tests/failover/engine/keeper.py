@@ -95,9 +95,10 @@ class MemoryKeeper:
             if self._leases[lease.name].token == lease.token:
                 self._leases[lease.name] = replace(lease, expires_ns=0)
 
-    def request(self, run: str, kind: RequestKind, step: str, by: str, note: str = "") -> Request:
+    def request(self, run: str, kind: RequestKind, step: str, by: str, note: str = "", *, digest: str = "") -> Request:
         with self._lock:
-            made = Request(run, kind, step, by, note, self._clock.now_ns(), len(self._requests) + 1)
+            seq = len(self._requests) + 1
+            made = Request(run, kind, step, by, note, self._clock.now_ns(), seq, "test", (), digest)
             self._requests.append(made)
             return made
 

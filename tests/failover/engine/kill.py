@@ -26,6 +26,7 @@ from drengine.store.store import Store
 from tests.failover.engine.remote import RemoteAgents, RemoteDriver, WorldServer
 from tests.failover.engine.runs import way_home
 from tests.failover.engine.world import World, runbook
+from tests.persons import BOB
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.failover.engine.kill"])
@@ -115,7 +116,7 @@ def story(
         run = begin_run(registry, mode, book, options)
         if back:
             assert _process(directory, run, book, NEVER) == 0
-            registry.request(run, RequestKind.ROLLBACK, "", "ann")
+            registry.request(run, RequestKind.ROLLBACK, "", BOB)
         killed = 0
         for position in kills:
             if _process(directory, run, book, position) == -signal.SIGKILL:

@@ -20,8 +20,10 @@ from drengine.failover.run import Outcome
 from drengine.failover.runbook.values import Mode
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.people.door import Door
 from tests.failover.engine.test_engine import write_book
 from tests.failover.engine.world import World
+from tests.persons import ANN, BOB
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def engine(world: World, tmp_path: Path) -> Iterator[Engine]:
     audit = AuditLog.open(tmp_path / "audit")
     registry = Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", clock=SystemClock(), audit=audit)
     config = OrchestratorConfig(store=world.path, state=tmp_path / "state")
-    yield Engine(config, registry, world.site(), NoAgents(), "here")
+    yield Engine(config, registry, world.site(), NoAgents(), "here", Door.of(config.state, SystemClock()))
     registry.close()
 
 
@@ -44,43 +46,44 @@ def entries(tmp_path: Path) -> list[Entry]:
 
 
 async def test_a_failover_is_recorded_from_its_beginning_to_its_end(engine: Engine, tmp_path: Path) -> None:
-    orders = Orders(engine)
-    run = orders.begin(Mode.FAILOVER, Path(write_book(tmp_path, ask=True)), "ann")
+    orders = Orders(engine, BOB)
+    run = orders.begin(Mode.FAILOVER, Path(write_book(tmp_path, ask=True)))
     await engine.execute(run, wait=False)
-    orders.approve(run.id, "ann", note="password=hunter2")
+    Orders(engine, ANN).approve(run.id, note="password=hunter2")
     assert (await engine.execute(run)).outcome is Outcome.COMPLETED
-    orders.commit(run.id, "ann")
+    orders.commit(run.id)
     told = entries(tmp_path)
     assert {each.on for each in told} == {run.id}
     assert [(each.who, each.did) for each in told] == [
-        ("ann", "run.begin"),
+        ("person:bob", "run.begin"),
         ("drengine", "report.keep"),
-        ("ann", "run.approve"),
+        ("person:ann", "run.approve"),
         ("drengine", "step.fence"),
         ("drengine", "step.promote"),
         ("drengine", "step.launch"),
         ("drengine", "step.command"),
         ("drengine", "run.end"),
         ("drengine", "report.keep"),
-        ("ann", "run.commit"),
+        ("person:bob", "run.commit"),
     ]
     assert told[0].details["mode"] == "failover" and told[0].details["sources"] == ["shop"]
     assert told[2].details["note"] == "password=***"
+    assert (told[2].proved, len(told[2].details["digest"])) == ("login:ann", 64)
     kept = (tmp_path / f"state/reports/{run.id}.html").read_bytes()
     assert told[-2].details["sha256"][f"{run.id}.html"] == hashlib.sha256(kept).hexdigest()
     assert told[-3].details["outcome"] == "completed"
 
 
 async def test_what_can_not_be_recorded_is_not_asked(engine: Engine, tmp_path: Path) -> None:
-    orders = Orders(engine)
-    run = orders.begin(Mode.FAILOVER, Path(write_book(tmp_path, ask=True)), "ann")
+    orders = Orders(engine, BOB)
+    run = orders.begin(Mode.FAILOVER, Path(write_book(tmp_path, ask=True)))
     await engine.execute(run, wait=False)
     head = tmp_path / "audit/head"
     head.rename(tmp_path / "head")
     head.mkdir()
     for refused in (
-        lambda: orders.approve(run.id, "ann"),
-        lambda: orders.abort(run.id, "ann"),
+        lambda: Orders(engine, ANN).approve(run.id),
+        lambda: orders.abort(run.id),
     ):
         with pytest.raises(DrengineError) as caught:
             refused()
@@ -88,7 +91,7 @@ async def test_what_can_not_be_recorded_is_not_asked(engine: Engine, tmp_path: P
     assert engine.registry.requests(run.id) == [] and [each.id for each in engine.registry.runs()] == [run.id]
     head.rmdir()
     (tmp_path / "head").rename(head)
-    orders.approve(run.id, "ann")
+    Orders(engine, ANN).approve(run.id)
     assert entries(tmp_path)[-1].did == "run.approve"
 
 
@@ -96,7 +99,7 @@ def test_a_run_that_can_not_be_recorded_is_not_begun(engine: Engine, tmp_path: P
     (tmp_path / "audit/head").unlink()
     (tmp_path / "audit/head").mkdir()
     with pytest.raises(DrengineError) as caught:
-        Orders(engine).begin(Mode.DRILL, Path(write_book(tmp_path)), "ann")
+        Orders(engine, BOB).begin(Mode.DRILL, Path(write_book(tmp_path)))
     assert caught.value.kind is AUDIT_UNUSABLE
     assert engine.registry.runs() == []
 
@@ -104,7 +107,7 @@ def test_a_run_that_can_not_be_recorded_is_not_begun(engine: Engine, tmp_path: P
 async def test_a_run_under_way_goes_on_when_nothing_can_be_recorded(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Orders(engine).begin(Mode.FAILOVER, Path(write_book(tmp_path)), "ann")
+    run = Orders(engine, BOB).begin(Mode.FAILOVER, Path(write_book(tmp_path)))
     (tmp_path / "audit/head").unlink()
     (tmp_path / "audit/head").mkdir()
     assert (await engine.execute(run)).outcome is Outcome.COMPLETED

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from typing import Any
 import pytest
 
 from drengine.cli.main import app
+from drengine.model.clock import SystemClock
+from drengine.people.accounts import Accounts
+from drengine.people.door import FILE
 from drengine.process import find_marked
 from drengine.terminal import main
+from tests.persons import EVERYBODY
 from tests.recovery.replica import make
 
 RUNBOOK = """
@@ -34,7 +39,7 @@ waves:
     sources: [shop]
     BEFORE
 """
-ASK = 'before: [{approval: {prompt: "really?", by: [ann]}}]'
+ASK = 'before: [{approval: {prompt: "really?", by: [ann, "role:admin"]}}]'
 
 
 @dataclass
@@ -49,6 +54,18 @@ class Typed:
         path = self.directory / "shop.yaml"
         path.write_text(text.replace("PLACE", str(self.directory)))
         return str(path)
+
+    @contextmanager
+    def acting_as(self, name: str) -> Iterator[None]:
+        """As somebody who has an account; empty: as the user whom the kernel knows."""
+        token = ""
+        if name:
+            accounts = Accounts(self.directory / "state" / FILE, SystemClock())
+            roles = next(each.roles for each in EVERYBODY if each.name == name)
+            token = accounts.issue(accounts.add(name, tuple(roles)).name, 3600)[1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DRENGINE_TOKEN", token)
+            yield
 
     def __call__(self, *argv: str) -> tuple[int, str, str]:
         given = ["--store", str(self.directory / "store"), "--state", str(self.directory / "state")]
@@ -119,7 +136,7 @@ def test_an_unfenced_source_is_107_and_force_is_told_first(typed: Typed) -> None
     place = typed.book(fence="")
     code, told = typed.json("failover", place)
     assert (code, told["outcome"]) == (107, "blocked")
-    code, out, _ = typed("run", "resume", told["run"], "--force", "--by", "ann")
+    code, out, _ = typed("run", "resume", told["run"], "--force")
     assert code == 0
     told_last = [line for line in out.splitlines() if "NOT FENCED" in line and "fence:shop" not in line]
     assert told_last, out
@@ -131,10 +148,14 @@ def test_an_approval_is_108_until_it_is_given_by_who_may(typed: Typed) -> None:
     code, told = typed.json("failover", typed.book(before=ASK), "--no-wait")
     assert (code, told["state"], told["waiting_for"]) == (108, "waiting", ["all.before.1"])
     run = told["run"]
-    for by in ("", "bob"):
-        code, _, err = typed("approve", run, "--by", by)
-        assert code == 111, err
-    assert typed("approve", run, "--by", "ann")[0] == 0
+    for by, expected in (("", 186), ("vic", 181), ("eve", 111)):
+        with typed.acting_as(by):
+            code, _, err = typed("approve", run)
+            assert code == expected, err
+    with typed.acting_as("ann"):
+        code, out, _ = typed("approve", run)
+    assert code == 0
+    assert "ann (login:" in out
     code, told = typed.json("run", "resume", run)
     assert (code, told["outcome"]) == (0, "completed")
 
@@ -144,7 +165,7 @@ def test_an_aborted_run_frees_its_sources(typed: Typed) -> None:
     run = typed.json("failover", place, "--no-wait")[1]["run"]
     code, _, err = typed("drill", place)
     assert code == 101, err
-    code, told = typed.json("abort", run, "--by", "ann")
+    code, told = typed.json("abort", run)
     assert (code, told["outcome"]) == (0, "aborted")
     assert typed.json("drill", typed.book())[0] == 0
 
@@ -198,7 +219,7 @@ def test_an_interrupt_ends_the_command_and_the_run_goes_on_when_resumed(typed: T
         assert any("launch:shop: done" in line for line in lines)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-    code, told = typed.json("abort", run, "--by", "ann")
+    code, told = typed.json("abort", run)
     assert (code, told["outcome"]) == (0, "aborted")
     assert told["steps"][-1]["status"] == "done", "it was cleaned up"
 

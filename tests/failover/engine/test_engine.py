@@ -22,9 +22,13 @@ from drengine.failover.registry.errors import RUN_ACTIVE
 from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.model.clock import SystemClock
-from drengine.model.errors import BAD_POINT, DrengineError
+from drengine.model.errors import BAD_POINT, DrengineError, ErrorKind
+from drengine.people.door import Door
+from drengine.people.errors import NOT_PERMITTED, NOT_SIGNED_IN
+from drengine.people.roles import NOBODY, Person, Role
 from drengine.store.errors import DAMAGED, UNKNOWN_POINT
 from tests.failover.engine.world import BLOCK, World
+from tests.persons import ANN, BOB, EVE, VIC, person
 
 BOOK = """
 version: 1
@@ -51,7 +55,8 @@ def world(tmp_path: Path) -> World:
 def engine(world: World, tmp_path: Path) -> Iterator[Engine]:
     registry = Registry.open(f"sqlite:///{tmp_path}/registry.sqlite", clock=SystemClock())
     given = {"store": str(world.path), "state": str(tmp_path / "state")}
-    yield Engine(load_orchestrator_config(None, given), registry, world.site(), NoAgents(), "here")
+    config = load_orchestrator_config(None, given)
+    yield Engine(config, registry, world.site(), NoAgents(), "here", Door.of(config.state, SystemClock()))
     registry.close()
 
 
@@ -64,7 +69,7 @@ def write_book(tmp_path: Path, said: str = "one", *, ask: bool = False) -> str:
     return str(path)
 
 
-def begin(engine: Engine, mode: Mode, place: str, by: str = "ann", **options: Any) -> RunRecord:
+def begin(engine: Engine, mode: Mode, place: str, by: Person = BOB, **options: Any) -> RunRecord:
     book, version = engine.load_runbook(Path(place))
     return engine.create_run(mode, book, version, by, RunOptions(**options))
 
@@ -73,7 +78,7 @@ async def test_a_runbook_that_changes_while_it_runs_changes_nothing_of_the_run(e
     run = await engine.execute(begin(engine, Mode.FAILOVER, write_book(tmp_path, "one", ask=True)), wait=False)
     assert run.state is RunState.WAITING
     engine.load_runbook(Path(write_book(tmp_path, "two")))
-    Orders(engine).approve(run.id, "ann")
+    Orders(engine, ANN).approve(run.id)
     run = await engine.execute(run)
     assert run.outcome is Outcome.COMPLETED
     launched = engine.snapshot(run.id).state("launch:shop")
@@ -85,34 +90,45 @@ async def test_of_two_operators_who_start_the_same_run_one_does(engine: Engine, 
     place = write_book(tmp_path, ask=True)
     first = await engine.execute(begin(engine, Mode.FAILOVER, place), wait=False)
     with pytest.raises(DrengineError) as caught:
-        begin(engine, Mode.DRILL, place, by="bob")
+        begin(engine, Mode.DRILL, place, by=EVE)
     assert caught.value.kind is RUN_ACTIVE
     assert [run.id for run in engine.registry.runs()] == [first.id], "nothing of the second was begun"
 
 
 @pytest.mark.parametrize(
-    ("by", "step"), [("", ""), ("  ", ""), ("bob", ""), ("ann", "launch:shop"), ("ann", "nothing"), ("a\x00nn", "")]
+    ("by", "step", "kind"),
+    [
+        (NOBODY, "", NOT_SIGNED_IN),
+        (VIC, "", NOT_PERMITTED),
+        (person("ann", Role.OPERATOR), "", NOT_PERMITTED),
+        (EVE, "", BAD_APPROVAL),
+        (BOB, "", BAD_APPROVAL),
+        (ANN, "launch:shop", BAD_APPROVAL),
+        (ANN, "nothing", BAD_APPROVAL),
+    ],
 )
-async def test_an_approval_that_is_none_is_refused(engine: Engine, tmp_path: Path, by: str, step: str) -> None:
+async def test_an_approval_that_is_none_is_refused(
+    engine: Engine, tmp_path: Path, by: Person, step: str, kind: ErrorKind
+) -> None:
     run = await engine.execute(begin(engine, Mode.FAILOVER, write_book(tmp_path, ask=True)), wait=False)
     with pytest.raises(DrengineError) as caught:
-        Orders(engine).approve(run.id, by, step=step)
-    assert caught.value.kind is BAD_APPROVAL
-    assert engine.snapshot(run.id).approvals == {}
+        Orders(engine, by).approve(run.id, step=step)
+    assert caught.value.kind is kind
+    assert engine.registry.requests(run.id) == []
 
 
 async def test_what_a_finished_run_can_no_longer_do(engine: Engine, world: World, tmp_path: Path) -> None:
     place = write_book(tmp_path)
     drill = await engine.execute(begin(engine, Mode.DRILL, place))
     failover = await engine.execute(begin(engine, Mode.FAILOVER, place))
-    Orders(engine).commit(failover.id, "ann")
+    Orders(engine, BOB).commit(failover.id)
     for refused in (
-        lambda: Orders(engine).rollback(drill.id, "ann"),
-        lambda: Orders(engine).commit(drill.id, "ann"),
-        lambda: Orders(engine).abort(drill.id, "ann"),
-        lambda: Orders(engine).resume(drill.id, "ann"),
-        lambda: Orders(engine).approve(drill.id, "ann"),
-        lambda: Orders(engine).rollback(failover.id, "ann"),
+        lambda: Orders(engine, BOB).rollback(drill.id),
+        lambda: Orders(engine, BOB).commit(drill.id),
+        lambda: Orders(engine, BOB).abort(drill.id),
+        lambda: Orders(engine, BOB).resume(drill.id),
+        lambda: Orders(engine, ANN).approve(drill.id),
+        lambda: Orders(engine, BOB).rollback(failover.id),
     ):
         with pytest.raises(DrengineError) as caught:
             refused()
@@ -128,13 +144,13 @@ async def test_a_rollback_says_before_what_it_would_lose(engine: Engine, world: 
     (lost,) = losses(engine, run)
     assert (lost.source, lost.branch, lost.records > 0) == ("shop", 2, True)
     with pytest.raises(DrengineError) as caught:
-        Orders(engine).rollback(run.id, "ann")
+        Orders(engine, BOB).rollback(run.id)
     assert caught.value.kind is WOULD_LOSE
-    Orders(engine).rollback(run.id, "ann", yes=True)
+    Orders(engine, BOB).rollback(run.id, yes=True)
     run = await engine.execute(run)
     assert run.outcome is Outcome.ROLLED_BACK
     with pytest.raises(DrengineError) as caught:
-        Orders(engine).rollback(run.id, "ann")
+        Orders(engine, BOB).rollback(run.id)
     assert caught.value.kind is RUN_STATE
 
 
@@ -143,7 +159,7 @@ async def test_once_the_disks_follow_the_recovered_side_nothing_is_rolled_back(e
     failover = await engine.execute(begin(engine, Mode.FAILOVER, place))
     assert (await engine.execute(begin(engine, Mode.REPROTECT, place))).outcome is Outcome.COMPLETED
     with pytest.raises(DrengineError) as caught:
-        Orders(engine).rollback(failover.id, "ann")
+        Orders(engine, BOB).rollback(failover.id)
     assert caught.value.kind is RUN_STATE
     assert (await engine.execute(begin(engine, Mode.FAILBACK, place))).outcome is Outcome.COMPLETED
 
@@ -232,7 +248,7 @@ async def test_what_was_failed_over_fails_over_again_only_after_what_ran_here_wa
     assert world.store.source("shop").generation == 3
     world.judge.verdict()
     with pytest.raises(DrengineError) as caught:
-        Orders(engine).rollback(second.id, "ann")
+        Orders(engine, BOB).rollback(second.id)
     assert caught.value.kind is RUN_STATE
     with pytest.raises(DrengineError) as caught:
         begin(engine, Mode.MIGRATION, place)

@@ -20,7 +20,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.errors import FENCED
 from drengine.store.store import Store
 from tests.failover.engine.keeper import LEASE_HELD, LEASE_LOST, MemoryKeeper
-from tests.failover.engine.runs import carry_out, create, executor, seen
+from tests.failover.engine.runs import approve, carry_out, create, executor, seen
 from tests.failover.engine.world import BLOCK, World, runbook
 
 KINDS = step_kinds()
@@ -174,11 +174,13 @@ async def test_an_approval_by_nobody_or_by_somebody_else_is_none(tmp_path: Path)
     running = asyncio.create_task(executor(world, keeper, book).execute(run))
     await until(lambda: keeper.run(run).state is RunState.WAITING)
     assert world.sources["shop"].commands == [], "nothing is fenced before it is approved"
-    keeper.request(run, RequestKind.APPROVE, "all.before.1", " ")
-    keeper.request(run, RequestKind.APPROVE, "all.before.1", "bob")
+    approve(keeper, run, "")
+    approve(keeper, run, "bob")
+    keeper.request(run, RequestKind.APPROVE, "all.before.1", "ann", digest="0" * 64)
+    keeper.request(run, RequestKind.APPROVE, "all.before.1", "ann")
     await asyncio.sleep(0.1)
     assert keeper.run(run).state is RunState.WAITING
-    keeper.request(run, RequestKind.APPROVE, "all.before.1", "ann")
+    approve(keeper, run, "ann")
     record = await running
     assert record.outcome is Outcome.COMPLETED
     assert seen(keeper, run).results["all.before.1"].by == "ann"
@@ -189,7 +191,7 @@ async def test_without_waiting_an_approval_ends_the_executor_and_the_next_one_go
     run = create(keeper, Mode.FAILOVER, book)
     record = await executor(world, keeper, book).execute(run, wait=False)
     assert (record.state, record.reason) == (RunState.WAITING, "approval-needed")
-    keeper.request(run, RequestKind.APPROVE, "all.before.1", "ann")
+    approve(keeper, run, "ann")
     record = await executor(world, keeper, book, owner="two").execute(run)
     assert record.outcome is Outcome.COMPLETED
 

@@ -20,10 +20,12 @@ from drengine.failover.runbook.values import Mode, Step
 from drengine.failover.steps.approval import Approval
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.people.door import Door
 from tests.console.rig import ASKING, RUNBOOK
 from tests.failover.engine.keeper import MemoryKeeper
 from tests.failover.engine.runs import create, executor, seen
 from tests.failover.engine.world import World, runbook
+from tests.persons import BOB
 
 ASK = Step(actions={"approval": Approval(prompt="Go?")})
 FAILING = RUNBOOK + "    then:\n      - command: ['false']\n        name: by-hand\n"
@@ -38,7 +40,7 @@ def world(tmp_path: Path) -> World:
 def engine(world: World, tmp_path: Path) -> Any:
     registry = Registry.open(str(tmp_path / "registry.sqlite"), clock=SystemClock())
     config = OrchestratorConfig(store=tmp_path, state=tmp_path / "state")
-    yield Engine(config, registry, world.site(), NoAgents(), "here")
+    yield Engine(config, registry, world.site(), NoAgents(), "here", Door.of(config.state, SystemClock()))
     registry.close()
 
 
@@ -57,16 +59,16 @@ async def test_the_daemon_heeds_what_is_asked_while_it_tidies_up_after_a_run(
     text: str, order: str, outcome: Outcome, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run has ended for everybody to see, and its report is being written."""
-    orders, orchestrator = Orders(engine), Orchestrator(engine)
+    orders, orchestrator = Orders(engine, BOB), Orchestrator(engine)
     orders.keep("shop", text)
-    run = orders.begin(Mode.FAILOVER, "shop", "ann")
+    run = orders.begin(Mode.FAILOVER, "shop")
     again: list[asyncio.Task[None]] = []
     note = Engine._note_reports
     execute = Engine.execute
 
     def late(self: Engine, ended: Any) -> None:
         if not again:
-            getattr(orders, order)(run.id, "ann")
+            getattr(orders, order)(run.id)
             asyncio.run_coroutine_threadsafe(ask_again(), loop).result()
         note(self, ended)
 
@@ -110,9 +112,9 @@ async def test_an_executor_does_not_end_before_it_has_seen_all_that_was_asked(
 @pytest.mark.parametrize("text", [RUNBOOK, FAILING, ASKING])
 async def test_a_run_that_has_ended_has_no_executor(text: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As soon as the registry says so, its lease is free: a commit at that moment is not refused."""
-    orders = Orders(engine)
+    orders = Orders(engine, BOB)
     orders.keep("shop", text)
-    run = orders.begin(Mode.FAILOVER, "shop", "ann")
+    run = orders.begin(Mode.FAILOVER, "shop")
     freed: list[bool] = []
     leave = Registry.leave_run
 
@@ -130,15 +132,15 @@ async def test_a_run_that_has_ended_has_no_executor(text: str, engine: Engine, m
     assert ended.state in (RunState.FINISHED, RunState.STOPPED, RunState.WAITING)
     assert freed == [True]
     if text == RUNBOOK:
-        assert orders.commit(run.id, "ann").reason == "committed"
+        assert orders.commit(run.id).reason == "committed"
 
 
 async def test_a_commit_and_a_rollback_at_once_are_one_of_the_two(engine: Engine) -> None:
-    orders = Orders(engine)
+    orders = Orders(engine, BOB)
     orders.keep("shop", RUNBOOK)
-    run = orders.begin(Mode.FAILOVER, "shop", "ann")
+    run = orders.begin(Mode.FAILOVER, "shop")
     await engine.execute(run)
-    orders.rollback(run.id, "ann")
-    with pytest.raises(DrengineError, match="ann has asked for the rollback"):
-        orders.commit(run.id, "bob")
+    orders.rollback(run.id)
+    with pytest.raises(DrengineError, match="bob has asked for the rollback"):
+        orders.commit(run.id)
     assert (await engine.execute(run)).outcome is Outcome.ROLLED_BACK

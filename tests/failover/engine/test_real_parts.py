@@ -104,7 +104,7 @@ class Site:
 
     def drengine(self, *argv: str, code: int = 0) -> dict[str, Any]:
         """A command about runs; its JSON, on standard output or, for an error, on standard error."""
-        more = ["--config", str(self.directory / "orchestrator.toml"), "--json", "--by", "ann"]
+        more = ["--config", str(self.directory / "orchestrator.toml"), "--json"]
         done = subprocess.run(
             [sys.executable, "-m", "drengine.cli.main", *argv, *more],
             capture_output=True,

@@ -17,6 +17,7 @@ from drengine.failover.runbook.values import Mode
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from tests.failover.registry.rig import run_named
+from tests.persons import ANN, person
 
 pytestmark = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 
@@ -80,7 +81,7 @@ def test_a_run_is_left_with_its_lease_unless_somebody_asks_something(registry: R
         how = {"state": RunState.FINISHED, "outcome": Outcome.COMPLETED, "reason": "all-done", "finished_ns": 7}
         return registry.leave_run(lease, "r1", seen=seen, entry=entry, **how)
 
-    asked = registry.request("r1", RequestKind.ABORT, "", "ann")
+    asked = registry.request("r1", RequestKind.ABORT, "", person("ann"))
     assert not leave(0)
     assert (registry.run("r1").state, registry.entries("r1")) == (RunState.RUNNING, [])
     with pytest.raises(DrengineError) as held:
@@ -132,19 +133,20 @@ def test_a_journal_of_a_run_that_never_was_is_refused(registry: Registry) -> Non
     with pytest.raises(DrengineError, match="unknown-run"):
         registry.update_run("ghost", token=token, state=RunState.FINISHED)
     with pytest.raises(DrengineError, match="unknown-run"):
-        registry.request("ghost", RequestKind.ABORT, "", "ann")
+        registry.request("ghost", RequestKind.ABORT, "", person("ann"))
 
 
 def test_people_are_named_and_their_requests_kept_in_order(registry: Registry) -> None:
     registry.create_run(run_named("r1", "shop"))
-    first = registry.request("r1", RequestKind.APPROVE, "before:web:0", " ann ", "looks fine")
-    second = registry.request("r1", RequestKind.ABORT, "", "ben")
+    first = registry.request("r1", RequestKind.APPROVE, "before:web:0", ANN, "looks fine", digest="d" * 64)
+    second = registry.request("r1", RequestKind.ABORT, "", person("ben"))
     assert (first.by, first.seq, second.seq) == ("ann", 1, 2)
+    assert (first.proof, first.roles, first.digest) == ("login:ann", ("approver", "operator"), "d" * 64)
     assert registry.requests("r1") == [first, second]
     assert registry.requests("r1", after=1) == [second]
     for nobody in ("", "   ", "\x1b[2J", "a\nb", "x" * 300, "\ud800", "\0"):
         with pytest.raises(DrengineError, match="bad-approval"):
-            registry.request("r1", RequestKind.APPROVE, "s", nobody)
+            registry.request("r1", RequestKind.APPROVE, "s", person(nobody))
     assert len(registry.requests("r1")) == 2
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine.failover.run import Request, RequestKind
 from drengine.failover.steps.approval import ApprovalStep, Approved
 from drengine.failover.steps.command import CommandStep
 from drengine.failover.steps.errors import COMMAND_FAILED
@@ -119,7 +120,9 @@ async def test_an_approval_waits_until_somebody_gave_it() -> None:
     assert (waiting.ok, waiting.waiting) == (False, True)
     assert "ada" in waiting.message
     assert await ApprovalStep().check(step, context()) is None
-    given = await ApprovalStep().check(step, context(approvals={step.id: "ada"}))
+    given = await ApprovalStep().check(
+        step, context(approvals={step.id: Request("r", RequestKind.APPROVE, step.id, "ada", "", 1)})
+    )
     assert given is not None
     assert (given.ok, given.data) == (True, Approved("ada"))
 

@@ -1,0 +1,1 @@
+"""`drengine user`, `login` and `logout`: accounts, and being one of them."""

@@ -1,0 +1,1 @@
+"""People: who somebody is, how that was proved, and what he may do."""
