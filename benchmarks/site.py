@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,8 +147,8 @@ class Site:
         self._peaks = peaks
         self._running: list[Process] = []
 
-    def start_target(self, **options: str) -> Target:
-        """A target daemon with a new store, once it listens."""
+    def start_target(self, *, tls: Mapping[str, str] | None = None, **options: str) -> Target:
+        """A target daemon with a new store, once it listens. `tls` is that section of its configuration."""
         port = free_port()
         nbd = self.folder / "points.sock"
         lines = {
@@ -158,7 +158,9 @@ class Site:
             **options,
         }
         config = self.folder / "target.toml"
-        config.write_text("".join(f'{name} = "{text}"\n' for name, text in lines.items()))
+        text = "".join(f'{name} = "{value}"\n' for name, value in lines.items())
+        text += "[tls]\n" + "".join(f'{name} = "{value}"\n' for name, value in tls.items()) if tls else ""
+        config.write_text(text)
         Store.create(self.folder / "store").close()
         return self._run_target(config, port, nbd)
 

@@ -21,6 +21,7 @@ WORKS = (
     "lag",
     "store_memory",
     "many_agents",
+    "sessions",
     "tracker_overhead",
     "live_disks",
     "control_messages",
