@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.audit import recorded
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_point, pick_source
 from drengine.config import parse_duration
 from drengine.identity.names import Role
@@ -79,16 +80,18 @@ def give(
         if point:
             found = pick_point(opened, name, point)
             number, sequence = found.branch, found.sequence
-        given = opened.grants.give(
-            name,
-            number,
-            Access(kind),
-            holder=holder,
-            secret=secret,
-            sequence=sequence,
-            instance="by hand",
-            seconds=_seconds(seconds),
-        )
+        place = f"{name} {number}-{sequence}" if sequence else f"{name} {number}"
+        with recorded(store, "grant.give", place, access=kind, holder=holder or "a capability", seconds=seconds):
+            given = opened.grants.give(
+                name,
+                number,
+                Access(kind),
+                holder=holder,
+                secret=secret,
+                sequence=sequence,
+                instance="by hand",
+                seconds=_seconds(seconds),
+            )
     shown = f"{name}/VOLUME{f'@{number}-{sequence}' if sequence else f'#{number}'}"
     shown += f"{SECRET_MARK}{secret}" if secret else ""
     if json:
@@ -104,7 +107,7 @@ def give(
 @app.command()
 def take(id: Annotated[str, typer.Argument(help="Its id.")], store: StoreOption, json: JsonOption = False) -> None:
     """Take a grant back; what is open by it ends within seconds."""
-    with open_store(store) as opened:
+    with open_store(store) as opened, recorded(store, "grant.take", id[:40]):
         gone = opened.grants.take(lambda grant: grant.id == id)
     if not gone:
         raise DrengineError(GRANT_MISSING, f"no grant {id[:40]!r} lives")

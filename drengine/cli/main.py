@@ -42,6 +42,16 @@ COMMANDS: Mapping[str, Command | Group] = {
     "pin": Command("drengine.cli.pins", "Keep a point: retention leaves it alone until it is unpinned."),
     "unpin": Command("drengine.cli.pins", "Let retention have a point again."),
     "branches": Command("drengine.cli.branches", "List a source's branches, or close one that is no longer needed."),
+    "source": Group(
+        "The sources that a store knows.",
+        {
+            "list": Command("drengine.cli.source", "List the sources of a store, and what each uses of what it may."),
+            "add": Command(
+                "drengine.cli.source",
+                "Take in a source before its agent comes: it is known, and has an allowance of its own, from then on.",
+            ),
+        },
+    ),
     "grant": Group(
         "Who may use a branch or a point over NBD, or come home, beside what runs allow by themselves.",
         {

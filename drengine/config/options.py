@@ -71,9 +71,10 @@ def section(nested: type[T], *, help: str) -> T:
     return made  # type: ignore[no-any-return]
 
 
-def tables(nested: type[T], *, help: str) -> tuple[T, ...]:
-    """A TOML array of tables, each with the same options; at least one is needed."""
-    made: Any = field(default=(), metadata={"option": Option(help, nested=nested, many=True)})
+def tables(nested: type[T], *, help: str, needed: bool = True) -> tuple[T, ...]:
+    """A TOML array of tables, each with the same options; at least one is `needed`, or none."""
+    described = Option(help, nested=nested, many=True, default=REQUIRED if needed else ())
+    made: Any = field(default=(), metadata={"option": described})
     return made  # type: ignore[no-any-return]
 
 

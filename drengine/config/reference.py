@@ -41,17 +41,20 @@ def _shown(each: Option) -> str:
     return f"`{each.kind.show(each.default)}`"
 
 
-def _lines(cls: type, path: str) -> list[str]:
+def _lines(cls: type, path: str, *, given: bool = True) -> list[str]:
+    """Of one table; where it is not `given`, nothing of it counts until somebody uncomments it."""
     lines: list[str] = []
     below: list[str] = []
     for name, each in options_of(cls).items():
         if each.nested is not None:
             heading = f"[[{path}{name}]]" if each.many else f"[{path}{name}]"
-            below += ["", f"# {each.help}", heading, *_lines(each.nested, f"{path}{name}.")]
+            within = given and not (each.many and each.default is not REQUIRED)
+            shown = heading if within else f"# {heading}"
+            below += ["", f"# {each.help}", shown, *_lines(each.nested, f"{path}{name}.", given=within)]
             continue
         assert each.kind is not None
         lines.append(f"# {each.help}")
         value: Any = each.default if each.default not in (REQUIRED, None) else each.example
         written = each.kind.show(value) if value is not None else '""'
-        lines.append(f"{name} = {written}" if each.default is REQUIRED else f"# {name} = {written}")
+        lines.append(f"{name} = {written}" if each.default is REQUIRED and given else f"# {name} = {written}")
     return lines + below

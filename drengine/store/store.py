@@ -226,6 +226,11 @@ class Store:
         return self._context.records.cached_bytes
 
     @property
+    def directory(self) -> Path:
+        """Where it lies."""
+        return self._context.directory
+
+    @property
     def identity(self) -> bytes:
         """16 bytes that name the store."""
         return self._context.identity

@@ -24,10 +24,12 @@ from drengine.config import (
     option,
     parse,
     section,
+    tables,
 )
 from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.store.care.retention import RetentionPolicy
+from drengine.target.quotas import QuotaOptions, SourceQuotaOptions
 from drengine.transport.files import TlsFiles
 from drengine.wire.frames import BATCH_FRAME_BYTES_MAX
 
@@ -210,6 +212,10 @@ class TargetConfig:
     audit: AuditOptions = section(AuditOptions, help="The audit log, in the store's folder `audit`.")
     encryption: EncryptionOptions = section(
         EncryptionOptions, help="Encryption of the store at rest (docs/security.md); without a key it is in clear."
+    )
+    quotas: QuotaOptions = section(QuotaOptions, help="What each source may take at most.")
+    quota: tuple[SourceQuotaOptions, ...] = tables(
+        SourceQuotaOptions, needed=False, help="What one source may take, where it is more or less; one table for each."
     )
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3, both sides authenticated; needed beyond loopback.")
     maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")

@@ -41,6 +41,7 @@ from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
 from drengine.target.metrics import TargetMetrics
 from drengine.target.protection import Protection
+from drengine.target.quotas import Quotas
 from drengine.target.session import ended_because
 from drengine.target.sources import Sources
 from drengine.target.watch import StoreWatch
@@ -49,7 +50,7 @@ from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import Listener, serve
 from drengine.transport.errors import TransportError, reason_of
 from drengine.transport.networks import DataNetworks, is_loopback
-from drengine.transport.peers import PeerRules
+from drengine.transport.peers import PeerRules, shown_certificate
 from drengine.transport.tls import server_context
 
 log = logging.getLogger("drengine.target")
@@ -196,6 +197,8 @@ class TargetDaemon:
             peers=self._peer_rules(),
             ingest_limits=self._ingest_limits,
             sources_max=config.sources_max,
+            refusals=self.audit.refusals,
+            quotas=Quotas(config.quotas, config.quota),
         )
 
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
@@ -314,6 +317,15 @@ class TargetDaemon:
             name = str(ExportName.parse(name))
         told = {"export": name[:200], "peer": peer.address, "who": shown_peer(peer), "reason": reason}
         log.warning("an export is refused: %s", error.message, extra=told)
+        shown = shown_certificate(peer.certificate)
+        self.audit.refusals.note(
+            who=shown or shown_peer(peer),
+            proved="certificate" if shown else "peer" if peer.uid is not None else "",
+            did="target.export",
+            on=name[:200],
+            error=reason,
+            details={"peer": peer.address},
+        )
 
     def _note_point(self, point: RecoveryPoint) -> None:
         Sources.note_points(self.sources.get(point.source), [point])

@@ -89,3 +89,11 @@ GRANT_MISSING = error_kind(
     "Runs issue grants for what they launch and order; `drengine grant list` shows those that live.",
     retryable=True,
 )
+QUOTA_EXCEEDED = error_kind(
+    "quota-exceeded",
+    172,
+    "The source wants more of the target than its quota.",
+    "The message says which. Raise it on the target, in [quotas] or a [[quota]] of this source, if that is right; the "
+    "agent tries again by itself.",
+    retryable=True,
+)

@@ -30,6 +30,7 @@ from drengine.store.store import Store
 from drengine.target.admission import CUT_BYTES, CutBudget
 from drengine.target.errors import TARGET_FAILED
 from drengine.target.queries import HashAnswers, SharedView, answer
+from drengine.target.quotas import Quota
 from drengine.wire.events import BatchEvent, CutEvent, Geometry, HashQuery, Status
 from drengine.wire.frames import batch_frame_bytes
 from drengine.wire.payload import check_batch
@@ -114,6 +115,7 @@ class Ingest:
         questions: Executor,
         clock: Clock,
         limits: IngestLimits,
+        quota: Quota,
         cuts: CutBudget,
     ) -> None:
         """Take over `writer`, which is closed when the ingest ends, and start the thread."""
@@ -131,6 +133,7 @@ class Ingest:
         self._answers = HashAnswers(store, writer.source, writer.branch)
         self._batches = self._plain_bytes = self._payload_bytes = self._held_bytes = 0
         self._due_at = 0.0
+        self._quota = quota
         self._cuts = cuts
         self._geometry_bytes = _geometry_bytes(writer.geometry.values())
         self._ending = threading.Event()
@@ -194,6 +197,7 @@ class Ingest:
                 self._drop_duplicate(item)
             else:
                 self._await_verdict(verified)
+                self._require_quota(item)
                 if isinstance(item, CutEvent) and not self._may_cut():
                     self._commit()
                     return
@@ -215,6 +219,20 @@ class Ingest:
         try:
             if verified:
                 verified.result()
+        except DrengineError:
+            self._commit()
+            raise
+
+    def _require_quota(self, item: Item) -> None:
+        """
+        Raises:
+            DrengineError: QUOTA_EXCEEDED; what came before it is durable.
+        """
+        try:
+            if isinstance(item, CutEvent):
+                self._quota.take_point(self._clock.monotonic())
+            elif isinstance(item, Geometry):
+                self._quota.require_volumes(item.volumes)
         except DrengineError:
             self._commit()
             raise

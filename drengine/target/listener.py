@@ -11,31 +11,36 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+from drengine.audit import Refusals
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.grants import Access
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.model.states import ReplicationState
-from drengine.store.errors import FENCED, STORE_IO, UNKNOWN_BRANCH, UNKNOWN_POINT
+from drengine.store.errors import FENCED, STORE_IO, TOO_MANY_SOURCES, UNKNOWN_BRANCH, UNKNOWN_POINT
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import SourceInfo, Store
 from drengine.target import metrics as m
 from drengine.target.admission import Admission, CreditBudget, CutBudget, decide_admission
-from drengine.target.errors import GRANT_MISSING, SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
+from drengine.target.errors import GRANT_MISSING, QUOTA_EXCEEDED, SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
 from drengine.target.metrics import TargetMetrics
+from drengine.target.quotas import QuotaOptions, Quotas
 from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, ReplicationSession
 from drengine.target.sources import Sources, SourceState
 from drengine.target.watch import DESCRIPTORS_KEPT, require_descriptors
-from drengine.transport.errors import TransportError
+from drengine.transport.errors import TransportError, reason_of
 from drengine.transport.framed import FramedStream
-from drengine.transport.peers import PeerRules
+from drengine.transport.peers import PeerRules, shown_certificate
 from drengine.wire.connection import negotiate_version
 from drengine.wire.events import Hello, Purpose
 
 log = logging.getLogger("drengine.target")
+
+_AT_THE_DOOR = (GRANT_MISSING, QUOTA_EXCEEDED, TOO_MANY_SOURCES)
+"""Refusals of what a source may not, beside those of its certificate; not those of a target that can't."""
 
 REPLACE_SECONDS = 10.0
 """How long an old session may take to end when a newer one takes its place."""
@@ -71,6 +76,8 @@ class Reception:
     errands: dict[str, ReplicationSession | Reversal] = field(default_factory=dict)
     """Those of fenced sources, by what they are for."""
     sources_max: int = sys.maxsize
+    refusals: Refusals | None = None
+    quotas: Quotas = field(default_factory=lambda: Quotas(QuotaOptions()))
     _doors: dict[str, _Door] = field(default_factory=dict)
     _cuts: dict[str, CutBudget] = field(default_factory=dict)
     _suspect: set[str] = field(default_factory=set)
@@ -87,7 +94,21 @@ class Reception:
         if not isinstance(hello, Hello):
             return  # it went before it had come
         negotiate_version(hello)
-        self._identify(stream, hello)
+        try:
+            await self._serve(stream, hello)
+        except DrengineError as error:
+            if error.kind in _AT_THE_DOOR or reason_of(error).startswith("identity-"):
+                self._note_refused(stream, hello, reason_of(error))
+            raise
+
+    async def _serve(self, stream: FramedStream, hello: Hello) -> None:
+        """From HELLO on.
+
+        Whatever the session is for, only the source's own agent may open it.
+        """
+        is_proved = self.peers.require_source(stream.peer_certificate, hello.source)
+        known = is_proved or self.sources.is_known(hello.source)
+        self.quotas.of(hello.source, known=known).take_session(self.clock.monotonic())
         if hello.purpose is Purpose.REVERSE:
             await self._reverse(stream, hello)
         else:
@@ -112,17 +133,20 @@ class Reception:
             if session.grant in gone:
                 session.end(DrengineError(GRANT_MISSING, f"the grant of {session.source!r} for this was taken back"))
 
-    def _identify(self, stream: FramedStream, hello: Hello) -> None:
-        """Whatever the session is for, only the source's own agent may open it.
-
-        Raises:
-            TransportError: TLS_FAILED, saying which identity was seen.
-        """
-        try:
-            self.peers.require_source(stream.peer_certificate, hello.source)
-        except TransportError as error:
-            self.metrics.count(m.REFUSED, 1, error.reason)
-            raise
+    def _note_refused(self, stream: FramedStream, hello: Hello, reason: str) -> None:
+        self.metrics.count(m.REFUSED, 1, reason)
+        shown = shown_certificate(stream.peer_certificate)
+        told = {"source": hello.source, "peer": stream.peer, "who": shown, "reason": reason}
+        log.warning("an agent is refused", extra=told)
+        if self.refusals is not None:
+            self.refusals.note(
+                who=shown or f"source {hello.source}",
+                proved="certificate" if shown else "",
+                did=f"target.{hello.purpose.name.lower()}",
+                on=hello.source,
+                error=reason,
+                details={"peer": stream.peer},
+            )
 
     async def close(self, seconds: float) -> None:
         """End every session in peace: what arrived is committed and acknowledged, at most for so long."""
@@ -179,6 +203,7 @@ class Reception:
                 questions=self.questions,
                 credit_bytes=credit,
                 ingest_limits=self.ingest_limits,
+                quota=self.quotas.of(session.source, known=True),
                 cuts=self._cuts.setdefault(session.source, CutBudget()),
                 damaged=damaged,
             )
@@ -202,6 +227,7 @@ class Reception:
         try:
             if await asyncio.to_thread(self.store.forget_empty, source):
                 self.sources.forget(source)
+                self.quotas.forget(source)
                 self._cuts.pop(source, None)
         except DrengineError as error:
             log.info("an empty source stays", extra={"source": source, "detail": error.message})
@@ -238,7 +264,6 @@ class Reception:
             ours = (grant.source, grant.access, grant.holder) == (hello.source, access, f"agent/{hello.source}")
             if ours and (grant.branch == hello.branch or not preserves):
                 return grant.id
-        self.metrics.count(m.REFUSED, 1, GRANT_MISSING.id)
         what = f"ship to branch {hello.branch}" if preserves else "read its points"
         raise DrengineError(GRANT_MISSING, f"{hello.source!r} may not {what}: no run has ordered it")
 

@@ -25,6 +25,7 @@ from drengine.target.errors import SOURCE_BUSY, TARGET_FAILED
 from drengine.target.ingest import Ingest, IngestLimits, Stored
 from drengine.target.metrics import TargetMetrics
 from drengine.target.peer import AdmittedAgent
+from drengine.target.quotas import Quota
 from drengine.target.sources import Sources, SourceState
 from drengine.transport.errors import reason_of
 from drengine.transport.framed import FramedStream
@@ -93,6 +94,7 @@ class ReplicationSession(AdmittedAgent):
         questions: Executor,
         credit_bytes: int,
         ingest_limits: IngestLimits,
+        quota: Quota,
         cuts: CutBudget,
         damaged: list[DamagedRange],
     ) -> None:
@@ -110,7 +112,15 @@ class ReplicationSession(AdmittedAgent):
         )
         self.state.durable_sequence = writer.durable.sequence
         self._ingest = Ingest(
-            store, writer, self, pool, questions=questions, clock=self._clock, limits=ingest_limits, cuts=cuts
+            store,
+            writer,
+            self,
+            pool,
+            questions=questions,
+            clock=self._clock,
+            limits=ingest_limits,
+            quota=quota,
+            cuts=cuts,
         )
         self.ask_again(damaged)
         tasks = [asyncio.ensure_future(task) for task in (self._receive(), self._send())]

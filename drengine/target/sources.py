@@ -96,6 +96,11 @@ class Sources:
         with self._lock:
             return self._states.setdefault(name, SourceState(name))
 
+    def is_known(self, name: str) -> bool:
+        """Whether the store has it, or it is being taken in."""
+        with self._lock:
+            return name in self._states
+
     def forget(self, name: str) -> None:
         """The source is gone from the store, and so from all that is shown."""
         with self._lock:

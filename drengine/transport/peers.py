@@ -32,21 +32,24 @@ class PeerRules:
     is_required: bool = False
     by_common_name: bool = False
 
-    def require_source(self, der: bytes | None, source: str) -> None:
-        """Only the agent of `source` may speak for it.
+    def require_source(self, der: bytes | None, source: str) -> bool:
+        """Only the agent of `source` may speak for it; whether the peer has proved to be that.
 
         Raises:
             TransportError: TLS_FAILED, naming what was seen.
         """
         if der is None:
-            return
+            return False
         certificate, identity = _read(der)
         self.require_unrevoked(der)
         if identity is None and self.by_common_name:
             if certificate.subject != source:
                 raise _refused("identity-source", f"common name {certificate.subject[:80]!r}, source {source!r}")
-        elif self._holds(certificate, identity, Role.AGENT) and identity and identity.name != source:
+            return True
+        is_named = self._holds(certificate, identity, Role.AGENT)
+        if identity is not None and identity.name != source:
             raise _refused("identity-source", f"{identity}, source {source!r}")
+        return is_named
 
     def identify(self, der: bytes) -> Identity | None:
         """Who a peer is, of whatever role; None when its certificate has no name.
@@ -94,6 +97,17 @@ class PeerRules:
         own = self.own()
         if own is not None and own.site != identity.site:
             raise _refused("identity-site", f"{identity}, and we are {own}")
+
+
+def shown_certificate(der: bytes | None) -> str:
+    """What a certificate says of whoever shows it, for people; empty without one."""
+    if not der:
+        return ""
+    try:
+        certificate = parse_certificate(der)
+    except ValueError:
+        return "a certificate that can't be read"
+    return ", ".join(certificate.uris)[:200] or f"common name {certificate.subject[:80]!r}"
 
 
 def refused_role(identity: Identity, why: str) -> TransportError:

@@ -38,14 +38,16 @@ def test_the_agents_example_is_a_file_that_loads(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize("cls", [TargetConfig, AgentConfig])
 def test_every_default_is_written_in_the_example_as_it_would_be_read(cls: type, tmp_path: Path) -> None:
-    text = re.sub(r"^# ([a-z_]+ = (?!\"\"$).*)$", r"\1", example(cls), flags=re.MULTILINE)
+    text = re.sub(r"^# ([a-z_]+ = (?!\"\"$).*|\[\[[a-z_.]+\]\])$", r"\1", example(cls), flags=re.MULTILINE)
     assert text != example(cls)
     path = tmp_path / "all.toml"
     path.write_text(text)
     plain = tmp_path / "plain.toml"
     plain.write_text(example(cls))
     if cls is TargetConfig:
-        assert load_target_config(path, {}) == load_target_config(plain, {})
+        loaded = load_target_config(path, {})
+        assert replace(loaded, quota=()) == load_target_config(plain, {})
+        assert [each.source for each in loaded.quota] == ["shop"], "of this there is none by default"
     else:
         assert load_config(path) == load_config(plain)
 

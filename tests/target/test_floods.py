@@ -12,6 +12,7 @@ import pytest
 from drengine.model.points import VolumeGeometry
 from drengine.store.leases import LOCKS_DIRECTORY
 from drengine.target.admission import CutBudget
+from drengine.target.quotas import QuotaOptions
 from drengine.target.session import UNCREDITED_BYTES_MAX
 from drengine.wire.events import Hashes, HashQuery
 from tests.target.agent import Agent, Refused, running
@@ -86,7 +87,7 @@ def test_points_take_of_the_catalogue_what_fills_again_with_time() -> None:
 @pytest.mark.fault(70)
 async def test_many_volumes_and_a_flood_of_cuts_make_no_gigabytes(tmp_path: Path) -> None:
     """Less than half a megabyte is sent; unbounded, each cut made a third of one."""
-    async with running(tmp_path / "store") as site:
+    async with running(tmp_path / "store", quotas=QuotaOptions(volumes=0)) as site:
         other = await site.join("other")
         await other.acknowledged(await other.declare())
         flood = await site.join("flood")
@@ -113,7 +114,7 @@ async def test_many_volumes_and_a_flood_of_cuts_make_no_gigabytes(tmp_path: Path
 @pytest.mark.fault(70)
 async def test_declarations_need_credit_of_a_kind(tmp_path: Path) -> None:
     """While the store stands still, the target receives a few of them and no more."""
-    async with running(tmp_path / "store") as site:
+    async with running(tmp_path / "store", quotas=QuotaOptions(volumes=0)) as site:
         agent = await site.join()
         session = site.daemon.reception.sessions["shop"]
         await agent.acknowledged(await agent.declare())

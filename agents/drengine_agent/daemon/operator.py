@@ -16,12 +16,22 @@ import msgspec
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import check_new_label
+from drengine.nbd.errors import LOCAL_USER_REFUSED
+from drengine.process.local import own_users, peer_uid, require_safe_folder
 from drengine_agent.daemon.client import ANSWER_SECONDS, short_name
 from drengine_agent.daemon.service import Agent
 from drengine_agent.errors import COMMAND_REFUSED, STATE_DAMAGED
 
 LINE_BYTES_MAX = 64 << 10
 CONNECTIONS_MAX = 16
+
+
+def _told(refused: DrengineError) -> dict[str, object]:
+    return {"ok": False, "error": refused.kind.id, "message": refused.message, "hint": refused.hint}
+
+
+def _line(answer: dict[str, object]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -51,6 +61,7 @@ class OperatorSocket:
         """
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            require_safe_folder(self._path)
             self._path.unlink(missing_ok=True)
             with short_name(self._path) as name:
                 listening.bind(name)
@@ -67,9 +78,14 @@ class OperatorSocket:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
+        uid = peer_uid(writer.get_extra_info("socket"))
         try:
+            if uid not in own_users():
+                refused = DrengineError(LOCAL_USER_REFUSED, f"user {uid} may not command this agent")
+                writer.write(_line(_told(refused)))
+                return
             while self._open <= CONNECTIONS_MAX and (line := await reader.readline()):
-                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+                writer.write(_line(await self._answer(line)))
                 await writer.drain()
         except (OSError, ValueError):
             pass  # the other side went away, or sent a line that is too long
@@ -87,7 +103,7 @@ class OperatorSocket:
             refused = error
         except TimeoutError:
             refused = DrengineError(COMMAND_REFUSED, "it was not done in time; it may still happen")
-        return {"ok": False, "error": refused.kind.id, "message": refused.message, "hint": refused.hint}
+        return _told(refused)
 
     async def _do(self, command: Command) -> object:
         agent = self._agent

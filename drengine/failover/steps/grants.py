@@ -7,24 +7,30 @@ capability, a secret behind its exports' names. That is kept beside the instance
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from drengine.audit import FOLDER, AuditLog
+from drengine.audit.log import OURSELVES
 from drengine.durable import replace_durably
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.failover.steps.threads import in_thread
+from drengine.model.errors import DrengineError
 from drengine.model.grants import Access
 from drengine.ownership import make_directory
 
 SECRET_BYTES = 16
+_log = logging.getLogger("drengine.failover")
 
 
 def let_use_disks(context: StepContext, instance: str, source: str, branch: int, host: str) -> None:
     """Before a launch: the instance's own branch, for `host` or by a secret. Done again it changes nothing."""
     give = context.site.store.grants.give
+    _record(context, "grant.give", f"{source}#{branch}", instance=instance, to=host or "a capability")
     if host:
         give(source, branch, Access.WRITE, holder=f"host/{host}", instance=instance)
         return
@@ -43,7 +49,8 @@ def secret_of(context: StepContext, instance: str) -> str:
 
 def take_disks(context: StepContext, instance: str) -> None:
     """After an instance has ended: whoever still has its disks open is cut off."""
-    context.site.store.grants.take(lambda grant: grant.instance == instance)
+    for grant in context.site.store.grants.take(lambda grant: grant.instance == instance):
+        _record(context, "grant.take", f"{grant.source}#{grant.branch}", instance=instance)
     _place(context, instance).unlink(missing_ok=True)
 
 
@@ -54,10 +61,13 @@ async def way_home(step: PlannedStep[Any], context: StepContext, access: Access,
     A step that is cancelled leaves it until its time is over: the agent works on, and a resumed run wants its answer.
     """
     grants, run, source = context.site.store.grants, context.run, step.source
-    holder = f"agent/{source}"
-    await in_thread(
-        lambda: grants.give(source, branch, access, holder=holder, instance=run, seconds=step.timeout_seconds)
-    )
+    holder, seconds = f"agent/{source}", step.timeout_seconds
+
+    def give() -> None:
+        _record(context, "grant.give", f"{source}#{branch}", access=access, to=holder)
+        grants.give(source, branch, access, holder=holder, instance=run, seconds=seconds)
+
+    await in_thread(give)
     try:
         yield
     except asyncio.CancelledError:
@@ -70,11 +80,22 @@ async def way_home(step: PlannedStep[Any], context: StepContext, access: Access,
 
 async def _take(context: StepContext, source: str, access: Access) -> None:
     def ours() -> None:
-        context.site.store.grants.take(
+        taken = context.site.store.grants.take(
             lambda grant: (grant.instance, grant.source, grant.access) == (context.run, source, access)
         )
+        for grant in taken:
+            _record(context, "grant.take", f"{source}#{grant.branch}", access=access)
 
     await in_thread(ours)
+
+
+def _record(context: StepContext, did: str, on: str, **details: str) -> None:
+    """In the audit log of the store; a run that recovers goes on where that can't be written."""
+    try:
+        log = AuditLog.open(context.site.store.directory / FOLDER)
+        log.record(who=OURSELVES, did=did, on=on, details={"run": context.run, **details})
+    except DrengineError as error:
+        _log.error("not in the audit log: %s %s: %s", did, on, error)
 
 
 def _place(context: StepContext, instance: str) -> Path:

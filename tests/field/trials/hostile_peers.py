@@ -52,6 +52,8 @@ def mutated_questions_on_the_way_home_crash_nobody(ground: Ground) -> None:
     pair.until_equal()
     point = pair.newest()
     assert point
+    to = f"agent/{pair.source}"
+    ground.drengine("grant", "give", "--store", pair.store, "--access", "reverse", "--to", to, "--json")
     sent = 0
     said = [event for who, event in REVERSAL if who is Role.AGENT and not isinstance(event, ev.Hello)]
     while sent < ground.times(QUESTIONS):
