@@ -221,6 +221,20 @@ class TargetConfig:
     maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")
 
 
+def open_to_everybody(config: TargetConfig) -> list[str]:
+    """What any user of this machine may do, because nothing proves who connects over loopback; nothing where
+    `allow_plain` says that this is meant.
+    """
+    if config.tls.files or config.allow_plain:
+        return []
+    meant = "or say `allow_plain = true` if that is meant"
+    found = [f"any user of this machine may ship as any source to {config.listen}: configure [tls], {meant}"]
+    if config.nbd_listen and config.exports == "named":
+        opened = f"any user of this machine may open every point and branch at {config.nbd_listen}"
+        found.append(f'{opened}: configure [tls] or `exports = "granted"`, {meant}')
+    return found
+
+
 def load_target_config(path: Path | None, overrides: dict[str, object]) -> TargetConfig:
     """From a file, or from command-line options alone.
 

@@ -32,7 +32,7 @@ from drengine.store.store import Store
 from drengine.target import metrics as m
 from drengine.target.access import ExportRules, shown_peer
 from drengine.target.admission import CreditBudget
-from drengine.target.config import TargetConfig, local_uids
+from drengine.target.config import TargetConfig, local_uids, open_to_everybody
 from drengine.target.errors import WRONG_STORE
 from drengine.target.exports import ExportName, StoreExports, ViewExport
 from drengine.target.ingest import IngestLimits
@@ -389,6 +389,8 @@ async def run_target(config: TargetConfig) -> int:
     raise_descriptor_limit()
     quiet_accept_failures(asyncio.get_running_loop())
     where = await daemon.start()
+    for line in open_to_everybody(config):
+        log.warning(line)
     log.info(
         "target is ready",
         extra={

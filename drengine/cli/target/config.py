@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from drengine.config import example
-from drengine.target.config import TargetConfig, load_target_config
+from drengine.target.config import TargetConfig, load_target_config, open_to_everybody
+from drengine.terminal import note
 from drengine.transport.tls_check import ANY_ADDRESS, Side, check_files
 
 app = typer.Typer(add_completion=False)
@@ -27,6 +28,8 @@ def check_config(
     print(f"{config} is valid: store {loaded.store}, agents at {loaded.listen}")
     for line in report.lines() if report else ():
         print(line)
+    for line in open_to_everybody(loaded):
+        note(f"warning: {line}")
 
 
 @app.command("example-config")
