@@ -98,7 +98,7 @@ class Reception:
             await self._serve(stream, hello)
         except DrengineError as error:
             if error.kind in _AT_THE_DOOR or reason_of(error).startswith("identity-"):
-                self._note_refused(stream, hello, reason_of(error))
+                self._note_refused(stream, hello, error)
             raise
 
     async def _serve(self, stream: FramedStream, hello: Hello) -> None:
@@ -133,11 +133,11 @@ class Reception:
             if session.grant in gone:
                 session.end(DrengineError(GRANT_MISSING, f"the grant of {session.source!r} for this was taken back"))
 
-    def _note_refused(self, stream: FramedStream, hello: Hello, reason: str) -> None:
+    def _note_refused(self, stream: FramedStream, hello: Hello, error: DrengineError) -> None:
+        """Count it and note it in the audit log; the transport tells the peer, and the log."""
+        reason = reason_of(error)
         self.metrics.count(m.REFUSED, 1, reason)
         shown = shown_certificate(stream.peer_certificate)
-        told = {"source": hello.source, "peer": stream.peer, "who": shown, "reason": reason}
-        log.warning("an agent is refused", extra=told)
         if self.refusals is not None:
             self.refusals.note(
                 who=shown or f"source {hello.source}",
