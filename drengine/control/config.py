@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, Address, choice, option
+from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, WORDS, Address, choice, option
 from drengine.control.messages import Verb
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.transport.files import TlsFiles
 
+LOCAL_USERS = ("drengine", "mosquitto")
 HOST_VERBS = (Verb.ATTACH, Verb.QUIESCE, Verb.DETACH, Verb.STATUS)
 AGENT_VERBS = tuple(verb for verb in Verb if verb not in (Verb.ATTACH, Verb.DETACH))
 """What each kind of party can be told to do."""
@@ -63,6 +64,12 @@ class BrokerOptions:
         "certificate has a drengine:// name, else `any`.",
     )
     allow_plain: bool = option(FLAG, default=False, help="Allow a connection without TLS beyond loopback.")
+    local_users: tuple[str, ...] = option(
+        WORDS,
+        default=LOCAL_USERS,
+        help="Without TLS on loopback: users whose process the broker may be, besides root and our own user; for the "
+        "embedded broker, whose clients too. `allow_plain` lets anybody be it.",
+    )
     keepalive: float = option(
         DURATION,
         default=10.0,
@@ -101,14 +108,33 @@ class OrchestratorBrokerOptions(BrokerOptions):
     embedded: bool = option(
         FLAG,
         default=False,
-        help="`drengine orchestrator run` starts a broker of its own at this address, which must be on loopback: for "
-        "one machine. It keeps nobody apart; use Mosquitto for more (docs/control.md).",
+        help="`drengine orchestrator run` starts a broker of its own at this address (docs/control.md). Without "
+        "certificates it must be on loopback.",
     )
+    embedded_certificate: Path | None = option(
+        PATH, default=None, help="PEM file with the embedded broker's own certificate, where there are certificates."
+    )
+    embedded_key: Path | None = option(PATH, default=None, help="PEM file with its key.")
 
     def check(self, where: str) -> None:
         super().check(where)
-        if self.embedded and (self.address is None or not _is_local(self.address.host)):
-            raise DrengineError(BAD_CONFIG, f"{where}: the embedded broker needs an address on loopback")
+        if not self.embedded:
+            return
+        files = self.embedded_files(where)
+        if self.address is None or not (files or _is_local(self.address.host)):
+            raise DrengineError(BAD_CONFIG, f"{where}: the embedded broker needs an address, without TLS on loopback")
+        if (files is None) != (self.certificate is None):
+            raise DrengineError(BAD_CONFIG, f"{where}: the embedded broker needs a certificate where we have one")
+
+    def embedded_files(self, where: str = "the broker's section") -> TlsFiles | None:
+        """The embedded broker's certificate files; None: it has no TLS.
+
+        Raises:
+            DrengineError: BAD_CONFIG.
+        """
+        if not (self.embedded_certificate or self.embedded_key):
+            return None
+        return TlsFiles.together(self.embedded_certificate, self.embedded_key, self.ca, self.crl, where=where)
 
 
 def _is_local(host: str) -> bool:

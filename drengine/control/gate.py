@@ -6,7 +6,6 @@ The broker is a courier: what it delivers is believed for the signature that it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from drengine.control.foreign import decode
@@ -36,6 +35,22 @@ class Admitted:
     by: Identity | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a party lets itself be told.
+
+    Attributes:
+        verbs: others are refused.
+        approved_force: a forced reversal names who approved it, where orders are signed.
+    """
+
+    verbs: tuple[str, ...] = tuple(Verb)
+    approved_force: bool = True
+
+
+EVERYTHING = Policy()
+
+
 class Gate:
     """One party's."""
 
@@ -45,22 +60,19 @@ class Gate:
         seals: Seals | None = None,
         *,
         orders: str = "any",
-        verbs: Collection[str] = tuple(Verb),
-        approved_force: bool = True,
+        policy: Policy = EVERYTHING,
     ) -> None:
         """
         Args:
             own: who we are; None: orders for anybody are for us.
             seals: verifies signatures.
             orders: see the option of that name.
-            verbs: what this party lets itself be told.
-            approved_force: a forced reversal names who approved it, where orders are signed.
+            policy: what this party lets itself be told.
         """
         self._own = own
         self._seals = seals
         self._orders = orders
-        self._verbs = frozenset(verbs)
-        self._approved_force = approved_force
+        self._policy = policy
 
     @property
     def wants_signed(self) -> bool:
@@ -113,10 +125,10 @@ class Gate:
     def _judge(self, command: Command, by: Identity | None) -> None:
         if self._own is not None and command.to != str(self._own) and (by is not None or command.to):
             raise OrderRefusedError("order-addressee", f"{command.to[:120]!r}, and we are {self._own}")
-        if command.verb not in self._verbs:
+        if command.verb not in self._policy.verbs:
             raise OrderRefusedError("order-not-allowed", f"the verb {command.verb}")
         forced = command.verb is Verb.REVERSE and command.arguments.get("force") is True
-        if by is not None and forced and self._approved_force and not command.approver:
+        if by is not None and forced and self._policy.approved_force and not command.approver:
             raise OrderRefusedError("order-unapproved")
 
 

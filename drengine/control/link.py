@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE
 from drengine.control.message import PAYLOAD_BYTES_MAX, Message
+from drengine.linux.loopback import local_user_ids, user_of
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.transport.credentials import Credentials
@@ -148,6 +149,7 @@ class Link:
     async def _serve(self, client: MqttClient) -> None:
         try:
             async with client:
+                await self._require_broker(client)
                 await client.hear(self._filters)
                 for message in self._greeting():
                     await client.say(message)
@@ -164,6 +166,21 @@ class Link:
             self._client = None
             self._connected.clear()
             client.abandon()
+
+    async def _require_broker(self, client: MqttClient) -> None:
+        """Without TLS on loopback a broker is known by the user that runs it: any other could listen on its port.
+
+        Raises:
+            OSError: somebody else answers there.
+        """
+        if self.credentials is not None or self._options.allow_plain:
+            return
+        own, peer = client.ends
+        user = await asyncio.to_thread(user_of, peer, own)
+        if user not in local_user_ids(self._options.local_users):
+            raise OSError(
+                f"a process of user {user} answers there; if that is the broker, name its user in `local_users`"
+            )
 
     def _take(self, message: Arrived) -> None:
         payload = message.payload

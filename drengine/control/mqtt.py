@@ -98,6 +98,18 @@ class MqttClient(aiomqtt.Client):
         sock = self._client.socket()
         return sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
 
+    @property
+    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Our address and the broker's, with their ports.
+
+        Raises:
+            OSError: the connection is gone.
+        """
+        raw = self._client.socket()
+        if not isinstance(raw, socket.socket):
+            raise OSError("the connection is gone")
+        return raw.getsockname()[:2], raw.getpeername()[:2]
+
     def abandon(self) -> None:
         """Close what a connection that failed left open."""
         with contextlib.suppress(Exception):

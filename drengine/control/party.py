@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -25,7 +25,7 @@ from drengine.control.command_log import CommandLog
 from drengine.control.config import BrokerOptions
 from drengine.control.dispatch import Action, Dispatcher
 from drengine.control.foreign import Unreadable, decode
-from drengine.control.gate import Gate
+from drengine.control.gate import EVERYTHING, Gate, Policy
 from drengine.control.link import Link
 from drengine.control.message import PAYLOAD_BYTES_MAX, Message
 from drengine.control.messages import AgentReport, Answer, PartyKind, Presence, Verb
@@ -60,8 +60,7 @@ class Party:
         random: Random,
         report_seconds: float = 5.0,
         on_confirmed: Callable[[float], None] = lambda _: None,
-        verbs: Collection[str] = tuple(Verb),
-        approved_force: bool = True,
+        policy: Policy = EVERYTHING,
     ) -> None:
         """
         Args:
@@ -75,7 +74,7 @@ class Party:
             random: spreads attempts to connect.
             report_seconds: a report is sent when something changed, and at least so often.
             on_confirmed: is given the (monotonic) moment at which a report was sent that has come back.
-            verbs, approved_force: what it lets itself be told, see Gate.
+            policy: what it lets itself be told.
 
         Raises:
             DrengineError: BAD_NAME, BAD_CONFIG, BAD_TLS_FILES.
@@ -94,33 +93,35 @@ class Party:
         self._leaving = False
         self._correcting: set[asyncio.Task[None]] = set()
         self._log = CommandLog(log)
-        files = options.tls_files()
-        self._seals = Seals(files, clock) if files else None
-        own = Identity(options.site, Role(kind.value), name)
-        self._require_own(own)
+        self._seals = _seals(options, Identity(options.site, Role(kind.value), name), clock)
         self._dispatcher = Dispatcher(
             actions,
             self._log,
             generation=lambda: self._report().generation,
             answer=self._send_answer,
             clock=clock,
-            gate=Gate(own, self._seals, orders=options.orders, verbs=verbs, approved_force=approved_force),
+            gate=Gate(
+                Identity(options.site, Role(kind.value), name), self._seals, orders=options.orders, policy=policy
+            ),
         )
-        self.link = Link(
-            options,
-            client_id=f"{kind}-{name}-{self._instance[:8]}",
-            filters=[str(self._topics[leaf]) for leaf in (Leaf.COMMAND, Leaf.PRESENCE, Leaf.REPORT)],
-            receive=self._receive,
-            greeting=lambda: [self._presence(online=True), self._next_report(self._report())],
-            will=self._presence(online=False),
-            clock=clock,
-            random=random,
-        )
+        self.link = self._new_link(options, random)
 
     @property
     def dispatcher(self) -> Dispatcher:
         """Its counters are for metrics."""
         return self._dispatcher
+
+    def _new_link(self, options: BrokerOptions, random: Random) -> Link:
+        return Link(
+            options,
+            client_id=f"{self._kind}-{self._name}-{self._instance[:8]}",
+            filters=[str(self._topics[leaf]) for leaf in (Leaf.COMMAND, Leaf.PRESENCE, Leaf.REPORT)],
+            receive=self._receive,
+            greeting=lambda: [self._presence(online=True), self._next_report(self._report())],
+            will=self._presence(online=False),
+            clock=self._clock,
+            random=random,
+        )
 
     async def run(self) -> None:
         """Be there until cancelled; then say goodbye.
@@ -190,16 +191,6 @@ class Party:
         with contextlib.suppress(DrengineError):  # a waiting peer asks again
             await self.link.publish(Message(str(self._topics[Leaf.ANSWER]), payload))
 
-    def _require_own(self, own: Identity) -> None:
-        """Say so where nobody will believe what we sign; replication needs no orders, so it goes on."""
-        named = self._seals.identity if self._seals else own
-        if named != own:
-            log.warning(
-                "our certificate names %s, and we are %s: orchestrators that want signed answers don't believe ours",
-                named or "nobody",
-                own,
-            )
-
     # ---- what arrives ----------------------------------------------------------------------------------------
 
     def _receive(self, message: Message) -> None:
@@ -236,3 +227,20 @@ class Party:
             task = asyncio.create_task(say())
             self._correcting.add(task)
             task.add_done_callback(self._correcting.discard)
+
+
+def _seals(options: BrokerOptions, own: Identity, clock: Clock) -> Seals | None:
+    """What our certificate signs with; and a word in the log where nobody would believe it.
+
+    Raises:
+        DrengineError: BAD_CONFIG, BAD_TLS_FILES.
+    """
+    files = options.tls_files()
+    seals = Seals(files, clock) if files else None
+    if seals is not None and seals.identity != own:
+        log.warning(
+            "our certificate names %s, and we are %s: orchestrators that want signed answers don't believe ours",
+            seals.identity or "nobody",
+            own,
+        )
+    return seals

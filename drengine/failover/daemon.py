@@ -204,7 +204,10 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, auditing.close)
         if config.broker.embedded and config.broker.address is not None:
-            await stack.enter_async_context(embedded_broker(config.broker.address))
+            options = config.broker
+            files, users = options.embedded_files(), options.local_users
+            broker = embedded_broker(config.broker.address, site=options.site, files=files, local_users=users)
+            await stack.enter_async_context(broker)
         engine = await stack.enter_async_context(open_engine(config, audit=auditing.log))
         opened.append(engine)
         orchestrator = Orchestrator(engine)

@@ -7,6 +7,9 @@ established connections count: a socket that its owner has closed has no user an
 from __future__ import annotations
 
 import ipaddress
+import os
+import pwd
+from collections.abc import Sequence
 from pathlib import Path
 
 ESTABLISHED = "01"
@@ -26,6 +29,17 @@ def user_of(client: tuple[str, int], server: tuple[str, int]) -> int | None:
             if (fields[1], fields[2]) in wanted and fields[3] == ESTABLISHED and fields[9] != "0":
                 return int(fields[7])
     return None
+
+
+def local_user_ids(users: Sequence[str]) -> set[int]:
+    """Root's, our own, and those of these users that there are."""
+    ids = {0, os.geteuid()}
+    for name in users:
+        try:
+            ids.add(pwd.getpwnam(name).pw_uid)
+        except KeyError:
+            continue
+    return ids
 
 
 def _forms(client: str, server: str) -> list[tuple[str, str]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pwd
 import ssl
 
-from drengine.linux.loopback import user_of
+from drengine.linux.loopback import local_user_ids, user_of
 from drengine.model.clock import Clock
 from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import connect
@@ -78,7 +76,7 @@ class Connector:
                 return False
             await self._clock.sleep(LOOK_SECONDS)
             waited += LOOK_SECONDS
-        if user not in (0, os.geteuid(), _id_of(self._config.target_user)):
+        if user not in local_user_ids((self._config.target_user,)):
             raise TransportError(
                 PLAIN_REFUSED,
                 "local-stranger",
@@ -102,10 +100,3 @@ class Connector:
         if self.credentials is None and (files := self._config.tls.files()):
             self.credentials = Credentials(files, client_context, role="target", clock=self._clock)
         return self.credentials.context() if self.credentials else None
-
-
-def _id_of(user: str) -> int | None:
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        return None

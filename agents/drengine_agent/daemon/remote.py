@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from drengine.control.dispatch import Action, Generations, Tell
+from drengine.control.gate import Policy
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
 from drengine.model.clock import Clock
@@ -63,8 +64,7 @@ class RemoteOrders:
             random=random,
             report_seconds=min(control.report_interval, control.lease / REPORTS_PER_LEASE or control.report_interval),
             on_confirmed=self.lease.confirm,
-            verbs=control.verbs,
-            approved_force=control.forced_reverse == "approved",
+            policy=Policy(control.verbs, control.forced_reverse == "approved"),
         )
 
     def attach(self, agent: Agent, bytes_by_network: Mapping[str, Sequence[int]]) -> None:
