@@ -204,9 +204,10 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, auditing.close)
         if config.broker.embedded and config.broker.address is not None:
-            options = config.broker
-            files, users = options.embedded_files(), options.local_users
-            broker = embedded_broker(config.broker.address, site=options.site, files=files, local_users=users)
+            options, own = config.broker, config.broker.embedded_files()
+            broker = embedded_broker(
+                config.broker.address, site=options.site, files=own, local_users=options.local_users
+            )
             await stack.enter_async_context(broker)
         engine = await stack.enter_async_context(open_engine(config, audit=auditing.log))
         opened.append(engine)
