@@ -12,7 +12,7 @@ class StoreOptions:
     Attributes:
         segment_bytes_max: a segment is sealed when it has grown to this.
         segment_extents_max: ... or holds so many extents.
-        frame_cache_bytes_max: decoded frames kept in memory per store.
+        frame_cache_bytes_max: decoded frames and prepared windows kept in memory per store.
         open_segments_max: segments' files kept open for reading per store.
         index_cache_bytes_max: decoded segment indexes kept in memory per store.
         write_buffer_bytes: a writable view packs so much into one record.

@@ -105,9 +105,7 @@ async def test_each_read_shows_what_was_written_before_it() -> None:
                 view.flush()
             ready += export.submit([request], answers.complete)
             await answers.wait_for(count - len(ready))
-            check(
-                (ready + answers.replies)[-1] if ready and ready[-1].request is request else answers.replies[-1], disk
-            )
+            check(next(reply for reply in [*ready, *answers.replies] if reply.request is request), disk)
         assert len(ready) > 10, "what follows was near"
 
 
