@@ -97,7 +97,7 @@ class Reception:
         try:
             await self._serve(stream, hello)
         except DrengineError as error:
-            if error.kind in _AT_THE_DOOR or reason_of(error).startswith("identity-"):
+            if error.kind in _AT_THE_DOOR or reason_of(error).startswith(("identity-", "tls-peer-")):
                 self._note_refused(stream, hello, error)
             raise
 

@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 import pytest
 
+from drengine.audit import Entry
+from drengine.audit.verify import read_entries
 from drengine.config import Address
 from drengine.identity.names import Identity
 from drengine.model.errors import DrengineError
@@ -127,6 +129,14 @@ async def test_a_certificate_opens_what_its_role_and_a_grant_allow_and_nothing_e
             party: tuple([await asked(site, folders[party], name) for name in names.values()]) for party in expected
         }
         assert found == expected
+    refused = {(each.who, each.on, each.error) for each in audited(tmp_path) if each.did == "target.export"}
+    assert ("drengine://main/host/r1", f"shop/data#{second}", "grant-missing") in refused
+    assert {error for who, _, error in refused if who == "drengine://main/agent/shop"} == {"identity-role"}
+    assert not any(on == f"shop/data#{first}" for who, on, _ in refused if who == "drengine://main/host/r1")
+
+
+def audited(tmp_path: Path) -> list[Entry]:
+    return [line.entry for line in read_entries(tmp_path / "store/audit")]
 
 
 async def test_a_capability_opens_its_branch_alone_and_an_agent_gets_nothing_by_one(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine.audit.verify import read_entries
 from drengine.config import BAD_CONFIG
 from drengine.model.errors import DrengineError
 from drengine.target.config import TlsOptions, load_target_config
@@ -97,6 +98,25 @@ async def test_a_refusal_says_who_was_seen_and_is_counted_and_leaves_no_source(
         assert 'target_peers_refused_total{reason="identity-source"} 2.0' in text
         assert site.store.sources() == []
         assert [state.name for state in site.daemon.sources.all()] == []
+
+
+@pytest.mark.parametrize("purpose", list(Purpose))
+async def test_who_was_refused_is_in_the_audit_log(tmp_path: Path, authority: Authority, purpose: Purpose) -> None:
+    async with running(tmp_path / "store", tls=a_target(authority)) as site:
+        site.store.ensure_source("shop", generation=1)
+        for _ in range(5):
+            assert await answered(site, party(authority, "agent/web"), "shop", purpose) == "identity-source"
+        assert await answered(site, party(authority, "agent/shop"), "shop", purpose) == ALLOWED[purpose]
+    told = [line.entry for line in read_entries(tmp_path / "store/audit")]
+    assert told[0].did == "target.start"
+    refused = [each for each in told if each.error == "identity-source"]
+    assert {(each.who, each.proved, each.did, each.on, each.outcome) for each in refused} == {
+        ("drengine://main/agent/web", "certificate", f"target.{purpose.name.lower()}", "shop", "refused")
+    }
+    assert sum(each.times for each in refused) == 5
+    others = [(each.who, each.error) for each in told[1:] if each not in refused]
+    missing = [("drengine://main/agent/shop", "grant-missing")]
+    assert others == ([] if purpose is Purpose.REPLICATE else missing)
 
 
 async def test_a_required_identity_turns_the_nameless_away(tmp_path: Path, authority: Authority) -> None:
