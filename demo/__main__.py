@@ -24,6 +24,9 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--seed", type=int, help="repeat a run's order of writes")
+    parser.add_argument(
+        "--guarded", action="store_true", help="everything on: enrolment, TLS, identities, signed orders, encryption"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder with store, logs and disks")
     options = parser.parse_args()
     begun = time.monotonic()
@@ -33,7 +36,7 @@ def main() -> int:
             print(f"{time.monotonic() - begun:6.1f} s  {act:14}{what}", flush=True)
 
     folder = Path(tempfile.mkdtemp(prefix="drengine-demo-"))
-    story = Story(folder, seed=options.seed, tell=tell)
+    story = Story(folder, seed=options.seed, tell=tell, guarded=options.guarded)
     try:
         outcome = story.play()
     except (StoryFailed, MissingTool) as failure:
@@ -84,6 +87,7 @@ def _print_summary(outcome: Outcome, kept: Path | None) -> None:
         ("read, on the wire", f"{outcome.bytes_read / 2**20:.1f} MiB, {outcome.bytes_on_wire / 2**20:.1f} MiB"),
         ("shipped back", f"{outcome.failback_bytes_shipped / 2**20:.2f} MiB"),
         ("report", outcome.report or "none"),
+        *([("nothing of the disks in clear", verdict(not outcome.in_clear))] if outcome.guarded else []),
     )
     print()
     for label, value in rows:

@@ -14,6 +14,8 @@ DATA_BYTES = 256 << 20
 LOG_BYTES = 64 << 20
 LEDGER_BYTES = 8 << 20
 SLOT_BYTES = 4096
+KNOWN_BYTES = 40 << 20
+"""The first so many bytes of the seed's generator lie in a file of the data disk."""
 
 
 class MissingTool(Exception):
@@ -44,7 +46,7 @@ def make_disks(folder: Path, seed: int) -> tuple[Path, Path, Slots]:
     content.mkdir()
     rng = random.Random(seed)
     (content / "ledger").write_bytes(b"\xff" * LEDGER_BYTES)
-    (content / "incompressible.bin").write_bytes(rng.randbytes(40 << 20))
+    (content / "incompressible.bin").write_bytes(rng.randbytes(KNOWN_BYTES))
     line = b"2026-11-23T10:00:00Z INFO order accepted id=%08d amount=%06d status=paid\n"
     (content / "orders.log").write_bytes(b"".join(line % (i, rng.randrange(10**6)) for i in range(600_000)))
     data, log = folder / "data.img", folder / "log.img"

@@ -43,7 +43,6 @@ ORCHESTRATOR = """store = "store"
 state = "orchestrator"
 export = "unix:{folder}/recovery.sock"
 rest = "127.0.0.1:{rest}"
-operator = "demo"
 
 [broker]
 address = "127.0.0.1:{broker}"
@@ -92,11 +91,12 @@ class Ports:
     home: int
     recovery: int
     drill: int
+    authority: int
 
     @staticmethod
     def pick() -> Ports:
         """Ports that nobody listens on at this moment."""
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(7)]
         numbers = [each.getsockname()[1] for each in sockets]
         for each in sockets:
             each.close()

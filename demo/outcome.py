@@ -16,6 +16,7 @@ class Outcome:
         confirmed_orders: confirmed by the shop before the disaster; `recovered_orders` came back.
         lost_writes_beyond_rpo: writes and orders that are missing although older than the promise of the report.
         rpo_seconds: as the report says; `lost_seconds`: of confirmed work, as the customers saw it.
+        guarded: everything was on (`--guarded`); `in_clear`: files of the recovery side that hold the disk's content.
         rto_seconds: from the declaration to the last check; `outage_seconds`: from the disaster to then.
     """
 
@@ -45,6 +46,8 @@ class Outcome:
     initial_sync_seconds: float = 0.0
     bytes_read: int = 0
     bytes_on_wire: int = 0
+    guarded: bool = False
+    in_clear: list[str] = field(default_factory=list)
     seed: int = 0
     report: str = ""
     problems: list[str] = field(default_factory=list)
@@ -64,5 +67,6 @@ class Outcome:
             and self.lost_writes_beyond_rpo == 0
             and self.recovered_writes > self.older_recovered_writes > 0
             and self.orders_home >= self.recovered_orders > 0
+            and not (self.guarded and self.in_clear)
             and not self.problems
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo import machine
+from demo import guard, machine
 from demo.customers import audit, confirmed_orders
 from demo.database import DISK_BYTES, make_database_disk
 from demo.disks import DATA_BYTES, LOG_BYTES, Slots, filesystem_clean, make_disks
@@ -36,8 +36,9 @@ Tell = Callable[[str, str], None]
 class Story:
     """One run in one folder."""
 
-    def __init__(self, folder: Path, *, seed: int | None, tell: Tell) -> None:
+    def __init__(self, folder: Path, *, seed: int | None, tell: Tell, guarded: bool = False) -> None:
         self._folder = folder
+        self._guarded = guarded
         self._site = Site(folder)
         self._tell = tell
         self._ports = Ports.pick()
@@ -62,6 +63,7 @@ class Story:
             self._return_of_the_source()
             self._go_home(slots)
             self._stop_outpost(target)
+            self._look_for_plaintext()
         finally:
             machine.pull_the_plug(self._folder)
             self._site.close()
@@ -81,6 +83,9 @@ class Story:
         return slots
 
     def _start_outpost(self) -> subprocess.Popen[bytes]:
+        if self._guarded:
+            guard.start_guard(self._site, self._ports)
+            self._tell("guard", "all four parties enrolled by token; TLS, identities, signed orders, encrypted store")
         self._site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         target = self._site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
         self._site.start("orchestrator", "drengine.cli.main", "orchestrator", "run", "--config", "orchestrator.toml")
@@ -239,6 +244,13 @@ class Story:
         )
         state = self._site.wait("the source is protected again", self._protected_status)
         self._tell("protected", f"state {state['state']}, lag {state['lag_seconds']} s, under the third generation")
+
+    def _look_for_plaintext(self) -> None:
+        self.outcome.guarded = self._guarded
+        self.outcome.in_clear = guard.places_of_known_plaintext(self._folder, self.outcome.seed)
+        if self._guarded:
+            found = ", ".join(self.outcome.in_clear)
+            self._tell("at rest", f"in clear: {found}" if found else "nothing of the disks lies in clear")
 
     def _check_home(self, slots: Slots) -> bool:
         """Whether the stamped disks at home are again what was failed over to."""
