@@ -24,7 +24,7 @@ TAP = "/run/drengine-agent/tap.sock"
 AGENT_FILE = "/etc/drengine-agent.toml"
 
 NOT_TYPED: dict[str, str] = {
-    r"README.md: make (demo|test)$": "continuous integration types them; the demo has tests of its own",
+    r"README.md: make (demo|test)( |$)": "continuous integration types them; the demo has tests of its own",
     r"docs/benchmarks.md: make bench": "takes half an hour and 20 GiB",
     r"README.md: apt install ": "installs packages: tests/packages (make packaged)",
     r".*: (python3 -m venv|/opt/drengine/bin/pip) ": "installs from the package registry",
