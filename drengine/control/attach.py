@@ -38,6 +38,7 @@ class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         mounts: in this order; undone in reverse.
         start, stop: commands that return (systemctl start ...).
         health: exit status 0 when it works; asked until it does.
+        user: as whom the commands run; default: root.
         network: in a drill: `none` runs the commands in a network with only loopback, `host` in this host's own.
         details: told to later steps as ${SOURCE.KEY}.
     """
@@ -47,6 +48,7 @@ class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     start: list[str] = []
     stop: list[str] = []
     health: list[str] = []
+    user: str = ""
     network: str = "none"
     details: dict[str, str] = {}
 

@@ -9,6 +9,7 @@ from drengine.config import BAD_CONFIG, NETWORKS, PATH, TEXT, choice, load, opti
 from drengine.control.config import BrokerOptions
 from drengine.control.topics import check_party_name
 from drengine.model.errors import DrengineError
+from drengine_agent.standby.allow import AllowOptions
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class StandbyConfig:
     )
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
+    allow: AllowOptions = section(AllowOptions, help="What orders may do on this host; others are refused.")
     control: BrokerOptions = section(BrokerOptions, help="The MQTT broker over which it gets its orders.")
 
 

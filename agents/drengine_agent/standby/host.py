@@ -16,6 +16,7 @@ import msgspec
 
 from drengine.control.attach import AttachOrder
 from drengine.control.dispatch import Action, Generations, Tell
+from drengine.control.gate import Policy
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
 from drengine.enrolment.keeper import keeping
@@ -68,15 +69,18 @@ class StandbyHost:
             log=config.state_directory / "commands",
             clock=clock or SystemClock(),
             random=Random(secrets.randbits(64)),
+            policy=Policy(config.allow.verbs),
         )
 
     async def attach(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         """ATTACH: bring a workload up; asked again it goes on where it was."""
         order = msgspec.convert(command.arguments, AttachOrder)
+        self._config.allow.require(order)
         for uri in order.disks.values():
             await asyncio.to_thread(self._check_route, uri)
         order = msgspec.structs.replace(order, disks={name: self._secured(uri) for name, uri in order.disks.items()})
-        workload = Workload(order, self._instances / check_name(order.instance, what="instance"))
+        folder = self._instances / check_name(order.instance, what="instance")
+        workload = Workload(order, folder, allow=self._config.allow)
         loop = asyncio.get_running_loop()
 
         def say(text: str) -> None:

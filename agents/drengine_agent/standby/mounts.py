@@ -19,8 +19,9 @@ import msgspec
 
 from drengine.durable import replace_durably
 from drengine.linux.devices import attachment, device_number
-from drengine.linux.mounts import Mount, mount_at, read_mounts
+from drengine.linux.mounts import Mount, follow_no_links, mount_at, read_mounts
 from drengine.model.errors import DrengineError
+from drengine_agent.standby.allow import AllowOptions
 from drengine_agent.standby.disk import run_tool
 from drengine_agent.standby.errors import PLACE_TAKEN, STANDBY_FAILED, STANDBY_SETTINGS
 
@@ -56,14 +57,16 @@ class Mounted(msgspec.Struct, frozen=True):
 class OwnMounts:
     """The mounts of one instance, noted in a file."""
 
-    def __init__(self, file: Path, is_hostile: Callable[[Mount], bool]) -> None:
+    def __init__(self, file: Path, is_hostile: Callable[[Mount], bool], allow: AllowOptions) -> None:
         """
         Args:
             file: where they are noted.
             is_hostile: whether what a mount shows was written by somebody whom this host need not trust.
+            allow: where its owner lets disks be mounted, and how.
         """
         self._file = file
         self._is_hostile = is_hostile
+        self._allow = allow
 
     @property
     def noted(self) -> list[Mounted]:
@@ -83,9 +86,11 @@ class OwnMounts:
 
         Raises:
             DrengineError: PLACE_TAKEN, STANDBY_SETTINGS, STANDBY_FAILED.
+            OrderRefusedError: this host's owner does not want it there.
         """
         try:
             with self._held(PurePath(at)) as (descriptor, place):
+                self._allow.require_place(place)
                 wanted, there = Mounted(at, str(place), attachment(device_number(device))), _mount_of(descriptor)
                 if there.at == place and not wanted.is_at(there):
                     raise DrengineError(PLACE_TAKEN, f"{place}: {there.source} ({there.kind}) is mounted there")
@@ -94,6 +99,8 @@ class OwnMounts:
                     told = ",".join(["nosuid", "nodev", *_needed(device), *options])
                     target = f"/proc/{os.getpid()}/fd/{descriptor}/."
                     run_tool("mount", "--no-canonicalize", "-o", told, device, target, meant=str(place))
+                    if self._allow.links == "refuse":
+                        follow_no_links(place)
         except OSError as error:
             raise DrengineError(STANDBY_FAILED, f"{at}: {error.strerror}") from error
 

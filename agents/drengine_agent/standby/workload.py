@@ -21,6 +21,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
 from drengine.process import Finished, end_marked, marked, run_command
+from drengine_agent.standby.allow import AllowOptions
 from drengine_agent.standby.disk import AttachedDisk, is_attached, run_tool
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.mounts import OwnMounts
@@ -30,14 +31,16 @@ LOOK_SECONDS = 0.1
 GRACE_SECONDS = 15.0
 OUTPUT_CHARACTERS_MAX = 2000
 
+EVERYTHING = AllowOptions()
 Say = Callable[[str], None]
 
 
 class Workload:
     """One instance in a directory of its own. Calls block."""
 
-    def __init__(self, order: AttachOrder, directory: Path) -> None:
-        """
+    def __init__(self, order: AttachOrder, directory: Path, *, allow: AllowOptions = EVERYTHING) -> None:
+        """`allow`: what is judged once more where links have been followed.
+
         Raises:
             DrengineError: BAD_NAME, STANDBY_SETTINGS.
         """
@@ -51,6 +54,7 @@ class Workload:
         self._mounts = OwnMounts(
             self._directory / "mounts.json",
             lambda mount: (number := mount.block_device()) is not None and is_attached(number, instances),
+            allow,
         )
         _check(order)
 
@@ -208,7 +212,13 @@ class Workload:
             "DRENGINE_SOURCE": self._order.source,
             "DRENGINE_ISOLATED": "1" if self._order.isolated else "",
         }
-        return run_command(inside, timeout_seconds=seconds, environment=told, directory=self._directory)
+        user, directory = self._settings.user, self._directory
+        if user:
+            directory = Path("/")  # ours is closed to others
+        if user and self._isolated_network:  # only root may enter the network
+            inside = ["ip", "netns", "exec", self._network, "runuser", "-u", user, "--", *argv]
+            user = ""
+        return run_command(inside, timeout_seconds=seconds, environment=told, directory=directory, user=user)
 
 
 def _check(order: AttachOrder) -> None:
