@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,21 @@ def token_for(place: str) -> str:
         return token
     login = Logins().find(place)
     return login.token if login else ""
+
+
+def running_door(path: Path) -> str:
+    """Address of the orchestrator that serves this socket; empty when none does, or this user does not reach it."""
+    folder = -1
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            probe.connect(f"/proc/self/fd/{folder}/{path.name}")
+        except OSError:
+            return ""
+        finally:
+            if folder >= 0:
+                os.close(folder)
+    return f"unix:{path}"
 
 
 def acting_person(state: Path, door: Door) -> Person:

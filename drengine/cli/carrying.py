@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from drengine.cli.acting import acting_person
+from drengine.cli.acting import acting_person, place_of, running_door, token_for
 from drengine.cli.live import view
-from drengine.cli.run_options import OrderOptions, RegistryOptions
+from drengine.cli.run_options import LookOptions, OrderOptions, PlanOptions
 from drengine.failover.run import Outcome
 from drengine.process.signals import ask_on_signals
 from drengine.terminal import emit_json, human_duration, note
 
 if TYPE_CHECKING:
+    from drengine.console.client import RemoteOrders
     from drengine.failover.answers import RunDetail
     from drengine.failover.orders import Orders
     from drengine.failover.run import RunRecord
+
+    Desk = Orders | RemoteOrders
+    """Where orders are given: in this process, or to an orchestrator that runs."""
 
 T = TypeVar("T")
 
@@ -35,13 +39,13 @@ def runbook_place(text: str) -> Path | str:
     return Path(text) if text.endswith((".yaml", ".yml")) or "/" in text else text
 
 
-def ask(options: RegistryOptions, question: Callable[[Orders], T]) -> T:
-    """Open the engine, ask one thing, close it."""
-    return _with_orders(options, lambda orders: asyncio.to_thread(question, orders))
+def ask(options: LookOptions | PlanOptions, question: Callable[[Desk], T], *, here: bool = False) -> T:
+    """Ask one thing; `here`: in this process, unless another orchestrator is named."""
+    return _at_desk(options, lambda desk: asyncio.to_thread(question, desk), here=here)
 
 
-def _with_orders(options: RegistryOptions, work: Callable[[Orders], Awaitable[T]]) -> T:
-    """Open the engine, do the work with its orders, close it.
+def _at_desk(options: LookOptions | PlanOptions, work: Callable[[Desk], Awaitable[T]], *, here: bool = False) -> T:
+    """Do the work with the orchestrator that is named, or that runs here; otherwise with an engine opened for it.
 
     An interrupt ends it as soon as what can't be left alone is through; a second one at once. The run's journal knows
     how far it is in either case.
@@ -49,8 +53,16 @@ def _with_orders(options: RegistryOptions, work: Callable[[Orders], Awaitable[T]
     from drengine.failover import config, orders  # noqa: PLC0415 - as the module says
 
     async def run() -> T:
-        _end_on_signals(asyncio.current_task())
-        loaded = config.load_orchestrator_config(options.config, options.given())
+        address = options.url
+        if not address:
+            loaded = config.load_orchestrator_config(options.config, options.given())
+            address = "" if here else running_door(loaded.socket_path)
+        _end_on_signals(asyncio.current_task(), elsewhere=bool(address))
+        if address:
+            from drengine.console.client import Client, RemoteOrders  # noqa: PLC0415 - as the module says
+
+            place = address if options.url else place_of(loaded.state)
+            return await work(RemoteOrders(Client(address, token=token_for(place), cacert=options.cacert)))
         async with orders.open_orders(loaded, partial(acting_person, loaded.state)) as opened:
             return await work(opened)
 
@@ -60,9 +72,13 @@ def _with_orders(options: RegistryOptions, work: Callable[[Orders], Awaitable[T]
         raise KeyboardInterrupt from error
 
 
-def _end_on_signals(task: asyncio.Task[Any] | None) -> None:
+def _end_on_signals(task: asyncio.Task[Any] | None, *, elsewhere: bool) -> None:
     def end() -> None:
-        note("ending; `drengine run resume RUN` goes on. Again: at once")
+        note(
+            "the orchestrator goes on; `drengine abort RUN` ends the run"
+            if elsewhere
+            else "ending; `drengine run resume RUN` goes on. Again: at once"
+        )
         if task is not None:
             task.cancel()
 
@@ -72,7 +88,7 @@ def _end_on_signals(task: asyncio.Task[Any] | None) -> None:
 
 def carry_out(
     options: OrderOptions,
-    order: Callable[[Orders], RunRecord],
+    order: Callable[[Desk], RunRecord],
     *,
     wait: bool = True,
     patient: bool = False,
@@ -93,7 +109,7 @@ def carry_out(
         DrengineError: what the order is refused with; RUN_FAILED, UNFENCED, RUN_WAITING, RUN_ABORTED; LEASE_HELD.
     """
 
-    async def work(orders: Orders) -> None:
+    async def work(orders: Desk) -> None:
         record = await asyncio.to_thread(order, orders)
         with view(record, quiet=options.json) as watch:
             run = await orders.carry_out(record, wait=wait, watch=watch, patient=patient, leave=bool(elsewhere))
@@ -108,7 +124,7 @@ def carry_out(
         if failure is not None:
             raise typer.Exit(failure.kind.exit_code) if options.json else failure
 
-    _with_orders(options, work)
+    _at_desk(options, work)
 
 
 def run_lines(run: RunDetail) -> list[str]:

@@ -13,8 +13,8 @@ from drengine.terminal import emit_json, note
 from drengine.terminal.options import grouped
 
 if TYPE_CHECKING:
+    from drengine.cli.carrying import Desk
     from drengine.failover.answers import RunDetail
-    from drengine.failover.orders import Orders
     from drengine.failover.run import Request, RunRecord
 
 app = typer.Typer(add_completion=False)
@@ -34,7 +34,7 @@ def approve(
 ) -> None:
     """Approve a step that waits for it. Whoever executes the run goes on at once."""
 
-    def order(orders: Orders) -> tuple[Request, str]:
+    def order(orders: Desk) -> tuple[Request, str]:
         made = orders.approve(run, step=step, note=comment, digest=digest)
         return made, next((each.title for each in orders.show(run).steps if each.id == made.step), made.step)
 
@@ -64,7 +64,7 @@ def abort(run: RunArgument, comment: NoteOption = "", *, options: OrderOptions) 
 def commit(run: RunArgument, comment: NoteOption = "", *, options: RequestOptions) -> None:
     """Accept a completed failover: it can't be rolled back any more; the way home is a failback."""
 
-    def order(orders: Orders) -> tuple[RunDetail, str]:
+    def order(orders: Desk) -> tuple[RunDetail, str]:
         return orders.commit(run, note=comment), str(orders.who)
 
     committed, by = ask(options, order)
@@ -89,7 +89,7 @@ def rollback(
     branch until the branch's retention ends.
     """
 
-    def order(orders: Orders) -> RunRecord:
+    def order(orders: Desk) -> RunRecord:
         record = orders.rollback(run, yes=yes, note=comment)
         for each in orders.giving_up(record):
             note(f"giving up: {each}")

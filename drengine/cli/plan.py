@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drengine.cli.carrying import ask, runbook_place
 from drengine.cli.common import JsonOption
-from drengine.cli.run_options import EngineOptions, RunbookArgument
+from drengine.cli.run_options import PlanOptions, RunbookArgument
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.terminal import emit_json, human_duration, human_time, show_table
 from drengine.terminal.options import grouped
@@ -29,13 +30,15 @@ def plan(
     point: Annotated[str, typer.Option("--point", help="`latest`, a time, a point's id or its label.")] = "",
     json: JsonOption = False,
     *,
-    options: EngineOptions,
+    options: PlanOptions,
 ) -> None:
     """Print step by step what a run would do now, with the points it would choose and how long it would take.
 
     Nothing is touched. Times come from earlier runs of the runbook, marked with =, or are estimates, marked with ~.
     """
-    found = ask(options, lambda orders: orders.plan(mode, runbook_place(runbook), point=point))
+    place = runbook_place(runbook)
+    # A file that nobody has kept is looked at here: looking keeps nothing.
+    found = ask(options, lambda orders: orders.plan(mode, place, point=point), here=isinstance(place, Path))
     if json:
         emit_json(found)
     else:

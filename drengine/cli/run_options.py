@@ -25,6 +25,18 @@ ExportOption = Annotated[
     str | None,
     typer.Option("--export", envvar="DRENGINE_EXPORT", help="The target's NBD address: HOST:PORT or unix:PATH."),
 ]
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="DRENGINE_URL",
+        help="Orchestrator to ask: https://HOST:PORT, or unix:PATH; default: the one of this `state`, if it runs.",
+    ),
+]
+CacertOption = Annotated[
+    Path | None,
+    typer.Option("--cacert", envvar="DRENGINE_CACERT", help="CA that signs that orchestrator's certificate (PEM)."),
+]
 WaitOption = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Wait for approvals, or end with 108 when one is needed.")
 ]
@@ -67,14 +79,32 @@ class EngineOptions(RegistryOptions):
 
 
 @dataclass(frozen=True)
-class RequestOptions(RegistryOptions):
+class DoorOptions:
+    """Which orchestrator is asked."""
+
+    url: UrlOption = ""
+    cacert: CacertOption = None
+
+
+@dataclass(frozen=True)
+class LookOptions(RegistryOptions, DoorOptions):
+    """For a command that only looks at runs."""
+
+
+@dataclass(frozen=True)
+class PlanOptions(EngineOptions, DoorOptions):
+    """For a command that looks at what would be done."""
+
+
+@dataclass(frozen=True)
+class RequestOptions(LookOptions):
     """For a command that only asks something of a run."""
 
     json: JsonOption = False
 
 
 @dataclass(frozen=True)
-class OrderOptions(EngineOptions):
+class OrderOptions(PlanOptions):
     """For a command that carries a run out."""
 
     json: JsonOption = False

@@ -8,7 +8,7 @@ import typer
 
 from drengine.cli.carrying import ask, run_lines
 from drengine.cli.common import JsonOption
-from drengine.cli.run_options import RegistryOptions, RunArgument
+from drengine.cli.run_options import LookOptions, RunArgument
 from drengine.terminal import emit_json, human_duration, human_time, note, show_table
 from drengine.terminal.options import grouped
 
@@ -25,7 +25,7 @@ def runs(
     limit: Annotated[int, typer.Option("--limit", min=1, max=10000, help="How many at most, newest first.")] = 30,
     json: JsonOption = False,
     *,
-    options: RegistryOptions,
+    options: LookOptions,
 ) -> None:
     """List runs, newest first: what for, how far, how they ended, what was measured."""
     found = ask(options, lambda orders: orders.runs(runbook=runbook, limit=limit))
@@ -40,7 +40,7 @@ def runs(
 
 @app.command()
 @grouped
-def show(run: RunArgument, json: JsonOption = False, *, options: RegistryOptions) -> None:
+def show(run: RunArgument, json: JsonOption = False, *, options: LookOptions) -> None:
     """Show a run: its end or what it waits for, what was measured, and each step with its result."""
     found = ask(options, lambda orders: orders.show(run))
     if json:

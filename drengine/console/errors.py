@@ -10,3 +10,10 @@ BAD_REQUEST = error_kind(
     "A request to the REST API, or its address, is not right.",
     "The message says what; docs/rest.md and /api/v1/openapi.json show each request.",
 )
+ORCHESTRATOR_UNREACHABLE = error_kind(
+    "orchestrator-unreachable",
+    189,
+    "The orchestrator can't be asked.",
+    "Check --url (or DRENGINE_URL), that `drengine orchestrator run` runs there, and --cacert for its certificate.",
+    retryable=True,
+)

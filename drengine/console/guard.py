@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drengine.console.errors import BAD_REQUEST
+from drengine.console.sockets import PEER
 from drengine.linux.loopback import user_of
 from drengine.model.errors import DrengineError
 from drengine.people.door import Door
@@ -78,6 +79,8 @@ class Guard:
         client, server = scope.get("client"), scope.get("server")
         if scope["scheme"] != "http" or not client or not server:
             return NOBODY
+        if client[0].startswith(PEER):
+            return self._door.by_user(int(client[0].removeprefix(PEER)))
         user = user_of(client, server)
         return NOBODY if user is None else self._door.by_user(user)
 

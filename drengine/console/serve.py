@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from drengine.config import Address
 from drengine.console.api import make_app
 from drengine.console.errors import BAD_REQUEST
+from drengine.console.sockets import PEER, listen_unix, peer_of
 from drengine.failover.daemon import Orchestrator
 from drengine.model.errors import DrengineError
 from drengine.transport.credentials import Credentials
@@ -38,10 +40,29 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         DrengineError: BAD_REQUEST when it can't listen there.
     """
     options = orchestrator.engine.config
-    listening = _listen(options.rest)
+    listening = [_listen(options.rest), listen_unix(options.socket_path, CONNECTIONS_MAX)]
     files = options.rest_tls.files("[rest_tls]")
+    app = make_app(orchestrator)
+    # One server for each: they share no connections, and TLS is for the network.
+    servers = [_server(app, _tls(files, orchestrator) if files else None), _server(app, None)]
+    pairs = zip(servers, listening, strict=True)
+    serving = [asyncio.create_task(server.serve([each])) for server, each in pairs]
+    port: int = listening[0].getsockname()[1]
+    log.info("REST is served", extra={"port": port, "socket": str(options.socket_path)})
+    try:
+        yield port
+    finally:
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*serving, return_exceptions=True)
+        for each in listening:
+            each.close()
+        options.socket_path.unlink(missing_ok=True)
+
+
+def _server(app: FastAPI, context: ssl.SSLContext | None) -> _Server:
     config = uvicorn.Config(
-        make_app(orchestrator),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -55,17 +76,8 @@ async def serve_rest(orchestrator: Orchestrator) -> AsyncIterator[int]:
         timeout_graceful_shutdown=END_SECONDS,
     )
     config.load()
-    config.ssl = _tls(files, orchestrator) if files else None
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve([listening]))
-    port: int = listening.getsockname()[1]
-    log.info("REST is served", extra={"port": port})
-    try:
-        yield port
-    finally:
-        server.should_exit = True
-        await asyncio.gather(serving, return_exceptions=True)
-        listening.close()
+    config.ssl = context
+    return _Server(config)
 
 
 def _tls(files: TlsFiles, orchestrator: Orchestrator) -> ssl.SSLContext:
@@ -96,6 +108,9 @@ class _Connection(H11Protocol):
             min(idle, key=lambda each: each.used_at).transport.close()
         self.used_at = time.monotonic()
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection.family == socket.AF_UNIX:
+            self.client, self.server = (peer_of(connection), 0), (PEER, 0)
 
     def data_received(self, data: bytes) -> None:
         """Bytes alone are no use: what counts is a request that is being answered."""

@@ -103,9 +103,11 @@ class RunDetail(Run):
 
     Attributes:
         digest: of what an approval would be about now: run, runbook, options, plan, chosen points.
+        asked: whether somebody wants something of it that no executor has heeded yet.
     """
 
     digest: str
+    asked: bool
     steps: list[Step]
 
 
@@ -228,7 +230,10 @@ def run_detail(run: RunRecord, snapshot: Snapshot) -> RunDetail:
     steps = [
         _answer(Step, each, each.step, kind=each.step.kind.name, seconds=_seconds(each)) for each in snapshot.steps
     ]
-    return _answer(RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), digest=snapshot.digest, steps=steps)
+    asked = snapshot.reopened if run.state is RunState.FINISHED else snapshot.is_asked
+    return _answer(
+        RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), digest=snapshot.digest, asked=asked, steps=steps
+    )
 
 
 def _of_steps(run: RunRecord, snapshot: Snapshot) -> dict[str, Any]:

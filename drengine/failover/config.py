@@ -89,6 +89,12 @@ class OrchestratorConfig:
         help="REST API of `drengine orchestrator run`. Beyond loopback it needs `[rest_tls]`.",
         check=_no_socket,
     )
+    socket: Path | None = option(
+        PATH,
+        default=None,
+        help="Unix socket of `drengine orchestrator run` for commands on this host; absent: orchestrator.sock in "
+        "`state`. Where other users than the service's reach it, they may do what their account may.",
+    )
     login_ttl: float = option(DURATION, default=12 * 3600.0, help="How long a login counts.", check=_ttl)
     metrics: Address | None = option(
         ADDRESS, default=None, help="Address of the Prometheus endpoint of `drengine orchestrator run`; absent: none."
@@ -108,6 +114,11 @@ class OrchestratorConfig:
     def registry_url(self) -> str:
         """Where the registry is."""
         return self.registry or f"sqlite:///{self.state.absolute()}/registry.sqlite"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the daemon hears commands."""
+        return self.socket or self.state / "orchestrator.sock"
 
     @property
     def reports(self) -> Path:

@@ -21,7 +21,6 @@ class Engine:
             "store": str(pair.store),
             "state": str(ground.folder / "orchestrator"),
             "export": f"unix:{pair.recovery}",
-            "operator": "ada",
             **options,
         }
         if broker:
