@@ -25,6 +25,11 @@ from drengine.process.environment import as_user, command_environment
 KEY_VARIABLE = "DRENGINE_MARK_KEY"
 KEY_FILE = "mark.key"
 _LOOK_SECONDS = 0.02
+_EXEC_SECONDS, _EXEC_LOOK_SECONDS = 1.0, 0.0005
+_STEADY = 2
+_STATE, _FLAGS, _ENVIRONMENT_END = 0, 6, 48
+"""Fields of /proc/PID/stat, see proc(5), counted from the state."""
+_KERNEL_THREAD = 0x00200000
 
 
 def find_marked(name: str, value: str, directory: Path | None = None) -> list[int]:
@@ -125,12 +130,34 @@ class _Look:
         """Whether a living process was started with the mark, by one of us; not if it is gone meanwhile."""
         entry = Path(f"/proc/{process}")
         try:
-            borne = (entry / "environ").read_bytes().split(b"\0")
+            borne = _environment(entry)
             if self._mark not in borne or b") Z " in (entry / "stat").read_bytes():
                 return False
             return self._key in borne or _real_user(entry) in self._trusted
         except OSError:
             return False
+
+
+def _environment(entry: Path) -> list[bytes]:
+    """What a process was started with. While it changes its program (execve) it shows none: that is waited for."""
+    deadline = time.monotonic() + _EXEC_SECONDS
+    steady = 0
+    while True:
+        borne = (entry / "environ").read_bytes()
+        if borne or steady == _STEADY or time.monotonic() >= deadline:
+            return borne.split(b"\0")
+        if _changes_program(entry):
+            steady = 0
+            time.sleep(_EXEC_LOOK_SECONDS)
+        else:
+            steady += 1  # it has none, or has just got its new one
+
+
+def _changes_program(entry: Path) -> bool:
+    """Whether a process that shows no environment is between two programs: it has none yet, not an empty one."""
+    fields = (entry / "stat").read_bytes().rpartition(b") ")[2].split()
+    is_kernels = int(fields[_FLAGS]) & _KERNEL_THREAD
+    return fields[_STATE] not in b"ZX" and not is_kernels and int(fields[_ENVIRONMENT_END]) == 0
 
 
 def _real_user(entry: Path) -> int:

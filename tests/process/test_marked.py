@@ -147,3 +147,18 @@ def test_what_an_older_release_started_without_a_key_is_still_found(tmp_path: Pa
         reaper.start()
         end_marked("DR_TEST", strangers.mark, tmp_path, grace_seconds=10)
         reaper.join()
+
+
+def test_a_process_that_changes_its_program_is_found_all_the_while(tmp_path: Path) -> None:
+    """In execve(2) a process shows no environment: a workload that begins with `exec` seemed to have ended."""
+    mark = secrets.token_hex(8)
+    again = '[ "$1" -gt 0 ] && exec sh -c "$0" "$0" $(($1-1)); exec sleep 600'
+    try:
+        start_marked(["sh", "-c", again, again, "1000"], "DR_TEST", mark, output=tmp_path / "out", directory=tmp_path)
+        looks = 0
+        (process,) = find_marked("DR_TEST", mark, tmp_path)
+        while b"sleep\0" not in Path(f"/proc/{process}/cmdline").read_bytes()[:6] or looks < 20:
+            assert find_marked("DR_TEST", mark, tmp_path) == [process]
+            looks += 1
+    finally:
+        end_marked("DR_TEST", mark, tmp_path, grace_seconds=0)

@@ -18,6 +18,8 @@ from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, Ste
 from drengine.model.errors import DrengineError
 
 ANSWER_SECONDS = 5.0
+ONLY_WAY_SECONDS = 20.0
+"""An agent on a host that is busy gets so long, where its answer is the only evidence that there can be."""
 """How long a source's agent may take to answer that it is fenced, before the runbook's command is tried."""
 
 LEASE_SECONDS_MAX = 600.0
@@ -45,7 +47,7 @@ class FenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def seconds_max(self) -> float:
         """How long it may take to try everything."""
-        return ANSWER_SECONDS + 2 * LEASE_SECONDS_MAX + self.command_seconds * self.command_tries
+        return ONLY_WAY_SECONDS + 2 * LEASE_SECONDS_MAX + self.command_seconds * self.command_tries
 
 
 class Fenced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,7 +110,7 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
                 Verb.FENCE,
                 {"generation": generation},
                 generation=generation,
-                timeout_seconds=ANSWER_SECONDS,
+                timeout_seconds=_patience_seconds(step, context),
             )
         except DrengineError as error:
             if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
@@ -155,9 +157,7 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         only believed for as long as we saw the broker ourselves.
         """
         agents, clock = context.site.agents, context.site.clock
-        report = agents.reports().get(step.source)
-        lease = report.details.get("lease_seconds") if report else None
-        seconds = float(lease) if isinstance(lease, (int, float)) else 0.0
+        seconds = _lease_seconds(step.source, context)
         if not 0 < seconds <= LEASE_SECONDS_MAX:
             tried.append("it does not fence itself")
             return None
@@ -171,6 +171,19 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
             await clock.sleep(LOOK_SECONDS)
         tried.append(f"a silence of {seconds:g} s, after which it fences itself, was not observed")
         return None
+
+
+def _lease_seconds(source: str, context: StepContext) -> float:
+    """After what silence a source fences itself, as its agent told; 0: it does not."""
+    report = context.site.agents.reports().get(source)
+    lease = report.details.get("lease_seconds") if report else None
+    return float(lease) if isinstance(lease, (int, float)) else 0.0
+
+
+def _patience_seconds(step: PlannedStep[FenceSettings], context: StepContext) -> float:
+    """How long the agent may take to answer: without another way to go on, nothing is won by giving up early."""
+    other_way = step.settings.command or context.forced_by or _lease_seconds(step.source, context) > 0
+    return ANSWER_SECONDS if other_way else ONLY_WAY_SECONDS
 
 
 FENCE = FenceStep()

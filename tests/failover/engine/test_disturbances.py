@@ -62,6 +62,7 @@ class Quick:
 
 
 @pytest.mark.fault(49)
+@pytest.mark.timeout(600)  # one run for each position of the journal
 @pytest.mark.parametrize("mode", [Mode.FAILOVER, Mode.FAILBACK])
 async def test_wherever_the_broker_goes_the_run_goes_on_or_resumes_and_nothing_is_done_twice(
     tmp_path: Path, mode: Mode

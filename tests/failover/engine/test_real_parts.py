@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}", "NO_COLOR": "1"}
 SIZE = 4 << 20
 BLOCK = 4096
-SECONDS = 30.0
+SECONDS = 120.0
 
 WORKLOAD = """
 import json, os, pathlib, time
@@ -182,7 +182,7 @@ def write(site: Site, at: int, data: bytes) -> bool:
 
 
 @pytest.mark.fault(45, 46, 62)
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
 def test_a_shop_is_drilled_failed_over_and_brought_home(site: Site) -> None:
     eventually(lambda: write(site, 0, b"written"))
     eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
@@ -212,7 +212,7 @@ def test_a_shop_is_drilled_failed_over_and_brought_home(site: Site) -> None:
 
 
 @pytest.mark.fault(27)
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
 @pytest.mark.parametrize("larger", [0, 1 << 20])
 def test_a_shop_comes_home_to_a_disk_that_replaces_the_lost_one(site: Site, larger: int) -> None:
     eventually(lambda: write(site, 0, b"written"))

@@ -81,6 +81,7 @@ def installed(tmp_path: Path) -> Installed:
     return Installed(tmp_path)
 
 
+@pytest.mark.timeout(600)  # it starts programs one after another: a bound for what hangs
 def test_a_step_kind_and_a_launch_driver_from_elsewhere_carry_out_a_failover(installed: Installed) -> None:
     book = str(installed.directory / "shop.yaml")
     ahead = installed.json("plan", book, "--mode", "failover")
