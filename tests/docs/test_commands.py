@@ -272,13 +272,13 @@ def drivers(story: Story, command: Typed) -> None:
 
 def security(story: Story, command: Typed) -> None:
     """On a machine that keeps the CA; a host's folder stands for the host."""
-    if command.text.startswith("drengine grant"):
+    text = command.text
+    if text.startswith("drengine grant"):
         story.machine.write(".environment", f"export DRENGINE_STORE={STORE}\n")
-        story.must(command.text)
-        return
+        story.must(text)
+        return None
     story.must("mkdir -p /root/ca-host")
     story.machine.write(".environment", "cd /root/ca-host\n")
-    text = command.text
     if text.startswith("drengine ca serve"):
         story.must("echo 127.0.0.1 authority.example >> /etc/hosts")
         return story.serve(text, "7444")
@@ -288,6 +288,7 @@ def security(story: Story, command: Typed) -> None:
     if " enrol " in text:
         text = text.replace("TOKEN", story.machine.read("/root/token").strip())
     story.must(text)
+    return None
 
 
 EXPECTED: dict[str, tuple[int, ...]] = {}
