@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from drengine.audit import AuditLog
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.foreign import Dropped, Drops, Unreadable, decode
@@ -22,6 +23,7 @@ from drengine.control.message import Message
 from drengine.control.messages import AgentReport, Answer, Command, PartyKind, Presence, Verb
 from drengine.control.seals import BadSealError, Purpose, Sealed, Seals, unsealed
 from drengine.control.topics import Leaf, Topic, everyone, parse_topic
+from drengine.control.witness import OrderWitness
 from drengine.identity.names import Identity, Role
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
@@ -79,8 +81,10 @@ class BrokerAgents:
         *,
         clock: Clock | None = None,
         random: Random | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
-        """
+        """`audit`: where orders are recorded.
+
         Raises:
             DrengineError: BAD_CONFIG, BAD_NAME, BAD_TLS_FILES.
         """
@@ -96,6 +100,7 @@ class BrokerAgents:
         files = options.tls_files()
         self._seals = Seals(files, self._clock) if files else None
         self._orders = options.orders
+        self._witness = OrderWitness(audit)
         self._require_own()
         self._own = Topic(self._site, PartyKind.ORCHESTRATOR, secrets.token_hex(8), Leaf.PRESENCE)
         self.link = Link(
@@ -116,6 +121,7 @@ class BrokerAgents:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.to_thread(self._witness.close)
 
     def reload(self) -> None:
         """Read the certificates again, for the next connection."""
@@ -208,28 +214,34 @@ class BrokerAgents:
         certificate; where orders are to be signed, only an answer that the party has signed is believed.
 
         Raises:
-            DrengineError: BROKER_UNREACHABLE, NO_ANSWER, BAD_NAME.
+            DrengineError: BROKER_UNREACHABLE, NO_ANSWER, BAD_NAME; AUDIT_UNUSABLE, nothing was sent.
         """
         topic = Topic(self._site, self._kind_of(name, verb), name, Leaf.COMMAND)
-        expires_ns = self._clock.now_ns() + int(timeout_seconds * 1e9)
         command = Command(
             id=id,
             verb=verb,
             generation=generation,
-            expires_ns=expires_ns,
+            expires_ns=self._clock.now_ns() + int(timeout_seconds * 1e9),
             arguments=dict(arguments),
             run=run,
             to=str(self._identity_of(topic)),
             nonce=secrets.token_hex(16),
             approver=approver,
         )
+        answer = await self._asked(topic, command, timeout_seconds, progress)
+        is_signed = wants_signed(self._orders, self._seals)
+        await asyncio.to_thread(self._witness.answered, command, answer, is_signed=is_signed)
+        return answer
+
+    async def _asked(self, topic: Topic, command: Command, timeout_seconds: float, progress: OnAnswer) -> Answer:
         payload = msgspec.json.encode(command)
         if self._seals is not None:
             payload = self._seals.seal(Purpose.ORDER, payload)
         message = Message(str(topic), payload, expiry_seconds=max(1, round(timeout_seconds)))
         if not await self.link.wait_connected(min(CONNECT_SECONDS, timeout_seconds)):
             raise DrengineError(BROKER_UNREACHABLE, f"no connection with the broker: {self.link.detail}")
-        with self._waiting_for(id, _Waiting(topic, digest(payload), _future(), progress)) as waiting:
+        await asyncio.to_thread(self._witness.given, command, self._seals.identity if self._seals else None)
+        with self._waiting_for(command.id, _Waiting(topic, digest(payload), _future(), progress)) as waiting:
             answered = waiting.answered
             sending = asyncio.create_task(self._keep_sending(message))
             out_of_time = asyncio.ensure_future(self._clock.sleep(timeout_seconds))
@@ -241,7 +253,7 @@ class BrokerAgents:
                 out_of_time.cancel()
             if answered.done():
                 return answered.result()
-        raise self._unanswered(name, verb, timeout_seconds, waiting.doubt)
+        raise self._unanswered(topic.name, command.verb, timeout_seconds, waiting.doubt)
 
     async def _keep_sending(self, message: Message) -> None:
         while True:
@@ -331,6 +343,7 @@ class BrokerAgents:
         except Unreadable as error:
             for waiting in awaited:
                 waiting.doubt = str(error)
+            self._witness.disbelieved(str(topic), error.reason.value, str(error))
             raise
         for waiting in awaited:
             if (waiting.topic.kind, waiting.topic.name) != (topic.kind, topic.name):

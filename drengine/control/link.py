@@ -21,7 +21,8 @@ from drengine.linux.loopback import local_user_ids, user_of
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.transport.credentials import Credentials
-from drengine.transport.errors import tls_failure
+from drengine.transport.errors import TransportError, tls_failure
+from drengine.transport.peers import PeerRules
 from drengine.transport.tls import client_context
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Link:
         self._clock = clock
         self._random = random
         self.credentials = _credentials(options, clock)
+        self._peers = PeerRules(lambda: self.credentials.identity if self.credentials else None)
         self._client: MqttClient | None = None
         self._connected = asyncio.Event()
         self._made = asyncio.Event()
@@ -168,12 +170,19 @@ class Link:
             client.abandon()
 
     async def _require_broker(self, client: MqttClient) -> None:
-        """Without TLS on loopback a broker is known by the user that runs it: any other could listen on its port.
+        """A certificate that names somebody must name a broker. Without TLS, on loopback, a broker is known by the
+        user that runs it: any other could listen on its port.
 
         Raises:
             OSError: somebody else answers there.
         """
-        if self.credentials is not None or self._options.allow_plain:
+        if self.credentials is not None:
+            try:
+                self._peers.require_broker(client.peer_certificate)
+            except TransportError as error:
+                raise OSError(str(error)) from error
+            return
+        if self._options.allow_plain:
             return
         own, peer = client.ends
         user = await asyncio.to_thread(user_of, peer, own)

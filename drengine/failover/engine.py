@@ -205,7 +205,7 @@ async def open_engine(
     try:
         keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
         with await asyncio.to_thread(Store.open, config.store, clock=clock, keks=keks) as store:
-            async with _agents(config, clock, registry) as agents:
+            async with _agents(config, clock, audit) as agents:
                 site = Site(
                     store=store,
                     agents=agents,
@@ -222,11 +222,11 @@ async def open_engine(
 
 @asynccontextmanager
 async def _agents(
-    config: OrchestratorConfig, clock: Clock, registry: Registry
+    config: OrchestratorConfig, clock: Clock, audit: AuditLog | None
 ) -> AsyncIterator[BrokerAgents | NoAgents]:
     if config.broker.address is None:
         yield NoAgents()
         return
-    async with BrokerAgents(config.broker, clock=clock) as agents:
+    async with BrokerAgents(config.broker, clock=clock, audit=audit) as agents:
         await agents.settled()
         yield agents

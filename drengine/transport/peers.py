@@ -82,6 +82,15 @@ class PeerRules:
         """
         return der is not None and self._holds(*_read(der), Role.TARGET)
 
+    def require_broker(self, der: bytes | None) -> None:
+        """Only a broker carries control messages.
+
+        Raises:
+            TransportError: TLS_FAILED, naming what was seen.
+        """
+        if der is not None:
+            self._holds(*_read(der), Role.BROKER)
+
     def _holds(self, certificate: Certificate, identity: Identity | None, role: Role) -> bool:
         """Whether the peer has an identity; then it is of this role, and of our site."""
         if identity is None:

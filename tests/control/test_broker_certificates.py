@@ -16,6 +16,7 @@ from drengine.model.clock import SystemClock
 from drengine.transport.causes import CAUSES
 from drengine.transport.files import TlsFiles
 from drengine.transport.tls import server_context
+from tests.control.site import Mosquitto, free_port, until
 from tests.transport.certificates import Authority
 from tests.transport.test_credentials import renew
 
@@ -69,6 +70,28 @@ async def test_a_broker_whose_certificate_is_refused_is_told_by_its_cause(tmp_pa
         connecting.cancel()
         await asyncio.gather(connecting, return_exceptions=True)
         server.close()
+
+
+async def test_a_broker_whose_certificate_names_somebody_else_is_not_believed(tmp_path: Path) -> None:
+    """A target's certificate names an address as well, and so may a source's of another CA."""
+    authority = Authority.make(tmp_path / "ca")
+    strange = authority.issue("outpost", uris=("drengine://main/target/outpost",))
+    broker = Mosquitto(
+        tmp_path,
+        f"listener {(port := free_port())} 127.0.0.1\ncafile {strange.ca}\ncertfile {strange.certificate}\n"
+        f"keyfile {strange.key}\nuser root\nallow_anonymous true\n",
+        port=port,
+    )
+    broker.start()
+    made = link(port, authority.issue("shop"))
+    connecting = asyncio.create_task(made.run())
+    try:
+        await until(lambda: "drengine://main/target/outpost" in made.detail)
+        assert not made.connections
+    finally:
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        broker.kill()
 
 
 def test_a_context_that_openssl_makes_for_sockets_is_usable_too(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import aiomqtt
 import msgspec
 import pytest
 
+from drengine.audit import AuditLog, Outcome
+from drengine.audit.verify import read_entries
 from drengine.control.agents import BrokerAgents
 from drengine.control.foreign import Dropped
 from drengine.control.gate import Gate, Policy, digest
@@ -328,6 +330,38 @@ async def test_an_answer_of_somebody_else_is_none(site: Site, one: Mosquitto, tm
     finally:
         imposter.cancel()
         await asyncio.gather(imposter, return_exceptions=True)
+
+
+async def test_orders_and_answers_that_are_not_believed_are_in_the_audit_log(
+    site: Site, one: Mosquitto, tmp_path: Path
+) -> None:
+    seals = site.seals(OTHER)
+
+    def forge(id: str, payload: bytes) -> bytes:
+        said = msgspec.json.encode(Answer(id=id, done=True, ok=True, order=digest(payload)))
+        return seals.seal(Purpose.ANSWER, said)
+
+    audit = AuditLog.open(tmp_path / "audit")
+    imposter = asyncio.create_task(answers(site, one, forge))
+    try:
+        async with orchestrator(site.options(one.port, BOSS), audit=audit) as agents:
+            with pytest.raises(DrengineError, match="not believed"):
+                await agents.command(
+                    "shop", Verb.FENCE, {}, generation=1, id="1", timeout_seconds=2, approver="person:ann"
+                )
+            async with party(site.options(one.port, SHOP), Worker(tmp_path)):
+                await agents.command("shop", Verb.FENCE, {}, generation=1, id="2", timeout_seconds=30)
+                await agents.command("shop", Verb.STATUS, {}, generation=1, id="3", timeout_seconds=30)
+    finally:
+        imposter.cancel()
+        await asyncio.gather(imposter, return_exceptions=True)
+    entries = [line.entry for line in read_entries(tmp_path / "audit")]
+    told = {(each.who, each.proved, each.did, each.on, each.outcome, each.error) for each in entries}
+    assert (str(BOSS), "signature", "order.fence", str(SHOP), Outcome.DONE, "") in told
+    assert (str(SHOP), "signature", "answer.fence", "2", Outcome.DONE, "") in told
+    assert ("anybody", "", "answer", "drengine/main/agent/shop/answer", Outcome.REFUSED, "signature") in told
+    assert not any("status" in each.did for each in entries)
+    assert any(each.details.get("approver") == "person:ann" for each in entries)
 
 
 async def test_an_order_is_no_answer_and_an_answer_no_order(site: Site) -> None:
