@@ -110,8 +110,8 @@ def _bare(bench: Bench, broker: Broker, count: int) -> Measured:
         async with broker(bench.fresh("control")) as options:
             link = Link(
                 options,
-                client_id="bare",
-                filters=["drengine/bare"],
+                client_id="orchestrator-bare",
+                filters=["drengine/main/orchestrator/bare/presence"],
                 receive=lambda _: arrived.release(),
                 clock=SystemClock(),
                 random=Random(1),
@@ -122,7 +122,7 @@ def _bare(bench: Bench, broker: Broker, count: int) -> Measured:
 
             async def one_after_the_other() -> None:
                 for _ in range(count // AT_ONCE):
-                    await link.publish(Message("drengine/bare", b"x" * 200))
+                    await link.publish(Message("drengine/main/orchestrator/bare/presence", b"x" * 200))
                     await arrived.acquire()
 
             await asyncio.gather(*(one_after_the_other() for _ in range(AT_ONCE)))
