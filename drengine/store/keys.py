@@ -39,8 +39,8 @@ class _Read(NamedTuple):
 class StoreKeys:
     """The keys of an open store. Threads may share it."""
 
-    def __init__(self, storage: Storage, store: bytes, keks: KeyEncryptionKeys | None) -> None:
-        """Read the store's own keyring, if it has one.
+    def __init__(self, storage: Storage, store: bytes, keks: KeyEncryptionKeys | None, *, made_ns: int = 0) -> None:
+        """Read the store's own keyring, if it has one; of a store that is made now (when: `made_ns`), make it.
 
         Raises:
             DrengineError: KEY_NEEDED, KEY_WRONG, KEY_MISSING; STORE_IO.
@@ -50,6 +50,10 @@ class StoreKeys:
         self._keks = keks
         self._lock = threading.Lock()
         self._rings: dict[str, _Read] = {}
+        self._secret = b""
+        if made_ns:
+            self.encrypt(made_ns)
+            return
         found = self._read(STORE_KEYS)
         if found is None and storage.list(f"{KEYS}/"):
             raise DrengineError(KEY_MISSING, f"{STORE_KEYS} is missing, and there are keyrings of sources")

@@ -20,8 +20,9 @@ from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.ownership import make_directory
-from drengine.store.blobs import Storage
+from drengine.store.blobs import LocalStorage, Storage
 from drengine.store.blobs.available import StorageName, open_storage
+from drengine.store.blobs.local import UNFINISHED
 from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
 from drengine.store.care.reread import reread_newest
@@ -52,7 +53,7 @@ from drengine.store.log.changes import Spans, changed_since
 from drengine.store.log.grants import Grants
 from drengine.store.log.writable import WritableView
 from drengine.store.log.writer import BranchWriter
-from drengine.store.names import EPOCH_NAME, MANIFESTS, SEGMENTS, SegmentPlace, segment_directory
+from drengine.store.names import EPOCH_NAME, KEYS, MANIFESTS, SEGMENTS, STORE_KEYS, SegmentPlace, segment_directory
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place, is_writable
 from drengine.store.rebuild.manifest import write_manifest
@@ -114,9 +115,17 @@ class Store:
             EpochNote(directory).write(epoch, sync=True)
             sync_directory(directory)
             sync_directory(directory.parent)
-        write_identity(directory, secrets.token_bytes(16), stored_in)
+        identity = secrets.token_bytes(16)
         if keks:
-            Store.encrypt(directory, keks, options=options, clock=clock, storage=storage)
+            now_ns = (clock or SystemClock()).now_ns()
+            keys = StoreKeys(storage or LocalStorage(directory), identity, keks, made_ns=now_ns)
+            catalogue = Catalogue(directory)
+            try:
+                catalogue.seal(keys.store_key(CATALOGUE_KEY))
+            finally:
+                catalogue.close()
+        # What is killed before this is no store, and what is one is encrypted if it was to be.
+        write_identity(directory, identity, stored_in)
         return Store.open(directory, options=options, clock=clock, storage=storage, keks=keks)
 
     @staticmethod
@@ -692,13 +701,15 @@ def _close_to_others(directory: Path) -> None:
 def _clear_unfinished(directory: Path) -> None:
     """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
     found = sorted(entry for entry in directory.iterdir() if entry.name != "lost+found")  # the root of an ext4
-    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
+    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, KEYS, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
     ours |= {f"{CATALOGUE_NAME}{suffix}" for suffix in SIDE_SUFFIXES}
     epoch = directory / EPOCH_NAME
-    inside = [entry for folder in found if folder.is_dir() for entry in folder.iterdir() if entry != epoch]
+    made = [epoch, *(directory / f"{STORE_KEYS}{suffix}" for suffix in ("", UNFINISHED))]
+    inside = [entry for folder in found if folder.is_dir() for entry in folder.iterdir() if entry not in made]
     if inside or any(entry.name not in ours or entry.is_symlink() for entry in found):
         raise DrengineError(STORE_EXISTS, f"{directory} is not empty")
-    epoch.unlink(missing_ok=True)
+    for entry in made:
+        entry.unlink(missing_ok=True)
     for entry in found:
         if entry.is_dir():
             entry.rmdir()

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ from drengine.model.errors import DrengineError
 from tests.crash.disk import Disk, Tree
 from tests.crash.judge import Broken, Judge
 from tests.crash.recording import Recording, Said, record
-from tests.crash.workload import Oracle, script
+from tests.crash.workload import ENCRYPTED, Oracle, script
+from tests.store.harness import encrypted
 
 FAILURES_MAX = 20
 
@@ -161,7 +162,16 @@ def main() -> int:
     parser.add_argument("--deep", type=float, default=0.1, help="part of those to go on with and rebuild")
     parser.add_argument("--rounds", type=int, default=12, help="length of the recorded life")
     parser.add_argument("--only", type=int, help="only the states after this operation, deeply")
+    parser.add_argument("--encrypted", action="store_true", help="of an encrypted store")
     chosen = parser.parse_args()
+    if chosen.encrypted:
+        os.environ[ENCRYPTED] = "1"
+    with encrypted() if chosen.encrypted else nullcontext():
+        return campaign(chosen)
+
+
+def campaign(chosen: argparse.Namespace) -> int:
+    """See main."""
     failed = False
     for seed in range(chosen.seed, chosen.seed + chosen.count):
         with scratch() as directory:

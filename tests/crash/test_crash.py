@@ -13,6 +13,8 @@ import pytest
 
 from tests.crash.campaign import crash, record_life, scratch
 from tests.crash.recording import Names, Operation, Recording, Sync, strace_missing
+from tests.crash.workload import ENCRYPTED
+from tests.store.harness import encrypted
 
 SEED = 20261123
 ROUNDS = 6
@@ -52,6 +54,25 @@ def test_wherever_the_power_fails_what_was_acknowledged_is_there_and_nothing_is_
     assert report.states > 300
     assert report.deep > 15
     assert report.rebuilt == 0, "a crash made the catalogue unreadable"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.fault(4)
+@pytest.mark.fault(8)
+def test_so_it_is_where_the_store_is_encrypted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if missing := strace_missing():
+        pytest.skip(f"file operations cannot be recorded: {missing}")
+    monkeypatch.setenv(ENCRYPTED, "1")
+    with scratch() as directory, encrypted():
+        life = record_life(SEED, directory, rounds=3)
+        assert files_named(life, ".seg") and files_named(life, "web"), "its keyring"
+        report = crash(life, directory, SEED, rounds=3, reorderings=1, share=0.12, deep_share=0.1)
+    with capsys.disabled():
+        print(f" [{report.states} crash states, {report.deep} of them gone on with and rebuilt]", end="")
+    assert not report.failures, "\n".join(report.failures)
+    assert report.states > 100 and report.deep > 8 and not report.rebuilt
 
 
 def files_named(recording: Recording, ending: str) -> set[int]:

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +24,16 @@ from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from drengine.wire.payload import digest, make_batch
 from tests.clock import ManualClock
+from tests.store.harness import encrypted
 
 SOURCE = "web"
 STORE = "store"
 OPTIONS = StoreOptions(segment_bytes_max=6 << 10, segment_extents_max=48)
 POLICY = RetentionPolicy.parse("all for 60s, every 30s for 5m")
 BLOCK = 4096
+
+ENCRYPTED = "DRENGINE_TEST_ENCRYPTED"
+"""Set: the store is encrypted."""
 
 Content = dict[int, bytes]
 """Bytes of each volume."""
@@ -108,6 +113,7 @@ def script(seed: int, *, rounds: int = 12) -> list[Step]:
         Step("pin", point="oldest"),
         Step("retain", seconds=chosen.randint(10, 200)),
         Step("compact"),
+        *([Step("rotate key")] if ENCRYPTED in os.environ else []),
         *replicate(2),
         Step("close writer"),
         Step("branch", point="middle"),
@@ -227,6 +233,10 @@ class Runner:
     def _compact(self, step: Step) -> None:
         assert self.store
         self.store.compact()
+
+    def _rotate_key(self, step: Step) -> None:
+        assert self.store
+        self.store.rotate_key(SOURCE)
 
     def _branch(self, step: Step) -> list[Any]:
         assert self.store
@@ -382,10 +392,11 @@ def changed(content: Content, writes: tuple[Write, ...]) -> Content:
 def main() -> None:
     """The child: DIRECTORY SEED ROUNDS."""
     directory, seed, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    runner = Runner(directory)
-    for number, step in enumerate(script(seed, rounds=rounds)):
-        _say("begin", number, None)
-        _say("done", number, runner.run(step))
+    with encrypted() if ENCRYPTED in os.environ else nullcontext():
+        runner = Runner(directory)
+        for number, step in enumerate(script(seed, rounds=rounds)):
+            _say("begin", number, None)
+            _say("done", number, runner.run(step))
 
 
 def _say(what: str, number: int, result: Any) -> None:

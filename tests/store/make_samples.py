@@ -1,7 +1,7 @@
 """Makes the sample stores under tests/store/samples: run it when the format gets a new version, beside the old ones.
 
 ``python -m tests.store.make_samples DIRECTORY`` writes ``v2-good`` (2 is the segments' version) and its damaged
-relatives, each named by defect.
+relatives, each named by defect; with ``--encrypted`` the same of version 3, under the key of tests/store/harness.py.
 Everything in them is fixed (content, clock, salts, identity): a second run gives the same bytes but SQLite's.
 """
 
@@ -20,13 +20,13 @@ from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
-from drengine.store.segments.format import FORMAT_VERSION
+from drengine.store.segments.format import ENCRYPTED_VERSION, PLAIN_VERSION
 from drengine.store.store import Store
 from tests.clock import ManualClock
-from tests.store.harness import Source, crash
+from tests.store.harness import Source, crash, encrypted
 
 SAMPLE_OPTIONS = StoreOptions(segment_bytes_max=1200)
-VERSION = f"v{FORMAT_VERSION}"
+VERSION, ENCRYPTED = f"v{PLAIN_VERSION}", f"v{ENCRYPTED_VERSION}"
 
 
 def contents() -> tuple[bytes, bytes]:
@@ -37,17 +37,17 @@ def contents() -> tuple[bytes, bytes]:
     return bytes(root), b"\0" * 1000 + b"end"
 
 
-def make(directory: Path) -> None:
-    """Write every sample into a directory."""
+def make(directory: Path, version: str = VERSION) -> None:
+    """Write every sample of a version into a directory."""
     dice = random.Random(1)
     with (
         mock.patch("secrets.randbits", dice.getrandbits),
         mock.patch("secrets.token_bytes", dice.randbytes),
     ):
-        _good(directory / f"{VERSION}-good")
+        _good(directory / f"{version}-good")
     relatives = {
         "torn-tail": lambda path: _append(path, _segments(path)[-1], b"DRec torn"),
-        "flipped-bit": lambda path: _flip(_segments(path)[2], 600),
+        "flipped-bit": lambda path: _flip(_segments(path)[2], 600 if version == VERSION else 800),
         "missing-segment": lambda path: _segments(path)[2].unlink(),
         "zero-length-segment": lambda path: _segments(path)[2].write_bytes(b""),
         "lost-catalogue": lambda path: (path / CATALOGUE_NAME).unlink(),
@@ -56,8 +56,8 @@ def make(directory: Path) -> None:
         "newer-version": _newer,
     }
     for name, damage in relatives.items():
-        path = directory / f"{VERSION}-{name}"
-        shutil.copytree(directory / f"{VERSION}-good", path)
+        path = directory / f"{version}-{name}"
+        shutil.copytree(directory / f"{version}-good", path)
         damage(path)
 
 
@@ -110,4 +110,8 @@ def _newer(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    if sys.argv[2:] == ["--encrypted"]:
+        with encrypted():
+            make(Path(sys.argv[1]), ENCRYPTED)
+    else:
+        make(Path(sys.argv[1]))

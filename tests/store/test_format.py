@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,11 @@ from drengine.store.catalogue.epoch import EPOCH_MAGIC, EPOCH_SLOT
 from drengine.store.rebuild.manifest import MANIFEST_MAGIC, MANIFEST_MAGIC_WITH_TAG
 from drengine.store.segments import format as codec
 from drengine.store.store import Store
+from tests.store.harness import encrypted
 from tests.store.make_samples import SAMPLE_OPTIONS, contents
 
 SAMPLES = Path(__file__).parent / "samples"
-VERSIONS = ("v1", "v2")
+VERSIONS = ("v1", "v2", "v3")
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 STRUCTS = {
     "HEADER": codec.HEADER,
@@ -34,6 +37,14 @@ STRUCTS = {
     "FOOTER": codec.FOOTER,
     "EPOCH_SLOT": EPOCH_SLOT,
 }
+
+
+@pytest.fixture(autouse=True)
+def with_its_key(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Version 3 is that of encrypted segments."""
+    version = getattr(request.node, "callspec", None) and request.node.callspec.params.get("version")
+    with encrypted() if version in ("v3", 3) else nullcontext():
+        yield
 
 
 def layout(form: str) -> list[tuple[int, int]]:
@@ -88,20 +99,27 @@ def newest(path: Path) -> tuple[bytes, bytes]:
             return view.read(1, 0, 8000), view.read(2, 0, 1003)
 
 
-def test_every_version_ever_written_is_still_read(tmp_path):
+def test_every_version_ever_written_has_a_sample():
     good = sorted(path.name for path in SAMPLES.iterdir() if path.name.endswith("-good"))
-    assert good == ["v1-good", "v2-good"]
-    for name in good:
-        assert newest(copy_of(name, tmp_path)) == contents()
+    assert good == [f"{version}-good" for version in VERSIONS]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_good_sample_is_read_and_nothing_is_wrong_with_it(version, tmp_path):
+    path = copy_of(f"{version}-good", tmp_path)
+    assert newest(path) == contents()
+    with Store.open(path, options=SAMPLE_OPTIONS) as store:
+        assert not store.scrub().records_damaged
+        assert store.is_encrypted == (version == "v3")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_sealed_segment_has_the_documents_bytes(version):
     data = (SAMPLES / f"v{version}-good/segments/web1/00000001/00000001.0001.seg").read_bytes()
     assert data[:8] == b"DRSEG\r\n\x1a" and data[8:12] == struct.pack("<HH", version, 120)
     assert data[40:52] == struct.pack("<III", 1, 1, 1)
     tail = struct.unpack_from("<I", data, 12)[0]
-    assert data[120:125] == b"\x04web1"
+    assert data[120 + (48 if version == 3 else 0) :][:5] == b"\x04web1"
     first = 120 + tail + 8
     assert data[first : first + 5] == b"DRec\x03", "the first record is a GEOMETRY"
     assert data[-56:-48] == b"DRSEAL\x1a\n"
