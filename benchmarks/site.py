@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 from xxhash import xxh3_128_digest
 
+from drengine.crypt.kek import KeyEncryptionKeys
+from drengine.crypt.options import EncryptionOptions, load_keks, write_key_file
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.store import Store
@@ -28,6 +30,7 @@ from drengine_agent.daemon.client import ask
 from drengine_agent.daemon.state import StateDirectory
 
 POLL_SECONDS = 0.002
+KEY_FILE = "kek"
 COMPARED_BYTES = 4 << 20
 _TICKS = os.sysconf("SC_CLK_TCK")
 _T = TypeVar("_T")
@@ -147,7 +150,7 @@ class Site:
         self._peaks = peaks
         self._running: list[Process] = []
 
-    def start_target(self, *, tls: Mapping[str, str] | None = None, **options: str) -> Target:
+    def start_target(self, *, tls: Mapping[str, str] | None = None, encrypted: bool = False, **options: str) -> Target:
         """A target daemon with a new store, once it listens. `tls` is that section of its configuration."""
         port = free_port()
         nbd = self.folder / "points.sock"
@@ -159,9 +162,12 @@ class Site:
         }
         config = self.folder / "target.toml"
         text = "".join(f'{name} = "{value}"\n' for name, value in lines.items())
+        if encrypted:
+            write_key_file(self.folder / KEY_FILE)
+            text += f'[encryption]\nkey_file = "{self.folder / KEY_FILE}"\n'
         text += "[tls]\n" + "".join(f'{name} = "{value}"\n' for name, value in tls.items()) if tls else ""
         config.write_text(text)
-        Store.create(self.folder / "store").close()
+        Store.create(self.folder / "store", keks=_keks(self.folder / "store")).close()
         return self._run_target(config, port, nbd)
 
     def kill_target(self, target: Target) -> Target:
@@ -317,7 +323,7 @@ def check_replica(target: Target, source: str, image: Path) -> None:
     Raises:
         SiteFailedError: they differ; a copy that is wrong has no speed.
     """
-    with Store.open(target.store, read_only=True) as store:
+    with Store.open(target.store, read_only=True, keks=_keks(target.store)) as store:
         point = store.find_point(source, PointSelector())
         volume = point.geometry[0]
         with store.view(point) as view, image.open("rb") as file:
@@ -325,6 +331,12 @@ def check_replica(target: Target, source: str, image: Path) -> None:
                 expected = file.read(COMPARED_BYTES)
                 if xxh3_128_digest(view.read(volume.volume, offset, len(expected))) != xxh3_128_digest(expected):
                     raise SiteFailedError(f"point {point.id} differs from {image.name} at {offset}")
+
+
+def _keks(store: Path) -> KeyEncryptionKeys | None:
+    """What opens the store of a target that was started encrypted."""
+    file = store.parent / KEY_FILE
+    return load_keks(EncryptionOptions(key_file=file), store) if file.exists() else None
 
 
 def free_port() -> int:

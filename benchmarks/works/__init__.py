@@ -27,6 +27,7 @@ WORKS = (
     "control_messages",
     "failback",
     "recovery_time",
+    "encryption",
 )
 
 

@@ -33,10 +33,10 @@ def measure(bench: Bench) -> list[Table]:
     ]
 
 
-def copy_once(bench: Bench, *, compression: str) -> Measured:
+def copy_once(bench: Bench, *, compression: str, encrypted: bool = False) -> Measured:
     """One initial copy by scan, agent and target in processes of their own."""
     with bench.site(bench.fresh("copy")) as here:
-        target = here.start_target()
+        target = here.start_target(encrypted=encrypted)
         agent = here.start_agent(target, "source", {"disk": bench.image}, paused=True, compression=compression)
         agent_cpu, target_cpu = agent.cpu_seconds(), target.cpu_seconds()
         since_ns, begun = time.time_ns(), time.perf_counter()

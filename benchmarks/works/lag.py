@@ -65,11 +65,24 @@ def measure(bench: Bench) -> list[Table]:
     ]
 
 
-def _start(bench: Bench, here: Site) -> tuple[Target, Agent]:
+def probe_lag(bench: Bench, seconds: float, *, encrypted: bool) -> list[float]:
+    """Lags under load, in milliseconds, with a store in clear or an encrypted one."""
+    require("fio")
+    with bench.site(bench.fresh("lag")) as here:
+        target, agent = _start(bench, here, encrypted=encrypted)
+        load = _start_load(agent, seconds)
+        try:
+            time.sleep(1.0)
+            return _probe(target, agent, seconds - 1.5, (PROBE_SECONDS, PROBE_SECONDS))
+        finally:
+            load.communicate()
+
+
+def _start(bench: Bench, here: Site, *, encrypted: bool = False) -> tuple[Target, Agent]:
     disk = bench.folder / "lag" / "disk.img"
     with disk.open("wb") as file:
         file.truncate(256 * MIB if bench.quick else GIB)
-    target = here.start_target()
+    target = here.start_target(encrypted=encrypted)
     since_ns = time.time_ns()
     agent = here.start_agent(target, "source", {"disk": disk}, tracker="nbd")
     target.wait_point("source", since_ns)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.audit import recorded
 from drengine.cli.common import JsonOption, StoreOption, open_store
 from drengine.crypt.errors import KEY_NEEDED
 from drengine.crypt.kek import KeyEncryptionKeys
@@ -41,7 +42,9 @@ def init(store: StoreOption, json: JsonOption = False) -> None:
     """Encrypt what is written to a store from now on; compaction encrypts what is there.
 
     Stop the target first."""
-    Store.encrypt(store, _required(store))
+    keks = _required(store)
+    with recorded(store, "keys.init", "store", key=keks.newest.id):
+        Store.encrypt(store, keks)
     _show_status(store, json=json)
 
 
@@ -81,7 +84,10 @@ def rotate(
     What is there stays readable under the older ones."""
     with open_store(store) as opened:
         names = [source] if source else [each.name for each in opened.encryption().sources if each.keys]
-        made = {name: opened.rotate_key(name) for name in names}
+        made = {}
+        for name in names:
+            with recorded(store, "keys.rotate", name):
+                made[name] = opened.rotate_key(name)
     if json:
         emit_json(made)
     for name, key in {} if json else made.items():
@@ -103,7 +109,8 @@ def rewrap(
     `previous_key_files`, or given here."""
     older = [read_key_file(path, store) for path in previous or []]
     with Store.open(store, keks=_required(store).with_older(older)) as opened:
-        count = opened.rewrap_keys()
+        with recorded(store, "keys.rewrap", "store", head=opened.head):
+            count = opened.rewrap_keys()
         kek = opened.encryption().kek
     if json:
         emit_json({"rewrapped": count, "key": kek})
@@ -127,7 +134,8 @@ def forget(
             raise typer.BadParameter(
                 f"{points} points of {source} would be lost for good; to do it: --confirm {source}"
             )
-        count = opened.erase(source)
+        with recorded(store, "keys.forget", source, points=points, head=opened.head):
+            count = opened.erase(source)
     if json:
         emit_json({"source": source, "keys": count, "points": points})
     else:

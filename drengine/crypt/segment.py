@@ -32,7 +32,8 @@ _NONCE = struct.Struct(">IIxxxx")
 _COUNTER = struct.Struct(">I12x")
 _ROW = struct.Struct("<IIBBHI")
 """A FRAME row without its checksum: what is authenticated with a frame."""
-_KIND_AT, _DIGEST_AT = 4, 24
+_DIGEST_AT = 3
+"""Where a row of a table has its digest, in words of 8 bytes."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -81,12 +82,11 @@ class SegmentCipher:
 
         A digest of plain bytes in clear would tell whoever has the disk which blocks he knows already.
         """
-        rows = np.frombuffer(table, dtype=np.uint8).reshape(-1, EXTENT.size).copy()
-        stream = (
-            Cipher(self._digests, modes.CTR(_COUNTER.pack(record))).encryptor().update(bytes(TAG_BYTES * len(rows)))
-        )
-        data = rows[:, _KIND_AT] == ExtentKind.DATA
-        rows[data, _DIGEST_AT:] ^= np.frombuffer(stream, dtype=np.uint8).reshape(-1, TAG_BYTES)[data]
+        rows = np.frombuffer(table, dtype="<u8").reshape(-1, EXTENT.size // 8).copy()
+        counter = Cipher(self._digests, modes.CTR(_COUNTER.pack(record))).encryptor()
+        stream = np.frombuffer(counter.update(bytes(TAG_BYTES * len(rows))), dtype="<u8").reshape(-1, TAG_BYTES // 8)
+        data = rows[:, :1] >> 32 == ExtentKind.DATA  # the volume, then the kind and zeros
+        rows[:, _DIGEST_AT:] ^= stream if data.all() else stream * data
         return rows.tobytes()
 
     def chain(self, header: bytes) -> Chain:

@@ -59,6 +59,8 @@ EXPORT_THREADS = 4
 BLOCKING_THREADS = 32
 NBD_GRACE_SECONDS = 5.0
 CONNECTIONS_GRACE_SECONDS = 3.0
+HEAD_SECONDS = 3600.0
+"""From one note of an encrypted store's head in the audit log to the next."""
 GRANT_SECONDS = 1.0
 """How often what is open is held against the grants that live."""
 REVOCATION_SECONDS = 2.0
@@ -160,6 +162,8 @@ class TargetDaemon:
 
         nbd_address = await self._serve_nbd(store, readers)
         cleanup.push_async_callback(_end, asyncio.create_task(self._watch_grants()))
+        if store.is_encrypted:
+            cleanup.push_async_callback(_end, asyncio.create_task(self._note_heads()))
         if self.credentials:
             keeping_it = keeping([self.credentials.files], self.clock, self.reload)
             self.metrics.keepers = await cleanup.enter_async_context(keeping_it)
@@ -231,6 +235,15 @@ class TargetDaemon:
             await self.clock.sleep(REVOCATION_SECONDS)
             await asyncio.to_thread(credentials.refresh)
             self._end_revoked()
+
+    async def _note_heads(self) -> None:
+        """Note the state of an encrypted store in the audit log, whose anchors lie elsewhere (`Store.head`)."""
+        while True:
+            try:
+                await asyncio.to_thread(self.audit.did, "store.head", await asyncio.to_thread(lambda: self.store.head))
+            except DrengineError as error:
+                log.warning("the store's head can't be read: %s", error.message)
+            await self.clock.sleep(HEAD_SECONDS)
 
     async def _watch_grants(self) -> None:
         """What rests on a grant ends when that is taken back, by whatever process, or its time is over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.store.harness import (
     check_head,
     check_point,
     crash,
+    encrypted,
     geometry,
     mark,
 )
@@ -250,3 +252,20 @@ StoreMachine.TestCase.settings = settings(
     print_blob=True,
 )
 TestStoreMachine = pytest.mark.fault(4)(StoreMachine.TestCase)
+
+
+class EncryptedStoreMachine(StoreMachine):
+    """The same on an encrypted store, a few times."""
+
+    def __init__(self) -> None:
+        self.patches = ExitStack()
+        self.patches.enter_context(encrypted())
+        super().__init__()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.patches.close()
+
+
+EncryptedStoreMachine.TestCase.settings = settings(StoreMachine.TestCase.settings, max_examples=8)
+TestEncryptedStoreMachine = EncryptedStoreMachine.TestCase

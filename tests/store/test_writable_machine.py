@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Barrier
 
@@ -30,7 +30,7 @@ from drengine.store.log.writable import WritableView
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from tests.clock import ManualClock
-from tests.store.harness import MEMORY_DIRECTORY, Disk, Source, check_head, check_point, crash, scratch
+from tests.store.harness import MEMORY_DIRECTORY, Disk, Source, check_head, check_point, crash, encrypted, scratch
 
 SIZE = 300_000
 OPTIONS = StoreOptions(
@@ -303,3 +303,20 @@ def judge(directory: Path, clock: ManualClock, states: list[bytes], flushed: lis
                 assert head.read(1, 0, SIZE) in states[flushed[-1] :]
         else:
             assert flushed == [0]
+
+
+class EncryptedWritableMachine(WritableMachine):
+    """The same on an encrypted store, a few times."""
+
+    def __init__(self) -> None:
+        self.patches = ExitStack()
+        self.patches.enter_context(encrypted())
+        super().__init__()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.patches.close()
+
+
+EncryptedWritableMachine.TestCase.settings = settings(WritableMachine.TestCase.settings, max_examples=8)
+TestEncryptedWritableMachine = EncryptedWritableMachine.TestCase

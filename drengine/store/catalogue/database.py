@@ -142,7 +142,7 @@ class Catalogue:
         """It had version 1, which knows no epoch."""
         self._seal = Seal(key) if key else None
         self._sum = 0
-        """While a transaction is open: the sealed sum of all rows when it began."""
+        """While a transaction is open: the sealed sum of all rows when it began; afterwards, as it left it."""
         self._note = EpochNote(directory) if name == CATALOGUE_NAME else None
         try:
             self._db = _connect(path, read_only=read_only)
@@ -237,14 +237,15 @@ class Catalogue:
                 # Nobody else commits from now on.
                 self._version, known = self._read_version(), self._known
                 before = self._require_current(known[1] if known and known[0] == self._version else None)
-                self._require_sealed(before)
+                self._require_sealed(before, is_known=bool(known and known[0] == self._version))
                 yield
+                self._known = None
                 if self._changed:
                     epoch = before._replace(number=before.number + 1)
                     self.put(EpochRow(1, *epoch))
                     if self._seal:
-                        self.put(self._seal.head(self._sum ^ self._seal.change, epoch))
-                self._known = None
+                        self._sum ^= self._seal.change
+                        self.put(self._seal.head(self._sum, epoch))
                 with self._errors():
                     self._db.execute("COMMIT")
                 self._known = (self._version, epoch or before)
@@ -327,16 +328,17 @@ class Catalogue:
             for old in self._db.execute(f"SELECT * FROM {table.name} WHERE {_BY_KEY[table.name]}", keys).fetchall():
                 self._seal.change ^= self._seal.worth(table.name, old[:-1])
 
-    def _require_sealed(self, epoch: Epoch) -> None:
-        """At the begin of a transaction: check the seal on which it builds.
+    def _require_sealed(self, epoch: Epoch, *, is_known: bool) -> None:
+        """At the begin of a transaction: check the seal on which it builds, unless it is our own (`is_known`).
 
         Raises:
             DrengineError: STORE_TAMPERED; KEY_NEEDED when this connection could not keep it.
         """
         if self._seal:
             self._seal.change = 0
-            self._sum = self._seal.require(self._head(), epoch)
-        elif self._head():
+            if not is_known:
+                self._sum = self._seal.require(self._head(), epoch)
+        elif not is_known and self._head():
             raise DrengineError(KEY_NEEDED, "the catalogue is sealed")
 
     def _head(self) -> HeadRow | None:
