@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from drengine.process import end_marked, find_marked, start_marked
+from drengine.process import end_marked, find_marked, marked, start_marked
 from tests.system.postgres import SETTINGS, USER, as_postgres, skip_unless_installed
 
 MARK = "DR_TEST_SHOP"
@@ -61,7 +61,7 @@ def start(mount: Path, port: int) -> None:
     """Both servers; what runs already is left alone."""
     mark = f"{mount}:{port}"
     place = sockets(mount, port)
-    if not find_marked(MARK, mark):
+    if not find_marked(MARK, mark, place):
         shutil.rmtree(place, ignore_errors=True)  # with the locks of one that was killed
         place.mkdir()
         shutil.chown(place, USER, USER)
@@ -70,7 +70,7 @@ def start(mount: Path, port: int) -> None:
         subprocess.run(
             [*_pg_ctl(mount, "start"), "-l", str(place / "postgres.log"), "-o", settings],
             check=True,
-            env={**os.environ, MARK: mark},
+            env={**os.environ, **marked(MARK, mark, place)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             **as_postgres(),
@@ -81,7 +81,7 @@ def start(mount: Path, port: int) -> None:
             MARK,
             mark,
             output=place / "web.log",
-            directory=Path("/"),
+            directory=place,
         )
     deadline = time.monotonic() + READY_SECONDS
     while audit(f"http://127.0.0.1:{port}") is None:
@@ -104,13 +104,13 @@ def stop(mount: Path, port: int) -> None:
             stderr=subprocess.DEVNULL,
             **as_postgres(),
         )
-    end_marked(MARK, f"{mount}:{port}", grace_seconds=10)
+    end_marked(MARK, f"{mount}:{port}", sockets(mount, port), grace_seconds=10)
     shutil.rmtree(sockets(mount, port), ignore_errors=True)
 
 
 def kill(mount: Path, port: int) -> None:
     """Everything at once."""
-    end_marked(MARK, f"{mount}:{port}", grace_seconds=0.0)
+    end_marked(MARK, f"{mount}:{port}", sockets(mount, port), grace_seconds=0.0)
 
 
 def audit(url: str) -> dict[str, Any] | None:

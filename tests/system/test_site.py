@@ -1,7 +1,8 @@
 """The whole product over four hosts: a live database server is replicated, drilled, lost, recovered and brought home.
 
 The source tracks its disk in the kernel, the Outpost keeps the replica, a recovery host runs what was lost, the broker
-is Mosquitto as deployed, everything speaks TLS, the registry is PostgreSQL. Default routes go through the region, which
+is Mosquitto as deployed, everything speaks TLS under identities that are required, orders are signed, exports granted,
+the store is encrypted, the registry is PostgreSQL. Default routes go through the region, which
 is cut off before the worst moment, and whose links must never have carried the data.
 """
 
@@ -29,7 +30,6 @@ from tests.system import shop
 from tests.system.disks import run, skip_unless_disks_can_be_attached
 from tests.system.networks import SERVICES, Networks, networks, skip_unless_networks_can_be_made
 from tests.system.postgres import Server, initialise, skip_unless_installed
-from tests.transport.certificates import Authority
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,6 +37,13 @@ MARK = "DR_TEST_SITE"
 DISK_BYTES = 256 << 20
 PORT = 8080
 REGION_BYTES_MAX = 64 << 10
+PARTIES = (
+    ("target/outpost", SERVICES),
+    ("broker/broker", SERVICES),
+    ("agent/shop",),
+    ("host/recovery-1",),
+    ("orchestrator/orchestrator",),
+)
 DEPLOYED = Path(__file__).parent.parent.parent / "deploy" / "mosquitto"
 
 TARGET = """store = "{folder}/store"
@@ -44,10 +51,14 @@ listen = "{services}:7440"
 nbd_listen = "{services}:10809"
 data_networks = ["10.81.1.0/24", "10.81.2.0/24"]
 metrics = "127.0.0.1:9440"
+exports = "granted"
+[encryption]
+key_file = "{folder}/store.key"
 [tls]
-certificate = "{tls}/target.pem"
-key = "{tls}/target.key"
-ca = "{tls}/ca.pem"
+identities = "required"
+certificate = "{tls}/outpost/certificate.pem"
+key = "{tls}/outpost/key.pem"
+ca = "{tls}/outpost/ca.pem"
 """
 AGENT = """source = "shop"
 target = "{services}:7440"
@@ -55,18 +66,18 @@ tracker = "ebpf"
 state_directory = "{folder}/agent"
 data_networks = ["{services}/32"]
 [tls]
-certificate = "{tls}/shop.pem"
-key = "{tls}/shop.key"
-ca = "{tls}/ca.pem"
+certificate = "{tls}/shop/certificate.pem"
+key = "{tls}/shop/key.pem"
+ca = "{tls}/shop/ca.pem"
 [cuts]
 kinds = "quiet, frozen"
 frozen_after = "1s"
 [control]
 address = "{services}:8883"
 report_interval = "500ms"
-certificate = "{tls}/shop.pem"
-key = "{tls}/shop.key"
-ca = "{tls}/ca.pem"
+certificate = "{tls}/shop/certificate.pem"
+key = "{tls}/shop/key.pem"
+ca = "{tls}/shop/ca.pem"
 [[volume]]
 name = "data"
 path = "{device}"
@@ -77,20 +88,21 @@ data_networks = ["{services}/32"]
 tls_directory = "{tls}/nbd"
 [control]
 address = "{services}:8883"
-certificate = "{tls}/recovery-1.pem"
-key = "{tls}/recovery-1.key"
-ca = "{tls}/ca.pem"
+certificate = "{tls}/recovery-1/certificate.pem"
+key = "{tls}/recovery-1/key.pem"
+ca = "{tls}/recovery-1/ca.pem"
 """
 ORCHESTRATOR = """store = "{folder}/store"
 state = "{folder}/orchestrator"
 registry = "postgresql://postgres@/postgres?host={folder}/registry&port=5441"
 export = "{services}:10809"
-operator = "ada"
+[encryption]
+key_file = "{folder}/store.key"
 [broker]
 address = "{services}:8883"
-certificate = "{tls}/orchestrator.pem"
-key = "{tls}/orchestrator.key"
-ca = "{tls}/ca.pem"
+certificate = "{tls}/orchestrator/certificate.pem"
+key = "{tls}/orchestrator/key.pem"
+ca = "{tls}/orchestrator/ca.pem"
 """
 
 
@@ -169,27 +181,23 @@ class Hosts:
 
 def write_files(hosts: Hosts, device: str) -> None:
     folder, tls = hosts.folder, hosts.folder / "tls"
-    authority = Authority.make(tls)
-    for name in ("target", "broker"):
-        authority.issue(name, host=SERVICES)
-    for name in ("shop", "recovery-1", "orchestrator"):
-        authority.issue(name)
+    hosts.drengine("ca", "init", "--ca", "ca", "--site", "main")
+    for party, *reached in PARTIES:
+        words = [word for host in reached for word in ("--host", host)]
+        hosts.drengine("ca", "issue", party, *words, "--ca", "ca", "--to", str(tls / Path(party).name))
+    hosts.drengine("keys", "generate", "store.key")
     (tls / "nbd").mkdir()
-    for there, here in (
-        ("ca.pem", "ca-cert.pem"),
-        ("recovery-1.pem", "client-cert.pem"),
-        ("recovery-1.key", "client-key.pem"),
-    ):
-        (tls / "nbd" / here).write_bytes((tls / there).read_bytes())
+    for there, here in (("ca", "ca-cert"), ("certificate", "client-cert"), ("key", "client-key")):
+        (tls / "nbd" / f"{here}.pem").write_bytes((tls / "recovery-1" / f"{there}.pem").read_bytes())
     values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device}
     for name, text in (("target", TARGET), ("agent", AGENT), ("standby", STANDBY), ("orchestrator", ORCHESTRATOR)):
         (folder / f"{name}.toml").write_text(text.format(**values))
     text = (DEPLOYED / "drengine.conf").read_text()
     for deployed, here in (
         ("listener 8883", f"user root\nlistener 8883 {SERVICES}"),
-        ("/etc/mosquitto/drengine/ca.pem", f"{tls}/ca.pem"),
-        ("/etc/mosquitto/drengine/broker.pem", f"{tls}/broker.pem"),
-        ("/etc/mosquitto/drengine/broker.key", f"{tls}/broker.key"),
+        ("/etc/mosquitto/drengine/ca.pem", f"{tls}/broker/ca.pem"),
+        ("/etc/mosquitto/drengine/broker.pem", f"{tls}/broker/certificate.pem"),
+        ("/etc/mosquitto/drengine/broker.key", f"{tls}/broker/key.pem"),
         ("/etc/mosquitto/conf.d/drengine.acl", str(DEPLOYED / "drengine.acl")),
         ("/var/lib/mosquitto/", f"{folder}/"),
     ):
@@ -263,7 +271,7 @@ def everything(folder: Path) -> Iterator[Hosts]:
             yield hosts
         finally:
             for mount in (hosts.home, hosts.recovered):
-                end_marked(shop.MARK, f"{mount}:{PORT}", grace_seconds=0.0)
+                shop.kill(mount, PORT)
                 shutil.rmtree(shop.sockets(mount, PORT), ignore_errors=True)
             for host in ("source", "recovery", "outpost"):
                 hosts.kill(host)
