@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from drengine.config import reference
 from drengine.control.refusals import REFUSALS
+from drengine.enrolment.mosquitto import configuration as configuration_of_mosquitto
 from drengine.identity.errors import REASONS
 from drengine.model.errors import error_kinds
 from drengine.telemetry import Family
@@ -205,6 +206,7 @@ DOCUMENTS = {
     "docs/runbook.schema.json": runbook_schema,
     "docs/run.schema.json": run_schema,
     "deploy/grafana/drengine.json": dashboard,
+    "deploy/mosquitto/drengine.conf": configuration_of_mosquitto,
 }
 
 

@@ -41,7 +41,7 @@ TARGET_ONLY = [("drengine", part) for part in ("cli", "console", "failover", "st
 """Parts of drengine that the agent never imports (import-linter holds it to that)."""
 NOT_FOR_AGENTS = (
     Path("drengine/control/broker.py"),
-    *(Path("drengine/enrolment") / name for name in ("http.py", "rollover.py", "service.py", "serving.py")),
+    *(Path("drengine/enrolment") / f"{name}.py" for name in ("http", "mosquitto", "rollover", "service", "serving")),
     Path("drengine/identity/authority.py"),
 )
 """The embedded broker, and the authority: other hosts run them."""

@@ -306,6 +306,19 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.people.login",
         "Sign out: the token counts no more, and commands act as the user of this host again.",
     ),
+    "mosquitto": Group(
+        "Mosquitto's files, written from who is enrolled.",
+        {
+            "write": Command(
+                "drengine.cli.mosquitto",
+                "Write Mosquitto's configuration and ACL from a CA's directory on this machine, once.",
+            ),
+            "follow": Command(
+                "drengine.cli.mosquitto",
+                "Keep the broker's certificate, CRL and ACL as the authority says; in the foreground, until SIGTERM.",
+            ),
+        },
+    ),
     "broker": Command(
         "drengine.cli.broker",
         "Run an MQTT broker on loopback until interrupted. It keeps nobody apart; for more machines use Mosquitto.",

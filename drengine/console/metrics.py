@@ -62,11 +62,11 @@ DROPPED = Family(
     ("reason",),
 )
 CERTIFICATES = CredentialFamilies.of("orchestrator")
-CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 KEEPING = KeepingFamilies.of("orchestrator")
 
 FAMILIES: tuple[Family, ...] = (
     *(value for value in list(globals().values()) if isinstance(value, Family)),
+    *CERTIFICATES.all,
     *KEEPING.both,
 )
 

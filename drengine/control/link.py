@@ -219,7 +219,7 @@ class Link:
         broker = self._client.peer_certificate if self._client else None
         if self._client is not None and broker is not None and self.credentials.is_revoked(broker):
             log.error("the certificate of the broker %s was revoked: the connection ends", self._where)
-            self._client.abandon()
+            self._client.break_off()
 
     @property
     def _where(self) -> str:

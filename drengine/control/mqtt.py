@@ -110,6 +110,13 @@ class MqttClient(aiomqtt.Client):
             raise OSError("the connection is gone")
         return raw.getsockname()[:2], raw.getpeername()[:2]
 
+    def break_off(self) -> None:
+        """End the connection as if the network had: whoever waits for messages is told."""
+        sock = self._client.socket()
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def abandon(self) -> None:
         """Close what a connection that failed left open."""
         with contextlib.suppress(Exception):

@@ -55,7 +55,7 @@ async def enrol(invitation: Invitation, name: str, place: Place, *, clock: Clock
         EnrolmentError: with the reason. TransportError: the authority can't be reached.
     """
     now = (clock or SystemClock()).now_ns() / 1e9
-    with place.changing():
+    async with place.changing():
         key = place.pending_key()
         ca = await _pinned_ca(invitation)
         body = EnrolRequest(invitation.id, invitation.secret.hex(), name, request_for(key))
@@ -75,7 +75,7 @@ async def renew(place: Place, *, clock: Clock) -> None:
     Raises:
         EnrolmentError: with the reason. TransportError: the authority can't be reached.
     """
-    with place.changing():
+    async with place.changing():
         key = place.pending_key()
         answer = await _ask_as(place, "POST", "/v1/renew", IssuedAnswer, RenewRequest(request_for(key)))
         identity = _require_ours(answer, key.public_key(), clock.now_ns() / 1e9)
@@ -96,13 +96,14 @@ async def updates(place: Place) -> Updates:
     return await _ask_as(place, "GET", target, Updates, seconds=ASK_SECONDS + WAIT_SECONDS)
 
 
-async def identities(place: Place) -> IdentitiesAnswer:
-    """Who there is; brokers are told.
+async def identities(place: Place, have: str = "") -> IdentitiesAnswer:
+    """Who there is, as soon as it is something else than of this version; brokers are told.
 
     Raises:
         EnrolmentError: with the reason. TransportError: the authority can't be reached.
     """
-    return await _ask_as(place, "GET", "/v1/identities", IdentitiesAnswer)
+    target = f"/v1/identities?have={have}"
+    return await _ask_as(place, "GET", target, IdentitiesAnswer, seconds=ASK_SECONDS + WAIT_SECONDS)
 
 
 async def _pinned_ca(invitation: Invitation) -> x509.Certificate:

@@ -110,7 +110,7 @@ class Keeper:
                 news = await updates(self.place)
                 self._heard_at = self._clock.monotonic()
                 if news.version != self.place.version:
-                    self._take(news)
+                    await self._take(news)
                 elif self._heard_at - asked_at < BACKOFF_SECONDS_MIN:  # it should have kept us waiting
                     await self._clock.sleep(BACKOFF_SECONDS_MIN)
             except DrengineError as error:
@@ -120,7 +120,7 @@ class Keeper:
             else:
                 failures = 0
 
-    def _take(self, news: Updates) -> None:
+    async def _take(self, news: Updates) -> None:
         """Believe what the authority says now, unless it would have us distrust ourselves or forget who was revoked.
 
         Raises:
@@ -139,7 +139,7 @@ class Keeper:
             for old in before.revocations or ():
                 if old.issuer == new.issuer and _number(new) < _number(old):
                     raise EnrolmentError("answer-malformed", "its CRL is older than the one that we have")
-        with self.place.changing():
+        async with self.place.changing():
             self.place.believe(news.ca, news.crl)
         log.info("the authority has new CAs or revocations, taken up in %s", self.place.folder)
         self._changed()

@@ -6,7 +6,7 @@
 | `POST /v1/enrol` with an `EnrolRequest` | whoever has a token | `IssuedAnswer` |
 | `POST /v1/renew` with a `RenewRequest` | whoever proves a certificate that is valid | `IssuedAnswer` |
 | `GET /v1/updates?have=VERSION` | the same; answered once there is something newer, or after a while | `Updates` |
-| `GET /v1/identities` | brokers | `IdentitiesAnswer` |
+| `GET /v1/identities?have=VERSION` | brokers; the same | `IdentitiesAnswer` |
 
 Anything that is refused is a `Refusal`.
 
@@ -84,6 +84,11 @@ class IdentitiesAnswer(msgspec.Struct, frozen=True):
     site: str
     identities: tuple[EnrolledParty, ...]
 
+    @property
+    def version(self) -> str:
+        """Names this content."""
+        return version_of(self.site, *(f"{each.role}/{each.name}" for each in self.identities))
+
 
 class Refusal(msgspec.Struct, frozen=True):
     """Why nothing is given: a key of `drengine.identity.errors.REASONS`, and what was seen."""
@@ -92,9 +97,9 @@ class Refusal(msgspec.Struct, frozen=True):
     message: str
 
 
-def version_of(ca: str, crl: str) -> str:
+def version_of(*texts: str) -> str:
     """Names what a party has, so that it is told only of something else."""
-    return hashlib.sha256(f"{ca}\0{crl}".encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
 
 
 def proof_of(method: str, target: str, body: bytes, server: bytes) -> bytes:

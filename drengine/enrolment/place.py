@@ -13,11 +13,12 @@ A process that is killed at any moment leaves the old pair or the new one. What 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,7 @@ from drengine.transport.files import AUTHORITY_FILE, CRL_FILE, TlsFiles
 CERTIFICATE_FILE, KEY_FILE, CA_FILE = "certificate.pem", "key.pem", "ca.pem"
 _CURRENT, _PENDING, _PAIR = "current", "pending.key", "pair-"
 _PEM = serialization.Encoding.PEM
+_AGAIN_SECONDS = 0.05
 
 
 class _Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,18 +119,34 @@ class Place:
         with self._reading():
             return version_of(*(self._text(name) for name in (CA_FILE, CRL_FILE)))
 
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """While nobody else enrols or renews here.
+    def make(self) -> None:
+        """Make the folder, where it is missing.
 
         Raises:
             EnrolmentError: folder-unusable.
         """
         with self._writing():
             make_directory(self.folder, mode=0o700)
+
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """While nobody else enrols, renews or takes news here, in this process or another.
+
+        It is held while the authority is asked, so whoever waits must not hold up the loop of whoever has it.
+
+        Raises:
+            EnrolmentError: folder-unusable.
+        """
+        self.make()
+        with self._writing():
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(_AGAIN_SECONDS)
             yield
         finally:
             os.close(descriptor)

@@ -12,6 +12,7 @@ import binascii
 import contextlib
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +27,6 @@ from drengine.enrolment.messages import (
     PROOF_HEADER,
     WAIT_SECONDS,
     CaAnswer,
-    EnrolledParty,
     EnrolRequest,
     IdentitiesAnswer,
     IssuedAnswer,
@@ -36,6 +36,7 @@ from drengine.enrolment.messages import (
     proof_of,
 )
 from drengine.enrolment.metrics import AuthorityMetrics
+from drengine.enrolment.parties import living_parties
 from drengine.enrolment.place import Place
 from drengine.enrolment.seen import Seen, read_seen, write_seen
 from drengine.identity.authority import CERTIFICATE_FILE, CRL_FILE, CRL_SECONDS, Authority, Issued
@@ -153,10 +154,10 @@ class AuthorityService:
                 return await self._renew(request, caller)
             case "GET", "updates":
                 assert caller is not None
-                return await self._wait_for_news(request, caller)
+                return await self._tell_news(request, caller)
             case "GET", "identities":
                 assert caller is not None
-                return self._identities(caller)
+                return await self._tell_identities(request, caller)
         return Answer(404, b"{}")
 
     async def _enrol(self, request: Request) -> Answer:
@@ -187,29 +188,35 @@ class AuthorityService:
         self._look()
         return _json(200, IssuedAnswer(issued.certificate.decode(), self._known.updates.ca, self._known.updates.crl))
 
-    async def _wait_for_news(self, request: Request, caller: Caller) -> Answer:
-        try:
-            have = request.query.get("have", "")[:64]
-        except ValueError:
-            have = ""
+    async def _tell_news(self, request: Request, caller: Caller) -> Answer:
+        have = _have(request)
         self._note(request, caller, have)
-        if have == self._known.updates.version:
-            waiting = asyncio.ensure_future(self._changed.wait())
-            sleeping = asyncio.ensure_future(self._clock.sleep(WAIT_SECONDS))
-            try:
-                await asyncio.wait({waiting, sleeping}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                waiting.cancel()
-                sleeping.cancel()
-            self.caller(request)  # perhaps it is its own revocation that it waited for
+        await self._until_other(have, lambda: self._known.updates.version)
+        self.caller(request)  # perhaps it is its own revocation that it waited for
         return _json(200, self._known.updates)
 
-    def _identities(self, caller: Caller) -> Answer:
+    async def _tell_identities(self, request: Request, caller: Caller) -> Answer:
         if caller.identity.role is not Role.BROKER:
             raise EnrolmentError("identity-revoked", f"only brokers are told who there is, not {caller.identity}")
-        return _json(
-            200, IdentitiesAnswer(self._known.index.site, tuple(living_parties(self._known.index, self._now())))
-        )
+        await self._until_other(_have(request), lambda: self._identities().version)
+        self.caller(request)
+        return _json(200, self._identities())
+
+    def _identities(self) -> IdentitiesAnswer:
+        return IdentitiesAnswer(self._known.index.site, tuple(living_parties(self._known.index, self._now())))
+
+    async def _until_other(self, have: str, version: Callable[[], str]) -> None:
+        """Wait until there is another version than what somebody has, or for WAIT_SECONDS."""
+        sleeping = asyncio.ensure_future(self._clock.sleep(WAIT_SECONDS))
+        try:
+            while have == version() and not sleeping.done():
+                waiting = asyncio.ensure_future(self._changed.wait())
+                try:
+                    await asyncio.wait({waiting, sleeping}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+        finally:
+            sleeping.cancel()
 
     # ---- the directory ---------------------------------------------------------------------------------------
 
@@ -225,8 +232,8 @@ class AuthorityService:
         self._metrics.show(living_parties(self._known.index, self._now()))
         if self._known.updates != before.updates:
             log.info("there are new CAs or revocations", extra={"crl_number": self._known.index.crl_number})
-            self._changed.set()  # wakes whoever waits now, and nobody later
-            self._changed.clear()
+        self._changed.set()  # wakes whoever waits now, and nobody later
+        self._changed.clear()
 
     def _sign_revocations(self) -> None:
         """At each start, too: whoever revoked last may have been killed before the CRL was written."""
@@ -241,11 +248,11 @@ class AuthorityService:
         entry = next((each for each in index.entries if found and int(each.serial, 16) == found.serial_number), None)
         due = entry is None or self._now() >= entry.begins_at + (entry.ends_at - entry.begins_at) * RENEW_AT
         if due or entry is None or (entry.hosts, entry.issuer) != (self._hosts, index.issuing):
-            with own.changing():
-                key = own.pending_key()
-                issued = self._authority.issue(identity, key.public_key(), hosts=self._hosts, seconds=self._seconds)
-                own.believe(self._known.updates.ca, self._known.updates.crl)
-                own.take(issued.certificate, key, Address("localhost", 0))
+            own.make()
+            key = own.pending_key()
+            issued = self._authority.issue(identity, key.public_key(), hosts=self._hosts, seconds=self._seconds)
+            own.believe(self._known.updates.ca, self._known.updates.crl)
+            own.take(issued.certificate, key, Address("localhost", 0))
             found = own.certificate()
         elif self._tls is not None:
             return self._tls
@@ -283,10 +290,11 @@ class _Known:
         return _Known(authority.index(), Trust.read(ca), Updates(ca.decode(), crl), stamps)
 
 
-def living_parties(index: Index, now: float) -> list[EnrolledParty]:
-    """Who has a certificate that is valid, each once, by role and name."""
-    living = {Identity.parse(each.identity) for each in index.entries if each.state(now) == "valid"}
-    return [EnrolledParty(each.role, each.name) for each in sorted(living, key=str)]
+def _have(request: Request) -> str:
+    try:
+        return request.query.get("have", "")[:64]
+    except ValueError:
+        return ""
 
 
 _T = TypeVar("_T", bound=msgspec.Struct)

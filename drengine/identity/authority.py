@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from drengine.durable import replace_durably
 from drengine.identity.errors import CA_REFUSED, CA_UNUSABLE, EnrolmentError
 from drengine.identity.index import FIRST_KEY_FILE, INDEX_FILE, VERSION, Entry, Index, read_index, write_index
-from drengine.identity.names import Identity, Role
+from drengine.identity.names import COMMANDER, Identity, Role
 from drengine.identity.signing import SERVERS, SKEW_SECONDS, SigningCa, checked_host, key_digest, new_ca
 from drengine.identity.tokens import Token, digest_of, new_secret
 from drengine.model.clock import Clock, SystemClock
@@ -338,6 +338,8 @@ class Authority:
             _require_admission(token, name, now, is_repeated=is_repeated)
             if living and not is_repeated and not token.replace:
                 raise EnrolmentError("identity-taken", str(identity))
+            if namesake := _namesake(index, identity, token.both_ways, now):
+                raise EnrolmentError("identity-taken", f"{namesake}, which the broker could not tell from {identity}")
             wanted = Wanted(identity, key, token.hosts, token.both_ways, seconds, token.id)
             if is_repeated:
                 return self._issue(index, wanted)
@@ -399,6 +401,8 @@ class Authority:
     def _issue(self, index: Index, wanted: Wanted) -> Issued:
         if wanted.identity.site != index.site:
             raise DrengineError(CA_REFUSED, f"this CA is of the site {index.site}, not of {wanted.identity.site}")
+        if wanted.identity.name == COMMANDER and wanted.identity.role is not Role.ORCHESTRATOR:
+            raise DrengineError(CA_REFUSED, f"the name {COMMANDER!r} is reserved: a broker would let it command")
         ca = self._ca(index.issuing)
         now, ends = self._now(), int(ca.ends_at)
         if ends <= now:
@@ -480,6 +484,18 @@ def _require_admission(token: Token, name: str, now: float, *, is_repeated: bool
         raise EnrolmentError(f"token-{state}", f"token {token.id}")
     if not token.admits(name):
         raise EnrolmentError("token-name", f"{name!r} is not of the form {token.name!r}")
+
+
+def _namesake(index: Index, identity: Identity, both_ways: bool, now: float) -> str:
+    """Who of another role has this name, where both connect as clients; empty when there is nobody."""
+    if identity.role in SERVERS and not both_ways:
+        return ""
+    for each in index.entries:
+        other = Identity.parse(each.identity)
+        connects = other.role not in SERVERS or each.both_ways
+        if connects and other.name == identity.name and other.role is not identity.role and each.state(now) == "valid":
+            return each.identity
+    return ""
 
 
 def _revoked(index: Index, is_meant: Callable[[Entry], bool], now: int) -> Index:

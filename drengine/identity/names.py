@@ -10,6 +10,8 @@ from drengine.model.errors import BAD_NAME, DrengineError
 from drengine.model.names import check_name
 
 SCHEME = "drengine"
+COMMANDER = "orchestrator"
+"""A broker that goes by names alone lets this one command; so nobody of another role may be called so."""
 _SHOWN_CHARS = 120
 
 

@@ -75,7 +75,6 @@ UNANCHORED = Family(
     "target_audit_unanchored_entries", GAUGE, "Audit entries that no anchor at the sink vouches for yet.", ("sink",)
 )
 CERTIFICATES = CredentialFamilies.of("target")
-CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 KEEPING = KeepingFamilies.of("target")
 RECEIVED = Family("target_received_bytes_total", COUNTER, "Bytes received by peer network.", ("network",))
 SENT = Family("target_sent_bytes_total", COUNTER, "Bytes sent by peer network.", ("network",))
@@ -98,6 +97,7 @@ MAINTENANCE_FAILURES = Family("target_maintenance_failures_total", COUNTER, "Fai
 
 FAMILIES: tuple[Family, ...] = (
     *(value for value in list(globals().values()) if isinstance(value, Family)),
+    *CERTIFICATES.all,
     *KEEPING.both,
 )
 

@@ -130,6 +130,15 @@ class Credentials:
             seconds["crl"] = min(each.ends_at for each in loaded.revocations) - now
         return seconds
 
+    def lifetime_seconds(self) -> dict[str, float]:
+        """How long the files in use were to be valid when they were made, by their option's name."""
+        loaded = self._loaded
+        newest = max(loaded.authorities, key=lambda each: each.ends_at)
+        return {
+            "certificate": loaded.certificate.ends_at - loaded.certificate.begins_at,
+            "ca": newest.ends_at - newest.begins_at,
+        }
+
     def _load(self) -> _Loaded:
         files = self._files.settled()
         context = self._make(files)
@@ -153,6 +162,7 @@ class CredentialFamilies:
     """The metrics of a program's certificates."""
 
     expiry: Family
+    lifetime: Family
     rejected: Family
 
     @staticmethod
@@ -166,12 +176,23 @@ class CredentialFamilies:
                 (*labels, "role", "file"),
             ),
             Family(
+                f"{program}_certificate_lifetime_seconds",
+                Kind.GAUGE,
+                "From the beginning of that to its end: what is short-lived may be close to its end and be well.",
+                (*labels, "role", "file"),
+            ),
+            Family(
                 f"{program}_certificate_rejected",
                 Kind.GAUGE,
                 "1 while the files on disk can't be used and those read before go on.",
                 (*labels, "role"),
             ),
         )
+
+    @property
+    def all(self) -> tuple[Family, ...]:
+        """To be registered."""
+        return self.expiry, self.lifetime, self.rejected
 
     def samples(self, credentials: Iterable[Credentials], labels: tuple[str, ...] = ()) -> Iterator[Sample]:
         """How they stand now, after another look at the files."""
@@ -180,6 +201,8 @@ class CredentialFamilies:
             yield Sample(self.rejected, float(each.rejected is not None), (*labels, each.role))
             for file, seconds in each.expiry_seconds().items():
                 yield Sample(self.expiry, seconds, (*labels, each.role, file))
+            for file, seconds in each.lifetime_seconds().items():
+                yield Sample(self.lifetime, seconds, (*labels, each.role, file))
 
 
 def _stamps(files: TlsFiles) -> _Stamp:

@@ -90,10 +90,10 @@ def site(tmp_path: Path) -> AsyncIterator[Site]:
     for deployed, here in (
         ("listener 8883", f"user root\nlistener {port} 127.0.0.1"),
         ("/etc/mosquitto/drengine/ca.pem", str(authority.path)),
-        ("/etc/mosquitto/drengine/broker.pem", str(files.certificate)),
-        ("/etc/mosquitto/drengine/broker.key", str(files.key)),
-        ("#crlfile /etc/mosquitto/drengine/crl.pem", f"crlfile {revoked}"),
-        ("/etc/mosquitto/conf.d/drengine.acl", str(acl)),
+        ("/etc/mosquitto/drengine/certificate.pem", str(files.certificate)),
+        ("/etc/mosquitto/drengine/key.pem", str(files.key)),
+        ("/etc/mosquitto/drengine/crl.pem", str(revoked)),
+        ("/etc/mosquitto/drengine/drengine.acl", str(acl)),
         ("/var/lib/mosquitto/", f"{tmp_path}/"),
     ):
         assert deployed in text

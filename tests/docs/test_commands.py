@@ -35,6 +35,7 @@ NOT_TYPED: dict[str, str] = {
     r"docs/operations.md: drengine-agent (doctor|status)$": "asks an installed agent: tests/agent/install",
     r"docs/failback.md: drengine-agent adopt ": "wants a disk that was replaced: tests/agent/daemon/test_adopt.py",
     r"docs/control.md: install ": "Mosquitto with our files: tests/control/test_mosquitto.py",
+    r"docs/control.md: drengine (token|enrol|mosquitto) ": "a broker that follows: tests/enrolment/test_mosquitto.py",
     r"docs/operations.md: (touch /run/disk; nbdfuse|mount )": "attaches a loop device: tests/field and tests/nbd",
     r"docs/drivers.md: drengine-agent standby --config ": "wants certificates and a broker: tests/agent/standby",
 }

@@ -115,6 +115,16 @@ async def test_a_name_that_lives_is_taken_only_by_a_token_that_says_so(site: Sit
     assert str(await enrol(site.invitation(), "shop", site.place("third"))).endswith("/shop")
 
 
+async def test_a_name_that_the_broker_would_take_for_anothers_is_refused(site: Site) -> None:
+    """Mosquitto knows a client by its common name alone."""
+    await site.joined("shop")
+    await enrol(site.invitation(Role.TARGET, hosts=("127.0.0.1",)), "shop", site.place("outpost"))  # it never connects
+    assert await refused(site.invitation(Role.HOST), "shop", site.place("other")) == "identity-taken"
+    assert await refused(site.invitation(Role.ORCHESTRATOR), "shop", site.place("other")) == "identity-taken"
+    assert await refused(site.invitation(), "orchestrator", site.place("other")) == "request-refused"
+    await site.joined("orchestrator", Role.ORCHESTRATOR)
+
+
 async def test_whoever_lost_the_answer_asks_again_without_a_second_use(site: Site) -> None:
     invitation, place = site.invitation(), site.place("shop")
     place.folder.mkdir()
@@ -309,12 +319,10 @@ def test_a_kill_at_any_moment_leaves_the_old_pair_or_the_new(tmp_path: Path) -> 
     def laid(folder: Path) -> tuple[Place, bytes, ec.EllipticCurvePrivateKey]:
         """A host that has a certificate, and its next one."""
         place = Place(folder)
-        with place.changing():
-            place.believe(ca, crl)
-            place.take(
-                authority.issue(identity, place.pending_key().public_key()).certificate, place.pending_key(), where
-            )
-            key = place.pending_key()
+        place.make()
+        place.believe(ca, crl)
+        place.take(authority.issue(identity, place.pending_key().public_key()).certificate, place.pending_key(), where)
+        key = place.pending_key()
         return place, authority.issue(identity, key.public_key()).certificate, key
 
     serials = set()

@@ -253,7 +253,7 @@ async def test_old_or_foreign_lists_are_not_taken(tmp_path: Path) -> None:
             Updates(old.ca, old.crl[:-40]),
         ):
             with pytest.raises(EnrolmentError):
-                kept._take(news)
+                await kept._take(news)
             assert shop.version == version
 
 
@@ -286,3 +286,20 @@ async def test_a_half_of_a_pair_is_never_in_use(tmp_path: Path) -> None:
             await renew(shop, clock=SystemClock())
         done.set()
         assert await loading > 30
+
+
+async def test_news_that_come_during_a_renewal_wait_for_it(tmp_path: Path) -> None:
+    """Both change the folder, in one loop: neither may hold the other up for good."""
+    async with serving(tmp_path) as site:
+        shop = await site.joined("shop")
+        kept = Keeper(shop, SystemClock())
+        await site.joined("mill")
+        async with shop.changing():
+            site.revoke("mill")
+            await until(lambda: (tmp_path / "ca/crl.pem").read_text() != shop.revocations())
+            news = Updates(site.authority.certificate.decode(), (tmp_path / "ca/crl.pem").read_text())
+            taking = asyncio.create_task(kept._take(news))
+            await asyncio.sleep(0.2)
+            assert not taking.done()
+        await taking
+        assert shop.version == news.version

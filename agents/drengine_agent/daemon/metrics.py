@@ -71,11 +71,10 @@ CUTS_BY_KIND = Family(
     "agent_cuts_total", Kind.COUNTER, "Recovery points cut, by how they are known to be consistent.", ("source", "kind")
 )
 CERTIFICATES = CredentialFamilies.of("agent", _SOURCE)
-CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED = CERTIFICATES.expiry, CERTIFICATES.rejected
 KEEPING = KeepingFamilies.of("agent", _SOURCE)
 _OWN = (
     LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, COMPRESSION, CAPTURED, READ, SENT, BATCHES, CUTS, READ_ERRORS, RESCANS,
-    ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND, CERTIFICATE_EXPIRY, CERTIFICATE_REJECTED,
+    ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND, *CERTIFICATES.all,
     *KEEPING.both,
 )  # fmt: skip
 FAMILIES = (*_OWN, *(family for name in OURS for family in families_of(capture_class(name).figures_class)))
