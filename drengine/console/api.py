@@ -40,7 +40,14 @@ from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
-from drengine.people.errors import ACCOUNTS_UNUSABLE, NOT_PERMITTED, NOT_SIGNED_IN, SIGN_IN_FAILED, SIGN_IN_LIMIT
+from drengine.people.errors import (
+    ACCOUNTS_UNUSABLE,
+    NOT_PERMITTED,
+    NOT_SIGNED_IN,
+    PROVIDER_UNUSABLE,
+    SIGN_IN_FAILED,
+    SIGN_IN_LIMIT,
+)
 from drengine.people.roles import Action, Person, permit
 from drengine.store.answers import PointAnswer, point_answer
 from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
@@ -57,7 +64,7 @@ STATUS = {
         (409, (RUN_ACTIVE, RUN_STATE, LEASE_HELD, LEASE_LOST, WOULD_LOSE, APPROVAL_STALE)),
         (422, (BAD_RUNBOOK, BAD_APPROVAL, BAD_NAME, BAD_POINT, BAD_REQUEST)),
         (429, (SIGN_IN_LIMIT,)),
-        (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE)),
+        (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE, PROVIDER_UNUSABLE)),
     )
     for kind in kinds
 }
@@ -167,6 +174,12 @@ def _problem(status: int, id: str, message: str, hint: str, headers: Mapping[str
 async def health(engine: AnEngine) -> take.Health:
     """Whether the orchestrator answers."""
     return take.Health(version=__version__, store=str(engine.config.store))
+
+
+@open_router.get("/login")
+async def sign_in_ways(engine: AnEngine) -> take.SignInWays:
+    """Say how people sign in."""
+    return take.SignInWays(issuer=engine.config.oidc.issuer, client=engine.config.oidc.client)
 
 
 @open_router.post("/login")

@@ -75,6 +75,13 @@ class SignIn(Body):
     password: str = Field(max_length=1024)
 
 
+class SignInWays(BaseModel):
+    """How people sign in: with a password, and where `issuer` is not empty with that OpenID Connect provider."""
+
+    issuer: str
+    client: str
+
+
 class SignedIn(BaseModel):
     """A token: sent as `Authorization: Bearer TOKEN`."""
 

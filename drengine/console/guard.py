@@ -21,7 +21,7 @@ from drengine.console.sockets import PEER
 from drengine.linux.loopback import user_of
 from drengine.model.errors import DrengineError
 from drengine.people.door import Door
-from drengine.people.errors import ACCOUNTS_UNUSABLE, NOT_SIGNED_IN
+from drengine.people.errors import NOT_SIGNED_IN
 from drengine.people.roles import NOBODY, Person
 from drengine.terminal.frame import INTERNAL
 
@@ -55,7 +55,7 @@ class Guard:
         try:
             scope["person"] = await asyncio.to_thread(self._person, scope, headers.get("authorization", ""))
         except DrengineError as error:
-            await answer(send, 503 if error.kind is ACCOUNTS_UNUSABLE else 401, error.message, error=error)
+            await answer(send, 401 if error.kind is NOT_SIGNED_IN else 503, error.message, error=error)
             return
         answering = _Answering(send)
         try:

@@ -14,6 +14,7 @@ from drengine.control.config import OrchestratorBrokerOptions
 from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.grants import SECRET_MARK
+from drengine.people.oidc import OidcOptions
 from drengine.transport.files import TlsFiles
 from drengine.transport.networks import is_loopback
 
@@ -105,6 +106,7 @@ class OrchestratorConfig:
     encryption: EncryptionOptions = section(
         EncryptionOptions, help="The key of the store, where it is encrypted: as in the target's file."
     )
+    oidc: OidcOptions = section(OidcOptions, help="An OpenID Connect provider whose people may sign in.")
     rest_tls: RestTlsOptions = section(RestTlsOptions, help="TLS of REST.")
     broker: OrchestratorBrokerOptions = section(
         OrchestratorBrokerOptions, help="The MQTT broker, which carries commands to agents."
@@ -159,6 +161,7 @@ def load_orchestrator_config(path: Path | None, overrides: Mapping[str, Any]) ->
     config = load(OrchestratorConfig, path, overrides=given) if path else parse(OrchestratorConfig, given)
     config.encryption.check(f"{path or 'command line'}")
     config.broker.check(f"{path or 'command line'}: [broker]")
+    config.oidc.check(f"{path or 'command line'}: [oidc]")
     files = config.rest_tls.files(f"{path or 'command line'}: [rest_tls]")
     if files is None and not is_loopback(config.rest.host):
         raise DrengineError(BAD_CONFIG, f"{path or 'command line'}: rest beyond loopback needs [rest_tls]")

@@ -215,7 +215,7 @@ async def open_engine(
                     clock=clock,
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-                yield Engine(config, registry, site, agents, owner, Door.of(config.state, clock))
+                yield Engine(config, registry, site, agents, owner, Door.of(config.state, clock, config.oidc))
     finally:
         await asyncio.to_thread(registry.close)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from drengine.model.clock import Clock
 from drengine.ownership import make_directory
-from drengine.people.accounts import LOGIN, PROGRAM, Accounts, Token
+from drengine.people.accounts import LOGIN, PROGRAM, TOKEN_PREFIX, Accounts, Token
 from drengine.people.local import person_of_user
+from drengine.people.oidc import OidcOptions, Provider
 from drengine.people.passwords import Passwords
 from drengine.people.roles import Person
 
@@ -23,13 +24,19 @@ class Door:
     accounts: Accounts
     passwords: Passwords
     owner: int
+    provider: Provider | None = None
 
     @staticmethod
-    def of(state: Path, clock: Clock) -> Door:
-        """The door of a state directory, which is made if it is missing."""
+    def of(state: Path, clock: Clock, oidc: OidcOptions | None = None) -> Door:
+        """The door of a state directory, which is made if it is missing.
+
+        Raises:
+            DrengineError: BAD_CONFIG when `oidc` names a provider and the extra is missing.
+        """
         make_directory(state)
         accounts = Accounts(state / FILE, clock)
-        return Door(accounts, Passwords(accounts, clock), state.stat().st_uid)
+        provider = Provider(oidc, clock) if oidc and oidc.issuer else None
+        return Door(accounts, Passwords(accounts, clock), state.stat().st_uid, provider)
 
     def by_user(self, uid: int) -> Person:
         """A user of this host, as the kernel tells.
@@ -43,8 +50,10 @@ class Door:
         """Whoever holds this token.
 
         Raises:
-            DrengineError: NOT_SIGNED_IN, ACCOUNTS_UNUSABLE.
+            DrengineError: NOT_SIGNED_IN, ACCOUNTS_UNUSABLE, PROVIDER_UNUSABLE.
         """
+        if self.provider is not None and not text.startswith(TOKEN_PREFIX):
+            return self.provider.person(text)
         return self.accounts.bearer(text)
 
     def sign_in(self, name: str, password: str, peer: str, seconds: float) -> tuple[Token, str]:

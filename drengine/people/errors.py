@@ -41,3 +41,10 @@ ACCOUNTS_UNUSABLE = error_kind(
     "The file with the accounts can't be read or written, is damaged, or may be written by others.",
     "The message names it and says why. Put a copy back; without it only the service's own user and root can sign in.",
 )
+PROVIDER_UNUSABLE = error_kind(
+    "provider-unusable",
+    190,
+    "The OpenID Connect provider can't be asked, or its answer is none.",
+    "Check `issuer` and `cacert` in [oidc], and the network to it. Accounts of the orchestrator's own go on.",
+    retryable=True,
+)

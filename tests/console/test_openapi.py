@@ -15,6 +15,7 @@ from tests.console.schema import ANYTHING, mistakes, values
 
 OPERATIONS = (
     ("get", "/health"),
+    ("get", "/login"),
     ("post", "/login"),
     ("post", "/logout"),
     ("get", "/me"),
