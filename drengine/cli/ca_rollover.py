@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.audit import recorded
 from drengine.cli.ca_options import CaOption, PassphraseOption, open_ca, seconds_of
 from drengine.cli.common import JsonOption
 from drengine.config.kinds import show_duration
@@ -26,7 +27,9 @@ def rollover(
     json: JsonOption = False,
 ) -> None:
     """Replace the CA, a step at each call: parties trust both; the new one issues; the old one goes."""
-    step = take_step(open_ca(ca, passphrase_file), now=time.time(), force=force, seconds=seconds_of(valid))
+    opened = open_ca(ca, passphrase_file)
+    with recorded(ca, "ca.rollover", opened.site, force=force):
+        step = take_step(opened, now=time.time(), force=force, seconds=seconds_of(valid))
     if json:
         emit_json({"step": step.name, "next": step.then, "not_ready": step.not_ready})
         return

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from drengine.audit import recorded
 from drengine.cli.ca_options import CaOption, open_ca, seconds_of, shown_moment, typed_address
 from drengine.cli.common import JsonOption
 from drengine.config import Address
@@ -46,9 +47,11 @@ def create(
     """Make a token and print it, once: whoever has it may enrol a host under its role and names."""
     opened = open_ca(ca)
     address = _address(authority or remembered_address(ca))
-    made, secret = opened.create_token(
-        role, name, seconds=seconds_of(ttl), uses=uses, hosts=host or (), both_ways=both_ways, replace=replace
-    )
+    facts = {"name": name, "ttl": ttl, "uses": uses, "hosts": host or [], "both_ways": both_ways, "replace": replace}
+    with recorded(ca, "token.create", str(role), **facts):
+        made, secret = opened.create_token(
+            role, name, seconds=seconds_of(ttl), uses=uses, hosts=host or (), both_ways=both_ways, replace=replace
+        )
     text = str(Invitation(address, opened.issuing.fingerprint, made.id, secret))
     if json:
         emit_json({**_told(made), "token": text, "authority": str(address)})
@@ -83,7 +86,9 @@ def revoke(
     json: JsonOption = False,
 ) -> None:
     """Let nobody join with a token any more; certificates got with it stay valid."""
-    ended = open_ca(ca).revoke_token(token)
+    opened = open_ca(ca)
+    with recorded(ca, "token.revoke", token):
+        ended = opened.revoke_token(token)
     if json:
         emit_json(_told(ended))
     else:

@@ -2,6 +2,7 @@
 
     certificate.pem -> current/certificate.pem      the names that configurations give
     key.pem         -> current/key.pem
+    client-cert.pem, client-key.pem, ca-cert.pem    the same, as libnbd and QEMU call them
     current         -> pair-SERIAL                  replaced by one rename, so that both change together
     pair-SERIAL/                                    a certificate with its key
     ca.pem, crl.pem                                 whom to believe, and whom no more
@@ -38,6 +39,12 @@ CERTIFICATE_FILE, KEY_FILE, CA_FILE = "certificate.pem", "key.pem", "ca.pem"
 _CURRENT, _PENDING, _PAIR = "current", "pending.key", "pair-"
 _PEM = serialization.Encoding.PEM
 _AGAIN_SECONDS = 0.05
+_NBD_NAMES = {
+    "client-cert.pem": f"{_CURRENT}/{CERTIFICATE_FILE}",
+    "client-key.pem": f"{_CURRENT}/{KEY_FILE}",
+    "ca-cert.pem": CA_FILE,
+}
+"""What libnbd and QEMU call them."""
 
 
 class _Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -184,6 +191,8 @@ class Place:
             self._link(_CURRENT, pair)
             for name in (CERTIFICATE_FILE, KEY_FILE):
                 self._link(name, f"{_CURRENT}/{name}")
+            for name, file in _NBD_NAMES.items():
+                self._link(name, file)
             self._clean({pair, before})  # somebody may be reading the pair before
 
     def believe(self, ca: str, crl: str) -> None:

@@ -12,7 +12,7 @@ import binascii
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 from cryptography.hazmat.primitives import serialization
 
+from drengine.audit import FOLDER, AuditLog, Refusals
 from drengine.config import Address
 from drengine.enrolment.http import Answer, Caller, Request
 from drengine.enrolment.messages import (
@@ -82,10 +83,18 @@ class AuthorityService:
         self._seen = read_seen(authority.folder)
         self._seen_written_at = 0
         self._changed = asyncio.Event()
+        self._audit = AuditLog.open(authority.folder / FOLDER)
+        self._refusals = Refusals(self._audit)
         self._sign_revocations()
         self._known = _Known.read(authority)
         self._tls: tuple[ssl.SSLContext, bytes] | None = None
         self._tls = self._own_certificate()
+
+    def close(self) -> None:
+        """Write down what is not yet: refusals that were counted, and who was seen."""
+        self._refusals.close()
+        with contextlib.suppress(OSError):
+            write_seen(self._authority.folder, self._seen)
 
     def tls(self) -> tuple[ssl.SSLContext, bytes]:
         """For the next connection."""
@@ -135,6 +144,8 @@ class AuthorityService:
             seen = {"address": request.peer, "identity": str(caller.identity) if isinstance(caller, Caller) else ""}
             log.warning("refused to %s: %s", what[:40], refusal.message, extra={**seen, "reason": refusal.reason})
             self._metrics.count_request(what, refusal.reason)
+            who = seen["identity"] or f"address:{request.peer}"
+            self._refusals.note(who=who, did=what[:40], error=refusal.reason, details={"address": request.peer})
             if refusal.reason == "token-unknown":
                 await self._clock.sleep(REFUSED_SECONDS)
             return _json(403, Refusal(refusal.reason, error.message))
@@ -170,8 +181,9 @@ class AuthorityService:
         issued = await asyncio.to_thread(
             self._authority.enrol, asked.id, secret, asked.name, key, seconds=self._seconds
         )
-        told = {"address": request.peer, "token": asked.id, "serial": issued.entry.serial}
+        told = {"address": request.peer, "invitation": asked.id, "serial": issued.entry.serial}
         log.info("enrolled %s", issued.entry.identity, extra=told)
+        await self._record(f"invitation:{asked.id}", "secret", "enrol", issued.entry.identity, told)
         return await self._handed_out(issued)
 
     async def _renew(self, request: Request, caller: Caller) -> Answer:
@@ -181,8 +193,17 @@ class AuthorityService:
         )
         told = {"address": request.peer, "serial": issued.entry.serial}
         log.info("renewed %s", issued.entry.identity, extra=told)
+        await self._record(issued.entry.identity, "certificate", "renew", issued.entry.identity, told)
         self._note(request, caller)
         return await self._handed_out(issued)
+
+    async def _record(self, who: str, proved: str, did: str, on: str, details: Mapping[str, str]) -> None:
+        """The certificate is in the index by now; that it is handed out waits for the audit log.
+
+        Raises:
+            DrengineError: AUDIT_UNUSABLE.
+        """
+        await asyncio.to_thread(self._audit.record, who=who, proved=proved, did=did, on=on, details=details)
 
     async def _handed_out(self, issued: Issued) -> Answer:
         self._look()

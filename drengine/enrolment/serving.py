@@ -61,6 +61,7 @@ class AuthorityDaemon:
         service = AuthorityService(
             self._authority, hosts, seconds=options.valid_seconds, clock=self._clock, metrics=metrics
         )
+        self._cleanup.callback(service.close)
         server = HttpsServer(service, service.tls, self._clock)
         metrics.turned_away = lambda: server.turned_away
         address = Address(hosts[0], server.start(options.listen.host, options.listen.port))

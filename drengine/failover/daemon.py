@@ -212,7 +212,7 @@ async def run_orchestrator(config: OrchestratorConfig, services: tuple[Service, 
         engine = await stack.enter_async_context(open_engine(config, audit=auditing.log))
         opened.append(engine)
         orchestrator = Orchestrator(engine)
-        files = [each.files for each in engine.agents.credentials]
+        files = [*(each.files for each in engine.agents.credentials), config.rest_tls.files("[rest_tls]")]
         orchestrator.keepers = await stack.enter_async_context(keeping(files, engine.site.clock, engine.agents.reload))
         for service in services:
             await stack.enter_async_context(service(orchestrator))

@@ -19,9 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 
+from drengine.audit import Outcome
+from drengine.audit.verify import read_entries
 from drengine.config import Address
 from drengine.enrolment import client, http
-from drengine.enrolment.client import enrol
+from drengine.enrolment.client import enrol, renew
 from drengine.enrolment.messages import EnrolRequest, IssuedAnswer
 from drengine.enrolment.place import Place, request_for
 from drengine.identity.authority import Authority
@@ -29,6 +31,7 @@ from drengine.identity.errors import EnrolmentError
 from drengine.identity.keys import new_key
 from drengine.identity.names import Identity, Role
 from drengine.identity.tokens import Invitation
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.transport.errors import TransportError
 from drengine.transport.files import TlsFiles
@@ -404,3 +407,20 @@ async def test_what_is_too_large_is_not_read_to_its_end(site: Site, said: bytes)
         assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.transport.abort()
     await site.joined("shop")
+
+
+async def test_who_joined_who_renewed_and_who_was_refused_is_in_the_audit_log(tmp_path: Path) -> None:
+    async with serving(tmp_path) as site:
+        invitation = site.invitation()
+        shop = site.place("shop")
+        await enrol(invitation, "shop", shop)
+        await renew(shop, clock=SystemClock())
+        assert await refused(invitation, "mill", site.place("mill")) == "token-used"
+    told = [each.entry for each in read_entries(tmp_path / "ca/audit")]
+    assert [(each.who, each.did, each.on, each.outcome) for each in told if each.did in ("enrol", "renew")] == [
+        (f"invitation:{invitation.id}", "enrol", "drengine://main/agent/shop", Outcome.DONE),
+        ("drengine://main/agent/shop", "renew", "drengine://main/agent/shop", Outcome.DONE),
+        ("address:127.0.0.1", "enrol", "", Outcome.REFUSED),
+    ]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "ca").rglob("*") if path.is_file())
+    assert invitation.secret not in written and invitation.secret.hex().encode() not in written

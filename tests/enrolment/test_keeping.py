@@ -42,6 +42,7 @@ from tests.target.test_revocation import joined
 pytestmark = pytest.mark.timeout(180)
 PROMISED_SECONDS = 5.0
 TEN_MINUTES = 600
+NBD_NAMES = ("client-cert.pem", "client-key.pem", "ca-cert.pem")
 LOOKED_SECONDS = 20
 """A certificate of ten minutes is looked at each 15 s."""
 NO_CHECK_TIME = 0x200000
@@ -140,7 +141,7 @@ async def test_a_revocation_ends_sessions_and_exports_within_five_seconds(tmp_pa
             sequence = await gone.cut()
             await gone.acknowledged(sequence)
             target.store.grants.give("shop", 1, Access.READ, holder="host/standby", sequence=sequence)
-            context = client_context(standby.files)
+            context = client_context(TlsFiles(*(standby.folder / name for name in NBD_NAMES)))
             context.check_hostname = False
             reader = await asyncio.to_thread(lambda: NbdClient(str(socket_path), "shop/data", tls=context))
             await asyncio.to_thread(reader.read, 0, 4096)
