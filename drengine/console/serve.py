@@ -66,6 +66,7 @@ def _server(app: FastAPI, context: ssl.SSLContext | None) -> _Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who asks is what the kernel says: a header said that it was root
         lifespan="off",
         ws="none",
         http=_Connection,

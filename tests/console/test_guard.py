@@ -66,6 +66,25 @@ def test_what_is_no_proof_changes_nothing(api: Api, shown: str) -> None:
     assert api.get("/runbooks") == []
 
 
+STRANGER = 65534
+FORWARDED = [
+    {"X-Forwarded-For": "[unix:0]"},
+    {"X-Forwarded-For": "unix:0"},
+    {"X-Forwarded-For": "[unix:0]", "X-Forwarded-Proto": "http"},
+    {"X-Forwarded-For": "127.0.0.1:1"},
+]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("headers", FORWARDED)
+def test_who_asks_is_what_the_kernel_says_and_not_what_a_header_says(api: Api, headers: dict[str, str]) -> None:
+    """A header that a proxy would set made root of any local user."""
+    told = ["curl", "-s", *(f"-H{name}: {value}" for name, value in headers.items())]
+    url = f"http://127.0.0.1:{api.port}{PREFIX}/me"
+    done = subprocess.run([*told, url], capture_output=True, text=True, timeout=30, check=True, user=STRANGER)
+    assert json.loads(done.stdout).get("id") == "not-permitted", done.stdout
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_a_page_in_a_local_browser_can_not_send_what_it_likes(api: Api, kind: str) -> None:
     """It could send these without being asked first, and the kernel would say that its user asks."""

@@ -71,8 +71,9 @@ def test_a_person_signs_in_orders_and_signs_out(secured: Api) -> None:
 
 def test_tls_does_not_believe_that_the_same_host_is_somebody(secured: Api) -> None:
     """Root asks, from the same host, and is nobody without a token."""
-    status, refused = curl(secured, "/runs")
-    assert (status, refused["id"]) == (401, "not-signed-in")
+    for forwarded in ([], ["-H", "X-Forwarded-Proto: http"], ["-H", "X-Forwarded-For: [unix:0]"]):
+        status, refused = curl(secured, "/runs", *forwarded)
+        assert (status, refused["id"]) == (401, "not-signed-in"), forwarded
 
 
 def test_plain_http_and_old_tls_get_nowhere(secured: Api) -> None:
