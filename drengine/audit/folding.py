@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Mapping
@@ -39,7 +40,8 @@ class Refusals:
     """Records the first refusal of a kind, and later how many more there were.
 
     A kind is who was refused what, on what, and why. Where there are too many kinds, only what and why are told apart.
-    A thread of its own writes, so that `note` never waits for a disk: an event loop may call it.
+    A thread of its own writes, so that `note` never waits for a disk: an event loop may call it. It writes what is left
+    when it is closed, or the process ends.
     """
 
     def __init__(self, log: AuditLog, *, clock: Clock | None = None) -> None:
@@ -50,8 +52,7 @@ class Refusals:
         self._counted_at = self._clock.monotonic()
         self._changed = threading.Condition()
         self._is_fresh = self._closing = False
-        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def note(
         self,
@@ -66,6 +67,7 @@ class Refusals:
         """Note that somebody was refused; the arguments are those of `AuditLog.record`."""
         kind = (who[:1024], proved[:64], did, on[:1024], error)
         with self._changed:
+            self._begin()
             if kind not in self._kinds and (len(self._kinds) >= KINDS_MAX or self._tokens < 1):
                 kind = (ANYBODY, "", did, "", error)
             if kind not in self._kinds:
@@ -119,8 +121,17 @@ class Refusals:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+            atexit.unregister(self.close)
         self.write_due(all_=True)
+
+    def _begin(self) -> None:
+        """Start the thread, with the first refusal; a process that ends writes what is left."""
+        if self._thread is None and not self._closing:
+            self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
 
     def _run(self) -> None:
         while not self._closing:

@@ -75,7 +75,7 @@ class Guard:
             scheme, _, token = authorization.partition(" ")
             if scheme.lower() != "bearer":
                 raise DrengineError(NOT_SIGNED_IN, "a token is shown as `Authorization: Bearer TOKEN`")
-            return self._door.by_bearer(token.strip())
+            return self._door.by_bearer(token.strip(), str((scope.get("client") or ("this host",))[0]))
         client, server = scope.get("client"), scope.get("server")
         if scope["scheme"] != "http" or not client or not server:
             return NOBODY

@@ -8,11 +8,12 @@ record: whoever gave the order carries it out, or sees that somebody does.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from drengine.failover.answers import (
     Party,
@@ -62,8 +63,28 @@ from drengine.people.door import Door
 from drengine.people.roles import NOBODY, Action, Person, permit
 from drengine.terminal import human_time
 
+P = ParamSpec("P")
+T = TypeVar("T")
 FORWARD = (Mode.FAILOVER, Mode.MIGRATION)
 COMMITTED_REASON = "committed"
+
+
+def _told_if_refused(did: str) -> Callable[[Callable[Concatenate[Orders, P], T]], Callable[Concatenate[Orders, P], T]]:
+    """For an order: the audit log tells of it also when it is refused."""
+
+    def decorate(order: Callable[Concatenate[Orders, P], T]) -> Callable[Concatenate[Orders, P], T]:
+        @functools.wraps(order)
+        def ordered(self: Orders, /, *given: P.args, **named: P.kwargs) -> T:
+            try:
+                return order(self, *given, **named)
+            except DrengineError as error:
+                subject = next((str(each) for each in given if not isinstance(each, Mode)), "")
+                self.engine.registry.witness.refused(self.who, did, subject, error)
+                raise
+
+        return ordered
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +100,7 @@ class Orders:
 
     # ---- orders ----------------------------------------------------------------------------------------------
 
+    @_told_if_refused("run.begin")
     def begin(
         self,
         mode: Mode,
@@ -112,6 +134,7 @@ class Orders:
         book, version = self.engine.load_runbook(runbook)
         return self.engine.create_run(mode, book, version, self.who, options)
 
+    @_told_if_refused("run.approve")
     def approve(self, id: str, *, step: str = "", note: str = "", digest: str = "") -> Request:
         """Approve a step, by default the one that is waiting.
 
@@ -144,6 +167,7 @@ class Orders:
         )
         return request_answer(made)
 
+    @_told_if_refused("run.abort")
     def abort(self, id: str, *, note: str = "") -> RunRecord:
         """End a run where it is.
 
@@ -158,6 +182,7 @@ class Orders:
         self.engine.registry.request(id, RequestKind.ABORT, "", self.who, note)
         return run
 
+    @_told_if_refused("run.resume")
     def resume(self, id: str, *, force: bool = False, done: str = "") -> RunRecord:
         """Go on with a run: one that stopped tries again what failed.
 
@@ -189,6 +214,7 @@ class Orders:
             self.engine.registry.request(id, RequestKind.RESUME, done, self.who, FORCE if force else "")
         return run
 
+    @_told_if_refused("run.rollback")
     def rollback(self, id: str, *, yes: bool = False, note: str = "") -> RunRecord:
         """Undo everything that a run did.
 
@@ -207,6 +233,7 @@ class Orders:
         self.engine.registry.request(id, RequestKind.ROLLBACK, "", self.who, note)
         return run
 
+    @_told_if_refused("run.commit")
     def commit(self, id: str, *, note: str = "") -> RunDetail:
         """Accept a failover: it can't be rolled back any more, only failed back.
 
@@ -225,6 +252,7 @@ class Orders:
             registry.release_lease(lease)
         return self.show(id)
 
+    @_told_if_refused("runbook.keep")
     def keep(self, name: str, text: str) -> Saved:
         """Keep a runbook under its name; refused when it could not be run.
 
@@ -238,6 +266,7 @@ class Orders:
         if examined.runbook.name != name:
             message = f"the runbook's own name is {examined.runbook.name!r}, not {name!r}"
             raise DrengineError(BAD_RUNBOOK, message, hint="Put it under its own name.")
+        self.engine.registry.witness.keeping(self.who, name, text)
         version = self.engine.registry.save_runbook(name, text)
         return Saved(valid=True, findings=validation(examined).findings, name=name, version=version)
 

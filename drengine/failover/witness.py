@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drengine.audit import AuditLog
+from drengine.audit import AuditLog, Refusals
 from drengine.audit import Outcome as Recorded
 from drengine.failover.run import Outcome, Request, RunRecord, RunState
 from drengine.model.errors import DrengineError
+from drengine.people.roles import Person
 
 ENGINE = "drengine"
 _log = logging.getLogger(__name__)
@@ -26,6 +27,12 @@ class Witness:
 
     def __init__(self, log: AuditLog | None = None) -> None:
         self._log = log
+        self._refusals = None if log is None else Refusals(log)
+
+    def close(self) -> None:
+        """Write what is left of refusals."""
+        if self._refusals is not None:
+            self._refusals.close()
 
     def begun(self, run: RunRecord) -> None:
         """Somebody begins a run.
@@ -47,6 +54,22 @@ class Witness:
         details = {"step": request.step, "note": request.note, "digest": request.digest}
         who, did = f"person:{request.by}", f"run.{request.kind.value}"
         self._record(who, did, request.run, proved=request.proof, details=details)
+
+    def keeping(self, person: Person, runbook: str, text: str) -> None:
+        """Somebody keeps a runbook.
+
+        Raises:
+            DrengineError: AUDIT_UNUSABLE.
+        """
+        details = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+        self._record(f"person:{person.name}", "runbook.keep", runbook, proved=person.proof, details=details)
+
+    def refused(self, person: Person, did: str, on: str, error: DrengineError) -> None:
+        """Somebody was refused an order."""
+        if self._refusals is not None:
+            told = {"message": error.message}
+            who = f"person:{person.name}" if person.name else "nobody"
+            self._refusals.note(who=who, proved=person.proof, did=did, on=on, error=error.kind.id, details=told)
 
     def acted(self, run: str, step: str, kind: str, code: str, details: Mapping[str, Any]) -> None:
         """A step that changes something was tried; `code` says why in vain, empty when it was done."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine.audit import FOLDER, AuditLog, Refusals
 from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.people.accounts import LOGIN, PROGRAM, TOKEN_PREFIX, Accounts, Token
 from drengine.people.local import person_of_user
@@ -24,6 +28,8 @@ class Door:
     accounts: Accounts
     passwords: Passwords
     owner: int
+    audit: AuditLog
+    refusals: Refusals
     provider: Provider | None = None
 
     @staticmethod
@@ -34,9 +40,10 @@ class Door:
             DrengineError: BAD_CONFIG when `oidc` names a provider and the extra is missing.
         """
         make_directory(state)
-        accounts = Accounts(state / FILE, clock)
+        accounts, audit = Accounts(state / FILE, clock), AuditLog.open(state / FOLDER, clock=clock)
         provider = Provider(oidc, clock) if oidc and oidc.issuer else None
-        return Door(accounts, Passwords(accounts, clock), state.stat().st_uid, provider)
+        refusals, owner = Refusals(audit, clock=clock), state.stat().st_uid
+        return Door(accounts, Passwords(accounts, clock), owner, audit, refusals, provider)
 
     def by_user(self, uid: int) -> Person:
         """A user of this host, as the kernel tells.
@@ -46,15 +53,16 @@ class Door:
         """
         return person_of_user(uid, self.accounts, owner=self.owner)
 
-    def by_bearer(self, text: str) -> Person:
-        """Whoever holds this token.
+    def by_bearer(self, text: str, peer: str = "this host") -> Person:
+        """Whoever holds this token; `peer` is where he is.
 
         Raises:
             DrengineError: NOT_SIGNED_IN, ACCOUNTS_UNUSABLE, PROVIDER_UNUSABLE.
         """
-        if self.provider is not None and not text.startswith(TOKEN_PREFIX):
-            return self.provider.person(text)
-        return self.accounts.bearer(text)
+        with self._noted(f"somebody at {peer}", "person.token", ""):
+            if self.provider is not None and not text.startswith(TOKEN_PREFIX):
+                return self.provider.person(text)
+            return self.accounts.bearer(text)
 
     def sign_in(self, name: str, password: str, peer: str, seconds: float) -> tuple[Token, str]:
         """A token for a password, for so long, and its text.
@@ -62,7 +70,10 @@ class Door:
         Raises:
             DrengineError: SIGN_IN_FAILED, SIGN_IN_LIMIT, ACCOUNTS_UNUSABLE.
         """
-        self.passwords.check(name, password, peer)
+        with self._noted(f"somebody at {peer}", "person.sign-in", name):
+            self.passwords.check(name, password, peer)
+        details = {"peer": peer}
+        self.audit.record(who=f"person:{name}", proved="password", did="person.sign-in", on=name, details=details)
         return self.accounts.issue(name, seconds)
 
     def sign_out(self, person: Person) -> Token | None:
@@ -72,4 +83,16 @@ class Door:
             DrengineError: BAD_ACCOUNT, ACCOUNTS_UNUSABLE.
         """
         kind, _, id = person.proof.partition(":")
-        return self.accounts.revoke(id) if kind in (LOGIN, PROGRAM) else None
+        if kind not in (LOGIN, PROGRAM):
+            return None
+        self.audit.record(who=f"person:{person.name}", proved=person.proof, did="person.sign-out", on=person.name)
+        return self.accounts.revoke(id)
+
+    @contextlib.contextmanager
+    def _noted(self, who: str, did: str, on: str) -> Iterator[None]:
+        """A refusal is in the audit log, too."""
+        try:
+            yield
+        except DrengineError as error:
+            self.refusals.note(who=who, did=did, on=on, error=error.kind.id)
+            raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine.audit.verify import read_entries
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.people.accounts import Accounts
@@ -172,3 +173,22 @@ def test_an_account_of_another_orchestrator_is_unknown_here(door: Door, tmp_path
     other = Accounts(tmp_path / "other" / FILE, SystemClock())
     other.add("ann", (Role.ADMIN,))
     assert refusal(lambda: other.bearer(text)) == NOT_SIGNED_IN.id
+
+
+def test_who_signed_in_and_who_could_not_is_in_the_audit_log(door: Door, tmp_path: Path) -> None:
+    _, text = door.sign_in("ann", PASSWORD, "192.0.2.1", 60.0)
+    for _ in range(3):
+        assert refusal(lambda: door.sign_in("ann", "wrong", "192.0.2.9", 60.0)) == SIGN_IN_FAILED.id
+    assert refusal(lambda: door.by_bearer("nothing", "192.0.2.9")) == NOT_SIGNED_IN.id
+    door.sign_out(door.by_bearer(text))
+    door.refusals.close()
+    kept = [line.entry for line in read_entries(tmp_path / "state/audit")]
+    signed = [(each.who, each.proved.partition(":")[0], each.did) for each in kept if not each.error]
+    assert signed == [("person:ann", "password", "person.sign-in"), ("person:ann", "login", "person.sign-out")]
+    failed = [each for each in kept if each.error]
+    assert {(each.who, each.did, each.on, each.error) for each in failed} == {
+        ("somebody at 192.0.2.9", "person.sign-in", "ann", "sign-in-failed"),
+        ("somebody at 192.0.2.9", "person.token", "", "not-signed-in"),
+    }
+    assert sum(each.times for each in failed) == 4
+    assert PASSWORD not in repr(kept) and text not in repr(kept)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from drengine.audit import recorded
 from drengine.cli.common import JsonOption
 from drengine.cli.run_options import RegistryOptions
 from drengine.config.kinds import parse_duration
@@ -53,14 +55,17 @@ def add(
 ) -> None:
     """Make an account. A user of this host of the same name has its roles, too."""
     password = "" if no_password else hash_password(read_password(password_file, confirm=True))
-    _tell(options, _accounts(options).add(name, tuple(role or ()), password))
+    with _recorded(options, "user.add", name, roles=role or []):
+        made = _accounts(options).add(name, tuple(role or ()), password)
+    _tell(options, made)
 
 
 @app.command()
 @grouped
 def remove(name: NameArgument, *, options: AccountOptions) -> None:
     """Remove an account; its tokens count no more from this moment on."""
-    _accounts(options).remove(name)
+    with _recorded(options, "user.remove", name):
+        _accounts(options).remove(name)
     _say(options, {"removed": name}, f"{name} is removed")
 
 
@@ -94,7 +99,9 @@ def list_accounts(*, options: AccountOptions) -> None:
 def password(name: NameArgument, password_file: PasswordFileOption = None, *, options: AccountOptions) -> None:
     """Set an account's password; its logins end, tokens of programs stay."""
     hashed = hash_password(read_password(password_file, confirm=True))
-    _tell(options, _accounts(options).change(name, password=hashed))
+    with _recorded(options, "user.password", name):
+        changed = _accounts(options).change(name, password=hashed)
+    _tell(options, changed)
 
 
 @app.command()
@@ -106,7 +113,9 @@ def role(
     options: AccountOptions,
 ) -> None:
     """Give an account other roles, at once."""
-    _tell(options, _accounts(options).change(name, roles=tuple(roles or ())))
+    with _recorded(options, "user.role", name, roles=roles or []):
+        changed = _accounts(options).change(name, roles=tuple(roles or ()))
+    _tell(options, changed)
 
 
 @app.command("create")
@@ -123,7 +132,8 @@ def create_token(
         seconds = parse_duration(ttl)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    token, text = _accounts(options).issue(name, seconds, machine=True, note=comment)
+    with _recorded(options, "token.create", name, ttl=ttl, note=comment):
+        token, text = _accounts(options).issue(name, seconds, machine=True, note=comment)
     told = {"id": token.id, "account": name, "token": text, "expires_ns": token.expires_ns}
     _say(options, told, text)
     note(f"token {token.id} of {name} counts until {human_time(token.expires_ns)[:19]}")
@@ -137,7 +147,8 @@ def revoke_token(
     options: AccountOptions,
 ) -> None:
     """End a token: it counts no more from this moment on."""
-    token = _accounts(options).revoke(id)
+    with _recorded(options, "token.revoke", id):
+        token = _accounts(options).revoke(id)
     _say(options, {"revoked": id, "account": token.account}, f"token {id} of {token.account} counts no more")
 
 
@@ -159,6 +170,10 @@ def configured(options: RegistryOptions) -> OrchestratorConfig:
 
 def _accounts(options: RegistryOptions) -> Accounts:
     return Accounts(configured(options).state / FILE, SystemClock())
+
+
+def _recorded(options: RegistryOptions, did: str, on: str, **details: Any) -> AbstractContextManager[None]:
+    return recorded(configured(options).state, did, on, **details)
 
 
 def _shown(account: Account) -> dict[str, Any]:

@@ -75,7 +75,8 @@ class Registry:
         return Registry(Database(url, clock), Witness(audit))
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Let go of the database, and write what is left for the audit log."""
+        self.witness.close()
         self._database.close()
 
     # Runbooks

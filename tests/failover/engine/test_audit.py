@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from drengine.audit import AuditLog, Entry
+from drengine.audit import Outcome as Recorded
 from drengine.audit.errors import AUDIT_UNUSABLE
 from drengine.audit.verify import read_entries, verify
 from drengine.control.agents import NoAgents
@@ -23,7 +24,7 @@ from drengine.model.errors import DrengineError
 from drengine.people.door import Door
 from tests.failover.engine.test_engine import write_book
 from tests.failover.engine.world import World
-from tests.persons import ANN, BOB
+from tests.persons import ANN, BOB, VIC
 
 
 @pytest.fixture
@@ -112,3 +113,30 @@ async def test_a_run_under_way_goes_on_when_nothing_can_be_recorded(
     (tmp_path / "audit/head").mkdir()
     assert (await engine.execute(run)).outcome is Outcome.COMPLETED
     assert "step.promote" in caplog.text and "run.end" in caplog.text
+
+
+def refused(tmp_path: Path) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (each.who, each.proved, each.did, each.on, each.error)
+        for each in entries(tmp_path)
+        if each.outcome is Recorded.REFUSED
+    ]
+
+
+async def test_orders_that_are_refused_are_recorded_with_who_gave_them(engine: Engine, tmp_path: Path) -> None:
+    run = Orders(engine, BOB).begin(Mode.DRILL, Path(write_book(tmp_path, ask=True)))
+    for order in (
+        lambda: Orders(engine, VIC).approve(run.id),
+        lambda: Orders(engine).abort(run.id),
+        lambda: Orders(engine, BOB).commit(run.id),
+        lambda: Orders(engine, BOB).rollback(run.id),
+    ):
+        with pytest.raises(DrengineError):
+            order()
+    engine.registry.witness.close()
+    assert refused(tmp_path) == [
+        ("person:vic", VIC.proof, "run.approve", run.id, "not-permitted"),
+        ("nobody", "", "run.abort", run.id, "not-signed-in"),
+        ("person:bob", BOB.proof, "run.commit", run.id, "run-state"),
+        ("person:bob", BOB.proof, "run.rollback", run.id, "run-state"),
+    ]
