@@ -39,12 +39,15 @@ def configuration() -> str:
     agent = importlib.import_module("drengine_agent.config").AgentConfig
     orchestrator = importlib.import_module("drengine.failover.config").OrchestratorConfig
     target = importlib.import_module("drengine.target.config").TargetConfig
+    standby = importlib.import_module("drengine_agent.standby.config").StandbyConfig
     return (
         f"{GENERATED}# Configuration\n\nTOML. Sizes are written `64MiB`, durations `500ms`, `5s`, `10m`, `1h`, `7d`, "
         "rates `20MiB/s`, addresses `HOST:PORT` or `unix:PATH`. Unknown options are refused. "
         "`example-config` of `drengine target`, `drengine orchestrator` and `drengine-agent` prints a file with all of "
         "them.\n\n"
         f"## Target\n\n{reference(target)}\n\n## Agent\n\n{reference(agent)}\n\n"
+        "## Recovery host\n\n`drengine-agent standby --example` prints a file with all of them.\n\n"
+        f"{reference(standby)}\n\n"
         f"## Orchestrator\n\n{reference(orchestrator)}\n"
     )
 

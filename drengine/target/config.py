@@ -156,6 +156,13 @@ class TargetConfig:
         help="Users of this machine that may use nbd_socket beside root and the target's own: only with a "
         "capability, as the programs have it that a run launches.",
     )
+    agent_users: tuple[str, ...] = option(
+        WORDS,
+        default=(),
+        check=local_uids,
+        help="Without TLS on loopback: users of this machine whose agents may ship, beside root and the target's own. "
+        "`allow_plain` lets anybody.",
+    )
     nbd_listen: Address | None = option(
         ADDRESS,
         default=None,
@@ -228,11 +235,10 @@ def open_to_everybody(config: TargetConfig) -> list[str]:
     if config.tls.files or config.allow_plain:
         return []
     meant = "or say `allow_plain = true` if that is meant"
-    found = [f"any user of this machine may ship as any source to {config.listen}: configure [tls], {meant}"]
     if config.nbd_listen and config.exports == "named":
         opened = f"any user of this machine may open every point and branch at {config.nbd_listen}"
-        found.append(f'{opened}: configure [tls] or `exports = "granted"`, {meant}')
-    return found
+        return [f'{opened}: configure [tls] or `exports = "granted"`, {meant}']
+    return []
 
 
 def load_target_config(path: Path | None, overrides: dict[str, object]) -> TargetConfig:

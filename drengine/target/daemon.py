@@ -203,6 +203,7 @@ class TargetDaemon:
             sources_max=config.sources_max,
             refusals=self.audit.refusals,
             quotas=Quotas(config.quotas, config.quota),
+            local_users=None if config.allow_plain else config.agent_users,
         )
 
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drengine.audit import Refusals
+from drengine.linux.loopback import local_user_ids, user_of
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
@@ -31,8 +32,9 @@ from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, ReplicationSession
 from drengine.target.sources import Sources, SourceState
 from drengine.target.watch import DESCRIPTORS_KEPT, require_descriptors
-from drengine.transport.errors import TransportError, reason_of
+from drengine.transport.errors import PLAIN_REFUSED, TransportError, reason_of
 from drengine.transport.framed import FramedStream
+from drengine.transport.networks import is_loopback
 from drengine.transport.peers import PeerRules, shown_certificate
 from drengine.wire.connection import negotiate_version
 from drengine.wire.events import Hello, Purpose
@@ -78,6 +80,8 @@ class Reception:
     sources_max: int = sys.maxsize
     refusals: Refusals | None = None
     quotas: Quotas = field(default_factory=lambda: Quotas(QuotaOptions()))
+    local_users: tuple[str, ...] | None = None
+    """Without TLS on loopback, whose processes may ship beside root's and ours; None: anybody's."""
     _doors: dict[str, _Door] = field(default_factory=dict)
     _cuts: dict[str, CutBudget] = field(default_factory=dict)
     _suspect: set[str] = field(default_factory=set)
@@ -97,7 +101,7 @@ class Reception:
         try:
             await self._serve(stream, hello)
         except DrengineError as error:
-            if error.kind in _AT_THE_DOOR or reason_of(error).startswith(("identity-", "tls-peer-")):
+            if error.kind in _AT_THE_DOOR or reason_of(error).startswith(("identity-", "tls-peer-", "local-")):
                 self._note_refused(stream, hello, error)
             raise
 
@@ -106,6 +110,7 @@ class Reception:
 
         Whatever the session is for, only the source's own agent may open it.
         """
+        await self._require_local(stream)
         is_proved = self.peers.require_source(stream.peer_certificate, hello.source)
         known = is_proved or self.sources.is_known(hello.source)
         self.quotas.of(hello.source, known=known).take_session(self.clock.monotonic())
@@ -118,6 +123,24 @@ class Reception:
                 self.sources.note_refused(hello.source, error)
                 raise
             await self._run(*admitted)
+
+    async def _require_local(self, stream: FramedStream) -> None:
+        """Loopback is shared by all users of a machine: there, without TLS, an agent is known by the user it runs as.
+
+        Raises:
+            TransportError: PLAIN_REFUSED.
+        """
+        if stream.peer_certificate is not None or self.local_users is None or not is_loopback(stream.peer):
+            return
+        own, peer = stream.ends
+        user = await asyncio.to_thread(user_of, peer, own)
+        if user not in local_user_ids(self.local_users):
+            raise TransportError(
+                PLAIN_REFUSED,
+                "local-stranger",
+                f"a process of user {user} of this machine",
+                hint="If that is an agent, name its user in the target's `agent_users`, or use TLS.",
+            )
 
     def end_revoked(self) -> None:
         """End the sessions of agents whose certificates were revoked since they came."""

@@ -51,7 +51,7 @@ TIMED_OUT = error_kind(
 REASONS: dict[str, str] = {
     "outside-data-network": "the peer's address is outside the data networks",
     "plain-refused": "plain TCP to or from another machine was not allowed",
-    "local-stranger": "another user of this machine answers at the loopback address",
+    "local-stranger": "a process of another user of this machine is at the other end",
     "unreachable": "the address does not resolve, or nothing answers there",
     "too-many-connections": "as many connections as may be are open",
     "opening-timeout": "the session was not agreed upon in time",

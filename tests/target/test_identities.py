@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,3 +186,35 @@ def test_identities_are_not_required_of_whoever_can_not_prove_one(tmp_path: Path
         with pytest.raises(DrengineError) as refused:
             load_target_config(path, {})
         assert refused.value.kind is BAD_CONFIG
+
+
+STRANGER = """
+import asyncio, concurrent.futures.thread, encodings.idna, os, sys
+from tests.target.agent import Refused, join
+
+async def main():
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        await join(("127.0.0.1", int(sys.argv[1])))
+    except Refused as refused:
+        print(refused.code, end="")
+    else:
+        print("let in", end="")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [({}, "local-stranger"), ({"agent_users": ("nobody",)}, "let in"), ({"allow_plain": True}, "let in")],
+)
+async def test_another_local_user_ships_nothing_over_loopback(
+    tmp_path: Path, options: dict[str, object], answer: str
+) -> None:
+    """Any local user could ship as any source, and read any: an address on loopback says nothing of who is there."""
+    async with running(tmp_path / "store", **options) as site:
+        words = [sys.executable, "-c", STRANGER, str(site.address[1])]
+        said = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, timeout=60, check=True)
+        assert said.stdout == answer
