@@ -150,6 +150,15 @@ class StoreKeys:
                 self.reread(source)
         return new
 
+    def require(self, catalogue: Catalogue, source: str) -> None:
+        """Return when the keys of what a source has written are there.
+
+        Raises:
+            DrengineError: KEY_MISSING, KEY_WRONG.
+        """
+        if self.is_missing(catalogue, source):
+            raise DrengineError(KEY_MISSING, f"{keys_name(source)} is missing, and {source!r} has encrypted data")
+
     def ensure(self, directory: Path, catalogue: Catalogue, source: str, now_ns: int) -> None:
         """See to it that a source has a key that encrypts, where the store is encrypted.
 
@@ -158,8 +167,7 @@ class StoreKeys:
         """
         if not self.is_encrypted or self.reread(source).newest:
             return
-        if self.is_missing(catalogue, source):
-            raise DrengineError(KEY_MISSING, f"{keys_name(source)} is missing, and {source!r} has encrypted data")
+        self.require(catalogue, source)
         self.change(directory, source, lambda ring: ring if ring.newest else ring.with_new(now_ns))
 
     def encrypt(self, now_ns: int) -> None:

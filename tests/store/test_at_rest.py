@@ -40,7 +40,7 @@ from drengine.store.segments import format as codec
 from drengine.store.segments.format import CHECKSUM, RECORD, SegmentIndex
 from drengine.store.store import Store
 from drengine.store.views.layers import open_layer, write_layer
-from drengine.store.views.records import SegmentScan
+from drengine.store.views.records import Address, SegmentScan, read_header
 from tests.clock import ManualClock
 from tests.store.harness import KEKS, Source, check_point, crash, encrypted, scratch
 from tests.store.make_samples import SAMPLE_OPTIONS
@@ -303,6 +303,46 @@ def test_a_segment_in_clear_does_not_pass_for_an_encrypted_one(place: Path) -> N
     assert refusal(place, source) is DAMAGED
 
 
+def test_a_longer_segment_in_clear_does_not_pass_where_only_its_beginning_is_wanted(place: Path) -> None:
+    """Its length is not that of the one that was committed, so that nobody compares its seal."""
+    source = same_sized(place)
+    file = segments(place)[0]
+    with Store.create(place.parent / "other", options=SAMPLE_OPTIONS, keks=None) as other:
+        forger = Source(other, disk=SIZE)
+        for _ in range(4):
+            forger.write(1, 0, b"forged!!" * 50, level=None)
+        forger.commit()
+        crash(forger.writer)
+    (forged,) = segments(place.parent / "other")[:1]
+    reader = LocalStorage(forged.parent).open(forged.name)
+    header, length = read_header(reader)
+    with Store.open(place) as store:
+        head = replace(header, store=store.identity).pack()
+    file.write_bytes(head + forged.read_bytes()[length:])
+    assert refusal(place, source) is DAMAGED
+    with (
+        Store.open(place, options=SAMPLE_OPTIONS, read_only=True) as store,
+        pytest.raises(DrengineError, match="encrypt"),
+    ):
+        store.context.records.read(Address("web1", 1, 1, 1), 0, 400)
+
+
+def test_a_rebuild_tells_of_segments_in_clear(place: Path) -> None:
+    source = in_clear(place)
+    Store.encrypt(place, KEKS, options=SAMPLE_OPTIONS)
+    (place / CATALOGUE_NAME).unlink()
+    assert any("in clear" in line for line in Store.rebuild(place, options=SAMPLE_OPTIONS).lost)
+    assert refusal(place, source) is None
+
+
+def test_a_source_that_only_looks_in_leaves_no_keyring(place: Path) -> None:
+    with Store.create(place) as store:
+        store.ensure_source("stranger")
+        store.writer("stranger", generation=1).close()
+        assert store.forget_empty("stranger")
+    assert sorted(path.name for path in (place / "keys").iterdir()) == ["STORE"]
+
+
 def change_rows(place: Path, statement: str, *values: object) -> None:
     """Change the catalogue as somebody would who knows how its rows' checksums are made."""
     db = sqlite3.connect(place / CATALOGUE_NAME)
@@ -374,6 +414,15 @@ def test_a_transaction_begins_on_no_forged_row(place: Path) -> None:
         change_rows(place, "UPDATE head SET sum = zeroblob(32)")
         with pytest.raises(DrengineError) as caught:
             store.pin(point)
+        assert caught.value.kind is STORE_TAMPERED
+
+
+def test_a_scrub_notices_what_was_changed_while_the_store_was_open(place: Path) -> None:
+    life(place)
+    with Store.open(place, options=SAMPLE_OPTIONS) as store:
+        change_rows(place, "UPDATE point SET pinned = 1")
+        with pytest.raises(DrengineError) as caught:
+            store.scrub()
         assert caught.value.kind is STORE_TAMPERED
 
 

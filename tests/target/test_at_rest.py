@@ -13,6 +13,7 @@ from xxhash import xxh3_128_digest
 
 from drengine.crypt.options import EncryptionOptions, load_keks, write_key_file
 from drengine.store.store import Store
+from tests.store.harness import Source
 from tests.target.agent import join
 from tests.target.test_process import target
 
@@ -97,8 +98,9 @@ def test_a_target_without_its_stores_key_does_not_start_and_says_why(tmp_path: P
 def test_keys_are_looked_after_by_commands(tmp_path: Path) -> None:
     store, key, _ = encrypted_store(tmp_path)
     with Store.open(store, keks=load_keks(EncryptionOptions(key_file=key), store)) as opened:
-        opened.ensure_source("shop")
-        opened.writer("shop", generation=1).close()
+        source = Source(opened, "shop", disk=4096)
+        source.commit()
+        source.writer.close()
 
     def answer(*words: str, key: Path = key) -> object:
         done = typed("keys", *words, "--store", str(store), "--json", key=key)

@@ -99,6 +99,8 @@ def scrub(context: StoreContext, progress: Progress, yield_to: Callable[[], None
     """Read and hash again everything that is stored, needed or not."""
     report = ScrubReport()
     catalogue = context.catalogue
+    if context.keys.is_encrypted:
+        catalogue.check()  # its seal, which otherwise is compared with all rows only when a store is opened
     parts = [
         row
         for source in catalogue.sources()

@@ -300,8 +300,7 @@ class BranchWriter:
     def _take_over(self, source: str, branch: int) -> BranchRow:
         _, row = self._catalogue.require_writable(source, branch, self._generation)
         rows = self._catalogue.segments(source, branch)
-        context = self._context
-        context.keys.ensure(context.directory, self._catalogue, source, context.clock.now_ns())
+        self._context.keys.require(self._catalogue, source)
         unfinished = [part._replace(state=CUT_OFF) for part in rows if part.state == OPEN]
         if unfinished:
             with self._catalogue.transaction():
@@ -416,8 +415,10 @@ class BranchWriter:
             role=Role[row.role.upper()],
             geometry=tuple(self._geometry.values()),
         )
-        header = self._context.keys.sealed(header)
-        cipher = self._context.keys.cipher(header)
+        keys = self._context.keys
+        keys.ensure(self._context.directory, self._catalogue, row.source, self._context.clock.now_ns())
+        header = keys.sealed(header)
+        cipher = keys.cipher(header)
         name = segment_name(row.source, row.branch, header.segment, 1)
         packed = header.pack()
         self._next_segment += 1

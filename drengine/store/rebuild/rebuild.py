@@ -201,6 +201,10 @@ def _fill(
             rows.append(row)
             points = _points(found, seen)
             catalogue.put(row, *found.segments, *found.damage, *points)
+            if keys.is_encrypted and (clear := sum(not segment.seal for segment in found.segments)):
+                report.lost.append(
+                    f"{clear} segments of branch {number} of {name!r} are in clear: anybody may have written them"
+                )
             report.segments += len(found.segments)
             report.points += len(points)
             report.lost += [

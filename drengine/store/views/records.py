@@ -509,6 +509,8 @@ class Records:
             raise DrengineError(DAMAGED, f"{name} holds another segment")
         if index.length != row.committed_length and (count is None or index.record_count < count):
             raise DrengineError(DAMAGED, f"{name} ends at {index.length}, not at {row.committed_length}")
+        if bool(row.seal) != bool(found.key):
+            raise DrengineError(DAMAGED, f"{name} is {'not ' if row.seal else ''}encrypted, and was not so committed")
         if index.length == row.committed_length and index.seal != row.seal:
             raise DrengineError(DAMAGED, f"{name} is not what was committed: its seal is another")
         return index
