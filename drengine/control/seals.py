@@ -85,7 +85,7 @@ class Seals:
         Raises:
             TransportError: BAD_TLS_FILES.
         """
-        self._files = files
+        self._files = files.completed()
         self._clock = clock
         self._lock = threading.Lock()
         self._seen = self._stamps()
@@ -135,7 +135,7 @@ class Seals:
         return tuple(map(_stamp, self._files.paths))
 
     def _load(self) -> _Loaded:
-        files = self._files
+        files = self._files.settled()
         try:
             shown, secret = files.certificate.read_bytes(), files.key.read_bytes()
             trust = Trust.read(files.ca.read_bytes(), files.crl.read_bytes() if files.crl else None)

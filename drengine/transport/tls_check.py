@@ -87,6 +87,7 @@ def check_files(files: TlsFiles, side: Side, *, now: float, address: str = "") -
     Raises:
         TransportError: BAD_TLS_FILES: no session is possible with these, naming file and cause.
     """
+    files = files.completed()
     context = server_context(files) if side is Side.SERVER else client_context(files)
     ours, *_ = certificates_in(files.certificate)
     where = files.certificate

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import drengine.target.daemon
 import drengine_agent.daemon.main
+from drengine.control.seals import BadSealError, Purpose, Seals, unsealed
 from drengine.enrolment import client, keeper
 from drengine.enrolment.client import renew
 from drengine.enrolment.keeper import Keeper, keeping
@@ -304,3 +305,48 @@ async def test_news_that_come_during_a_renewal_wait_for_it(tmp_path: Path) -> No
             assert not taking.done()
         await taking
         assert shop.version == news.version
+
+
+async def test_an_order_of_an_orchestrator_that_was_revoked_counts_no_more(tmp_path: Path) -> None:
+    """Orders are judged by the CRL that enrolment keeps beside the certificate, though nobody has named it."""
+    async with serving(tmp_path) as site:
+        boss, shop = await site.joined("boss", Role.ORCHESTRATOR), await site.joined("shop")
+        files = [TlsFiles(each.files.certificate, each.files.key, each.files.ca) for each in (boss, shop)]
+        orders, judge = (Seals(each, SystemClock()) for each in files)
+        sealed = unsealed(orders.seal(Purpose.ORDER, b"{}"))
+        assert sealed is not None
+        assert judge.verify(Purpose.ORDER, sealed).name == "boss"
+        async with keeping(files[1:], SystemClock()):
+            begun = time.monotonic()
+            site.revoke("boss", Role.ORCHESTRATOR)
+
+            def is_refused() -> bool:
+                try:
+                    judge.verify(Purpose.ORDER, sealed)
+                except BadSealError as error:
+                    return error.code == "revoked"
+                return False
+
+            await until(is_refused, PROMISED_SECONDS)
+            assert time.monotonic() - begun < PROMISED_SECONDS
+
+
+async def test_what_is_signed_during_a_renewal_is_believed(tmp_path: Path) -> None:
+    """Key and certificate that sign are of one pair, at every moment."""
+    async with serving(tmp_path) as site:
+        boss = await site.joined("boss", Role.ORCHESTRATOR)
+        seals, done = Seals(boss.files, SystemClock()), asyncio.Event()
+
+        def sign() -> int:
+            count = 0
+            while not done.is_set():
+                sealed = unsealed(seals.seal(Purpose.ORDER, b"{}"))
+                assert sealed is not None and seals.verify(Purpose.ORDER, sealed).name == "boss"
+                count += 1
+            return count
+
+        signing = asyncio.create_task(asyncio.to_thread(sign))
+        for _ in range(20):
+            await renew(boss, clock=SystemClock())
+        done.set()
+        assert await signing > 20
