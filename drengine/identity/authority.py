@@ -18,7 +18,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,8 @@ CRL_SECONDS = 365 * DAY_SECONDS
 FORGOTTEN_SECONDS = 90 * DAY_SECONDS
 """So long after its end a certificate or a token leaves the index."""
 CERTIFICATE_FILE, CRL_FILE = "ca.pem", "crl.pem"
+LIVING_MAX = 16
+"""Certificates of one identity that are valid and that its host asked for: each is a line of the index."""
 _CAS_MAX = 2
 """One replaces another; a third begins when that is through."""
 
@@ -227,6 +229,8 @@ class Authority:
             if not known:
                 raise DrengineError(CA_REFUSED, f"{identity} has no certificate of this CA that could be renewed")
             newest = known[-1]
+            if serial is not None:
+                _require_moderation(known, self._now())
             if newest.revoked_at is not None:
                 raise DrengineError(CA_REFUSED, f"the newest certificate of {identity} is revoked: issue a new one")
             wanted = Wanted(identity, key, newest.hosts, newest.both_ways, seconds, newest.token)
@@ -333,15 +337,19 @@ class Authority:
                 identity = Identity(index.site, token.role, name)
             except DrengineError as error:
                 raise EnrolmentError("token-name", error.message) from error
-            living = [each for each in index.entries if each.identity == str(identity) and each.state(now) == "valid"]
+            known = [each for each in index.entries if each.identity == str(identity)]
+            living = [each for each in known if each.state(now) == "valid"]
             is_repeated = any(each.token == token.id and each.key == key_digest(key) for each in living)
             _require_admission(token, name, now, is_repeated=is_repeated)
+            if known and _is_put_out(known[-1], token):
+                raise EnrolmentError("identity-revoked", f"{identity}, since token {token.id} was made")
             if living and not is_repeated and not token.replace:
                 raise EnrolmentError("identity-taken", str(identity))
             if namesake := _namesake(index, identity, token.both_ways, now):
                 raise EnrolmentError("identity-taken", f"{namesake}, which the broker could not tell from {identity}")
             wanted = Wanted(identity, key, token.hosts, token.both_ways, seconds, token.id)
             if is_repeated:
+                _require_moderation(living, now)
                 return self._issue(index, wanted)
             counted = _with_token(index, msgspec.structs.replace(token, used=token.used + 1))
             if not living:
@@ -496,6 +504,19 @@ def _namesake(index: Index, identity: Identity, both_ways: bool, now: float) -> 
         if connects and other.name == identity.name and other.role is not identity.role and each.state(now) == "valid":
             return each.identity
     return ""
+
+
+def _is_put_out(newest: Entry, token: Token) -> bool:
+    """Whether an identity was revoked since a token was made: whoever was put out may still have the token."""
+    if newest.revoked_at is None:
+        return False
+    return newest.token == token.id or newest.revoked_at > token.begins_at
+
+
+def _require_moderation(entries: Iterable[Entry], now: int) -> None:
+    """A host that was taken over asks without end, and each certificate makes the index longer for all."""
+    if sum(each.state(now) == "valid" for each in entries) >= LIVING_MAX:
+        raise EnrolmentError("request-refused", f"it has {LIVING_MAX} certificates that are valid")
 
 
 def _revoked(index: Index, is_meant: Callable[[Entry], bool], now: int) -> Index:

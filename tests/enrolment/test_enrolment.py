@@ -26,7 +26,7 @@ from drengine.enrolment import client, http
 from drengine.enrolment.client import enrol, renew
 from drengine.enrolment.messages import EnrolRequest, IssuedAnswer
 from drengine.enrolment.place import Place, request_for
-from drengine.identity.authority import Authority
+from drengine.identity.authority import LIVING_MAX, Authority
 from drengine.identity.errors import EnrolmentError
 from drengine.identity.keys import new_key
 from drengine.identity.names import Identity, Role
@@ -91,6 +91,33 @@ async def test_a_token_that_is_used_up_revoked_or_for_others_gets_nothing(site: 
     assert await refused(guessed, "mill", site.place("mill")) == "token-unknown"
     assert [each.used for each in site.authority.index().tokens] == [1, 0]
     assert not site.place("mill").is_enrolled
+
+
+async def test_who_was_put_out_does_not_come_back_with_the_token_that_brought_him(site: Site) -> None:
+    """A token for many hosts lives on, and a host that was taken over may have kept it."""
+    for options in ({}, {"replace": True}):
+        fleet = site.invitation(name="*", uses=10, **options)
+        await enrol(fleet, "shop", site.place(f"shop-{fleet.id}"))
+        site.revoke("shop")
+        assert await refused(fleet, "shop", site.place(f"again-{fleet.id}")) == "identity-revoked"
+        await enrol(fleet, f"mill-{fleet.id}", site.place(f"mill-{fleet.id}"))  # who was not revoked
+    await enrol(site.invitation(), "shop", site.place("anew"))  # made knowingly, since
+
+
+async def test_a_host_that_asks_without_end_gets_no_endless_index(site: Site) -> None:
+    once = site.invitation()
+    shop = site.place("shop")
+    await enrol(once, "shop", shop)
+    _, key = shop.pair()
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    for _ in range(LIVING_MAX - 1):
+        site.authority.enrol(once.id, once.secret, "shop", key.public_key(), seconds=3600)
+    with pytest.raises(EnrolmentError, match="16 certificates"):
+        site.authority.enrol(once.id, once.secret, "shop", key.public_key(), seconds=3600)
+    with pytest.raises(EnrolmentError, match="16 certificates"):
+        await renew(shop, clock=SystemClock())
+    # An operator still may.
+    site.authority.renew(Identity("main", Role.AGENT, "shop"), key.public_key(), seconds=3600)
 
 
 async def test_a_token_is_over_when_its_time_is(tmp_path: Path) -> None:
@@ -158,7 +185,7 @@ async def test_of_fifty_that_join_at_once_as_many_get_in_as_may(site: Site, uses
 JOIN_MANY = """
 import sys
 from pathlib import Path
-from drengine.identity.authority import Authority
+from drengine.identity.authority import LIVING_MAX, Authority
 from drengine.identity.errors import EnrolmentError
 from drengine.identity.keys import new_key
 folder, id, secret, name = sys.argv[1:]
