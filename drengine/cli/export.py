@@ -19,6 +19,7 @@ from drengine.model.points import VolumeGeometry
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
+from drengine.process.local import own_users
 from drengine.process.signals import signalled
 from drengine.store.errors import UNKNOWN_BRANCH, UNKNOWN_VOLUME
 from drengine.store.log.branches import BranchInfo
@@ -94,7 +95,7 @@ async def _serve(
         server = NbdServer(exports)
         try:
             if address:
-                host, port = await server.start_tcp(*address)
+                host, port = await server.start_tcp(*address, users=own_users())
                 told["uris"] = [f"nbd://{host}:{port}/{quote(name)}" for name in names]
             else:
                 place = await server.start_unix(socket or Path(made) / "nbd.sock")

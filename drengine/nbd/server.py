@@ -98,15 +98,21 @@ class NbdServer:
             if is_refused(session.peer, session.export):
                 session.abort("revoked")
 
-    async def start_tcp(self, host: str, port: int = 0) -> tuple[str, int]:
+    async def start_tcp(self, host: str, port: int = 0, *, users: frozenset[int] | None = None) -> tuple[str, int]:
         """Listen on one address; returns the address and the port that was got.
+
+        On loopback only `users` of this machine may use it; None: anybody.
 
         Raises:
             DrengineError: NBD_LISTEN.
         """
+        if users is not None and self._service.policy is not TlsPolicy.OFF:
+            raise ValueError("with TLS certificates say who comes")
         loop = asyncio.get_running_loop()
         try:
-            listener = await loop.create_server(lambda: Session(self._service), host, port, backlog=_BACKLOG)
+            listener = await loop.create_server(
+                lambda: Session(self._service, users=users), host, port, backlog=_BACKLOG
+            )
         except (OSError, OverflowError) as error:
             raise DrengineError(NBD_LISTEN, f"cannot listen at {host}:{port}: {error}") from error
         self._listening(listener)

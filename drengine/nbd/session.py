@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 
+from drengine.linux.loopback import user_of
 from drengine.model.errors import DrengineError
 from drengine.nbd.budget import Budget, Holding
 from drengine.nbd.errors import LOCAL_USER_REFUSED, NBD_LIMIT, NBD_UNKNOWN_EXPORT
@@ -113,7 +114,7 @@ class Session(asyncio.BufferedProtocol):
     """
 
     def __init__(self, service: Service, *, users: frozenset[int] | None = None) -> None:
-        """One client; `users` are those who may use a unix socket."""
+        """One client; `users` of this machine are those who may connect, None: anybody who can."""
         loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = loop.create_future()
         self._loop = loop
@@ -159,7 +160,10 @@ class Session(asyncio.BufferedProtocol):
         self._stats.connections += 1
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple):
-            self._peer = Peer(address[0], address[1])
+            own = transport.get_extra_info("sockname")
+            # Loopback is shared by all users of a machine.
+            uid = user_of(address[:2], own[:2]) if self._users is not None else None
+            self._peer = Peer(address[0], address[1], uid=uid)
         elif sock.family == socket.AF_UNIX:
             self._peer = Peer("unix", uid=peer_uid(sock))
         service.handshakes[self] = None

@@ -153,8 +153,8 @@ class TargetConfig:
         WORDS,
         default=(),
         check=local_uids,
-        help="Users of this machine that may use nbd_socket beside root and the target's own: only with a "
-        "capability, as the programs have it that a run launches.",
+        help="Users of this machine that may use nbd_socket, and nbd_listen over loopback without TLS, beside root and "
+        "the target's own: only with a capability, as the programs have it that a run launches.",
     )
     agent_users: tuple[str, ...] = option(
         WORDS,
@@ -229,16 +229,13 @@ class TargetConfig:
 
 
 def open_to_everybody(config: TargetConfig) -> list[str]:
-    """What any user of this machine may do, because nothing proves who connects over loopback; nothing where
-    `allow_plain` says that this is meant.
-    """
-    if config.tls.files or config.allow_plain:
+    """What anybody may do who can connect, because nothing proves who comes and `allow_plain` says that it need not."""
+    if config.tls.files or not config.allow_plain:
         return []
-    meant = "or say `allow_plain = true` if that is meant"
+    found = [f"whoever connects to {config.listen} may ship as any source"]
     if config.nbd_listen and config.exports == "named":
-        opened = f"any user of this machine may open every point and branch at {config.nbd_listen}"
-        return [f'{opened}: configure [tls] or `exports = "granted"`, {meant}']
-    return []
+        found.append(f"whoever connects to {config.nbd_listen} may open every point and branch")
+    return [f"{each}: `allow_plain` is set, and there is no [tls]" for each in found]
 
 
 def load_target_config(path: Path | None, overrides: dict[str, object]) -> TargetConfig:

@@ -26,6 +26,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
 from drengine.process.descriptors import raise_descriptor_limit
+from drengine.process.local import own_users
 from drengine.process.signals import signalled
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
@@ -206,6 +207,12 @@ class TargetDaemon:
             local_users=None if config.allow_plain else config.agent_users,
         )
 
+    @property
+    def _local_users(self) -> frozenset[int] | None:
+        """Who may come to exports over loopback without TLS; None: anybody."""
+        config = self.config
+        return None if config.allow_plain else own_users() | local_uids(config.local_users)
+
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
         """Threads that end with the target; what they still do then is not waited for."""
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -322,7 +329,8 @@ class TargetDaemon:
             await server.start_unix(config.nbd_socket, users=local_uids(config.local_users))
         if config.nbd_listen is None:
             return None
-        return await server.start_tcp(config.nbd_listen.host, config.nbd_listen.port)
+        users = self._local_users if tls is None else None
+        return await server.start_tcp(config.nbd_listen.host, config.nbd_listen.port, users=users)
 
     def _note_refused(self, peer: Peer, name: str, error: DrengineError) -> None:
         reason = reason_of(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -26,8 +27,11 @@ from drengine.model.errors import DrengineError
 from drengine.model.grants import Access
 from drengine.model.points import PointSelector
 from drengine.nbd.client import NbdClient
-from drengine.target.config import TlsOptions, load_target_config
+from drengine.target.config import TlsOptions, load_target_config, open_to_everybody
 from drengine.target.daemon import GRANT_SECONDS
+from drengine.wire.connection import Connection
+from drengine.wire.connection import Role as WireRole
+from drengine.wire.events import ABILITIES, Hello
 from tests.clock import ManualClock
 from tests.store.harness import Source
 from tests.target.agent import SIZE, Site, running
@@ -190,13 +194,46 @@ async def test_who_may_open_little_is_shown_little(tmp_path: Path, authority: Au
         }
 
 
-async def test_on_plain_loopback_a_capability_is_needed_where_exports_are_granted(tmp_path: Path) -> None:
-    async with running(tmp_path / "store", nbd_listen=ANY, exports="granted") as site:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ("local-user-refused", "local-user-refused", "local-user-refused")),
+        ({"local_users": ("nobody",)}, ("grant-missing", "grant-missing", "rw")),
+        ({"allow_plain": True}, ("ro", "rw", "rw")),
+        ({"allow_plain": True, "exports": "granted"}, ("grant-missing", "grant-missing", "rw")),
+    ],
+)
+async def test_another_user_over_loopback_gets_what_the_kernel_says_of_him(
+    tmp_path: Path, options: dict[str, object], expected: tuple[str, ...]
+) -> None:
+    """On loopback any local user read every point and wrote every branch."""
+    async with running(tmp_path / "store", nbd_listen=ANY, **options) as site:
         first, _, sequence = two_branches(site)
         site.store.grants.give("shop", first, Access.WRITE, secret=SECRET)
-        assert await asked(site, None, f"shop/data@1-{sequence}") == "grant-missing"
-        assert await asked(site, None, f"shop/data#{first}") == "grant-missing"
-        assert await asked(site, None, f"shop/data#{first}~{SECRET}") == "rw"
+        names = (f"shop/data@1-{sequence}", f"shop/data#{first}", f"shop/data#{first}~{SECRET}")
+        nobody = pwd.getpwnam("nobody").pw_uid
+        uris = [f"nbd://{address(site)}/{quote(name)}" for name in names]
+        found = [judged(await tool(*as_user(nobody, *NBDINFO, uri))) for uri in uris]
+        assert tuple(found) == expected
+        assert await asked(site, None, names[0]) == ("ro" if options.get("exports") != "granted" else "grant-missing")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize(
+    ("options", "refused"), [({}, True), ({"agent_users": ("nobody",)}, False), ({"allow_plain": True}, False)]
+)
+async def test_another_user_does_not_ship_over_loopback(
+    tmp_path: Path, options: dict[str, object], refused: bool
+) -> None:
+    async with running(tmp_path / "store", **options) as site:
+        hello = Connection(WireRole.AGENT).send(Hello(2, 2, ABILITIES, "shop", b"i" * 16, 1))
+        told = base64.b64encode(b"".join(bytes(part) for part in hello)).decode()
+        host, port = site.address
+        script = f"exec 3<>/dev/tcp/{host}/{port}; echo {told} | base64 -d >&3; timeout 10 head -c 120 <&3 | base64 -w0"
+        done = await tool(*as_user(pwd.getpwnam("nobody").pw_uid, "bash", "-c", script))
+        assert (b"local-stranger" in base64.b64decode(done.stdout)) == refused, done
+        assert bool(done.stdout)
 
 
 def as_user(uid: int, *argv: str) -> list[str]:
@@ -287,3 +324,18 @@ async def ended(clock: ManualClock, client: NbdClient) -> None:
 def test_the_configuration_says_which_users_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(DrengineError, match=r"local_users: this machine knows no such user: .*nobody-here"):
         load_target_config(None, {"store": str(tmp_path), "local_users": ["nobody-here"]})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, []),
+        ({"allow_plain": True}, ["127.0.0.1:7440 may ship as any source"]),
+        ({"allow_plain": True, "nbd_listen": "127.0.0.1:1"}, ["may ship as any source", "may open every point"]),
+        ({"allow_plain": True, "nbd_listen": "127.0.0.1:1", "exports": "granted"}, ["may ship as any source"]),
+    ],
+)
+def test_what_is_open_to_everybody_is_said_loudly(tmp_path: Path, values: dict[str, object], said: list[str]) -> None:
+    warned = open_to_everybody(load_target_config(None, {"store": str(tmp_path), **values}))
+    assert len(warned) == len(said)
+    assert all(each in line for each, line in zip(said, warned, strict=True))
