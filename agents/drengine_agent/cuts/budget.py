@@ -24,6 +24,7 @@ NEW_SHARE = 0.5
 GAIN_MAX = 8.0
 FIRST_CAUTION = 0.5
 """Nothing is known yet of how long this host takes to freeze."""
+LATE_FACTOR = 2.0
 SMALLEST = 1 / 64
 
 
@@ -54,14 +55,21 @@ class FreezeBudget:
         """Reading during a freeze is given up then."""
         return GIVE_UP_SHARE * self._longest_seconds
 
-    def bytes_max(self, reading_bytes_per_second: float) -> int:
+    def bytes_max(self, reading_bytes_per_second: float, *, late: bool = False) -> int:
         """How much may be left when a freeze begins.
 
         Args:
             reading_bytes_per_second: how fast changed blocks were read lately without a freeze. A freeze reads them
                 with more threads, beside fewer others: how much faster was seen in those before.
+            late: the cut is due and was not to be had: less caution.
         """
-        in_time = reading_bytes_per_second * self._gain * SHARE * self._longest_seconds * self._caution
+        in_time = (
+            reading_bytes_per_second
+            * self._gain
+            * SHARE
+            * self._longest_seconds
+            * min(1.0, LATE_FACTOR * self._caution if late else self._caution)
+        )
         return max(BYTES_MIN, int(min(in_time, self.memory_bytes)))
 
     @property

@@ -21,6 +21,7 @@ def budget(*, longest: float = 1.0, memory: int = 256 * MIB, available: int = 8 
 def test_the_first_freezes_are_short_ones() -> None:
     made = FreezeBudget(longest_seconds=1.0, memory_bytes=256 * MIB, available=lambda: 8 << 30)
     assert made.bytes_max(100 * MIB) == 25 * MIB
+    assert made.bytes_max(100 * MIB, late=True) == 50 * MIB
     made.held()
     assert made.bytes_max(100 * MIB) == 37.5 * MIB
 

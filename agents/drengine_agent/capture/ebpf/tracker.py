@@ -17,6 +17,7 @@ they are thawed. What was read travels afterwards as writes, behind all that wen
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,8 @@ SETTLED_SECONDS = 5.0
 """For so long after file systems wrote out what they held, a freeze finds little left."""
 
 RATE_SECONDS_MIN = 1.0
+RECENT_SECONDS = 2.0
+LATE_SHARE = 1.2
 
 SETTLED_BYTES = 8 << 20
 """File systems that took in more than this since then are asked again."""
@@ -165,6 +168,7 @@ class EbpfTracker:
         self._settled_at = float("-inf")
         self._arrived_bytes = 0
         self._arrived_since = self._began_at
+        self._arriving = 0.0
         self._backlog_bytes = 0
         self.counts = CutCounts()
 
@@ -274,8 +278,11 @@ class EbpfTracker:
         finally:
             self._flips += 1
         self._pending_since, self._active_since = self._active_since, now
-        self._flipped_at = self._clock.monotonic()
-        self._arrived_bytes += watch.pending_blocks() * BLOCK_BYTES
+        before, self._flipped_at = self._flipped_at, self._clock.monotonic()
+        arrived = watch.pending_blocks() * BLOCK_BYTES
+        self._arrived_bytes += arrived
+        seconds = max(self._flipped_at - before, 1e-3)
+        self._arriving += -math.expm1(-seconds / RECENT_SECONDS) * (arrived / seconds - self._arriving)
 
     # ---- forced cuts -----------------------------------------------------------------------------------------
 
@@ -288,7 +295,7 @@ class EbpfTracker:
                 cut_at=dict(self._cut_at),
                 tried_at=dict(self._tried_at),
                 dirty_bytes=self._left(watch),
-                remainder_bytes=self._budget.bytes_max(self._speed()),
+                remainder_bytes=self._budget.bytes_max(self._speed(), late=self._is_late()),
                 can_freeze=self._stillness is not None,
                 requested=self._cut_requested,
             ),
@@ -299,14 +306,20 @@ class EbpfTracker:
 
     def _left(self, watch: Watch) -> int:
         """What a freeze would have to copy, in bytes: what is marked, or what file systems have taken in since they
-        were settled and would write out then, at the rate at which blocks were marked since the last cut."""
+        were settled and would write out then. That is estimated from the rate at which blocks were marked: since the
+        last cut, for settling itself marks many at once; or lately, for a burst may be over."""
         marked = watch.active_blocks() * BLOCK_BYTES
         now = self._clock.monotonic()
-        rate = (self._arrived_bytes + marked) / max(now - self._arrived_since, RATE_SECONDS_MIN)
+        average = (self._arrived_bytes + marked) / max(now - self._arrived_since, RATE_SECONDS_MIN)
+        rate = min(average, self._arriving)
         return max(marked, int(rate * (now - max(self._settled_at, self._arrived_since))))
 
     def _speed(self) -> float:
         return self._read_speed() or READ_BYTES_PER_SECOND
+
+    def _is_late(self) -> bool:
+        last = max([*self._cut_at.values(), self._began_at])
+        return self._clock.monotonic() - last > LATE_SHARE * self._policy.frozen_after_seconds
 
     def _is_settled(self) -> bool:
         return self._clock.monotonic() - self._settled_at <= SETTLED_SECONDS
