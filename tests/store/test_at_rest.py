@@ -407,6 +407,28 @@ def test_the_whole_store_put_back_is_told_by_its_head_alone(place: Path, tmp_pat
     assert lineage == noted.split("-")[0] and int(number) < int(noted.split("-")[1])
 
 
+def test_what_a_row_is_worth_is_not_to_be_seen(place: Path) -> None:
+    """Who knew what 256 rows are worth could compute a set of them that together are worth nothing, and put it in."""
+    life(place)
+    seen = []
+    with Store.open(place, options=SAMPLE_OPTIONS) as store:
+        point, catalogue = newest(store), store.context.catalogue
+        for _ in range(3):
+            for change in (store.pin, store.unpin):
+                before = catalogue.head()
+                change(point)
+                after = catalogue.head()
+                assert before and after
+                seen.append(int.from_bytes(before.sum) ^ int.from_bytes(after.sum))
+    assert len(set(seen)) == len(seen), "the same rows came and went"
+
+
+def test_a_seal_of_another_length_is_none(place: Path) -> None:
+    source = life(place)
+    change_rows(place, "UPDATE head SET sum = ?", b"\x01" + bytes(32))
+    assert refusal(place, source) is STORE_TAMPERED
+
+
 def test_a_transaction_begins_on_no_forged_row(place: Path) -> None:
     life(place)
     with Store.open(place, options=SAMPLE_OPTIONS) as store:

@@ -5,6 +5,9 @@ that a transaction keeps it up to date at the cost of the rows that it changes. 
 the catalogue's lineage and epoch. Without the key neither a row's worth nor a tag can be made; a tag that was seen
 fits one set of rows at one epoch only. So rows can't be altered, left out or put in, nor be those of another epoch.
 
+The sum is kept masked by a key stream of its tag. In clear the sums of two epochs would tell what a row is worth, and
+who knows what some 256 rows are worth finds, by linear algebra, some that together are worth nothing.
+
 A copy of the whole store from an earlier day fits itself. Only what is kept elsewhere tells it: `Store.head` is made to
 be noted outside, and the audit log does so.
 """
@@ -25,6 +28,8 @@ from drengine.store.catalogue.rows import EpochRow, HeadRow, Table, Tables
 CATALOGUE_KEY = "catalogue"
 """Which of the store's keys makes it."""
 SUM_BYTES = 32
+_MASK = "mask"
+"""No table has this name."""
 UNSEALED = frozenset({Tables.EPOCH.name, Tables.HEAD.name})
 """Tables that are not summed: the tag covers the epoch, and is in the head."""
 
@@ -45,9 +50,9 @@ class Seal:
 
     def head(self, sum: int, epoch: Epoch) -> HeadRow:
         """The head of rows with this sum, at an epoch."""
-        packed = sum.to_bytes(SUM_BYTES)
-        message = msgspec.msgpack.encode((Tables.HEAD.name, *EpochRow(1, *epoch), packed))
-        return HeadRow(1, packed, hmac.digest(self._key, message, "sha256"))
+        message = msgspec.msgpack.encode((Tables.HEAD.name, *EpochRow(1, *epoch), sum.to_bytes(SUM_BYTES)))
+        tag = hmac.digest(self._key, message, "sha256")
+        return HeadRow(1, (sum ^ self._mask(tag)).to_bytes(SUM_BYTES), tag)
 
     def require(self, found: HeadRow | None, epoch: Epoch) -> int:
         """The sum of a head that fits its epoch.
@@ -55,12 +60,16 @@ class Seal:
         Raises:
             DrengineError: STORE_TAMPERED.
         """
-        if found is None:
+        if found is None or len(found.sum) != SUM_BYTES:
             raise DrengineError(STORE_TAMPERED, "catalogue: its seal is gone")
-        total = int.from_bytes(found.sum)
+        total = int.from_bytes(found.sum) ^ self._mask(found.tag)
         if not hmac.compare_digest(self.head(total, epoch).tag, found.tag):
             raise DrengineError(STORE_TAMPERED, f"catalogue: its seal does not fit transaction {epoch.number}")
         return total
+
+    def _mask(self, tag: bytes) -> int:
+        """What hides the sum that has this tag: never the same for two sums, nor for two epochs."""
+        return int.from_bytes(hmac.digest(self._key, msgspec.msgpack.encode((_MASK, tag)), "sha256"))
 
     def total(self, rows: Iterable[tuple[Table, tuple[Any, ...]]]) -> int:
         """The sum of rows."""
