@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -17,6 +16,7 @@ from drengine import __version__
 from drengine.console import bodies as take
 from drengine.console.errors import BAD_REQUEST
 from drengine.console.guard import Guard, problem
+from drengine.console.pools import PASSWORDS, off
 from drengine.failover import answers as give
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
@@ -187,14 +187,14 @@ async def sign_in(request: Request, engine: AnEngine, body: take.SignIn) -> take
     """Get a token for a password."""
     peer = str((request.scope.get("client") or ("",))[0])
     seconds = engine.config.login_ttl
-    token, text = await _off(lambda: engine.door.sign_in(body.name, body.password, peer, seconds))
+    token, text = await off(lambda: engine.door.sign_in(body.name, body.password, peer, seconds), PASSWORDS)
     return take.SignedIn(token=text, name=token.account, expires_ns=token.expires_ns)
 
 
 @router.post("/logout")
 async def sign_out(engine: AnEngine, who: Who) -> take.Me:
     """End the token that is shown; it counts no more."""
-    await _off(lambda: engine.door.sign_out(who))
+    await off(lambda: engine.door.sign_out(who))
     return _me(who)
 
 
@@ -217,7 +217,7 @@ async def list_runs(
     limit: Limit = 100,
 ) -> list[give.Run]:
     """List runs, newest first."""
-    return await _off(lambda: orders.runs(mode=mode, runbook=runbook, unfinished=unfinished, limit=limit))
+    return await off(lambda: orders.runs(mode=mode, runbook=runbook, unfinished=unfinished, limit=limit))
 
 
 @router.post("/runs", status_code=201)
@@ -230,25 +230,25 @@ async def start_run(orchestrator: AnOrchestrator, orders: TheOrders, body: take.
 @router.get("/runs/{run}")
 async def show_run(orders: TheOrders, run: take.RunId) -> give.RunDetail:
     """Show a run: its state, what was measured, each step with its result."""
-    return await _off(lambda: orders.show(run))
+    return await off(lambda: orders.show(run))
 
 
 @router.get("/runs/{run}/journal")
 async def show_journal(orders: TheOrders, run: take.RunId, after: After = 0) -> list[JournalEntry]:
     """Give a run's journal, in order."""
-    return await _off(lambda: orders.journal(run, after))
+    return await off(lambda: orders.journal(run, after))
 
 
 @router.get("/runs/{run}/requests")
 async def show_requests(orders: TheOrders, run: take.RunId, after: After = 0) -> list[Asked]:
     """Give what people asked of a run, in order."""
-    return await _off(lambda: orders.requests(run, after))
+    return await off(lambda: orders.requests(run, after))
 
 
 @router.post("/runs/{run}/approve")
 async def approve(orders: TheOrders, run: take.RunId, body: take.Approve) -> Asked:
     """Approve a step that waits for it, if it is still about what was seen."""
-    return await _off(lambda: orders.approve(run, step=body.step, note=body.note, digest=body.digest))
+    return await off(lambda: orders.approve(run, step=body.step, note=body.note, digest=body.digest))
 
 
 @router.post("/runs/{run}/abort")
@@ -274,14 +274,14 @@ async def rollback(
 @router.post("/runs/{run}/commit")
 async def commit(orders: TheOrders, run: take.RunId, body: take.Ask) -> give.RunDetail:
     """Accept a failover: it can't be rolled back any more."""
-    return await _off(lambda: orders.commit(run, note=body.note))
+    return await off(lambda: orders.commit(run, note=body.note))
 
 
 async def _ordered(orchestrator: Orchestrator, orders: Orders, order: Callable[[], RunRecord]) -> give.RunDetail:
     """Give an order; whoever executes the run heeds it, and if nobody does, this orchestrator carries it out."""
-    run = await _off(order)
+    run = await off(order)
     orchestrator.carry_out(run)
-    return await _off(lambda: orders.show(run.id))
+    return await off(lambda: orders.show(run.id))
 
 
 # ---- runbooks ------------------------------------------------------------------------------------------------------
@@ -290,13 +290,13 @@ async def _ordered(orchestrator: Orchestrator, orders: Orders, order: Callable[[
 @router.get("/runbooks")
 async def list_runbooks(engine: AnEngine) -> list[StoredRunbook]:
     """List the runbooks that are kept, each in its current version."""
-    return await _off(engine.registry.runbooks)
+    return await off(engine.registry.runbooks)
 
 
 @router.post("/runbooks/validate")
 async def validate(orders: TheOrders, body: take.RunbookText) -> give.Validation:
     """Say what is wrong with a runbook; nothing is kept."""
-    return await _off(lambda: orders.validate(body.text))
+    return await off(lambda: orders.validate(body.text))
 
 
 @router.get("/runbooks/{name}")
@@ -304,13 +304,13 @@ async def show_runbook(
     engine: AnEngine, name: take.RunbookName, version: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None
 ) -> StoredRunbook:
     """Give a runbook, in its current version or another."""
-    return await _off(lambda: engine.registry.runbook(name, version))
+    return await off(lambda: engine.registry.runbook(name, version))
 
 
 @router.put("/runbooks/{name}")
 async def save_runbook(orders: TheOrders, name: take.RunbookName, body: take.RunbookText) -> give.Saved:
     """Keep a runbook; refused when it has mistakes."""
-    return await _off(lambda: orders.keep(name, body.text))
+    return await off(lambda: orders.keep(name, body.text))
 
 
 @router.get("/runbooks/{name}/plan")
@@ -321,7 +321,7 @@ async def show_plan(
     point: Annotated[str, Query(max_length=300)] = "",
 ) -> give.Plan:
     """Say what a run would do now, step by step; nothing is touched."""
-    return await _off(lambda: orders.plan(mode, name, point=point))
+    return await off(lambda: orders.plan(mode, name, point=point))
 
 
 # ---- what there is -------------------------------------------------------------------------------------------------
@@ -330,13 +330,13 @@ async def show_plan(
 @router.get("/parties")
 async def list_parties(orders: TheOrders) -> list[give.Party]:
     """List agents, recovery hosts and targets, as they were last heard of."""
-    return await _off(orders.parties)
+    return await off(orders.parties)
 
 
 @router.get("/sources")
 async def list_sources(engine: AnEngine) -> list[SourceInfo]:
     """List the sources in the store, with who may write them."""
-    return await _off(engine.site.store.sources)
+    return await off(engine.site.store.sources)
 
 
 @router.get("/sources/{source}/points")
@@ -347,7 +347,7 @@ async def list_points(
     limit: Limit = 100,
 ) -> list[PointAnswer]:
     """List a source's recovery points, newest first."""
-    found = await _off(lambda: engine.site.store.points(source, branch=branch))
+    found = await off(lambda: engine.site.store.points(source, branch=branch))
     return [point_answer(each) for each in found[: -limit - 1 : -1]]
 
 
@@ -356,13 +356,13 @@ async def show_point(
     engine: AnEngine, source: take.SourceName, point: Annotated[str, PathPart(max_length=300)]
 ) -> PointAnswer:
     """Give one point: by its id, `latest`, a time (the newest at or before it), or its label."""
-    return point_answer(await _off(lambda: engine.site.store.find_point(source, PointSelector.parse(point))))
+    return point_answer(await off(lambda: engine.site.store.find_point(source, PointSelector.parse(point))))
 
 
 @router.get("/sources/{source}/branches")
 async def list_branches(engine: AnEngine, source: take.SourceName) -> list[BranchInfo]:
     """List a source's branches."""
-    return await _off(lambda: engine.site.store.branches(source))
+    return await off(lambda: engine.site.store.branches(source))
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
@@ -389,8 +389,3 @@ async def show_report_page(engine: AnEngine, run: take.RunId) -> Response:
 
 async def _report(engine: Engine, run: str, form: Form) -> bytes:
     return await report_as(engine.registry, engine.config.reports, run, form, engine.site.clock.now_ns())
-
-
-def _off(work: Callable[[], T]) -> Awaitable[T]:
-    """Registry and store are asked in threads: the loop carries runs out meanwhile."""
-    return asyncio.to_thread(work)

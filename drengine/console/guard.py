@@ -7,7 +7,6 @@ something has to be JSON or to show a token, which such a page can't send withou
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from typing import Any
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drengine.console.errors import BAD_REQUEST
+from drengine.console.pools import PROOFS, off
 from drengine.console.sockets import PEER
 from drengine.linux.loopback import user_of
 from drengine.model.errors import DrengineError
@@ -53,7 +53,7 @@ class Guard:
             await answer(send, *refusal)
             return
         try:
-            scope["person"] = await asyncio.to_thread(self._person, scope, headers.get("authorization", ""))
+            scope["person"] = await off(lambda: self._person(scope, headers.get("authorization", "")), PROOFS)
         except DrengineError as error:
             await answer(send, 401 if error.kind is NOT_SIGNED_IN else 503, error.message, error=error)
             return

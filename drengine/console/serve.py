@@ -20,12 +20,16 @@ from drengine.console.errors import BAD_REQUEST
 from drengine.console.sockets import PEER, listen_unix, peer_of
 from drengine.failover.daemon import Orchestrator
 from drengine.model.errors import DrengineError
+from drengine.people.passwords import network_of
 from drengine.transport.credentials import Credentials
 from drengine.transport.files import TlsFiles
 from drengine.transport.tls import public_context
 
 CONNECTIONS_MAX = 64
 """Connections that are open; a new one beyond takes the place of the one that is idle for longest."""
+PEER_CONNECTIONS_MAX = CONNECTIONS_MAX * 3 // 4
+"""Of one address, or one user of this host: a quarter is for others, whatever one does. One request at a time is
+answered on each."""
 END_SECONDS = 3
 KEEP_SECONDS = 60
 """An idle connection is kept so long; it makes way for another one before."""
@@ -102,16 +106,20 @@ class _Connection(H11Protocol):
     """Whoever opens connections and says nothing keeps nobody out."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Make room by closing the idle connection that was used least recently."""
+        """Make room: of a peer that has its share, by closing its own; otherwise, the idle one used least recently."""
         living = [each for each in self.connections if isinstance(each, _Connection) and each.is_living]
-        idle = [each for each in living if each.is_idle]
-        if len(living) >= CONNECTIONS_MAX and idle:
-            min(idle, key=lambda each: each.used_at).transport.close()
         self.used_at = time.monotonic()
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection.family == socket.AF_UNIX:
             self.client, self.server = (peer_of(connection), 0), (PEER, 0)
+        self.peer = network_of(self.client[0]) if self.client else ""
+        own = [each for each in living if each.peer == self.peer]
+        idle = [each for each in living if each.is_idle]
+        if len(own) >= PEER_CONNECTIONS_MAX:
+            min(own, key=lambda each: (not each.is_idle, each.used_at)).transport.abort()
+        elif len(living) >= CONNECTIONS_MAX and idle:
+            min(idle, key=lambda each: each.used_at).transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes alone are no use: what counts is a request that is being answered."""

@@ -62,7 +62,7 @@ class Passwords:
         """
         account = self._accounts.find(name)
         kept = account.password if account else ""
-        counts = {f"account {name if account else ''}": ACCOUNT_FAILURES, f"peer {_network(peer)}": PEER_FAILURES}
+        counts = {f"account {name if account else ''}": ACCOUNT_FAILURES, f"peer {network_of(peer)}": PEER_FAILURES}
         with self._turns:
             self._failures.check(counts)  # behind the turn: those that wait for theirs are counted, too
             if _fits(kept or _nobodys(), password) and kept:
@@ -107,8 +107,8 @@ def _nobodys() -> str:
     return _HASHER.hash("nobody's password")
 
 
-def _network(peer: str) -> str:
-    """Whoever has one IPv6 address has 2**64 of them."""
+def network_of(peer: str) -> str:
+    """By which a peer is counted: whoever has one IPv6 address has 2**64 of them."""
     try:
         address = ipaddress.ip_address(peer)
     except ValueError:

@@ -9,11 +9,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from drengine.console.guard import BODY_BYTES_MAX
-from drengine.console.serve import CONNECTIONS_MAX
+from drengine.console.serve import CONNECTIONS_MAX, PEER_CONNECTIONS_MAX
 from drengine.linux.loopback import user_of
 from tests.console.rig import PREFIX, RUNBOOK, Api
 
@@ -224,3 +225,48 @@ def test_a_connection_that_is_being_used_is_not_closed_for_others(api: Api) -> N
     finally:
         for each in (used, *idle):
             each.close()
+
+
+def test_requests_that_never_end_take_one_peers_share_only(api: Api) -> None:
+    """Bodies that are begun and never sent: the peer loses its oldest ones, another address is answered."""
+    begun = [socket.create_connection(("127.0.0.1", api.port), 10) for _ in range(2 * PEER_CONNECTIONS_MAX)]
+    try:
+        for each in begun:
+            with contextlib.suppress(OSError):
+                head = (
+                    f"POST {PREFIX}/runbooks/validate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                )
+                each.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        for _ in range(5):
+            assert api.ask("GET", "/runs").status == 200, "the same address, a new connection"
+        for _ in range(3):
+            other = http.client.HTTPConnection("127.0.0.1", api.port, timeout=20, source_address=("127.0.0.2", 0))
+            other.request("GET", f"{PREFIX}/health")
+            assert other.getresponse().status == 200
+            other.close()
+    finally:
+        for each in begun:
+            each.close()
+
+
+def test_who_guesses_passwords_keeps_nobody_waiting(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, judging = threading.Event(), threading.Semaphore(0)
+
+    def judged(kept: str, password: str) -> bool:
+        judging.release()
+        stuck.wait(60)
+        return False
+
+    monkeypatch.setattr("drengine.people.passwords._fits", judged)
+    guess = {"name": "bob", "password": "wrong"}
+    guesses = [threading.Thread(target=lambda: api.ask("POST", "/login", guess, by=None)) for _ in range(16)]
+    try:
+        for each in guesses:
+            each.start()
+        assert judging.acquire(timeout=30)
+        for _ in range(5):
+            assert api.ask("GET", "/runs").status == 200
+    finally:
+        stuck.set()
+        for each in guesses:
+            each.join(60)
