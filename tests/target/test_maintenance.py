@@ -107,6 +107,7 @@ def test_every_metric_has_a_base_unit_and_a_bounded_set_of_labels() -> None:
             "role",
             "file",
             "access",
+            "sink",
         }
         assert family.name.endswith("_total") == (family.kind is m.COUNTER), family.name
 
