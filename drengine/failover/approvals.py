@@ -92,6 +92,12 @@ def approvals_of(
     return found
 
 
+def may_force(by: str, force_by: Collection[str], approvals: Mapping[str, Request]) -> bool:
+    """Whether this person may resume a run by force: somebody else has approved it, where the runbook asks for that."""
+    given = approvals.get(FORCE_STEP)
+    return not force_by or (given is not None and given.by.casefold() != by.casefold())
+
+
 def may_approve(step: PlannedStep[Any], by: str, roles: Collection[str], started_by: str) -> bool:
     """Whether this person may approve this step of a run that somebody else began."""
     return isinstance(step.settings, Approval) and step.settings.allows(by, roles, started_by)

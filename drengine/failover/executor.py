@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from drengine.failover.approvals import FORCE_STEP, Subject, subject_of
+from drengine.failover.approvals import Subject, may_force, subject_of
 from drengine.failover.decide import Action, Decision, Reason, decide
 from drengine.failover.errors import RUN_FAILED
 from drengine.failover.options import read_options
@@ -221,7 +221,7 @@ class Executor:
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
             asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
             resumed = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
-            forced = asked.note == FORCE and (not self._subject.force_by or FORCE_STEP in snapshot.approvals)
+            forced = asked.note == FORCE and may_force(asked.by, self._subject.force_by, snapshot.approvals)
             await self._note({**resumed, "force": forced})
         await self._set(RunState.RUNNING, Outcome.NONE, "")
         while True:

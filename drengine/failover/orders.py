@@ -29,7 +29,7 @@ from drengine.failover.answers import (
     run_detail,
     validation,
 )
-from drengine.failover.approvals import FORCE_STEP, Subject, asked_steps, may_approve
+from drengine.failover.approvals import Subject, asked_steps, may_approve, may_force
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.hydrated import current_hydration
 from drengine.failover.engine import Engine, open_engine
@@ -207,8 +207,8 @@ class Orders:
         if force:
             permit(self.who, Action.FORCE)
             force_by = read_options(run.options).force_by
-            if force_by and FORCE_STEP not in snapshot.approvals:
-                message = f"run {id} is not forced before {' or '.join(force_by)} has approved it"
+            if not may_force(self.who.name, force_by, snapshot.approvals):
+                message = f"run {id} is not forced before somebody else has approved it: {' or '.join(force_by)}"
                 raise DrengineError(APPROVAL_NEEDED, message, hint=APPROVAL_NEEDED.hint.replace("RUN", id))
         if run.state is RunState.STOPPED:
             self.engine.registry.request(id, RequestKind.RESUME, done, self.who, FORCE if force else "")

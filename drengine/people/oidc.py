@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,23 +137,29 @@ class Provider:
         """The provider's keys; `again`: a token was signed by one that is not among them."""
         from joserfc.jwk import KeySet  # noqa: PLC0415 - an extra
 
-        with self._lock:  # one asks, others wait for its answer
-            age = self._clock.monotonic() - self._asked_at
-            if age >= (ASK_SECONDS if again or self._keys is None else KEYS_SECONDS):
-                self._asked_at = self._clock.monotonic()
-                try:
-                    place = discover(self._options.issuer, self._options.cacert)["jwks_uri"]
-                    published: Any = fetch_json(place, cacert=self._options.cacert)
-                    self._keys = KeySet.import_key_set(published)
-                except (KeyError, ValueError, TypeError) as error:
-                    message = f"{self._options.issuer} publishes no keys: {error}"
-                    raise DrengineError(PROVIDER_UNUSABLE, message) from error
-                except DrengineError:
-                    if self._keys is None:
-                        raise
+        # One asks, and nobody waits for that: a slow provider would hold up every thread that people wait for.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._ask_for_keys(KeySet.import_key_set, again=again)
+            finally:
+                self._lock.release()
+        if self._keys is None:
+            raise DrengineError(PROVIDER_UNUSABLE, f"{self._options.issuer} could not be asked just now")
+        return self._keys
+
+    def _ask_for_keys(self, read: Callable[[Any], Any], *, again: bool) -> None:
+        age = self._clock.monotonic() - self._asked_at
+        if age < (ASK_SECONDS if again or self._keys is None else KEYS_SECONDS):
+            return
+        self._asked_at = self._clock.monotonic()
+        try:
+            place = discover(self._options.issuer, self._options.cacert)["jwks_uri"]
+            self._keys = read(fetch_json(place, cacert=self._options.cacert))
+        except (KeyError, ValueError, TypeError) as error:
+            raise DrengineError(PROVIDER_UNUSABLE, f"{self._options.issuer} publishes no keys: {error}") from error
+        except DrengineError:
             if self._keys is None:
-                raise DrengineError(PROVIDER_UNUSABLE, f"{self._options.issuer} could not be asked just now")
-            return self._keys
+                raise
 
 
 def discover(issuer: str, cacert: Path | None) -> dict[str, Any]:

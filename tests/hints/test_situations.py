@@ -377,8 +377,9 @@ def test_a_run_that_nobody_forces_alone(person: Person) -> None:
     person.types("drengine", "failover", str(book), exit_code=107)
     run = person.run()
     person.meets("approval-needed", "drengine", "run", "resume", run, "--force")
-    with person.acting_as("ann", "approver"):
+    with person.acting_as("ann", "approver", "operator"):
         person.follows("drengine approve RUN approve-force", run=run)
+        person.meets("approval-needed", "drengine", "run", "resume", run, "--force")
     person.types("drengine", "run", "resume", run, "--force")
 
 

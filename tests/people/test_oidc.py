@@ -127,6 +127,32 @@ def test_a_provider_that_is_away_is_told_and_known_keys_go_on(tmp_path: Path, cl
     assert door.by_bearer(token).name == "ann"
 
 
+def test_a_provider_that_hangs_holds_up_nobody(
+    tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers who show tokens would otherwise take every thread, and with them the runs of the same process."""
+    door = Door.of(tmp_path / "state", SystemClock(), OidcOptions(issuer=provider.issuer, client=CLIENT, roles=ROLES))
+    asked, over, answer = threading.Event(), threading.Event(), provider.answer
+
+    def hang(path: str, form: dict[str, str]) -> tuple[int, dict[str, object] | str]:
+        asked.set()
+        over.wait(60)
+        return answer(path, form)
+
+    monkeypatch.setattr(provider, "answer", hang)
+    first = threading.Thread(target=refused, args=(door, "x.y.z"))
+    first.start()
+    try:
+        assert asked.wait(30)
+        before = time.monotonic()
+        assert [refused(door, "x.y.z") for _ in range(20)] == [PROVIDER_UNUSABLE.id] * 20
+        assert first.is_alive(), "it still waits, and nobody else did"
+        assert time.monotonic() - before < 4.0
+    finally:
+        over.set()
+        first.join(30)
+
+
 @pytest.mark.parametrize("issuer", ["http://192.0.2.1", "ftp://x", "https://127.0.0.1:1", "nonsense"])
 def test_a_provider_beyond_loopback_is_asked_by_tls_only(issuer: str, tmp_path: Path, provider: Provider) -> None:
     door = Door.of(tmp_path / "state", SystemClock(), OidcOptions(issuer=issuer, client=CLIENT))
