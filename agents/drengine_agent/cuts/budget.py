@@ -18,6 +18,8 @@ GIVE_UP_SHARE = 0.75
 AVAILABLE_SHARE = 0.25
 """Of the memory that the host could give away."""
 BYTES_MIN = 1 << 20
+UNKNOWN_BYTES_PER_SECOND = 64 << 20
+"""A disk of which nothing was read yet."""
 MEASURED_BYTES_MIN = 256 << 10
 """What is read in an instant says nothing of a disk's speed."""
 NEW_SHARE = 0.5
@@ -36,35 +38,43 @@ class FreezeBudget:
         *,
         longest_seconds: float,
         memory_bytes: int,
+        read_speed: Callable[[], float] = float,
+        readers: int = 4,
         available: Callable[[], int] = available_memory,
     ) -> None:
         """
         Args:
             longest_seconds: a freeze never lasts longer.
             memory_bytes: never more is read into memory.
+            read_speed: how fast changed blocks were read lately without a freeze, in bytes a second; 0 is not known.
+            readers: threads that read during a freeze.
             available: the host's free memory, in bytes.
         """
         self._longest_seconds = longest_seconds
         self._memory_bytes = memory_bytes
+        self._read_speed = read_speed
+        self.readers = readers
         self._available = available
         self._gain = 1.0
         self._caution = FIRST_CAUTION
+
+    @property
+    def _speed(self) -> float:
+        return self._read_speed() or UNKNOWN_BYTES_PER_SECOND
 
     @property
     def reading_seconds_max(self) -> float:
         """Reading during a freeze is given up then."""
         return GIVE_UP_SHARE * self._longest_seconds
 
-    def bytes_max(self, reading_bytes_per_second: float, *, late: bool = False) -> int:
+    def bytes_max(self, *, late: bool = False) -> int:
         """How much may be left when a freeze begins.
 
         Args:
-            reading_bytes_per_second: how fast changed blocks were read lately without a freeze. A freeze reads them
-                with more threads, beside fewer others: how much faster was seen in those before.
             late: the cut is due and was not to be had: less caution.
         """
         in_time = (
-            reading_bytes_per_second
+            self._speed
             * self._gain
             * SHARE
             * self._longest_seconds
@@ -77,10 +87,11 @@ class FreezeBudget:
         """What may be read into memory now."""
         return min(self._memory_bytes, int(AVAILABLE_SHARE * self._available()))
 
-    def read(self, length: int, seconds: float, reading_bytes_per_second: float) -> None:
-        """So much was read during a freeze, in so many seconds, while so much a second was usual without one."""
-        if length >= MEASURED_BYTES_MIN and seconds > 0 and reading_bytes_per_second > 0:
-            gain = min(GAIN_MAX, length / seconds / reading_bytes_per_second)
+    def read(self, length: int, seconds: float) -> None:
+        """So much was read during a freeze, in so many seconds. It has more threads, and fewer others beside it, than
+        reading without one has; how much faster it is counts for the next."""
+        if length >= MEASURED_BYTES_MIN and seconds > 0:
+            gain = min(GAIN_MAX, length / seconds / self._speed)
             self._gain = NEW_SHARE * gain + (1 - NEW_SHARE) * self._gain
 
     def held(self) -> None:

@@ -75,8 +75,11 @@ class EbpfCapture(Capture):
             opening.clock,
             policy=policy,
             stillness=stillness,
-            budget=FreezeBudget(longest_seconds=config.cuts.longest_freeze, memory_bytes=policy.set_aside_bytes),
-            read_speed=lambda: speed.bytes_per_second,
+            budget=FreezeBudget(
+                longest_seconds=config.cuts.longest_freeze,
+                memory_bytes=policy.set_aside_bytes,
+                read_speed=lambda: speed.bytes_per_second,
+            ),
             flip_seconds=config.point_interval,
             explain=lambda doubt: _explain(doubt, opening.tracked_boot),
         )

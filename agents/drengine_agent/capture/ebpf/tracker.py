@@ -17,7 +17,6 @@ they are thawed. What was read travels afterwards as writes, behind all that wen
 from __future__ import annotations
 
 import logging
-import math
 import mmap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.layout import BLOCK_BYTES, WatchedVolume
 from drengine_agent.capture.ebpf.watch import PIN_ROOT, Watch, WatchStatistics
 from drengine_agent.capture.tracker import Abilities, Changes, Range, Write
+from drengine_agent.cuts.arrivals import Arrivals
 from drengine_agent.cuts.budget import FreezeBudget
 from drengine_agent.cuts.errors import FREEZE_TOO_LONG
 from drengine_agent.cuts.policy import CutDecision, CutFacts, CutPolicy, decide
@@ -40,20 +40,12 @@ from drengine_agent.cuts.still import Stillness
 
 log = logging.getLogger("drengine.agent")
 
-READ_BYTES_PER_SECOND = 64 << 20
-"""A disk of which nothing is known yet."""
-
 PIECE_BYTES = 1 << 20
 """A long range is read by several threads during a freeze."""
 
 READ_RETRY_SECONDS = 2.0
 """Blocks that could not be read are tried again after so long."""
 
-SETTLED_SECONDS = 5.0
-"""For so long after file systems wrote out what they held, a freeze finds little left."""
-
-RATE_SECONDS_MIN = 1.0
-RECENT_SECONDS = 2.0
 LATE_SHARE = 1.2
 
 SETTLED_BYTES = 8 << 20
@@ -111,8 +103,6 @@ class EbpfTracker:
         policy: CutPolicy | None = None,
         stillness: Stillness | None = None,
         budget: FreezeBudget | None = None,
-        read_speed: Callable[[], float] = lambda: READ_BYTES_PER_SECOND,
-        readers: int = 4,
         flip_seconds: float = 0.0,
         explain: Callable[[str], str] = lambda doubt: doubt,
         root: Path = PIN_ROOT,
@@ -125,10 +115,7 @@ class EbpfTracker:
             clock: of the agent.
             policy, stillness: needed for other cuts than quiet ones.
             budget: how much may be left to read when a freeze begins.
-            read_speed: how fast changed blocks are read at present, in bytes a second.
-            readers: threads that read during a freeze.
-            flip_seconds: least time between two answers: a block that is written all the time is not shipped more
-                often than that.
+            flip_seconds: least time between two answers: so often a block is shipped at most.
             explain: why nothing was pinned, which the kernel can't know.
             root: where the state is pinned.
         """
@@ -139,8 +126,6 @@ class EbpfTracker:
         self._policy = policy or CutPolicy()
         self._stillness = stillness
         self._budget = budget or FreezeBudget(longest_seconds=1.0, memory_bytes=self._policy.set_aside_bytes)
-        self._read_speed = read_speed
-        self._readers = readers
         self._root = root
         self._flip_seconds = flip_seconds
         self._explain = explain
@@ -156,7 +141,6 @@ class EbpfTracker:
         self._handed_out = -1
         self._unread: list[Range] = []
         self._unread_of = -1
-        self._unread_because = "read-error"
         self._retry_at = 0.0
         self._active_since = self._pending_since = clock.monotonic()
         self._flipped_at = float("-inf")
@@ -165,10 +149,7 @@ class EbpfTracker:
         self._began_at = clock.monotonic()
         self._cut_at: dict[PointKind, float] = {}
         self._tried_at: dict[PointKind, float] = {}
-        self._settled_at = float("-inf")
-        self._arrived_bytes = 0
-        self._arrived_since = self._began_at
-        self._arriving = 0.0
+        self._arrivals = Arrivals(clock)
         self._backlog_bytes = 0
         self.counts = CutCounts()
 
@@ -211,7 +192,7 @@ class EbpfTracker:
         if watch.has_pending:
             return Changes(since)
         decision = self._decide(watch)
-        if decision.kind is not None and not decision.settle and self._is_settled():
+        if decision.kind is not None and not decision.settle and self._arrivals.is_settled:
             assert self._stillness is not None
             forced = self._freeze(watch, decision.kind, self._stillness)
             if forced is not None:
@@ -278,11 +259,8 @@ class EbpfTracker:
         finally:
             self._flips += 1
         self._pending_since, self._active_since = self._active_since, now
-        before, self._flipped_at = self._flipped_at, self._clock.monotonic()
-        arrived = watch.pending_blocks() * BLOCK_BYTES
-        self._arrived_bytes += arrived
-        seconds = max(self._flipped_at - before, 1e-3)
-        self._arriving += -math.expm1(-seconds / RECENT_SECONDS) * (arrived / seconds - self._arriving)
+        self._flipped_at = self._clock.monotonic()
+        self._arrivals.flipped(watch.pending_blocks() * BLOCK_BYTES)
 
     # ---- forced cuts -----------------------------------------------------------------------------------------
 
@@ -295,7 +273,7 @@ class EbpfTracker:
                 cut_at=dict(self._cut_at),
                 tried_at=dict(self._tried_at),
                 dirty_bytes=self._left(watch),
-                remainder_bytes=self._budget.bytes_max(self._speed(), late=self._is_late()),
+                remainder_bytes=self._budget.bytes_max(late=self._is_late()),
                 can_freeze=self._stillness is not None,
                 requested=self._cut_requested,
             ),
@@ -305,44 +283,31 @@ class EbpfTracker:
         return decision
 
     def _left(self, watch: Watch) -> int:
-        """What a freeze would have to copy, in bytes: what is marked, or what file systems have taken in since they
-        were settled and would write out then. That is estimated from the rate at which blocks were marked: since the
-        last cut, for settling itself marks many at once; or lately, for a burst may be over."""
-        marked = watch.active_blocks() * BLOCK_BYTES
-        now = self._clock.monotonic()
-        average = (self._arrived_bytes + marked) / max(now - self._arrived_since, RATE_SECONDS_MIN)
-        rate = min(average, self._arriving)
-        return max(marked, int(rate * (now - max(self._settled_at, self._arrived_since))))
-
-    def _speed(self) -> float:
-        return self._read_speed() or READ_BYTES_PER_SECOND
+        return self._arrivals.left_bytes(watch.active_blocks() * BLOCK_BYTES)
 
     def _is_late(self) -> bool:
         last = max([*self._cut_at.values(), self._began_at])
         return self._clock.monotonic() - last > LATE_SHARE * self._policy.frozen_after_seconds
 
-    def _is_settled(self) -> bool:
-        return self._clock.monotonic() - self._settled_at <= SETTLED_SECONDS
-
     def _settle(self, watch: Watch) -> None:
         """Have file systems write out what they hold; then another round of copying comes before the freeze."""
-        if self._stillness is None or (self._is_settled() and self._left(watch) < SETTLED_BYTES):
+        if self._stillness is None or (self._arrivals.is_settled and self._left(watch) < SETTLED_BYTES):
             return
         begun = self._clock.monotonic()  # what comes while they write out is not among it
         try:
             self._stillness.settle()
         except OSError as error:
             log.warning("a file system could not be settled: %s", error)
-        self._settled_at = begun
+        self._arrivals.settled(begun)
 
     def _freeze(self, watch: Watch, kind: PointKind, stillness: Stillness) -> Changes | None:
         """Freeze, flip, read the rest, prove that nothing moved, thaw. None: no cut; what was flipped is pending."""
         writes: list[Write] = []
         proved = False
         moment_ns = 0
-        self._settled_at = float("-inf")
+        self._arrivals.settled(float("-inf"))
         # Memory is had before: what the kernel would have to write out to find some might be frozen.
-        expected = 2 * self._left(watch) + self._budget.bytes_max(self._speed())
+        expected = 2 * self._left(watch) + self._budget.bytes_max()
         buffer = memoryview(_memory(min(expected, self._budget.memory_bytes)))
         try:
             with stillness.held(application=kind is PointKind.APPLICATION) as still:
@@ -398,9 +363,10 @@ class EbpfTracker:
                 done += len(part)
             return done
 
-        with ThreadPoolExecutor(self._readers) as pool:
-            done = sum(pool.map(read, [pieces[number :: self._readers] for number in range(self._readers)]))
-        self._budget.read(done, self._clock.monotonic() - begun, self._speed())
+        readers = self._budget.readers
+        with ThreadPoolExecutor(readers) as pool:
+            done = sum(pool.map(read, [pieces[number::readers] for number in range(readers)]))
+        self._budget.read(done, self._clock.monotonic() - begun)
         if done < sum(each.length for each in writes):
             raise DrengineError(FREEZE_TOO_LONG, f"only {done >> 10} KiB of what was left could be read in time")
         return writes
@@ -409,7 +375,7 @@ class EbpfTracker:
         if self._why_no_cut != "none":
             log.info("cuts are made again")
         self._why_no_cut, self._cut_requested = "none", False
-        self._arrived_bytes, self._arrived_since = 0, self._clock.monotonic()
+        self._arrivals.cut()
 
     def _failed(self, kind: PointKind, reason: str, said: object = "") -> None:
         if reason != self._why_no_cut:  # one line for a change: the log may lie on a tracked disk
@@ -492,7 +458,7 @@ class EbpfTracker:
         if self._requested or self._doubt != "none":
             return self._requested or self._doubt
         if self._unread:
-            return self._unread_because
+            return "read-error"
         return self._why_no_cut if self._is_overdue() else "none"
 
     def _is_overdue(self) -> bool:

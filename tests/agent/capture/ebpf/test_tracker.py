@@ -21,6 +21,7 @@ from drengine_agent.capture.ebpf import tracker as module
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.tracker import READ_RETRY_SECONDS, EbpfTracker
 from drengine_agent.capture.tracker import Changes, Range
+from drengine_agent.cuts.budget import FreezeBudget
 from drengine_agent.cuts.errors import FREEZE_REFUSED
 from drengine_agent.cuts.policy import CutPolicy
 from tests.clock import ManualClock
@@ -203,7 +204,7 @@ class World:
             self.clock,
             policy=self.policy,
             stillness=self.stillness,  # type: ignore[arg-type]
-            readers=1,
+            budget=FreezeBudget(longest_seconds=1.0, memory_bytes=64 << 20, readers=1),
         )
         self.tracker.open([VolumeGeometry(n, f"v{n}", "", blocks * BLOCK) for n, blocks in SIZES.items()])
         self.connect()
