@@ -471,7 +471,9 @@ class Session(asyncio.BufferedProtocol):
             transport.abort()
             self.connection_lost(error)
             return
-        assert isinstance(secured, asyncio.Transport)
+        if not isinstance(secured, asyncio.Transport):  # None: we closed the connection in the middle of it
+            self.connection_lost(None)
+            return
         self._release()
         self._transport = secured
         self._outgoing = Outgoing(secured, is_plain=False)

@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from drengine.nbd.export import Peer
 from drengine.nbd.file_export import FileExport, FileProvider
+from drengine.nbd.limits import NbdLimits
 from drengine.nbd.server import NbdServer
 from tests.nbd import wire as nbd
 from tests.nbd.conftest import Client, until
@@ -368,6 +369,25 @@ async def test_options_injected_behind_starttls_are_refused_on_the_socket(
     assert b"image" not in said
     await until(lambda: server.stats.ended)
     assert server.stats.ended == {"nbd-protocol": 1}
+    await server.close(1)
+
+
+async def test_whoever_makes_way_in_the_middle_of_tls_ends_without_a_word_about_us(
+    image: Path, tmp_path: Path, certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio's start_tls returns None then, where it might have raised."""
+    limits = NbdLimits(handshakes_max=1)
+    server = NbdServer(FileProvider({"image": image}), tls=partial(server_context, certificates), limits=limits)
+    path = str(await server.start_unix(tmp_path / "tls.sock"))
+    first = await Client.connect(path)
+    first.writer.write(nbd.client_flags() + nbd.option(nbd.STARTTLS))
+    assert (await first.option()).kind == nbd.ACK
+    second = await Client.connect(path)
+    await first.ended()
+    await until(lambda: server.stats.ended)
+    assert server.stats.ended == {"crowded": 1}
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
+    second.close()
     await server.close(1)
 
 
