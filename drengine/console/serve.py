@@ -119,7 +119,7 @@ class _Connection(H11Protocol):
         if len(own) >= PEER_CONNECTIONS_MAX:
             min(own, key=lambda each: (not each.is_idle, each.used_at)).transport.abort()
         elif len(living) >= CONNECTIONS_MAX and idle:
-            min(idle, key=lambda each: each.used_at).transport.close()
+            min(idle, key=lambda each: each.used_at).transport.abort()  # waits for no answer to TLS's goodbye
 
     def data_received(self, data: bytes) -> None:
         """Bytes alone are no use: what counts is a request that is being answered."""

@@ -7,16 +7,19 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from drengine.console.guard import BODY_BYTES_MAX
 from drengine.console.serve import CONNECTIONS_MAX, PEER_CONNECTIONS_MAX
 from drengine.linux.loopback import user_of
-from tests.console.rig import PREFIX, RUNBOOK, Api
+from tests.console.rig import PREFIX, RUNBOOK, Api, served
+from tests.console.tls import issue
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,25 @@ def test_idle_connections_keep_nobody_out(api: Api) -> None:
     finally:
         for each in (*idle, *slow):
             each.close()
+
+
+def test_tls_connections_that_do_not_hear_their_end_keep_nobody_out(tmp_path: Path) -> None:
+    """Each is sent away with TLS's goodbye, and nobody waits for an answer to it."""
+    with (
+        served(tmp_path / "site", tls=issue(tmp_path / "ca", tmp_path / "tls")) as api,
+        contextlib.ExitStack() as stack,
+    ):
+        context = ssl.create_default_context(cafile=str(tmp_path / "tls/ca.pem"))
+
+        def connected(source: str) -> ssl.SSLSocket:
+            plain = socket.create_connection(("127.0.0.1", api.port), 10, (source, 0))
+            return context.wrap_socket(plain, server_hostname="localhost")
+
+        for number in range(3 * CONNECTIONS_MAX):
+            stack.enter_context(connected(f"127.0.{number + 1}.1"))
+        with connected("127.0.0.1") as talk:
+            talk.sendall(f"GET {PREFIX}/health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert talk.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_a_connection_that_is_being_used_is_not_closed_for_others(api: Api) -> None:
