@@ -8,7 +8,7 @@ ARGS ?=
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 3
 
-.PHONY: help demo test check bench soak live postgres crash field agent packages packaged lock docs clean oracle
+.PHONY: help demo test check bench soak live postgres crash field fuzz agent packages packaged lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -51,6 +51,9 @@ crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--
 field: $(VENV)/.test ## try what users reported, on real processes and devices, best as root (ARGS="--list" or "--only NAME --seed N --scale 5 --json")
 	@./deploy/test-tools stress-ng:stress-ng faketime:faketime >&2
 	@$(PY) -m tests.field $(ARGS)
+
+fuzz: $(VENV)/.test ## strangers and misbehaving parties at living daemons, while honest ones are measured (ARGS="--seconds 60 --seed N --json")
+	@$(PY) -m tests.fuzz $(ARGS)
 
 agent: $(VENV)/.runtime ## the agent as one file, dist/drengine-agent: needs nothing but CPython 3.11 to 3.14
 	@$(PY) -m tools.onefile $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import subprocess
 from pathlib import Path
 
 from demo.disks import KNOWN_BYTES
@@ -22,11 +23,14 @@ _EMBEDDED = 'embedded_certificate = "broker/certificate.pem"\nembedded_key = "br
 _KEY = f'\n[encryption]\nkey_file = "{KEY_FILE}"\n'
 
 
-def start_guard(site: Site, ports: Ports) -> None:
-    """Make the CA, let it serve, enrol everybody, make the store's key, and name all of it in the files."""
+def start_guard(site: Site, ports: Ports) -> subprocess.Popen[bytes]:
+    """Make the CA, let it serve, enrol everybody, make the store's key, and name all of it in the files.
+
+    Returns: the authority's process.
+    """
     site.run("drengine.cli.main", "ca", "init", "--ca", "ca", "--site", SITE)
     serve = ("ca", "serve", "--ca", "ca", "--host", "127.0.0.1", "--listen", f"127.0.0.1:{ports.authority}")
-    site.start("authority", "drengine.cli.main", *serve)
+    authority = site.start("authority", "drengine.cli.main", *serve)
     site.wait("the authority listens", lambda: _accepts(ports.authority))
     for role, name in PARTIES.items():
         hosts = ("--host", "127.0.0.1") if role in SERVERS else ()
@@ -45,6 +49,7 @@ def start_guard(site: Site, ports: Ports) -> None:
     orchestrator = site.folder / "orchestrator.toml"
     _add(orchestrator, "", _KEY)
     _into(orchestrator, "[broker]\n", f'site = "{SITE}"\n{_of("orchestrator")}{_EMBEDDED}')
+    return authority
 
 
 def places_of_known_plaintext(folder: Path, seed: int) -> list[str]:

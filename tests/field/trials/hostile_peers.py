@@ -8,15 +8,15 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 from drengine.wire import events as ev
 from drengine.wire.connection import Connection, Role
-from drengine.wire.frames import HEADER, check_of, encode_frame
+from drengine.wire.frames import encode_frame
 from tests.field.ground import Ground, Pair
 from tests.field.load import scatter
 from tests.field.trial import trial
 from tests.nbd import wire as nbd
+from tests.wire.mutation import mutated, numbered
 from tests.wire.samples import CONVERSATION, REVERSAL, joined, record
 
 MIB = 1 << 20
@@ -34,10 +34,10 @@ def mutated_frames_crash_nobody(ground: Ground) -> None:
     said = [data for who, _, data in record(CONVERSATION) if who is Role.AGENT]
     sent = 0
     while sent < ground.times(FRAMES):
-        frames = [_mutated(ground.rng, data) if ground.rng.random() < 0.4 else data for data in said]
+        frames = [mutated(ground.rng, data) if ground.rng.random() < 0.4 else data for data in said]
         ground.rng.random() < 0.3 and ground.rng.shuffle(frames)
         frames = frames[:1] + frames[1:] * (BURST // len(frames))
-        _speak(pair.port, _numbered(frames))
+        _speak(pair.port, numbered(frames))
         sent += len(frames)
         if sent % 2000 < BURST:
             scatter(ground, pair, "data", 2)
@@ -64,8 +64,8 @@ def mutated_questions_on_the_way_home_crash_nobody(ground: Ground) -> None:
         frames = [joined(agent.send(hello))]
         for _ in range(BURST):
             data = _framed(ground.rng.choice(said))
-            frames.append(_mutated(ground.rng, data) if ground.rng.random() < 0.5 else data)
-        _speak(pair.port, _numbered(frames))
+            frames.append(mutated(ground.rng, data) if ground.rng.random() < 0.5 else data)
+        _speak(pair.port, numbered(frames))
         sent += len(frames)
     _lives(ground, pair)
     ground.measured["frames"] = sent
@@ -110,51 +110,6 @@ def _resident_bytes(process: int) -> int:
 def _framed(event: ev.Event) -> bytes:
     """An event's frame, whatever may be said at this moment."""
     return joined(encode_frame(event, 1))
-
-
-def _mutated(rng: Random, data: bytes) -> bytes:
-    """A frame whose fields were changed and whose check was made to fit; sometimes its header as well."""
-    magic, version, kind, flags, body_length, meta_length, sequence, _ = HEADER.unpack_from(data)
-    meta, payload = (
-        bytearray(data[HEADER.size : HEADER.size + meta_length]),
-        bytearray(data[HEADER.size + meta_length :]),
-    )
-    for _ in range(rng.randrange(1, 4)):
-        part = payload if payload and rng.random() < 0.2 else meta
-        if not part:
-            break
-        at = rng.randrange(len(part))
-        match rng.randrange(4):
-            case 0:
-                part[at] ^= 1 << rng.randrange(8)
-            case 1:
-                part[at : at + 8] = rng.choice((b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7, rng.randbytes(8)))
-            case 2:
-                del part[at : at + rng.randrange(1, 9)]
-            case _:
-                part[at:at] = rng.randbytes(rng.randrange(1, 9))
-    if rng.random() < 0.1:
-        kind = rng.randrange(256)
-    body_length, meta_length = len(meta) + len(payload), len(meta)
-    if rng.random() < 0.05:
-        body_length = rng.choice((0, 1, 1 << 31, (1 << 32) - 1, body_length + 1))
-    return _sealed(magic, version, kind, flags, body_length, meta_length, sequence, bytes(meta) + bytes(payload))
-
-
-def _sealed(
-    magic: int, version: int, kind: int, flags: int, body_length: int, meta_length: int, sequence: int, body: bytes
-) -> bytes:
-    head = struct.pack("<IBBHIIQ", magic, version, kind, flags, body_length, meta_length, sequence)
-    return head + struct.pack("<Q", check_of(head, body[:meta_length])) + body
-
-
-def _numbered(frames: list[bytes]) -> bytes:
-    """One after another, as a session numbers them."""
-    numbered = []
-    for sequence, data in enumerate(frames, 1):
-        values = HEADER.unpack_from(data)
-        numbered.append(_sealed(*values[:6], sequence, data[HEADER.size :]))
-    return b"".join(numbered)
 
 
 def _speak(port: int, data: bytes) -> None:
