@@ -73,11 +73,13 @@ def test_a_changed_byte_is_found(written: Path, tmp_path_factory: pytest.TempPat
     content = bytearray(file_path(copy, file).read_bytes())
     position = data.draw(st.integers(0, len(content) - 1))
     content[position] ^= data.draw(st.integers(1, 255))
-    number = number_at(copy, file, position)
+    number, in_first_line = number_at(copy, file, position), position <= content.find(b"\n")
     file_path(copy, file).write_bytes(content)
     checked = verify(copy)
-    assert checked.broken and checked.broken_number == number
-    assert checked.broken_file == file_path(copy, file).name
+    assert checked.broken
+    if in_first_line:
+        return  # which of two files is the wrong one may be open
+    assert (checked.broken_number, checked.broken_file) == (number, file_path(copy, file).name)
     assert [line.entry.number for line in read_entries(copy)][: number - 1] == list(range(1, number))
 
 
