@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import logging
 import ssl
@@ -122,7 +121,7 @@ class AuthorityService:
             der = base64.b64decode(request.headers[CERTIFICATE_HEADER], validate=True)
             proof = base64.b64decode(request.headers.get(PROOF_HEADER, ""), validate=True)
             believed = self._known.trust.believe(der, now=self._now(), purpose=None)
-        except (binascii.Error, NotBelievedError) as error:
+        except (ValueError, NotBelievedError) as error:
             raise EnrolmentError("identity-revoked", str(error)) from error
         if not is_signed(believed.key, proof_of(request.method, request.target, request.body, request.server), proof):
             raise EnrolmentError("identity-revoked", "the request is not signed by the certificate's key")

@@ -96,6 +96,18 @@ class Trust:
             NotBelievedError: it is not to be believed, with the reason.
         """
         leaf, *others = _read(chain)
+        try:
+            return self._believe(leaf, others, now, purpose)
+        except (ValueError, UnsupportedAlgorithm) as error:  # names and keys are only read when they are asked for
+            raise NotBelievedError("tls-not-pem", f"this is no certificate: {error}") from error
+
+    def _believe(
+        self,
+        leaf: x509.Certificate,
+        others: Sequence[x509.Certificate],
+        now: float,
+        purpose: x509.ObjectIdentifier | None,
+    ) -> Believed:
         moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
         issuer = self._judge_chain(leaf, others, moment)
         usage = _extension(leaf, x509.ExtendedKeyUsage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 import ssl
@@ -24,7 +25,7 @@ from drengine.audit.verify import read_entries
 from drengine.config import Address
 from drengine.enrolment import client, http
 from drengine.enrolment.client import enrol, renew
-from drengine.enrolment.messages import EnrolRequest, IssuedAnswer
+from drengine.enrolment.messages import CERTIFICATE_HEADER, EnrolRequest, IssuedAnswer
 from drengine.enrolment.place import Place, request_for
 from drengine.identity.authority import LIVING_MAX, Authority
 from drengine.identity.errors import EnrolmentError
@@ -312,6 +313,25 @@ async def test_requests_with_weak_or_other_keys_are_refused_and_use_nothing(site
         assert error.value.reason == "request-refused", csr
     assert site.authority.index().tokens[0].used == 0
     assert (await ask(request(ed25519.Ed25519PrivateKey.generate(), None))).certificate
+
+
+async def test_proofs_that_are_none_are_refused_and_fill_no_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Each made a traceback in the authority's log, for whoever could reach it."""
+    context = client._context(site.authority.certificate.decode())
+    theirs = Authority.create(site.folder / "strangers", "main")
+    issued = theirs.issue(Identity("main", Role.AGENT, "nobodyhere"), new_key().public_key()).certificate
+    der = x509.load_pem_x509_certificate(issued).public_bytes(serialization.Encoding.DER)
+    half = base64.b64encode(der.replace(b"nobodyhere", b"no\xff\xfedyhere"))
+    for shown in (b"\xe9", b"AAAA", b"", b"=", base64.b64encode(der), half):
+        reader, writer = await asyncio.open_connection(
+            site.address.host, site.address.port, ssl=context, server_hostname=site.address.host
+        )
+        name = CERTIFICATE_HEADER.encode()
+        writer.write(b"GET /v1/updates HTTP/1.1\r\nHost: x\r\n" + name + b": " + shown + b"\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        assert b"identity-revoked" in answer, (shown, answer)
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 async def test_a_clock_that_is_wrong_is_told(tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ def test_time_purpose_and_issuer_are_judged(tmp_path: Path) -> None:
     assert refused(trust, made.certificate * 6) == "tls-peer-issuer"
 
 
+def test_a_certificate_that_can_only_half_be_read_is_none(tmp_path: Path) -> None:
+    """Anybody may show one, to the authority and in a signed message; its names are only read when they are used."""
+    trust = Trust.read(Authority.create(tmp_path / "ca", "main").certificate)
+    stranger = Authority.create(tmp_path / "stranger", "main")
+    der = x509.load_pem_x509_certificate(issued(stranger, name="nobodyhere").certificate).public_bytes(
+        serialization.Encoding.DER
+    )
+    assert refused(trust, der.replace(b"nobodyhere", b"no\xff\xfedyhere")) == "tls-not-pem"
+
+
 def test_a_forged_signature_is_no_signature(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "ca", "main")
     der = x509.load_pem_x509_certificate(issued(authority).certificate).public_bytes(serialization.Encoding.DER)
