@@ -218,12 +218,13 @@ class Executor:
         snapshot = await self._observe()
         if self._run.state is RunState.FINISHED and not snapshot.reopened:
             return self._run
+        # First: whoever looks on takes a run that stopped, and of which nothing is asked any more, for ended.
+        await self._set(RunState.RUNNING, Outcome.NONE, "")
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
             asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
             resumed = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
             forced = asked.note == FORCE and may_force(asked.by, self._subject.force_by, snapshot.approvals)
             await self._note({**resumed, "force": forced})
-        await self._set(RunState.RUNNING, Outcome.NONE, "")
         while True:
             self._last = snapshot = await self._observe()
             decision = decide(self._run.mode, snapshot)
