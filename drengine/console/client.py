@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,14 @@ from drengine.failover.runbook.errors import UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
 from drengine.failover.snapshot import Snapshot, StepState
 from drengine.failover.steps.step import PlannedStep
+from drengine.linux.loopback import local_user_ids, user_of
 from drengine.model.errors import DrengineError, error_kinds
 from drengine.transport.networks import is_loopback
 
 SECONDS = 60.0
 LOOK_SECONDS = 0.25
+ACCEPT_SECONDS = 5.0
+SERVICE_USERS = ("drengine",)
 UNIX = "unix:"
 
 
@@ -87,9 +91,25 @@ class Client:
         parts = urlsplit(self.address)
         host, port = str(parts.hostname), parts.port or 7443
         if parts.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=SECONDS)
+            return _LoopbackConnection(host, port, timeout=SECONDS)
         context = ssl.create_default_context(cafile=str(self._cacert) if self._cacert else None)
         return http.client.HTTPSConnection(host, port, timeout=SECONDS, context=context)
+
+
+class _LoopbackConnection(http.client.HTTPConnection):
+    """Shows a token or a password only to a process of root, of our own user, or of the service's: any user of the
+    machine may listen on its port while it is down.
+    """
+
+    def connect(self) -> None:
+        super().connect()
+        own, peer = self.sock.getsockname()[:2], self.sock.getpeername()[:2]
+        end = time.monotonic() + ACCEPT_SECONDS
+        while (user := user_of(peer, own)) is None and time.monotonic() < end:
+            time.sleep(0.01)  # nobody has accepted the connection yet
+        if user not in local_user_ids(SERVICE_USERS):
+            self.close()
+            raise OSError(f"a process of user {user} answers there; use the orchestrator's socket, or TLS")
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from drengine.cli.main import app
+from drengine.console.client import Client
+from drengine.model.errors import DrengineError
 from drengine.people.roles import Role
 from drengine.terminal import main
 from tests.console import test_faces as faces
@@ -105,6 +108,29 @@ def test_the_kernel_proves_who_asks_and_four_eyes_are_two_users(running: Api, tm
     assert ("approve", "nobody", "unix:65534", waiting["digest"]) in {
         (each["did"], each["by"], each["proof"], each["digest"]) for each in report["people"]
     }
+
+
+LISTEN = """
+import os, socket
+os.setuid(65534)
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+connection, _ = listening.accept()
+print(connection.recv(1000), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_stranger_who_listens_on_the_port_gets_no_token(running: Api) -> None:
+    """Any user may, while the orchestrator is down."""
+    told = Client(f"http://127.0.0.1:{running.port}", token=running.tokens["bob"]).ask("GET", "/me")
+    assert told["name"] == "bob"
+    stranger = subprocess.Popen([sys.executable, "-c", LISTEN], stdout=subprocess.PIPE, text=True)
+    assert stranger.stdout
+    port = int(stranger.stdout.readline())
+    with pytest.raises(DrengineError, match="a process of user 65534 answers there"):
+        Client(f"http://127.0.0.1:{port}", token=running.tokens["bob"]).ask("GET", "/me")
+    assert stranger.communicate(timeout=30)[0].strip() == "b''"
 
 
 def test_commands_ask_over_tls_with_a_token(
