@@ -30,6 +30,8 @@ class Provider:
         self.asked: list[str] = []
         self.issuer = ""
         self.codes: dict[str, dict[str, str]] = {}
+        self.swaps = False
+        """Its tokens are those of another sign-in."""
 
     def claims(self, **more: Any) -> dict[str, Any]:
         now = int(time.time())
@@ -71,7 +73,10 @@ class Provider:
                 fits = challenge.rstrip(b"=").decode() == begun.get("code_challenge")
                 if not fits or form.get("redirect_uri") != begun["redirect_uri"]:
                     return 400, {"error": "invalid_grant"}
-                return 200, {"id_token": self.token(nonce=begun["nonce"]), "expires_in": 300}
+                return 200, {
+                    "id_token": self.token(nonce="another" if self.swaps else begun["nonce"]),
+                    "expires_in": 300,
+                }
         return 404, {}
 
 

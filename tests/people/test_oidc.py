@@ -9,11 +9,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from joserfc.jwk import ECKey
 
 from drengine.cli.main import app
+from drengine.cli.people.browser import sign_in
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.people.door import Door
@@ -157,6 +159,26 @@ def test_a_provider_that_hangs_holds_up_nobody(
 def test_a_provider_beyond_loopback_is_asked_by_tls_only(issuer: str, tmp_path: Path, provider: Provider) -> None:
     door = Door.of(tmp_path / "state", SystemClock(), OidcOptions(issuer=issuer, client=CLIENT))
     assert refused(door, provider.token()) == PROVIDER_UNUSABLE.id
+
+
+@pytest.mark.parametrize("how", ["a token of another sign-in", "a stranger on the port first"])
+def test_a_sign_in_takes_only_its_own_token(how: str, provider: Provider) -> None:
+    provider.swaps = how == "a token of another sign-in"
+
+    def browse(url: str) -> None:
+        back = parse_qs(urlsplit(url).query)["redirect_uri"][0]
+
+        def ask() -> None:
+            for each in (f"{back}?code=x&state=%C3%A9", f"{back}?code=x", url):
+                urllib.request.urlopen(each, timeout=30).read()
+
+        threading.Thread(target=ask).start()
+
+    if provider.swaps:
+        with pytest.raises(DrengineError, match="for another sign-in"):
+            sign_in(provider.issuer, CLIENT, None, browse)
+    else:
+        assert sign_in(provider.issuer, CLIENT, None, browse)[0].count(".") == 2
 
 
 def test_a_person_signs_in_with_a_browser_and_a_command_acts_as_him(

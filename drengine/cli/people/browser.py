@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import secrets
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -28,19 +29,31 @@ def sign_in(issuer: str, client: str, cacert: Path | None, show: Callable[[str],
         DrengineError: PROVIDER_UNUSABLE, NOT_SIGNED_IN.
     """
     places = discover(issuer, cacert)
-    verifier, state = secrets.token_urlsafe(48), secrets.token_urlsafe(24)
+    verifier, state, nonce = secrets.token_urlsafe(48), secrets.token_urlsafe(24), secrets.token_urlsafe(16)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     with HTTPServer(("127.0.0.1", 0), _Back) as server:
         back = f"http://127.0.0.1:{server.server_port}/"
         asked = {"response_type": "code", "client_id": client, "redirect_uri": back, "scope": SCOPE, "state": state}
-        asked |= {"code_challenge": challenge, "code_challenge_method": "S256", "nonce": secrets.token_urlsafe(16)}
+        asked |= {"code_challenge": challenge, "code_challenge_method": "S256", "nonce": nonce}
         show(f"{places['authorization_endpoint']}?{urlencode(asked)}")
         code = _wait_for_code(server, state)
     form = {"grant_type": "authorization_code", "code": code, "redirect_uri": back, "client_id": client}
     given = fetch_json(places["token_endpoint"], {**form, "code_verifier": verifier}, cacert=cacert)
-    if not isinstance(given.get("id_token"), str):
+    token = given.get("id_token")
+    if not isinstance(token, str):
         raise DrengineError(NOT_SIGNED_IN, f"{issuer} gave no ID token")
-    return given["id_token"], float(given.get("expires_in") or 300)
+    if _nonce_of(token) != nonce:
+        raise DrengineError(NOT_SIGNED_IN, f"{issuer} gave a token that was made for another sign-in")
+    return token, float(given.get("expires_in") or 300)
+
+
+def _nonce_of(token: str) -> object:
+    """What a token says of the sign-in that it was made for; who believes the token looks at its signature."""
+    try:
+        body = token.split(".")[1]
+        return json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))).get("nonce")
+    except (ValueError, IndexError, AttributeError, RecursionError):
+        return None
 
 
 class _Back(BaseHTTPRequestHandler):
@@ -66,7 +79,7 @@ def _wait_for_code(server: HTTPServer, state: str) -> str:
         server.found = {}  # type: ignore[attr-defined]
         server.handle_request()
         found: dict[str, list[str]] = server.found  # type: ignore[attr-defined]
-        if not hmac.compare_digest("".join(found.get("state", [])), state):
+        if not hmac.compare_digest("".join(found.get("state", [])).encode("utf-8", "replace"), state.encode()):
             continue
         if "code" in found:
             return found["code"][0]
