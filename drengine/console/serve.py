@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -21,7 +23,9 @@ from drengine.console.sockets import PEER, listen_unix, peer_of
 from drengine.failover.daemon import Orchestrator
 from drengine.model.errors import DrengineError
 from drengine.people.passwords import network_of
+from drengine.telemetry.accepting import RETRY_SECONDS, AcceptFailures
 from drengine.transport.credentials import Credentials
+from drengine.transport.endpoints import closing_on_error
 from drengine.transport.files import TlsFiles
 from drengine.transport.tls import public_context
 
@@ -30,6 +34,9 @@ CONNECTIONS_MAX = 64
 PEER_CONNECTIONS_MAX = CONNECTIONS_MAX * 3 // 4
 """Of one address, or one user of this host: a quarter is for others, whatever one does. One request at a time is
 answered on each."""
+STRANGERS_MAX = 64
+"""Connections in the TLS handshake; one beyond takes the place of the oldest one of the address that has most."""
+HANDSHAKE_SECONDS = 10.0
 END_SECONDS = 3
 KEEP_SECONDS = 60
 """An idle connection is kept so long; it makes way for another one before."""
@@ -139,12 +146,59 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the daemon."""
+    """Leaves signals to the daemon. With TLS it accepts by itself: asyncio bounds no handshakes."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._accepting: list[asyncio.Task[None]] = []
+        self._strangers: dict[asyncio.Task[None], str] = {}
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """None."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        own = sockets or [] if self.config.ssl else []
+        await super().startup([each for each in sockets or [] if each not in own])
+        self._accepting = [asyncio.create_task(self._accept(each)) for each in own]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and end what is open."""
+        for task in (*self._accepting, *self._strangers):
+            task.cancel()
+        await asyncio.gather(*self._accepting, *self._strangers, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop, failures = asyncio.get_running_loop(), AcceptFailures(time.monotonic)
+        listening.setblocking(False)
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listening)
+            except OSError as error:
+                failures.note(error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if len(self._strangers) >= STRANGERS_MAX:
+                counts = Counter(self._strangers.values())
+                oldest = max(self._strangers, key=lambda task: counts[self._strangers[task]])
+                del self._strangers[oldest]  # at once: it ends only when this loop has a rest
+                oldest.cancel()
+            task = loop.create_task(self._open(sock))
+            self._strangers[task] = network_of(str(address[0]))
+            task.add_done_callback(lambda task: self._strangers.pop(task, None))
+
+    async def _open(self, sock: socket.socket) -> None:
+        """TLS, and then it is a connection like others."""
+        with contextlib.suppress(OSError), closing_on_error(sock):
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: _Connection(self.config, self.server_state, self.lifespan.state),
+                sock,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            )
 
 
 def _listen(address: Address) -> socket.socket:

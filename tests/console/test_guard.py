@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from drengine.console.guard import BODY_BYTES_MAX
-from drengine.console.serve import CONNECTIONS_MAX, PEER_CONNECTIONS_MAX
+from drengine.console.serve import CONNECTIONS_MAX, PEER_CONNECTIONS_MAX, STRANGERS_MAX
 from drengine.linux.loopback import user_of
 from tests.console.rig import PREFIX, RUNBOOK, Api, served
 from tests.console.tls import issue
@@ -229,6 +229,28 @@ def test_tls_connections_that_do_not_hear_their_end_keep_nobody_out(tmp_path: Pa
         for number in range(3 * CONNECTIONS_MAX):
             stack.enter_context(connected(f"127.0.{number + 1}.1"))
         with connected("127.0.0.1") as talk:
+            talk.sendall(f"GET {PREFIX}/health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert talk.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_handshakes_that_never_end_are_as_many_as_may_be(tmp_path: Path) -> None:
+    """Those beyond are closed, the oldest of the peer that has most first."""
+    with (
+        served(tmp_path / "site", tls=issue(tmp_path / "ca", tmp_path / "tls")) as api,
+        contextlib.ExitStack() as stack,
+    ):
+        context = ssl.create_default_context(cafile=str(tmp_path / "tls/ca.pem"))
+        other = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), 10, ("127.9.9.9", 0)))
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", api.port), 10, ("127.0.0.2", 0)))
+            for _ in range(3 * STRANGERS_MAX)
+        ]
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", api.port), 10), server_hostname="localhost"):
+            pass  # it came last: the others are accepted by now
+        for each in silent[: 2 * STRANGERS_MAX]:
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+        with context.wrap_socket(other, server_hostname="localhost") as talk:
             talk.sendall(f"GET {PREFIX}/health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert talk.recv(100).startswith(b"HTTP/1.1 200")
 
