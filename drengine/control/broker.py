@@ -134,6 +134,7 @@ class EmbeddedBroker:
                 continue
             strangers = [task for task, is_known in self._sessions.items() if not is_known]
             if len(strangers) >= STRANGERS_MAX:
+                del self._sessions[strangers[0]]  # at once: it ends only when this loop has a rest
                 strangers[0].cancel()  # the oldest, who had said nothing
             session = loop.create_task(self._session(accepted))
             self._sessions[session] = False

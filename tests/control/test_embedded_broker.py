@@ -21,7 +21,7 @@ import pytest
 from drengine.config import Address
 from drengine.control import broker as broker_module
 from drengine.control import clients as clients_module
-from drengine.control.broker import EmbeddedBroker
+from drengine.control.broker import STRANGERS_MAX, EmbeddedBroker
 from drengine.control.config import BrokerOptions
 from drengine.control.message import PACKET_BYTES_MAX, Message
 from drengine.control.messages import Verb
@@ -336,6 +336,17 @@ async def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path) -> N
         with silent(broker.address.port, 300):
             async with orchestrator(options) as agents, party(options, Worker(tmp_path)):
                 await until(lambda: agents.is_online("shop"))
+
+
+async def test_connections_that_say_nothing_are_as_many_as_may_be() -> None:
+    """Also where they come faster than those that make way end."""
+    async with listening(None) as broker:
+        with contextlib.ExitStack() as stack:
+            address = ("127.0.0.1", broker.address.port)
+            crowd = [stack.enter_context(socket.create_connection(address, 5)) for _ in range(3 * STRANGERS_MAX)]
+            for each in crowd[: 2 * STRANGERS_MAX]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert each.recv(1) == b""
 
 
 async def test_one_identity_has_not_all_places() -> None:
