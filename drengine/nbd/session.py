@@ -99,7 +99,9 @@ class Service:
         if len(self.handshakes) > self.limits.handshakes_max:
             held = Counter(each.party for each in self.handshakes)
             most = max(held, key=lambda party: held[party])
-            next(each for each in self.handshakes if each.party == most).abort("crowded")
+            oldest = next(each for each in self.handshakes if each.party == most)
+            del self.handshakes[oldest]  # at once: the loop tells it of its end later
+            oldest.abort("crowded")
 
 
 def _call_soon(call: Callable[[], None]) -> None:

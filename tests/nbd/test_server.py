@@ -335,6 +335,18 @@ async def test_who_says_nothing_keeps_nobody_out_and_loses_his_own_place_first(d
     await server.close(1)
 
 
+async def test_silent_sockets_that_come_all_at_once_are_as_many_as_may_be(disk: Path) -> None:
+    """The server sees them all before the end of any: the same one made way again and again."""
+    server = NbdServer(FileProvider({"disk": disk}), limits=NbdLimits(handshakes_max=4))
+    address = await server.start_tcp("127.0.0.1")
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(address, 5))  # without letting the loop run
+        await until(lambda: server.stats.ended["crowded"] == 36)
+        assert server.connections == 4
+    await server.close(1)
+
+
 @pytest.mark.fault(36, 38)
 @pytest.mark.parametrize(
     ("garbage", "reason"),
