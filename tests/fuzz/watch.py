@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,16 @@ LOOK_SECONDS = 0.25
 
 @dataclass
 class Seen:
-    """Of one daemon: how much at most, and how much now."""
+    """Of one daemon: how much at most, and what it has open now, sockets and all.
+
+    Attributes:
+        open: by what it is: a folder of the store, `socket`, `anon_inode` and the like.
+    """
 
     resident_bytes_max: int = 0
     descriptors_max: int = 0
-    descriptors: int = 0
+    sockets: int = 0
+    open: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,16 +55,25 @@ class Watch:
             seen = self.seen.setdefault(name, Seen())
             try:
                 status = Path(f"/proc/{number}/status").read_text().splitlines()
-                seen.descriptors = len(list(Path(f"/proc/{number}/fd").iterdir()))
+                found = Counter(_kind(each) for each in Path(f"/proc/{number}/fd").iterdir())
             except OSError:
                 continue
+            seen.open, seen.sockets = dict(found), found["socket"]
             resident = next((int(line.split()[1]) << 10 for line in status if line.startswith("VmRSS")), 0)
             seen.resident_bytes_max = max(seen.resident_bytes_max, resident)
-            seen.descriptors_max = max(seen.descriptors_max, seen.descriptors)
+            seen.descriptors_max = max(seen.descriptors_max, found.total())
 
     def _go_on(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
             self.look()
+
+
+def _kind(descriptor: Path) -> str:
+    try:
+        to = str(descriptor.readlink())
+    except OSError:
+        return "gone"
+    return Path(to).parent.name if to.startswith("/") else to.partition(":")[0]
 
 
 @dataclass(frozen=True)
