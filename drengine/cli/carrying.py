@@ -1,6 +1,6 @@
 """Carrying a run out in sight of people, and all other work with an engine's orders.
 
-The commands only parse and show: `drengine.failover.orders` decides. It is imported here, when a command has been
+The commands only parse and show: `drengine.failover.orders` decides. What it needs is imported when a command has been
 understood, so that `--help` waits for neither numpy nor a database.
 """
 
@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from drengine.cli.acting import acting_person, place_of, running_door, token_for
 from drengine.cli.live import view
 from drengine.cli.run_options import LookOptions, OrderOptions, PlanOptions
 from drengine.failover.run import Outcome
-from drengine.process.signals import ask_on_signals
 from drengine.terminal import emit_json, human_duration, note
 
 if TYPE_CHECKING:
-    from drengine.console.client import RemoteOrders
+    from drengine.cli.desk import Desk
     from drengine.failover.answers import RunDetail
-    from drengine.failover.orders import Orders
     from drengine.failover.run import RunRecord
-
-    Desk = Orders | RemoteOrders
-    """Where orders are given: in this process, or to an orchestrator that runs."""
 
 T = TypeVar("T")
 
@@ -45,45 +37,9 @@ def ask(options: LookOptions | PlanOptions, question: Callable[[Desk], T], *, he
 
 
 def _at_desk(options: LookOptions | PlanOptions, work: Callable[[Desk], Awaitable[T]], *, here: bool = False) -> T:
-    """Do the work with the orchestrator that is named, or that runs here; otherwise with an engine opened for it.
+    from drengine.cli.desk import at_desk  # noqa: PLC0415 - as the module says
 
-    An interrupt ends it as soon as what can't be left alone is through; a second one at once. The run's journal knows
-    how far it is in either case.
-    """
-    from drengine.failover import config, orders  # noqa: PLC0415 - as the module says
-
-    async def run() -> T:
-        address = options.url
-        if not address:
-            loaded = config.load_orchestrator_config(options.config, options.given())
-            address = "" if here else running_door(loaded.socket_path)
-        _end_on_signals(asyncio.current_task(), elsewhere=bool(address))
-        if address:
-            from drengine.console.client import Client, RemoteOrders  # noqa: PLC0415 - as the module says
-
-            place = address if options.url else place_of(loaded.state)
-            return await work(RemoteOrders(Client(address, token=token_for(place), cacert=options.cacert)))
-        async with orders.open_orders(loaded, partial(acting_person, loaded.state)) as opened:
-            return await work(opened)
-
-    try:
-        return asyncio.run(run())
-    except asyncio.CancelledError as error:
-        raise KeyboardInterrupt from error
-
-
-def _end_on_signals(task: asyncio.Task[Any] | None, *, elsewhere: bool) -> None:
-    def end() -> None:
-        note(
-            "the orchestrator goes on; `drengine abort RUN` ends the run"
-            if elsewhere
-            else "ending; `drengine run resume RUN` goes on. Again: at once"
-        )
-        if task is not None:
-            task.cancel()
-
-    with suppress(ValueError, RuntimeError):  # not the main thread
-        ask_on_signals(end, insist=True)
+    return at_desk(options, work, here=here)
 
 
 def carry_out(

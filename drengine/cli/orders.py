@@ -13,7 +13,7 @@ from drengine.terminal import emit_json, note
 from drengine.terminal.options import grouped
 
 if TYPE_CHECKING:
-    from drengine.cli.carrying import Desk
+    from drengine.cli.desk import Desk
     from drengine.failover.answers import RunDetail
     from drengine.failover.run import Request, RunRecord
 

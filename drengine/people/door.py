@@ -6,16 +6,21 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drengine.audit import FOLDER, AuditLog, Refusals
+from drengine.config import BAD_CONFIG
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.people.accounts import LOGIN, PROGRAM, TOKEN_PREFIX, Accounts, Token
 from drengine.people.local import person_of_user
-from drengine.people.oidc import OidcOptions, Provider
+from drengine.people.oidc import OidcOptions
 from drengine.people.passwords import Passwords
 from drengine.people.roles import Person
+
+if TYPE_CHECKING:
+    from drengine.people.provider import Provider
 
 FILE = "people.json"
 """In the orchestrator's state directory."""
@@ -41,7 +46,7 @@ class Door:
         """
         make_directory(state)
         accounts, audit = Accounts(state / FILE, clock), AuditLog.open(state / FOLDER, clock=clock)
-        provider = Provider(oidc, clock) if oidc and oidc.issuer else None
+        provider = _provider(oidc, clock) if oidc and oidc.issuer else None
         refusals, owner = Refusals(audit, clock=clock), state.stat().st_uid
         return Door(accounts, Passwords(accounts, clock), owner, audit, refusals, provider)
 
@@ -96,3 +101,12 @@ class Door:
         except DrengineError as error:
             self.refusals.note(who=who, did=did, on=on, error=error.kind.id)
             raise
+
+
+def _provider(oidc: OidcOptions, clock: Clock) -> Provider:
+    try:
+        from drengine.people.provider import Provider  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        message, hint = "[oidc] needs the extra `oidc`", "Install drengine[oidc]."
+        raise DrengineError(BAD_CONFIG, message, hint=hint) from error
+    return Provider(oidc, clock)

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from drengine import __version__
 from drengine.model.errors import DrengineError, error_kind
+from drengine.terminal.failure import kept_traceback
 from drengine.terminal.output import write_output
 from drengine.terminal.streams import harmless, printable, safe_streams, styled
 
@@ -155,8 +156,6 @@ def _run(commands: typer.Typer, arguments: Sequence[str]) -> int:
             raise
         return BROKEN_PIPE_EXIT_CODE
     except Exception as error:  # noqa: BLE001 (the last resort: a person gets a line, the traceback goes to a file)
-        from drengine.terminal.failure import kept_traceback  # noqa: PLC0415 - only what fails pays for it
-
         message = f"{type(error).__name__}: {error}"
         return _tell(arguments, INTERNAL.id, message, f"Please report it with {kept_traceback()}.", INTERNAL.exit_code)
     return result if isinstance(result, int) else 0

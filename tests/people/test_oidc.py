@@ -20,7 +20,8 @@ from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.people.door import Door
 from drengine.people.errors import NOT_SIGNED_IN, PROVIDER_UNUSABLE
-from drengine.people.oidc import ASK_SECONDS, OidcOptions
+from drengine.people.oidc import OidcOptions
+from drengine.people.provider import ASK_SECONDS
 from drengine.people.roles import Person, Role
 from drengine.terminal import main
 from tests.clock import ManualClock

@@ -81,7 +81,7 @@ def test_for_a_script_a_failure_is_one_json_object_on_standard_error(capsys: pyt
 def test_an_unexpected_failure_is_a_line_and_a_file_never_a_traceback(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("DRENGINE_DEBUG", raising=False)
     assert main(program(), ["crash"]) == 125
     err = capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_an_unexpected_failure_is_a_line_and_a_file_never_a_traceback(
 def test_an_unexpected_failure_is_told_even_where_no_file_can_be_written(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
     assert main(program(), ["crash", "--json"]) == 125
     assert json.loads(capsys.readouterr().err)["error"] == "internal"
 
