@@ -44,7 +44,7 @@ CRL_SECONDS = 365 * DAY_SECONDS
 FORGOTTEN_SECONDS = 90 * DAY_SECONDS
 """So long after its end a certificate or a token leaves the index."""
 CERTIFICATE_FILE, CRL_FILE = "ca.pem", "crl.pem"
-LIVING_MAX = 16
+LIVING_MAX = 64
 """Certificates of one identity that are valid and that its host asked for: each is a line of the index."""
 _CAS_MAX = 2
 """One replaces another; a third begins when that is through."""
