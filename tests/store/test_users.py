@@ -14,6 +14,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.store.leases import LOCKS_DIRECTORY, Position, leased_positions
 from drengine.store.store import Store
+from drengine.target.config import TargetConfig
 from drengine.target.daemon import open_expected
 from tests.clock import ManualClock
 from tests.store.harness import TINY, Source, scratch, tiny_store
@@ -190,7 +191,7 @@ def test_a_target_makes_no_store_where_there_is_none(tmp_path, made):
     if made:
         (tmp_path / "store").mkdir()
     with pytest.raises(DrengineError, match=r"\[not-a-store\]") as error:
-        open_expected(tmp_path / "store", "", ManualClock())
+        open_expected(TargetConfig(store=tmp_path / "store"), ManualClock())
     assert "mounted" in error.value.kind.hint and "drengine target init" in error.value.kind.hint
     assert (tmp_path / "store").exists() == made and not list(tmp_path.glob("store/*"))
 
@@ -200,10 +201,10 @@ def test_a_target_refuses_another_store_than_the_expected_one(tmp_path):
     with Store.create(tmp_path / "a") as store:
         expected = store.identity.hex()
     Store.create(tmp_path / "b").close()
-    with open_expected(tmp_path / "a", expected.upper(), ManualClock()) as store:
+    with open_expected(TargetConfig(store=tmp_path / "a", store_id=expected.upper()), ManualClock()) as store:
         assert store.identity.hex() == expected
     with pytest.raises(DrengineError, match=r"\[wrong-store\]"):
-        open_expected(tmp_path / "b", expected, ManualClock())
+        open_expected(TargetConfig(store=tmp_path / "b", store_id=expected), ManualClock())
 
 
 def test_a_store_may_be_made_at_the_root_of_an_ext4(tmp_path):
