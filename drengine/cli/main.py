@@ -321,7 +321,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "broker": Command(
         "drengine.cli.broker",
-        "Run an MQTT broker on loopback until interrupted. It keeps nobody apart; for more machines use Mosquitto.",
+        "Run an MQTT broker until interrupted, which keeps parties apart by their identities. Nothing is kept on disk.",
     ),
 }
 

@@ -44,7 +44,6 @@ PARTIES = (
     ("host/recovery-1",),
     ("orchestrator/orchestrator",),
 )
-DEPLOYED = Path(__file__).parent.parent.parent / "deploy" / "mosquitto"
 
 TARGET = """store = "{folder}/store"
 listen = "{services}:7440"
@@ -192,17 +191,18 @@ def write_files(hosts: Hosts, device: str) -> None:
     values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device}
     for name, text in (("target", TARGET), ("agent", AGENT), ("standby", STANDBY), ("orchestrator", ORCHESTRATOR)):
         (folder / f"{name}.toml").write_text(text.format(**values))
-    text = (DEPLOYED / "drengine.conf").read_text()
-    for deployed, here in (
+    hosts.drengine("ca", "crl", "--ca", "ca")
+    (tls / "broker/crl.pem").write_bytes((folder / "ca/crl.pem").read_bytes())
+    hosts.run(
+        "drengine.cli.main", "mosquitto", "write", "--ca", "ca", "--to", "mosquitto", "--place", str(tls / "broker")
+    )
+    text = (folder / "mosquitto/drengine.conf").read_text()
+    for written, here in (
         ("listener 8883", f"user root\nlistener 8883 {SERVICES}"),
-        ("/etc/mosquitto/drengine/ca.pem", f"{tls}/broker/ca.pem"),
-        ("/etc/mosquitto/drengine/broker.pem", f"{tls}/broker/certificate.pem"),
-        ("/etc/mosquitto/drengine/broker.key", f"{tls}/broker/key.pem"),
-        ("/etc/mosquitto/conf.d/drengine.acl", str(DEPLOYED / "drengine.acl")),
         ("/var/lib/mosquitto/", f"{folder}/"),
     ):
-        assert deployed in text
-        text = text.replace(deployed, here)
+        assert written in text
+        text = text.replace(written, here)
     (folder / "mosquitto.conf").write_text(text)
     python = [sys.executable, "-m"]
     there, back = str(hosts.recovered), str(hosts.home)

@@ -25,8 +25,10 @@ from drengine.failover.run import Outcome, RunState, Status
 from drengine.failover.runbook.values import Mode
 from drengine.failover.steps.errors import BAD_REFERENCE
 from drengine.model.clock import SystemClock
+from drengine.people.door import Door
 from tests.failover.engine.test_engine import begin
 from tests.failover.engine.world import World
+from tests.persons import ANN
 
 SECRET = "corr3ct-h0rse+battery"
 SHA256 = hashlib.sha256(SECRET.encode()).hexdigest()
@@ -95,7 +97,7 @@ class Place:
         registry = Registry.open(f"sqlite:///{self.tmp_path}/state/registry.sqlite", clock=SystemClock(), audit=audit)
         config = OrchestratorConfig(store=self.world.path, state=self.tmp_path / "state")
         site = replace(self.world.site(), drivers={"command": CommandDriver()}, directory=config.instances)
-        return Engine(config, registry, site, NoAgents(), "here")
+        return Engine(config, registry, site, NoAgents(), "here", Door.of(config.state, SystemClock()))
 
     def book(self, steps: str, *, reference: str = "${env:DR_SECRET}") -> str:
         text = BOOK.replace("REFERENCE", reference).replace("@@", str(self.tmp_path)) + steps
@@ -138,7 +140,7 @@ async def test_a_run_that_another_process_goes_on_with_finds_the_secret_again(
     assert run.state is RunState.WAITING
     first.registry.close()
     second = place.engine()
-    Orders(second).approve(run.id, "ann")
+    Orders(second, ANN).approve(run.id)
     ended = await second.execute(run)
     failed = [
         (each.step.id, each.message, each.output)
