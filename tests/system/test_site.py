@@ -193,9 +193,9 @@ def write_files(hosts: Hosts, device: str) -> None:
         (folder / f"{name}.toml").write_text(text.format(**values))
     hosts.drengine("ca", "crl", "--ca", "ca")
     (tls / "broker/crl.pem").write_bytes((folder / "ca/crl.pem").read_bytes())
-    hosts.run(
-        "drengine.cli.main", "mosquitto", "write", "--ca", "ca", "--to", "mosquitto", "--place", str(tls / "broker")
-    )
+    (folder / "mosquitto").mkdir()
+    places = ("--ca", folder / "ca", "--to", folder / "mosquitto", "--place", tls / "broker")
+    run(sys.executable, "-m", "drengine.cli.main", "mosquitto", "write", *places)
     text = (folder / "mosquitto/drengine.conf").read_text()
     for written, here in (
         ("listener 8883", f"user root\nlistener 8883 {SERVICES}"),
