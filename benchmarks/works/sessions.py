@@ -1,4 +1,4 @@
-"""Sessions: how many agents a second are let in, with identities and without, beside bare handshakes."""
+"""Sessions: how many agents a second are let in, whose identities are required, beside bare handshakes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,6 @@ def measure(bench: Bench) -> list[Table]:
     files = _certificates(bench.fresh("sessions-ca"), 1 + AT_ONCE)
     contestants = [
         Contestant("mutual TLS, identities required", partial(_ours, bench, files, count), ours=True),
-        Contestant("plain, on loopback", partial(_ours, bench, None, count), ours=True),
         Contestant("asyncio's mutual TLS, one byte there and back", partial(_bare, bench, files, count)),
     ]
     return [
@@ -85,14 +84,13 @@ def _certificates(folder: Path, count: int) -> list[TlsFiles]:
     return made
 
 
-def _ours(bench: Bench, files: list[TlsFiles] | None, count: int) -> Measured:
+def _ours(bench: Bench, files: list[TlsFiles], count: int) -> Measured:
     with bench.site(bench.fresh("sessions")) as place:
-        tls = {"certificate": files[0].certificate, "key": files[0].key, "ca": files[0].ca} if files else {}
-        more = {"identities": "required"} if files else {}
-        target = place.start_target(tls={**{name: str(path) for name, path in tls.items()}, **more})
+        tls = {"certificate": files[0].certificate, "key": files[0].key, "ca": files[0].ca}
+        target = place.start_target(tls={name: str(path) for name, path in tls.items()} | {"identities": "required"})
         clock = SystemClock()
 
-        async def open_one(number: int, context: ssl.SSLContext | None) -> None:
+        async def open_one(number: int, context: ssl.SSLContext) -> None:
             async def dial() -> FramedStream:
                 return await connect(HOST, target.port, networks=DataNetworks.parse([]), tls=context)
 
@@ -116,7 +114,7 @@ def _bare(bench: Bench, files: list[TlsFiles], count: int) -> Measured:
                 return True
             return False
 
-        async def open_one(number: int, context: ssl.SSLContext | None) -> None:
+        async def open_one(number: int, context: ssl.SSLContext) -> None:
             reader, writer = await asyncio.open_connection(HOST, port, ssl=context, server_hostname=HOST)
             writer.write(b"x")
             await reader.readexactly(1)
@@ -131,14 +129,12 @@ def _bare(bench: Bench, files: list[TlsFiles], count: int) -> Measured:
         server.wait()
 
 
-async def _rate(
-    open_one: Callable[[int, ssl.SSLContext | None], Awaitable[None]], files: list[TlsFiles] | None, count: int
-) -> float:
+async def _rate(open_one: Callable[[int, ssl.SSLContext], Awaitable[None]], files: list[TlsFiles], count: int) -> float:
     """Each source opens one session after another; all of them together a second."""
     left = iter(range(count))
 
     async def one_source(number: int) -> None:
-        context = client_context(files[number]) if files else None
+        context = client_context(files[number])
         for _ in left:
             await open_one(number, context)
 
