@@ -11,7 +11,10 @@ import multiprocessing
 import os
 import secrets
 import signal
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,10 @@ from tests.persons import BOB
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.failover.engine.kill"])
+ONE_READER = threading.Lock()
+"""A process that starts also asks how all the others ended (multiprocessing does that). Of two threads that read the
+same pipe, one finds it empty and takes the process for one that ended with 255."""
+
 NEVER = 1 << 30
 SECONDS_MAX = 60.0
 
@@ -148,13 +155,22 @@ def begin_run(registry: Registry, mode: Mode, book: Runbook, options: dict[str, 
 
 
 def _process(directory: Path, run: str, book: Runbook, position: int) -> int:
-    process = PROCESSES.Process(target=orchestrate, args=(directory, run, book, position))
-    process.start()
-    process.join(SECONDS_MAX)
-    if process.exitcode is None:
-        process.kill()
-        raise AssertionError("the orchestrator hangs")
-    return process.exitcode
+    return life(orchestrate, directory, run, book, position)
+
+
+def life(target: Callable[..., None], *arguments: Any) -> int:
+    """Lets a process live, and returns how it ended. Threads may call this at the same time."""
+    process = PROCESSES.Process(target=target, args=arguments)
+    with ONE_READER:
+        process.start()
+    ended = wait([process.sentinel], SECONDS_MAX)
+    with ONE_READER:
+        if not ended:
+            process.kill()
+            raise AssertionError("the process hangs")
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
 
 
 def _state(world: World, registry: Registry, run: str, back: bool) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from drengine.failover.runbook.values import Mode
-from tests.failover.engine.kill import story
+from tests.failover.engine.kill import life, story
 from tests.failover.engine.race import race
 
 STORIES_AT_ONCE = 4
@@ -34,6 +37,22 @@ def test_killed_at_every_position_a_run_ends_as_if_it_had_never_been(tmp_path: P
 
     with ThreadPoolExecutor(STORIES_AT_ONCE) as pool:
         list(pool.map(killed_at, range(2 * peace.entries)))
+
+
+def test_how_a_process_ended_is_read_right_while_other_threads_start_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, slow = forkserver.read_signed, set[int]()
+
+    def read_slowly(pipe: int) -> int:
+        """Lets whoever else reads the same pipe overtake."""
+        if pipe not in slow:
+            slow.add(pipe)
+            time.sleep(0.02)
+            slow.discard(pipe)
+        return read(pipe)
+
+    monkeypatch.setattr(forkserver, "read_signed", read_slowly)
+    with ThreadPoolExecutor(STORIES_AT_ONCE) as pool:
+        assert set(pool.map(lambda code: life(sys.exit, code), [7] * 40)) == {7}
 
 
 @pytest.mark.fault(43)
