@@ -117,14 +117,16 @@ class Webhook:
         told = {"log": message.log, "number": message.number, "hash": message.hash, "at": message.at, "host": host}
         headers = {"Content-Type": "application/json", **self._authorization()}
         connection = self._connection()
-        limit = threading.Timer(ANSWER_SECONDS, _break_off, (connection,))
+        late = threading.Event()
+        limit = threading.Timer(ANSWER_SECONDS, _break_off, (connection, late))
         limit.start()
         try:
+            connection.connect()
+            _check_time(late)  # without a connection there was nothing to break off
             target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
             connection.request("POST", target, json.dumps(told), headers)
             status = connection.getresponse().status
-            if limit.finished.is_set():
-                raise OSError("it takes too long to answer")
+            _check_time(late)
         except http.client.HTTPException as error:
             raise OSError(f"it does not answer as a web server does: {error!r}") from error
         finally:
@@ -160,7 +162,13 @@ def sinks_of(options: AuditOptions) -> list[Sink]:
     return found
 
 
-def _break_off(connection: http.client.HTTPConnection) -> None:
+def _break_off(connection: http.client.HTTPConnection, late: threading.Event) -> None:
+    late.set()  # first: an answer that is cut off in its headers looks whole
     if connection.sock is not None:
         with contextlib.suppress(OSError):  # it has ended by itself
             connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _check_time(late: threading.Event) -> None:
+    if late.is_set():
+        raise OSError("it takes too long to answer")

@@ -142,10 +142,23 @@ class Engine:
             for source in set(run.sources) & set(said):
                 self.registry.note_report(said[source])
 
-    def snapshot(self, run: str, subject: Subject | None = None) -> Snapshot:
-        """How far a run is, from its journal; `subject`: to know about approvals, too."""
-        asked = self.registry.requests(run)
-        return observe(self.registry.entries(run), asked, (), self.site.clock.now_ns(), subject=subject)
+    def snapshot(self, run: str) -> Snapshot:
+        """How far a run is, from its journal, without its approvals."""
+        _, entries, asked = self.registry.run_with_past(run)
+        return observe(entries, asked, (), self.site.clock.now_ns())
+
+    def look(self, run: str) -> tuple[RunRecord, Snapshot, Subject]:
+        """A run, how far it is, and what its approvals are about, as of one moment.
+
+        Read one after the other, a run that had ended and is rolled back since would seem to have ended with that
+        rollback decided, and nothing asked of it any more.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN.
+        """
+        record, entries, asked = self.registry.run_with_past(run)
+        subject = self.subject_of(record)
+        return record, observe(entries, asked, (), self.site.clock.now_ns(), subject=subject), subject
 
     def with_launches(self, options: RunOptions, mode: Mode, book: Runbook) -> RunOptions:
         """The options, with what runs now on each source's promoted branch.

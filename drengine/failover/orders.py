@@ -29,7 +29,7 @@ from drengine.failover.answers import (
     run_detail,
     validation,
 )
-from drengine.failover.approvals import Subject, asked_steps, may_approve, may_force
+from drengine.failover.approvals import asked_steps, may_approve, may_force
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.hydrated import current_hydration
 from drengine.failover.engine import Engine, open_engine
@@ -148,7 +148,7 @@ class Orders:
                 SELF_APPROVAL, APPROVAL_STALE.
         """
         permit(self.who, Action.APPROVE)
-        run, snapshot, subject = self._examine(id)
+        run, snapshot, subject = self.engine.look(id)
         waiting = [each.step for each in snapshot.steps if each.step.kind is APPROVAL and each.status is Status.WAITING]
         open_ = [each for each in waiting if each.id not in snapshot.approvals]
         asked = asked_steps([each.step for each in snapshot.steps], subject)
@@ -294,7 +294,7 @@ class Orders:
         Raises:
             DrengineError: UNKNOWN_RUN.
         """
-        run, snapshot, _ = self._examine(id)
+        run, snapshot, _ = self.engine.look(id)
         return run_detail(run, replace(snapshot, steps=tuple(self._now(each) for each in snapshot.steps)))
 
     def _now(self, state: StepState) -> StepState:
@@ -360,9 +360,6 @@ class Orders:
             kind, message, hint=_what_now(run) if kind is RUN_FAILED else kind.hint.replace("RUN", run.run)
         )
 
-    def _look(self, id: str) -> tuple[RunRecord, Snapshot]:
-        return self._examine(id)[:2]
-
     def _look_as(self, id: str) -> tuple[RunRecord, Snapshot]:
         """A run that is to be changed.
 
@@ -370,7 +367,7 @@ class Orders:
             DrengineError: NOT_PERMITTED, UNKNOWN_RUN.
         """
         permit(self.who, Action.LOOK)
-        run, snapshot = self._look(id)
+        run, snapshot, _ = self.engine.look(id)
         permit(self.who, _action(run.mode))
         return run, snapshot
 
@@ -383,17 +380,12 @@ class Orders:
                 raise
             return False
 
-    def _examine(self, id: str) -> tuple[RunRecord, Snapshot, Subject]:
-        run = self.engine.registry.run(id)
-        subject = self.engine.subject_of(run)
-        return run, self.engine.snapshot(id, subject), subject
-
     def _examined(self, text: str) -> Examined:
         site = self.engine.site
         return examine(text, sources=[each.name for each in site.store.sources()], drivers=site.drivers)
 
     def _check_commit(self, id: str) -> None:
-        run, snapshot = self._look(id)
+        run, snapshot, _ = self.engine.look(id)
         if run.mode not in FORWARD or run.outcome is not Outcome.COMPLETED or run.state is not RunState.FINISHED:
             what = f"{run.mode.value}, {run.state.value} {run.outcome.value}".strip()
             raise DrengineError(RUN_STATE, f"only a completed failover or migration can be committed; {id} is: {what}")

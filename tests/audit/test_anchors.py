@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import http.server
 import json
 import socket
@@ -156,8 +157,15 @@ def test_a_webhook_over_tls_is_who_its_certificate_says(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the sender goes on before whoever broke it off does: headers that end early are well-formed."""
     monkeypatch.setattr("drengine.audit.sinks.ANSWER_SECONDS", 0.5)
-    stopping = threading.Event()
+    stopping, told = threading.Event(), threading.Event()
+    shutdown = socket.socket.shutdown
+
+    def shut_and_linger(self: socket.socket, how: int) -> None:
+        shutdown(self, how)
+        if isinstance(threading.current_thread(), threading.Timer):
+            told.wait(30)
 
     class Drip(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -168,10 +176,31 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
                 except OSError:
                     return
 
+    monkeypatch.setattr(socket.socket, "shutdown", shut_and_linger)
     with serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip)) as server:
-        with pytest.raises(OSError):
-            Webhook(f"http://127.0.0.1:{server.server_address[1]}/", None, None).send(MESSAGE)
-        stopping.set()
+        try:
+            with pytest.raises(OSError, match="too long"):
+                Webhook(f"http://127.0.0.1:{server.server_address[1]}/", None, None).send(MESSAGE)
+        finally:
+            told.set()
+            stopping.set()
+
+
+def test_a_connection_that_took_all_the_time_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would break it off any more."""
+    monkeypatch.setattr("drengine.audit.sinks.ANSWER_SECONDS", 0.0)
+    connect = http.client.HTTPConnection.connect
+
+    def late(self: http.client.HTTPConnection) -> None:
+        for each in threading.enumerate():
+            if isinstance(each, threading.Timer):
+                each.join()
+        connect(self)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", late)
+    with serving(Web()) as web, pytest.raises(OSError, match="too long"):
+        Webhook(web.url, None, None).send(MESSAGE)
+    assert web.bodies == []
 
 
 def record(log: AuditLog, count: int = 1) -> None:

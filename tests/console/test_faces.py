@@ -287,7 +287,7 @@ def differences(typed: Any, sent: Any, at: str = "$") -> list[str]:
 def filled(text: str, api: Api, run: str) -> str:
     """A word of an action, in a world."""
     if text == "DIGEST":
-        return api.engine.snapshot(run, api.engine.subject_of(api.engine.registry.run(run))).digest
+        return api.engine.look(run)[1].digest
     return text.replace("RUN", run)
 
 

@@ -163,6 +163,15 @@ class Registry:
         with self._database.reading() as connection:
             return _find(connection, id)
 
+    def run_with_past(self, id: str) -> tuple[RunRecord, list[JournalEntry], list[Request]]:
+        """A run, its journal and what was asked of it, as of one moment.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN.
+        """
+        with self._database.reading() as connection:
+            return _find(connection, id), _entries(connection, id), _requests(connection, id)
+
     def runs(
         self,
         *,
@@ -278,19 +287,8 @@ class Registry:
 
     def entries(self, run: str, after: int = 0) -> list[JournalEntry]:
         """A run's journal behind a number, in order."""
-        chosen = select(journal).where(journal.c.run == run, journal.c.seq > after).order_by(journal.c.seq)
         with self._database.reading() as connection:
-            return [
-                JournalEntry(
-                    step=row["step"],
-                    event=Event(row["event"]),
-                    attempt=row["attempt"],
-                    at_ns=row["at_ns"],
-                    payload=msgspec.json.decode(row["payload"]),
-                    seq=row["seq"],
-                )
-                for row in connection.execute(chosen).mappings()
-            ]
+            return _entries(connection, run, after)
 
     # Leases
 
@@ -344,12 +342,8 @@ class Registry:
 
     def requests(self, run: str, after: int = 0) -> list[Request]:
         """What people asked of a run, behind a number, in order."""
-        chosen = select(requests).where(requests.c.run == run, requests.c.seq > after).order_by(requests.c.seq)
         with self._database.reading() as connection:
-            rows = connection.execute(chosen).mappings().all()
-        return [
-            Request(**{**row, "kind": RequestKind(row["kind"]), "roles": tuple(row["roles"].split())}) for row in rows
-        ]
+            return _requests(connection, run, after)
 
     # Parties
 
@@ -460,6 +454,27 @@ def _append(connection: Connection, run: str, entry: JournalEntry) -> int:
     seq = _next(connection, journal.c.seq, journal.c.run == run)
     connection.execute(insert(journal).values(seq=seq, **row))
     return seq
+
+
+def _entries(connection: Connection, run: str, after: int = 0) -> list[JournalEntry]:
+    chosen = select(journal).where(journal.c.run == run, journal.c.seq > after).order_by(journal.c.seq)
+    return [
+        JournalEntry(
+            step=row["step"],
+            event=Event(row["event"]),
+            attempt=row["attempt"],
+            at_ns=row["at_ns"],
+            payload=msgspec.json.decode(row["payload"]),
+            seq=row["seq"],
+        )
+        for row in connection.execute(chosen).mappings()
+    ]
+
+
+def _requests(connection: Connection, run: str, after: int = 0) -> list[Request]:
+    chosen = select(requests).where(requests.c.run == run, requests.c.seq > after).order_by(requests.c.seq)
+    rows = connection.execute(chosen).mappings()
+    return [Request(**{**row, "kind": RequestKind(row["kind"]), "roles": tuple(row["roles"].split())}) for row in rows]
 
 
 def _next(connection: Connection, column: Any, where: Any) -> int:

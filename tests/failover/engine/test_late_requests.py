@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
+from sqlalchemy import event
 
 from drengine.control.agents import NoAgents
 from drengine.failover.config import OrchestratorConfig
@@ -15,7 +21,7 @@ from drengine.failover.engine import Engine
 from drengine.failover.orders import Orders
 from drengine.failover.registry import Registry
 from drengine.failover.registry.errors import LEASE_HELD
-from drengine.failover.run import Event, Outcome, RequestKind, RunState
+from drengine.failover.run import Event, Outcome, RequestKind, RunRecord, RunState, Status
 from drengine.failover.runbook.values import Mode, Step
 from drengine.failover.steps.approval import Approval
 from drengine.model.clock import SystemClock
@@ -27,6 +33,8 @@ from tests.failover.engine.runs import create, executor, seen
 from tests.failover.engine.world import World, runbook
 from tests.persons import BOB
 
+STATEMENTS_MAX = 12
+"""More than show a run."""
 ASK = Step(actions={"approval": Approval(prompt="Go?")})
 FAILING = RUNBOOK + "    then:\n      - command: ['false']\n        name: by-hand\n"
 
@@ -144,3 +152,55 @@ async def test_a_commit_and_a_rollback_at_once_are_one_of_the_two(engine: Engine
     with pytest.raises(DrengineError, match="bob has asked for the rollback"):
         orders.commit(run.id)
     assert (await engine.execute(run)).outcome is Outcome.ROLLED_BACK
+
+
+async def test_whoever_looks_on_never_takes_a_run_for_ended_that_is_rolled_back(engine: Engine) -> None:
+    """The whole rollback happens between any two of the statements by which a run is looked at."""
+    orders = Orders(engine, BOB)
+    orders.keep("shop", RUNBOOK)
+    fired = []
+    for place in range(1, STATEMENTS_MAX):
+        run = orders.begin(Mode.FAILOVER, "shop")
+        await engine.execute(run)
+        orders.rollback(run.id)
+        with ahead_of_statement(place, partial(execute_here, engine, run)) as after:
+            shown = await asyncio.to_thread(orders.show, run.id)
+        fired.append(after.is_set())
+        if shown.state is RunState.FINISHED and not shown.asked:  # as RemoteOrders.carry_out decides
+            assert shown.outcome is Outcome.ROLLED_BACK, place
+            assert {each.status for each in shown.steps} <= {Status.DONE, Status.SKIPPED}, place
+        else:
+            assert (shown.outcome, shown.asked) == (Outcome.COMPLETED, True), place
+        if not after.is_set():
+            await engine.execute(run)
+            break
+    assert fired[0]
+    assert not fired[-1], "there are more statements than were tried"
+
+
+def execute_here(engine: Engine, run: RunRecord) -> None:
+    asyncio.run(engine.execute(run))
+
+
+@contextmanager
+def ahead_of_statement(place: int, happens: Callable[[], object]) -> Iterator[threading.Event]:
+    """Let something happen before the SELECT of that number by one other thread; the event tells that it did."""
+    happened, looker, count = threading.Event(), list[int](), 0
+
+    def before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal count
+        looker.append(threading.get_ident())
+        if looker[0] != looker[-1] or happened.is_set() or not statement.startswith("SELECT"):
+            return
+        count += 1
+        if count == place + 1:  # something is read before
+            happened.set()
+            other = threading.Thread(target=happens)
+            other.start()
+            other.join()
+
+    event.listen(sqlalchemy.Engine, "before_cursor_execute", before)
+    try:
+        yield happened
+    finally:
+        event.remove(sqlalchemy.Engine, "before_cursor_execute", before)
