@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import subprocess
 from pathlib import Path
 
 from demo.disks import KNOWN_BYTES
 from demo.files import Ports
-from demo.site import Site
+from demo.site import Site, accepts
 
 SITE = "demo"
 PARTIES = {"target": "outpost", "broker": "broker", "orchestrator": "orchestrator", "agent": "shop"}
@@ -31,7 +30,7 @@ def start_guard(site: Site, ports: Ports) -> subprocess.Popen[bytes]:
     site.run("drengine.cli.main", "ca", "init", "--ca", "ca", "--site", SITE)
     serve = ("ca", "serve", "--ca", "ca", "--host", "127.0.0.1", "--listen", f"127.0.0.1:{ports.authority}")
     authority = site.start("authority", "drengine.cli.main", *serve)
-    site.wait("the authority listens", lambda: _accepts(ports.authority))
+    site.wait("the authority listens", lambda: accepts(ports.authority))
     for role, name in PARTIES.items():
         hosts = ("--host", "127.0.0.1") if role in SERVERS else ()
         words = ("token", "create", "--ca", "ca", "--role", role, "--name", name, *hosts)
@@ -76,11 +75,3 @@ def _add(path: Path, first: str, last: str) -> None:
 
 def _into(path: Path, section: str, lines: str) -> None:
     path.write_text(path.read_text().replace(section, section + lines))
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

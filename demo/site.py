@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,3 +119,12 @@ class Site:
         root = Path(__file__).parent.parent
         path = os.pathsep.join([str(root), str(root / "agents")])
         return {**os.environ, "PYTHONPATH": path, "DRENGINE_PASS_ENVIRONMENT": "PYTHONPATH"}
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens on this loopback port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from demo.database import DISK_BYTES, make_database_disk
 from demo.disks import DATA_BYTES, LOG_BYTES, Slots, filesystem_clean, make_disks
 from demo.files import SOURCE, Ports, write_files
 from demo.outcome import Outcome
-from demo.site import Site, StoryFailed
+from demo.site import Site, StoryFailed, accepts
 from demo.writer import Prefix, acknowledged_writes, check_prefix
 from drengine.nbd.client import NbdClient
 
@@ -89,8 +89,8 @@ class Story:
         self._site.run("drengine.cli.main", "target", "init", "--config", "target.toml")
         target = self._site.start("target", "drengine.cli.main", "target", "run", "--config", "target.toml")
         self._site.start("orchestrator", "drengine.cli.main", "orchestrator", "run", "--config", "orchestrator.toml")
-        self._site.wait("the target listens", lambda: _accepts(self._ports.target))
-        self._site.wait("the broker listens", lambda: _accepts(self._ports.broker))
+        self._site.wait("the target listens", lambda: accepts(self._ports.target))
+        self._site.wait("the broker listens", lambda: accepts(self._ports.broker))
         self._tell("outpost", f"target on loopback port {self._ports.target}, orchestrator with its broker")
         return target
 
@@ -351,14 +351,6 @@ def free_port() -> int:
     """A loopback port that nobody listens on at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _serves(path: Path) -> bool:

@@ -21,9 +21,10 @@ from drengine.console.api import make_app
 from drengine.console.errors import BAD_REQUEST
 from drengine.console.sockets import PEER, listen_unix, peer_of
 from drengine.failover.daemon import Orchestrator
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.people.passwords import network_of
-from drengine.telemetry.accepting import RETRY_SECONDS, AcceptFailures
+from drengine.telemetry.accepting import accepted
 from drengine.transport.credentials import Credentials
 from drengine.transport.endpoints import closing_on_error
 from drengine.transport.files import TlsFiles
@@ -172,22 +173,14 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop, failures = asyncio.get_running_loop(), AcceptFailures(time.monotonic)
-        listening.setblocking(False)
-        while True:
-            try:
-                sock, address = await loop.sock_accept(listening)
-            except OSError as error:
-                failures.note(error)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
+        async for sock, peer in accepted(listening, SystemClock()):
             if len(self._strangers) >= STRANGERS_MAX:
                 counts = Counter(self._strangers.values())
                 oldest = max(self._strangers, key=lambda task: counts[self._strangers[task]])
                 del self._strangers[oldest]  # at once: it ends only when this loop has a rest
                 oldest.cancel()
-            task = loop.create_task(self._open(sock))
-            self._strangers[task] = network_of(str(address[0]))
+            task = asyncio.create_task(self._open(sock))
+            self._strangers[task] = network_of(peer)
             task.add_done_callback(lambda task: self._strangers.pop(task, None))
 
     async def _open(self, sock: socket.socket) -> None:

@@ -24,7 +24,7 @@ from drengine.identity.errors import EnrolmentError
 from drengine.identity.names import Identity
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.telemetry.accepting import RETRY_SECONDS, AcceptFailures
+from drengine.telemetry.accepting import accepted
 from drengine.transport.endpoints import closing_on_error
 from drengine.transport.errors import UNREACHABLE, TransportError
 
@@ -160,17 +160,9 @@ class HttpsServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop, failures = asyncio.get_running_loop(), AcceptFailures(self._clock.monotonic)
-        while True:
-            try:
-                sock, address = await loop.sock_accept(listening)
-            except OSError as error:
-                failures.note(error)
-                await self._clock.sleep(RETRY_SECONDS)
-                continue
-            peer = str(address[0])
+        async for sock, peer in accepted(listening, self._clock):
             self._make_room(peer)
-            task = loop.create_task(self._run(sock, peer))
+            task = asyncio.create_task(self._run(sock, peer))
             self._strangers[task] = peer
             task.add_done_callback(self._leave)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+
+from drengine.model.clock import Clock
 
 log = logging.getLogger("drengine.telemetry")
 
@@ -33,6 +36,20 @@ class AcceptFailures:
         if self._logged_at is None or now - self._logged_at >= REPEAT_SECONDS:
             self._logged_at = now
             log.warning("connections can't be accepted, trying again each %g s: %s", RETRY_SECONDS, error)
+
+
+async def accepted(listening: socket.socket, clock: Clock) -> AsyncIterator[tuple[socket.socket, str]]:
+    """Each connection that comes, with its peer's address, until the caller is cancelled."""
+    loop, failures = asyncio.get_running_loop(), AcceptFailures(clock.monotonic)
+    listening.setblocking(False)
+    while True:
+        try:
+            sock, address = await loop.sock_accept(listening)
+        except OSError as error:
+            failures.note(error)
+            await clock.sleep(RETRY_SECONDS)
+        else:
+            yield sock, str(address[0])
 
 
 def quiet_accept_failures(loop: asyncio.AbstractEventLoop) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
-from drengine.telemetry.accepting import RETRY_SECONDS, AcceptFailures
+from drengine.telemetry.accepting import accepted
 from drengine.transport.errors import (
     PLAIN_REFUSED,
     TIMED_OUT,
@@ -181,19 +181,11 @@ class Listener:
         await asyncio.gather(*self._acceptors, *self._sessions, return_exceptions=True)
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        failures = AcceptFailures(self._clock.monotonic)
-        while True:
-            try:
-                sock, address = await loop.sock_accept(listening)
-            except OSError as error:
-                failures.note(error)
-                await self._clock.sleep(RETRY_SECONDS)
-                continue
-            guest = _Guest(str(address[0]))
+        async for sock, peer in accepted(listening, self._clock):
+            guest = _Guest(peer)
             self._make_room(guest)
             self._guests[guest] = None
-            session = guest.task = loop.create_task(self._run(sock, guest))
+            session = guest.task = asyncio.create_task(self._run(sock, guest))
             self._sessions.add(session)
             session.add_done_callback(partial(self._left, guest))
 

@@ -286,8 +286,10 @@ class EbpfTracker:
         return self._arrivals.left_bytes(watch.active_blocks() * BLOCK_BYTES)
 
     def _is_late(self) -> bool:
-        last = max([*self._cut_at.values(), self._began_at])
-        return self._clock.monotonic() - last > LATE_SHARE * self._policy.frozen_after_seconds
+        return self._seconds_without_cut() > LATE_SHARE * self._policy.frozen_after_seconds
+
+    def _seconds_without_cut(self) -> float:
+        return self._clock.monotonic() - max([*self._cut_at.values(), self._began_at])
 
     def _settle(self, watch: Watch) -> None:
         """Have file systems write out what they hold; then another round of copying comes before the freeze."""
@@ -463,8 +465,7 @@ class EbpfTracker:
 
     def _is_overdue(self) -> bool:
         """No cut of any kind for longer than the policy bears, although something changed."""
-        last = max([*self._cut_at.values(), self._began_at])
-        return self._clock.monotonic() - last > self._policy.overdue_seconds and self.backlog_bytes() > 0
+        return self._seconds_without_cut() > self._policy.overdue_seconds and self.backlog_bytes() > 0
 
     def backlog_bytes(self) -> int:
         """See Tracker: what is marked or was handed out, in blocks of 4 KiB."""
