@@ -10,6 +10,8 @@ import base64
 import http.client
 import io
 import ssl
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,10 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from drengine.config import Address
+from drengine.durable import replace_durably
 from drengine.enrolment.messages import (
     CERTIFICATE_HEADER,
     PROOF_HEADER,
     WAIT_SECONDS,
+    AgentAnswer,
     CaAnswer,
     EnrolRequest,
     IdentitiesAnswer,
@@ -42,7 +46,9 @@ from drengine.transport.errors import TIMED_OUT, UNREACHABLE, TransportError, br
 from drengine.transport.x509 import parse_certificate
 
 ANSWER_BYTES_MAX = 8 << 20
+HEAD_BYTES_MAX = 4096
 ASK_SECONDS = 20.0
+FILE_SECONDS = 600.0
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
@@ -106,6 +112,37 @@ async def identities(place: Place, have: str = "") -> IdentitiesAnswer:
     return await _ask_as(place, "GET", target, IdentitiesAnswer, seconds=ASK_SECONDS + WAIT_SECONDS)
 
 
+async def agent_offered(place: Place) -> AgentAnswer:
+    """Which one-file agent the authority of an enrolled party hands out.
+
+    Raises:
+        EnrolmentError: with the reason. TransportError: the authority can't be reached.
+    """
+    return await _ask(_authority_of(place), _context(place.authorities()), "GET", "/v1/agent", AgentAnswer)
+
+
+async def fetch_agent(place: Place, wanted: AgentAnswer, to: Path) -> None:
+    """Fetch that agent from the authority of an enrolled party into a file, which is complete and executable or absent.
+
+    Raises:
+        EnrolmentError: agent-other, agent-missing. TransportError: the authority can't be reached, or too slow.
+        OSError: the file can't be written.
+    """
+    context = _context(place.authorities())
+    content = await _exchange(
+        _authority_of(place),
+        context,
+        "GET",
+        "/agent",
+        bytes_max=wanted.size_bytes + HEAD_BYTES_MAX,
+        seconds=FILE_SECONDS,
+    )
+    body = _body(content, f"the authority at {_authority_of(place)}")
+    if sha256(body).hexdigest() != wanted.sha256:
+        raise EnrolmentError("agent-other", f"wanted {wanted.sha256}, got {sha256(body).hexdigest()}")
+    await asyncio.to_thread(replace_durably, to, body, mode=0o755)
+
+
 async def _pinned_ca(invitation: Invitation) -> x509.Certificate:
     """The CA that the token names, asked of whoever answers: it is public, and judged by its fingerprint."""
     anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -151,8 +188,29 @@ async def _ask(
     trusted: bool = True,
     seconds: float = ASK_SECONDS,
 ) -> _T:
-    """One request; `shown` is our certificate (DER) with its key, `trusted` whether the other end must be proved."""
+    """One request, and its answer read; see `_exchange`."""
     content = msgspec.json.encode(body) if body is not None else b""
+    answered = await _exchange(address, context, method, target, content, shown=shown, trusted=trusted, seconds=seconds)
+    where = f"the authority at {address}"
+    try:
+        return msgspec.json.decode(_body(answered, where), type=kind)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise EnrolmentError("answer-malformed", f"{where}: {error}") from error
+
+
+async def _exchange(
+    address: Address,
+    context: ssl.SSLContext,
+    method: str,
+    target: str,
+    content: bytes = b"",
+    *,
+    shown: tuple[bytes, object] | None = None,
+    trusted: bool = True,
+    seconds: float = ASK_SECONDS,
+    bytes_max: int = ANSWER_BYTES_MAX,
+) -> bytes:
+    """One request; `shown` is our certificate (DER) with its key, `trusted` whether the other end must be proved."""
     where = f"the authority at {address}"
     try:
         async with asyncio.timeout(seconds):
@@ -168,7 +226,7 @@ async def _ask(
                     headers += _proved(*shown, proof_of(method, target, content, server))
                 writer.write("\r\n".join([f"{method} {target} HTTP/1.1", *headers, "", ""]).encode() + content)
                 await writer.drain()
-                answered = await _read(reader)
+                return await _read(reader, bytes_max)
             finally:
                 writer.transport.abort()
     except TimeoutError as error:
@@ -177,7 +235,6 @@ async def _ask(
         raise broken(where, error) from error
     except OSError as error:
         raise TransportError(UNREACHABLE, "unreachable", f"{where}: {error.strerror or error}") from error
-    return _decoded(answered, kind, where)
 
 
 def _proved(certificate: bytes, key: object, asked: bytes) -> list[str]:
@@ -185,14 +242,14 @@ def _proved(certificate: bytes, key: object, asked: bytes) -> list[str]:
     return [f"{CERTIFICATE_HEADER}: {base64.b64encode(certificate).decode()}", f"{PROOF_HEADER}: {proof}"]
 
 
-async def _read(reader: asyncio.StreamReader) -> bytes:
+async def _read(reader: asyncio.StreamReader, bytes_max: int) -> bytes:
     """All that comes until the end, which our authority makes after each answer."""
-    found = b""
+    found = bytearray()
     while part := await reader.read(65536):
         found += part
-        if len(found) > ANSWER_BYTES_MAX:
-            raise EnrolmentError("answer-malformed", f"it has more than {ANSWER_BYTES_MAX} bytes")
-    return found
+        if len(found) > bytes_max:
+            raise EnrolmentError("answer-malformed", f"it has more than {bytes_max} bytes")
+    return bytes(found)
 
 
 class _Answered:
@@ -206,7 +263,13 @@ class _Answered:
         return io.BytesIO(self._content)
 
 
-def _decoded(answered: bytes, kind: type[_T], where: str) -> _T:
+def _body(answered: bytes, where: str) -> bytes:
+    """The body of what was answered.
+
+    Raises:
+        EnrolmentError: it is a refusal, with the authority's reason; or no answer of ours.
+        TransportError: nothing came, or not all.
+    """
     if not answered:
         raise TransportError(UNREACHABLE, "truncated", f"{where} closed the connection without an answer")
     response = http.client.HTTPResponse(_Answered(answered))  # type: ignore[arg-type]
@@ -214,8 +277,10 @@ def _decoded(answered: bytes, kind: type[_T], where: str) -> _T:
         response.begin()
         body = response.read()
         if response.status == 200:
-            return msgspec.json.decode(body, type=kind)
+            return body
         refusal = msgspec.json.decode(body, type=Refusal)
+    except http.client.IncompleteRead as error:
+        raise TransportError(UNREACHABLE, "truncated", f"{where} closed the connection within an answer") from error
     except (http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
         raise EnrolmentError("answer-malformed", f"{where}: {error}") from error
     if refusal.reason not in REASONS:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qsl, urlsplit
 
@@ -34,6 +36,9 @@ REQUEST_BYTES_MAX = 32 << 10
 REQUEST_SECONDS = 5.0
 """For the TLS handshake, and again for the request."""
 ANSWER_SECONDS = 30.0
+FILE_SECONDS = 600.0
+"""For a file of some ten megabytes to a host on a slow line."""
+FILE_PART_BYTES = 256 << 10
 CONNECTIONS_MAX = 1024
 STRANGERS_MAX = 128
 STRANGERS_EACH_MAX = 64
@@ -78,10 +83,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What it is told, as JSON."""
+    """What it is told: JSON, or a file as it is."""
 
     status: int
     body: bytes
+    file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,16 +240,23 @@ async def _open(sock: socket.socket, context: ssl.SSLContext) -> tuple[asyncio.S
 
 
 async def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
-    head = (
-        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
-    )
-    async with asyncio.timeout(ANSWER_SECONDS):
-        writer.write(head.encode() + answer.body)
-        await writer.drain()
-        writer.close()
-        with contextlib.suppress(ssl.SSLError):
-            await writer.wait_closed()
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(answer.file.open("rb")) if answer.file else None
+        size = os.fstat(file.fileno()).st_size if file else len(answer.body)
+        kind = "application/octet-stream" if file else "application/json"
+        head = (
+            f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Type: {kind}\r\n"
+            f"Content-Length: {size}\r\nConnection: close\r\n\r\n"
+        )
+        async with asyncio.timeout(FILE_SECONDS if file else ANSWER_SECONDS):
+            writer.write(head.encode() + answer.body)
+            while file and (part := await asyncio.to_thread(file.read, FILE_PART_BYTES)):
+                writer.write(part)
+                await writer.drain()  # so that no more than a part waits for a slow reader
+            await writer.drain()
+            writer.close()
+            with contextlib.suppress(ssl.SSLError):
+                await writer.wait_closed()
 
 
 async def _read(reader: asyncio.StreamReader, peer: str, server: bytes) -> Request:

@@ -3,6 +3,8 @@
 | what | who may ask | answer |
 |---|---|---|
 | `GET /v1/ca` | anybody: it is public | `CaAnswer` |
+| `GET /v1/agent` | anybody | `AgentAnswer`: which one-file agent is handed out |
+| `GET /agent` | anybody | that file itself |
 | `POST /v1/enrol` with an `EnrolRequest` | whoever has a token | `IssuedAnswer` |
 | `POST /v1/renew` with a `RenewRequest` | whoever proves a certificate that is valid | `IssuedAnswer` |
 | `GET /v1/updates?have=VERSION` | the same; answered once there is something newer, or after a while | `Updates` |
@@ -49,6 +51,14 @@ class CaAnswer(msgspec.Struct, frozen=True):
     """The CAs that parties trust, in PEM."""
 
     ca: str
+
+
+class AgentAnswer(msgspec.Struct, frozen=True):
+    """The one-file agent that is handed out: its version, SHA-256 in hexadecimal, and size."""
+
+    version: str
+    sha256: str
+    size_bytes: int
 
 
 class IssuedAnswer(msgspec.Struct, frozen=True):

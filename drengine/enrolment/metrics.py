@@ -15,7 +15,7 @@ from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
 if TYPE_CHECKING:
     from drengine.enrolment.keeper import Keeper
 
-_ASKED = frozenset({"ca", "enrol", "renew", "updates", "identities"})
+_ASKED = frozenset({"agent", "/agent", "ca", "enrol", "renew", "updates", "identities"})
 REQUESTS = Family(
     "authority_requests_total",
     Kind.COUNTER,

@@ -21,11 +21,13 @@ from cryptography.hazmat.primitives import serialization
 
 from drengine.audit import FOLDER, AuditLog, Refusals
 from drengine.config import Address
+from drengine.enrolment.handout import Handout
 from drengine.enrolment.http import Answer, Caller, Request
 from drengine.enrolment.messages import (
     CERTIFICATE_HEADER,
     PROOF_HEADER,
     WAIT_SECONDS,
+    AgentAnswer,
     CaAnswer,
     EnrolRequest,
     IdentitiesAnswer,
@@ -66,9 +68,17 @@ class AuthorityService:
     """One CA's directory, answered for. Belongs to one event loop."""
 
     def __init__(
-        self, authority: Authority, hosts: tuple[str, ...], *, seconds: float, clock: Clock, metrics: AuthorityMetrics
+        self,
+        authority: Authority,
+        hosts: tuple[str, ...],
+        *,
+        seconds: float,
+        clock: Clock,
+        metrics: AuthorityMetrics,
+        agent: Path,
     ) -> None:
-        """`hosts` are our own names and addresses; certificates that we give are valid for so many seconds.
+        """`hosts` are our own names and addresses; certificates that we give are valid for so many seconds; `agent` is
+        the file that is handed out to hosts that join.
 
         Raises:
             DrengineError: CA_REFUSED, CA_UNUSABLE; EnrolmentError.
@@ -78,6 +88,8 @@ class AuthorityService:
         self._seconds = seconds
         self._clock = clock
         self._metrics = metrics
+        self._handout = Handout(agent, authority.folder)
+        self._handout.look()
         self._own = Place(authority.folder / OWN_FOLDER)
         self._seen = read_seen(authority.folder)
         self._seen_written_at = 0
@@ -105,6 +117,7 @@ class AuthorityService:
         while True:
             await self._clock.sleep(LOOK_SECONDS)
             try:
+                await asyncio.to_thread(self._handout.look)
                 self._look()
                 self._tls = self._own_certificate()
             except (DrengineError, OSError) as error:
@@ -155,6 +168,11 @@ class AuthorityService:
         match method, what:
             case "GET", "ca":
                 return _json(200, CaAnswer(self._known.updates.ca))
+            case "GET", "agent":
+                return _json(200, self._agent())
+            case "GET", "/agent":
+                self._agent()
+                return Answer(200, b"", file=self._handout.path)
             case "POST", "enrol":
                 return await self._enrol(request)
             case ("POST", "renew") | ("GET", "updates") | ("GET", "identities") if caller is None:
@@ -169,6 +187,11 @@ class AuthorityService:
                 assert caller is not None
                 return await self._tell_identities(request, caller)
         return Answer(404, b"{}")
+
+    def _agent(self) -> AgentAnswer:
+        if self._handout.agent is None:
+            raise EnrolmentError("agent-missing", str(self._handout.path))
+        return self._handout.agent
 
     async def _enrol(self, request: Request) -> Answer:
         asked = _parsed(request.body, EnrolRequest)

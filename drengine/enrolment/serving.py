@@ -6,8 +6,10 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from drengine.config import Address
+from drengine.enrolment.handout import PACKAGED
 from drengine.enrolment.http import HttpsServer
 from drengine.enrolment.metrics import AuthorityMetrics
 from drengine.enrolment.seen import remember_address
@@ -31,12 +33,14 @@ class ServeOptions:
         hosts: the names and addresses that hosts know us by; the first one goes into tokens.
         valid_seconds: how long a certificate is valid that is given out.
         metrics: where Prometheus may ask; None: nowhere.
+        agent: the one-file agent that is handed out.
     """
 
     listen: Address
     hosts: tuple[str, ...]
     valid_seconds: float
     metrics: Address | None = None
+    agent: Path = PACKAGED
 
 
 class AuthorityDaemon:
@@ -59,7 +63,12 @@ class AuthorityDaemon:
         metrics = AuthorityMetrics(self._clock)
         metrics.ca_ends_at = self._authority.ends_at
         service = AuthorityService(
-            self._authority, hosts, seconds=options.valid_seconds, clock=self._clock, metrics=metrics
+            self._authority,
+            hosts,
+            seconds=options.valid_seconds,
+            clock=self._clock,
+            metrics=metrics,
+            agent=options.agent.absolute(),
         )
         self._cleanup.callback(service.close)
         server = HttpsServer(service, service.tls, self._clock)

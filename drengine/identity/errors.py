@@ -66,6 +66,14 @@ REASONS: dict[str, tuple[str, str]] = {
         "the folder of the certificate can't be read or written",
         "Let this program's user write there, or name another folder.",
     ),
+    "agent-missing": (
+        "the authority has no one-file agent to hand out",
+        "Give it one: `drengine ca serve --agent FILE`, a file that `make agent` wrote or the package brought.",
+    ),
+    "agent-other": (
+        "the one-file agent that came is not the one that was named",
+        "It was replaced meanwhile, or changed on its way: ask again, and print the line for joining anew.",
+    ),
     "busy": ("the authority has too much to do", "It is asked again by itself; by hand, wait a moment."),
 }
 """Why a certificate is not given: meaning, and what to do."""

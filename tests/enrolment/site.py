@@ -49,12 +49,17 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, *, clock: Clock | None = None, seconds: float = CERTIFICATE_SECONDS, port: int = 0
+    folder: Path,
+    *,
+    clock: Clock | None = None,
+    seconds: float = CERTIFICATE_SECONDS,
+    port: int = 0,
+    agent: Path = Path("/nonexistent"),
 ) -> AsyncIterator[Site]:
     """An authority in `folder`, made where it is missing; its certificates are valid for so long."""
     ca = folder / "ca"
     authority = Authority(ca, clock=clock) if ca.exists() else Authority.create(ca, "main", clock=clock)
-    options = ServeOptions(Address("127.0.0.1", port), ("127.0.0.1",), seconds)
+    options = ServeOptions(Address("127.0.0.1", port), ("127.0.0.1",), seconds, agent=agent)
     daemon = AuthorityDaemon(authority, options, clock=clock)
     try:
         yield Site(authority, await daemon.start(), folder)

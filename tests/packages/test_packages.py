@@ -76,7 +76,7 @@ def test_the_server_side_installs_runs_upgrades_and_keeps_its_store(tmp_path: Pa
         told = json.loads(there.run("drengine", "status", "--store", "/var/lib/drengine/store", "--json").stdout)
         assert told["sources"] == []
 
-        later = newer("server", tmp_path)
+        later = newer("server", tmp_path, "--agent", str(build_here(tmp_path / "agent")))
         dpkg(there, "install", bring(there, package(later, "drengine_*_amd64.deb")))
         assert is_active(there, SERVICE) == "active", journal_of(there)
         assert there.run("systemctl", "show", "--property=MainPID", "--value", SERVICE).stdout != first

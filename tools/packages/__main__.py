@@ -42,8 +42,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _shells(work / "shells")
+        _agent(work / "agent", said.agent)  # of both packages: the server side hands it out
         makers: dict[str, Callable[[], None]] = {
-            "agent": lambda: _agent(work / "agent", said.agent),
+            "agent": lambda: None,
             "server": lambda: make_server(work / "server", said.python, MACHINES[said.machine]),
         }
         for name, make in makers.items():
