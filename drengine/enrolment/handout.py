@@ -1,6 +1,6 @@
 """The one-file agent that the authority hands out, and what commands beside the CA know of it.
 
-Anybody may have the file: it is public. Whoever fetches it compares its SHA-256 with the one that came on a trusted way.
+Anybody may have the file. Whoever fetches it compares its SHA-256 with the one that came on a trusted way.
 """
 
 from __future__ import annotations
