@@ -7,8 +7,11 @@ daemon may not open stops it. So whatever is made gets the owner of the director
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
+SERVICE_USER = "drengine"
+"""As whom the packages' units run target, orchestrator and authority."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -77,3 +80,30 @@ def open_owned(path: Path, flags: int, mode: int) -> int:
         return descriptor
     finally:
         os.close(folder)
+
+
+def barrier(path: Path) -> str:
+    """What keeps this user from a path, in words: the first directory on the way that it can't enter, or the end."""
+    path = path.absolute()
+    closed = next((each for each in reversed(path.parents) if not os.access(each, os.X_OK, effective_ids=True)), None)
+    place = closed or (path if path.exists() else path.parent)
+    shown = f"{path}: {place}" if place != path else str(path)
+    return f"{shown} belongs to {_name(place.stat().st_uid)}, and {_name(os.geteuid())} may not use it"
+
+
+def warning_of(path: Path) -> str:
+    """What root hears when it has just made something for the service where the service's user can't use it."""
+    if os.geteuid() or path.stat().st_uid:
+        return ""
+    try:
+        pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return ""
+    return f"warning: {path} belongs to root; the services run as {SERVICE_USER}: chown -R {SERVICE_USER}: {path}"
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

@@ -69,6 +69,13 @@ def error_kinds() -> tuple[ErrorKind, ...]:
     return tuple(sorted(_KINDS.values(), key=lambda kind: kind.exit_code))
 
 
+ACCESS_DENIED = error_kind(
+    "access-denied",
+    240,
+    "The permissions of a file or directory keep this user out.",
+    "The message names its owner: run the command as that user or as root. What another user makes there may keep out "
+    "its owner.",
+)
 BAD_NAME = error_kind(
     "bad-name",
     10,

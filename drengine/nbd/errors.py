@@ -26,7 +26,8 @@ NBD_LISTEN = error_kind(
     "nbd-listen",
     28,
     "The NBD server cannot listen at the address it was given.",
-    "Free the address, remove a stale socket, or choose another one.",
+    "Free the address, or choose another one. A unix socket's folder is the server's user's: nobody else may take its "
+    "place there.",
 )
 
 HYDRATION_FAILED = error_kind(

@@ -21,6 +21,7 @@ from drengine.nbd.export import Export, ExportProvider, Peer
 from drengine.nbd.handshake import TlsPolicy
 from drengine.nbd.limits import NbdLimits
 from drengine.nbd.session import ServerStats, Service, Session
+from drengine.ownership import make_directory
 from drengine.process.local import own_users, require_safe_folder
 
 _BACKLOG = 128
@@ -123,6 +124,7 @@ class NbdServer:
         """Listen on a unix socket for our own user, root and `users`; a stale socket is replaced, a living one is not.
 
         Where it is for nobody else its mode is 0600. Else it is 0666, and who connects is judged by the kernel's word.
+        A folder that is missing is made: others may pass through it, and the socket's own mode says who may connect.
 
         Raises:
             DrengineError: NBD_LISTEN.
@@ -135,6 +137,7 @@ class NbdServer:
 
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            make_directory(place.parent, mode=0o755)
             require_safe_folder(place)
             _remove_stale(place)
             listening.bind(str(place))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import stat
 from pathlib import Path
 
 import msgspec
 import xxhash
 
 from drengine.durable import replace_durably
-from drengine.model.errors import DrengineError
+from drengine.model.errors import ACCESS_DENIED, DrengineError
+from drengine.ownership import barrier
 from drengine.store.blobs.available import LOCAL, StorageName
 from drengine.store.errors import NOT_A_STORE, STORE_IDENTITY_DAMAGED, STORE_VERSION, os_errors
 
@@ -49,14 +50,24 @@ def read_identity(directory: Path) -> bytes:
     return read_store_file(directory)[0]
 
 
+def require_directory(directory: Path) -> None:
+    """There is one, as far as this user may know.
+
+    Raises:
+        DrengineError: NOT_A_STORE, ACCESS_DENIED.
+    """
+    if not stat.S_ISDIR(_kind(directory)):
+        raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
+
+
 def read_store_file(directory: Path) -> tuple[bytes, StorageName]:
     """The store's identity, and which storage holds its segments.
 
     Raises:
-        DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED.
+        DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, ACCESS_DENIED.
     """
     path = directory / IDENTITY_NAME
-    if not os.path.isfile(path):  # noqa: PTH113 (a path too long for the system is no file either)
+    if not stat.S_ISREG(_kind(path)):
         raise DrengineError(NOT_A_STORE, f"{directory} is not a replica store: it has no {IDENTITY_NAME} file")
     with os_errors(f"reading {path}"), path.open("rb") as file:
         data = file.read(IDENTITY_BYTES_MAX)
@@ -79,3 +90,17 @@ def read_store_file(directory: Path) -> tuple[bytes, StorageName]:
     if len(found) != 16:
         raise damaged
     return found, StorageName(identity.storage, identity.place)
+
+
+def _kind(path: Path) -> int:
+    """What lies at a path (`st_mode`); 0: nothing. A path that is too long for the system is nothing, either.
+
+    Raises:
+        DrengineError: ACCESS_DENIED.
+    """
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        raise DrengineError(ACCESS_DENIED, barrier(path)) from error
+    except (OSError, ValueError):
+        return 0

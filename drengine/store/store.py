@@ -45,7 +45,7 @@ from drengine.store.errors import (
     UNKNOWN_POINT,
     os_errors,
 )
-from drengine.store.identity import IDENTITY_NAME, read_store_file, write_identity
+from drengine.store.identity import IDENTITY_NAME, read_store_file, require_directory, write_identity
 from drengine.store.keys import StoreKeys
 from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, lock_branch, take_lease
 from drengine.store.log.branches import Branches, BranchInfo
@@ -621,8 +621,7 @@ def _opened(
 ) -> Store:
     """See Store.open and Store.encrypt."""
     directory = Path(path)
-    if not os.path.isdir(directory):  # noqa: PTH112 (a path too long for the system is no directory either)
-        raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
+    require_directory(directory)
     identity, stored_in = read_store_file(directory)
     options = options or StoreOptions()
     if read_only is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -14,7 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from drengine import __version__
-from drengine.model.errors import DrengineError, error_kind
+from drengine.model.errors import ACCESS_DENIED, DrengineError, error_kind
+from drengine.ownership import barrier
 from drengine.terminal.failure import kept_traceback
 from drengine.terminal.output import write_output
 from drengine.terminal.streams import harmless, printable, safe_streams, styled
@@ -28,6 +31,7 @@ INTERNAL = error_kind(
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 BROKEN_PIPE_EXIT_CODE = 141
+_KEPT_OUT = re.compile(r"Path '(.+)' is not (?:read|writ)able\.")
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -144,9 +148,13 @@ def _run(commands: typer.Typer, arguments: Sequence[str]) -> int:
         return INTERRUPTED_EXIT_CODE
     except TyperException as error:
         said = error.format_message()
+        if found := _KEPT_OUT.search(said):
+            return _tell_kept_out(arguments, found[1])
         if "--help" in said or not said:  # asked for nothing: the help itself was the answer
             return USAGE_EXIT_CODE
         return _tell(arguments, "usage", said, "Add --help for what it takes.", USAGE_EXIT_CODE)
+    except PermissionError as error:
+        return _tell_kept_out(arguments, error.filename)
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
@@ -159,6 +167,11 @@ def _run(commands: typer.Typer, arguments: Sequence[str]) -> int:
         message = f"{type(error).__name__}: {error}"
         return _tell(arguments, INTERNAL.id, message, f"Please report it with {kept_traceback()}.", INTERNAL.exit_code)
     return result if isinstance(result, int) else 0
+
+
+def _tell_kept_out(arguments: Sequence[str], place: Any) -> int:
+    said = barrier(Path(os.fsdecode(place))) if isinstance(place, (str, bytes, os.PathLike)) else "permission denied"
+    return _tell(arguments, ACCESS_DENIED.id, said, ACCESS_DENIED.hint, ACCESS_DENIED.exit_code)
 
 
 def _tell(arguments: Sequence[str], id: str, message: str, hint: str, exit_code: int) -> int:

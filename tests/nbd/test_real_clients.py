@@ -310,6 +310,9 @@ async def test_real_clients_work_over_tls_and_not_without_it(image: Path, tmp_pa
         f"driver=nbd,host=127.0.0.1,port={port},export=image,tls-creds=tls0",
     )
     await run("nbdinfo", f"nbd://127.0.0.1:{port}/image", ok=False)
+    beside = await server.start_unix(tmp_path / "beside.sock")
+    assert beside.stat().st_mode & 0o777 == 0o600
+    await run("nbdinfo", f"nbd+unix:///image?socket={beside}")  # plain: the kernel says who it is
     await server.close(1)
     assert server.stats.ended["goodbye"] >= 3
 

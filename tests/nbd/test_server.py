@@ -445,6 +445,16 @@ async def test_a_stale_socket_is_replaced_a_living_one_and_a_file_are_not(tmp_pa
     assert not path.exists()
 
 
+async def test_a_sockets_folder_is_made_and_a_closed_one_is_told(disk: Path, tmp_path: Path) -> None:
+    server = NbdServer(FileProvider({"disk": disk}))
+    path = await server.start_unix(tmp_path / "run/drengine/nbd.sock")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    await server.close()
+    with pytest.raises(DrengineError, match="/dev/null") as caught:
+        await server.start_unix(Path("/dev/null/nbd.sock"))
+    assert caught.value.kind is NBD_LISTEN
+
+
 async def test_tcp_peers_outside_the_allowed_networks_get_nothing(disk: Path) -> None:
     allowed: list[bool] = [False, True]
     peers: list[Peer] = []

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from drengine.cli.common import JsonOption
+from drengine.ownership import warning_of
 from drengine.store.store import Store
 from drengine.target.config import load_target_config
 from drengine.target.key import keks_of
-from drengine.terminal import emit_json
+from drengine.terminal import emit_json, note
 
 app = typer.Typer(add_completion=False)
 
@@ -26,6 +27,8 @@ def init(
     loaded = load_target_config(config, {"store": str(store)} if store is not None else {})
     with Store.create(loaded.store, keks=keks_of(loaded.encryption, loaded.store)) as made:
         identity = made.identity.hex()
+    if warning := warning_of(loaded.store):
+        note(warning)
     if json:
         emit_json({"store": str(loaded.store), "store_id": identity})
     else:

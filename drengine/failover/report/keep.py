@@ -15,8 +15,8 @@ from drengine.durable import replace_durably
 from drengine.failover.report.errors import REPORT_UNAVAILABLE
 from drengine.failover.report.page import report_page
 from drengine.failover.report.values import Report, ReportSummary, report_json
-from drengine.model.errors import DrengineError
-from drengine.ownership import make_directory
+from drengine.model.errors import ACCESS_DENIED, DrengineError
+from drengine.ownership import barrier, make_directory
 
 REPORT_BYTES_MAX = 256 << 20
 _RUN = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,120}", re.ASCII)
@@ -59,16 +59,28 @@ async def read_kept(directory: Path, run: str, form: Form) -> bytes:
 
 
 def kept_reports(directory: Path) -> list[str]:
-    """Runs of which a report is kept, newest first."""
+    """Runs of which a report is kept, newest first.
+
+    Raises:
+        DrengineError: ACCESS_DENIED, REPORT_UNAVAILABLE: the directory is there and can't be read.
+    """
     try:
         found = {path.stem for path in directory.iterdir() if path.suffix == ".json" and _RUN.fullmatch(path.stem)}
-    except OSError:
+    except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise DrengineError(ACCESS_DENIED, barrier(directory)) from error
+    except OSError as error:
+        raise DrengineError(REPORT_UNAVAILABLE, f"{directory}: {error.strerror}") from error
     return sorted(found, reverse=True)
 
 
 async def summaries(directory: Path, limit: int, unreadable: Callable[[DrengineError], None]) -> list[ReportSummary]:
-    """The reports that are kept, newest first; `unreadable` is told of those that can't be read, which are left out."""
+    """The reports that are kept, newest first; `unreadable` is told of those that can't be read, which are left out.
+
+    Raises:
+        DrengineError: ACCESS_DENIED, REPORT_UNAVAILABLE: the directory is there and can't be read.
+    """
     found = []
     for run in (await asyncio.to_thread(kept_reports, directory))[:limit]:
         try:
