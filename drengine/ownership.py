@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 from pathlib import Path
 
 SERVICE_USER = "drengine"
@@ -100,6 +101,42 @@ def warning_of(path: Path) -> str:
     except KeyError:
         return ""
     return f"warning: {path} belongs to root; the services run as {SERVICE_USER}: chown -R {SERVICE_USER}: {path}"
+
+
+def give_tree(folder: Path, user: str) -> None:
+    """Give a folder and what lies in it to a user, where root does it and there is such a user.
+
+    Files of several names stay whose they are: one of the names may lie elsewhere.
+
+    Raises:
+        OSError: it cannot be given.
+    """
+    if os.geteuid():
+        return
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError:
+        return
+    for each in (folder, *folder.rglob("*")):
+        status = each.lstat()
+        if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+            os.chown(each, found.pw_uid, found.pw_gid, follow_symlinks=False)
+
+
+def kept_from(path: Path, user: str) -> str:
+    """Why a user can't read a file, by permissions and owners; empty: it can. Links are followed."""
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError:
+        return f"this machine has no user {user}"
+    groups = os.getgrouplist(user, found.pw_gid)
+    path = path.resolve()
+    for place, wanted in (*((each, stat.S_IXOTH) for each in reversed(path.parents)), (path, stat.S_IROTH)):
+        status = place.stat()
+        shift = 6 if status.st_uid == found.pw_uid else 3 if status.st_gid in groups else 0
+        if found.pw_uid and not status.st_mode & (wanted << shift):
+            return f"{place} belongs to {_name(status.st_uid)} and is closed to {user}"
+    return ""
 
 
 def _name(uid: int) -> str:

@@ -19,7 +19,6 @@ from pydantic import TypeAdapter
 
 from drengine.config import reference
 from drengine.control.refusals import REFUSALS
-from drengine.enrolment.mosquitto import configuration as configuration_of_mosquitto
 from drengine.identity.errors import REASONS
 from drengine.model.errors import error_kinds
 from drengine.telemetry import Family
@@ -209,7 +208,6 @@ DOCUMENTS = {
     "docs/runbook.schema.json": runbook_schema,
     "docs/run.schema.json": run_schema,
     "deploy/grafana/drengine.json": dashboard,
-    "deploy/mosquitto/drengine.conf": configuration_of_mosquitto,
 }
 
 

@@ -306,22 +306,23 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.people.login",
         "Sign out: the token counts no more, and commands act as the user of this host again.",
     ),
-    "mosquitto": Group(
-        "Mosquitto's files, written from who is enrolled.",
+    "broker": Group(
+        "The message broker: the one that comes with drengine, or Mosquitto.",
         {
-            "write": Command(
-                "drengine.cli.mosquitto",
-                "Write Mosquitto's configuration and ACL from a CA's directory on this machine, once.",
+            "run": Command(
+                "drengine.cli.broker.run",
+                "Run an MQTT broker until interrupted, which keeps parties apart by their identities. Nothing is kept "
+                "on disk.",
+            ),
+            "config": Command(
+                "drengine.cli.broker.config",
+                "Write Mosquitto's configuration and ACL for this site, on the broker's host.",
             ),
             "follow": Command(
-                "drengine.cli.mosquitto",
+                "drengine.cli.broker.follow",
                 "Keep the broker's certificate, CRL and ACL as the authority says; in the foreground, until SIGTERM.",
             ),
         },
-    ),
-    "broker": Command(
-        "drengine.cli.broker",
-        "Run an MQTT broker until interrupted, which keeps parties apart by their identities. Nothing is kept on disk.",
     ),
 }
 

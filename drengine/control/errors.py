@@ -22,7 +22,7 @@ BROKER_FAILED = error_kind(
     "broker-failed",
     96,
     "The embedded broker could not be started.",
-    "Choose a free port on loopback, or run Mosquitto (deploy/mosquitto).",
+    "Choose a free port on loopback, or use Mosquitto: `drengine broker config`.",
 )
 COMMAND_DROPPED = error_kind(
     "command-dropped",

@@ -1,4 +1,4 @@
-"""Who may say and hear what at the broker, by identity. Mosquitto's ACL says the same (deploy/mosquitto/drengine.acl).
+"""Who may say and hear what at the broker, by identity. Mosquitto's ACL says the same (enrolment/mosquitto.py).
 
 | identity | publishes | hears |
 |---|---|---|

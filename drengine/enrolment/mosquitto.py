@@ -21,7 +21,7 @@ from drengine.enrolment.client import identities
 from drengine.enrolment.keeper import keeping
 from drengine.enrolment.messages import EnrolledParty
 from drengine.enrolment.place import CA_FILE, CERTIFICATE_FILE, KEY_FILE, Place
-from drengine.identity.errors import CA_UNUSABLE
+from drengine.identity.errors import BROKER_FILES
 from drengine.identity.names import Role
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
@@ -43,17 +43,14 @@ _ORCHESTRATOR = (
 )
 CONFIGURATION = """\
 # Mosquitto (2.0 or later) for drengine: TLS 1.3, every client known by its certificate, each kept to its own topics.
-# Written by `drengine mosquitto write`; `systemctl reload mosquitto` takes a changed ACL, CRL and certificate.
-# docs/control.md explains it; tests/control/test_mosquitto.py and tests/enrolment/test_mosquitto.py run it.
+# Written by `drengine broker config`, which docs/control.md explains.
 
 listener {port}
 tls_version tlsv1.3
 cafile {ca}
 certfile {certificate}
 keyfile {key}
-# Certificates that were revoked. Needs a file, be it an empty list:
 {crlfile}
-
 # The certificate's CN is the client's name; nobody comes in without one.
 require_certificate true
 use_identity_as_username true
@@ -71,28 +68,56 @@ memory_limit 536870912
 max_packet_size 135168
 set_tcp_nodelay true
 
-# Reports outlive a restart, so that the last word of a source that is gone is not lost.
-persistence true
-persistence_location /var/lib/mosquitto/
-autosave_interval 30
+{persistence}autosave_interval 30
 sys_interval 0
 log_type error
 log_type warning
 log_type notice
 log_type information
 """
+_PERSISTENCE = """\
+# Reports outlive a restart, so that the last word of a source that is gone is not lost.
+persistence true
+persistence_location /var/lib/mosquitto/
+"""
+_PATTERNS = """\
+# Who may say and hear what, for certificates of a CA that no drengine authority serves. %u is the CN of the client's
+# certificate, which is the party's name. Written by `drengine broker config`.
+# To shut a party out at once, also while it is connected, add these two lines and reload; then revoke its certificate:
+#   user NAME
+#   topic deny drengine/#
+"""
 
 
-def configuration(place: Path = DEFAULT_FOLDER, acl: Path | None = None, *, port: int = 8883) -> str:
-    """Mosquitto's configuration, for a broker whose certificate enrolment keeps in this folder."""
+def configuration(place: Path = DEFAULT_FOLDER, *, port: int = 8883, has_crl: bool = True, main: str = "") -> str:
+    """Mosquitto's configuration, for a broker whose certificate and ACL lie in this folder.
+
+    Args:
+        place: the folder.
+        port: where it listens.
+        has_crl: a CRL lies there as well; Mosquitto does not start when it names one that is missing.
+        main: the file that includes this one: what it says already may not be said twice.
+    """
+    persists = any(line.split()[:1] == ["persistence_location"] for line in main.splitlines())
     return CONFIGURATION.format(
         port=port,
         ca=place / CA_FILE,
         certificate=place / CERTIFICATE_FILE,
         key=place / KEY_FILE,
-        crlfile=f"crlfile {place / CRL_FILE}",
-        acl=acl or place / ACL_FILE,
+        crlfile=f"crlfile {place / CRL_FILE}\n" if has_crl else "",
+        acl=place / ACL_FILE,
+        persistence="" if persists else _PERSISTENCE,
     )
+
+
+def pattern_list(site: str, orchestrators: Iterable[str]) -> str:
+    """Mosquitto's ACL where nobody says who there is: names open their own topics, and some of them command."""
+    lines = [_PATTERNS.rstrip("\n")]
+    for name in orchestrators:
+        lines += ["", f"user {name}", *(f"topic {each}" for each in _topics(site, Role.ORCHESTRATOR, name))]
+    for role in (Role.AGENT, Role.HOST):
+        lines += ["", *(f"pattern {each}" for each in _topics(site, role, "%u"))]
+    return "\n".join(lines) + "\n"
 
 
 def access_list(site: str, parties: Iterable[EnrolledParty]) -> str:
@@ -159,7 +184,7 @@ class Follower:
             try:
                 answer = await identities(self._place, version)
                 version, failed = answer.version, False
-                if write_acl(self._broker.acl, access_list(answer.site, answer.identities)):
+                if write_file(self._broker.acl, access_list(answer.site, answer.identities)):
                     log.info("%s says who is enrolled: %d parties", self._broker.acl, len(answer.identities))
                     self._due.set()
             except DrengineError as error:
@@ -206,11 +231,11 @@ class Follower:
         return _run(self._broker.sever)
 
 
-def write_acl(path: Path, text: str) -> bool:
-    """Replace an ACL file; whether it was another one.
+def write_file(path: Path, text: str) -> bool:
+    """Replace a file of Mosquitto's; whether it was another one.
 
     Raises:
-        DrengineError: CA_UNUSABLE: it can't be written.
+        DrengineError: BROKER_FILES: it can't be written.
     """
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -218,7 +243,7 @@ def write_acl(path: Path, text: str) -> bool:
                 return False
         replace_durably(path, text.encode(), mode=0o644)
     except OSError as error:
-        raise DrengineError(CA_UNUSABLE, f"{path}: {error.strerror or error}") from error
+        raise DrengineError(BROKER_FILES, f"{path}: {error.strerror or error}") from error
     return True
 
 

@@ -23,6 +23,13 @@ ENROLMENT_REFUSED = error_kind(
     "The message ends with a word that docs/errors.md explains.",
 )
 
+BROKER_FILES = error_kind(
+    "broker-files",
+    241,
+    "Mosquitto's files can't be written, or it could not use them.",
+    "The message says which and why; docs/control.md says what lies where.",
+)
+
 _NEW_TOKEN = "Make a new one beside the CA: `drengine token create`."
 REASONS: dict[str, tuple[str, str]] = {
     "token-malformed": (

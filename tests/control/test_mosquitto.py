@@ -1,5 +1,5 @@
-"""The Mosquitto configuration as it is deployed, run by a real Mosquitto: TLS 1.3, certificates as names, each kept
-to its own topics.
+"""Mosquitto as `drengine broker config` sets it up for certificates of any CA, and really run: TLS 1.3, certificates as
+names, each kept to its own topics.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -25,13 +26,13 @@ from drengine.config import Address
 from drengine.control.config import BrokerOptions
 from drengine.control.messages import AgentReport, Command, Verb
 from drengine.control.topics import RESERVED_NAMES
+from drengine.enrolment.mosquitto import ACL_FILE, configuration, pattern_list
 from drengine.model.errors import DrengineError
-from drengine.transport.files import TlsFiles
+from drengine.transport.files import CRL_FILE, TlsFiles
 from drengine.transport.tls import client_context
 from tests.control.site import Mosquitto, Worker, free_port, orchestrator, party, until
 from tests.transport.certificates import DAY, NOW, Authority
 
-DEPLOYED = Path(__file__).parent.parent.parent / "deploy" / "mosquitto"
 ORCHESTRATOR = next(iter(RESERVED_NAMES))
 
 
@@ -52,7 +53,7 @@ def crl(authority: Authority, *revoked: TlsFiles) -> bytes:
 
 @dataclass
 class Site:
-    """A broker with the deployed files, and the authority that its clients are known to."""
+    """A broker with the written files, and the authority that its clients are known to."""
 
     authority: Authority
     broker: Mosquitto
@@ -83,21 +84,15 @@ class Site:
 def site(tmp_path: Path) -> AsyncIterator[Site]:
     authority = Authority.make(tmp_path / "ca")
     files = authority.issue("broker")
-    acl, revoked, port = tmp_path / "drengine.acl", tmp_path / "crl.pem", free_port()
-    acl.write_bytes((DEPLOYED / "drengine.acl").read_bytes())
+    place, port = tmp_path / "drengine", free_port()
+    place.mkdir()
+    for name, file in (("certificate", files.certificate), ("key", files.key), ("ca", authority.path)):
+        shutil.copy(file, place / f"{name}.pem")
+    acl, revoked = place / ACL_FILE, place / CRL_FILE
+    acl.write_text(pattern_list("main", [ORCHESTRATOR]))
     revoked.write_bytes(crl(authority))
-    text = (DEPLOYED / "drengine.conf").read_text()
-    for deployed, here in (
-        ("listener 8883", f"user root\nlistener {port} 127.0.0.1"),
-        ("/etc/mosquitto/drengine/ca.pem", str(authority.path)),
-        ("/etc/mosquitto/drengine/certificate.pem", str(files.certificate)),
-        ("/etc/mosquitto/drengine/key.pem", str(files.key)),
-        ("/etc/mosquitto/drengine/crl.pem", str(revoked)),
-        ("/etc/mosquitto/drengine/drengine.acl", str(acl)),
-        ("/var/lib/mosquitto/", f"{tmp_path}/"),
-    ):
-        assert deployed in text
-        text = text.replace(deployed, here)
+    text = configuration(place, port=port).replace("/var/lib/mosquitto/", f"{tmp_path}/")
+    text = text.replace(f"listener {port}", f"user root\nlistener {port} 127.0.0.1")
     broker = Mosquitto(tmp_path, text, port=port)
     broker.start()
     yield Site(authority, broker, acl, revoked)
@@ -124,7 +119,7 @@ async def smuggle(site: Site, files: TlsFiles, topic: str, *, retain: bool = Fal
             await client.subscribe("drengine/main/agent/mill/command", 1)
 
 
-async def test_agents_and_orchestrators_work_over_the_deployed_broker(site: Site, tmp_path: Path) -> None:
+async def test_agents_and_orchestrators_work_over_the_broker(site: Site, tmp_path: Path) -> None:
     shop, boss = site.identity("shop"), site.identity(ORCHESTRATOR)
     async with party(site.options(shop), Worker(tmp_path)), orchestrator(site.options(boss)) as agents:
         await until(lambda: agents.is_online("shop") and "shop" in agents.reports(), "the agent")

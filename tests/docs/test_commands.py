@@ -33,14 +33,14 @@ NOT_TYPED: dict[str, str] = {
     r"docs/install.md: drengine-agent status$": "asks an installed agent: tests/agent/install",
     r"docs/operations.md: drengine-agent (doctor|status)$": "asks an installed agent: tests/agent/install",
     r"docs/failback.md: drengine-agent adopt ": "wants a disk that was replaced: tests/agent/daemon/test_adopt.py",
-    r"docs/control.md: install ": "Mosquitto with our files: tests/control/test_mosquitto.py",
-    r"docs/control.md: drengine (token|enrol|mosquitto) ": "a broker that follows: tests/enrolment/test_mosquitto.py",
+    r"docs/control.md: apt-get install ": "installs from the distribution",
+    r"docs/control.md: drengine (token|enrol|broker) ": "Debian's Mosquitto: tests/enrolment/test_broker_config.py",
     r"docs/operations.md: (touch /run/disk; nbdfuse|mount )": "attaches a loop device: tests/field and tests/nbd",
     r"docs/drivers.md: drengine-agent standby --config ": "wants certificates and a broker: tests/agent/standby",
 }
 SERVING = {
     "drengine target run": "7440",
-    "drengine broker": "1883",
+    "drengine broker run": "1883",
     "drengine-agent run": TAP,
     "drengine orchestrator run": "7443",
 }
@@ -242,7 +242,7 @@ def failover(story: Story, command: Typed) -> None:
 def rest(story: Story, command: Typed) -> None:
     """The orchestrator serves; `curl` fails on an answer that is an error."""
     if not story.machine.listens("7443"):
-        story.stop("drengine broker")
+        story.stop("drengine broker run")
         story.serve("drengine orchestrator run", "7443")
     story.must(command.text.replace("curl -s", "curl -sf"))
 

@@ -16,20 +16,15 @@ import aiomqtt
 import pytest
 from cryptography import x509
 
-from drengine.cli.main import app
 from drengine.config import Address
 from drengine.control.config import BrokerOptions
 from drengine.enrolment.client import renew
 from drengine.enrolment.keeper import keeping
 from drengine.enrolment.messages import EnrolledParty
-from drengine.enrolment.mosquitto import Broker, Follower, access_list, configuration, write_acl
+from drengine.enrolment.mosquitto import ACL_FILE, Broker, Follower, access_list, configuration, write_file
 from drengine.enrolment.place import Place
-from drengine.identity.authority import Authority
-from drengine.identity.keys import new_key
-from drengine.identity.names import Identity, Role
+from drengine.identity.names import Role
 from drengine.model.clock import SystemClock
-from drengine.model.errors import DrengineError
-from drengine.terminal import main
 from drengine.transport.files import TlsFiles
 from drengine.transport.tls import client_context
 from tests.control.site import Mosquitto, Worker, free_port, orchestrator, party
@@ -68,9 +63,9 @@ class Brokered:
 async def brokered(tmp_path: Path, *, severs: bool = False) -> AsyncIterator[Brokered]:
     async with serving(tmp_path) as site:
         place = await site.joined("broker", Role.BROKER, hosts=("127.0.0.1",))
-        acl, port = tmp_path / "drengine.acl", free_port()
-        write_acl(acl, access_list("main", ()))
-        text = configuration(place.folder, acl, port=port).replace("/var/lib/mosquitto/", f"{tmp_path}/")
+        acl, port = place.folder / ACL_FILE, free_port()
+        write_file(acl, access_list("main", ()))
+        text = configuration(place.folder, port=port).replace("/var/lib/mosquitto/", f"{tmp_path}/")
         pid_file = tmp_path / "mosquitto.pid"
         text = text.replace(f"listener {port}", f"user root\npid_file {pid_file}\nlistener {port} 127.0.0.1")
         broker = Mosquitto(tmp_path, text, port=port)
@@ -194,17 +189,3 @@ def test_a_name_of_several_roles_opens_nothing() -> None:
     text = access_list("main", parties)
     assert "user shop" not in text and "user mill" in text
     assert "topic write drengine/main/agent/mill/report" in text and "drengine/main/host" not in text
-
-
-def test_a_ca_beside_the_broker_writes_the_files_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    authority = Authority.create(tmp_path / "ca", "main")
-    authority.issue(Identity("main", Role.AGENT, "shop"), new_key().public_key())
-    (tmp_path / "to").mkdir()
-    assert main(app, ["mosquitto", "write", "--ca", str(tmp_path / "ca"), "--to", str(tmp_path / "to")]) == 0
-    assert "user shop" in (tmp_path / "to/drengine.acl").read_text()
-    assert "tls_version tlsv1.3" in (tmp_path / "to/drengine.conf").read_text()
-    assert main(app, ["mosquitto", "write", "--ca", str(tmp_path / "ca"), "--to", str(tmp_path / "no")]) == 3
-    assert main(app, ["mosquitto", "follow", "--place", str(tmp_path / "to")]) == 5
-    capsys.readouterr()
-    with pytest.raises(DrengineError):
-        write_acl(tmp_path / "no/acl", "")

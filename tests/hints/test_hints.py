@@ -35,6 +35,9 @@ NOT_TRIED = {
     "`drengine orchestrator run`": "tests/console/test_process.py; the other end of a network can't be reached here",
     "`drengine ca list`": "tests/identity/test_commands.py",
     "`drengine ca serve`": "tests/enrolment",
+    "`drengine broker config`": "tests/enrolment/test_broker_config.py",
+    "`drengine enrol --to {}`": "tests/enrolment",
+    "`drengine token create --role broker`": "tests/enrolment",
 }
 """Commands of hints that are not typed in the situation, and why that is enough."""
 WORDS = {

@@ -191,12 +191,10 @@ def write_files(hosts: Hosts, device: str) -> None:
     values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device}
     for name, text in (("target", TARGET), ("agent", AGENT), ("standby", STANDBY), ("orchestrator", ORCHESTRATOR)):
         (folder / f"{name}.toml").write_text(text.format(**values))
-    hosts.drengine("ca", "crl", "--ca", "ca")
-    (tls / "broker/crl.pem").write_bytes((folder / "ca/crl.pem").read_bytes())
     (folder / "mosquitto").mkdir()
-    places = ("--ca", folder / "ca", "--to", folder / "mosquitto", "--place", tls / "broker")
-    run(sys.executable, "-m", "drengine.cli.main", "mosquitto", "write", *places)
-    text = (folder / "mosquitto/drengine.conf").read_text()
+    places = ("--ca", folder / "ca", "--to", folder / "mosquitto", "--place", tls / "broker", "--user", "root")
+    run(sys.executable, "-m", "drengine.cli.main", "broker", "config", *places)
+    text = (folder / "mosquitto/conf.d/drengine.conf").read_text()
     for written, here in (
         ("listener 8883", f"user root\nlistener 8883 {SERVICES}"),
         ("/var/lib/mosquitto/", f"{folder}/"),

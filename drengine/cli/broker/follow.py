@@ -1,28 +1,16 @@
-"""`drengine mosquitto`: the broker's files, from who is enrolled."""
+"""`drengine broker follow`: Mosquitto's files stay as the authority says."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import shlex
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from drengine.cli.ca_options import CaOption, open_ca
-from drengine.enrolment.mosquitto import (
-    ACL_FILE,
-    CONFIGURATION_FILE,
-    DEFAULT_FOLDER,
-    Broker,
-    Follower,
-    access_list,
-    configuration,
-    write_acl,
-)
-from drengine.enrolment.parties import living_parties
+from drengine.enrolment.mosquitto import ACL_FILE, DEFAULT_FOLDER, Broker, Follower
 from drengine.enrolment.place import Place
 from drengine.identity.errors import EnrolmentError
 from drengine.model.clock import SystemClock
@@ -37,27 +25,11 @@ PlaceOption = Annotated[
 
 
 @app.command()
-def write(
-    ca: CaOption,
-    to: Annotated[Path, typer.Option("--to", help=f"Folder for {CONFIGURATION_FILE} and {ACL_FILE}.")] = DEFAULT_FOLDER,
-    place: PlaceOption = DEFAULT_FOLDER,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where it listens.")] = 8883,
-) -> None:
-    """Write Mosquitto's configuration and ACL from a CA's directory on this machine, once."""
-    index = open_ca(ca).index()
-    acl = to.absolute() / ACL_FILE
-    write_acl(to / CONFIGURATION_FILE, configuration(place.absolute(), acl, port=port))
-    write_acl(acl, access_list(index.site, living_parties(index, time.time())))
-    print(f"wrote {to / CONFIGURATION_FILE} and {acl}")
-
-
-@app.command()
 def follow(
     place: PlaceOption = DEFAULT_FOLDER,
-    acl: Annotated[Path, typer.Option("--acl", help="Mosquitto's ACL file.")] = DEFAULT_FOLDER / ACL_FILE,
     pid_file: Annotated[
-        Path | None, typer.Option("--pid-file", help="Of Mosquitto, which gets SIGHUP when files have changed.")
-    ] = None,
+        Path, typer.Option("--pid-file", help="Of Mosquitto, which gets SIGHUP when files have changed.")
+    ] = Path("/run/mosquitto/mosquitto.pid"),
     reload: Annotated[str, typer.Option("--reload", help="Command instead: 'systemctl reload mosquitto'.")] = "",
     sever: Annotated[
         str,
@@ -72,7 +44,8 @@ def follow(
     if Place(place).authority is None:
         raise EnrolmentError("folder-unusable", f"{place}: nobody has enrolled a broker there")
     setup_logging(level="info", form="auto")
-    asyncio.run(_follow(place, Broker(acl, pid_file, shlex.split(reload), shlex.split(sever))))
+    broker = Broker(place / ACL_FILE, pid_file, shlex.split(reload), shlex.split(sever))
+    asyncio.run(_follow(place, broker))
 
 
 async def _follow(place: Path, broker: Broker) -> None:

@@ -1,4 +1,4 @@
-"""`drengine broker`: a message broker for one machine."""
+"""`drengine broker run`: a message broker for one machine."""
 
 from __future__ import annotations
 

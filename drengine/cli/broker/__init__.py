@@ -1,0 +1,1 @@
+"""`drengine broker`: the one that comes with drengine, and Mosquitto's files."""
