@@ -1,4 +1,4 @@
-"""The failures of the agent that a person can meet. Exit codes 80 to 89; the trackers' own are 70 to 79."""
+"""Failures of the agent that a person can meet. Exit codes 80 to 89, 166, 167; the trackers' own are 70 to 79."""
 
 from __future__ import annotations
 
@@ -75,4 +75,17 @@ STATE_ON_VOLUME = error_kind(
     78,
     "The agent's state directory lies on a volume that it is to track.",
     "Choose another `state_directory`: another disk, or /run/drengine-agent; losing it costs nothing but a comparison.",
+)
+SESSION_MISSING = error_kind(
+    "session-missing",
+    166,
+    "The agent has no session with its target.",
+    "Make the target reachable from here, or correct --target and --data-network; then run the same command again.",
+    retryable=True,
+)
+BROKER_REFUSED = error_kind(
+    "broker-refused",
+    167,
+    "The broker answers, and does not let this agent in.",
+    "Its log says why: it must know this host's name and CA. Or install without --broker.",
 )

@@ -75,6 +75,15 @@ async def enrol(invitation: Invitation, name: str, place: Place, *, clock: Clock
         return identity
 
 
+async def reach_authority(invitation: Invitation) -> None:
+    """Ask the authority that a token names for its CA, and compare it with the token's pin; nothing secret is sent.
+
+    Raises:
+        EnrolmentError: pin-mismatch, answer-malformed. TransportError: it can't be reached.
+    """
+    await _pinned_ca(invitation)
+
+
 async def renew(place: Place, *, clock: Clock) -> None:
     """Replace the certificate of a folder by a fresh one with a new key.
 

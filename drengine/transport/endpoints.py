@@ -35,6 +35,7 @@ log = logging.getLogger("drengine.transport")
 CONNECTIONS_MAX = 256
 STRANGERS_MAX = 64
 """Connections that have not said HELLO yet, beside those that have."""
+REACH_SECONDS = 3.0
 ALERT_SECONDS = 1.0
 """How long a peer may take to close after it was told why its handshake failed."""
 
@@ -77,6 +78,21 @@ async def connect(
     except OSError as error:
         raise broken(f"{host}:{port}", error, handshake=tls is not None) from error
     return stream
+
+
+async def reach(host: str, port: int, networks: DataNetworks) -> None:
+    """Make a connection to an allowed address and close it: nothing is said over it.
+
+    Raises:
+        TransportError: OUTSIDE_DATA_NETWORK, UNREACHABLE, TIMED_OUT.
+    """
+    try:
+        async with asyncio.timeout(REACH_SECONDS):
+            sock, _ = await _connect_inside(host, port, networks, None, True)
+    except TimeoutError as error:
+        message = f"{host}:{port} did not answer in {REACH_SECONDS:g} s"
+        raise TransportError(TIMED_OUT, "opening-timeout", message) from error
+    sock.close()
 
 
 async def _connect_inside(

@@ -2,86 +2,186 @@
 
 from __future__ import annotations
 
+import ipaddress
 import platform
 import re
+import socket
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
+from drengine.config import ADDRESS, parse_duration
 from drengine.terminal import human_bytes, note
 from drengine_agent.cli.common import JsonOption, named_volumes
+from drengine_agent.cli.install_options import (
+    AllDisksOption,
+    BandwidthOption,
+    BrokerOption,
+    CaOption,
+    CertificateOption,
+    CutsOption,
+    DataNetworkOption,
+    DryRunOption,
+    KeyOption,
+    ListenOption,
+    MetricsOption,
+    RootOption,
+    SiteOption,
+    SourceOption,
+    StartOption,
+    StateOption,
+    StoreOption,
+    TargetOption,
+    TokenOption,
+    TrackerOption,
+    VolumeOption,
+    WaitOption,
+    YesOption,
+)
 from drengine_agent.install import steps
 from drengine_agent.install.disks import disks
-from drengine_agent.install.wanted import Said, default_state_directory, installed_config
+from drengine_agent.install.wishes import Wishes, installed_values
 
 app = typer.Typer(add_completion=False)
-
-RootOption = Annotated[Path, typer.Option("--root", help="Another host's file system, such as an image; not this one.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether to go on.")]
 
 
 @app.command()
 def install(
-    source: Annotated[str, typer.Option(help="This server's name at the target.")] = "",
-    target: Annotated[str, typer.Option(help="The target's HOST:PORT.")] = "",
-    volume: Annotated[list[str] | None, typer.Option(help="NAME=PATH; once for each volume.")] = None,
-    tracker: Annotated[str, typer.Option(help="auto (as the doctor advises), ebpf, nbd or scan.")] = "auto",
-    listen: Annotated[str, typer.Option(help="For nbd: unix:PATH or HOST:PORT where the volumes are served.")] = "",
-    state_directory: Annotated[Path | None, typer.Option(help="Where the agent keeps its state.")] = None,
-    store: Annotated[Path | None, typer.Option(help="A target's store on this host, for the doctor.")] = None,
-    certificate: Annotated[Path | None, typer.Option(help="PEM file with this agent's certificate.")] = None,
-    key: Annotated[Path | None, typer.Option(help="PEM file with its key.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="PEM file with the CA that signs targets.")] = None,
-    start: Annotated[bool, typer.Option(help="Start the agent when it is installed.")] = True,
+    source: SourceOption = "",
+    target: TargetOption = "",
+    volume: VolumeOption = None,
+    all_disks: AllDisksOption = False,
+    data_network: DataNetworkOption = None,
+    token: TokenOption = "",
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    ca: CaOption = None,
+    broker: BrokerOption = "",
+    site: SiteOption = "",
+    metrics: MetricsOption = "",
+    cuts: CutsOption = "",
+    bandwidth: BandwidthOption = "",
+    tracker: TrackerOption = "",
+    listen: ListenOption = "",
+    state_directory: StateOption = None,
+    store: StoreOption = None,
+    start: StartOption = True,
+    wait: WaitOption = "60s",
     root: RootOption = Path("/"),
     dry_run: DryRunOption = False,
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Install the agent as a service of this server, after the doctor has spoken.
+    """Install the agent as a service of this server, after the doctor has spoken; or change what was installed.
 
-    Asks for what is not said when a person is at the terminal. A configuration that is there stays as it is when
-    nothing else is said; one that somebody changed is never overwritten. Installing twice is installing once.
+    Asks for what is not said when a person is at the terminal. It ends well only with a session at the target. Options
+    that are not said stay as they are installed; a file that somebody changed is never overwritten. Installing twice is
+    installing once.
     """
     root = root.absolute()
-    volumes: Mapping[str, Path] = named_volumes(volume or ())
-    config = installed_config(root)
-    said: Said | None = None
-    if source or target or volumes or config is None:
-        source, target, volumes = _asked(source, target, volumes, quiet=yes or json)
-        state = state_directory or (config.state_directory if config else default_state_directory(volumes, root))
-        given = {"certificate": certificate, "key": key, "ca": ca}
-        tls = {name: path for name, path in given.items() if path is not None}
-        said = Said(source, target, volumes, tracker, state.absolute(), tls, listen)
-    steps.install(said, config, store, root, start=start, dry_run=dry_run, yes=yes, json=json)
+    others = {
+        "data_networks": list(data_network or ()),
+        "control.address": broker,
+        "control.site": site,
+        "metrics": metrics,
+        "cuts.kinds": cuts,
+        "bandwidth": bandwidth,
+        "nbd.listen": listen,
+    }
+    given = {"certificate": certificate, "key": key, "ca": ca}
+    wishes = Wishes(
+        source=source,
+        target=target,
+        volumes=named_volumes(volume or ()),
+        all_disks=all_disks,
+        tracker=tracker,
+        state_directory=state_directory.absolute() if state_directory else None,
+        tls={name: path for name, path in given.items() if path is not None},
+        token=token,
+        others={path: value for path, value in others.items() if value},
+    )
+    if not installed_values(root):
+        wishes = _asked(wishes, quiet=yes or json, here=root == steps.HOST)
+    steps.install(wishes, store, root, start=start, wait_seconds=_seconds(wait), dry_run=dry_run, yes=yes, json=json)
 
 
-def _asked(
-    source: str, target: str, volumes: Mapping[str, Path], *, quiet: bool
-) -> tuple[str, str, Mapping[str, Path]]:
-    """What was not said, asked of the person at the terminal."""
-    if source and target and volumes:
-        return source, target, volumes
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--wait {text!r}: {error}") from error
+
+
+def _asked(wishes: Wishes, *, quiet: bool, here: bool) -> Wishes:
+    """What a first installation needs and nobody said, asked of the person at the terminal."""
+    has_disks = bool(wishes.volumes) or wishes.all_disks
+    if wishes.source and wishes.target and has_disks:
+        return wishes
     if quiet or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise typer.BadParameter("--source, --target and --volume are needed")
-    source = source or typer.prompt("This server's name", default=_host_name(), err=True)
-    target = target or typer.prompt("The target's HOST:PORT", err=True)
-    return source, target, volumes or _asked_volumes()
+        raise typer.BadParameter("--source, --target and --volume (or --all-disks) are needed")
+    source = wishes.source or typer.prompt("This server's name", default=_host_name(), err=True)
+    target = wishes.target or typer.prompt("The target's HOST:PORT", err=True)
+    wishes = replace(wishes, source=source, target=target)
+    if not has_disks:
+        wishes = replace(wishes, volumes=_asked_volumes())
+    return _asked_beyond_loopback(wishes) if here and not _is_local(target) else wishes
+
+
+def _asked_beyond_loopback(wishes: Wishes) -> Wishes:
+    others: dict[str, Any] = dict(wishes.others)
+    if "data_networks" not in others:
+        usual = _network_of(wishes.target)
+        answer = typer.prompt("Networks that block data may use (CIDR)", default=usual or None, err=True)
+        others["data_networks"] = answer.replace(",", " ").split()
+    token, tls = wishes.token, dict(wishes.tls)
+    if not token and not tls:
+        asked = "Token of `drengine token create` (empty: certificates are here already)"
+        token = typer.prompt(asked, default="", show_default=False, err=True)
+        for name in () if token else ("certificate", "key", "ca"):
+            tls[name] = Path(typer.prompt(f"PEM file: {name}", err=True))
+    for path, what in (
+        ("control.address", "The broker's HOST:PORT (empty: none)"),
+        ("metrics", "HOST:PORT where Prometheus may ask (empty: nowhere)"),
+    ):
+        if path not in others and (answer := typer.prompt(what, default="", show_default=False, err=True)):
+            others[path] = answer
+    if "cuts.kinds" not in others and (answer := typer.prompt("Cuts: auto, quiet, frozen", default="auto", err=True)):
+        others["cuts.kinds"] = answer
+    return replace(wishes, others=others, token=token, tls=tls)
 
 
 def _asked_volumes() -> dict[str, Path]:
     found = disks()
     for disk in found:
         on = f", mounted at {', '.join(disk.mounted)}" if disk.mounted else ""
-        note(f"  /dev/{disk.name}  {human_bytes(disk.size_bytes)}{on}")
-    usual = " ".join(f"{disk.name}=/dev/{disk.name}" for disk in found if disk.mounted)
+        note(f"  {disk.path}  {human_bytes(disk.size_bytes)}{on}")
+    usual = " ".join(f"{disk.name}={disk.path}" for disk in found if disk.mounted)
     answer = typer.prompt("Volumes to protect, as NAME=PATH", default=usual or None, err=True)
     return named_volumes(re.split(r"[,\s]+", answer.strip()))
 
 
 def _host_name() -> str:
     return re.sub(r"[^a-z0-9._-]", "-", platform.node().partition(".")[0].lower()).strip("-._") or "server"
+
+
+def _is_local(target: str) -> bool:
+    address = _address_of(target)
+    return address is not None and address.is_loopback
+
+
+def _network_of(target: str) -> str:
+    """The target's own address as a network: the narrowest that does."""
+    address = _address_of(target)
+    return f"{address}/{address.max_prefixlen}" if address else ""
+
+
+def _address_of(target: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        parsed = ADDRESS.parse(target)
+        found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
+        return ipaddress.ip_address(str(found[0][4][0]).partition("%")[0])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,11 @@ def protect(
 ) -> None:
     """Write a configuration file; `run` then protects these volumes. Nothing is served or changed yet."""
     volumes = named_volumes(volume)
-    text = configuration_text(source, target, volumes, tracker=tracker, listen=listen, state_directory=state_directory)
+    values: dict[str, Any] = {"source": source, "target": target, "tracker": tracker}
+    values |= {"state_directory": str(state_directory.absolute())} if state_directory else {}
+    values |= {"nbd": {"listen": listen}} if listen else {}
+    values["volume"] = [{"name": name, "path": str(path)} for name, path in volumes.items()]
+    text = configuration_text(values)
     try:
         with config.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from drengine_agent.cli.common import JsonOption
-from drengine_agent.cli.install import DryRunOption, RootOption, YesOption
+from drengine_agent.cli.install_options import DryRunOption, RootOption, YesOption
 from drengine_agent.install import steps
 
 app = typer.Typer(add_completion=False)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drengine.config import ADDRESS, Address
+from drengine.identity.tokens import Invitation
 from drengine.model.errors import DrengineError
 from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.doctor.errors import DOCTOR_REFUSES
-from drengine_agent.doctor.facts import Host
+from drengine_agent.doctor.facts import Host, Reach
 from drengine_agent.doctor.gather import gather
 from drengine_agent.doctor.judge import Report, judge
+from drengine_agent.doctor.parties import (
+    certificate_troubles,
+    program_troubles,
+    reached,
+    reached_before_enrolling,
+)
 
-TRACKERS = ("auto", "ebpf", "nbd", "scan")
+AUTO = "auto"
+TRACKERS = (AUTO, "ebpf", "nbd", "scan")
 STATE_DIRECTORY = Path("/var/lib/drengine-agent")
 TARGET_CONFIG = Path("/etc/drengine/target.toml")
 
@@ -29,14 +36,16 @@ class Asked:
         tracker: one of TRACKERS.
         state_directory: where the agent would write.
         store: of a target on this host.
-        target: where the agent would ship to.
+        config: the agent's configuration, as it is or would be; None where nobody said anything but volumes.
+        token: with which the host would get its certificate.
     """
 
     volumes: Mapping[str, Path]
-    tracker: str = "auto"
+    tracker: str = AUTO
     state_directory: Path = STATE_DIRECTORY
     store: Path | None = None
-    target: Address | None = None
+    config: AgentConfig | None = None
+    token: Invitation | None = None
 
     @classmethod
     def read(
@@ -52,46 +61,48 @@ class Asked:
         Raises:
             DrengineError: BAD_CONFIG, DOCTOR_REFUSES.
         """
-        if tracker:
-            _check_tracker(tracker)
-        known: AgentConfig | None = load_config(config) if config.exists() else None
-        if known is None:
-            return cls(volumes, tracker or "auto", state_directory or STATE_DIRECTORY, store or store_here())
-        return cls(
-            volumes or {volume.name: volume.path for volume in known.volume},
-            tracker or known.tracker,
-            state_directory or known.state_directory,
-            store or store_here(),
-            known.target,
+        if tracker and tracker not in TRACKERS:
+            hint = f"One of {', '.join(TRACKERS)}."
+            raise DrengineError(DOCTOR_REFUSES, f"there is no tracker {tracker!r}", hint=hint)
+        if not config.exists():
+            return cls(volumes, tracker or AUTO, state_directory or STATE_DIRECTORY, store or store_here())
+        known = cls.of(load_config(config), tracker=tracker, store=store)
+        return replace(
+            known, volumes=volumes or known.volumes, state_directory=state_directory or known.state_directory
         )
 
     @classmethod
     def of(
-        cls, volumes: Mapping[str, Path], tracker: str, state_directory: Path, store: Path | None, target: str
+        cls,
+        config: AgentConfig,
+        *,
+        tracker: str = "",
+        store: Path | None = None,
+        token: Invitation | None = None,
     ) -> Asked:
-        """What a person said; the target as it is written.
-
-        Raises:
-            DrengineError: DOCTOR_REFUSES.
-        """
-        try:
-            address = ADDRESS.parse(target)
-        except ValueError as error:
-            raise DrengineError(DOCTOR_REFUSES, f"target {target!r}: {error}", hint="Write HOST:PORT.") from error
-        _check_tracker(tracker)
-        return cls(volumes, tracker, state_directory, store, address)
-
-
-def _check_tracker(tracker: str) -> None:
-    if tracker not in TRACKERS:
-        raise DrengineError(DOCTOR_REFUSES, f"there is no tracker {tracker!r}", hint=f"One of {', '.join(TRACKERS)}.")
+        """What a configuration says."""
+        volumes = {volume.name: volume.path for volume in config.volume}
+        return cls(volumes, tracker or config.tracker, config.state_directory, store or store_here(), config, token)
 
 
 def examine(asked: Asked, *, try_tracker: bool = True) -> tuple[Host, Report]:
     """Look, and judge."""
     places = {"state directory": asked.state_directory, **({"store": asked.store} if asked.store else {})}
+    troubles = [*program_troubles()]
+    parties: list[Reach] = []
+    if asked.config is not None and asked.token is not None:
+        parties += reached_before_enrolling(asked.token, asked.config)
+    elif asked.config is not None:
+        files = [*certificate_troubles(asked.config)]
+        troubles += files
+        parties += () if files else reached(asked.config)
     host = gather(
-        wanted=asked.tracker, volumes=asked.volumes, places=places, target=asked.target, try_tracker=try_tracker
+        wanted=asked.tracker,
+        volumes=asked.volumes,
+        places=places,
+        parties=parties,
+        troubles=troubles,
+        try_tracker=try_tracker,
     )
     return host, judge(host)
 

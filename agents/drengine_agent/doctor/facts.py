@@ -65,6 +65,7 @@ class Volume:
         refusal: why the kernel's events would not show all its writes; empty if they do.
         size_bytes: its size.
         weak: nothing that lasts tells this disk from another one.
+        within: names of other volumes that this one is, lies on, or is a part of.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Volume:
     refusal: str = ""
     size_bytes: int = 0
     weak: bool = False
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +100,37 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Whether the target answers.
+    """Whether a party answers, and would have to do with this agent.
 
     Attributes:
         address: HOST:PORT.
-        problem: why not; empty when a connection was made. Nothing more than a connection is tried.
+        problem: why not; empty when all that was tried went well.
+        tried: what was tried.
+        role: `target`, `broker` or `authority`.
+        hint: what to do about the problem.
+        refused: it answers and refuses: waiting changes nothing.
     """
 
     address: str
     problem: str = ""
+    tried: str = "takes connections (no more was tried)"
+    role: str = "target"
+    hint: str = ""
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that stands against an installation, and what to do about it.
+
+    Attributes:
+        id: of the finding.
+        seen, hint: for people.
+    """
+
+    id: str
+    seen: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +153,8 @@ class Host:
         volumes: what is to be protected.
         places: what is written to.
         target: whether it answers; None if nobody named one.
+        parties: the same of others that the agent needs.
+        troubles: further reasons against an installation.
     """
 
     python: tuple[int, int, int]
@@ -146,3 +172,5 @@ class Host:
     volumes: tuple[Volume, ...] = field(default=())
     places: tuple[Place, ...] = field(default=())
     target: Reach | None = None
+    parties: tuple[Reach, ...] = field(default=())
+    troubles: tuple[Trouble, ...] = field(default=())

@@ -7,28 +7,26 @@ import os
 import platform
 import re
 import shutil
-import socket
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from drengine.config import Address
 from drengine.linux.identity import evidence_of, is_weak
 from drengine.linux.mounts import read_mounts
 from drengine.model.errors import DrengineError
-from drengine_agent.beneath import Identity, beneath, identity
+from drengine_agent.beneath import Identity, beneath, beneath_device, identity
 from drengine_agent.capture.ebpf.device import BlockDevice
 from drengine_agent.capture.ebpf.probe import probe, self_test
 from drengine_agent.capture.ebpf.program import REQUEST_EVENT
-from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Reach, SelfTest, Volume
+from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Reach, SelfTest, Trouble, Volume
 from drengine_agent.doctor.judge import BIO_TRIAL, TRIALS
 
 ROOT = Path("/")
 MODULES_NEEDED = ("ssl", "ctypes", "zlib", "mmap", "fcntl", "asyncio", "socket", "tomllib")
 CAPABILITIES = {"CAP_SYS_ADMIN": 21, "CAP_DAC_READ_SEARCH": 2, "CAP_IPC_LOCK": 14}
 """What tracking, freezing and reading disks take; SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
-CONNECT_SECONDS = 3.0
 
 
 def gather(
@@ -36,7 +34,8 @@ def gather(
     wanted: str = "auto",
     volumes: Mapping[str, Path] | None = None,
     places: Mapping[str, Path] | None = None,
-    target: Address | None = None,
+    parties: Sequence[Reach] = (),
+    troubles: Sequence[Trouble] = (),
     try_tracker: bool = True,
     root: Path = ROOT,
 ) -> Host:
@@ -46,7 +45,7 @@ def gather(
         wanted: the tracker asked for, or `auto`.
         volumes: what is to be protected, by name.
         places: directories that are written to, by role.
-        target: tried by a connection.
+        parties, troubles: what was found out about others, and about files.
         try_tracker: run the self-test, where it matters.
         root: where `proc`, `sys` and `run` are found.
     """
@@ -71,9 +70,11 @@ def gather(
         systemd=_systemd(root),
         self_test=test,
         wanted=wanted,
-        volumes=tuple(volume_at(name, path, root=root) for name, path in volumes.items()),
+        volumes=tuple(_apart(volume_at(name, path, root=root), volumes, root) for name, path in volumes.items()),
         places=tuple(place_of(role, path, volumes, root=root) for role, path in (places or {}).items()),
-        target=_reach(target) if target else None,
+        target=next((each for each in parties if each.role == "target"), None),
+        parties=tuple(each for each in parties if each.role != "target"),
+        troubles=tuple(troubles),
     )
 
 
@@ -193,9 +194,11 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _reach(target: Address) -> Reach:
-    try:
-        socket.create_connection((target.host, target.port), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        return Reach(str(target), error.strerror or str(error))
-    return Reach(str(target))
+def _apart(volume: Volume, volumes: Mapping[str, Path], root: Path) -> Volume:
+    """With the names of those volumes whose bytes are also this one's."""
+    own = _identity_of(volume.path)
+    if own is None or volume.problem:
+        return volume
+    under = beneath_device((own[1], own[2]), root=root) if own[0] == "device" else {own}
+    others = {name: _identity_of(path) for name, path in volumes.items() if name != volume.name}
+    return replace(volume, within=tuple(name for name, each in others.items() if each in under))

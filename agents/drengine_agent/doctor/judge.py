@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from drengine.terminal import human_bytes
 from drengine_agent.capture.backing import WEAK_HINT
 from drengine_agent.capture.ebpf.probe import KERNEL_MIN
-from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Volume
+from drengine_agent.doctor.facts import DeviceKind, Host, Outcome, Place, Reach, Volume
 
 PYTHON_OLDEST = (3, 11)
 BIO_TRIAL = "bio_programs"
@@ -265,6 +265,10 @@ def _volumes(host: Host, choices: list[Choice], refused: str) -> Iterator[Findin
         else:
             memory = f", {human_bytes(bitmap_bytes(volume.size_bytes))} of kernel memory" * (choice.tracker == "ebpf")
             yield Finding("volume", Level.OK, f"{what}: {human_bytes(volume.size_bytes)}, {choice.tracker}{memory}")
+        if volume.within:
+            hint = "Name the disk or its partitions, each once."
+            seen = f"{what}: its bytes are also in volume {', '.join(volume.within)}"
+            yield Finding("volume-twice", Level.FAIL, seen, hint)
         if volume.weak:
             yield Finding("identity", Level.WARN, f"{what}: nothing tells it from another disk", WEAK_HINT)
 
@@ -313,9 +317,15 @@ def _surroundings(host: Host) -> Iterator[Finding]:
     else:
         hint = "No unit can be started: let your own supervisor run `drengine-agent run`."
         yield Finding("systemd", Level.WARN, "there is no systemd", hint)
-    if host.target is not None:
-        if host.target.problem:
-            hint = "Start the target or open the way to it; the agent goes on trying, and tracks meanwhile."
-            yield Finding("target", Level.WARN, f"{host.target.address}: {host.target.problem}", hint)
-        else:
-            yield Finding("target", Level.OK, f"{host.target.address} takes connections (no more was tried)")
+    for party in (*([host.target] if host.target else []), *host.parties):
+        yield _party(party)
+    for trouble in host.troubles:
+        yield Finding(trouble.id, Level.FAIL, trouble.seen, trouble.hint)
+
+
+def _party(party: Reach) -> Finding:
+    if not party.problem:
+        return Finding(party.role, Level.OK, f"{party.address} {party.tried}")
+    silent = f"Start the {party.role} or open the way to it; the agent goes on trying, and tracks meanwhile."
+    level = Level.FAIL if party.refused else Level.WARN
+    return Finding(party.role, level, f"{party.address}: {party.problem}", party.hint or silent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -98,7 +98,63 @@ class Run:
         return f"run     {' '.join(self.arguments)}"
 
 
-Act = MakeDirectory | WriteFile | MakeLink | Remove | RemoveEmpty | CheckStopped | Untrack | Run
+@dataclass(frozen=True, slots=True)
+class Enrol:
+    """Get this host's certificate by a token."""
+
+    source: str
+    token: str = field(repr=False)
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"enrol   as agent/{self.source}, into {self.folder}/"
+
+
+@dataclass(frozen=True, slots=True)
+class TrySession:
+    """Open a session with the target and leave it, and connect with the broker, before anything is written.
+
+    Attributes:
+        config: the text of the configuration that will be written.
+        seconds: how long a target is waited for that is not there.
+    """
+
+    config: bytes = field(repr=False)
+    seconds: float
+
+    def __str__(self) -> str:
+        return "try     the session with the target"
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitSession:
+    """Wait for the running agent's session and its first point.
+
+    Attributes:
+        control_socket: where the agent answers.
+        seconds: how long at most.
+    """
+
+    control_socket: Path
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"wait    for the session and the first point, at most {self.seconds:g} s"
+
+
+Act = (
+    Enrol
+    | TrySession
+    | AwaitSession
+    | MakeDirectory
+    | WriteFile
+    | MakeLink
+    | Remove
+    | RemoveEmpty
+    | CheckStopped
+    | Untrack
+    | Run
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +168,11 @@ class Plan:
 
     acts: tuple[Act, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything will be other than before."""
+        return any(not isinstance(act, TrySession | AwaitSession | Run) for act in self.acts)
 
     @property
     def shown(self) -> list[str]:

@@ -1,50 +1,64 @@
-"""The text of a new configuration file, from what a person said."""
+"""The text of a configuration file, from values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from drengine_agent.config import parse_config
 
 
-def configuration_text(
-    source: str,
-    target: str,
-    volumes: Mapping[str, Path],
-    *,
-    tracker: str,
-    listen: str = "",
-    state_directory: Path | None = None,
-    tls: Mapping[str, Path] | None = None,
-) -> str:
-    """A configuration file, checked as the agent will check it.
+def configuration_text(values: Mapping[str, Any]) -> str:
+    """A configuration file with these values, checked as the agent will check it.
 
     Raises:
         DrengineError: BAD_CONFIG.
     """
-    values: dict[str, Any] = {"source": source, "target": target, "tracker": tracker}
-    if state_directory is not None:
-        values["state_directory"] = str(state_directory.absolute())
-    tables: list[tuple[str, dict[str, str]]] = []
-    if listen:
-        tables.append(("[nbd]", {"listen": listen}))
-    if tls:
-        tables.append(("[tls]", {key: str(path.absolute()) for key, path in tls.items()}))
-    tables += [("[[volume]]", {"name": name, "path": str(path)}) for name, path in volumes.items()]
-    lines = [f"{key} = {_quoted(text)}" for key, text in values.items()]
-    for heading, content in tables:
-        lines += ["", heading, *(f"{key} = {_quoted(text)}" for key, text in content.items())]
-    parse_config(
-        {
-            **values,
-            **{heading.strip("[]"): content for heading, content in tables if heading != "[[volume]]"},
-            "volume": [content for heading, content in tables if heading == "[[volume]]"],
-        }
+    parse_config(dict(values))
+    return "\n".join(_lines(values)).lstrip("\n") + "\n"
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`: tables are merged, everything else is replaced."""
+    found = dict(values)
+    for key, value in changes.items():
+        before = found.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        found[key] = merged(before, value) if both else value  # type: ignore[arg-type]
+    return found
+
+
+def _lines(values: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """As TOML: plain values first, then tables."""
+    for key, value in values.items():
+        if not _is_table(value):
+            yield f"{key} = {_written(value)}"
+    for key, value in values.items():
+        path = f"{name}.{key}" if name else key
+        if isinstance(value, Mapping):
+            yield from ("", f"[{path}]", *_lines(value, path))
+        elif _is_table(value):
+            for each in value:
+                yield from ("", f"[[{path}]]", *_lines(each, path))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, list | tuple) and any(isinstance(x, Mapping) for x in value)
     )
-    return "\n".join(lines) + "\n"
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, int | float):
+        return str(value)
+    return '"' + "".join(_escaped(each) for each in str(value)) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08x}"

@@ -15,18 +15,22 @@ from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.errors import AGENT_RUNNING
 from drengine_agent.install.acts import (
     Act,
+    AwaitSession,
     CheckStopped,
+    Enrol,
     MakeDirectory,
     MakeLink,
     Plan,
     Remove,
     RemoveEmpty,
     Run,
+    TrySession,
     Untrack,
     WriteFile,
 )
 from drengine_agent.install.errors import INSTALL_FAILED
 from drengine_agent.install.places import within
+from drengine_agent.install.session import await_session, enrol_host, try_session
 
 COMMAND_SECONDS = 120.0
 
@@ -35,7 +39,7 @@ def perform(plan: Plan, root: Path, *, told: Callable[[str], None]) -> None:
     """Carry out a plan.
 
     Raises:
-        DrengineError: INSTALL_FAILED, or why tracking could not be removed.
+        DrengineError: INSTALL_FAILED, why there is no certificate or no session, or why tracking could not be removed.
     """
     shown = set(plan.shown)
     for act in plan.acts:
@@ -50,6 +54,12 @@ def perform(plan: Plan, root: Path, *, told: Callable[[str], None]) -> None:
 
 def _perform(act: Act, root: Path) -> None:
     match act:
+        case Enrol():
+            enrol_host(act.source, act.token, act.folder)
+        case TrySession():
+            try_session(act.config, act.seconds)
+        case AwaitSession():
+            await_session(act.control_socket, act.seconds)
         case MakeDirectory():
             path = within(root, act.path)
             path.mkdir(exist_ok=True)

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from drengine.model.errors import DrengineError
 from drengine_agent.install.errors import INSTALL_CONFLICT
+from drengine_agent.program import PROGRAM
 
 CONFIG = Path("/etc/drengine/agent.toml")
-PROGRAM = Path("/usr/local/lib/drengine/drengine-agent")
 RECORD = Path("/usr/local/lib/drengine/installed.json")
 COMMAND = Path("/usr/local/bin/drengine-agent")
-PACKAGED = Path("/usr/bin/drengine-agent")
-"""The one file where a package of the distribution puts it (`make packages`); the package manager keeps it."""
 UNIT = Path("/etc/systemd/system/drengine-agent.service")
 ENABLED = Path("/etc/systemd/system/multi-user.target.wants/drengine-agent.service")
 STATE = Path("/var/lib/drengine-agent")

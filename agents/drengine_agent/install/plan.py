@@ -33,7 +33,6 @@ from drengine_agent.install.places import (
     COMMAND,
     CONFIG,
     ENABLED,
-    PROGRAM,
     RECORD,
     RUNTIME,
     STATE,
@@ -42,6 +41,7 @@ from drengine_agent.install.places import (
     Record,
     digest,
 )
+from drengine_agent.program import PROGRAM
 
 ENABLED_TARGET = "../drengine-agent.service"
 SERVICE = "drengine-agent.service"
@@ -59,6 +59,8 @@ class Wanted:
         config: its configuration; None leaves what is there.
         unit: the unit's text.
         start: start or restart it, where systemd runs.
+        first: acts that come before anything is written: enrolling, and trying the session.
+        last: the act that comes after a start: waiting for the session.
     """
 
     version: str
@@ -68,6 +70,8 @@ class Wanted:
     config: bytes | None
     unit: bytes
     start: bool = True
+    first: tuple[Act, ...] = ()
+    last: tuple[Act, ...] = ()
 
 
 def directories_of(wanted: Wanted) -> list[Path]:
@@ -99,7 +103,7 @@ def plan_install(wanted: Wanted, present: Present) -> Plan:
     links = [*_links(wanted, present)]
     moved = [*_moved_to_package(wanted, present, before)]
     if not (files or links or moved or present.record is None or wanted.version != before.version):
-        return Plan(_start(wanted, present, changed=False), tuple(notes))
+        return Plan((*wanted.first, *_start(wanted, present, changed=False)), tuple(notes))
     record = Record(
         wanted.version,
         wanted.source,
@@ -108,7 +112,7 @@ def plan_install(wanted: Wanted, present: Present) -> Plan:
         tuple(dict.fromkeys([*before.directories, *(str(each.path) for each in directories)])),
     )
     first = [each for each in directories if RECORD.is_relative_to(each.path)]
-    acts: list[Act] = [*first, WriteFile(RECORD, record.to_bytes(), 0o600, quiet=True)]
+    acts: list[Act] = [*wanted.first, *first, WriteFile(RECORD, record.to_bytes(), 0o600, quiet=True)]
     acts += [*(each for each in directories if each not in first), *files, *links, *moved]
     if present.systemd == "installed" and not present.image:
         notes.append("systemd is not running here: the agent starts with the next boot")
@@ -229,4 +233,5 @@ def _start(wanted: Wanted, present: Present, *, changed: bool) -> tuple[Act, ...
     if not wanted.start:
         return (Run(("systemctl", "daemon-reload")),) if changed else ()
     verb = "restart" if changed else "start"
-    return (*((Run(("systemctl", "daemon-reload")),) if changed else ()), Run(("systemctl", verb, SERVICE)))
+    reloaded = (Run(("systemctl", "daemon-reload")),) if changed else ()
+    return (*reloaded, Run(("systemctl", verb, SERVICE)), *wanted.last)

@@ -3,57 +3,88 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from drengine.enrolment.place import Place
+from drengine.identity.tokens import Invitation
 from drengine.model.errors import DrengineError
 from drengine.terminal import emit_json, note
-from drengine_agent.config import AgentConfig
+from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.doctor.errors import DOCTOR_REFUSES
-from drengine_agent.doctor.examine import Asked, examine, store_here
+from drengine_agent.doctor.examine import AUTO, Asked, examine
 from drengine_agent.doctor.judge import Report
+from drengine_agent.doctor.parties import is_running
 from drengine_agent.doctor.show import as_json, show_report
-from drengine_agent.install.acts import Plan
+from drengine_agent.install.acts import Act, AwaitSession, Enrol, Plan, TrySession
+from drengine_agent.install.configuration import configuration_text
 from drengine_agent.install.errors import INSTALL_CONFLICT, INSTALL_FAILED
 from drengine_agent.install.perform import perform
-from drengine_agent.install.places import CACHE, CONFIG, PROGRAM, RUNTIME, STATE, look
+from drengine_agent.install.places import CACHE, CONFIG, RUNTIME, STATE, look
 from drengine_agent.install.plan import directories_of, plan_install, plan_uninstall
-from drengine_agent.install.wanted import Said, installed_config, wanted_from
+from drengine_agent.install.wanted import default_state_directory, wanted_from
+from drengine_agent.install.wishes import IDENTITY, Wishes, installed_values
+from drengine_agent.program import PROGRAM
 
+TRY_SECONDS = 15.0
+"""How long a target is waited for before anything is installed."""
 HOST = Path("/")
 
 
 def install(
-    said: Said | None,
-    config: AgentConfig | None,
+    wishes: Wishes,
     store: Path | None,
     root: Path,
     *,
     start: bool,
+    wait_seconds: float,
     dry_run: bool,
     yes: bool,
     json: bool,
 ) -> None:
-    """Install with a new configuration, or with the one that is there.
+    """Install, or change what was installed; without wishes the configuration stays as it is.
+
+    With `wait_seconds` nothing is installed whose session can't work, and it ends well only with a session.
 
     Raises:
-        DrengineError: DOCTOR_REFUSES, INSTALL_CONFLICT, INSTALL_FAILED, BAD_CONFIG.
+        DrengineError: DOCTOR_REFUSES, INSTALL_CONFLICT, INSTALL_FAILED, BAD_CONFIG, SESSION_MISSING, and others of
+            what is tried.
     """
     _needs_root(root, dry_run)
+    before = installed_values(root)
+    here = root == HOST
+    enrols = here and bool(wishes.token) and not Place(IDENTITY).is_enrolled
+    values = wishes.values(before, is_enrolled=enrols or (here and Place(IDENTITY).is_enrolled))
+    if not before and "state_directory" not in values:
+        state = default_state_directory({each["name"]: Path(each["path"]) for each in values["volume"]}, root)
+        values |= {"state_directory": str(state)} if state != STATE else {}
+    tracker = values.get("tracker", AUTO if not before else "nbd")
+    if tracker == AUTO:
+        values["tracker"] = "ebpf"
+    config = parse_config(values)
     shown: dict[str, Any] = {}
-    if root == HOST:
-        report = _doctor(said, config, store, shown, quiet=json)
-        if said is not None:
-            said = replace(said, tracker=report.tracker)
-    elif said is not None and said.tracker == "auto":
-        said = replace(said, tracker="ebpf")
-    wanted = wanted_from(said, config, start=start)
+    if here:
+        token = Invitation.parse(wishes.token) if enrols else None
+        report = _doctor(config, tracker, token, store, shown, quiet=json)
+        if report.tracker != values.get("tracker", "nbd"):
+            values["tracker"] = report.tracker
+    text = None if values == before else configuration_text(values).encode()
+    first = _tried_first(config, wishes.token if enrols else "", text, wait_seconds if here else 0)
+    last = (AwaitSession(config.control_socket, wait_seconds),) if wait_seconds else ()
+    wanted = wanted_from(parse_config(values), text, start=start, first=first, last=last)
     plan = plan_install(wanted, look(root, directories_of(wanted)))
     _carry_out(plan, root, shown, dry_run=dry_run, yes=yes, json=json)
+
+
+def _tried_first(config: AgentConfig, token: str, text: bytes | None, wait_seconds: float) -> tuple[Act, ...]:
+    """What is done before anything is written. A session is tried where no agent runs: to a target a second one of
+    the same source is an intruder."""
+    acts: list[Act] = [Enrol(config.source, token, IDENTITY)] if token else []
+    if text is not None and wait_seconds and not is_running(config.state_directory):
+        acts.append(TrySession(text, min(wait_seconds, TRY_SECONDS)))
+    return tuple(acts)
 
 
 def upgrade(root: Path, *, dry_run: bool, yes: bool, json: bool) -> None:
@@ -62,11 +93,10 @@ def upgrade(root: Path, *, dry_run: bool, yes: bool, json: bool) -> None:
     Raises:
         DrengineError: DOCTOR_REFUSES, INSTALL_CONFLICT, INSTALL_FAILED, BAD_CONFIG.
     """
-    config = installed_config(root)
-    if config is None or look(root, ()).record is None:
+    if not installed_values(root) or look(root, ()).record is None:
         hint = "Install it first: drengine-agent install."
         raise DrengineError(INSTALL_CONFLICT, "nothing is installed here", hint=hint)
-    install(None, config, None, root, start=True, dry_run=dry_run, yes=yes, json=json)
+    install(Wishes(), None, root, start=True, wait_seconds=0, dry_run=dry_run, yes=yes, json=json)
 
 
 def uninstall(root: Path, *, purge: bool, dry_run: bool, yes: bool, json: bool) -> None:
@@ -84,15 +114,15 @@ def uninstall(root: Path, *, purge: bool, dry_run: bool, yes: bool, json: bool) 
 
 
 def _doctor(
-    said: Said | None, config: AgentConfig | None, store: Path | None, shown: dict[str, Any], *, quiet: bool
+    config: AgentConfig,
+    tracker: str,
+    token: Invitation | None,
+    store: Path | None,
+    shown: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> Report:
-    if said is not None:
-        asked = Asked.of(said.volumes, said.tracker, said.state_directory, store or store_here(), said.target)
-    else:
-        assert config is not None
-        paths: Mapping[str, Path] = {volume.name: volume.path for volume in config.volume}
-        asked = Asked(paths, config.tracker, config.state_directory, store or store_here(), config.target)
-    host, report = examine(asked)
+    host, report = examine(Asked.of(config, tracker=tracker, store=store, token=token))
     shown["doctor"] = as_json(host, report)
     if not quiet:
         show_report(report)
@@ -100,13 +130,14 @@ def _doctor(
     if not report.ok:
         if quiet:
             emit_json({**shown, "done": False})
-        failed = "; ".join(each.seen for each in report.findings if each.level == "fail")
-        raise DrengineError(DOCTOR_REFUSES, f"nothing was installed: {failed}")
+        failed = [each for each in report.findings if each.level == "fail"]
+        what = "; ".join(each.seen for each in failed)
+        raise DrengineError(DOCTOR_REFUSES, f"nothing was installed: {what}", hint=failed[0].hint or None)
     return report
 
 
 def _carry_out(plan: Plan, root: Path, shown: dict[str, Any], *, dry_run: bool, yes: bool, json: bool) -> None:
-    shown |= {"acts": plan.shown, "notes": plan.notes, "done": not dry_run}
+    shown |= {"acts": plan.shown, "notes": plan.notes, "changed": plan.changes, "done": not dry_run}
     if dry_run or not yes:
         _show_plan(plan, quiet=json)
     if not dry_run:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drengine_agent.install.places import CACHE, CONFIG, PROGRAM, RUNTIME, STATE
+from drengine_agent.install.places import CACHE, CONFIG, RUNTIME, STATE
+from drengine_agent.program import PROGRAM
 
 CAPABILITIES = (
     "CAP_SYS_ADMIN",  # freeze file systems, mount bpffs
@@ -77,6 +78,7 @@ def unit_text(
     command: str = str(PROGRAM),
     state_directory: Path = STATE,
     writes_volumes: Sequence[Path] | None = None,
+    holds_identity: bool = False,
 ) -> str:
     """The unit.
 
@@ -84,6 +86,7 @@ def unit_text(
         command: starts the agent.
         state_directory: where it keeps its state.
         writes_volumes: with tracker `nbd`: the volumes, which the agent writes for its clients.
+        holds_identity: the agent keeps its certificate fresh below STATE, wherever its state is.
     """
     directories = [f"RuntimeDirectory={RUNTIME.name}", f"CacheDirectory={CACHE.name}"]
     writable = ["-/sys/fs/bpf"]
@@ -93,6 +96,8 @@ def unit_text(
         directories.append("RuntimeDirectoryPreserve=yes")
     else:
         writable.append(str(state_directory))
+    if holds_identity and state_directory != STATE:
+        directories.append(f"StateDirectory={STATE.name}")
     if writes_volumes:
         writable += [str(path) for path in writes_volumes if not path.is_relative_to("/dev")]
     return UNIT_TEXT.format(

@@ -3,86 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from drengine import __version__
-from drengine_agent.config import AgentConfig, load_config
+from drengine_agent.config import AgentConfig
 from drengine_agent.doctor.gather import place_of
-from drengine_agent.install.configuration import configuration_text
-from drengine_agent.install.places import CONFIG, RUNTIME, STATE, within
+from drengine_agent.install.acts import Act
+from drengine_agent.install.places import RUNTIME, STATE
 from drengine_agent.install.plan import Wanted
-from drengine_agent.install.program import own_archive, start_command
 from drengine_agent.install.unit import unit_text
+from drengine_agent.install.wishes import IDENTITY
+from drengine_agent.program import own_archive, start_command
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A person's wishes for the configuration.
-
-    Attributes:
-        volumes: paths by name.
-        tracker: `ebpf`, `nbd` or `scan`.
-        tls: `certificate`, `key` and `ca`; empty for a target on loopback.
-    """
-
-    source: str
-    target: str
-    volumes: Mapping[str, Path]
-    tracker: str
-    state_directory: Path
-    tls: Mapping[str, Path]
-    listen: str = ""
-
-    @property
-    def config(self) -> bytes:
-        """The configuration file.
-
-        Raises:
-            DrengineError: BAD_CONFIG.
-        """
-        return configuration_text(
-            self.source,
-            self.target,
-            self.volumes,
-            tracker=self.tracker,
-            listen=self.listen,
-            state_directory=None if self.state_directory == STATE else self.state_directory,
-            tls=self.tls,
-        ).encode()
-
-
-def installed_config(root: Path) -> AgentConfig | None:
-    """The configuration that is there; None without one.
-
-    Raises:
-        DrengineError: BAD_CONFIG.
-    """
-    path = within(root, CONFIG)
-    return load_config(path) if path.exists() else None
-
-
-def wanted_from(said: Said | None, config: AgentConfig | None, *, start: bool) -> Wanted:
-    """An installation with a new configuration (`said`), or with the one that is there.
-
-    Raises:
-        DrengineError: BAD_CONFIG.
-    """
-    if said is not None:
-        source, state, tracker = said.source, said.state_directory, said.tracker
-        paths = list(said.volumes.values())
-    else:
-        assert config is not None
-        source, state, tracker = config.source, config.state_directory, config.tracker
-        paths = [volume.path for volume in config.volume]
+def wanted_from(
+    config: AgentConfig, text: bytes | None, *, start: bool, first: tuple[Act, ...] = (), last: tuple[Act, ...] = ()
+) -> Wanted:
+    """An installation with this configuration; `text` is its file's, None where that stays as it is."""
     archive = own_archive()
+    files = config.tls.files()
     unit = unit_text(
         command=start_command(),
-        state_directory=state,
-        writes_volumes=paths if tracker == "nbd" else None,
+        state_directory=config.state_directory,
+        writes_volumes=[volume.path for volume in config.volume] if config.tracker == "nbd" else None,
+        holds_identity=files is not None and files.certificate.parent == IDENTITY,
     )
     program = archive.read_bytes() if archive else None
-    return Wanted(__version__, source, state, program, said.config if said else None, unit.encode(), start=start)
+    return Wanted(
+        __version__,
+        config.source,
+        config.state_directory,
+        program,
+        text,
+        unit.encode(),
+        start=start,
+        first=first,
+        last=last,
+    )
 
 
 def default_state_directory(volumes: Mapping[str, Path], root: Path) -> Path:

@@ -33,14 +33,10 @@ def typed(home: Home, hint: str) -> int:
     config = home.folder / "agent.toml"
     if not config.exists():
         state = home.config.state_directory
-        volumes = {name: home.path(name) for name in home.names}
-        listen = f"unix:{home.folder}/n.sock" if home.config.tracker == "nbd" else ""
-        config.write_text(
-            configuration_text(
-                home.source, str(home.config.target), volumes, tracker=home.config.tracker, listen=listen,
-                state_directory=state,
-            )
-        )  # fmt: skip
+        values = {"source": home.source, "target": str(home.config.target), "tracker": home.config.tracker}
+        listen = {"nbd": {"listen": f"unix:{home.folder}/n.sock"}} if home.config.tracker == "nbd" else {}
+        volumes = [{"name": name, "path": str(home.path(name))} for name in home.names]
+        config.write_text(configuration_text({**values, "state_directory": str(state), **listen, "volume": volumes}))
     return main(commands, [*shlex.split(found[1]), "--config", str(config)])
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from drengine.config import Address
 from drengine.terminal import main
 from drengine_agent.beneath import beneath, identity
 from drengine_agent.cli.main import commands
@@ -92,17 +90,6 @@ def test_files_directories_and_nothing_are_told_apart(tmp_path: Path) -> None:
     assert seen[2].problem == "No such file or directory"
 
 
-def test_a_target_is_tried_by_a_connection_and_no_more() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        seen = gather(target=Address("127.0.0.1", port), try_tracker=False).target
-        assert seen is not None
-        assert seen.problem == ""
-    seen = gather(target=Address("127.0.0.1", port), try_tracker=False).target
-    assert seen is not None
-    assert "refused" in seen.problem
-
-
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A loop device over a file: both."""
@@ -172,3 +159,11 @@ def test_a_state_directory_on_a_protected_volume_is_refused(
 def test_a_tracker_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(commands, ["doctor", "--config", "/none", "--tracker", "magic"]) == 90
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@needs_root
+def test_a_disk_that_is_named_twice_is_seen(loop: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(loop[0])
+    named = {"one": loop[0], "other": tmp_path / "link", "image": loop[1]}
+    seen = gather(volumes=named, try_tracker=False)
+    assert [set(each.within) for each in seen.volumes] == [{"other", "image"}, {"one", "image"}, set()]

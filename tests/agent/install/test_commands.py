@@ -70,11 +70,42 @@ def test_other_wishes_for_a_changed_configuration_are_refused(image: Path, capsy
     path.write_text("workers = 1\n" + path.read_text())
     edited = path.read_text()
     capsys.readouterr()
-    assert main(commands, ["install", *WISHES, "--root", str(image), "--yes"]) == 91
+    assert main(commands, ["install", *WISHES, "--root", str(image), "--yes"]) == 0, "it says all that already"
+    assert main(commands, ["install", "--metrics", "127.0.0.1:9441", "--root", str(image), "--yes"]) == 91
     assert "[install-conflict]" in capsys.readouterr().err
     assert path.read_text() == edited
     assert main(commands, ["install", "--root", str(image), "--yes"]) == 0
     assert path.read_text() == edited
+
+
+def test_a_later_run_changes_what_it_names_and_leaves_the_rest(image: Path, capsys: Capture) -> None:
+    typed = ["install", "--root", str(image), "--yes", "--json"]
+    site = ["--data-network", "192.0.2.0/24", "--data-network", "2001:db8::/64", "--cuts", "quiet"]
+    assert main(commands, [*typed, *WISHES, *site]) == 0
+    first = within(image, CONFIG).read_bytes()
+    capsys.readouterr()
+    assert main(commands, [*typed, *WISHES, *site]) == 0
+    assert json.loads(capsys.readouterr().out)["changed"] is False
+    assert within(image, CONFIG).read_bytes() == first
+    assert main(commands, [*typed, "--metrics", "127.0.0.1:9441", "--bandwidth", "20MiB/s"]) == 0
+    assert json.loads(capsys.readouterr().out)["changed"] is True
+    config = load_config(within(image, CONFIG))
+    assert (config.source, config.data_networks, config.cuts.kinds, config.bandwidth, str(config.metrics)) == (
+        "shop",
+        ("192.0.2.0/24", "2001:db8::/64"),
+        "quiet",
+        "20MiB/s",
+        "127.0.0.1:9441",
+    )
+
+
+def test_certificates_serve_for_the_broker_too(image: Path) -> None:
+    files = [word for name in ("certificate", "key", "ca") for word in (f"--{name}", f"/etc/drengine/{name}.pem")]
+    typed = ["install", *WISHES, *files, "--broker", "broker.example:8883", "--site", "north", "--yes"]
+    assert main(commands, [*typed, "--root", str(image)]) == 0
+    config = load_config(within(image, CONFIG))
+    assert (str(config.control.address), config.control.site) == ("broker.example:8883", "north")
+    assert config.control.tls_files() == config.tls.files() is not None
 
 
 def test_an_upgrade_of_nothing_is_refused(image: Path, capsys: Capture) -> None:

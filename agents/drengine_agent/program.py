@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from drengine_agent.install.places import PACKAGED, PROGRAM
+PROGRAM = Path("/usr/local/lib/drengine/drengine-agent")
+"""The one file where `install` puts it."""
+PACKAGED = Path("/usr/bin/drengine-agent")
+"""The one file where a package of the distribution puts it (`make packages`); the package manager keeps it."""
 
 
 def own_archive() -> Path | None:

@@ -1,0 +1,126 @@
+"""What makes an installation more than files: a certificate, a session that works, and the first recovery point."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from drengine.control.errors import BROKER_UNREACHABLE
+from drengine.enrolment.client import enrol
+from drengine.enrolment.place import Place
+from drengine.identity.errors import EnrolmentError
+from drengine.identity.tokens import Invitation
+from drengine.model.errors import DrengineError
+from drengine.model.states import ReplicationState
+from drengine.terminal import human_bytes, note
+from drengine_agent.config import AgentConfig, parse_config
+from drengine_agent.daemon.client import ask
+from drengine_agent.daemon.trial import try_broker, try_target
+from drengine_agent.errors import SESSION_MISSING
+
+LOOK_SECONDS = 0.2
+IN_SESSION = frozenset({ReplicationState.INITIAL_SYNC, ReplicationState.RESCAN, ReplicationState.BACKLOG})
+"""Copying goes on; a point follows when it is done."""
+KEPT = "The certificate is kept and nothing else was installed; the same command goes on."
+
+
+def enrol_host(source: str, token: str, folder: Path) -> None:
+    """Get the certificate; refused, nothing is left.
+
+    Raises:
+        EnrolmentError, TransportError: why there is none.
+    """
+    missing = [each for each in (folder, folder.parent) if not each.exists()]
+    place = Place(folder)
+    try:
+        asyncio.run(enrol(Invitation.parse(token), source, place))
+    except EnrolmentError:
+        if folder in missing:
+            _clear(folder, missing)
+        raise
+
+
+def try_session(config: bytes, seconds: float) -> None:
+    """Whether the agent that will run gets its session, and gets in at its broker; a silent broker does not matter.
+
+    A target that is not there is waited for.
+
+    Raises:
+        DrengineError: why not.
+    """
+    asked = parse_config(tomllib.loads(config.decode()))
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            asyncio.run(_tried(asked))
+        except DrengineError as error:
+            if error.kind is not SESSION_MISSING or time.monotonic() > until:
+                kept = KEPT if is_enrolled(asked) else ""
+                raise DrengineError(error.kind, error.message, hint=f"{error.hint} {kept}".rstrip()) from error
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
+
+
+def is_enrolled(config: AgentConfig) -> bool:
+    """Whether its certificate is one that a token got."""
+    files = config.tls.files()
+    return files is not None and files.place is not None
+
+
+async def _tried(config: AgentConfig) -> None:
+    await try_target(config, hello=True)
+    if config.control.address is not None:
+        try:
+            await try_broker(config)
+        except DrengineError as error:
+            if error.kind is not BROKER_UNREACHABLE:
+                raise
+
+
+def await_session(control_socket: Path, seconds: float) -> None:
+    """Wait until the agent's first point is durable, or copying has begun and there is no time left.
+
+    Raises:
+        DrengineError: SESSION_MISSING, with the agent's own reason and hint.
+    """
+    until = time.monotonic() + seconds
+    seen: dict[str, Any] = {}
+    while True:
+        with contextlib.suppress(DrengineError, OSError):
+            seen = ask(control_socket, "status")
+        state = seen.get("state", "")
+        if seen.get("has_point") and state == ReplicationState.CONTINUOUS:
+            note("the first recovery point is durable at the target")
+            return
+        if time.monotonic() > until or state == ReplicationState.STOPPED:
+            break
+        time.sleep(LOOK_SECONDS)
+    if state in IN_SESSION:
+        note(f"in session; {_progress(seen)}. The first point follows when everything is there")
+        return
+    if not seen:
+        hint = "journalctl -u drengine-agent says why."
+        raise DrengineError(SESSION_MISSING, f"the agent did not answer within {seconds:g} s", hint=hint)
+    reason = "" if seen["reason"] == "none" else f" ({seen['reason']})"
+    detail = f": {seen['detail']}" if seen["detail"] else ""
+    what = f"after {seconds:g} s the agent is {state}{reason}{detail}"
+    raise DrengineError(SESSION_MISSING, what, hint=f"{seen['hint']} It is installed, and goes on trying.".lstrip())
+
+
+def _progress(seen: dict[str, Any]) -> str:
+    done, total = seen["sweep_scanned_bytes"], seen["sweep_bytes"]
+    return f"{human_bytes(done)} of {human_bytes(total)} compared or copied" if total else "changes are being shipped"
+
+
+def _clear(folder: Path, made: list[Path]) -> None:
+    """A folder in which enrolling began and was refused: a key without a certificate is of no use."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink()
+        for each in made:
+            each.rmdir()
