@@ -42,11 +42,6 @@ class Wishes:
     token: str = ""
     others: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def is_nothing(self) -> bool:
-        """The installation stays as it is."""
-        return self == Wishes()
-
     def values(self, before: Mapping[str, Any], *, is_enrolled: bool) -> dict[str, Any]:
         """The configuration's values: those of `before` with what is wished.
 
