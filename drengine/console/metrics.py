@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
+from drengine import __version__
 from drengine.config import parse_duration
+from drengine.console.needing import Told, told_by, unfenced_sources
+from drengine.control.agents import NoAgents
+from drengine.control.messages import PartyKind
 from drengine.enrolment.keeper import Keeper
 from drengine.enrolment.metrics import KeepingFamilies
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
-from drengine.failover.measure import Measures, measure
 from drengine.failover.reading.reader import read_runbook
-from drengine.failover.registry.values import StoredRunbook
-from drengine.failover.run import Event, JournalEntry, Outcome, RunRecord, RunState
-from drengine.failover.runbook.values import Mode, Objectives
-from drengine.failover.snapshot import observe
-from drengine.failover.steps.fence import FENCE
+from drengine.failover.registry.values import Party, StoredRunbook
+from drengine.failover.run import Outcome, RunRecord, RunState
+from drengine.failover.runbook.values import Mode, Runbook
 from drengine.model.errors import DrengineError
 from drengine.telemetry import Family, Kind, Metrics, MetricsEndpoint, Sample
 from drengine.transport.credentials import CredentialFamilies, Credentials
@@ -49,17 +49,57 @@ UNFINISHED = Family(
     "orchestrator_runs_unfinished", GAUGE, "Runs that hold their sources.", ("runbook", "mode", "state")
 )
 GENERATION = Family("orchestrator_generation", GAUGE, "Generation that may write the source's replica.", ("source",))
-FENCING_FAILURES = Family(
-    "orchestrator_fencing_failures",
+UNFENCED = Family(
+    "orchestrator_source_unfenced",
     GAUGE,
-    f"Fence steps that failed or were forced without evidence, in the newest {RUNS_READ_MAX} runs.",
-    ("runbook",),
+    "1 while a source may be writing beside what was recovered: its fencing failed, or was forced. Ends with a fence "
+    "that gave evidence, and with a run that was rolled back or ended before anything was promoted.",
+    ("runbook", "source"),
 )
+RUN_WAITING = Family(
+    "orchestrator_run_waiting_seconds",
+    GAUGE,
+    "For how long a run has been waiting for a person: for an approval, or stopped for the reason.",
+    ("runbook", "mode", "run", "state", "reason"),
+)
+RUN_SECONDS = Family(
+    "orchestrator_run_seconds", GAUGE, "Since an unfinished run was begun.", ("runbook", "mode", "run")
+)
+SOURCE_RPO_OBJECTIVE = Family(
+    "orchestrator_source_rpo_objective_seconds",
+    GAUGE,
+    "Data loss at most that a runbook promises for a source.",
+    ("runbook", "source"),
+)
+SOURCE_SEEN = Family(
+    "orchestrator_source_seen",
+    GAUGE,
+    "1 once the store has a recovery point of the source; 0 for one that a runbook names or whose agent has joined, "
+    "and that has none.",
+    ("source",),
+)
+BROKER = Family("orchestrator_broker_connected", GAUGE, "1 while there is a connection with the broker.")
+PARTY_CONNECTED = Family(
+    "orchestrator_party_connected",
+    GAUGE,
+    "1 while the broker sees the party (agent, recovery host), 0 while it does not; absent while we see no broker.",
+    ("kind", "name"),
+)
+PARTY_BUILD = Family(
+    "orchestrator_party_build_info", GAUGE, "1, with the version that a party runs.", ("kind", "name", "version")
+)
+BUILD = Family("orchestrator_build_info", GAUGE, "1, with the version that runs.", ("version",))
 DROPPED = Family(
     "orchestrator_messages_dropped_total",
     Kind.COUNTER,
     "Messages of parties that were not taken, by reason; docs/control.md tells them.",
     ("reason",),
+)
+NOTIFICATIONS = Family(
+    "orchestrator_notifications_total",
+    Kind.COUNTER,
+    "Notices of this process, one for each place they go to: sent, failed after all tries, dropped.",
+    ("outcome",),
 )
 CERTIFICATES = CredentialFamilies.of("orchestrator")
 KEEPING = KeepingFamilies.of("orchestrator")
@@ -71,30 +111,28 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What a run's journal says."""
-
-    measures: Measures
-    fencing_failures: int
-
-
 class OrchestratorMetrics:
     """Answers scrapes, in the scraper's thread."""
 
     def __init__(self, engine: Engine, credentials: Sequence[Credentials] = ()) -> None:
         self.keepers: tuple[Keeper, ...] = ()
         self._engine, self._credentials = engine, credentials
-        self._read: dict[tuple[str, ...], _Read] = {}
-        self._objectives: dict[tuple[str, str], Objectives | None] = {}
-        self.metrics = Metrics(FAMILIES, self._gauges)
+        self._read: dict[tuple[str, ...], Told] = {}
+        self._seen: set[str] = set()
+        self._books: dict[tuple[str, str], Runbook | None] = {}
+        self.metrics = Metrics(FAMILIES, self._gauges, self._counts)
+
+    def _counts(self) -> Iterator[Sample]:
+        for reason, count in list(self._engine.agents.dropped.items()):
+            yield Sample(DROPPED, count, (reason.value,))
+        for outcome in ("sent", "failed", "dropped"):
+            yield Sample(NOTIFICATIONS, self._engine.notifier.counts[outcome], (outcome,))
 
     def _gauges(self) -> Iterator[Sample]:
         engine = self._engine
+        yield Sample(BUILD, 1, (__version__,))
         yield from CERTIFICATES.samples((*engine.agents.credentials, *self._credentials))
         yield from KEEPING.samples(self.keepers)
-        for reason, count in list(engine.agents.dropped.items()):
-            yield Sample(DROPPED, count, (reason.value,))
         stored = engine.registry.runbooks()
         runs = engine.registry.runs(limit=RUNS_READ_MAX)
         self._read = {_key(run): self._look(run) for run in runs}
@@ -103,13 +141,12 @@ class OrchestratorMetrics:
             yield from self._promised(runbook)
         yield from self._measured(runs)
         yield from self._counted()
-        for source in engine.site.store.sources():
-            yield Sample(GENERATION, source.generation, (source.name,))
-        failures = {runbook.name: 0 for runbook in stored}
-        for run in runs:
-            failures[run.runbook] = failures.get(run.runbook, 0) + self._read[_key(run)].fencing_failures
-        for name, count in failures.items():
-            yield Sample(FENCING_FAILURES, count, (name,))
+        yield from self._needing(runs)
+        for labels, unfenced in unfenced_sources((run, self._read[_key(run)]) for run in runs).items():
+            yield Sample(UNFENCED, float(unfenced), labels)
+        parties = engine.registry.parties()
+        yield from self._parties(parties)
+        yield from self._sources(stored, parties)
 
     def _drills(self, runbook: StoredRunbook) -> Iterator[Sample]:
         drills = self._engine.registry.runs(mode=Mode.DRILL, runbook=runbook.name, limit=10)
@@ -120,16 +157,57 @@ class OrchestratorMetrics:
         yield Sample(DRILL_PASSED, 1 if last and last.outcome is Outcome.COMPLETED else 0, (runbook.name,))
 
     def _promised(self, runbook: StoredRunbook) -> Iterator[Sample]:
+        book = self._book(runbook)
+        if book is not None:
+            rpo = parse_duration(book.objectives.rpo)
+            yield Sample(RTO_OBJECTIVE, parse_duration(book.objectives.rto), (runbook.name,))
+            yield Sample(RPO_OBJECTIVE, rpo, (runbook.name,))
+            for source in book.sources:
+                yield Sample(SOURCE_RPO_OBJECTIVE, rpo, (runbook.name, source))
+
+    def _book(self, runbook: StoredRunbook) -> Runbook | None:
+        """Read once for each version; None for one of another version of this program: its promises are not known."""
         key = runbook.name, runbook.version
-        if key not in self._objectives:
+        if key not in self._books:
             try:
-                self._objectives[key] = read_runbook(runbook.text, where=runbook.name).objectives
-            except DrengineError:  # of another version of this program: its promises are not known
-                self._objectives[key] = None
-        objectives = self._objectives[key]
-        if objectives is not None:
-            yield Sample(RTO_OBJECTIVE, parse_duration(objectives.rto), (runbook.name,))
-            yield Sample(RPO_OBJECTIVE, parse_duration(objectives.rpo), (runbook.name,))
+                self._books[key] = read_runbook(runbook.text, where=runbook.name)
+            except DrengineError:
+                self._books[key] = None
+        return self._books[key]
+
+    def _needing(self, runs: list[RunRecord]) -> Iterator[Sample]:
+        now_ns = self._engine.site.clock.now_ns()
+        for run in runs:
+            if run.state is RunState.FINISHED:
+                continue
+            yield Sample(RUN_SECONDS, _seconds(run.created_ns, now_ns), (run.runbook, run.mode.value, run.id))
+            if run.state in (RunState.WAITING, RunState.STOPPED):
+                labels = (run.runbook, run.mode.value, run.id, run.state.value, run.reason)
+                yield Sample(RUN_WAITING, _seconds(self._read[_key(run)].newest_ns, now_ns), labels)
+
+    def _parties(self, parties: list[Party]) -> Iterator[Sample]:
+        agents = self._engine.agents
+        if isinstance(agents, NoAgents):
+            return
+        is_connected = agents.link.is_connected
+        yield Sample(BROKER, float(is_connected))
+        for party in parties:
+            yield Sample(PARTY_BUILD, 1, (party.kind.value, party.name, party.release))
+            if is_connected:
+                yield Sample(PARTY_CONNECTED, float(agents.is_online(party.name)), (party.kind.value, party.name))
+
+    def _sources(self, stored: list[StoredRunbook], parties: list[Party]) -> Iterator[Sample]:
+        store = self._engine.site.store
+        known = store.sources()
+        for source in known:
+            yield Sample(GENERATION, source.generation, (source.name,))
+        self._seen &= {source.name for source in known}
+        new = (source for source in known if source.name not in self._seen)
+        seen = self._seen = self._seen | {each.name for each in new if store.points(each.name)}
+        wanted = {party.name for party in parties if party.kind is PartyKind.AGENT}
+        wanted |= {source for runbook in stored if (book := self._book(runbook)) for source in book.sources}
+        for name in sorted(wanted | seen):
+            yield Sample(SOURCE_SEEN, float(name in seen), (name,))
 
     def _measured(self, runs: list[RunRecord]) -> Iterator[Sample]:
         seen: set[tuple[str, str]] = set()
@@ -155,13 +233,11 @@ class OrchestratorMetrics:
         for labels, count in unfinished.items():
             yield Sample(UNFINISHED, count, labels)
 
-    def _look(self, run: RunRecord) -> _Read:
+    def _look(self, run: RunRecord) -> Told:
         known = self._read.get(_key(run))
         if known is not None and run.state is RunState.FINISHED:
             return known
-        entries = self._engine.registry.entries(run.id)
-        failed = sum(1 for each in entries if _is_fence_failure(each))
-        return _Read(measure(observe(entries, (), (), 0)), failed)
+        return told_by(self._engine.registry.entries(run.id))
 
 
 def _key(run: RunRecord) -> tuple[str, ...]:
@@ -169,11 +245,8 @@ def _key(run: RunRecord) -> tuple[str, ...]:
     return run.id, run.state.value, run.outcome.value, run.reason, str(run.finished_ns)
 
 
-def _is_fence_failure(entry: JournalEntry) -> bool:
-    if entry.event is not Event.RESULT or not entry.step.startswith(FENCE.step_id("") + ":"):
-        return False
-    data = entry.payload.get("data") or {}
-    return not entry.payload.get("ok") or data.get("evidence") == "none"
+def _seconds(since_ns: int, now_ns: int) -> float:
+    return max(0.0, (now_ns - since_ns) / 1e9)
 
 
 @asynccontextmanager

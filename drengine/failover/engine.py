@@ -36,8 +36,10 @@ from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
 from drengine.failover.steps.step import Site
 from drengine.failover.steps.workloads import instance_name
+from drengine.failover.telling import telling
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.notifications import SILENT, Notifier, open_notifier
 from drengine.ownership import make_directory
 from drengine.people.door import Door
 from drengine.people.roles import Person
@@ -57,6 +59,7 @@ class Engine:
     agents: BrokerAgents | NoAgents
     owner: str
     door: Door
+    notifier: Notifier = SILENT
 
     def load_runbook(self, place: Path | str) -> tuple[Runbook, str]:
         """A runbook by its file or by the name under which it was kept, and the version that a run of it keeps.
@@ -124,7 +127,7 @@ class Engine:
             runbook_sha256=(await asyncio.to_thread(self.subject_of, run)).runbook_sha256,
             owner=self.owner,
             lease_seconds=self.config.lease,
-            watch=watch,
+            watch=telling(self.notifier, watch),
             witness=self.registry.witness,
         )
         patience_seconds = self.config.lease + LEASE_MARGIN_SECONDS if patient else 0.0
@@ -228,7 +231,12 @@ async def open_engine(
                     clock=clock,
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-                yield Engine(config, registry, site, agents, owner, Door.of(config.state, clock, config.oidc))
+                door = Door.of(config.state, clock, config.oidc)
+                notifier = await asyncio.to_thread(open_notifier, config.notifications)
+                try:
+                    yield Engine(config, registry, site, agents, owner, door, notifier)
+                finally:
+                    await asyncio.to_thread(notifier.close)
     finally:
         await asyncio.to_thread(registry.close)
 

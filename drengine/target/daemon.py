@@ -43,6 +43,7 @@ from drengine.target.maintenance import Maintenance
 from drengine.target.metrics import TargetMetrics
 from drengine.target.protection import Protection
 from drengine.target.quotas import Quotas
+from drengine.target.relay import SOURCES_PATH, exposition
 from drengine.target.session import ended_because
 from drengine.target.sources import Sources
 from drengine.target.watch import StoreWatch
@@ -98,6 +99,7 @@ class TargetDaemon:
         self.metrics = TargetMetrics(self.sources, self.clock)
         self._given_store = store
         self._ingest_limits = ingest_limits or IngestLimits(free_bytes_min=config.free_space_min)
+        self.metrics.free_bytes_min = self._ingest_limits.free_bytes_min
         self._cleanup = contextlib.AsyncExitStack()
         self._ready = False
         self._nbd: NbdServer | None = None
@@ -376,9 +378,17 @@ class TargetDaemon:
         address = self.config.metrics
         if address is None:
             return None
-        endpoint = MetricsEndpoint(address.host, address.port, self.metrics.metrics, not_ready=self._not_ready)
+        pages = {SOURCES_PATH: self._agents_metrics}
+        endpoint = MetricsEndpoint(
+            address.host, address.port, self.metrics.metrics, not_ready=self._not_ready, pages=pages
+        )
         self._cleanup.push_async_callback(asyncio.to_thread, endpoint.close)
         return endpoint.port
+
+    def _agents_metrics(self, source: str) -> bytes | None:
+        """What this source's agent tells, or all agents'; None while it tells nothing."""
+        told = [state for state in self.sources.all() if state.samples and source in ("", state.name)]
+        return exposition(told) if told or not source else None
 
 
 def _grant_of(export: Export | None) -> str:

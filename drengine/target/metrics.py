@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from drengine import __version__
 from drengine.enrolment.keeper import Keeper
 from drengine.enrolment.metrics import KeepingFamilies
 from drengine.model.clock import Clock
@@ -74,6 +75,8 @@ MAINTENANCE_AGE = Family(
 UNANCHORED = Family(
     "target_audit_unanchored_entries", GAUGE, "Audit entries that no anchor at the sink vouches for yet.", ("sink",)
 )
+BUILD = Family("target_build_info", GAUGE, "1, with the version that runs.", ("version",))
+STORE_FREE_MIN = Family("target_store_free_min_bytes", GAUGE, "Below so many bytes free, nothing is taken in.")
 CERTIFICATES = CredentialFamilies.of("target")
 KEEPING = KeepingFamilies.of("target")
 RECEIVED = Family("target_received_bytes_total", COUNTER, "Bytes received by peer network.", ("network",))
@@ -117,6 +120,7 @@ class TargetMetrics:
 
     def __init__(self, sources: Sources, clock: Clock) -> None:
         self.figures = StoreFigures()
+        self.free_bytes_min = 0
         self.sessions: Callable[[], int] = lambda: 0
         self.credentials: tuple[Credentials, ...] = ()
         self.keepers: tuple[Keeper, ...] = ()
@@ -155,6 +159,8 @@ class TargetMetrics:
         for state in self._sources.all():
             yield from _source_samples(state, now_ns)
         figures = self.figures
+        yield Sample(BUILD, 1, (__version__,))
+        yield Sample(STORE_FREE_MIN, self.free_bytes_min)
         yield Sample(STORE_BYTES, figures.bytes)
         yield Sample(STORE_LIVE, figures.live_bytes)
         if figures.free_bytes is not None:

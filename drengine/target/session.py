@@ -40,6 +40,7 @@ from drengine.wire.events import (
     Hashes,
     HashQuery,
     Hello,
+    MetricsReport,
     Resend,
     Status,
 )
@@ -193,6 +194,8 @@ class ReplicationSession(AdmittedAgent):
                 case HashQuery():
                     self._queries += 1
                     self._ingest.put(event)
+                case MetricsReport(samples=samples):
+                    self.state.samples = samples
                 case Status():
                     Sources.note_status(self.state, event, self._clock.now_ns())
                     self._ingest.put(event)

@@ -15,7 +15,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.model.states import REASONS, ReplicationState
 from drengine.store.errors import FENCED, RESOURCES_EXHAUSTED, STORE_AWAY, STORE_FULL, STORE_IO, STORE_READ_ONLY
 from drengine.store.store import Store
-from drengine.wire.events import Status
+from drengine.wire.events import MetricSample, Status
 
 _NS = 1_000_000_000
 _STATES = frozenset(state.value for state in ReplicationState)
@@ -39,6 +39,7 @@ class SourceState:
         backlog_bytes: as the agent last said.
         newest_point: newest recovery point that is durable.
         represented_ns: target's clock at the latest moment at which a durable point held all of the source.
+        samples: the agent's metrics, as it last told them in this session.
         damaged_ranges: ranges of the head that a scrub found unreadable and the source should send again.
     """
 
@@ -53,6 +54,7 @@ class SourceState:
     durable_sequence: int = 0
     is_behind: bool = False
     damaged_ranges: int = 0
+    samples: tuple[MetricSample, ...] = ()
 
     def lag_seconds(self, now_ns: int) -> float | None:
         """Seconds since a durable point last held all of the source; None before the first point."""
@@ -145,7 +147,7 @@ class Sources:
     @staticmethod
     def note_closed(state: SourceState, *, goodbye: bool, error: DrengineError | None) -> None:
         """The session ended."""
-        state.connected, state.is_behind = False, True
+        state.connected, state.is_behind, state.samples = False, True, ()
         if goodbye:
             state.state, state.reason = ReplicationState.STOPPED, "operator"
         elif error and error.kind is FENCED:

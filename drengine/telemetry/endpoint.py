@@ -6,9 +6,11 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -25,6 +27,11 @@ METRICS_ADDRESS = error_kind(
 REQUEST_SECONDS = 5
 REQUESTS_MAX = 8
 """Connections served at once; further ones are refused, so that a flood costs neither threads nor memory."""
+Page = Callable[[str], bytes | None]
+"""More metrics, in the text form of Prometheus; None where there are none."""
+Answer = tuple[int, bytes, str]
+"""Status, body and its kind."""
+PLAIN = "text/plain; charset=utf-8"
 _log = logging.getLogger(__name__)
 
 
@@ -74,54 +81,26 @@ class _Server(ThreadingHTTPServer):
 class MetricsEndpoint:
     """Serves in threads of its own, so a scrape never waits for block data; stops cleanly."""
 
-    def __init__(self, host: str, port: int, metrics: Metrics, *, not_ready: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: Metrics,
+        *,
+        not_ready: Callable[[], str],
+        pages: Mapping[str, Page] | None = None,
+    ) -> None:
         """Listen at once; port 0 takes a free one, see `port`. `not_ready` says why not, and nothing when it is ready.
+
+        `pages` are more metrics, by their paths: each is given what follows its path, empty for itself.
 
         Raises:
             DrengineError: METRICS_ADDRESS.
         """
-
-        one_scrape = threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            timeout = REQUEST_SECONDS
-            server_version = "drengine"
-            sys_version = ""
-
-            def do_GET(self) -> None:
-                match self.path.partition("?")[0]:
-                    case "/metrics":
-                        self._metrics()
-                    case "/healthz":
-                        self._answer(200, b"ok\n")
-                    case "/readyz":
-                        why = not_ready()
-                        self._answer(*((503, f"not ready: {why}\n".encode()) if why else (200, b"ready\n")))
-                    case _:
-                        self._answer(404, b"try /metrics, /healthz or /readyz\n")
-
-            def _metrics(self) -> None:
-                try:
-                    with one_scrape:
-                        text = metrics.render()
-                except Exception:  # noqa: BLE001 (whatever it is, the daemon goes on and the scraper gets an error)
-                    _log.exception("the metrics could not be gathered")
-                    self._answer(500, b"the metrics could not be gathered; see the log\n")
-                else:
-                    self._answer(200, text, CONTENT_TYPE_LATEST)
-
-            def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Scrapes are not news."""
-
+        self._metrics, self._not_ready, self._pages = metrics, not_ready, pages or {}
+        self._one_scrape = threading.Lock()
         try:
-            self._server = _Server(host, port, Handler)
+            self._server = _Server(host, port, _handler(self._answer))
         except OSError as error:
             raise DrengineError(METRICS_ADDRESS, f"{host}:{port}: {error.strerror or error}") from error
         self.port = int(self._server.server_address[1])
@@ -133,3 +112,54 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _answer(self, path: str) -> Answer:
+        page, rest = _page(path, self._pages)
+        match path:
+            case "/metrics":
+                return self._scraped(self._metrics.render)
+            case "/healthz":
+                return 200, b"ok\n", PLAIN
+            case "/readyz":
+                why = self._not_ready()
+                return (503, f"not ready: {why}\n".encode(), PLAIN) if why else (200, b"ready\n", PLAIN)
+            case _ if page:
+                return self._scraped(partial(page, rest))
+        return 404, b"try /metrics, /healthz or /readyz\n", PLAIN
+
+    def _scraped(self, render: Callable[[], bytes | None]) -> Answer:
+        try:
+            with self._one_scrape:
+                text = render()
+        except Exception:  # noqa: BLE001 - whatever it is, the daemon goes on and the scraper gets an error
+            _log.exception("the metrics could not be gathered")
+            return 500, b"the metrics could not be gathered; see the log\n", PLAIN
+        return (404, b"nothing is told here\n", PLAIN) if text is None else (200, text, CONTENT_TYPE_LATEST)
+
+
+def _handler(answer: Callable[[str], Answer]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_SECONDS
+        server_version = "drengine"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            status, body, content_type = answer(self.path.partition("?")[0])
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Scrapes are not news."""
+
+    return Handler
+
+
+def _page(path: str, pages: Mapping[str, Page]) -> tuple[Page | None, str]:
+    """The page that serves a path, and what follows the page's own path."""
+    for own, page in pages.items():
+        if path == own or path.startswith(f"{own}/"):
+            return page, unquote(path[len(own) + 1 :])
+    return None, ""

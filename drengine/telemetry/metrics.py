@@ -10,11 +10,13 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+disable_created_metrics()  # type: ignore[no-untyped-call] # a time-series more for each counter, of which nothing here makes use
 
 
 class Kind(enum.StrEnum):
@@ -55,8 +57,18 @@ class Sample:
 class Metrics:
     """One process part's metrics in a registry of their own."""
 
-    def __init__(self, families: Iterable[Family], gauges: Callable[[], Iterable[Sample]]) -> None:
-        """`gauges` is called at each scrape, in the scraper's thread; it must be quick and thread-safe."""
+    def __init__(
+        self,
+        families: Iterable[Family],
+        gauges: Callable[[], Iterable[Sample]],
+        counts: Callable[[], Iterable[Sample]] = tuple,
+    ) -> None:
+        """Both are called at each scrape, in the scraper's thread; they must be quick and thread-safe.
+
+        `gauges` gives their values, `counts` those of counters that something else counts.
+        """
+        self._counts = counts
+        self._reached: dict[tuple[Family, tuple[str, ...]], float] = {}
         self.registry = CollectorRegistry()
         self._families = tuple(families)
         self._counters: dict[Family, Counter] = {}
@@ -76,6 +88,12 @@ class Metrics:
         counter = self._counters[family]
         (counter.labels(*labels) if family.labels else counter).inc(amount)
 
+    def reach(self, family: Family, now: float, labels: tuple[str, ...] = ()) -> None:
+        """Bring a counter to what something else has counted; one that began anew is added from there."""
+        last = self._reached.get((family, labels), 0.0)
+        self.count(family, now if now < last else now - last, labels)
+        self._reached[family, labels] = now
+
     def observe(self, family: Family, value: float, labels: tuple[str, ...] = ()) -> None:
         """Add an observation to a histogram."""
         histogram = self._histograms[family]
@@ -83,6 +101,8 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
+        for sample in self._counts():
+            self.reach(sample.family, sample.value, sample.labels)
         return generate_latest(self.registry)
 
 

@@ -195,6 +195,22 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricSample:
+    """A metric's value: labels in ascending order of their names, each once."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsReport:
+    """Agent tells its metrics, which the target shows on its behalf; what was told before counts no more."""
+
+    samples: tuple[MetricSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Either side; answered by Pong with the same token."""
 
@@ -242,10 +258,11 @@ Event = (
     | Changed
     | Resend
     | Status
+    | MetricsReport
     | Ping
     | Pong
     | Refuse
     | Goodbye
 )
 
-ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse"})
+ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse", "metrics"})

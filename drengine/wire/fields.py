@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import BATCH_EXTENTS_MAX, BATCH_FRAMES_MAX, EXTENT, FRAME, OFFSET_MAX
 from drengine.model.names import check_name
 from drengine.model.points import Mark, VolumeGeometry
-from drengine.wire.events import Purpose, Span
+from drengine.wire.events import MetricSample, Purpose, Span
 
 NAME_BYTES_MAX = 63
 TEXT_BYTES_MAX = 1024
@@ -21,6 +22,12 @@ VOLUMES_MAX = 1024
 ABILITIES_MAX = 32
 DIGESTS_MAX = 4096
 SPANS_MAX = 4096
+SAMPLES_MAX = 1000
+SAMPLES_BYTES_MAX = 64 << 10
+"""Of all samples of a report together; a target keeps those of each source in memory."""
+METRIC_NAME_BYTES_MAX = 128
+LABELS_MAX = 8
+LABEL_BYTES_MAX = 255
 DIGEST_BYTES = 16
 
 _U16 = struct.Struct("<H")
@@ -29,6 +36,9 @@ _MARK = struct.Struct("<16sQ")
 _VOLUME = struct.Struct("<IQ")
 _SPAN = struct.Struct("<IQQ")
 _ERRAND = struct.Struct("<BIQ")
+_U8 = struct.Struct("<B")
+_F64 = struct.Struct("<d")
+_METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
 class FieldError(ValueError):
@@ -278,6 +288,49 @@ def _read_spans(reader: FieldReader) -> tuple[Span, ...]:
     return spans
 
 
+def _write_samples(samples: tuple[MetricSample, ...]) -> bytes:
+    return _U16.pack(len(samples)) + b"".join(map(_write_sample, samples))
+
+
+def _write_sample(sample: MetricSample) -> bytes:
+    labels = b"".join(_write_text(name) + _write_text(value) for name, value in sample.labels)
+    return _write_text(sample.name) + _U8.pack(len(sample.labels)) + labels + _F64.pack(sample.value)
+
+
+def sample_bytes(sample: MetricSample) -> int | None:
+    """What a sample takes in a report; None where a report can't have it."""
+    try:
+        row = _write_sample(sample)
+        _read_sample(FieldReader(memoryview(row)))
+    except (FieldError, struct.error):
+        return None
+    return len(row)
+
+
+def _read_samples(reader: FieldReader) -> tuple[MetricSample, ...]:
+    return tuple(_read_sample(reader) for _ in range(_read_count(reader, _U16, SAMPLES_MAX)))
+
+
+def _read_sample(reader: FieldReader) -> MetricSample:
+    name = _read_metric_name(reader)
+    count = _read_count(reader, _U8, LABELS_MAX)
+    labels = tuple((_read_metric_name(reader), _read_label(reader)) for _ in range(count))
+    if any(one[0] >= other[0] for one, other in itertools.pairwise(labels)):
+        raise FieldError("labels are not in order, or one is named twice")
+    (value,) = reader.take(_F64)
+    return MetricSample(name, labels, value)
+
+
+def _read_metric_name(reader: FieldReader) -> str:
+    name = _read_metric_text(reader)
+    if not _METRIC_NAME.fullmatch(name):
+        raise FieldError(f"{name[:60]!r} is no name of a metric or label")
+    return name
+
+
+_read_metric_text = _text_reader(METRIC_NAME_BYTES_MAX)
+_read_label = _text_reader(LABEL_BYTES_MAX)
+
 Errand = tuple[Purpose, int, int]
 """Purpose, branch and sequence of a session."""
 
@@ -359,6 +412,14 @@ ERRAND = FieldType(
     _ERRAND.size,
     _write_errand,
     _read_errand,
+)
+SAMPLES = FieldType(
+    f"u16 count (at most {SAMPLES_MAX}), samples: name (text of at most {METRIC_NAME_BYTES_MAX} bytes, a-z 0-9 _), "
+    f"u8 count (at most {LABELS_MAX}), labels: name, text of at most {LABEL_BYTES_MAX} bytes; f64 value",
+    2,
+    SAMPLES_BYTES_MAX,
+    _write_samples,
+    _read_samples,
 )
 DIGESTS = FieldType(
     f"u32 count (at most {DIGESTS_MAX}), digests of {DIGEST_BYTES} bytes",

@@ -72,6 +72,7 @@ class FrameType(enum.IntEnum):
     FETCHED = 17
     CHANGE_QUERY = 18
     CHANGED = 19
+    METRICS = 20
 
 
 CARRIERS = frozenset({FrameType.BATCH, FrameType.FETCHED})
@@ -407,6 +408,10 @@ LAYOUTS: dict[FrameType, Layout] = {
             Field("end", f.U63, "the ranges are all there are up to here; the volume's size when nothing is left"),
             Field("ranges", f.SPANS, "where the volume may differ, ascending"),
         ),
+    ),
+    FrameType.METRICS: Layout(
+        ev.MetricsReport,
+        (Field("samples", f.SAMPLES, "the agent's metrics without `source`, which is the target's to say"),),
     ),
 }
 

@@ -20,10 +20,11 @@ NEEDS: dict[type, str] = {
     ev.Fetched: "reverse",
     ev.ChangeQuery: "reverse",
     ev.Changed: "reverse",
+    ev.MetricsReport: "metrics",
 }
 """Which ability an event needs; a BATCH whose payload is zstd needs `zstd`."""
 
-SHIPPING: Final = frozenset({ev.Geometry, ev.BatchEvent, ev.CutEvent, ev.Ack, ev.Credit, ev.Resend})
+SHIPPING: Final = frozenset({ev.Geometry, ev.BatchEvent, ev.CutEvent, ev.Ack, ev.Credit, ev.Resend, ev.MetricsReport})
 """Not to reverse."""
 READING: Final = frozenset({ev.Fetch, ev.Fetched, ev.ChangeQuery, ev.Changed})
 """Only to reverse."""

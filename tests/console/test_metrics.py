@@ -11,11 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from drengine.config import Address
 from drengine.console.metrics import OrchestratorMetrics, serve_metrics
 from drengine.control.agents import NoAgents
+from drengine.control.foreign import Dropped
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
 from drengine.failover.run import Outcome, RunState
+from drengine.failover.runbook.values import Mode
 from drengine.people.door import Door
 from tests.clock import ManualClock
 from tests.failover.engine.world import World
@@ -78,26 +80,80 @@ def test_what_runs_measured_is_shown_beside_what_was_promised(engine: Engine) ->
     assert found["rto_seconds", "drill", "web-shop"] == 15.6
     assert found["rpo_seconds", "drill", "web-shop"] == 1.412
     assert found["runs", "drill", "completed", "web-shop"] == 1
-    assert found["fencing_failures", "web-shop"] == 0
 
 
-@pytest.mark.fault(47)
-def test_forced_and_failed_fencing_is_counted_also_after_somebody_went_on(engine: Engine) -> None:
-    metrics = OrchestratorMetrics(engine)
-    kept(engine, failover(), "20260101T000000-web-shop-0001")
-    found = scraped(metrics)
-    assert found["fencing_failures", "web-shop"] == 1
+def blocked(engine: Engine, id: str) -> Story:
+    """A failover that stopped because its source could not be fenced."""
     story = Story(failover().run.mode)
     story.step("declare")
     story.step("data.before.1")
     story.step("fence:db", ok=False, code="unfenced", message="not fenced")
-    story.run = replace(story.run, state=RunState.STOPPED, outcome=Outcome.BLOCKED)
+    story.run = replace(story.run, state=RunState.STOPPED, outcome=Outcome.BLOCKED, reason="source-unfenced")
+    kept(engine, story, id)
+    return story
+
+
+def test_messages_that_were_dropped_are_counted(engine: Engine) -> None:
+    class Dropping(NoAgents):
+        @property
+        def dropped(self) -> dict[Dropped, int]:
+            return {Dropped.UNSIGNED: 3}
+
+    metrics = OrchestratorMetrics(replace(engine, agents=Dropping()))
+    assert [scraped(metrics)["messages_dropped_total", "unsigned"] for _ in range(2)] == [3, 3]
+
+
+@pytest.mark.fault(47)
+def test_a_source_that_is_not_fenced_is_told_until_it_is(engine: Engine) -> None:
+    metrics = OrchestratorMetrics(engine)
+    kept(engine, failover(), "20260101T000000-web-shop-0001")  # forced, and promoted
+    assert scraped(metrics)["source_unfenced", "web-shop", "web"] == 1
+    story = Story(Mode.FAILBACK)
+    story.step("fence:web", data={"evidence": "agent"})
     kept(engine, story, "20260101T000000-web-shop-0002")
+    assert scraped(metrics)["source_unfenced", "web-shop", "web"] == 0
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize(
+    ("state", "outcome", "unfenced"),
+    [
+        (RunState.STOPPED, Outcome.BLOCKED, 1),
+        (RunState.FINISHED, Outcome.ABORTED, 0),
+        (RunState.FINISHED, Outcome.ROLLED_BACK, 0),
+    ],
+)
+def test_a_fence_that_failed_ends_with_the_run_that_wanted_it(
+    engine: Engine, state: RunState, outcome: Outcome, unfenced: int
+) -> None:
+    metrics = OrchestratorMetrics(engine)
+    id = "20260101T000000-web-shop-0001"
+    story = blocked(engine, id)
+    assert scraped(metrics)["source_unfenced", "web-shop", "db"] == 1
+    token = engine.registry.acquire_lease(f"run:{id}", "x", 60).token
+    engine.registry.update_run(id, token=token, state=state, outcome=outcome, finished_ns=story.at_ns)
+    assert scraped(metrics)["source_unfenced", "web-shop", "db"] == unfenced
+
+
+def test_a_run_that_needs_a_person_is_told_with_how_long_it_waits(engine: Engine) -> None:
+    metrics = OrchestratorMetrics(engine)
+    id = "20260101T000000-web-shop-0001"
+    story = blocked(engine, id)
+    clock = engine.site.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance((story.at_ns - BEGIN_NS) / 1e9 + 90)
     found = scraped(metrics)
-    assert found["fencing_failures", "web-shop"] == 2
     assert found["runs_unfinished", "failover", "web-shop", "stopped"] == 1
     assert ("runs", "failover", "blocked", "web-shop") not in found
-    assert scraped(metrics) == found
+    assert found["run_waiting_seconds", "failover", "source-unfenced", id, "web-shop", "stopped"] == pytest.approx(90)
+    assert found["run_seconds", "failover", id, "web-shop"] > 90
+
+
+def test_a_source_that_a_runbook_names_and_nobody_has_seen_is_told(engine: Engine) -> None:
+    engine.registry.save_runbook("web-shop", drill().text)
+    found = scraped(OrchestratorMetrics(engine))
+    assert found["source_seen", "db"] == 0
+    assert found["source_rpo_objective_seconds", "web-shop", "web"] == 2
 
 
 async def test_metrics_are_served_where_they_are_configured(engine: Engine) -> None:

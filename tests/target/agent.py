@@ -164,7 +164,12 @@ class Refused(Exception):
 
 
 async def join(
-    address: tuple[str, int], source: str = "shop", *, instance: bytes = b"i" * 16, generation: int = 1
+    address: tuple[str, int],
+    source: str = "shop",
+    *,
+    instance: bytes = b"i" * 16,
+    generation: int = 1,
+    abilities: frozenset[str] = ABILITIES,
 ) -> Agent:
     """Open a session as an agent.
 
@@ -172,7 +177,7 @@ async def join(
         Refused: the target refused it.
     """
     stream = await connect(*address, networks=DataNetworks(), tls=None)
-    await stream.send(Hello(2, 2, ABILITIES, source, instance, generation))
+    await stream.send(Hello(2, 2, abilities, source, instance, generation))
     answer = await stream.receive()
     if isinstance(answer, Refuse):
         stream.abort()

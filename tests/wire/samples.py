@@ -41,6 +41,12 @@ BATCH = ev.BatchEvent(12, mark(902), batch_of([(0, b"a" * 4096), (BLOCK_BYTES, b
 ZEROS = ev.BatchEvent(13, mark(903), zeros(65536, 1 << 20))
 CUT = ev.CutEvent(14, mark(904), Cut(1_700_000_000_000_000_000, PointKind.QUIET, "before the update \u2013 \u00fc"))
 QUERY = ev.HashQuery(5, 1, 65536, 65536, 2)
+METRICS = ev.MetricsReport(
+    (
+        ev.MetricSample("drengine_agent_backlog_bytes", (), 4096.0),
+        ev.MetricSample("drengine_agent_state", (("kind", 'a \\ " b'), ("state", "CONTINUOUS")), 1.0),
+    )
+)
 STATUS = ev.Status("CONTINUOUS", "none", 4096, 1_700_000_000_000_000_000)
 
 CONVERSATION: tuple[tuple[Role, ev.Event], ...] = (
@@ -56,6 +62,7 @@ CONVERSATION: tuple[tuple[Role, ev.Event], ...] = (
     (Role.TARGET, ev.Hashes(5, b"h" * 32)),
     (Role.TARGET, ev.Resend(7, 0, 12345)),
     (Role.AGENT, STATUS),
+    (Role.AGENT, METRICS),
     (Role.AGENT, ev.Ping(2**64 - 1)),
     (Role.TARGET, ev.Pong(2**64 - 1)),
     (Role.TARGET, ev.Ping(0)),
@@ -162,6 +169,17 @@ def hellos(draw: st.DrawFn) -> ev.Hello:
             return replace(hello, abilities=hello.abilities | {"reverse"})
 
 
+metric_names = st.from_regex(r"[a-z][a-z0-9_]{0,40}", fullmatch=True)
+
+
+@st.composite
+def metric_samples(draw: st.DrawFn) -> ev.MetricSample:
+    values = st.text(st.characters(codec="ascii", categories=["L", "P"]), max_size=60)
+    labels = draw(st.dictionaries(metric_names, values, max_size=8))
+    value = draw(st.floats(allow_nan=False))
+    return ev.MetricSample(draw(metric_names), tuple(sorted(labels.items())), value)
+
+
 def spans(length_max: int) -> st.SearchStrategy[ev.Span]:
     return st.builds(ev.Span, u32, st.integers(0, 2**61), st.integers(1, length_max))
 
@@ -199,6 +217,7 @@ anything: st.SearchStrategy[ev.Event] = st.one_of(
     st.builds(ev.ChangeQuery, u32, u32, u64, u63),
     st.builds(ev.Changed, u32, u63, st.lists(spans(2**62), max_size=4).map(tuple)),
     st.builds(ev.Status, st.sampled_from([*ReplicationState]).map(str), st.sampled_from(sorted(REASONS)), u64, u64),
+    st.builds(ev.MetricsReport, st.lists(metric_samples(), max_size=4).map(tuple)),
     st.builds(ev.Ping, u64),
     st.builds(ev.Pong, u64),
     st.builds(ev.Refuse, names, texts, st.booleans()),

@@ -34,6 +34,7 @@ from tests.wire.samples import (
     CUT,
     GEOMETRY,
     HELLO,
+    METRICS,
     QUERY,
     REVERSAL,
     REVERSE,
@@ -266,6 +267,12 @@ def test_a_hello_with_an_unsafe_or_torn_field_is_refused(kind: FrameType, meta: 
         (QUERY, struct.pack("<IQ", 1, 65536), struct.pack("<IQ", 1, 2**63 - 65536)),
         (STATUS, b"CONTINUOUS", b"CONTINUING"),
         (STATUS, b"\x04\0none", b"\x04\0nine"),
+        (METRICS, b"drengine_agent_state", b"drengine-agent-state"),
+        (METRICS, b"drengine_agent_state", b"_rengine_agent_state"),
+        (METRICS, b"\5\0state", b"\5\0__ame"),
+        (METRICS, b"\4\0kind", b"\4\0tind"),  # not in order
+        (METRICS, b"CONTINUOUS", b"CONTINU\nUS"),
+        (METRICS, b"\2\0\x1c\0", b"\xff\xff\x1c\0"),
         (BATCH, ROW, changed_row(codec=2)),
         (BATCH, ROW, changed_row(codec=0)),  # raw, but shorter than its plain form
         (BATCH, ROW, changed_row(cipher=1)),

@@ -36,6 +36,7 @@ from tests.wire.samples import (
     GEOMETRY,
     HELLO,
     LOOK,
+    METRICS,
     QUERY,
     REVERSE,
     STATUS,
@@ -61,6 +62,7 @@ SAYINGS: dict[FrameType, ev.Event] = {
         ev.Hashes(9, b"h" * 16),
         ev.Resend(1, 0, 1),
         STATUS,
+        METRICS,
         ev.Ping(1),
         ev.Pong(1),
         ev.Refuse("store-full", "no space", True),
@@ -321,6 +323,8 @@ def test_an_ability_that_was_not_agreed_upon_is_not_used(ability: str) -> None:
     agent, target = opened(replace(WELCOME, abilities=ev.ABILITIES - {ability}), hello)
     if ability == "reverse":
         both_refuse(FETCH, "no-ability", agent, target)
+    elif ability == "metrics":
+        both_refuse(METRICS, "no-ability", agent, target)
     elif ability == "resend":
         both_refuse(ev.Resend(1, 0, 1), "no-ability", target, agent)
     else:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from drengine import __version__
 from drengine.enrolment.keeper import Keeper
 from drengine.enrolment.metrics import KeepingFamilies
 from drengine.model.points import PointKind
 from drengine.model.states import REASONS, ReplicationState
 from drengine.telemetry.metrics import Family, Kind, Metrics, Sample
 from drengine.transport.credentials import CredentialFamilies
+from drengine.wire.events import MetricSample
+from drengine.wire.fields import SAMPLES_BYTES_MAX, SAMPLES_MAX, sample_bytes
 from drengine_agent.capture.figures import Figures, families_of
 from drengine_agent.daemon.health import RESCAN_REASONS, derive_state
 from drengine_agent.daemon.service import Agent
@@ -70,11 +73,24 @@ IGNORED = Family(
 CUTS_BY_KIND = Family(
     "agent_cuts_total", Kind.COUNTER, "Recovery points cut, by how they are known to be consistent.", ("source", "kind")
 )
+BUILD = Family("agent_build_info", Kind.GAUGE, "1, with the version that runs.", ("source", "version"))
+SYNC_LEFT = Family(
+    "agent_sync_remaining_bytes",
+    Kind.GAUGE,
+    "Bytes that the copy or comparison under way has not looked at yet; 0 while there is none.",
+    _SOURCE,
+)
+SYNC_SECONDS = Family(
+    "agent_sync_remaining_seconds",
+    Kind.GAUGE,
+    "How long that will take at its rate so far; absent while nothing is known of it.",
+    _SOURCE,
+)
 CERTIFICATES = CredentialFamilies.of("agent", _SOURCE)
 KEEPING = KeepingFamilies.of("agent", _SOURCE)
 _OWN = (
     LAG, STATE, REASON, BACKLOG, VOLUME_SIZE, COMPRESSION, CAPTURED, READ, SENT, BATCHES, CUTS, READ_ERRORS, RESCANS,
-    ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND, *CERTIFICATES.all,
+    ACK, PEER, BROKER, FENCED, COMMANDS, IGNORED, CUTS_BY_KIND, BUILD, SYNC_LEFT, SYNC_SECONDS, *CERTIFICATES.all,
     *KEEPING.both,
 )  # fmt: skip
 FAMILIES = (*_OWN, *(family for name in OURS for family in families_of(capture_class(name).figures_class)))
@@ -90,7 +106,6 @@ class AgentMetrics(Metrics):
         self._source = source
         self._agent: Agent | None = None
         self._party: Party | None = None
-        self._counted: dict[tuple[Family, tuple[str, ...]], float] = {}
         self.bytes_by_network: dict[str, list[int]] = {}
         """Received and sent, by network, since the start."""
         super().__init__(dict.fromkeys((*FAMILIES, *families_of(figures))), self._ask)
@@ -99,6 +114,7 @@ class AgentMetrics(Metrics):
         """Show this agent."""
         self._agent = agent
         agent.replication.observe_ack = lambda seconds: self.observe(ACK, seconds, (self._source,))
+        agent.replication.samples = self.samples
 
     def watch_party(self, party: Party) -> None:
         """Show how it is at the broker, too."""
@@ -118,6 +134,21 @@ class AgentMetrics(Metrics):
         """The text for a scrape."""
         self._catch_up()
         return super().render()
+
+    def samples(self) -> tuple[MetricSample, ...]:
+        """All of them without `source`, for the target to show; what does not fit into a report is left out."""
+        self._catch_up()
+        found: list[MetricSample] = []
+        room = SAMPLES_BYTES_MAX - 2
+        for family in self.registry.collect():
+            for name, labels, value, *_ in family.samples:
+                told = tuple(sorted((key, text) for key, text in labels.items() if key != "source"))
+                sample = MetricSample(name, told, value)
+                size = sample_bytes(sample)
+                if size is not None and size <= room and len(found) < SAMPLES_MAX:
+                    found.append(sample)
+                    room -= size
+        return tuple(found)
 
     def _catch_up(self) -> None:
         """Bring the counters to what the agent has counted itself."""
@@ -142,8 +173,7 @@ class AgentMetrics(Metrics):
             counts += [(COMMANDS, (verb, "done" if ok else "failed"), count) for (verb, ok), count in done]
             counts += [(IGNORED, (reason,), count) for reason, count in dict(commands.ignored).items()]
         for family, labels, now in counts:
-            self.count(family, max(0.0, now - self._counted.get((family, labels), 0.0)), (self._source, *labels))
-            self._counted[family, labels] = now
+            self.reach(family, now, (self._source, *labels))
 
     def _ask(self) -> Iterable[Sample]:
         agent, source = self._agent, self._source
@@ -154,6 +184,11 @@ class AgentMetrics(Metrics):
         state, reason = derive_state(facts)
         yield Sample(LAG, agent.replication.lag.lag_seconds, (source,))
         yield Sample(FENCED, float(agent.is_fenced), (source,))
+        yield Sample(BUILD, 1, (source, __version__))
+        yield Sample(SYNC_LEFT, agent.progress.sweep_left_bytes, (source,))
+        seconds = agent.progress.sweep_left_seconds(agent.uplink.clock.monotonic())
+        if seconds is not None:
+            yield Sample(SYNC_SECONDS, seconds, (source,))
         if self._party is not None:
             yield Sample(BROKER, float(self._party.link.is_connected), (source,))
         used = (agent.connector.credentials, self._party.link.credentials if self._party else None)

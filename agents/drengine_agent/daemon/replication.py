@@ -18,7 +18,7 @@ import msgspec
 
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
-from drengine.wire.events import Status
+from drengine.wire.events import MetricSample, MetricsReport, Status
 from drengine_agent.capture.capture import Capture, VolumeResizedError
 from drengine_agent.capture.tracker import STALL_REASONS
 from drengine_agent.config import AgentConfig
@@ -40,6 +40,7 @@ log = logging.getLogger("drengine.agent")
 
 TICK_SECONDS = 1.0
 SAVE_EVERY_TICKS = 5
+TELL_METRICS_EVERY_TICKS = 10
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class Replication:
         pipeline, sender: those of the session that stands; None while there is none.
         progress, traffic, lag: figures, over all sessions.
         observe_ack: is told how long each acknowledgement took.
+        samples: gives our metrics, for the target to show.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Replication:
         self.progress = Progress()
         self.traffic = Traffic()
         self.observe_ack: Callable[[float], None] = lambda _: None
+        self.samples: Callable[[], tuple[MetricSample, ...]] = tuple
         self.pipeline: Pipeline | None = None
         self.sender: Sender | None = None
         self._charge = charge
@@ -96,6 +99,7 @@ class Replication:
         self._attempting: asyncio.Task[None] | None = None
         self._nudged = asyncio.Event()
         self._stop = asyncio.Event()
+        self._told_metrics: Sender | None = None
         self._noted: tuple[ReplicationState, str] | None = None
         self.lag = LagMeter(self._clock, represented_ns=self._state.represented_ns)
         self.capture: Capture = open_capture(config, self._state, self._clock)
@@ -413,6 +417,8 @@ class Replication:
             self.refresh_lag()
             self._note_state()
             await self._tell_target()
+            if ticks % TELL_METRICS_EVERY_TICKS == 0 or self.sender is not self._told_metrics:
+                await self._tell_metrics()
             if ticks % SAVE_EVERY_TICKS == 0:
                 self._save()
 
@@ -432,6 +438,12 @@ class Replication:
         behind = self.capture.tracker.behind_since_ns()
         with contextlib.suppress(DrengineError, OSError, EOFError):
             await sender.send_status(Status(state.value, reason, facts.backlog_bytes, behind))
+
+    async def _tell_metrics(self) -> None:
+        sender = self._told_metrics = self.sender
+        if sender is not None and sender.tells_metrics:
+            with contextlib.suppress(DrengineError, OSError, EOFError):
+                await sender.send_metrics(MetricsReport(self.samples()))
 
     def _remember_disks(self) -> None:
         """What is written on the disks may have changed, and be all that tells them apart at the next boot."""

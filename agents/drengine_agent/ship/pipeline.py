@@ -53,12 +53,25 @@ class Progress:
     sweep: SweepReport = field(default_factory=SweepReport)
     sweeping: bool = False
     sweep_bytes: int = 0
+    sweep_began: float = 0.0
+    """By the monotonic clock."""
     read_bytes: int = 0
     read_errors: int = 0
     read_error: str = ""
     rescans: dict[str, int] = field(default_factory=dict)
     cuts: dict[PointKind, int] = field(default_factory=dict)
     limited: bool = False
+
+    @property
+    def sweep_left_bytes(self) -> int:
+        """What the sweep under way has not looked at yet."""
+        return max(0, self.sweep_bytes - self.sweep.scanned_bytes) if self.sweeping else 0
+
+    def sweep_left_seconds(self, now: float) -> float | None:
+        """How long it will take at its rate so far; None where that is not known."""
+        if not self.sweeping or not self.sweep.scanned_bytes:
+            return None
+        return self.sweep_left_bytes * max(0.0, now - self.sweep_began) / self.sweep.scanned_bytes
 
 
 @dataclass(slots=True)
@@ -424,6 +437,7 @@ class Pipeline:
         )
         self._progress.sweep = sweep.report
         self._progress.sweep_bytes = sum(wanted.length for wanted in ranges)
+        self._progress.sweep_began = self._clock.monotonic()
         self._progress.sweeping = True
         self._sweep = sweep
         if self._handover.is_stopping:

@@ -15,7 +15,7 @@ from typing import Protocol
 from drengine.model.clock import Clock
 from drengine.model.extents import Batch
 from drengine.model.points import Cut, Mark, VolumeGeometry
-from drengine.wire.events import Ack, BatchEvent, Credit, CutEvent, Event, Geometry, Resend, Status
+from drengine.wire.events import Ack, BatchEvent, Credit, CutEvent, Event, Geometry, MetricsReport, Resend, Status
 from drengine.wire.frames import batch_frame_bytes
 from drengine_agent.capture.indexes import Note
 from drengine_agent.ship.session import Session, SessionEnded
@@ -120,6 +120,15 @@ class Sender:
     async def send_status(self, status: Status) -> None:
         """Tell our state."""
         await self.session.stream.send(status)
+
+    @property
+    def tells_metrics(self) -> bool:
+        """Whether the target shows our metrics on our behalf."""
+        return "metrics" in self.session.welcome.abilities
+
+    async def send_metrics(self, report: MetricsReport) -> None:
+        """Tell our metrics."""
+        await self.session.stream.send(report)
 
     async def wait_durable(self, sequence: int) -> None:
         """Return when the target has acknowledged `sequence`.

@@ -146,7 +146,7 @@ PANELS = (
         "short",
         (
             ("drengine_orchestrator_runs_unfinished", "{{runbook}}: {{mode}} {{state}}"),
-            ("drengine_orchestrator_fencing_failures > 0", "{{runbook}}: not fenced"),
+            ("drengine_orchestrator_source_unfenced == 1", "{{runbook}}: {{source}} not fenced"),
         ),
         "table",
     ),

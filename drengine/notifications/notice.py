@@ -1,0 +1,32 @@
+"""What people are told."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Topic(enum.StrEnum):
+    """What a notice is about; people choose by it."""
+
+    WAITING = "waiting"
+    """A run waits for an approval."""
+    BLOCKED = "blocked"
+    """A run has stopped because a source could not be fenced."""
+    FAILED = "failed"
+    """A run has stopped or ended because something failed."""
+    ENDED = "ended"
+    """A run has ended, as it should or because somebody wanted it."""
+    READINESS = "readiness"
+    """What could be recovered a moment ago can't be any more, or can be again."""
+    TEST = "test"
+    """Somebody tries whether notices arrive; sent whatever was chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One thing to tell: a line, and more of it."""
+
+    topic: Topic
+    title: str
+    text: str = ""

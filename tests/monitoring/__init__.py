@@ -1,0 +1,1 @@
+"""Tests of what watches drengine: rules, scrape configuration, dashboards, notifications."""
