@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.model.clock import SystemClock
 from drengine.model.errors import BAD_POINT, DrengineError, ErrorKind
+from drengine.notifications import Notice, Notifier, Topic
 from drengine.people.door import Door
 from drengine.people.errors import NOT_PERMITTED, NOT_SIGNED_IN
 from drengine.people.roles import NOBODY, Person, Role
@@ -259,3 +261,18 @@ async def test_what_was_failed_over_fails_over_again_only_after_what_ran_here_wa
     assert source.serving
     assert source.disk[3 * BLOCK : 4 * BLOCK] == b"x" * BLOCK
     world.judge.verdict()
+
+
+async def test_people_are_told_when_a_run_waits_and_how_it_ended(engine: Engine, tmp_path: Path) -> None:
+    sent: list[Notice] = []
+    notifier = Notifier({"list": lambda notice: not sent.append(notice)}, frozenset(Topic), 1)
+    telling = replace(engine, notifier=notifier)
+    run = await telling.execute(begin(telling, Mode.FAILOVER, write_book(tmp_path, ask=True)), wait=False)
+    Orders(engine, ANN).approve(run.id)
+    await telling.execute(run)
+    notifier.close()
+    assert [(notice.topic, notice.title) for notice in sent] == [
+        (Topic.WAITING, "failover of shop waits for an approval"),
+        (Topic.ENDED, "failover of shop: completed"),
+    ]
+    assert all(run.id in notice.text for notice in sent)
