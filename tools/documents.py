@@ -210,7 +210,6 @@ DOCUMENTS = {
     "docs/run.schema.json": run_schema,
     "deploy/grafana/drengine.json": dashboard,
     "deploy/prometheus/drengine.rules.yml": rules_text,
-    "deploy/mosquitto/drengine.conf": configuration_of_mosquitto,
 }
 
 
