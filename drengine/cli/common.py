@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from drengine.cli.chosen import STORE_HELP, needed, store_of
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.target.errors import SOURCE_NEEDED
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
 StoreOption = Annotated[
     Path,
-    typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store's directory (or DRENGINE_STORE)."),
+    typer.Option(
+        "--store",
+        "-s",
+        envvar="DRENGINE_STORE",
+        help=STORE_HELP,
+        default_factory=lambda: None,
+        show_default=False,
+        callback=needed(store_of),
+    ),
 ]
 SourceOption = Annotated[
     str | None, typer.Option("--source", help="Source server; not needed when the store holds only one.")

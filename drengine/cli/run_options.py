@@ -8,11 +8,17 @@ from typing import Annotated
 
 import typer
 
+from drengine.cli.chosen import orchestrator_file, store_of
 from drengine.cli.common import JsonOption
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", envvar="DRENGINE_CONFIG", help="TOML file with the orchestrator's options."),
+    typer.Option(
+        "--config",
+        "-c",
+        help="TOML file with the orchestrator's options (or as DRENGINE_CONFIG says).",
+        callback=orchestrator_file,
+    ),
 ]
 EngineStoreOption = Annotated[
     Path | None, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store's directory.")
@@ -61,6 +67,8 @@ class StoreOptions:
     def given(self) -> dict[str, str]:
         """What the command line says of the orchestrator's options; it wins over the file."""
         options = {name: value for name, value in vars(self).items() if name in ("store", "state", "export")}
+        if self.config is None:
+            options["store"] = store_of(self.store)
         return {name: str(value) for name, value in options.items() if value is not None}
 
 

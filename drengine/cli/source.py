@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drengine.audit import recorded
+from drengine.cli.chosen import target_file
 from drengine.cli.common import JsonOption, StoreOption, open_store
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
@@ -28,7 +29,12 @@ HOUR_NS = 3600 * 10**9
 def show(
     store: StoreOption,
     config: Annotated[
-        Path | None, typer.Option("--config", help="The target's file, for quotas of its own; else the defaults.")
+        Path | None,
+        typer.Option(
+            "--config",
+            help="The target's file, for quotas of its own (or as DRENGINE_CONFIG says); else the defaults.",
+            callback=target_file,
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

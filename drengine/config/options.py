@@ -98,6 +98,16 @@ def load(cls: type[T], path: Path, *, overrides: Mapping[str, Any] | None = None
     Raises:
         DrengineError: BAD_CONFIG, naming file, key and what is wrong.
     """
+    values = values_in(path)
+    return parse(cls, {**values, **(overrides or {})}, where=str(path))
+
+
+def values_in(path: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(CONFIG_BYTES_MAX + 1)
@@ -109,7 +119,7 @@ def load(cls: type[T], path: Path, *, overrides: Mapping[str, Any] | None = None
         values = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number or a nesting beyond reason
         raise DrengineError(BAD_CONFIG, f"{path}: {error}") from error
-    return parse(cls, {**values, **(overrides or {})}, where=str(path))
+    return values
 
 
 def parse(cls: type[T], values: Mapping[str, Any], *, where: str = "command line") -> T:

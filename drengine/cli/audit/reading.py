@@ -17,6 +17,7 @@ from drengine.audit import FOLDER, Outcome
 from drengine.audit.errors import AUDIT_UNUSABLE
 from drengine.audit.files import HEAD_FILE, Line
 from drengine.audit.verify import read_entries
+from drengine.cli.chosen import log_directory, needed
 from drengine.config.kinds import parse_duration
 from drengine.model.errors import DrengineError
 from drengine.terminal import exact_time
@@ -25,7 +26,11 @@ LogArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DIRECTORY",
-        help="A store, an orchestrator's state or a CA, whose log lies in its folder `audit`; or a log itself.",
+        help="A store, an orchestrator's state or a CA, whose log lies in its folder `audit`; or a log itself. "
+        "Else as DRENGINE_CONFIG says.",
+        default_factory=lambda: None,
+        show_default=False,
+        callback=needed(log_directory),
     ),
 ]
 

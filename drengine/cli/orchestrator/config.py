@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.cli.chosen import needed, orchestrator_file
 from drengine.config import example
 from drengine.failover.config import OrchestratorConfig, load_orchestrator_config
 from drengine.transport.tls_check import Side, check_files
@@ -16,7 +17,17 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command("check-config")
-def check_config(config: Annotated[Path, typer.Argument(help="TOML file with the orchestrator's options.")]) -> None:
+def check_config(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="TOML file with the orchestrator's options (or as DRENGINE_CONFIG says).",
+            default_factory=lambda: None,
+            show_default=False,
+            callback=needed(orchestrator_file),
+        ),
+    ],
+) -> None:
     """Check a configuration file, with the certificates it names, without starting anything."""
     loaded = load_orchestrator_config(config, {})
     files = loaded.broker.tls_files("[broker]")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.cli.chosen import needed, target_file
 from drengine.config import example
 from drengine.target.config import TargetConfig, load_target_config, open_to_everybody
 from drengine.terminal import note
@@ -18,7 +19,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command("check-config")
 def check_config(
-    config: Annotated[Path, typer.Argument(help="TOML file with the target's options.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="TOML file with the target's options (or as DRENGINE_CONFIG says).",
+            default_factory=lambda: None,
+            show_default=False,
+            callback=needed(target_file),
+        ),
+    ],
 ) -> None:
     """Check a configuration file, with the certificates it names, without starting anything."""
     loaded = load_target_config(config, {})

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.cli.chosen import TargetConfigOption, store_of
 from drengine.cli.common import JsonOption
 from drengine.ownership import warning_of
 from drengine.store.store import Store
@@ -19,11 +20,12 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def init(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the target's options.")] = None,
+    config: TargetConfigOption = None,
     store: Annotated[Path | None, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Make an empty store, once, in a missing or empty directory; the target itself never makes one."""
+    store = store if config else store_of(store)
     loaded = load_target_config(config, {"store": str(store)} if store is not None else {})
     with Store.create(loaded.store, keks=keks_of(loaded.encryption, loaded.store)) as made:
         identity = made.identity.hex()

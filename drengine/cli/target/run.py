@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.cli.chosen import TargetConfigOption, store_of
 from drengine.target.config import load_target_config
 from drengine.target.daemon import run_target
 from drengine.telemetry import setup_logging
@@ -17,7 +18,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the target's options.")] = None,
+    config: TargetConfigOption = None,
     store: Annotated[Path | None, typer.Option("--store", "-s", envvar="DRENGINE_STORE", help="The store.")] = None,
     listen: Annotated[str | None, typer.Option("--listen", help="HOST:PORT for agents.")] = None,
     nbd_socket: Annotated[Path | None, typer.Option("--nbd-socket", help="Unix socket to serve points on.")] = None,
@@ -28,6 +29,7 @@ def run(
 
     The store must be there: `drengine target init` makes one. What stands on the command line wins over the file.
     """
+    store = store if config else store_of(store)
     given = {"store": store, "listen": listen, "nbd_socket": nbd_socket, "nbd_listen": nbd_listen, "metrics": metrics}
     loaded = load_target_config(config, {name: str(value) for name, value in given.items() if value is not None})
     setup_logging(level=loaded.log_level, form=loaded.log_form)
