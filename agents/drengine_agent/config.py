@@ -26,12 +26,12 @@ from drengine.config import (
 )
 from drengine.config import load as load_options
 from drengine.config import parse as parse_options
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.config.options import BAD_CONFIG
 from drengine.control.config import AGENT_VERBS, BrokerOptions, check_verbs
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.transport.files import TlsFiles
-from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.cuts.config import CutOptions
 from drengine_agent.trackers import TRACKERS
 

@@ -14,12 +14,6 @@ def adoption_hint(known: VolumeGeometry) -> str:
     return f"If this disk replaces that one: `drengine-agent adopt --volume {known.name} --known-as {known_as}`."
 
 
-BAD_SCHEDULE = error_kind(
-    "bad-bandwidth-schedule",
-    80,
-    "The bandwidth limit can't be read.",
-    "Write `unlimited`, `20MiB/s` or `08:00-18:00=20MiB/s, otherwise unlimited`.",
-)
 AGENT_RUNNING = error_kind(
     "agent-running",
     82,

@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.points import VolumeGeometry
-from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.indexes import HashIndexes
 from drengine_agent.capture.scan.tracker import ScanTracker

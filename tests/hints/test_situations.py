@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from drengine.cli.main import app
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.model.errors import error_kinds
 from drengine.process import find_marked
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.terminal import main
-from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.cli.main import commands as agent_app
 from tests.recovery.replica import make
 

@@ -6,23 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from drengine.config import DURATION, SIZE, TEXT, WORDS, option
+from drengine.model.cuts import AUTO, cut_kinds
 from drengine.model.points import PointKind
 from drengine_agent.cuts.policy import CutPolicy
 
-KINDS = (PointKind.QUIET, PointKind.FROZEN, PointKind.APPLICATION)
-AUTO = "auto"
 AHEAD_SHARE = 0.5
 """Of `frozen_after`."""
-
-
-def _kinds(text: str) -> tuple[PointKind, ...]:
-    if text == AUTO:
-        return (PointKind.QUIET, PointKind.FROZEN)
-    named = tuple(each.strip() for each in text.split(","))
-    unknown = [each for each in named if each not in KINDS]
-    if unknown or not named:
-        raise ValueError(f"{', '.join(unknown) or 'nothing'}: possible are {AUTO}, {', '.join(KINDS)}")
-    return tuple(PointKind(each) for each in named)
 
 
 def _between(low: float, high: float) -> Callable[[float], None]:
@@ -43,7 +32,7 @@ class CutOptions:
         help="Which consistent cuts may be made, of `quiet`, `frozen`, `application`. `auto`: quiet ones where they "
         "are had, frozen ones where not and where the host can freeze. Without `frozen` a host that never falls quiet "
         "gets no points, and the state says so.",
-        check=_kinds,
+        check=cut_kinds,
     )
     frozen_after: float = option(
         DURATION, default=10.0, help="Without any cut for so long, the file systems are frozen for one."
@@ -85,13 +74,13 @@ class CutOptions:
     @property
     def must_freeze(self) -> bool:
         """Somebody asked for it by name: an agent that can't is refused."""
-        return self.kinds != AUTO and set(_kinds(self.kinds)) != {PointKind.QUIET}
+        return self.kinds != AUTO and set(cut_kinds(self.kinds)) != {PointKind.QUIET}
 
     @property
     def policy(self) -> CutPolicy:
         """As the tracker needs it."""
         return CutPolicy(
-            kinds=_kinds(self.kinds),
+            kinds=cut_kinds(self.kinds),
             frozen_after_seconds=self.frozen_after,
             application_seconds=self.application_interval,
             ahead_seconds=AHEAD_SHARE * self.frozen_after,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from random import Random
 from typing import Any
 
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.gate import Policy
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
@@ -15,7 +16,6 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import check_new_label
 from drengine.model.states import ReplicationState
-from drengine_agent.bandwidth import BandwidthSchedule
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.state import make_state_directory, read_state

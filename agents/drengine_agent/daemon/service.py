@@ -7,12 +7,13 @@ import secrets
 from collections.abc import Awaitable, Callable
 from random import Random
 
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.control.dispatch import Tell
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.states import REASONS, ReplicationState
 from drengine.transport.framed import TrafficObserver
-from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.capture import Capture
 from drengine_agent.config import AgentConfig

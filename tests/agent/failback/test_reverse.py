@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.model.errors import DrengineError
 from drengine.model.extents import GRAIN_BYTES, Batch, Extent, ExtentKind, iter_table, pack_table
 from drengine.store.log.branches import BranchInfo
 from drengine.wire.events import Fetched, Span
 from drengine.wire.payload import digest
-from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.capture.backing import Volume
 from drengine_agent.daemon.service import Agent
 from drengine_agent.failback.reverse import FETCH_BYTES, FETCH_SPANS, grouped, joined

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark, VolumeGeometry
 from drengine.model.states import REASONS, ReplicationState
 from drengine.wire.events import Welcome
-from drengine_agent.bandwidth import BURST_SECONDS, LOOK_SECONDS, BandwidthSchedule, TokenBucket
+from drengine_agent.bandwidth import BURST_SECONDS, LOOK_SECONDS, TokenBucket
 from drengine_agent.daemon.backoff import CAP_SECONDS, backoff_seconds
 from drengine_agent.daemon.health import Facts, derive_state
 from drengine_agent.ship.compression import LEVELS, CompressionController, Window, levels_of, next_level

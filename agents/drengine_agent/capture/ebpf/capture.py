@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from drengine.config.bandwidth import BandwidthSchedule
 from drengine.linux.devices import boot_id
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind
-from drengine_agent.bandwidth import BandwidthSchedule, TokenBucket
+from drengine_agent.bandwidth import TokenBucket
 from drengine_agent.beneath import beneath, identity
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.capture import Capture, Opening
