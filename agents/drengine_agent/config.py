@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from drengine_agent.cuts.config import CutOptions
 from drengine_agent.trackers import TRACKERS
 
 WORKERS_MAX = 64
+SITE_SETTINGS = ("cuts", "bandwidth", "point_interval")
+"""What a site may decide for an agent (`drengine fleet policy`)."""
 LEASE_SECONDS_MIN = 5.0
 
 
@@ -51,6 +53,11 @@ def _workers(count: int) -> None:
 def _lease(seconds: float) -> None:
     if seconds and seconds < LEASE_SECONDS_MIN:
         raise ValueError(f"at least {LEASE_SECONDS_MIN:g} s are needed, or 0s for none: networks hiccup")
+
+
+def _site_settings(names: tuple[str, ...]) -> None:
+    if strange := set(names) - set(SITE_SETTINGS):
+        raise ValueError(f"{min(strange)[:40]!r} is none that a site decides; there are {', '.join(SITE_SETTINGS)}")
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,13 @@ class ControlOptions(BrokerOptions):
         help="What orders over the broker may have done here; others are refused as `order-not-allowed`.",
         check=check_verbs(AGENT_VERBS),
     )
+    local_settings: tuple[str, ...] = option(
+        WORDS,
+        default=(),
+        help="Settings that this file decides, whatever the site's policy says: of `cuts`, `bandwidth`, "
+        "`point_interval` (docs/operations.md#policy).",
+        check=_site_settings,
+    )
     forced_reverse: str = option(
         choice("approved", "any"),
         default="approved",
@@ -258,6 +272,21 @@ class AgentConfig:
     def schedule(self) -> BandwidthSchedule:
         """The bandwidth option, read."""
         return BandwidthSchedule.parse(self.bandwidth)
+
+
+def with_settings(config: AgentConfig, settings: Mapping[str, str]) -> AgentConfig:
+    """The configuration with other values of SITE_SETTINGS, as TOML would hold them.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
+    where = "the site's policy"
+    kinds = {"kinds": settings["cuts"]} if "cuts" in settings else {}
+    plain = {name: settings[name] for name in ("bandwidth", "point_interval") if name in settings}
+    needed = {"source": config.source, "target": str(config.target), "volume": [{"name": "x", "path": "/"}]}
+    read = parse_options(AgentConfig, {**needed, **plain, "cuts": kinds}, where=where)
+    cuts = replace(config.cuts, kinds=read.cuts.kinds) if kinds else config.cuts
+    return replace(config, cuts=cuts, **{name: getattr(read, name) for name in plain})
 
 
 def load_config(path: Path) -> AgentConfig:

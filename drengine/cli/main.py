@@ -170,6 +170,35 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.orders",
         "Undo a failover, or a failback before its switch: stop what was launched and put the sources in charge again.",
     ),
+    "fleet": Group(
+        "All sources together: how they stand, their policy, their agents' versions.",
+        {
+            "show": Command(
+                "drengine.cli.fleet.show",
+                "Show every source: expected, joined or silent, version, lag, tracker, newest point, certificate.",
+            ),
+            "retire": Command(
+                "drengine.cli.fleet.retire",
+                "End a source: its identity is revoked, its metrics and alerts end, its points go by retention.",
+            ),
+            "policy": Group(
+                "Settings that are decided here for sources, and taken by their agents at once.",
+                {
+                    "show": Command(
+                        "drengine.cli.fleet.policy", "Show what was decided, by name or pattern of sources."
+                    ),
+                    "set": Command(
+                        "drengine.cli.fleet.policy", "Decide settings for a source, or for all that a pattern means."
+                    ),
+                    "unset": Command(
+                        "drengine.cli.fleet.policy", "Take back what was decided; agents go by their own files again."
+                    ),
+                },
+                default="show",
+            ),
+        },
+        default="show",
+    ),
     "orchestrator": Group(
         "Watch the parties and drill on schedule, when nobody types a command.",
         {

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from drengine import __version__
 from drengine.console import bodies as take
 from drengine.console.errors import BAD_REQUEST
+from drengine.console.fleet import router as fleet_router
 from drengine.console.guard import Guard, problem
 from drengine.console.pools import PASSWORDS, off
 from drengine.failover import answers as give
@@ -38,6 +39,7 @@ from drengine.failover.run import JournalEntry, RunRecord
 from drengine.failover.run import Request as Asked
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
+from drengine.fleet.errors import RETIRE_REFUSED
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
 from drengine.people.errors import (
@@ -49,6 +51,7 @@ from drengine.people.errors import (
     SIGN_IN_LIMIT,
 )
 from drengine.people.roles import Action, Person, permit
+from drengine.policy.errors import BAD_POLICY, POLICY_UNUSABLE
 from drengine.store.answers import PointAnswer, point_answer
 from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
 from drengine.store.log.branches import BranchInfo
@@ -61,10 +64,10 @@ STATUS = {
         (401, (NOT_SIGNED_IN, SIGN_IN_FAILED)),
         (403, (NOT_PERMITTED, SELF_APPROVAL, APPROVAL_NEEDED)),
         (404, (UNKNOWN_RUN, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE, UNKNOWN_POINT)),
-        (409, (RUN_ACTIVE, RUN_STATE, LEASE_HELD, LEASE_LOST, WOULD_LOSE, APPROVAL_STALE)),
-        (422, (BAD_RUNBOOK, BAD_APPROVAL, BAD_NAME, BAD_POINT, BAD_REQUEST)),
+        (409, (RUN_ACTIVE, RUN_STATE, LEASE_HELD, LEASE_LOST, WOULD_LOSE, APPROVAL_STALE, RETIRE_REFUSED)),
+        (422, (BAD_RUNBOOK, BAD_APPROVAL, BAD_NAME, BAD_POINT, BAD_POLICY, BAD_REQUEST)),
         (429, (SIGN_IN_LIMIT,)),
-        (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE, PROVIDER_UNUSABLE)),
+        (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE, POLICY_UNUSABLE, PROVIDER_UNUSABLE)),
     )
     for kind in kinds
 }
@@ -104,6 +107,7 @@ def make_app(orchestrator: Orchestrator) -> FastAPI:
     app.state.orchestrator = orchestrator
     app.include_router(open_router, prefix=PREFIX)
     app.include_router(router, prefix=PREFIX)
+    app.include_router(fleet_router, prefix=PREFIX, responses=REFUSALS)
     app.add_middleware(Guard, door=orchestrator.engine.door)
     app.add_exception_handler(DrengineError, _refused)
     app.add_exception_handler(RequestValidationError, _misunderstood)

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -32,6 +33,7 @@ from drengine.control.messages import AgentReport, Answer, PartyKind, Presence, 
 from drengine.control.seals import Purpose, Seals
 from drengine.control.topics import Leaf, Topic
 from drengine.identity.names import Identity, Role
+from drengine.linux.host import described_host
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 
@@ -40,7 +42,7 @@ log = logging.getLogger("drengine.control")
 LOOK_SECONDS = 1.0
 REPORTS_REMEMBERED = 64
 GOODBYE_SECONDS = 1.0
-KEPT_DETAILS = ("lease_seconds", "commands_ignored")
+KEPT_DETAILS = ("lease_seconds", "commands_ignored", "version", "platform", "certificate_ends_ns", "tracker", "policy")
 """What even a report that would be too long says: decisions rest on it."""
 
 
@@ -172,6 +174,7 @@ class Party:
             at_ns=self._clock.now_ns(),
             sequence=self._sequence,
             instance=self._instance,
+            details={**report.details, **self._about()},
         )
         payload = msgspec.json.encode(report)
         if len(payload) > PAYLOAD_BYTES_MAX:
@@ -179,6 +182,12 @@ class Party:
             short = msgspec.structs.replace(report, volumes=[], details={**kept, "shortened": True})
             payload = msgspec.json.encode(short)
         return Message(str(self._topics[Leaf.REPORT]), payload, retained=True)
+
+    def _about(self) -> dict[str, Any]:
+        """What is the same for each kind of party."""
+        credentials = self.link.credentials
+        told = {"version": __version__, "platform": described_host()}
+        return {**told, "certificate_ends_ns": credentials.ends_ns} if credentials else told
 
     def _presence(self, *, online: bool) -> Message:
         presence = Presence(online=online, since_ns=self._since_ns, instance=self._instance, version=__version__)

@@ -59,6 +59,20 @@ class RestTlsOptions:
 
 
 @dataclass(frozen=True)
+class FleetOptions:
+    """[fleet]"""
+
+    ca: Path | None = option(
+        PATH,
+        default=None,
+        help="Directory of the site's CA, where it is on this host: who has a certificate or a token is expected.",
+    )
+    inventory: Path | None = option(
+        PATH, default=None, help="The inventory from which servers join; who is in it is expected."
+    )
+
+
+@dataclass(frozen=True)
 class OrchestratorConfig:
     """Everything an orchestrator is told."""
 
@@ -103,6 +117,7 @@ class OrchestratorConfig:
     )
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
+    fleet: FleetOptions = section(FleetOptions, help="What `drengine fleet` asks beside store and broker.")
     audit: AuditOptions = section(AuditOptions, help="The audit log, in the folder `audit` of `state`.")
     encryption: EncryptionOptions = section(
         EncryptionOptions, help="The key of the store, where it is encrypted: as in the target's file."

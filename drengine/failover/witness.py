@@ -64,6 +64,14 @@ class Witness:
         details = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
         self._record(f"person:{person.name}", "runbook.keep", runbook, proved=person.proof, details=details)
 
+    def governed(self, person: Person, did: str, on: str, details: Mapping[str, Any]) -> None:
+        """Somebody decides something about sources.
+
+        Raises:
+            DrengineError: AUDIT_UNUSABLE.
+        """
+        self._record(f"person:{person.name}", did, on, proved=person.proof, details=details)
+
     def refused(self, person: Person, did: str, on: str, error: DrengineError) -> None:
         """Somebody was refused an order."""
         if self._refusals is not None:

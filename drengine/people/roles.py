@@ -33,6 +33,8 @@ class Action(enum.StrEnum):
     """Approve a step of somebody else's run."""
     WRITE_RUNBOOKS = "write runbooks"
     """A runbook says what commands are run, and who approves."""
+    GOVERN = "govern the fleet"
+    """Set its policy, upgrade its agents, retire a source."""
 
 
 TABLE: dict[Action, frozenset[Role]] = {
@@ -42,6 +44,7 @@ TABLE: dict[Action, frozenset[Role]] = {
     Action.FORCE: frozenset({Role.OPERATOR, Role.ADMIN}),
     Action.APPROVE: frozenset({Role.APPROVER, Role.ADMIN}),
     Action.WRITE_RUNBOOKS: frozenset({Role.ADMIN}),
+    Action.GOVERN: frozenset({Role.ADMIN}),
 }
 
 

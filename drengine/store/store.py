@@ -26,7 +26,7 @@ from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
 from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
-from drengine.store.care.retire import retain
+from drengine.store.care.retire import Keeping, retain
 from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
 from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
 from drengine.store.catalogue.epoch import EpochNote
@@ -516,10 +516,13 @@ class Store:
         self._require_writable()
         return compact(self._context, bytes_max=bytes_max, yield_to=yield_to)
 
-    def retain(self, policy: RetentionPolicy, now_ns: int) -> list[RecoveryPoint]:
-        """Retire points by policy and return them; `compact` then gives back their space. See retire.retain."""
+    def retain(self, keeping: RetentionPolicy | Callable[[str], Keeping], now_ns: int) -> list[RecoveryPoint]:
+        """Retire points by policy, one for all or one for each source, and return them; `compact` then gives back
+        their space. See retire.retain.
+        """
         self._require_writable()
-        return retain(self._context, policy, now_ns)
+        for_each = (lambda source: Keeping(keeping)) if isinstance(keeping, RetentionPolicy) else keeping
+        return retain(self._context, for_each, now_ns)
 
     def verify(self, point: RecoveryPoint, progress: Progress = lambda done, total: None) -> VerifyReport:
         """Read and hash again everything that a point shows, and note when, or that it is damaged.

@@ -25,6 +25,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
 from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
+from drengine.policy.kept import PolicyFile
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.local import own_users
 from drengine.process.signals import signalled
@@ -40,6 +41,7 @@ from drengine.target.ingest import IngestLimits
 from drengine.target.key import keks_of
 from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
+from drengine.target.members import Members
 from drengine.target.metrics import TargetMetrics
 from drengine.target.protection import Protection
 from drengine.target.quotas import Quotas
@@ -155,6 +157,10 @@ class TargetDaemon:
         await asyncio.to_thread(self.sources.load, store)
         readers = self._pool(EXPORT_THREADS, "export")
         self.reception = self._reception(store)
+        self.members = self._members(store)
+        await asyncio.to_thread(self.members.load)
+        self.reception.members = self.members
+        cleanup.push_async_callback(_end, asyncio.create_task(self.members.run()))
         self.metrics.sessions = lambda: len(self.reception.sessions)
         self.maintenance = self._maintenance(store)
         self.maintenance.start()
@@ -207,6 +213,17 @@ class TargetDaemon:
             refusals=self.audit.refusals,
             quotas=Quotas(config.quotas, config.quota),
             local_users=None if config.allow_plain else config.agent_users,
+        )
+
+    def _members(self, store: Store) -> Members:
+        return Members(
+            PolicyFile(self.config.store),
+            store,
+            self.sources,
+            self.clock,
+            RetentionPolicy.parse(self.config.maintenance.retention),
+            self.reception.end_source,
+            lambda source: self.audit.did("source.return", source),
         )
 
     @property
@@ -301,7 +318,7 @@ class TargetDaemon:
             store,
             self.metrics,
             self.clock,
-            RetentionPolicy.parse(options.retention),
+            self.members.keeping,
             options.retention_interval,
             options.compaction_interval,
             options.scrub_interval,

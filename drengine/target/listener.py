@@ -19,6 +19,7 @@ from drengine.model.extents import OFFSET_MAX
 from drengine.model.grants import Access
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.model.states import ReplicationState
+from drengine.policy.errors import SOURCE_RETIRED
 from drengine.store.errors import FENCED, STORE_IO, TOO_MANY_SOURCES, UNKNOWN_BRANCH, UNKNOWN_POINT
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import SourceInfo, Store
@@ -26,6 +27,7 @@ from drengine.target import metrics as m
 from drengine.target.admission import Admission, CreditBudget, CutBudget, decide_admission
 from drengine.target.errors import GRANT_MISSING, QUOTA_EXCEEDED, SOURCE_BUSY, STORE_BEHIND, TARGET_BUSY
 from drengine.target.ingest import IngestLimits
+from drengine.target.members import Members
 from drengine.target.metrics import TargetMetrics
 from drengine.target.quotas import QuotaOptions, Quotas
 from drengine.target.reversal import Reversal
@@ -41,7 +43,7 @@ from drengine.wire.events import Hello, Purpose
 
 log = logging.getLogger("drengine.target")
 
-_AT_THE_DOOR = (GRANT_MISSING, QUOTA_EXCEEDED, TOO_MANY_SOURCES)
+_AT_THE_DOOR = (GRANT_MISSING, QUOTA_EXCEEDED, SOURCE_RETIRED, TOO_MANY_SOURCES)
 """Refusals of what a source may not, beside those of its certificate; not those of a target that can't."""
 
 REPLACE_SECONDS = 10.0
@@ -80,6 +82,8 @@ class Reception:
     sources_max: int = sys.maxsize
     refusals: Refusals | None = None
     quotas: Quotas = field(default_factory=lambda: Quotas(QuotaOptions()))
+    members: Members | None = None
+    """Who was retired; None: nobody."""
     local_users: tuple[str, ...] | None = None
     """Without TLS on loopback, whose processes may ship beside root's and ours; None: anybody's."""
     _doors: dict[str, _Door] = field(default_factory=dict)
@@ -112,6 +116,8 @@ class Reception:
         """
         await self._require_local(stream)
         is_proved = self.peers.require_source(stream.peer_certificate, hello.source)
+        if self.members is not None:
+            await asyncio.to_thread(self.members.require, hello.source, stream.peer_certificate)
         known = is_proved or self.sources.is_known(hello.source)
         self.quotas.of(hello.source, known=known).take_session(self.clock.monotonic())
         if hello.purpose is Purpose.REVERSE:
@@ -180,6 +186,12 @@ class Reception:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(session.ended.wait() for session in living))
+
+    def end_source(self, source: str, why: DrengineError) -> None:
+        """End the sessions of a source for this reason."""
+        for session in [*self.sessions.values(), *self.errands.values()]:
+            if session.source == source:
+                session.end(why)
 
     def end_all(self, why: DrengineError) -> None:
         """End every session for this reason; agents come back when it is over."""

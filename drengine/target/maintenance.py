@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
-from drengine.store.care.retention import RetentionPolicy
+from drengine.store.care.retire import Keeping
 from drengine.store.errors import MAINTENANCE_BUSY
 from drengine.store.names import segment_name
 from drengine.store.store import Store
@@ -39,6 +39,7 @@ class Maintenance:
     """The tasks of one store.
 
     Attributes:
+        keeping: how long a source's points are kept.
         is_ingest_busy: whether batches wait; asked from the tasks' threads.
         on_scrubbed: told when a scrub has ended, on the loop.
     """
@@ -46,7 +47,7 @@ class Maintenance:
     store: Store
     metrics: TargetMetrics
     clock: Clock
-    policy: RetentionPolicy
+    keeping: Callable[[str], Keeping]
     retention_seconds: float
     compaction_seconds: float
     scrub_seconds: float
@@ -94,7 +95,7 @@ class Maintenance:
 
     def retain(self) -> None:
         """Thin the points."""
-        removed = self.store.retain(self.policy, self.clock.now_ns())
+        removed = self.store.retain(self.keeping, self.clock.now_ns())
         self.metrics.count(m.RETIRED, len(removed))
 
     def compact(self) -> None:

@@ -166,7 +166,8 @@ class TargetMetrics:
         if figures.free_bytes is not None:
             yield Sample(STORE_FREE, figures.free_bytes)
         for source, points in sorted(figures.points.items()):
-            yield Sample(POINTS, points, (source,))
+            if self._sources.is_known(source):  # it was retired otherwise
+                yield Sample(POINTS, points, (source,))
         store_reason = self.store_reason()
         for reason in ("none", *STALLED_BY.values()):
             yield Sample(STORE_STATE, float(reason == store_reason), (reason,))

@@ -82,11 +82,16 @@ class Sources:
     def load(self, store: Store) -> None:
         """Take up what the store knows."""
         for info in store.sources():
-            state = self.get(info.name)
-            points = store.points(info.name, branch=info.active_branch)
-            if points:
-                self.note_points(state, points)
-                state.is_behind = True
+            self.take_up(store, info.name)
+
+    def take_up(self, store: Store, name: str) -> None:
+        """Take up what the store knows of one source; nothing where it does not know it."""
+        info = next((each for each in store.sources() if each.name == name), None)
+        points = store.points(name, branch=info.active_branch) if info else []
+        if info is not None:
+            state = self.get(name)
+            self.note_points(state, points)
+            state.is_behind = bool(points)
 
     def all(self) -> list[SourceState]:
         """Every source, by name."""

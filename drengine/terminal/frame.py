@@ -46,10 +46,11 @@ class Command(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Commands under one name, with the line that help shows for them."""
+    """Commands under one name, with the line that help shows for them; `default` is the one that need not be typed."""
 
     summary: str
     commands: Mapping[str, Command | Group]
+    default: str = ""
 
 
 def app(name: str, help: str, *, group: type[TyperGroup] | None = None) -> typer.Typer:
@@ -96,6 +97,14 @@ class _LazyGroup(TyperGroup):
     """Commands from a table, which serves the help as well. A command's module is imported when it is asked for."""
 
     table: Mapping[str, Command | Group]
+    default = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if self.default and (
+            not args or (args[0].startswith("-") and args[0] not in CONTEXT_SETTINGS["help_option_names"])
+        ):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.table)
@@ -108,7 +117,7 @@ class _LazyGroup(TyperGroup):
                 made = _LazyGroup(
                     name=cmd_name, help=found.summary, no_args_is_help=True, context_settings=CONTEXT_SETTINGS
                 )
-                made.table = found.commands
+                made.table, made.default = found.commands, found.default
                 return made
         return None
 

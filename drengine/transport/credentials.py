@@ -119,6 +119,11 @@ class Credentials:
         told = {"role": self.role, "certificate": str(self._files.certificate)}
         log.info("certificates were read again, valid for %d s", self.expiry_seconds()["certificate"], extra=told)
 
+    @property
+    def ends_ns(self) -> int:
+        """Until when the certificate in use is valid."""
+        return int(self._loaded.certificate.ends_at * _NS)
+
     def expiry_seconds(self) -> dict[str, float]:
         """How long the files in use are still valid, by their option's name; below 0 afterwards."""
         now, loaded = self._clock.now_ns() / _NS, self._loaded

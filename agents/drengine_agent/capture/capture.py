@@ -124,6 +124,9 @@ class Capture:
     def hurry(self) -> None:
         """Somebody waits for a point: find or force one before its time, if that is allowed. Must be quick."""
 
+    def tune(self, config: AgentConfig) -> None:
+        """Go by these `point_interval` and `cuts` from now on, as far as the tracker does; any thread."""
+
     def figures(self) -> Figures:
         """What it tells of itself now; any thread."""
         return self.figures_class()

@@ -25,6 +25,7 @@ def show_standing(answer: dict[str, Any], json: bool) -> None:
         ("backlog", human_bytes(answer["backlog_bytes"])),
         ("sent", f"{human_bytes(answer['bytes_sent'])} for {human_bytes(answer['bytes_sent_plain'])} of changes"),
         ("points", str(answer["points_cut"])),
+        ("settings", ", ".join(f"{name} {value} ({where})" for name, (value, where) in answer["settings"].items())),
         ("process", str(answer["pid"])),
     ]
     if answer["state"] in ("INITIAL_SYNC", "RESCAN"):

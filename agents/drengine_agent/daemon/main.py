@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import signal
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,7 @@ from drengine.telemetry.notify import notify
 from drengine_agent.config import AgentConfig, load_config
 from drengine_agent.daemon.metrics import AgentMetrics
 from drengine_agent.daemon.operator import OperatorSocket
+from drengine_agent.daemon.policy import SitePolicy
 from drengine_agent.daemon.remote import RemoteOrders
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.trackers import configured_capture
@@ -34,17 +36,18 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
         DrengineError: it can't start, or its state can't be kept.
     """
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, log.info, "there is nothing to read again yet")
+    policy = SitePolicy(config)
     if config.control.address is None:
-        await _replicate(config, config_path, None)
+        await _replicate(policy, config_path, None)
         return
-    remote = RemoteOrders(config, SystemClock(), Random(secrets.randbits(64)))
+    remote = RemoteOrders(config, SystemClock(), Random(secrets.randbits(64)), policy)
     at_broker = asyncio.create_task(remote.run())
     at_broker.add_done_callback(_control_ended)
     try:
         if config.control.lease:
             notify("READY=1\nSTATUS=waiting for the broker before anything is served")
             await _first_lease(remote, at_broker)
-        await _replicate(config, config_path, remote)
+        await _replicate(policy, config_path, remote)
     finally:
         at_broker.cancel()
         await asyncio.gather(at_broker, return_exceptions=True)
@@ -66,21 +69,24 @@ def _control_ended(task: asyncio.Task[None]) -> None:
         log.error("control messages have ended: %s", error)
 
 
-async def _replicate(config: AgentConfig, config_path: Path, remote: RemoteOrders | None) -> None:
+async def _replicate(policy: SitePolicy, config_path: Path, remote: RemoteOrders | None) -> None:
+    config = policy.config
     metrics = AgentMetrics(config.source, configured_capture(config).figures_class)
     agent = Agent(config, observer=metrics)
+    agent.settings = policy.in_use
     metrics.watch(agent)
     files = (config.tls.files(), config.control.tls_files())
     async with keeping(files, SystemClock(), lambda: _take_certificates(agent, remote)) as metrics.keepers:
-        await _replicate_with(config, config_path, remote, agent, metrics)
+        await _replicate_with(policy, config_path, remote, agent, metrics)
 
 
 async def _replicate_with(
-    config: AgentConfig, config_path: Path, remote: RemoteOrders | None, agent: Agent, metrics: AgentMetrics
+    policy: SitePolicy, config_path: Path, remote: RemoteOrders | None, agent: Agent, metrics: AgentMetrics
 ) -> None:
+    config = policy.own
     running = asyncio.create_task(agent.run())
     ask_on_signals(lambda: _stop(agent))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, remote, config_path)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, agent, remote, policy, config_path)
     quiet_accept_failures(asyncio.get_running_loop())
     operators = OperatorSocket(agent, config.control_socket)
     endpoint: MetricsEndpoint | None = None
@@ -127,12 +133,20 @@ def _take_certificates(agent: Agent, remote: RemoteOrders | None) -> None:
         remote.party.link.reload()
 
 
-def _reload(agent: Agent, remote: RemoteOrders | None, path: Path) -> None:
+def _reload(agent: Agent, remote: RemoteOrders | None, policy: SitePolicy, path: Path) -> None:
     _take_certificates(agent, remote)
     try:
         fresh = load_config(path)
     except DrengineError as error:
         log.error("the configuration was not taken: %s", error)  # noqa: TRY400 - the line says all; no traceback
         return
-    agent.set_bandwidth(fresh.schedule)
-    log.info("bandwidth limit: %s (other options need a restart)", fresh.bandwidth)
+    policy.own = replace(
+        policy.own,
+        bandwidth=fresh.bandwidth,
+        point_interval=fresh.point_interval,
+        cuts=replace(policy.own.cuts, kinds=fresh.cuts.kinds),
+        control=replace(policy.own.control, local_settings=fresh.control.local_settings),
+    )
+    asyncio.get_running_loop().run_in_executor(None, agent.tune, policy.config, policy.in_use)
+    told = ", ".join(f"{name} {value}" for name, (value, _) in policy.in_use.items())
+    log.info("from now on: %s (other options need a restart)", told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from random import Random
@@ -17,6 +18,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import check_new_label
 from drengine.model.states import ReplicationState
 from drengine_agent.config import AgentConfig
+from drengine_agent.daemon.policy import SitePolicy
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.state import make_state_directory, read_state
 from drengine_agent.errors import COMMAND_REFUSED
@@ -41,13 +43,15 @@ DETAILS = (
 class RemoteOrders:
     """Verbs to methods of the agent. It may be at the broker before there is an agent, and then only says so."""
 
-    def __init__(self, config: AgentConfig, clock: Clock, random: Random) -> None:
-        """
+    def __init__(self, config: AgentConfig, clock: Clock, random: Random, policy: SitePolicy | None = None) -> None:
+        """`policy`: what the site decided so far.
+
         Raises:
             DrengineError: BAD_NAME, BAD_TLS_FILES; STATE_DAMAGED, the state directory can't be made.
         """
         control = config.control
         self._config = config
+        self._policy = policy or SitePolicy(config)
         self._agent: Agent | None = None
         self._bytes_by_network: Mapping[str, Sequence[int]] = {}
         self.lease = SelfFencing(control.lease, clock)
@@ -91,6 +95,7 @@ class RemoteOrders:
             Verb.PAUSE: Action(self._pause),
             Verb.RESUME: Action(self._resume),
             Verb.THROTTLE: Action(self._throttle),
+            Verb.POLICY: Action(self._take_policy, Generations.ANY),
             Verb.STATUS: Action(self._status, Generations.ANY, remembered=False),
             Verb.FENCE: Action(self._fence, Generations.NOT_OLDER, bounded=False),
             Verb.QUIESCE: Action(self._quiesce),
@@ -115,7 +120,11 @@ class RemoteOrders:
                 backlog_bytes=0,
                 at_ns=0,
                 sequence=0,
-                details={"lease_seconds": lease_seconds},
+                details={
+                    "lease_seconds": lease_seconds,
+                    "tracker": self._config.tracker,
+                    "policy": self._policy_told(),
+                },
             )
         status: dict[str, Any] = agent.status()
         ignored = {str(reason): count for reason, count in self.party.dispatcher.ignored.items()}
@@ -135,10 +144,18 @@ class RemoteOrders:
             details={
                 **{key: status[key] for key in DETAILS if key in status},
                 "lease_seconds": lease_seconds,
+                "policy": self._policy_told(),
                 "commands_ignored": ignored,
                 "bytes_by_network": {network: list(each) for network, each in self._bytes_by_network.items()},
             },
         )
+
+    def _policy_told(self) -> dict[str, Any]:
+        """Which policy we have, and what we go by."""
+        return {
+            "digest": self._policy.digest,
+            "in_use": {name: list(each) for name, each in self._policy.in_use.items()},
+        }
 
     async def _fence_itself(self) -> None:
         agent = self._started
@@ -171,6 +188,13 @@ class RemoteOrders:
         schedule = BandwidthSchedule.parse(str(command.arguments["bandwidth"]))
         self._started.set_bandwidth(schedule)
         return {"bandwidth": str(command.arguments["bandwidth"])}
+
+    async def _take_policy(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        settings, digest = command.arguments["settings"], str(command.arguments["digest"])
+        config = self._policy.take(settings, digest)
+        if self._agent is not None:
+            await asyncio.to_thread(self._agent.tune, config, self._policy.in_use)  # it may wait for a freeze to end
+        return self._policy_told()
 
     async def _status(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         return self._started.status()

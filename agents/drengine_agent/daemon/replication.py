@@ -207,6 +207,13 @@ class Replication:
             self.pipeline.wake()
         self._nudged.set()
 
+    def tune(self, config: AgentConfig) -> None:
+        """Go by this configuration's `point_interval` and `cuts` from now on."""
+        self.config = config
+        self.capture.tune(config)
+        if self.pipeline is not None:
+            self.pipeline.tune(config.point_interval)
+
     async def cut(self, label: str) -> int:
         """Cut a labelled point; returns its stream position once it is durable.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 
 from drengine.config.bandwidth import BandwidthSchedule
@@ -38,6 +38,7 @@ class Agent:
 
     Attributes:
         config: what it was told.
+        settings: those that its site may decide, each with its value and where that comes from.
         connector: makes connections with the target.
         uplink: what sessions with the target share.
         replication: keeps the target up to date.
@@ -59,6 +60,7 @@ class Agent:
             DrengineError: the state directory, a volume, the journal or an address can't be used.
         """
         self.config = config
+        self.settings: Mapping[str, tuple[str, str]] = {}
         clock = clock or SystemClock()
         self.connector = Connector(config, clock, observer)
         self.uplink = Uplink(
@@ -138,6 +140,7 @@ class Agent:
             "generation": self.generation,
             "branch": self.branch,
             "serving": self.is_serving,
+            "settings": {name: list(each) for name, each in self.settings.items()},
             **self.way_home.status(),
             **self.capture.figures().shown(),
         }
@@ -199,6 +202,17 @@ class Agent:
             DrengineError: COMMAND_REFUSED, there is no session or it ended.
         """
         return await self.replication.cut(label)
+
+    def tune(self, config: AgentConfig, settings: Mapping[str, tuple[str, str]]) -> None:
+        """Go by this configuration's `bandwidth`, `point_interval` and `cuts` from now on.
+
+        Args:
+            config: the agent's own, with what its site decided.
+            settings: each with its value and where it comes from, to be shown.
+        """
+        self.config, self.settings = config, settings
+        self.set_bandwidth(config.schedule)
+        self.replication.tune(config)
 
     def set_bandwidth(self, schedule: BandwidthSchedule) -> None:
         """Take a new limit from now on."""

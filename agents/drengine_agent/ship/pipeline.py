@@ -160,6 +160,10 @@ class Pipeline:
 
     # ---- for others, from any thread -------------------------------------------------------------------------
 
+    def tune(self, point_interval_seconds: float) -> None:
+        """Go by this interval from the next point on."""
+        self._point_interval_seconds = point_interval_seconds
+
     def wake(self) -> None:
         """Something changed: ask the tracker now."""
         self._called = True

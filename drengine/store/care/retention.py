@@ -108,6 +108,7 @@ def plan(
     *,
     protected: Collection[str] = (),
     ended_branches: Collection[int] = (),
+    silent_seconds: float = 0.0,
 ) -> list[RecoveryPoint]:
     """Points to remove, by branch and sequence. Never a pinned or protected one, nor a branch's newest undamaged one.
 
@@ -117,11 +118,12 @@ def plan(
         policy: what to keep.
         protected: ids (RecoveryPoint.id) of points that are leased or that branches grow from.
         ended_branches: branches that take no more writes: there even the newest point may go when its time is up.
+        silent_seconds: for how long it is certain that nothing was to come any more: all points are older by that.
     """
     kept = sorted(points, key=lambda point: (point.branch, point.sequence))
     removed: list[RecoveryPoint] = []
     # A point that goes may have stood between two of one bucket, where a clock had jumped: then these are thinned, too.
-    while going := _going(kept, now_ns, policy, protected, ended_branches):
+    while going := _going(kept, now_ns, policy, protected, ended_branches, int(silent_seconds * _NS)):
         removed += going
         gone = {point.id for point in going}
         kept = [point for point in kept if point.id not in gone]
@@ -134,6 +136,7 @@ def _going(
     policy: RetentionPolicy,
     protected: Collection[str],
     ended_branches: Collection[int],
+    silent_ns: int,
 ) -> list[RecoveryPoint]:
     """One round of `plan` over points by branch and sequence."""
     if not kept:
@@ -144,7 +147,7 @@ def _going(
     removed: list[RecoveryPoint] = []
     for branch, group in groupby(kept, key=lambda point: point.branch):
         mine = list(group)
-        ages = _ages_ns(mine, received_ns, newest.time_ns)
+        ages = _ages_ns(mine, received_ns + silent_ns, newest.time_ns + silent_ns)
         staying = _staying(mine, ages, policy)
         if branch not in ended_branches:
             staying.add(max(mine, key=lambda point: (not point.damaged, point.sequence)).sequence)

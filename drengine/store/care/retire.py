@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from drengine.model.points import RecoveryPoint
 from drengine.store.care.retention import RetentionPolicy, plan
 from drengine.store.catalogue.rows import BranchRow, PointRow
@@ -10,8 +13,22 @@ from drengine.store.leases import Position, leased_positions, lock_maintenance
 from drengine.store.rebuild.manifest import write_manifest
 
 
-def retain(context: StoreContext, policy: RetentionPolicy, now_ns: int) -> list[RecoveryPoint]:
-    """Retire points by policy; never a pinned or leased one, a branch's base, or a branch's newest undamaged one.
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """How long a source's points are kept.
+
+    Attributes:
+        policy: how long, and how densely.
+        silent_seconds: for how long the source is retired, so that all of its points go in the end; None: it is not.
+    """
+
+    policy: RetentionPolicy
+    silent_seconds: float | None = None
+
+
+def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int) -> list[RecoveryPoint]:
+    """Retire points by each source's policy; never a pinned or leased one, a branch's base, or a branch's newest
+    undamaged one, unless the source is retired.
 
     What a promotion left behind is closed when its last own point has gone; a closed drill's points go at once.
 
@@ -22,14 +39,15 @@ def retain(context: StoreContext, policy: RetentionPolicy, now_ns: int) -> list[
     with lock_maintenance(context.directory):
         for source in context.catalogue.sources():
             with context.catalogue.transaction():
-                removed += _retain_source(context, source.name, policy, now_ns)
+                removed += _retain_source(context, source.name, keeping(source.name), now_ns)
         if removed:
             write_manifest(context)
     return removed
 
 
-def _retain_source(context: StoreContext, source: str, policy: RetentionPolicy, now_ns: int) -> list[RecoveryPoint]:
-    catalogue = context.catalogue
+def _retain_source(context: StoreContext, source: str, keeping: Keeping, now_ns: int) -> list[RecoveryPoint]:
+    catalogue, policy = context.catalogue, keeping.policy
+    is_retired = keeping.silent_seconds is not None
     branches, points = catalogue.branches(source), catalogue.points(source)
     # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
     leases = leased_positions(context.directory)
@@ -37,8 +55,14 @@ def _retain_source(context: StoreContext, source: str, policy: RetentionPolicy, 
     bases = {(row.parent, row.base_sequence) for row in branches if row.branch in kept_alive}
     leased = {(lease.branch, lease.sequence) for lease in leases if lease.source == source}
     protected = {f"{branch}-{sequence}" for branch, sequence in bases | leased}
-    ended = {row.branch for row in branches if row.closed or row.superseded_ns}
-    by_policy = plan([row.value() for row in points], now_ns, policy, protected=protected, ended_branches=ended)
+    by_policy = plan(
+        [row.value() for row in points],
+        now_ns,
+        policy,
+        protected=protected,
+        ended_branches={row.branch for row in branches if is_retired or row.closed or row.superseded_ns},
+        silent_seconds=keeping.silent_seconds or 0.0,
+    )
     closed_drills = {row.branch for row in branches if row.closed and row.role == "drill"}
     going = {point.id: point for point in by_policy}
     for row in points:

@@ -46,13 +46,13 @@ class EbpfCapture(Capture):
         volumes: Mapping[int, Volume],
         readers: Mapping[int, LiveVolume],
         limit: ReadLimit,
-        cut_kinds: list[str],
+        stillness: Stillness | None,
     ) -> None:
         super().__init__(tracker, volumes)
         self._ebpf = tracker
         self._readers = readers
         self._limit = limit
-        self._cut_kinds = cut_kinds
+        self._stillness = stillness
         self.tracked_boot = boot_id()
 
     @classmethod
@@ -65,7 +65,7 @@ class EbpfCapture(Capture):
         config, volumes = opening.config, opening.volumes
         refuse_state_on(volumes, config.state_directory)
         policy = config.cuts.policy
-        stillness = _stillness(config.cuts, volumes) if set(policy.kinds) - {PointKind.QUIET} else None
+        stillness = _stillness(config.cuts, volumes)
         speed = ReadSpeed()
         limit = _read_limit(config, opening.clock)
         readers = {number: LiveVolume(volume, limit, speed) for number, volume in volumes.items()}
@@ -93,7 +93,7 @@ class EbpfCapture(Capture):
             for reader in readers.values():
                 reader.close()
             raise
-        return cls(tracker, volumes, readers, limit, [kind.value for kind in policy.kinds])
+        return cls(tracker, volumes, readers, limit, stillness)
 
     @property
     def readers(self) -> Mapping[int, LiveVolume]:
@@ -107,10 +107,17 @@ class EbpfCapture(Capture):
     def hurry(self) -> None:
         self._ebpf.request_cut()
 
+    def tune(self, config: AgentConfig) -> None:
+        if self._stillness is None:
+            self._stillness = _stillness(config.cuts, self.volumes)
+            if self._stillness is not None:
+                _start(self._stillness, must=False)
+        self._ebpf.tune(config.cuts.policy, self._stillness, config.point_interval)
+
     def figures(self) -> EbpfFigures:
         counts, seen, dirty_bytes = self._ebpf.counts, self._ebpf.statistics(), self._ebpf.backlog_bytes()
         return EbpfFigures(
-            cut_kinds=self._cut_kinds,
+            cut_kinds=[kind.value for kind in self._ebpf.abilities.point_kinds],
             cuts_failed=dict(counts.failed),
             dirty_blocks=dirty_bytes // BLOCK_BYTES,
             dirty_bytes=dirty_bytes,
@@ -133,7 +140,10 @@ class EbpfCapture(Capture):
             reader.close()
 
 
-def _stillness(options: CutOptions, volumes: Mapping[int, Volume]) -> Stillness:
+def _stillness(options: CutOptions, volumes: Mapping[int, Volume]) -> Stillness | None:
+    """What other cuts than quiet ones need; None where there are none."""
+    if not set(options.policy.kinds) - {PointKind.QUIET}:
+        return None
     hooks = Hooks(options.hook_before, options.hook_after, options.postgres, options.hook_timeout)
     devices = [volume.path for volume in volumes.values()]
     freezer = Freezer(longest_seconds=options.longest_freeze)

@@ -158,6 +158,11 @@ class EbpfTracker:
         """See Tracker."""
         return Abilities("ebpf", ordered=False, live=True, point_kinds=self._policy.kinds)
 
+    def tune(self, policy: CutPolicy, stillness: Stillness | None, flip_seconds: float) -> None:
+        """Go by this from now on; `stillness` is ours to close."""
+        with self._lock:
+            self._policy, self._stillness, self._flip_seconds = policy, stillness, flip_seconds
+
     def open(self, volumes: Sequence[VolumeGeometry]) -> None:
         """See Tracker: takes up the pinned tracking, or begins anew, which asks for a rescan."""
         self._watched = [

@@ -1,0 +1,1 @@
+"""`drengine fleet`: all sources together."""

@@ -1,0 +1,81 @@
+"""REST about the fleet: parses, calls an order, sends its answer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from drengine.console import bodies as take
+from drengine.console.pools import off
+from drengine.fleet.answers import FleetAnswer, PolicyAnswer, RetiredAnswer
+from drengine.fleet.orders import FleetOrders, orders_of
+from drengine.people.roles import Action, permit
+
+SOURCES_CHARACTERS_MAX, VALUE_CHARACTERS_MAX = 100, 1000
+
+
+class SetPolicy(take.Body):
+    """Settings for a source, or for all that a pattern means."""
+
+    sources: str = Field(max_length=SOURCES_CHARACTERS_MAX)
+    values: dict[
+        Annotated[str, Field(max_length=SOURCES_CHARACTERS_MAX)], Annotated[str, Field(max_length=VALUE_CHARACTERS_MAX)]
+    ] = Field(max_length=20)
+
+
+class UnsetPolicy(take.Body):
+    """Settings that are taken back; none named: all of this source or pattern."""
+
+    sources: str = Field(max_length=SOURCES_CHARACTERS_MAX)
+    names: list[Annotated[str, Field(max_length=SOURCES_CHARACTERS_MAX)]] = Field([], max_length=20)
+
+
+class Retire(take.Body):
+    """A source that is no more."""
+
+    force: bool = Field(False, description="Also while it is connected.")
+    serials: list[Annotated[str, Field(pattern="^[0-9a-f]{1,40}$")]] = Field(
+        [], max_length=1000, description="Of its certificates, which are revoked."
+    )
+    dry_run: bool = Field(False, description="Only say whether it could be retired.")
+
+
+def _fleet(request: Request) -> FleetOrders:
+    permit(request.scope["person"], Action.LOOK)
+    return orders_of(request.app.state.orchestrator.engine, request.scope["person"])
+
+
+TheFleet = Annotated[FleetOrders, Depends(_fleet)]
+router = APIRouter(prefix="/fleet")
+
+
+@router.get("")
+async def show_fleet(fleet: TheFleet) -> FleetAnswer:
+    """Show every source: how it stands, its version, lag, newest point, certificate and policy."""
+    return await off(fleet.look)
+
+
+@router.get("/policy")
+async def show_policy(fleet: TheFleet) -> PolicyAnswer:
+    """Give what was decided for sources."""
+    return await off(fleet.policy)
+
+
+@router.post("/policy/set")
+async def set_policy(fleet: TheFleet, body: SetPolicy) -> PolicyAnswer:
+    """Decide settings for a source, or for all that a pattern means."""
+    return await off(lambda: fleet.set_policy(body.sources, body.values))
+
+
+@router.post("/policy/unset")
+async def unset_policy(fleet: TheFleet, body: UnsetPolicy) -> PolicyAnswer:
+    """Take back what was decided."""
+    return await off(lambda: fleet.unset_policy(body.sources, body.names))
+
+
+@router.post("/sources/{source}/retire")
+async def retire_source(fleet: TheFleet, source: take.SourceName, body: Retire) -> RetiredAnswer:
+    """End a source: it may not ship any more, and its points go when their time is up."""
+    return await off(lambda: fleet.retire(source, force=body.force, serials=body.serials, dry_run=body.dry_run))

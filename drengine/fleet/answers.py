@@ -1,0 +1,97 @@
+"""What people and programs are told of the fleet: `drengine fleet --json` and REST give the same JSON.
+
+Times are nanoseconds since the epoch; 0 means: has not happened. null: it can't be known now, and `unknown` says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceAnswer:
+    """One source.
+
+    Attributes:
+        known_by: what speaks of it: `store`, `broker`, `identity`, `token`, `inventory`.
+        joined: it was heard of, at the broker or by shipping something.
+        retired_ns: since when it is retired.
+        state, reason: as its agent last said; a state that is empty was never told.
+        connected: whether it is there now, at the broker or with a session; null where nobody can tell.
+        silent_since_ns: when it was last heard of, if it joined and is not there.
+        version, platform, tracker: of its agent, as it last said.
+        lag_seconds: as its agent says; where that is silent, the age of the newest point.
+        newest_point, newest_point_ns, newest_point_age_seconds: the newest whole recovery point.
+        certificate_ends_ns, certificate_days: until when its certificate is valid.
+        ring: that an upgrade reaches it in, as the policy says.
+        policy: each setting with `value`, `by` (the pattern that gives it) and, where the agent has told it, `in_use`
+            and `from` (`policy`, `file` or `default`).
+        policy_taken: whether the agent has taken what holds now; null where it never told.
+    """
+
+    source: str
+    known_by: list[str]
+    joined: bool
+    retired_ns: int
+    state: str
+    reason: str
+    connected: bool | None
+    silent_since_ns: int
+    version: str
+    platform: str
+    tracker: str
+    lag_seconds: float | None
+    newest_point: str | None
+    newest_point_ns: int
+    newest_point_age_seconds: float | None
+    certificate_ends_ns: int
+    certificate_days: float | None
+    ring: str
+    policy: dict[str, dict[str, Any]]
+    policy_taken: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetAnswer:
+    """All of them.
+
+    Attributes:
+        expected: how many there are that are not retired; of them `joined` were heard of, and `silent` are no more.
+        unknown: what can't be asked now (`store`, `target`, `broker`, `registry`, `identities`, `inventory`, `policy`),
+            with the reason.
+        open_tokens: tokens of agents for a pattern of names that still count: how often each may be used.
+    """
+
+    at_ns: int
+    sources: list[SourceAnswer]
+    expected: int
+    joined: int
+    silent: int
+    retired: int
+    open_tokens: dict[str, int]
+    unknown: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyAnswer:
+    """What was decided: values by setting, by name or pattern of sources; `version` counts the changes."""
+
+    version: int
+    rules: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetiredAnswer:
+    """What became of retiring a source.
+
+    Attributes:
+        retired: it is; otherwise it only could be.
+        has_certificate: it has one that some CA would have to revoke.
+        serials: of its certificates, as far as the orchestrator sees the CA.
+    """
+
+    source: str
+    retired: bool
+    has_certificate: bool
+    serials: list[str]
