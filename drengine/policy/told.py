@@ -15,5 +15,7 @@ def told_to(rules: Mapping[str, Decided]) -> dict[str, str]:
 
 
 def digest_of(settings: Mapping[str, str]) -> str:
-    """Names the values; the agent repeats it, so that it is known which it has. Nothing decided has a name, too."""
+    """Names the values; the agent repeats it, so that it is known which it has. Empty where nothing is decided."""
+    if not settings:
+        return ""
     return hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:16]

@@ -13,13 +13,14 @@ from drengine.console.client import Client
 from drengine.console.fleet_client import RemoteFleet
 from drengine.failover.config import load_orchestrator_config
 from drengine.fleet.orders import FleetOrders, open_fleet
+from drengine.fleet.telling import tell_policies
 
 T = TypeVar("T")
 Desk = FleetOrders | RemoteFleet
 
 
-def ask_fleet(options: LookOptions, question: Callable[[Desk], T]) -> T:
-    """Ask or order one thing."""
+def ask_fleet(options: LookOptions, question: Callable[[Desk], T], *, decides: bool = False) -> T:
+    """Ask or order one thing. What is decided for agents is told them from here where no orchestrator runs."""
 
     async def run() -> T:
         address, place = options.url, options.url
@@ -30,6 +31,9 @@ def ask_fleet(options: LookOptions, question: Callable[[Desk], T]) -> T:
             remote = RemoteFleet(Client(address, token=token_for(place), cacert=options.cacert))
             return await asyncio.to_thread(question, remote)
         async with open_fleet(loaded, partial(acting_person, loaded.state)) as opened:
-            return await asyncio.to_thread(question, opened)
+            answer = await asyncio.to_thread(question, opened)
+            if decides:
+                await tell_policies(opened.parts)
+            return answer
 
     return asyncio.run(run())

@@ -53,7 +53,7 @@ def set_(
         if not equals:
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE")
         given[name] = value
-    _tell(ask_fleet(options, lambda desk: desk.set_policy(sources, given)), json)
+    _tell(ask_fleet(options, lambda desk: desk.set_policy(sources, given), decides=True), json)
 
 
 @app.command()
@@ -68,7 +68,7 @@ def unset(
     """Take back what was decided; agents go by their own files again."""
     from drengine.cli.fleet.desk import ask_fleet  # noqa: PLC0415 - as above
 
-    _tell(ask_fleet(options, lambda desk: desk.unset_policy(sources, names or [])), json)
+    _tell(ask_fleet(options, lambda desk: desk.unset_policy(sources, names or []), decides=True), json)
 
 
 def _tell(policy: PolicyAnswer, json: bool) -> None:

@@ -1,0 +1,121 @@
+"""Bringing what was decided to the agents: each says in its reports which policy it has, and is ordered another one.
+
+So an agent that was away learns of it when it comes back, and nobody keeps an account of who was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from drengine.control.messages import AgentReport, PartyKind, Verb
+from drengine.failover.daemon import Orchestrator
+from drengine.fleet.look import Parts
+from drengine.model.errors import DrengineError
+from drengine.policy.kept import PolicyFile
+from drengine.policy.settings import decided
+from drengine.policy.told import digest_of, told_to
+
+log = logging.getLogger("drengine.orchestrator")
+
+LOOK_SECONDS = 1.0
+ANSWER_SECONDS = 10.0
+AGAIN_SECONDS = 30.0
+"""After an agent has refused, or did not answer."""
+AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """An agent has another policy than the one that holds."""
+
+    report: AgentReport
+    settings: dict[str, str]
+    digest: str
+
+
+async def tell_policies(parts: Parts) -> None:
+    """Tell each agent that is there and has another policy; what goes wrong is logged."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def tell(due: _Due) -> None:
+        async with turns:
+            await _tell(parts, due)
+
+    await asyncio.gather(*(tell(due) for due in await asyncio.to_thread(lambda: list(_all_due(parts)))))
+
+
+@asynccontextmanager
+async def keep_policies(orchestrator: Orchestrator) -> AsyncIterator[None]:
+    """Have every agent go by the policy that holds, until left."""
+    engine = orchestrator.engine
+    parts = Parts(engine.config, engine.site.clock, engine.site.store, engine.registry, engine.agents)
+    keeping = asyncio.create_task(_keep(parts))
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def _keep(parts: Parts) -> None:
+    telling: dict[str, asyncio.Task[bool]] = {}
+    again_at: dict[str, float] = {}
+    failed = ""
+    while True:
+        await parts.clock.sleep(LOOK_SECONDS)
+        now = parts.clock.monotonic()
+        for source in [source for source, task in telling.items() if task.done()]:
+            if not telling.pop(source).result():
+                again_at[source] = now + AGAIN_SECONDS
+        try:
+            all_due, failed = await asyncio.to_thread(lambda: list(_all_due(parts))), ""
+        except DrengineError as error:
+            if failed != error.message:
+                log.error("agents are not told the policy: %s", error.message)  # noqa: TRY400 - the line says all
+            failed, all_due = error.message, []
+        for due in all_due:
+            source = due.report.name
+            if source not in telling and len(telling) < AT_ONCE and now >= again_at.get(source, 0.0):
+                telling[source] = asyncio.create_task(_tell(parts, due))
+
+
+def _all_due(parts: Parts) -> Iterator[_Due]:
+    """Agents that are there and say that they have another policy. Those of older versions say nothing.
+
+    Raises:
+        DrengineError: POLICY_UNUSABLE.
+    """
+    policy = PolicyFile(parts.config.store).read()
+    for name, report in list(parts.agents.reports().items()):
+        has = report.details.get("policy")
+        if report.kind is not PartyKind.AGENT or not isinstance(has, dict) or not parts.agents.is_online(name):
+            continue
+        settings = told_to(decided(policy.rules, name))
+        digest = digest_of(settings)
+        if has.get("digest") != digest:
+            yield _Due(report, settings, digest)
+
+
+async def _tell(parts: Parts, due: _Due) -> bool:
+    """Whether it was taken."""
+    source = due.report.name
+    try:
+        answer = await parts.agents.command(
+            source,
+            Verb.POLICY,
+            {"settings": due.settings, "digest": due.digest},
+            generation=due.report.generation,
+            id=f"policy.{source}.{due.digest or 'none'}.{secrets.token_hex(4)}",
+            timeout_seconds=ANSWER_SECONDS,
+        )
+    except DrengineError as error:
+        log.warning("%s was not told its policy: %s", source, error.message)
+        return False
+    if not answer.ok:
+        log.warning("%s does not take its policy (%s): %s", source, answer.code, answer.message)
+    return answer.ok
