@@ -194,9 +194,13 @@ class Site:
         tracker: str = "scan",
         paused: bool = False,
         nbd: dict[str, str] | None = None,
+        control: str = "",
         **options: str,
     ) -> Agent:
-        """An agent, once it answers. Paused, it captures but ships nothing before `resume`."""
+        """An agent, once it answers. Paused, it captures but ships nothing before `resume`.
+
+        `control` is that section of its configuration.
+        """
         folder = self.folder / source
         folder.mkdir()
         lines = {
@@ -209,6 +213,7 @@ class Site:
         text = "".join(f'{name} = "{value}"\n' for name, value in lines.items())
         text += f'[nbd]\nlisten = "unix:{folder}/tap.sock"\n'
         text += "".join(f'{name} = "{value}"\n' for name, value in (nbd or {}).items())
+        text += f"[control]\n{control}\n" if control else ""
         text += "".join(f'[[volume]]\nname = "{name}"\npath = "{path}"\n' for name, path in volumes.items())
         (folder / "agent.toml").write_text(text)
         if paused:

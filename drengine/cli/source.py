@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from drengine.audit import recorded
@@ -13,6 +14,7 @@ from drengine.cli.chosen import target_file
 from drengine.cli.common import JsonOption, StoreOption, open_store
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
+from drengine.policy.kept import PolicyFile
 from drengine.target.config import load_target_config
 from drengine.target.quotas import QuotaOptions, Quotas
 from drengine.terminal import emit_json, human_bytes, show_table
@@ -71,9 +73,17 @@ def show(
 
 @app.command()
 def add(name: Annotated[str, typer.Argument(help="Its name.")], store: StoreOption, json: JsonOption = False) -> None:
-    """Take in a source before its agent comes: it is known, and has an allowance of its own, from then on."""
+    """Take in a source before its agent comes: it is known, and has an allowance of its own, from then on.
+
+    One that was retired may come back.
+    """
+    file = PolicyFile(store)
     with open_store(store) as opened, recorded(store, "source.add", name):
         info = opened.ensure_source(name)
+        with file.changing() as policy:
+            others = {each: retired for each, retired in policy.retired.items() if each != name}
+            if others != policy.retired:
+                file.keep(msgspec.structs.replace(policy, retired=others))
     if json:
         emit_json({"source": info.name, "generation": info.generation})
     else:

@@ -26,7 +26,7 @@ from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.policy.kept import Policy, PolicyFile
 from drengine.policy.settings import Decided, decided
 from drengine.policy.told import digest_of, told_to
-from drengine.store.errors import UNKNOWN_POINT
+from drengine.store.errors import STORE_AWAY, UNKNOWN_POINT
 from drengine.store.store import Store
 
 PROBE_SECONDS = 1.0
@@ -115,9 +115,12 @@ def _see(parts: Parts) -> _Seen:
     asked("target", lambda: _probe(config.export), None)
     if isinstance(agents, BrokerAgents) and not agents.link.is_connected:
         unknown["broker"] = f"no connection: {agents.link.detail}"
+    in_store = asked("store", lambda: _in_store(store), nothing) if store else nothing
+    if "store" in unknown:
+        unknown["policy"] = "it lies in the store's directory"
     return _Seen(
         now_ns,
-        asked("store", lambda: _in_store(store), nothing) if store else nothing,
+        in_store,
         asked("registry", lambda: _parties(registry), nobody) if registry else nobody,
         {name: each for name, each in list(agents.reports().items()) if each.kind is PartyKind.AGENT},
         frozenset(name for name, (kind, _) in presences if kind is PartyKind.AGENT and agents.is_online(name)),
@@ -129,6 +132,15 @@ def _see(parts: Parts) -> _Seen:
 
 
 def _in_store(store: Store) -> dict[str, _InStore]:
+    """
+    Raises:
+        DrengineError: STORE_AWAY, or why it can't be read. One that is full or read-only can be.
+    """
+    try:
+        store.require_usable(free_bytes_min=0)
+    except DrengineError as error:
+        if error.kind is STORE_AWAY:
+            raise
     return {
         info.name: _InStore(_newest(store, info.name), store.is_being_written(info.name, info.active_branch))
         for info in store.sources()

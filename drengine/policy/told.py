@@ -11,7 +11,7 @@ from drengine.policy.settings import SETTINGS, Decided
 
 def told_to(rules: Mapping[str, Decided]) -> dict[str, str]:
     """The values that concern the agent."""
-    return {name: rule.value for name, rule in sorted(rules.items()) if SETTINGS[name].is_sent}
+    return {name: rule.value for name, rule in sorted(rules.items()) if name in SETTINGS and SETTINGS[name].is_sent}
 
 
 def digest_of(settings: Mapping[str, str]) -> str:
