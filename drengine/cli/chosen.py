@@ -9,21 +9,19 @@ from typing import Annotated
 import typer
 
 from drengine.config.chosen import CONFIG_VARIABLE, chosen_file, chosen_store, chosen_values
+from drengine.failover.config import OrchestratorConfig
+from drengine.target.config import TargetConfig
 
 STORE_HELP = f"The store's directory (or DRENGINE_STORE, or as {CONFIG_VARIABLE} says)."
 
 
 def target_file(given: Path | None) -> Path | None:
     """The target's file."""
-    from drengine.target.config import TargetConfig  # noqa: PLC0415 - `--help` waits for no options
-
     return given or chosen_file(TargetConfig, "target.toml")
 
 
 def orchestrator_file(given: Path | None) -> Path | None:
     """The orchestrator's file."""
-    from drengine.failover.config import OrchestratorConfig  # noqa: PLC0415 - as above
-
     return given or chosen_file(OrchestratorConfig, "orchestrator.toml")
 
 

@@ -179,6 +179,8 @@ def operations(story: Story, command: Typed) -> None:
         story.must("mkdir -p /srv/backup")
         state = json.loads(story.must("drengine reports list --json"))
         assert state is not None
+    if text.startswith("drengine fleet retire"):
+        story.must("drengine ca init --ca ca --site main; drengine source add old-shop")
     if text.startswith("export DRENGINE_CONFIG"):
         return None  # README's file is the one that is used
     type_it(story, command)

@@ -97,6 +97,8 @@ def _below(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ..
     if not hasattr(command, "list_commands"):
         yield words, command
         return
+    if default := getattr(command, "default", ""):  # it need not be typed
+        yield words, command.get_command(None, default)
     for each in command.list_commands(None):
         yield from _below((*words, each), command.get_command(None, each))
 

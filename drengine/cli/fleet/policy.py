@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from drengine.cli.common import JsonOption
+from drengine.cli.fleet.desk import ask_fleet
 from drengine.cli.run_options import LookOptions
+from drengine.fleet.answers import PolicyAnswer
 from drengine.terminal import emit_json, note, show_table
 from drengine.terminal.options import grouped
-
-if TYPE_CHECKING:
-    from drengine.fleet.answers import PolicyAnswer
 
 app = typer.Typer(add_completion=False)
 
@@ -23,8 +22,6 @@ SourcesArgument = Annotated[str, typer.Argument(help="A source's name, or a patt
 @grouped
 def show(json: JsonOption = False, *, options: LookOptions) -> None:
     """Show what was decided, by name or pattern of sources."""
-    from drengine.cli.fleet.desk import ask_fleet  # noqa: PLC0415 - `--help` waits for no database
-
     _tell(ask_fleet(options, lambda desk: desk.policy()), json)
 
 
@@ -45,8 +42,6 @@ def set_(
     Agents take them within seconds, without a restart. A source's own name counts more than a pattern, and a pattern
     with more letters more than one with fewer.
     """
-    from drengine.cli.fleet.desk import ask_fleet  # noqa: PLC0415 - as above
-
     given = {}
     for text in values:
         name, equals, value = text.partition("=")
@@ -66,8 +61,6 @@ def unset(
     options: LookOptions,
 ) -> None:
     """Take back what was decided; agents go by their own files again."""
-    from drengine.cli.fleet.desk import ask_fleet  # noqa: PLC0415 - as above
-
     _tell(ask_fleet(options, lambda desk: desk.unset_policy(sources, names or []), decides=True), json)
 
 

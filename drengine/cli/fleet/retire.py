@@ -11,6 +11,7 @@ import typer
 from drengine.audit import recorded
 from drengine.cli.ca_options import PassphraseOption, open_ca
 from drengine.cli.common import JsonOption
+from drengine.cli.fleet.desk import ask_fleet
 from drengine.cli.run_options import LookOptions
 from drengine.fleet.errors import RETIRE_REFUSED
 from drengine.fleet.expected import issued_in
@@ -42,8 +43,6 @@ def retire(
 
     It comes back by joining again, with another certificate; where there are none, by `drengine source add`.
     """
-    from drengine.cli.fleet.desk import ask_fleet  # noqa: PLC0415 - `--help` waits for no database
-
     serials = list(issued_in(ca, time.time()).serials.get(source, ())) if ca else []
     could = ask_fleet(options, lambda desk: desk.retire(source, force=force, dry_run=True))
     if could.has_certificate and ca is None and not keep_identity:

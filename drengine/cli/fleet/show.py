@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from drengine.cli.common import JsonOption
+from drengine.cli.fleet.desk import ask_fleet
 from drengine.cli.run_options import LookOptions
+from drengine.fleet.answers import SourceAnswer
 from drengine.terminal import emit_json, human_age, human_duration, note, show_table
 from drengine.terminal.options import grouped
-
-if TYPE_CHECKING:
-    from drengine.fleet.answers import SourceAnswer
 
 app = typer.Typer(add_completion=False)
 
@@ -31,8 +30,6 @@ def show(
 
     A ? stands where nobody can be asked now; below the table it says why.
     """
-    from drengine.cli.fleet.desk import ask_fleet  # noqa: PLC0415 - `--help` waits for no database
-
     found = ask_fleet(options, lambda desk: desk.look())
     if json:
         emit_json(found)
