@@ -39,6 +39,7 @@ def configuration() -> str:
     agent = importlib.import_module("drengine_agent.config").AgentConfig
     orchestrator = importlib.import_module("drengine.failover.config").OrchestratorConfig
     target = importlib.import_module("drengine.target.config").TargetConfig
+    server = importlib.import_module("drengine.cli.joining.server").Server
     standby = importlib.import_module("drengine_agent.standby.config").StandbyConfig
     return (
         f"{GENERATED}# Configuration\n\nTOML. Sizes are written `64MiB`, durations `500ms`, `5s`, `10m`, `1h`, `7d`, "
@@ -48,7 +49,9 @@ def configuration() -> str:
         f"## Target\n\n{reference(target)}\n\n## Agent\n\n{reference(agent)}\n\n"
         "## Recovery host\n\n`drengine-agent standby --example` prints a file with all of them.\n\n"
         f"{reference(standby)}\n\n"
-        f"## Orchestrator\n\n{reference(orchestrator)}\n"
+        f"## Orchestrator\n\n{reference(orchestrator)}\n\n"
+        "## Inventory\n\nYAML, for `drengine join-command --from`: each key of `servers` is a server's name, below it "
+        f"stands what differs from `defaults`.\n\n{reference(server)}\n"
     )
 
 

@@ -257,6 +257,11 @@ COMMANDS: Mapping[str, Command | Group] = {
             ),
         },
     ),
+    "join-command": Command(
+        "drengine.cli.join_command",
+        "Print one line for a server: typed there as root, it fetches the agent, checks the host, enrols and "
+        "protects it.",
+    ),
     "enrol": Command(
         "drengine.cli.enrol",
         "Get a certificate for this target, orchestrator or broker by a token; the key is made here and stays here.",

@@ -28,6 +28,12 @@ IN_SESSION = frozenset({ReplicationState.INITIAL_SYNC, ReplicationState.RESCAN, 
 KEPT = "The certificate is kept and nothing else was installed; the same command goes on."
 
 
+def has_certificate(folder: Path) -> bool:
+    """Whether this host has enrolled there, and its certificate has not expired while it was off."""
+    place = Place(folder)
+    return place.is_enrolled and place.certificate().not_valid_after_utc.timestamp() > time.time()
+
+
 def enrol_host(source: str, token: str, folder: Path) -> None:
     """Get the certificate; refused, nothing is left.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import typer
 
-from drengine.enrolment.place import Place
 from drengine.identity.tokens import Invitation
 from drengine.model.errors import DrengineError
 from drengine.terminal import emit_json, note
@@ -24,6 +23,7 @@ from drengine_agent.install.errors import INSTALL_CONFLICT, INSTALL_FAILED
 from drengine_agent.install.perform import perform
 from drengine_agent.install.places import CACHE, CONFIG, RUNTIME, STATE, look
 from drengine_agent.install.plan import directories_of, plan_install, plan_uninstall
+from drengine_agent.install.session import has_certificate
 from drengine_agent.install.wanted import default_state_directory, wanted_from
 from drengine_agent.install.wishes import IDENTITY, Wishes, installed_values
 from drengine_agent.program import PROGRAM
@@ -55,8 +55,9 @@ def install(
     _needs_root(root, dry_run)
     before = installed_values(root)
     here = root == HOST
-    enrols = here and bool(wishes.token) and not Place(IDENTITY).is_enrolled
-    values = wishes.values(before, is_enrolled=enrols or (here and Place(IDENTITY).is_enrolled))
+    enrolled = here and has_certificate(IDENTITY)
+    enrols = here and bool(wishes.token) and not enrolled
+    values = wishes.values(before, is_enrolled=enrols or enrolled)
     if not before and "state_directory" not in values:
         state = default_state_directory({each["name"]: Path(each["path"]) for each in values["volume"]}, root)
         values |= {"state_directory": str(state)} if state != STATE else {}

@@ -1,0 +1,205 @@
+"""`drengine join-command`: what a server types to be protected."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from drengine.audit import recorded
+from drengine.cli.ca_options import CaOption, open_ca, seconds_of, typed_address
+from drengine.cli.common import JsonOption
+from drengine.cli.joining.inventory import BAD_INVENTORY, read_inventory
+from drengine.cli.joining.line import Line
+from drengine.cli.joining.server import Server, check_server_name
+from drengine.config import Address, parse
+from drengine.durable import replace_durably
+from drengine.enrolment.handout import remembered_agent
+from drengine.enrolment.parties import living_parties
+from drengine.enrolment.seen import remembered_address
+from drengine.identity.authority import Authority
+from drengine.identity.errors import CA_REFUSED, EnrolmentError
+from drengine.identity.names import Role
+from drengine.identity.tokens import Invitation
+from drengine.model.errors import DrengineError
+from drengine.ownership import make_directory
+from drengine.terminal import emit_json, note
+from drengine.terminal.options import grouped
+
+app = typer.Typer(add_completion=False)
+
+TOKEN_PLACE = "TOKEN"
+_TOKEN = re.compile(r"^DRENGINE_TOKEN=(\S+) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Told:
+    """The options that say what one server is told."""
+
+    target: Annotated[str | None, typer.Option("--target", help="The target's HOST:PORT.")] = None
+    data_network: Annotated[
+        list[str] | None,
+        typer.Option("--data-network", help="Network (CIDR) that block data may use, beside loopback; once for each."),
+    ] = None
+    volume: Annotated[
+        list[str] | None,
+        typer.Option("--volume", help="NAME=PATH; else each disk that holds mounted file systems."),
+    ] = None
+    broker: Annotated[str | None, typer.Option("--broker", help="The MQTT broker's HOST:PORT.")] = None
+    metrics: Annotated[str | None, typer.Option("--metrics", help="HOST:PORT where Prometheus may ask it.")] = None
+    cuts: Annotated[str | None, typer.Option("--cuts", help="Which cuts: auto, or of quiet, frozen, application.")] = (
+        None
+    )
+    bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="A limit, such as 20MiB/s.")] = None
+    tracker: Annotated[str | None, typer.Option("--tracker", help="auto (the default), ebpf, nbd or scan.")] = None
+    replace: Annotated[
+        bool, typer.Option("--replace", help="It was set up anew: its certificates of before are revoked.")
+    ] = False
+
+    def server(self) -> Server:
+        """As an inventory would say it.
+
+        Raises:
+            DrengineError: BAD_CONFIG, BAD_INVENTORY.
+        """
+        values = {key: value for key, value in asdict(self).items() if value}
+        if networks := values.pop("data_network", None):
+            values["data_networks"] = networks
+        if volumes := values.pop("volume", None):
+            values["volumes"] = dict(each.partition("=")[::2] for each in volumes)
+        server = parse(Server, values)
+        for doubt in server.doubts():
+            raise DrengineError(BAD_INVENTORY, doubt, hint="Give --data-network.")
+        return server
+
+
+@app.command()
+@grouped
+def join_command(
+    ca: CaOption,
+    name: Annotated[str | None, typer.Option("--name", help="The server; its source has the same name.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="An inventory (YAML) of many servers, instead of --name.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder for one file a server, NAME.sh, instead of lines.")
+    ] = None,
+    ttl: Annotated[str, typer.Option("--ttl", help="How long a line's token counts.")] = "24h",
+    authority: Annotated[
+        str | None,
+        typer.Option("--authority", help="HOST:PORT of `drengine ca serve`, as servers reach it; else where it runs."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make no token and no file; say for whom.")] = False,
+    json: JsonOption = False,
+    *,
+    told: Told,
+) -> None:
+    """Print one line for a server: typed there as root, it fetches the agent, checks the host, enrols and protects it.
+
+    The line waits for the first session and point, and says why when there is none. It may be typed again: it changes
+    nothing then. For a server that has joined it has no token, which is then not needed.
+    """
+    if (name is None) is (from_ is None):
+        raise typer.BadParameter("give --name, or an inventory with --from")
+    servers = read_inventory(from_) if from_ else {str(name): told.server()}
+    desk = _Desk(ca, authority, seconds_of(ttl), to, dry_run=dry_run)
+    answers = []
+    for each, server in servers.items():
+        check_server_name(each)
+        answers.append(desk.serve(each, server))
+    _show(answers, to, dry_run=dry_run, json=json)
+
+
+class _Desk:
+    """Gives each server its line."""
+
+    def __init__(self, ca: Path, authority: str | None, seconds: float, to: Path | None, *, dry_run: bool) -> None:
+        self._authority: Authority = open_ca(ca)
+        address = authority or remembered_address(ca)
+        if not address:
+            hint = "Start `drengine ca serve`, or give --authority."
+            raise DrengineError(CA_REFUSED, "nobody knows where the authority is", hint=hint)
+        self._address: Address = typed_address(address)
+        agent = remembered_agent(ca)
+        if agent is None:
+            raise EnrolmentError("agent-missing")
+        self._agent = agent
+        self._seconds = seconds
+        self._to = to
+        self._dry_run = dry_run
+        parties = living_parties(self._authority.index(), time.time())
+        self._joined = {each.name for each in parties if each.role is Role.AGENT}
+
+    def serve(self, name: str, server: Server) -> dict[str, Any]:
+        """What is told about one."""
+        has_joined = name in self._joined and not server.replace
+        file = self._to / f"{name}.sh" if self._to else None
+        present = _present(file)
+        token = "" if has_joined else self._valid_token(present)
+        is_new = not has_joined and not token
+        if is_new:
+            token = TOKEN_PLACE if self._dry_run else self._new_token(name, server)
+        line = str(self._line(name, server, token))
+        changes = line + "\n" != present
+        if file is not None and changes and not self._dry_run:
+            make_directory(file.parent, mode=0o700)
+            replace_durably(file, line.encode() + b"\n", mode=0o600)
+        shown = {"name": name, "joined": has_joined, "token_made": is_new, "changed": changes if file else is_new}
+        return {**shown, **({"file": file} if file else {"command": line})}
+
+    def _line(self, name: str, server: Server, token: str) -> Line:
+        options = server.install_options(name, self._authority.site)
+        pin = self._authority.issuing.fingerprint.hex()
+        return Line(self._address, pin, self._agent.sha256, options, token)
+
+    def _new_token(self, name: str, server: Server) -> str:
+        with recorded(self._authority.folder, "token.create", "agent", name=name, replace=server.replace):
+            made, secret = self._authority.create_token(
+                Role.AGENT, name, seconds=self._seconds, uses=1, replace=server.replace
+            )
+        return str(Invitation(self._address, self._authority.issuing.fingerprint, made.id, secret))
+
+    def _valid_token(self, present: str) -> str:
+        """The token in a file that was written before, while it counts: another one would be as good."""
+        found = _TOKEN.search(present)
+        if found is None:
+            return ""
+        try:
+            invitation = Invitation.parse(found[1])
+        except EnrolmentError:
+            return ""
+        known = {each.id: each for each in self._authority.index().tokens}.get(invitation.id)
+        counts = known is not None and known.state(time.time()) == "valid"
+        return found[1] if counts and invitation.authority == self._address else ""
+
+
+def _present(file: Path | None) -> str:
+    try:
+        return file.read_text(encoding="utf-8") if file else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _show(answers: list[dict[str, Any]], to: Path | None, *, dry_run: bool, json: bool) -> None:
+    if json:
+        emit_json(answers)
+        return
+    for each in answers:
+        if to is None:
+            print(each["command"])
+        state = "has joined" if each["joined"] else "will join by a new token" if each["token_made"] else "is invited"
+        note(f"{each['name']}: {state}{_place(each, dry_run=dry_run)}")
+    if not dry_run:
+        how = f"run `sh {to}/NAME.sh`" if to else "type each line"
+        note(f"On each server, as root: {how}. Whoever reads a token may join in that server's name.")
+
+
+def _place(answer: Mapping[str, Any], *, dry_run: bool) -> str:
+    if "file" not in answer:
+        return ""
+    return f", {answer['file']} {'as it is' if not answer['changed'] else 'would be written' if dry_run else 'written'}"
