@@ -82,7 +82,7 @@ class Host:
         return Path(f"/proc/{self._keeper.pid}/root{self._place}/root")
 
     def command(self, *words: str | Path) -> list[str]:
-        enter = ["nsenter", f"--target={self._inside}", "--mount", "--pid", "--ipc", "--uts", "--cgroup"]
+        enter = ["nsenter", f"--target={self._inside}", "--mount", "--pid", "--ipc", "--uts", "--cgroup", "--net"]
         enter += [f"--root={self.root}", f"--wd={self.root}/root"]
         return [*enter, "env", "-i", f"PATH={PATH}", "LC_ALL=C.UTF-8", *map(str, words)]
 
@@ -123,15 +123,16 @@ class Host:
 
 
 @contextlib.contextmanager
-def host(place: Path, *, systemd: bool = False) -> Iterator[Host]:
-    """Make a host in an empty directory."""
+def host(place: Path, *, systemd: bool = False, network: str = "") -> Iterator[Host]:
+    """Make a host in an empty directory; with the machine's network, or one of `ip netns`."""
     place.mkdir()
     namespaces = ["--mount", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child"]
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, place, ignore_errors=True)
         join = stack.enter_context(_cgroups()) if systemd else ""
         script = SET_UP + (BOOT if systemd else SLEEP)
-        entering = [f'{join} exec "$@"', "sh", "unshare", *namespaces, "sh", "-c", script, "sh", str(place)]
+        there = ["nsenter", f"--net=/run/netns/{network}"] if network else []
+        entering = [f'{join} exec "$@"', "sh", *there, "unshare", *namespaces, "sh", "-c", script, "sh", str(place)]
         keeper = subprocess.Popen(["sh", "-c", *entering], stderr=subprocess.PIPE)
         assert keeper.stderr is not None
         stack.callback(keeper.stderr.close)
