@@ -8,7 +8,7 @@ ARGS ?=
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 3
 
-.PHONY: help demo test check bench soak live postgres crash field fuzz agent packages packaged lock docs clean oracle
+.PHONY: help demo test check bench soak live postgres crash field fuzz agent packages packaged ansible lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -65,6 +65,10 @@ packaged: packages ## install, upgrade and purge the packages on hosts of their 
 	@./deploy/test-tools rpm:rpm man:man-db >&2
 	@DRENGINE_PACKAGES=$(CURDIR)/dist $(PY) -m pytest -q -rs tests/packages
 
+ansible: $(VENV)/.test $(VENV)-ansible/.ansible ## lint the role, and join a host of its own by it twice, as root
+	@cd deploy/ansible && PATH="$(abspath $(VENV)-ansible/bin):$$PATH" ansible-lint --offline -q
+	@DRENGINE_ANSIBLE=$(abspath $(VENV)-ansible/bin) $(PY) -m pytest -q -rs tests/ansible $(ARGS)
+
 oracle: $(VENV)/.test ## what eBPF tracks against what a full comparison finds, as root (ARGS="--operations 5000 --seed N")
 	@$(PY) -m tests.agent.capture.ebpf.oracle $(ARGS)
 
@@ -73,13 +77,17 @@ lock: ## renew the lock files from pyproject.toml
 	  group=$$([ $$set = runtime ] || echo --group $$set); \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    $$group -o requirements/$$set.lock pyproject.toml || exit 1; done
-	$(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --group pyproject.toml:agent -o requirements/agent.lock
+	@for set in agent ansible; do \
+	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --group pyproject.toml:$$set -o requirements/$$set.lock || exit 1; done
 
 clean: ## remove what make made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache bench-results
 
 # One environment; each set of packages leaves a stamp. Everything said here goes to standard error.
+$(VENV)-ansible/.ansible: requirements/ansible.lock
+	@PYTHON=$(PYTHON) ./deploy/set-up $(VENV)-ansible $< >&2
+	@touch $@
 $(VENV)/.%: requirements/%.lock
 	@PYTHON=$(PYTHON) ./deploy/set-up $(VENV) $< >&2
 	@touch $@

@@ -30,6 +30,7 @@ NOT_TYPED: dict[str, str] = {
     r".*: systemctl ": "there is no systemd on this machine; tests/agent/install starts one",
     r".*: (sudo )?\./drengine-agent (doctor|install) ": "wants a spare disk and systemd: tests/agent/install",
     r"README.md: drengine-agent status$": "asks an installed agent: tests/agent/install",
+    r"docs/install.md: drengine join-command ": "wants an authority and servers: tests/agent/install/test_joining.py",
     r"docs/install.md: drengine-agent status$": "asks an installed agent: tests/agent/install",
     r"docs/operations.md: drengine-agent (doctor|status)$": "asks an installed agent: tests/agent/install",
     r"docs/failback.md: drengine-agent adopt ": "wants a disk that was replaced: tests/agent/daemon/test_adopt.py",

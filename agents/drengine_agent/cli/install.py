@@ -100,7 +100,7 @@ def install(
         tracker=tracker,
         state_directory=state_directory.absolute() if state_directory else None,
         tls={name: path for name, path in given.items() if path is not None},
-        token=token,
+        token=sys.stdin.readline().strip() if token == "-" else token,
         others={path: value for path, value in others.items() if value},
     )
     if not installed_values(root):

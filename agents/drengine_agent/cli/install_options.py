@@ -43,7 +43,7 @@ TokenOption = Annotated[
         "--token",
         envvar=TOKEN_VARIABLE,
         help=f"What `drengine token create` printed, instead of certificates (or {TOKEN_VARIABLE}, which other users "
-        "of this host can't read). Not needed where this host has enrolled.",
+        "of this host can't read; or -, for a line of standard input). Not needed where this host has enrolled.",
     ),
 ]
 StateOption = Annotated[Path | None, typer.Option("--state-directory", help="Where the agent keeps its state.")]

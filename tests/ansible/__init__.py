@@ -1,0 +1,1 @@
+"""The Ansible role, run by ansible-core."""
