@@ -192,7 +192,13 @@ def _show(answers: list[dict[str, Any]], to: Path | None, *, dry_run: bool, json
     for each in answers:
         if to is None:
             print(each["command"])
-        state = "has joined" if each["joined"] else "will join by a new token" if each["token_made"] else "is invited"
+        state = (
+            "has joined (--replace if it was set up anew)"
+            if each["joined"]
+            else "will join by a new token"
+            if each["token_made"]
+            else "is invited"
+        )
         note(f"{each['name']}: {state}{_place(each, dry_run=dry_run)}")
     if not dry_run:
         how = f"run `sh {to}/NAME.sh`" if to else "type each line"

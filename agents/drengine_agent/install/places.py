@@ -19,6 +19,8 @@ COMMAND = Path("/usr/local/bin/drengine-agent")
 UNIT = Path("/etc/systemd/system/drengine-agent.service")
 ENABLED = Path("/etc/systemd/system/multi-user.target.wants/drengine-agent.service")
 STATE = Path("/var/lib/drengine-agent")
+IDENTITY = STATE / "identity"
+"""Where the certificate lies that a token got, as with `drengine-agent enrol`; also where the state is elsewhere."""
 RUNTIME = Path("/run/drengine-agent")
 CACHE = Path("/var/cache/drengine-agent")
 RECORD_BYTES_MAX = 1 << 20

@@ -33,6 +33,7 @@ from drengine_agent.install.places import (
     COMMAND,
     CONFIG,
     ENABLED,
+    IDENTITY,
     RECORD,
     RUNTIME,
     STATE,
@@ -153,6 +154,9 @@ def plan_uninstall(present: Present, *, purge: bool) -> Plan:
         acts.append(Remove(state, whole=True))
     elif not state.is_relative_to(RUNTIME):
         notes.append(f"kept {state}: it was there before; the agent's files in it can be removed")
+    if IDENTITY in present.directories:
+        acts += [Remove(IDENTITY, whole=True), RemoveEmpty(STATE)] if state != STATE else []
+        notes.append(f"the certificate is valid until it expires: drengine ca revoke agent/{record.source}")
     acts += [Remove(RUNTIME, whole=True)] if RUNTIME in present.directories else []
     acts += [Remove(path) for path in (PROGRAM,) if path in present.files]
     acts += [Remove(CACHE, whole=True)] if CACHE in present.directories else []

@@ -21,11 +21,11 @@ from drengine_agent.install.acts import Act, AwaitSession, Enrol, Plan, TrySessi
 from drengine_agent.install.configuration import configuration_text
 from drengine_agent.install.errors import INSTALL_CONFLICT, INSTALL_FAILED
 from drengine_agent.install.perform import perform
-from drengine_agent.install.places import CACHE, CONFIG, RUNTIME, STATE, look
+from drengine_agent.install.places import CACHE, CONFIG, IDENTITY, RUNTIME, STATE, look
 from drengine_agent.install.plan import directories_of, plan_install, plan_uninstall
 from drengine_agent.install.session import has_certificate
 from drengine_agent.install.wanted import default_state_directory, wanted_from
-from drengine_agent.install.wishes import IDENTITY, Wishes, installed_values
+from drengine_agent.install.wishes import Wishes, installed_values
 from drengine_agent.program import PROGRAM
 
 TRY_SECONDS = 15.0
@@ -107,7 +107,7 @@ def uninstall(root: Path, *, purge: bool, dry_run: bool, yes: bool, json: bool) 
         DrengineError: INSTALL_CONFLICT, INSTALL_FAILED, or why tracking can't be removed.
     """
     _needs_root(root, dry_run)
-    present = look(root, (STATE, RUNTIME, CACHE))
+    present = look(root, (STATE, IDENTITY, RUNTIME, CACHE))
     if present.record is None and not {CONFIG, PROGRAM} & present.files.keys():
         note("nothing is installed here")
     plan = plan_uninstall(present, purge=purge)

@@ -9,10 +9,9 @@ from drengine import __version__
 from drengine_agent.config import AgentConfig
 from drengine_agent.doctor.gather import place_of
 from drengine_agent.install.acts import Act
-from drengine_agent.install.places import RUNTIME, STATE
+from drengine_agent.install.places import IDENTITY, RUNTIME, STATE
 from drengine_agent.install.plan import Wanted
 from drengine_agent.install.unit import unit_text
-from drengine_agent.install.wishes import IDENTITY
 from drengine_agent.program import own_archive, start_command
 
 

@@ -14,10 +14,7 @@ from drengine.model.errors import DrengineError
 from drengine_agent.beneath import identity
 from drengine_agent.install.configuration import merged
 from drengine_agent.install.disks import mounted_disks
-from drengine_agent.install.places import CONFIG, STATE, within
-
-IDENTITY = STATE / "identity"
-"""Where the certificate lies that a token got, as with `drengine-agent enrol`."""
+from drengine_agent.install.places import CONFIG, IDENTITY, STATE, within
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,17 @@ class Server:
         assert done.returncode == 0, f"{self.name}: {done.stdout}{done.stderr}{log}"
         return time.monotonic() - began
 
+    def fails(self, line: str) -> tuple[int, str]:
+        """Type a line that can't work; how it ended, and what it said."""
+        (self.there.root / "root/wrong.sh").write_text(line)
+        done = self.there.run("sh", "/root/wrong.sh", seconds=JOIN_SECONDS, check=False)
+        return done.returncode, done.stderr
+
+    def left(self) -> list[str]:
+        """Everything of drengine on it but the unpacked program, which the next attempt uses."""
+        mine = [name for name in self.there.written() if "drengine" in name and not name.startswith(("tmp:", "root:"))]
+        return [name for name in mine if not name.startswith("upper:var/cache/")]
+
     def standing(self) -> dict[str, Any]:
         done = self.there.run("drengine-agent", "status", "--json", check=False)
         return json.loads(done.stdout) if done.stdout else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.install.joining import site, states
+from tests.agent.install.joining import OUTPOST, site, states
 from tests.agent.install.onefile import build_here
 
 TOOLS = ("unshare", "nsenter", "losetup", "mkfs.ext4", "ip", "ss")
@@ -19,6 +19,38 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loop devices, namespaces, BPF"),
     pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}"),
 ]
+
+
+def test_a_line_that_can_not_work_says_why_and_leaves_nothing_and_the_right_one_goes_on(tmp_path: Path) -> None:
+    agent = build_here(tmp_path / "drengine-agent")
+    with site(tmp_path, agent, 1) as made:
+        (server,) = made.servers
+        made.write_lines()
+        line = (tmp_path / f"lines/{server.name}.sh").read_text()
+
+        code, said = server.fails(line.replace("10.82.0.0/16", "10.99.0.0/16"))
+        assert code == 90 and "outside the data networks" in said and "data_networks" in said
+        assert server.left() == []
+        code, said = server.fails(line.replace(f"--source {server.name}", "--source another"))
+        assert code == 5 and "(token-name)" in said
+        assert server.left() == []
+        code, said = server.fails(
+            line.replace(f"data={server.disk}", f"data={server.disk} --volume twice={server.disk}")
+        )
+        assert code == 90 and "its bytes are also in volume" in said
+        assert server.left() == []
+
+        code, said = server.fails(
+            line.replace(f"{OUTPOST}:7440", f"{OUTPOST}:7441").replace("--yes", "--yes --wait 1s")
+        )
+        assert code == 166 and "[session-missing]" in said and "The certificate is kept" in said
+        assert {name.split("/")[3] for name in server.left() if name.count("/") > 2} == {"identity"}
+        server.type_line(tmp_path / f"lines/{server.name}.sh")
+        assert server.standing()["state"] == "CONTINUOUS"
+
+        code, said = server.fails(line.replace("--yes", "--yes --metrics 127.0.0.1:9441"))
+        assert (code, server.standing()["state"]) == (0, "CONTINUOUS"), said
+        assert b'metrics = "127.0.0.1:9441"' in b"".join(server.files().values())
 
 
 def test_servers_join_by_one_line_each_and_typing_it_again_changes_nothing(tmp_path: Path) -> None:
@@ -38,5 +70,4 @@ def test_servers_join_by_one_line_each_and_typing_it_again_changes_nothing(tmp_p
         first = made.servers[0].there
         assert b"10.82.0.1:8883" in files[0][str(first.root / "etc/drengine/agent.toml")]
         first.run("drengine-agent", "uninstall", "--yes")
-        left = [name for name in first.written() if "drengine" in name and not name.startswith(("tmp:", "root:"))]
-        assert left == []
+        assert made.servers[0].left() == []
