@@ -8,10 +8,14 @@ import typer
 
 from drengine.cli.carrying import carry_out, runbook_place
 from drengine.cli.run_options import ForceOption, PointOption, RunbookArgument, RunOptions
+from drengine.failover.errors import FAILED_OVER_ALREADY
 from drengine.failover.runbook.values import Mode
+from drengine.model.errors import DrengineError
+from drengine.terminal import is_agreed
 from drengine.terminal.options import grouped
 
 app = typer.Typer(add_completion=False)
+STOPS = "Stop what runs, and start it again from a point?"
 
 DiscardOption = Annotated[
     bool, typer.Option("--discard-divergent", help="Do not keep what a source wrote on its own: it is overwritten.")
@@ -38,12 +42,24 @@ def drill(
 @app.command()
 @grouped
 def failover(
-    runbook: RunbookArgument, point: PointOption = "", force: ForceOption = False, *, options: RunOptions
+    runbook: RunbookArgument,
+    point: PointOption = "",
+    force: ForceOption = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Although the sources run here already: stop what runs, start it again.")
+    ] = False,
+    *,
+    options: RunOptions,
 ) -> None:
     """Bring the runbook's sources back here: fence them, promote a point under a new generation, launch, check.
 
     Afterwards `drengine commit RUN`, or `drengine rollback RUN` while nothing that matters was written."""
-    _begin(Mode.FAILOVER, runbook, options, point=point, force=force)
+    try:
+        _begin(Mode.FAILOVER, runbook, options, point=point, force=force, again=again)
+    except DrengineError as error:
+        if error.kind is not FAILED_OVER_ALREADY or options.json or not is_agreed(f"{error.message}. {STOPS}"):
+            raise
+        _begin(Mode.FAILOVER, runbook, options, point=point, force=force, again=True)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ import typer
 
 from drengine.cli.live import view
 from drengine.cli.run_options import LookOptions, OrderOptions, PlanOptions
-from drengine.failover.run import Outcome
+from drengine.failover.run import Outcome, RunState
 from drengine.terminal import emit_json, human_duration, note
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from drengine.failover.run import RunRecord
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class UnderWay:
+    """Which run a command carries out; empty as long as there is none."""
+
+    run: str = ""
 
 
 def runbook_place(text: str) -> Path | str:
@@ -36,10 +44,16 @@ def ask(options: LookOptions | PlanOptions, question: Callable[[Desk], T], *, he
     return _at_desk(options, lambda desk: asyncio.to_thread(question, desk), here=here)
 
 
-def _at_desk(options: LookOptions | PlanOptions, work: Callable[[Desk], Awaitable[T]], *, here: bool = False) -> T:
+def _at_desk(
+    options: LookOptions | PlanOptions,
+    work: Callable[[Desk], Awaitable[T]],
+    *,
+    here: bool = False,
+    under_way: UnderWay | None = None,
+) -> T:
     from drengine.cli.desk import at_desk  # noqa: PLC0415 - as the module says
 
-    return at_desk(options, work, here=here)
+    return at_desk(options, work, here=here, under_way=under_way or UnderWay())
 
 
 def carry_out(
@@ -67,6 +81,7 @@ def carry_out(
 
     async def work(orders: Desk) -> None:
         record = await asyncio.to_thread(order, orders)
+        under_way.run = record.id
         with view(record, quiet=options.json) as watch:
             run = await orders.carry_out(record, wait=wait, watch=watch, patient=patient, leave=bool(elsewhere))
         if run is None:
@@ -80,7 +95,8 @@ def carry_out(
         if failure is not None:
             raise typer.Exit(failure.kind.exit_code) if options.json else failure
 
-    _at_desk(options, work)
+    under_way = UnderWay()
+    _at_desk(options, work, under_way=under_way)
 
 
 def run_lines(run: RunDetail) -> list[str]:
@@ -98,8 +114,10 @@ def run_lines(run: RunDetail) -> list[str]:
     lines += [
         f"  {each.source}: {line}" for each in run.steps for line in hydration_lines(each.data.get("details", {}))
     ]
-    lines += [f"  drengine approve {run.run} {step} --digest {run.digest}" for step in run.waiting_for]
-    return lines
+    if run.state is not RunState.RUNNING:
+        lines += [f"  {source}'s agent stands fenced by this run, and serves nobody" for source in run.left_fenced]
+    lines += [f"  {source} is in charge; nothing was started there: START IT" for source in run.not_started]
+    return [*lines, "next:", *(f"  {each.line}" for each in run.next)]
 
 
 def hydration_lines(details: dict[str, Any]) -> list[str]:

@@ -35,20 +35,21 @@ def view(run: RunRecord, *, quiet: bool) -> Iterator[Watcher]:
     """What the executor is to call whenever something changes."""
     if quiet:
         yield lambda run, snapshot, decision: None
-    elif is_terminal():
+        return
+    print(f"{run.mode.value} {run.runbook}: run {run.id}", flush=True)
+    if is_terminal():
         drawn = _Tree(run)
         with live_tree(drawn.draw):
             yield drawn.watch
     else:
-        yield _Lines(run)
+        yield _Lines()
 
 
 class _Lines:
     """One line for each change that matters."""
 
-    def __init__(self, run: RunRecord) -> None:
+    def __init__(self) -> None:
         self._shown: dict[str, tuple[Status, int]] = {}
-        print(f"{run.mode.value} {run.runbook}: run {run.id}", flush=True)
 
     def __call__(self, run: RunRecord, snapshot: Snapshot, decision: Decision) -> None:
         for each in snapshot.steps:
@@ -56,6 +57,13 @@ class _Lines:
             if each.status in SHOWN and self._shown.get(each.step.id) != now:
                 self._shown[each.step.id] = now
                 print(_line(each), flush=True)
+                if each.status is Status.WAITING:
+                    print(f"  {_approval(run, snapshot, each)}", flush=True)
+
+
+def _approval(run: RunRecord, snapshot: Snapshot, each: StepState) -> str:
+    """What somebody else types so that the run goes on."""
+    return f"drengine approve {run.id} {each.step.id} --digest {snapshot.digest}"
 
 
 def _line(each: StepState) -> str:
@@ -75,16 +83,18 @@ class _Tree:
 
     def draw(self) -> Branch:
         run = self._run
-        title = [(f"{run.mode.value} {run.runbook} ", "bold"), (run.id, "dim")]
-        top: list[Branch] = []
+        top = [Branch([(f"to leave it: Ctrl-C; then: drengine run resume {run.id}", "dim")])]
         waves: dict[str, list[Branch]] = {}
         for each in self._snapshot.steps if self._snapshot else ():
             name = each.step.wave
             if name and name not in waves:
                 waves[name] = []
                 top.append(Branch([(name, "bold")], waves[name]))
-            (waves[name] if name else top).append(Branch(_parts(each)))
-        return Branch([*title, (f"  {run.state.value} {run.outcome.value}", "bold")], top)
+            asks = f"drengine approve {run.id} {each.step.id}"
+            below = [Branch([(asks, "bold yellow")])] if each.status is Status.WAITING else []
+            (waves[name] if name else top).append(Branch(_parts(each), below))
+        title = f"{run.mode.value} {run.runbook}  {run.state.value} {run.outcome.value}"
+        return Branch([(title.rstrip(), "bold")], top)
 
 
 def _parts(each: StepState) -> list[tuple[str, str]]:

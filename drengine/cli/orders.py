@@ -44,7 +44,7 @@ def approve(
     else:
         print(f"{made.by} ({made.proof}) approved {made.step}: {title}")
         print(f"digest {made.digest}")
-        print(f"if nobody executes the run any more: drengine run resume {run}")
+        print(f"if nobody executes the run any more: drengine run resume {made.run}")
 
 
 @app.command()
@@ -71,7 +71,8 @@ def commit(run: RunArgument, comment: NoteOption = "", *, options: RequestOption
     if options.json:
         emit_json(committed)
     else:
-        print(f"{run} is committed by {by}")
+        print(f"{committed.run} is committed by {by}")
+        print("\n".join(f"  {each.line}" for each in committed.next))
 
 
 @app.command()

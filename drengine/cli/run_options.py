@@ -53,7 +53,7 @@ ForceOption = Annotated[
 PointOption = Annotated[
     str, typer.Option("--point", help="`latest`, a time, a point's id or its label; default: the runbook's.")
 ]
-RunArgument = Annotated[str, typer.Argument(help="The run's id; `drengine runs` lists them.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's id, or `last` for the newest; `drengine runs` lists them.")]
 RunbookArgument = Annotated[str, typer.Argument(help="A runbook's file, or the name under which it was kept.")]
 
 

@@ -14,7 +14,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 RUN_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z._-]{0,120}$"
 TEXT_CHARACTERS_MAX = 1 << 20
 
-RunId = Annotated[str, Path(pattern=RUN_PATTERN, description="A run's id.")]
+RunId = Annotated[str, Path(pattern=RUN_PATTERN, description="A run's id, or `last` for the newest.")]
 RunbookName = Annotated[str, Path(pattern=NAME_PATTERN, description="A runbook's name.")]
 SourceName = Annotated[str, Path(pattern=NAME_PATTERN, description="A source's name.")]
 
@@ -34,6 +34,7 @@ class StartRun(Body):
     force: bool = Field(False, description="Failover and migration: go on although a source can't be fenced.")
     hold: bool = Field(False, description="Drill: keep it running until somebody approves its end.")
     discard_divergent: bool = Field(False, description="Way home: do not keep what a source wrote on its own.")
+    again: bool = Field(False, description="Failover: also where the runbook's sources run here already.")
 
 
 class Ask(Body):

@@ -153,6 +153,10 @@ class RemoteOrders:
         me = self.client.ask("GET", "/me")
         return f"{me['name']} ({me['proof']})"
 
+    def named(self, id: str) -> str:
+        """A run's id; that of the newest run for `last`."""
+        return self.show(id).run
+
     def begin(self, mode: Mode, runbook: Path | str, **given: Any) -> RunRecord:
         """Begin a run; a runbook that is given as a file is kept first."""
         body = {"mode": mode.value, "runbook": self._kept(runbook), **given}
@@ -255,5 +259,6 @@ def _snapshot(run: RunDetail) -> Snapshot:
                 ended_ns=each.ended_ns,
             )
             for each in run.steps
-        )
+        ),
+        digest=run.digest,
     )

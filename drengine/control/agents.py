@@ -34,6 +34,9 @@ log = logging.getLogger("drengine.control")
 CONNECT_SECONDS = 3.0
 ASK_AGAIN_SECONDS = 2.0
 PROVE_SECONDS = 1.0
+LOOK_SECONDS = 0.5
+ABSENT_SECONDS, SOURCE_ABSENT_SECONDS = 10.0, 120.0
+"""A party that the broker has not seen for so long is not waited for; a source's agent may be rebooting."""
 PARTIES_MAX = 10_000
 HOST_VERBS = frozenset({Verb.ATTACH, Verb.DETACH})
 
@@ -245,15 +248,33 @@ class BrokerAgents:
             answered = waiting.answered
             sending = asyncio.create_task(self._keep_sending(message))
             out_of_time = asyncio.ensure_future(self._clock.sleep(timeout_seconds))
-            either: set[asyncio.Future[Any]] = {answered, out_of_time}
+            patience = self._patience_seconds(topic)
+            absent = asyncio.create_task(self._absent(topic, patience))
+            either: set[asyncio.Future[Any]] = {answered, out_of_time, absent}
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                sending.cancel()
-                out_of_time.cancel()
+                for each in (sending, out_of_time, absent):
+                    each.cancel()
             if answered.done():
                 return answered.result()
+            if absent.done():
+                gone = f"{topic.name} was not connected with the broker for {patience:g} s: it is not waited for"
+                raise DrengineError(NO_ANSWER, gone)
         raise self._unanswered(topic.name, command.verb, timeout_seconds, waiting.doubt)
+
+    def _patience_seconds(self, topic: Topic) -> float:
+        is_known_source = topic.kind is PartyKind.AGENT and topic.name in self._known
+        return SOURCE_ABSENT_SECONDS if is_known_source else ABSENT_SECONDS
+
+    async def _absent(self, topic: Topic, seconds: float) -> None:
+        """Return when the broker has not seen the party for so long in a row; while we don't see the broker, nobody
+        knows."""
+        since = self._clock.monotonic()
+        while self._clock.monotonic() - since < seconds:
+            await self._clock.sleep(LOOK_SECONDS)
+            if self.is_online(topic.name) or not self.link.is_connected:
+                since = self._clock.monotonic()
 
     async def _keep_sending(self, message: Message) -> None:
         while True:

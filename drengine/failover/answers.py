@@ -13,8 +13,11 @@ import msgspec
 
 from drengine.control.messages import PartyKind
 from drengine.failover import run as engine
+from drengine.failover.advice import FORWARD, Advice, next_commands
 from drengine.failover.masking import masked, masked_json
 from drengine.failover.measure import measure
+from drengine.failover.options import read_options
+from drengine.failover.plan import can_roll_back
 from drengine.failover.reading.reader import Examined
 from drengine.failover.registry.values import Party as KnownParty
 from drengine.failover.run import Outcome, RunRecord, RunState, Status
@@ -43,6 +46,8 @@ class Run:
         points: the chosen recovery points, by source.
         fencing: evidence by source: ``agent``, ``command``, ``lease``, ``none``.
         unfenced: sources that went on without evidence, because somebody forced it.
+        left_fenced: sources whose agents the run has stopped and not released, although they are in charge.
+        not_started: sources that are in charge again, and of which nothing shows that their workloads serve.
     """
 
     run: str
@@ -67,6 +72,8 @@ class Run:
     points: dict[str, dict[str, Any]]
     fencing: dict[str, str]
     unfenced: list[str]
+    left_fenced: list[str]
+    not_started: list[str]
     bytes_shipped_back: int
 
 
@@ -104,10 +111,12 @@ class RunDetail(Run):
     Attributes:
         digest: of what an approval would be about now: run, runbook, options, plan, chosen points.
         asked: whether somebody wants something of it that no executor has heeded yet.
+        next: commands that somebody may want to type now, the most likely first.
     """
 
     digest: str
     asked: bool
+    next: list[Advice]
     steps: list[Step]
 
 
@@ -231,9 +240,23 @@ def run_detail(run: RunRecord, snapshot: Snapshot) -> RunDetail:
         _answer(Step, each, each.step, kind=each.step.kind.name, seconds=_seconds(each)) for each in snapshot.steps
     ]
     asked = snapshot.reopened if run.state is RunState.FINISHED else snapshot.is_asked
-    return _answer(
-        RunDetail, run, measure(snapshot), **_of_steps(run, snapshot), digest=snapshot.digest, asked=asked, steps=steps
+    measures, of_steps = measure(snapshot), _of_steps(run, snapshot)
+    advice = next_commands(
+        run,
+        of_steps["waiting_for"],
+        digest=snapshot.digest,
+        by_hand=[each.step.id for each in snapshot.steps if each.status is Status.FAILED and each.step.kind.by_hand],
+        can_roll_back=_can_roll_back(run, snapshot),
+        left_fenced=measures.left_fenced,
     )
+    return _answer(RunDetail, run, measures, **of_steps, digest=snapshot.digest, asked=asked, next=advice, steps=steps)
+
+
+def _can_roll_back(run: RunRecord, snapshot: Snapshot) -> bool:
+    """As far as the run itself tells; what was done since is looked up when somebody asks for it."""
+    handed = any(each.step.kind.hands_back and each.begun for each in snapshot.steps)
+    able = run.mode in FORWARD or (run.mode is Mode.FAILBACK and run.state is not RunState.FINISHED)
+    return able and not handed and can_roll_back(run.mode, read_options(run.options))
 
 
 def _of_steps(run: RunRecord, snapshot: Snapshot) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from drengine.failover.run import Outcome, Status
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.snapshot import Snapshot, StepState
+from drengine.failover.standing import not_started
 
 
 class Action(enum.StrEnum):
@@ -40,6 +41,8 @@ class Reason(enum.StrEnum):
     ALL_DONE = "all-done"
     CRITICAL_FAILED = "critical-failed"
     """Everything was gone through, but something critical had failed on the way."""
+    NOT_STARTED = "not-started"
+    """The sources are in charge again, and nothing was started there, nor checked."""
     ROLLED_BACK = "rolled-back"
     PAST_RETURN = "past-return"
     """A rollback is wanted, but a source was handed back already: only another failover leads back."""
@@ -84,7 +87,7 @@ def decide(mode: Mode, snapshot: Snapshot) -> Decision:
     broken = next((each for each in main if each.status is Status.FAILED and not each.through), None)
     if broken is not None:
         return _broken(mode, snapshot, running, broken)
-    return _advance(snapshot, main, running)
+    return _advance(mode, snapshot, main, running)
 
 
 def _broken(mode: Mode, snapshot: Snapshot, running: list[StepState], broken: StepState) -> Decision:
@@ -109,7 +112,7 @@ def _turn(snapshot: Snapshot, reason: Reason, cause: str) -> Decision:
     return Decision(Action.ROLL_BACK, reason, cause=cause)
 
 
-def _advance(snapshot: Snapshot, main: list[StepState], running: list[StepState]) -> Decision:
+def _advance(mode: Mode, snapshot: Snapshot, main: list[StepState], running: list[StepState]) -> Decision:
     """Nothing stands in the way: begin what can begin."""
     ready = _ready(snapshot, main)
     if ready:
@@ -122,6 +125,8 @@ def _advance(snapshot: Snapshot, main: list[StepState], running: list[StepState]
     failed = next((each for each in main if each.status is Status.FAILED and each.step.critical), None)
     if failed is not None:
         return _wind_up(snapshot, running, Outcome.FAILED, Reason.CRITICAL_FAILED, failed.step.id)
+    if mode is Mode.FAILBACK and not_started(snapshot):
+        return _wind_up(snapshot, running, Outcome.HANDED_BACK, Reason.NOT_STARTED, "")
     return _wind_up(snapshot, running, Outcome.COMPLETED, Reason.ALL_DONE, "")
 
 

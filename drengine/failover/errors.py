@@ -1,8 +1,10 @@
-"""How a run may end or be refused, as kinds with exit codes 106 to 112. 0 means: completed."""
+"""How a run may end or be refused, as kinds with exit codes 106 to 112 and 166 to 168. 0 means: completed."""
 
 from __future__ import annotations
 
-from drengine.model.errors import error_kind
+import re
+
+from drengine.model.errors import DrengineError, error_kind
 
 RUN_FAILED = error_kind(
     "run-failed",
@@ -66,3 +68,27 @@ WOULD_LOSE = error_kind(
     "This would lose what was written on the recovered side.",
     "Fail back instead to keep it, or repeat the command with --yes; the branch stays until its retention ends.",
 )
+FAILED_OVER_ALREADY = error_kind(
+    "failed-over-already",
+    166,
+    "The runbook's sources run here already: another failover would stop what runs and start it again.",
+    "`drengine failback RUNBOOK` leads home. If you mean to fail over once more: the same command with --again.",
+)
+NOT_STARTED = error_kind(
+    "not-started",
+    167,
+    "The sources are in charge again, and nothing was started there.",
+    "Start their workloads now. Next time the run does it: give each source `services` or `start`.",
+)
+RUNBOOK_UNFIT = error_kind(
+    "runbook-unfit",
+    168,
+    "The changed runbook does not fit what the run has done already.",
+    "Leave what is done as it was, or `drengine rollback RUN` and begin a new run.",
+)
+_PLACEHOLDER = re.compile(r"\bRUN\b")
+
+
+def naming_run(error: DrengineError, run: str) -> DrengineError:
+    """The same error, with a hint that names this run where it says RUN, so that it can be typed as it stands."""
+    return DrengineError(error.kind, error.message, hint=_PLACEHOLDER.sub(run, error.hint))

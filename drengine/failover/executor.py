@@ -48,6 +48,7 @@ from drengine.failover.snapshot import (
     observe,
     plan_payload,
 )
+from drengine.failover.standing import stopped_agents
 from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepResult
 from drengine.failover.witness import Witness
@@ -253,7 +254,8 @@ class Executor:
             case Action.ROLL_BACK:
                 self._abandoned = asyncio.Event()
                 begun = [each.step.id for each in snapshot.steps if each.begun]
-                steps = plan_rollback(self._run.mode, self._runbook, self._run.options, begun)
+                stopped = stopped_agents(snapshot)
+                steps = plan_rollback(self._run.mode, self._runbook, self._run.options, begun, stopped)
                 more = {"by": snapshot.rollback_by, "request": snapshot.newest_request, "cause": decision.cause}
                 await self._note(plan_payload(steps, ROLLBACK, reason=decision.reason.value, **more))
             case Action.STOP:

@@ -8,6 +8,7 @@ from typing import Any
 
 from drengine.failover.run import Status
 from drengine.failover.snapshot import Snapshot, StepState
+from drengine.failover.standing import left_fenced, not_started
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChosenPoint
 from drengine.failover.steps.declare import DECLARE
 from drengine.failover.steps.fence import FENCE
@@ -25,12 +26,14 @@ class Measures:
         declared_ns: when the run was declared: the RTO counts from here.
         recovered_ns: when the last critical launch or check had passed; 0 if they have not all.
         rto_seconds: from the one to the other; None if not recovered.
-        outage_seconds: in a planned switch, from the first stop to then; None in others.
+        outage_seconds: in a planned switch, from the first stop to then; None in others, and while nothing serves.
         rpo_seconds: the worst of all sources; None if no point was chosen.
         rpo_known_by: how that is known.
         points: the chosen points, by source.
         fencing: evidence by source: ``agent``, ``command``, ``lease``, ``none``.
         unfenced: sources that went on without evidence because somebody forced it.
+        left_fenced: sources whose agents this run stopped, although nobody else is in charge, and has not released.
+        not_started: sources that are in charge again, and of which nothing shows that their workloads serve.
         bytes_shipped_back: by failback, all sources.
     """
 
@@ -43,6 +46,8 @@ class Measures:
     points: Mapping[str, ChosenPoint] = field(default_factory=dict)
     fencing: Mapping[str, str] = field(default_factory=dict)
     unfenced: tuple[str, ...] = ()
+    left_fenced: tuple[str, ...] = ()
+    not_started: tuple[str, ...] = ()
     bytes_shipped_back: int = 0
 
 
@@ -54,17 +59,21 @@ def measure(snapshot: Snapshot) -> Measures:
     points = dict(_results(main, CHOOSE_POINT))
     worst = max(points.values(), key=lambda point: point.rpo_seconds, default=None)
     fencing = {source: fenced.evidence for source, fenced in _results(main, FENCE)}
+    idle = not_started(snapshot)
+    served_ns = recovered_ns or (0 if idle else _released_ns(main))
     stops = (each.began_ns for each in main if each.step.kind.begins_outage and each.begun)
     return Measures(
         declared_ns=declared_ns,
         recovered_ns=recovered_ns,
         rto_seconds=_seconds(declared_ns, recovered_ns),
-        outage_seconds=_seconds(min(stops, default=0), recovered_ns or _released_ns(main)),
+        outage_seconds=_seconds(min(stops, default=0), served_ns),
         rpo_seconds=worst.rpo_seconds if worst else None,
         rpo_known_by=worst.rpo_known_by if worst else "",
         points=points,
         fencing=fencing,
         unfenced=tuple(source for source, evidence in fencing.items() if evidence == "none"),
+        left_fenced=left_fenced(snapshot),
+        not_started=idle,
         bytes_shipped_back=sum(
             shipped.bytes_shipped for kind in (REVERSE, REVERSE_LAST) for _, shipped in _results(main, kind)
         ),

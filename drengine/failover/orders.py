@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from drengine.failover.advice import FORWARD, NO_WAY_BACK
 from drengine.failover.answers import (
     Party,
     Plan,
@@ -37,6 +38,8 @@ from drengine.failover.errors import (
     APPROVAL_NEEDED,
     APPROVAL_STALE,
     BAD_APPROVAL,
+    FAILED_OVER_ALREADY,
+    NOT_STARTED,
     RUN_ABORTED,
     RUN_FAILED,
     RUN_STATE,
@@ -44,6 +47,7 @@ from drengine.failover.errors import (
     SELF_APPROVAL,
     UNFENCED,
     WOULD_LOSE,
+    naming_run,
 )
 from drengine.failover.executor import FORCE, Watcher
 from drengine.failover.options import RunOptions, read_options
@@ -51,7 +55,17 @@ from drengine.failover.plan import can_roll_back
 from drengine.failover.preview import Loss, losses, preview
 from drengine.failover.reading.reader import Examined, RunbookError, examine
 from drengine.failover.registry.errors import LEASE_HELD
-from drengine.failover.run import JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, Status, run_lease
+from drengine.failover.run import (
+    COMMITTED,
+    JournalEntry,
+    Outcome,
+    Request,
+    RequestKind,
+    RunRecord,
+    RunState,
+    Status,
+    run_lease,
+)
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, StepState
@@ -65,8 +79,20 @@ from drengine.terminal import human_time
 
 P = ParamSpec("P")
 T = TypeVar("T")
-FORWARD = (Mode.FAILOVER, Mode.MIGRATION)
-COMMITTED_REASON = "committed"
+
+
+def _of_run(order: Callable[Concatenate[Orders, str, P], T]) -> Callable[Concatenate[Orders, str, P], T]:
+    """For what is ordered or asked of one run: `last` is the newest one, and a refusal's hint names the run itself."""
+
+    @functools.wraps(order)
+    def ordered(self: Orders, id: str, /, *given: P.args, **named: P.kwargs) -> T:
+        id = self.named(id)
+        try:
+            return order(self, id, *given, **named)
+        except DrengineError as error:
+            raise naming_run(error, id) from error
+
+    return ordered
 
 
 def _told_if_refused(did: str) -> Callable[[Callable[Concatenate[Orders, P], T]], Callable[Concatenate[Orders, P], T]]:
@@ -110,6 +136,7 @@ class Orders:
         force: bool = False,
         hold: bool = False,
         discard_divergent: bool = False,
+        again: bool = False,
     ) -> RunRecord:
         """Begin a run; nothing is done before it is executed.
 
@@ -120,10 +147,11 @@ class Orders:
             force: go on although a source can't be fenced.
             hold: keep what a drill launched until somebody approves its end.
             discard_divergent: on the way home, do not keep what a source wrote on its own.
+            again: fail over although sources run here already; what runs is stopped and started again.
 
         Raises:
             DrengineError: NOT_PERMITTED; BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where there is no way
-                home or none is needed; RUN_ACTIVE when an unfinished run holds one of the sources.
+                home or none is needed; FAILED_OVER_ALREADY; RUN_ACTIVE when an unfinished run holds one of the sources.
         """
         permit(self.who, _action(mode))
         if force or discard_divergent:
@@ -131,9 +159,12 @@ class Orders:
         if isinstance(runbook, Path) and not self._is_kept(*self.engine.read_runbook(runbook)):
             permit(self.who, Action.WRITE_RUNBOOKS)
         options = RunOptions(point=point, force=force, hold=hold, discard_divergent=discard_divergent)
+        if mode is Mode.FAILOVER and not again:
+            self._require_first(self.engine.read_runbook(runbook)[0])
         book, version = self.engine.load_runbook(runbook)
         return self.engine.create_run(mode, book, version, self.who, options)
 
+    @_of_run
     @_told_if_refused("run.approve")
     def approve(self, id: str, *, step: str = "", note: str = "", digest: str = "") -> Request:
         """Approve a step, by default the one that is waiting.
@@ -167,6 +198,7 @@ class Orders:
         )
         return request_answer(made)
 
+    @_of_run
     @_told_if_refused("run.abort")
     def abort(self, id: str, *, note: str = "") -> RunRecord:
         """End a run where it is.
@@ -182,6 +214,7 @@ class Orders:
         self.engine.registry.request(id, RequestKind.ABORT, "", self.who, note)
         return run
 
+    @_of_run
     @_told_if_refused("run.resume")
     def resume(self, id: str, *, force: bool = False, done: str = "") -> RunRecord:
         """Go on with a run: one that stopped tries again what failed.
@@ -209,11 +242,12 @@ class Orders:
             force_by = read_options(run.options).force_by
             if not may_force(self.who.name, force_by, snapshot.approvals):
                 message = f"run {id} is not forced before somebody else has approved it: {' or '.join(force_by)}"
-                raise DrengineError(APPROVAL_NEEDED, message, hint=APPROVAL_NEEDED.hint.replace("RUN", id))
+                raise DrengineError(APPROVAL_NEEDED, message)
         if run.state is RunState.STOPPED:
             self.engine.registry.request(id, RequestKind.RESUME, done, self.who, FORCE if force else "")
         return run
 
+    @_of_run
     @_told_if_refused("run.rollback")
     def rollback(self, id: str, *, yes: bool = False, note: str = "") -> RunRecord:
         """Undo everything that a run did.
@@ -233,6 +267,7 @@ class Orders:
         self.engine.registry.request(id, RequestKind.ROLLBACK, "", self.who, note)
         return run
 
+    @_of_run
     @_told_if_refused("run.commit")
     def commit(self, id: str, *, note: str = "") -> RunDetail:
         """Accept a failover: it can't be rolled back any more, only failed back.
@@ -247,7 +282,7 @@ class Orders:
         try:
             self._check_commit(id)  # nobody can begin a rollback now
             registry.request(id, RequestKind.COMMIT, "", self.who, note)
-            registry.update_run(id, token=lease.token, reason=COMMITTED_REASON)
+            registry.update_run(id, token=lease.token, reason=COMMITTED)
         finally:
             registry.release_lease(lease)
         return self.show(id)
@@ -282,12 +317,21 @@ class Orders:
             await self.engine.execute(run, wait=wait, watch=watch, patient=patient)
         except DrengineError as error:
             if error.kind is not LEASE_HELD or not leave:
-                raise
+                raise naming_run(error, run.id) from error
             return None
         return await asyncio.to_thread(self.show, run.id)
 
     # ---- questions -------------------------------------------------------------------------------------------
 
+    def named(self, id: str) -> str:
+        """A run's id; that of the newest run for `last`.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN, there was none yet.
+        """
+        return self.engine.registry.named(id)
+
+    @_of_run
     def show(self, id: str) -> RunDetail:
         """A run with its steps, as it stands now.
 
@@ -309,6 +353,7 @@ class Orders:
         """Runs, newest first; `wanted` narrows them down, see `Registry.runs`."""
         return [run_answer(each, self.engine.snapshot(each.id)) for each in self.engine.registry.runs(**wanted)]
 
+    @_of_run
     def journal(self, id: str, after: int = 0) -> list[JournalEntry]:
         """What happened in a run, in order, behind that number.
 
@@ -318,6 +363,7 @@ class Orders:
         self.engine.registry.run(id)
         return [entry_answer(each) for each in self.engine.registry.entries(id, after)]
 
+    @_of_run
     def requests(self, id: str, after: int = 0) -> list[Request]:
         """What people asked of a run, in order, behind that number.
 
@@ -353,12 +399,16 @@ class Orders:
         """How a run ended, or why it stopped, as an error for scripts; None if it is completed."""
         if run.outcome is Outcome.COMPLETED:
             return None
-        kinds = {Outcome.BLOCKED: UNFENCED, Outcome.ABORTED: RUN_ABORTED, Outcome.NONE: RUN_WAITING}
+        kinds = {
+            Outcome.BLOCKED: UNFENCED,
+            Outcome.ABORTED: RUN_ABORTED,
+            Outcome.NONE: RUN_WAITING,
+            Outcome.HANDED_BACK: NOT_STARTED,
+        }
         message = f"run {run.run} is {run.state.value}: {run.outcome.value or run.reason}".rstrip(": ")
         kind = kinds.get(run.outcome, RUN_FAILED)
-        return DrengineError(
-            kind, message, hint=_what_now(run) if kind is RUN_FAILED else kind.hint.replace("RUN", run.run)
-        )
+        hint = _what_now(run) if kind is RUN_FAILED else kind.hint
+        return naming_run(DrengineError(kind, message, hint=hint), run.run)
 
     def _look_as(self, id: str) -> tuple[RunRecord, Snapshot]:
         """A run that is to be changed.
@@ -370,6 +420,17 @@ class Orders:
         run, snapshot, _ = self.engine.look(id)
         permit(self.who, _action(run.mode))
         return run, snapshot
+
+    def _require_first(self, book: Runbook) -> None:
+        """
+        Raises:
+            DrengineError: FAILED_OVER_ALREADY.
+        """
+        here = self.engine.with_launches(RunOptions(), Mode.FAILOVER, book).launches
+        if here:
+            listed = ", ".join(f"{source} since run {launch.run}" for source, launch in here.items())
+            hint = FAILED_OVER_ALREADY.hint.replace("RUNBOOK", book.name)
+            raise DrengineError(FAILED_OVER_ALREADY, f"these sources run here already: {listed}", hint=hint)
 
     def _is_kept(self, book: Runbook, text: str) -> bool:
         """Whether this is the runbook that was kept under its name."""
@@ -399,7 +460,7 @@ class Orders:
             raise DrengineError(
                 RUN_STATE, f"run {run.id} was rolled back already, or is being; resume it if it stopped"
             )
-        if run.reason == COMMITTED_REASON:
+        if run.reason == COMMITTED:
             raise DrengineError(RUN_STATE, f"run {run.id} was committed: the way home is a failback")
         if run.state is RunState.FINISHED and run.mode not in FORWARD:
             raise DrengineError(RUN_STATE, f"run {run.id} is finished: fail over again instead")
@@ -433,8 +494,7 @@ def _check_approver(step: PlannedStep[Any], run: RunRecord, who: Person) -> None
     if may_approve(step, who.name, who.roles, run.started_by):
         return
     if may_approve(step, who.name, who.roles, ""):
-        hint = SELF_APPROVAL.hint.replace("RUN", run.id)
-        raise DrengineError(SELF_APPROVAL, f"{who} began run {run.id}: somebody else approves {step.id}", hint=hint)
+        raise DrengineError(SELF_APPROVAL, f"{who} began run {run.id}: somebody else approves {step.id}")
     allowed = ", ".join(step.settings.by)
     raise DrengineError(BAD_APPROVAL, f"{who} may not approve {step.id}; {allowed} may")
 
@@ -444,6 +504,8 @@ def _what_now(run: Run) -> str:
     show = f"`drengine run show {run.run}` says which step and why"
     if run.state is RunState.FINISHED:
         return f"{show}. It is over: mend that, and begin a new one."
+    if run.reason in NO_WAY_BACK:
+        return f"{show}; mend that, then `drengine run resume {run.run}`."
     undo = f"`drengine abort {run.run}`" if run.mode is Mode.DRILL else f"`drengine rollback {run.run}`"
     return f"{show}; then `drengine run resume {run.run}`, or {undo}."
 

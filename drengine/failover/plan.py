@@ -15,7 +15,7 @@ The gate is what the runbook puts before its first waves: an approval there come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,13 +74,18 @@ def plan(mode: Mode, runbook: Runbook, options: Mapping[str, Any]) -> tuple[Plan
 
 
 def plan_rollback(
-    mode: Mode, runbook: Runbook, options: Mapping[str, Any], begun: Sequence[str]
+    mode: Mode,
+    runbook: Runbook,
+    options: Mapping[str, Any],
+    begun: Sequence[str],
+    stopped: Collection[str] = (),
 ) -> tuple[PlannedStep[Any], ...]:
     """The steps that undo a run of which the steps `begun` were begun (done or not), in reverse order.
 
     A handler finds out itself whether there is something to undo: a step that was begun may not have got through.
+    `stopped`: sources whose agents the run has told to stop, or may have.
     """
-    planner = _Planner(mode, runbook, read_options(options), prefix=UNDO)
+    planner = _Planner(mode, runbook, read_options(options), prefix=UNDO, stopped=frozenset(stopped))
     if mode in (Mode.FAILOVER, Mode.MIGRATION):
         planner.undo_failover(frozenset(begun))
     elif mode is Mode.FAILBACK:
@@ -164,12 +169,20 @@ class _Waves:
 class _Planner:
     """Collects steps; one method for each shape."""
 
-    def __init__(self, mode: Mode, runbook: Runbook, options: RunOptions, prefix: str = "") -> None:
+    def __init__(
+        self,
+        mode: Mode,
+        runbook: Runbook,
+        options: RunOptions,
+        prefix: str = "",
+        stopped: frozenset[str] = frozenset(),
+    ) -> None:
         self.steps: list[PlannedStep[Any]] = []
         self._mode = mode
         self._runbook = runbook
         self._options = options
         self._prefix = prefix
+        self._stopped = stopped
         self._sources = sources_of(runbook)
         self._earlier = options.launches
         self._roots = tuple(wave.name for wave in runbook.waves if not self._before(wave))
@@ -289,7 +302,8 @@ class _Planner:
 
     def _release(self, source: str, needs: tuple[str, ...]) -> str:
         handed = HAND_BACK.step_id(source, self._prefix)
-        settings = ReleaseSettings(start=self._runbook.sources[source].start, handed=handed)
+        start, stopped = self._runbook.sources[source].start, source in self._stopped
+        settings = ReleaseSettings(start=start, handed=handed, stopped=stopped)
         return self._add(RELEASE, source, settings, needs)
 
     def _stop_workload(self, source: str, needs: tuple[str, ...], **more: Any) -> str:

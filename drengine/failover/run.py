@@ -35,6 +35,14 @@ class Outcome(enum.StrEnum):
     """A source could not be fenced, so nothing was promoted."""
     ABORTED = "aborted"
     ROLLED_BACK = "rolled-back"
+    HANDED_BACK = "handed-back"
+    """A failback put its sources in charge again, and nothing was started there: nobody is served yet."""
+
+
+LAST = "last"
+"""Stands for the newest run wherever a run's id does."""
+COMMITTED = "committed"
+"""The reason of a failover that somebody has accepted."""
 
 
 class Status(enum.StrEnum):

@@ -91,7 +91,7 @@ class Witness:
 
     def left(self, run: str, state: RunState, outcome: Outcome, reason: str) -> None:
         """A run was ended, or stopped."""
-        recorded = Recorded.DONE if outcome is Outcome.COMPLETED else Recorded.FAILED
+        recorded = Recorded.DONE if outcome in (Outcome.COMPLETED, Outcome.HANDED_BACK) else Recorded.FAILED
         did = "run.end" if state is RunState.FINISHED else "run.stop"
         self._try(ENGINE, did, run, recorded, "", {"outcome": outcome.value, "reason": reason})
 

@@ -60,7 +60,10 @@ REASONS: dict[str, Reason] = {
         Reason("target-away", "The target's store is not at its path; put it back or mount it there."),
         Reason("target-read-only", "The target's store cannot be written; remount it, or correct its owner."),
         Reason("target-exhausted", "The target is out of file descriptors or memory; raise its limits."),
-        Reason("fenced", "A newer generation exists: this source was failed over and must not ship."),
+        Reason(
+            "fenced",
+            "It serves and ships nothing until it is released; `drengine-agent status` says why, and what ends it.",
+        ),
         Reason(
             "fence-unproved",
             "Whoever answers as the target says that this source was failed over, and can't prove to be it; see "

@@ -41,8 +41,10 @@ def print_table(
     lines for each row. Nothing is cut off."""
     console = _console()
     widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    words = [max(_longest_word(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
     least = [
-        width if at == 0 or width <= FIRM_CHARACTERS_MAX else FOLDED_CHARACTERS_MIN for at, width in enumerate(widths)
+        width if at == 0 or width <= FIRM_CHARACTERS_MAX else max(FOLDED_CHARACTERS_MIN, word)
+        for at, (width, word) in enumerate(zip(widths, words, strict=True))
     ]
     if sum(least) + 3 * len(least) + 1 > console.width:
         _print_flowing(console, headings, rows, title, styles)
@@ -53,6 +55,11 @@ def print_table(
     for row, style in zip_longest(rows, styles, fillvalue=""):
         table.add_row(Text(row[0], style=style), *(Text(cell) for cell in row[1:]))
     console.print(table)
+
+
+def _longest_word(cell: str) -> int:
+    """A run's id, a command, a path: what nobody could copy if it were broken in two."""
+    return max(map(cell_len, cell.split()), default=0)
 
 
 def _print_flowing(

@@ -72,6 +72,14 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def is_agreed(question: str) -> bool:
+    """Ask a person, on standard error; False where nobody is there to answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().casefold() in ("y", "yes")
+
+
 def human_bytes(count: float) -> str:
     """``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -81,6 +82,16 @@ async def test_the_same_id_gets_the_same_answer(broker: BrokerOptions, tmp_path:
             answer = await other.command("shop", Verb.CUT, {}, generation=1, id="cut-1", timeout_seconds=30)
             assert answer.result == {"count": 1}
         assert worker.done() == ["cut-1"]
+
+
+async def test_a_party_that_is_not_there_is_not_waited_for(broker: BrokerOptions, tmp_path: Path) -> None:
+    """A recovery host that is off fails a launch within seconds, not after the five minutes that a launch may take."""
+    async with orchestrator(broker) as agents:
+        began = time.monotonic()
+        with pytest.raises(DrengineError, match="nowhere was not connected with the broker for 10 s") as raised:
+            await agents.command("nowhere", Verb.ATTACH, {}, generation=0, id="a", timeout_seconds=300)
+        assert raised.value.kind.id == "no-answer"
+        assert time.monotonic() - began < 20
 
 
 async def test_progress_reaches_who_waits(broker: BrokerOptions, tmp_path: Path) -> None:

@@ -415,14 +415,14 @@ def test_somebody_who_may_not(person: Person, monkeypatch: pytest.MonkeyPatch) -
         person.types("drengine", "drill", person.book())
 
 
-@tries("drengine runs")
+@tries("drengine abort RUN")
 def test_a_source_that_another_run_holds(person: Person) -> None:
     book = person.book(steps=APPROVAL)
     person.types("drengine", "failover", book, "--no-wait", exit_code=108)
     run = person.run()
     person.meets("run-active", "drengine", "drill", book)
-    assert run in person.follows("drengine runs")
-    person.types("drengine", "abort", run)
+    assert run in person.follows("drengine run show RUN", run=run)
+    person.follows("drengine abort RUN", run=run)
     person.types("drengine", "drill", person.book())
 
 
@@ -443,6 +443,7 @@ def test_a_run_that_was_aborted(person: Person) -> None:
     assert "undo.hand-back:shop: done" in person.out
 
 
+@tries("drengine runs")
 def test_a_run_that_is_not_known(person: Person) -> None:
     person.types("drengine", "drill", person.book())
     person.meets("unknown-run", "drengine", "run", "show", "nope")

@@ -19,6 +19,7 @@ def show_standing(answer: dict[str, Any], json: bool) -> None:
         ("source", f"{answer['source']} to {answer['target']}, tracker {answer['tracker']}"),
         ("state", f"{answer['state']}{reason}"),
         ("standing", "" if answer["standing"] == "in-charge" else _not_in_charge(answer)),
+        ("because", answer["why"]),
         ("hint", answer["hint"]),
         ("detail", answer["detail"]),
         ("lag", lag),
@@ -47,7 +48,7 @@ def _volume(told: dict[str, Any]) -> str:
 
 
 def _not_in_charge(answer: dict[str, Any]) -> str:
-    parts = [f"{answer['standing']} ({answer['fence_reason']})"]
+    parts = [f"{answer['standing']} ({answer['fence_reason']}): it serves nobody"]
     if answer["reversing"]:
         parts.append(f"its disks are on the way to point {answer['reversing']}")
     elif answer["equals"]:

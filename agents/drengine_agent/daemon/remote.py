@@ -35,6 +35,7 @@ DETAILS = (
     "branch",
     "standing",
     "fence_reason",
+    "fence_run",
     "way_home",
 )
 """What of the status goes into each report."""
@@ -203,11 +204,12 @@ class RemoteOrders:
         """`cuts_clients` False: the volumes are not served by us, so whoever writes them writes on."""
         agent = self._started
         generation = int(command.arguments.get("generation", command.generation))
-        await agent.fence(generation, f"command {command.id}")
+        await agent.fence(generation, "command", run=command.run, by=str(command.arguments.get("by", "")))
         return {"generation": agent.generation, "cuts_clients": agent.capture.serves}
 
     async def _quiesce(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        return await self._started.quiesce(check_new_label(str(command.arguments.get("label", ""))))
+        label, by = check_new_label(str(command.arguments.get("label", ""))), str(command.arguments.get("by", ""))
+        return await self._started.quiesce(label, run=command.run, by=by)
 
     async def _preserve(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         branch, generation = int(command.arguments["branch"]), int(command.arguments["generation"])

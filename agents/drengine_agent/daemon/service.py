@@ -24,6 +24,7 @@ from drengine_agent.daemon.state import StateDirectory
 from drengine_agent.failback.preserve import PreserveReport
 from drengine_agent.failback.reverse import ReverseReport
 from drengine_agent.failback.way_home import WayHome
+from drengine_agent.fencing.account import how_it_ends
 from drengine_agent.fencing.charge import Charge
 from drengine_agent.fencing.fence import SOURCE_FENCED, Fence
 from drengine_agent.ship.compression import CompressionController, levels_of
@@ -114,7 +115,7 @@ class Agent:
             "source": self.config.source,
             "state": state.value,
             "reason": reason,
-            "hint": (replication.hint if state is ReplicationState.DISCONNECTED else "") or REASONS[reason].hint,
+            "hint": self._hint(state, reason),
             "detail": replication.detail,
             "pid": os.getpid(),
             "target": str(self.config.target),
@@ -144,6 +145,13 @@ class Agent:
             **self.way_home.status(),
             **self.capture.figures().shown(),
         }
+
+    def _hint(self, state: ReplicationState, reason: str) -> str:
+        """What to do about it; of a source that is not in charge, how that ends."""
+        if self.is_fenced:
+            return how_it_ends(self._charge.fence.record)
+        told = self.replication.hint if state is ReplicationState.DISCONNECTED else ""
+        return told or REASONS[reason].hint
 
     def not_ready(self) -> str:
         """Why it does not protect the source now; empty when it does."""
@@ -220,8 +228,10 @@ class Agent:
 
     # ---- being in charge, and not (docs/failback.md) ---------------------------------------------------------
 
-    async def fence(self, generation: int, reason: str = "operator") -> None:
+    async def fence(self, generation: int, reason: str = "operator", *, run: str = "", by: str = "") -> None:
         """Stop serving and shipping, at once and until `release`, also over restarts.
+
+        `run` and `by`: on whose behalf, see FenceRecord.
 
         Raises:
             DrengineError: SOURCE_FENCED when `generation` is older than ours: whoever says this is behind;
@@ -230,18 +240,18 @@ class Agent:
         if generation < self.generation:
             raise DrengineError(SOURCE_FENCED, f"generation {generation} is over, this source is at {self.generation}")
         try:
-            await self._charge.stand_down(self.capture, self.generation, reason)
+            await self._charge.stand_down(self.capture, self.generation, reason, run=run, by=by)
         finally:
             self.replication.interrupt()
             await self.replication.halted()
 
-    async def quiesce(self, label: str = "") -> dict[str, object]:
+    async def quiesce(self, label: str = "", *, run: str = "", by: str = "") -> dict[str, object]:
         """For a planned switch: stop serving, cut a last point and wait until it is durable; its id and position.
 
         Raises:
             DrengineError: COMMAND_REFUSED, SOURCE_FENCED; the source serves as before.
         """
-        return await self.way_home.quiesce(label)
+        return await self.way_home.quiesce(label, run=run, by=by)
 
     async def preserve(self, branch: int, generation: int, tell: Tell = lambda _: None) -> PreserveReport:
         """A fenced source ships what its disks hold beyond the replica to this divergent branch, ending in a point.

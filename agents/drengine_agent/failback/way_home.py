@@ -25,6 +25,7 @@ from drengine_agent.capture.capture import Capture
 from drengine_agent.errors import COMMAND_REFUSED, REVERSE_REFUSED
 from drengine_agent.failback.preserve import PreserveReport, preserve
 from drengine_agent.failback.reverse import Reversal, ReverseReport
+from drengine_agent.fencing.account import how_it_ends, why_it_stands
 from drengine_agent.fencing.charge import Charge
 from drengine_agent.fencing.fence import SOURCE_FENCED, FenceRecord, Preserved, Standing
 from drengine_agent.fencing.possession import possessed
@@ -90,6 +91,11 @@ class WayHome:
         return {
             "standing": record.standing.value,
             "fence_reason": record.reason,
+            "fence_run": record.run,
+            "fence_by": record.by,
+            "fence_since_ns": record.since_ns,
+            "why": why_it_stands(record),
+            "release": how_it_ends(record),
             "reversing": record.reversing,
             "equals": record.equals,
             "replaced": record.replaced,
@@ -98,14 +104,14 @@ class WayHome:
             **self._work,
         }
 
-    async def quiesce(self, label: str) -> dict[str, Any]:
+    async def quiesce(self, label: str, *, run: str = "", by: str = "") -> dict[str, Any]:
         """For a planned switch: stop serving in peace, and wait until a last point is durable.
 
         Raises:
             DrengineError: COMMAND_REFUSED, SOURCE_FENCED; the source then serves as before.
         """
         self._require_shipping()
-        return await self._alone("quiesce", self._quiesce(label))
+        return await self._alone("quiesce", self._quiesce(label, run, by))
 
     async def preserve(self, branch: int, generation: int, tell: Tell) -> PreserveReport:
         """See Agent.preserve."""
@@ -175,7 +181,7 @@ class WayHome:
             self._task = None
             self._busy, self._work = "", {}
 
-    async def _quiesce(self, label: str) -> dict[str, Any]:
+    async def _quiesce(self, label: str, run: str, by: str) -> dict[str, Any]:
         source, before = self._source, self.fence.record
         async with self._changing:
             self._require_shipping()
@@ -183,7 +189,8 @@ class WayHome:
         try:
             async with self._changing:
                 self._require_shipping()
-                record = FenceRecord(Standing.QUIESCED, source.generation, "quiesced", self._clock.now_ns())
+                now_ns, standing = self._clock.now_ns(), Standing.QUIESCED
+                record = FenceRecord(standing, source.generation, "quiesced", run=run, by=by, since_ns=now_ns)
                 await asyncio.to_thread(self.fence.replace, record)
             sequence = await source.cut(label)
         except BaseException:

@@ -49,7 +49,8 @@ class FenceRecord(msgspec.Struct, frozen=True):
     Attributes:
         standing: see Standing.
         generation: that the source shipped under when it was fenced.
-        reason: who or what fenced it, for people.
+        reason: what fenced it: ``command`` (of a run), ``operator``, ``stale``, ``lease``, ``replaced``, ``quiesced``.
+        run, by: the run on whose behalf that was, and who began it; empty: no run's.
         since_ns: wall clock.
         preserved: valid until the disks are written.
         reversing: the point that the disks are being made equal to; while it is set they are neither one nor the other.
@@ -61,6 +62,8 @@ class FenceRecord(msgspec.Struct, frozen=True):
     standing: Standing = Standing.IN_CHARGE
     generation: int = 0
     reason: str = ""
+    run: str = ""
+    by: str = ""
     since_ns: int = 0
     preserved: Preserved | None = None
     reversing: str = ""
@@ -69,9 +72,9 @@ class FenceRecord(msgspec.Struct, frozen=True):
     replaced: list[str] = []
 
 
-def fenced_record(generation: int, reason: str, clock: Clock) -> FenceRecord:
+def fenced_record(generation: int, reason: str, clock: Clock, *, run: str = "", by: str = "") -> FenceRecord:
     """A source that is fenced from now on."""
-    return FenceRecord(Standing.FENCED, generation, reason, clock.now_ns())
+    return FenceRecord(Standing.FENCED, generation, reason, run=run, by=by, since_ns=clock.now_ns())
 
 
 class Fence:

@@ -13,7 +13,8 @@ from drengine.failover.config import load_orchestrator_config
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import report_as
 from drengine.failover.report.errors import REPORT_UNAVAILABLE
-from drengine.failover.report.keep import Form, is_kept, read_kept
+from drengine.failover.report.keep import Form, is_kept, kept_reports, read_kept
+from drengine.failover.run import LAST
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.terminal import note
@@ -36,7 +37,8 @@ def export(
 ) -> None:
     """Hand on the report of a run as it stands now; where the registry can't tell any more, as it was kept."""
     config = load_orchestrator_config(options.config, options.given())
-    text = asyncio.run(_report(config.registry_url, config.reports, run, form)).decode()
+    run, found = asyncio.run(_report(config.registry_url, config.reports, run, form))
+    text = found.decode()
     if output is None:
         write_output(text)
         return
@@ -47,15 +49,18 @@ def export(
     note(f"wrote {output}")
 
 
-async def _report(registry_url: str, reports: Path, run: str, form: Form) -> bytes:
+async def _report(registry_url: str, reports: Path, run: str, form: Form) -> tuple[str, bytes]:
+    """A run's id and its report; `run` may be LAST."""
     clock = SystemClock()
     try:
         registry = await asyncio.to_thread(Registry.open, registry_url, clock=clock)
     except DrengineError:
+        run = next(iter(kept_reports(reports)), run) if run == LAST else run
         if not is_kept(reports, run, form):
             raise
-        return await read_kept(reports, run, form)
+        return run, await read_kept(reports, run, form)
     try:
-        return await report_as(registry, reports, run, form, clock.now_ns())
+        run = await asyncio.to_thread(registry.named, run)
+        return run, await report_as(registry, reports, run, form, clock.now_ns())
     finally:
         await asyncio.to_thread(registry.close)

@@ -28,7 +28,8 @@ RUN_ACTIVE = error_kind(
     "run-active",
     101,
     "An unfinished run holds one of the sources.",
-    "`drengine runs` lists it: let it finish, resume it, roll it back or abort it.",
+    "`drengine run show RUN` says how far it is: let it finish, `drengine run resume RUN`, `drengine rollback RUN` or "
+    "`drengine abort RUN`.",
 )
 UNKNOWN_RUN = error_kind(
     "unknown-run",

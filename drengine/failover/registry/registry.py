@@ -31,6 +31,7 @@ from drengine.failover.registry.tables import (
 )
 from drengine.failover.registry.values import Party, RunCount, StoredRunbook
 from drengine.failover.run import (
+    LAST,
     Event,
     JournalEntry,
     Lease,
@@ -162,6 +163,19 @@ class Registry:
         """
         with self._database.reading() as connection:
             return _find(connection, id)
+
+    def named(self, id: str) -> str:
+        """A run's id; that of the newest run for LAST.
+
+        Raises:
+            DrengineError: UNKNOWN_RUN, there was none yet.
+        """
+        if id != LAST:
+            return id
+        newest = self.runs(limit=1)
+        if not newest:
+            raise DrengineError(UNKNOWN_RUN, "there was no run yet")
+        return newest[0].id
 
     def run_with_past(self, id: str) -> tuple[RunRecord, list[JournalEntry], list[Request]]:
         """A run, its journal and what was asked of it, as of one moment.
@@ -399,8 +413,10 @@ class Registry:
                 select(holds).where(holds.c.source.in_(list(sources)), holds.c.run != id).order_by(holds.c.source)
             ).first()
         if found is None:
-            return DrengineError(RUN_ACTIVE, f"run {id} exists already, or another held its sources until just now")
-        return DrengineError(RUN_ACTIVE, f"source {found.source} is held by the unfinished run {found.run}")
+            message = f"run {id} exists already, or another held its sources until just now"
+            return DrengineError(RUN_ACTIVE, message, hint="Try again.")
+        message = f"source {found.source} is held by the unfinished run {found.run}"
+        return DrengineError(RUN_ACTIVE, message, hint=RUN_ACTIVE.hint.replace("RUN", found.run))
 
 
 def _is_current() -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from drengine.config import parse_duration
+from drengine.failover.advice import FORWARD
 from drengine.failover.masking import masked
 from drengine.failover.measure import Measures, measure
 from drengine.failover.report.values import (
@@ -152,6 +153,7 @@ def _verdict(run: RunRecord, objectives: Sequence[Objective]) -> str:
         Outcome.BLOCKED: "blocked: a source could not be fenced",
         Outcome.ABORTED: "aborted",
         Outcome.ROLLED_BACK: "rolled back",
+        Outcome.HANDED_BACK: "handed back, not started: nobody is served",
     }.get(run.outcome, "is waiting" if run.state is RunState.WAITING else "is under way")
     if run.state is RunState.STOPPED:
         ended += ", stopped for a person to decide"
@@ -168,6 +170,12 @@ def _warnings(run: RunRecord, measures: Measures, objectives: Sequence[Objective
         Warned(id="fencing-failed", text=f"{each.step.source} could not be fenced: {masked(each.message)}")
         for each in snapshot.steps
         if each.step.kind.is_fence and each.status is Status.FAILED
+    ]
+    if run.state is not RunState.RUNNING:
+        found += [Warned(id="left-fenced", text=_left_fenced(run, source)) for source in measures.left_fenced]
+    found += [
+        Warned(id="not-started", text=f"{source} is in charge again, and nothing was started there: nobody is served.")
+        for source in measures.not_started
     ]
     if run.state is not RunState.FINISHED:
         found.append(
@@ -190,6 +198,14 @@ def _warnings(run: RunRecord, measures: Measures, objectives: Sequence[Objective
     discarded = [each for each, result in preserved if result is not None and not result.kept]
     found += [Warned(id="discarded", text=masked(each.message)) for each in discarded]
     return found
+
+
+def _left_fenced(run: RunRecord, source: str) -> str:
+    how = f"`drengine rollback {run.id}`" if run.mode in FORWARD else f"`drengine run resume {run.id}`"
+    return (
+        f"{source} is in charge, but this run stopped its agent: it serves and ships nothing. {how} releases it; "
+        f"by hand, on {source}: `drengine-agent release`."
+    )
 
 
 def _fencing(snapshot: Snapshot) -> list[Fencing]:

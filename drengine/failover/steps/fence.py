@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -56,6 +57,8 @@ class Fenced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         evidence: ``agent``, ``command``, ``lease``; ``none`` where somebody forced it.
         answer: of the agent.
+        agent: ``fenced``: it has stopped serving and shipping, evidence or not; ``unknown``: it was told, and did not
+            answer; empty: it was not told.
         command: the program that said so.
         lease_seconds: after which silence it fences itself.
         forced_by, tried: who forced it, and what was tried before.
@@ -63,10 +66,19 @@ class Fenced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     evidence: str = ""
     answer: dict[str, Any] = {}
+    agent: str = ""
     command: str = ""
     lease_seconds: float = 0.0
     forced_by: str = ""
     tried: list[str] = []
+
+
+@dataclass(slots=True)
+class _Search:
+    """For evidence: what was tried in vain, and how the agent stands since (see Fenced)."""
+
+    tried: list[str] = field(default_factory=list)
+    agent: str = ""
 
 
 class FenceStep(StepKind[FenceSettings, Fenced]):
@@ -83,32 +95,37 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         return f"fence {source}"
 
     async def act(self, step: PlannedStep[FenceSettings], context: StepContext) -> StepResult[Fenced]:
-        tried: list[str] = []
+        search = _Search()
         for attempt in (self._by_agent, self._by_command, self._by_lease):
-            evidence = await attempt(step, context, tried)
+            evidence = await attempt(step, context, search)
             if evidence is not None:
                 return evidence
-        found = "; ".join(tried)
+        found = "; ".join(search.tried)
         by = context.forced_by
         if by and not step.settings.agent_only:
             message = f"NOT FENCED, forced by {by}: {step.source} may still be writing ({found})"
-            return StepResult(True, message, data=Fenced(evidence="none", forced_by=by, tried=tried))
-        return StepResult(False, f"{step.source} could not be fenced: {found}", UNFENCED.id, retryable=False)
+            forced = Fenced(evidence="none", forced_by=by, tried=search.tried, agent=search.agent)
+            return StepResult(True, message, data=forced)
+        message = f"{step.source} could not be fenced: {found}"
+        return StepResult(
+            False, message, UNFENCED.id, retryable=False, data=Fenced(tried=search.tried, agent=search.agent)
+        )
 
     async def _by_agent(
-        self, step: PlannedStep[FenceSettings], context: StepContext, tried: list[str]
+        self, step: PlannedStep[FenceSettings], context: StepContext, search: _Search
     ) -> StepResult[Fenced] | None:
-        agents = context.site.agents
+        agents, tried = context.site.agents, search.tried
         if not agents.is_online(step.source):
             tried.append("its agent is not connected")
             return None
         generation = declared(step, context).generation
+        search.agent = "unknown"
         try:
             answer = await order_agent(
                 step,
                 context,
                 Verb.FENCE,
-                {"generation": generation},
+                {"generation": generation, "by": context.started_by},
                 generation=generation,
                 timeout_seconds=_patience_seconds(step, context),
             )
@@ -117,13 +134,14 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
                 raise
             tried.append(error.message)
             return None
+        search.agent = "fenced" if answer.ok else ""
         if not answer.ok:
             tried.append(f"its agent refused: {answer.message or answer.code}")
             return None
         if not self._is_cut_off(step, context, answer.result):
             tried.append("its agent has stopped shipping, but does not serve the disks: whoever writes them writes on")
             return None
-        fenced = Fenced(evidence="agent", answer=dict(answer.result))
+        fenced = Fenced(evidence="agent", answer=dict(answer.result), agent=search.agent)
         return StepResult(True, f"the agent of {step.source} has stopped serving and shipping", data=fenced)
 
     def _is_cut_off(self, step: PlannedStep[FenceSettings], context: StepContext, answer: Mapping[str, Any]) -> bool:
@@ -135,23 +153,23 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         return bool(answer.get("cuts_clients", True) or stopped or step.settings.agent_only)
 
     async def _by_command(
-        self, step: PlannedStep[FenceSettings], context: StepContext, tried: list[str]
+        self, step: PlannedStep[FenceSettings], context: StepContext, search: _Search
     ) -> StepResult[Fenced] | None:
         argv = step.settings.command
         if not argv:
-            tried.append("the runbook has no fence command")
+            search.tried.append("the runbook has no fence command")
             return None
         for _ in range(step.settings.command_tries):
             ended = await run_program(argv, step, context, seconds=step.settings.command_seconds)
             if ended.ok:
-                fenced = Fenced(evidence="command", command=argv[0])
+                fenced = Fenced(evidence="command", command=argv[0], agent=search.agent)
                 return StepResult(True, f"{argv[0]} says that {step.source} is off", data=fenced, output=ended.output)
             context.say(ended.message)
-        tried.append(f"{ended.message}: {ended.output[-200:]}".rstrip(": "))
+        search.tried.append(f"{ended.message}: {ended.output[-200:]}".rstrip(": "))
         return None
 
     async def _by_lease(
-        self, step: PlannedStep[FenceSettings], context: StepContext, tried: list[str]
+        self, step: PlannedStep[FenceSettings], context: StepContext, search: _Search
     ) -> StepResult[Fenced] | None:
         """An agent with a lease serves nobody once the broker has carried no report of it for so long; that silence is
         only believed for as long as we saw the broker ourselves.
@@ -159,17 +177,18 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         agents, clock = context.site.agents, context.site.clock
         seconds = _lease_seconds(step.source, context)
         if not 0 < seconds <= LEASE_SECONDS_MAX:
-            tried.append("it does not fence itself")
+            search.tried.append("it does not fence itself")
             return None
         until = clock.monotonic() + seconds * CLOCK_DRIFT + LEASE_MARGIN_SECONDS
         while clock.monotonic() < until:
             age = agents.report_age_seconds(step.source)
             if age is not None and age > seconds * CLOCK_DRIFT:
                 message = f"{step.source} was silent for {age:.1f} s and fences itself after {seconds:g} s"
-                return StepResult(True, message, data=Fenced(evidence="lease", lease_seconds=seconds))
+                fenced = Fenced(evidence="lease", lease_seconds=seconds, agent=search.agent)
+                return StepResult(True, message, data=fenced)
             context.say(f"waiting until {step.source} must have fenced itself")
             await clock.sleep(LOOK_SECONDS)
-        tried.append(f"a silence of {seconds:g} s, after which it fences itself, was not observed")
+        search.tried.append(f"a silence of {seconds:g} s, after which it fences itself, was not observed")
         return None
 
 

@@ -51,7 +51,7 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
             step,
             context,
             Verb.QUIESCE,
-            {"label": str(RunLabel(context.run))},
+            {"label": str(RunLabel(context.run)), "by": context.started_by},
             generation=declared(step, context).generation,
         )
         if not answer.ok:

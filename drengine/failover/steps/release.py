@@ -23,17 +23,20 @@ class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         start: the command that starts its workload there; empty: nothing is started.
         handed: id of the step that handed it back, if the run has one.
+        stopped: its agent was told by the run to stop, or may have been.
     """
 
     start: list[str] = []
     handed: str = ""
+    stopped: bool = False
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
-    """What the source writes now."""
+    """What the source writes now; `started`: something was run that starts its workload."""
 
     generation: int = 0
     branch: int = 0
+    started: bool = True
 
 
 class ReleaseStep(StepKind[ReleaseSettings, Released]):
@@ -49,7 +52,7 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
     by_hand = True
 
     def title(self, source: str, settings: ReleaseSettings) -> str:
-        return f"put {source} in charge again"
+        return f"put {source} in charge again" + ("" if settings.start else "; nothing starts its workload")
 
     async def act(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> StepResult[Released]:
         handed = context.results.get(step.settings.handed)
@@ -68,7 +71,9 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
             if not ended.ok:
                 return StepResult(False, ended.message, ended.code, output=ended.output)
             output = ended.output
-        released = Released(generation=handed.generation, branch=handed.branch)
+        else:
+            message += "; nothing was started there"
+        released = Released(generation=handed.generation, branch=handed.branch, started=bool(argv))
         return StepResult(True, message, data=released, output=output)
 
     async def _release(
@@ -92,9 +97,10 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
         return Branched(generation=info.generation, branch=info.active_branch, changed=False)
 
     def _agent_was_fenced(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> bool:
-        """Whether an agent may have stopped serving because of this run: it answered, or is there to be asked."""
+        """Whether an agent may have stopped serving because of this run: it was told so, or is there to be asked."""
         fenced = context.found(FENCE, step.source)
-        return (fenced is not None and fenced.evidence == "agent") or context.site.agents.is_online(step.source)
+        told = step.settings.stopped or (fenced is not None and fenced.evidence == "agent")
+        return told or context.site.agents.is_online(step.source)
 
 
 RELEASE = ReleaseStep()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine.terminal import main
@@ -17,7 +18,8 @@ from drengine.wire.events import Refuse
 from drengine_agent.cli.main import commands
 from drengine_agent.daemon.client import ask
 from drengine_agent.daemon.operator import OperatorSocket
-from drengine_agent.fencing.fence import Fence, FenceRecord, Standing
+from drengine_agent.fencing.account import how_it_ends, why_it_stands
+from drengine_agent.fencing.fence import Fence, FenceRecord, Standing, fenced_record
 from tests.agent.daemon.test_service import configured, running, write
 from tests.agent.failback.home import at_home, until
 from tests.agent.replica import Replica
@@ -32,6 +34,40 @@ def is_refused(config: Any) -> bool:
     except (DrengineError, OSError):
         return True
     return False
+
+
+async def test_the_status_tells_which_run_fenced_a_source_and_how_it_is_released(tmp_path: Path) -> None:
+    config, replica = configured(tmp_path), Replica()
+    first, second = "20261130T000001-shop-aaaa", "20261130T000002-shop-bbbb"
+    async with running(config, replica) as agent:
+        await until(lambda: replica.points)
+        assert (agent.status()["why"], agent.status()["release"]) == ("", "")
+        await agent.fence(1, "command", run=first, by="ann")
+    async with running(config, replica) as agent:
+        status = agent.status()
+        assert f"run {first}, begun by ann, fenced it" in status["why"]
+        assert f"`drengine rollback {first}`" in status["release"]
+        assert status["hint"] == status["release"], "not that a newer generation exists: none does"
+        assert "`drengine-agent release`" in status["release"]
+        await agent.fence(1, "command", run=second, by="bob")
+        assert (agent.status()["fence_run"], agent.status()["fence_by"]) == (second, "bob")
+        await agent.release(1)
+        assert (agent.status()["why"], agent.status()["fence_run"]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("reason", "why", "release"),
+    [
+        ("operator", "somebody fenced it on this host", "drengine-agent release"),
+        ("stale", "it was failed over", "drengine failback RUNBOOK"),
+        ("lease", "the broker was silent", "drengine-agent release"),
+        ("replaced", "a disk was replaced", "drengine failback RUNBOOK"),
+    ],
+)
+def test_every_reason_to_stand_fenced_is_told_in_words(reason: str, why: str, release: str) -> None:
+    record = fenced_record(3, reason, SystemClock())
+    assert why in why_it_stands(record)
+    assert release in how_it_ends(record)
 
 
 @pytest.mark.fault(45)

@@ -2,90 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from drengine.cli.main import app
-from drengine.model.clock import SystemClock
-from drengine.people.accounts import Accounts
-from drengine.people.door import FILE
 from drengine.process import find_marked
 from drengine.terminal import main
-from tests.persons import EVERYBODY
-from tests.recovery.replica import make
-
-RUNBOOK = """
-version: 1
-name: shop
-sources:
-  shop:
-    launch:
-      driver: command
-      settings: {run: RUN, environment: {WHOSE: PLACE}}
-    FENCE
-waves:
-  - name: all
-    sources: [shop]
-    BEFORE
-"""
-ASK = 'before: [{approval: {prompt: "really?", by: [ann, "role:admin"]}}]'
-
-
-@dataclass
-class Typed:
-    """Commands typed at a prompt."""
-
-    directory: Path
-    capture: Any
-
-    def book(self, *, run: str = "[sleep, '600']", fence: str = "fence: {command: ['true']}", before: str = "") -> str:
-        text = RUNBOOK.replace("RUN", run).replace("FENCE", fence).replace("BEFORE", before)
-        path = self.directory / "shop.yaml"
-        path.write_text(text.replace("PLACE", str(self.directory)))
-        return str(path)
-
-    @contextmanager
-    def acting_as(self, name: str) -> Iterator[None]:
-        """As somebody who has an account; empty: as the user whom the kernel knows."""
-        token = ""
-        if name:
-            accounts = Accounts(self.directory / "state" / FILE, SystemClock())
-            roles = next(each.roles for each in EVERYBODY if each.name == name)
-            token = accounts.issue(accounts.add(name, tuple(roles)).name, 3600)[1]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DRENGINE_TOKEN", token)
-            yield
-
-    def __call__(self, *argv: str) -> tuple[int, str, str]:
-        given = ["--store", str(self.directory / "store"), "--state", str(self.directory / "state")]
-        if argv[0] not in ("runs", "approve", "commit") and argv[:2] != ("run", "show"):
-            given += ["--export", f"unix:{self.directory / 'nbd.sock'}"]
-        code = main(app, [*argv, *given])
-        out, err = self.capture.readouterr()
-        return code, out, err
-
-    def json(self, *argv: str) -> tuple[int, Any]:
-        code, out, err = self(*argv, "--json")
-        return code, json.loads((out or err).strip().splitlines()[-1])
-
-
-@pytest.fixture
-def typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
-    make(tmp_path / "store")
-    yield Typed(tmp_path, capsys)
-    for pid in find_marked("WHOSE", str(tmp_path)):
-        subprocess.run(["kill", "-9", str(pid)], check=False)
+from tests.failover.engine.prompt import ASK, Typed, marked
 
 
 def test_a_drill_that_passes_ends_with_0_and_tells_what_it_measured(typed: Typed) -> None:
@@ -244,11 +172,6 @@ def test_a_killed_command_is_resumed_by_another_once_its_lease_is_over(typed: Ty
     assert (code, told["outcome"]) == (0, "completed")
     assert {step["id"]: step["attempt"] for step in told["steps"]}["promote:shop"] == 1
     assert len(find_marked("WHOSE", str(typed.directory))) >= 1
-
-
-def marked(typed: Typed) -> dict[str, str]:
-    """Everything that is started carries a mark by which it is found in the end."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WHOSE": str(typed.directory)}
 
 
 COMMANDS = ("plan", "drill", "failover", "migrate", "failback", "reprotect", "runs", "approve", "abort", "commit")

@@ -38,6 +38,7 @@ GOING_ON = step("a", on_failure=OnFailure.CONTINUE)
 UNDOING = step("a", on_failure=OnFailure.ROLLBACK)
 FENCE = step("a", KINDS["fence"])
 HAND_BACK = step("h", KINDS["hand-back"])
+RELEASE = step("r", KINDS["release"])
 STOP = step("stop", cleanup=True, cleans="a")
 DROP = step("drop", KINDS["command"], "stop", cleanup=True, cleans="a")
 UNDO = step("undo.a")
@@ -148,6 +149,16 @@ TABLE: dict[str, tuple[Mode, Snapshot, Decision]] = {
         Mode.FAILOVER,
         Snapshot((state(A, D), state(B, P), state(UNDO, P)), rolling_back=True),
         Decision(Action.START, Reason.READY, steps=("undo.a",)),
+    ),
+    "a failback after which nothing was started": (
+        Mode.FAILBACK,
+        Snapshot((state(RELEASE, D, data={"started": False}),)),
+        Decision(Action.FINISH, Reason.NOT_STARTED, outcome=Outcome.HANDED_BACK),
+    ),
+    "a failback whose check shows that somebody serves": (
+        Mode.FAILBACK,
+        Snapshot((state(RELEASE, D, data={"started": False}), state(step("c", KINDS["tcp"], "r"), D))),
+        Decision(Action.FINISH, Reason.ALL_DONE, outcome=Outcome.COMPLETED),
     ),
     "rolled back": (
         Mode.FAILOVER,

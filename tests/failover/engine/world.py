@@ -159,12 +159,12 @@ class SimulatedSource:
         self.serving = False
         self._judge.end(self.name, "source")
 
-    def _fence(self, generation: int) -> dict[str, Any]:
+    def _fence(self, generation: int, by: str = "") -> dict[str, Any]:
         self._stop_serving()
         self.fenced = True
         return {"generation": generation, "cuts_clients": self.cuts_clients}
 
-    def _quiesce(self, label: str) -> dict[str, Any]:
+    def _quiesce(self, label: str, by: str = "") -> dict[str, Any]:
         self._stop_serving()
         point = self.ship(label)
         assert point is not None
@@ -386,11 +386,14 @@ def runbook(
     before: list[Step] | None = None,
     then: list[Step] | None = None,
     waves: list[Wave] | None = None,
+    start: list[str] | None = None,
     **launch: Any,
 ) -> Runbook:
     sources = {
         name: Source(
-            launch=Launch(driver="simulated", **launch), fence=Fence(command=fence, retries=0) if fence else None
+            launch=Launch(driver="simulated", **launch),
+            fence=Fence(command=fence, retries=0) if fence else None,
+            start=["true"] if start is None else start,
         )
         for name in names or ("shop",)
     }
