@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drengine.cli.carrying import ask, carry_out
+from drengine.cli.carrying import ask, carry_out, runbook_place
 from drengine.cli.run_options import ForceOption, NoteOption, OrderOptions, RequestOptions, RunArgument, RunOptions
 from drengine.failover.run import Outcome
 from drengine.terminal import emit_json, note
@@ -107,13 +107,16 @@ def resume(
     done: Annotated[
         str, typer.Option("--done", help="A failed step that you did by hand: release, stop-workload, command, dns.")
     ] = "",
+    runbook: Annotated[
+        str, typer.Option("--runbook", help="Go on by a changed runbook, a file or a name; what is done stays done.")
+    ] = "",
     *,
     options: RunOptions,
 ) -> None:
     """Go on with a run that was interrupted, or try again what failed in one that stopped."""
     carry_out(
         options,
-        lambda orders: orders.resume(run, force=force, done=done),
+        lambda orders: orders.resume(run, force=force, done=done, runbook=runbook_place(runbook)),
         wait=options.wait,
         patient=True,
     )

@@ -264,7 +264,8 @@ async def abort(orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId
 @router.post("/runs/{run}/resume")
 async def resume(orchestrator: AnOrchestrator, orders: TheOrders, run: take.RunId, body: take.Resume) -> give.RunDetail:
     """Go on with a run that stopped or was left."""
-    return await _ordered(orchestrator, orders, lambda: orders.resume(run, force=body.force, done=body.done))
+    given = body.model_dump(exclude={"note"})
+    return await _ordered(orchestrator, orders, lambda: orders.resume(run, **given))
 
 
 @router.post("/runs/{run}/rollback")

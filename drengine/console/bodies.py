@@ -55,6 +55,9 @@ class Resume(Ask):
 
     force: bool = Field(False, description="Go on although a source can't be fenced.")
     done: str = Field("", max_length=200, description="A failed step's id that was done by hand.")
+    runbook: str = Field(
+        "", pattern=f"^$|{NAME_PATTERN}", description="A changed runbook that is kept; done stays done."
+    )
 
 
 class Rollback(Ask):

@@ -171,9 +171,9 @@ class RemoteOrders:
         """End a run where it is."""
         return self._order(id, "abort", note=note)
 
-    def resume(self, id: str, *, force: bool = False, done: str = "") -> RunRecord:
-        """Go on with a run."""
-        return self._order(id, "resume", force=force, done=done)
+    def resume(self, id: str, *, force: bool = False, done: str = "", runbook: Path | str = "") -> RunRecord:
+        """Go on with a run; a changed runbook that is given as a file is kept first."""
+        return self._order(id, "resume", force=force, done=done, runbook=self._kept(runbook) if runbook else "")
 
     def rollback(self, id: str, *, yes: bool = False, note: str = "") -> RunRecord:
         """Undo everything that a run did."""

@@ -55,8 +55,10 @@ from drengine.failover.plan import can_roll_back
 from drengine.failover.preview import Loss, losses, preview
 from drengine.failover.reading.reader import Examined, RunbookError, examine
 from drengine.failover.registry.errors import LEASE_HELD
+from drengine.failover.replan import replan
 from drengine.failover.run import (
     COMMITTED,
+    Event,
     JournalEntry,
     Outcome,
     Request,
@@ -68,8 +70,9 @@ from drengine.failover.run import (
 )
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode, Runbook
-from drengine.failover.snapshot import Snapshot, StepState
+from drengine.failover.snapshot import REPLANNED, Snapshot, StepState, plan_payload
 from drengine.failover.steps.approval import APPROVAL
+from drengine.failover.steps.declare import check_secrets
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
 from drengine.model.errors import DrengineError
@@ -216,17 +219,18 @@ class Orders:
 
     @_of_run
     @_told_if_refused("run.resume")
-    def resume(self, id: str, *, force: bool = False, done: str = "") -> RunRecord:
+    def resume(self, id: str, *, force: bool = False, done: str = "", runbook: Path | str = "") -> RunRecord:
         """Go on with a run: one that stopped tries again what failed.
 
         Args:
             id: of the run.
             force: go on without fencing.
             done: id of a failed step that was done by hand.
+            runbook: a changed one, its file or its name; what is done stays done.
 
         Raises:
             DrengineError: NOT_PERMITTED, UNKNOWN_RUN; RUN_STATE when it is finished, or the step is none that could be
-                done by hand; APPROVAL_NEEDED.
+                done by hand; APPROVAL_NEEDED; BAD_RUNBOOK, RUNBOOK_UNFIT.
         """
         run, snapshot = self._look_as(id)
         if run.state is RunState.FINISHED:
@@ -243,9 +247,38 @@ class Orders:
             if not may_force(self.who.name, force_by, snapshot.approvals):
                 message = f"run {id} is not forced before somebody else has approved it: {' or '.join(force_by)}"
                 raise DrengineError(APPROVAL_NEEDED, message)
+        if runbook:
+            run = self._replan(run, runbook)
         if run.state is RunState.STOPPED:
             self.engine.registry.request(id, RequestKind.RESUME, done, self.who, FORCE if force else "")
         return run
+
+    def _replan(self, run: RunRecord, runbook: Path | str) -> RunRecord:
+        """Give a stopped run a changed runbook; see `replan`. Who did is kept before anything changes."""
+        registry, id = self.engine.registry, run.id
+        if run.state is not RunState.STOPPED:
+            raise DrengineError(
+                RUN_STATE, f"run {id} is {run.state.value}: only one that stopped takes a changed runbook"
+            )
+        book, text = self.engine.read_runbook(runbook)
+        if isinstance(runbook, Path) and not self._is_kept(book, text):
+            permit(self.who, Action.WRITE_RUNBOOKS)
+        examined = self._examined(text)
+        if examined.runbook is None:
+            raise RunbookError(str(runbook), examined.findings)
+        check_secrets(book)
+        lease = registry.acquire_lease(run_lease(id), self.engine.owner, self.engine.config.lease)
+        try:
+            run, snapshot, _ = self.engine.look(id)  # nobody goes on with it now
+            steps = replan(run, book, snapshot)
+            version = registry.save_runbook(book.name, text)
+            registry.request(id, RequestKind.REPLAN, "", self.who, f"runbook {version}, before it {run.version}")
+            payload = plan_payload(steps, REPLANNED, by=self.who.name, version=version, formerly=run.version)
+            entry = JournalEntry("", Event.DECISION, 0, self.engine.site.clock.now_ns(), payload)
+            registry.replan_run(id, token=lease.token, version=version, entry=entry)
+        finally:
+            registry.release_lease(lease)
+        return registry.run(id)
 
     @_of_run
     @_told_if_refused("run.rollback")

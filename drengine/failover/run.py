@@ -82,6 +82,8 @@ class RequestKind(enum.StrEnum):
     COMMIT = "commit"
     ROLLBACK = "rollback"
     RESUME = "resume"
+    REPLAN = "replan"
+    """Go on by a changed runbook; its version is in the note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class RunRecord:
 
     Attributes:
         id: ``20261123T081500-shop-4f2a``: sorts by time, names the runbook, unique.
-        version: content hash of the runbook that it began with, and keeps.
+        version: content hash of the runbook that it carries out; the journal tells when it was given another.
         sources: what it holds while it is unfinished.
         options: JSON values; `failover.options.RunOptions` are those of this release.
         reason: code of the last decision: why it waits, stopped or ended.

@@ -114,6 +114,7 @@ PLANNED = "planned"
 ROLLBACK = "rollback"
 ABORT = "abort"
 RESUMED = "resumed"
+REPLANNED = "replanned"
 STOPPED = "stopped"
 FINISHED = "finished"
 """What `decision` entries say, under the key ``decision``."""
@@ -150,6 +151,8 @@ def observe(
                 rolling_back = what == ROLLBACK
                 states |= {step.id: StepState(step) for step in steps_of(entry, kinds)}
                 handled = entry.payload.get("request", handled)
+            case "replanned":
+                states = {step.id: _replanned(states.get(step.id), step) for step in steps_of(entry, kinds)}
             case "abort":
                 ending = Outcome.ABORTED
                 handled = entry.payload.get("request", handled)
@@ -228,6 +231,17 @@ def _after(state: StepState, entry: JournalEntry) -> StepState:
         retry_ns = entry.at_ns + int(state.step.every_seconds * 1e9)
         return replace(ended, status=Status.RETRY, tries=tries, retry_ns=retry_ns)
     return replace(ended, status=Status.FAILED, tries=tries)
+
+
+def _replanned(known: StepState | None, step: PlannedStep[Any]) -> StepState:
+    """A step of a changed plan: done if it was, otherwise to be tried as what it is now. Tries are counted on, so that
+    no command to an agent bears the id of an earlier one.
+    """
+    if known is None:
+        return StepState(step)
+    if known.status in (Status.DONE, Status.SKIPPED):
+        return replace(known, step=step)
+    return StepState(step, attempt=known.attempt, began_ns=known.began_ns)
 
 
 def _again(state: StepState) -> StepState:

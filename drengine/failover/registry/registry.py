@@ -238,6 +238,18 @@ class Registry:
         except IntegrityError as error:
             raise self._active(id, sources) from error
 
+    def replan_run(self, id: str, *, token: int, version: str, entry: JournalEntry) -> None:
+        """Give a run another version of its runbook, and its journal the plan that follows from it: both or neither.
+
+        Raises:
+            DrengineError: LEASE_LOST, UNKNOWN_RUN.
+        """
+        with self._database.writing() as connection:
+            leases.check_token(connection, run_lease(id), token)
+            _find(connection, id)
+            _change_run(connection, id, {"version": version})
+            _append(connection, id, entry)
+
     def leave_run(
         self,
         lease: Lease,

@@ -24,7 +24,7 @@ from drengine.failover.report.values import (
     StepReport,
     Warned,
 )
-from drengine.failover.run import Event, JournalEntry, Outcome, Request, RunRecord, RunState, Status
+from drengine.failover.run import Event, JournalEntry, Outcome, Request, RequestKind, RunRecord, RunState, Status
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, StepState, observe
 from drengine.failover.steps.choose_point import ChosenPoint
@@ -81,7 +81,7 @@ def make_report(
         description=masked(book.description),
         verdict=_verdict(run, objectives),
         good=good,
-        warnings=_warnings(run, measures, objectives, snapshot),
+        warnings=_warnings(run, measures, objectives, snapshot, requests),
         state=run.state.value,
         outcome=run.outcome.value,
         reason=run.reason,
@@ -161,7 +161,13 @@ def _verdict(run: RunRecord, objectives: Sequence[Objective]) -> str:
     return f"{what} of {run.runbook} {ended}" + (f"; {' and '.join(missed)} missed" if missed else "")
 
 
-def _warnings(run: RunRecord, measures: Measures, objectives: Sequence[Objective], snapshot: Snapshot) -> list[Warned]:
+def _warnings(
+    run: RunRecord,
+    measures: Measures,
+    objectives: Sequence[Objective],
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+) -> list[Warned]:
     found = [
         Warned(id="not-fenced", text=f"NOT FENCED: {source} may still have been writing; going on was forced.")
         for source in measures.unfenced
@@ -176,6 +182,11 @@ def _warnings(run: RunRecord, measures: Measures, objectives: Sequence[Objective
     found += [
         Warned(id="not-started", text=f"{source} is in charge again, and nothing was started there: nobody is served.")
         for source in measures.not_started
+    ]
+    found += [
+        Warned(id="replanned", text=f"While it was stopped, {each.by} gave the run a changed runbook.")
+        for each in requests
+        if each.kind is RequestKind.REPLAN
     ]
     if run.state is not RunState.FINISHED:
         found.append(

@@ -64,7 +64,7 @@ class DeclareStep(StepKind[DeclareSettings, Declared]):
         return f"declare {', '.join(settings.sources)}"
 
     async def act(self, step: PlannedStep[DeclareSettings], context: StepContext) -> StepResult[Declared]:
-        await in_thread(lambda: _check_secrets(context.runbook))
+        await in_thread(lambda: check_secrets(context.runbook))
         facts = await in_thread(lambda: {source: _facts(source, context) for source in step.settings.sources})
         listed = ", ".join(f"{source} at generation {each.generation}" for source, each in facts.items())
         declared = Declared(declared_ns=context.site.clock.now_ns(), sources=facts)
@@ -158,7 +158,7 @@ def _origin(branches: Mapping[int, BranchInfo], active: BranchInfo, generation: 
     return own[0] if own else active.parent
 
 
-def _check_secrets(runbook: Runbook) -> None:
+def check_secrets(runbook: Runbook) -> None:
     """What a runbook refers to is there before anything is fenced.
 
     Raises:
