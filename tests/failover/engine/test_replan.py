@@ -67,7 +67,7 @@ def test_what_earlier_settings_launched_is_stopped_before_it_is_launched_by_othe
     [
         (("sleep, '600'", "sleep, '700'"), 168, "step launch:shop is done, and would have another settings"),
         (("name: shop", "name: bank"), 168, "the run is of runbook 'shop', this one is 'bank'"),
-        (("waves:", "wavess:"), 103, "unknown-key"),
+        (("waves:", "wavess:"), 103, "'waves' is missing"),
         (("driver: command", "driver: nothing"), 103, "unknown-driver"),
         (("then:", "before: [{command: ['true']}]\n    then:"), 168, "all.before.1 would come before fence:shop"),
     ],
