@@ -365,12 +365,14 @@ class Reception:
     def _open_writer(self, hello: Hello) -> BranchWriter:
         if hello.purpose is Purpose.PRESERVE:
             return self._open_divergent(hello)
-        if not 0 < hello.generation < OFFSET_MAX:
+        if not 0 <= hello.generation < OFFSET_MAX:
             raise DrengineError(STORE_BEHIND, f"{hello.generation} is no generation of {hello.source!r}")
         info: SourceInfo = self.store.ensure_source(
-            hello.source, generation=hello.generation, sources_max=self.sources_max
+            hello.source, generation=hello.generation or 1, sources_max=self.sources_max
         )
-        if hello.generation != info.generation:
+        if not hello.generation:
+            self._require_sources_own(info)
+        elif hello.generation != info.generation:
             behind = hello.generation > info.generation
             raise DrengineError(
                 STORE_BEHIND if behind else FENCED,
@@ -382,6 +384,19 @@ class Reception:
             log.warning("the store is used again after a failure of its disk", extra=found)
             self._suspect.discard(hello.source)
         return self.store.writer(hello.source, generation=info.generation, branch=info.active_branch)
+
+    def _require_sources_own(self, info: SourceInfo) -> None:
+        """An agent that does not know its generation, because its state is lost, goes on where the source is in charge.
+
+        Raises:
+            DrengineError: FENCED, somebody else writes the active branch.
+        """
+        active = next(each for each in self.store.branches(info.name) if each.number == info.active_branch)
+        if not active.is_sources_own:
+            raise DrengineError(FENCED, f"{info.name!r} was failed over; the store is at generation {info.generation}")
+        if info.generation > 1:
+            found = {"source": info.name, "generation": info.generation}
+            log.warning("an agent whose state is lost is told its generation: the source is in charge", extra=found)
 
     def _open_divergent(self, hello: Hello) -> BranchWriter:
         branches = self.store.branches(hello.source)

@@ -225,7 +225,11 @@ LAYOUTS: dict[FrameType, Layout] = {
             Field("abilities", f.ABILITIES, "what the agent can do; unknown ones are passed over"),
             Field("source", f.NAME, "name of the source server"),
             Field("instance", f.raw(16), "random, made at each start of the agent"),
-            Field("generation", f.U64, "that the agent believes to be current; of the branch, to preserve"),
+            Field(
+                "generation",
+                f.U64,
+                "that the agent believes to be current, 0: not known; of the branch, to preserve",
+            ),
             Field("errand", f.ERRAND, "what the session is for, unless to replicate"),
         ),
         (

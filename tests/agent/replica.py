@@ -131,7 +131,7 @@ class ReplicaStream:
                     return [replica.refuse]
                 return [
                     Welcome(
-                        1, event.abilities, bytes(16), event.generation, state.sequence, state.mark,
+                        1, event.abilities, bytes(16), event.generation or 1, state.sequence, state.mark,
                         replica.credit_bytes, 1 << 20, state.geometry,
                     )
                 ]  # fmt: skip

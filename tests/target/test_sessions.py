@@ -76,6 +76,33 @@ async def test_a_generation_that_is_not_the_stores_is_fenced(tmp_path: Path) -> 
         assert behind.value.retryable, "an older copy of a store stops no source for good"
 
 
+@pytest.mark.parametrize(
+    ("label", "admitted"), [("run:r1:back", True), ("run:r1", False), ("", False), ("run:r1:back:x", False)]
+)
+async def test_an_agent_that_lost_its_state_goes_on_only_where_the_source_is_in_charge(
+    tmp_path: Path, label: str, admitted: bool
+) -> None:
+    """It says generation 0. The store knows whether the active branch is the source's own or a recovered side's."""
+    async with running(tmp_path / "store") as site:
+        agent = await site.join(generation=0)
+        assert agent.welcome.generation == 1, "of a new source nothing can be stale"
+        await agent.acknowledged(await agent.declare())
+        await agent.acknowledged(await agent.cut())
+        await agent.close()
+        await site.left("shop")
+        agent = await site.join(generation=0)
+        assert agent.welcome.generation == 1, "it was never failed over"
+        await agent.close()
+        await site.left("shop")
+        point = site.store.find_point("shop", PointSelector())
+        site.store.promote(point, expected_generation=1, label=label)
+        if admitted:
+            assert (await site.join(generation=0)).welcome.generation == 2
+        else:
+            with pytest.raises(Refused, match="fenced"):
+                await site.join(generation=0)
+
+
 @pytest.mark.fault(44)
 async def test_a_promotion_while_data_flows_refuses_the_old_generations_tail(tmp_path: Path) -> None:
     async with running(tmp_path / "store") as site:

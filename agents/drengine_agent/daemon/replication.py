@@ -96,6 +96,7 @@ class Replication:
         self._directory = directory
         self._state = directory.load()
         self._attempts = Attempts()
+        self._assumed = 0
         self._attempting: asyncio.Task[None] | None = None
         self._nudged = asyncio.Event()
         self._stop = asyncio.Event()
@@ -144,7 +145,7 @@ class Replication:
 
     @property
     def generation(self) -> int:
-        """That this source ships under."""
+        """That this source ships under; 0 while it is not known."""
         return self._state.generation
 
     @property
@@ -307,6 +308,8 @@ class Replication:
         try:
             await self._replicate()
         except SessionEnded as ended:
+            if not self.generation and "store-behind" in str(ended):
+                self._assumed = 1  # a target of an older version: it can't tell
             if ended.reason == "fenced":
                 await self._stand_down(str(ended))
             elif ended.retryable:
@@ -330,7 +333,9 @@ class Replication:
     async def _replicate(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.capture.check)
         capture = self.capture
-        session = await self.uplink.open(self.uplink.hello(self.generation))
+        session = await self.uplink.open(self.uplink.hello(self.generation or self._assumed))
+        if not self.generation and session.stream.is_proved:
+            await asyncio.to_thread(self.take_generation, session.welcome.generation, 0)
         sender = Sender(session, self._clock, self.traffic, self._acknowledged)
         capture.admit()
         try:

@@ -1,7 +1,8 @@
 """What the agent remembers between two runs: small facts in one file, replaced whole.
 
 None of it is needed for correctness. If it is lost, volumes get numbers by their order (and are checked against what
-the target knows), and a target that lost data is noticed a little less well.
+the target knows), the target tells under which generation the source ships, if it is in charge, and a target that lost
+data is noticed a little less well.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class AgentState(msgspec.Struct):
         acknowledged_sequence: a stream position that the target had acknowledged.
         represented_ns: wall clock of the moment that the newest durable point showed; 0: never.
         paused: an operator paused replication.
-        generation: the one that this source ships under; a store that has a newer one refuses it.
+        generation: the one that this source ships under; a store that has a newer one refuses it. 0: not known, which
+            the target tells where the source is in charge.
         tracked_boot: the boot in which the kernel began to track the volumes; empty if it never did.
         branch: that this generation writes at the target, as far as it was told.
     """
@@ -58,7 +60,7 @@ class AgentState(msgspec.Struct):
     acknowledged_sequence: int = 0
     represented_ns: int = 0
     paused: bool = False
-    generation: int = 1
+    generation: int = 0
     branch: int = 1
     tracked_boot: str = ""
 

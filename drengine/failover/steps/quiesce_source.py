@@ -56,7 +56,8 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
         )
         if not answer.ok:
             return refused(answer)
-        id = str(answer.result.get("point", ""))
+        # The agent may not know its branch: its state was lost, or it has had no session under this generation yet.
+        id = f"{declared(step, context).branch}-{answer.result.get('sequence', 0)}"
         point = await in_thread(lambda: point_with_id(context.site.store, step.source, id))
         if point is None:
             return StepResult(False, f"the agent's last point {id!r} is not in the store", RUN_STATE.id)

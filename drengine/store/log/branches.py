@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
 from drengine.store.leases import lock_branch
 from drengine.store.log.grants import take_branch
 from drengine.store.rebuild.manifest import write_manifest
+
+_HANDED_BACK = re.compile(r"run:[^:]+:back")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,11 @@ class BranchInfo:
     closed: bool
     durable_sequence: int
     active: bool
+
+    @property
+    def is_sources_own(self) -> bool:
+        """Whether the source's own disks write it: its trunk, or what a run handed back to it (failover/labels.py)."""
+        return self.role == "trunk" or (self.role == "promoted" and _HANDED_BACK.fullmatch(self.label) is not None)
 
 
 class Branches:

@@ -12,6 +12,7 @@ import pytest
 
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.model.points import PointSelector
 from drengine.nbd.client import NbdClient
 from drengine.terminal import main
 from drengine.wire.events import Refuse
@@ -205,6 +206,31 @@ async def test_a_target_restored_from_an_older_copy_fences_nobody(tmp_path: Path
         await until(lambda: "store-behind" in str(detail.status()["detail"]))
         assert not detail.is_fenced
         await home.write(0, b"production goes on")
+
+
+@pytest.mark.parametrize("lost", ["removed", "damaged"])
+@pytest.mark.parametrize("rightful", [True, False])
+async def test_a_lost_state_fences_nobody_who_is_in_charge_and_brings_nobody_back(
+    tmp_path: Path, rightful: bool, lost: str
+) -> None:
+    async with at_home(tmp_path) as home:
+        await home.caught_up()
+        await home.stop()
+        point = home.store.find_point("shop", PointSelector())
+        home.store.promote(point, expected_generation=1, label="run:r1:back" if rightful else "run:r1")
+        for name in ("state.json", "fence.json"):
+            (tmp_path / "state" / name).unlink(missing_ok=True)
+        if lost == "damaged":
+            (tmp_path / "state" / "state.json").write_bytes(b"{")
+        agent = home.start()
+        if rightful:
+            await until(lambda: agent.generation == 2 and agent.pipeline is not None)
+            await home.write(0, b"it goes on")
+            await home.caught_up()
+            assert not agent.is_fenced
+        else:
+            await until(lambda: agent.is_fenced)
+            assert is_refused(home.config)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"standing":"on-holiday"}', b"\xff" * 100])

@@ -38,6 +38,7 @@ name: shop
 sources:
   shop:
     launch: {driver: simulated, settings: {say: "SAY"}}
+    start: ["true"]
 waves:
   - name: all
     sources: [shop]
