@@ -1,4 +1,4 @@
-"""How a run may end or be refused, as kinds with exit codes 106 to 112 and 240 to 242. 0 means: completed."""
+"""How a run may end or be refused, as kinds with exit codes 106 to 112 and 220 to 222. 0 means: completed."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ WOULD_LOSE = error_kind(
 )
 FAILED_OVER_ALREADY = error_kind(
     "failed-over-already",
-    240,
+    220,
     "The runbook's sources run here already: another failover would stop what runs and start it again.",
     "`drengine failback RUNBOOK` leads home. If you mean to fail over once more: the same command with --again.",
 )
 NOT_STARTED = error_kind(
     "not-started",
-    241,
+    221,
     "The sources are in charge again, and nothing was started there.",
     "Start their workloads now. Next time the run does it: give each source `services` or `start`.",
 )
 RUNBOOK_UNFIT = error_kind(
     "runbook-unfit",
-    242,
+    222,
     "The changed runbook does not fit what the run has done already.",
     "Leave what is done as it was, or `drengine rollback RUN` and begin a new run.",
 )

@@ -65,11 +65,11 @@ def test_what_earlier_settings_launched_is_stopped_before_it_is_launched_by_othe
 @pytest.mark.parametrize(
     ("change", "exit_code", "said"),
     [
-        (("sleep, '600'", "sleep, '700'"), 242, "step launch:shop is done, and would have another settings"),
-        (("name: shop", "name: bank"), 242, "the run is of runbook 'shop', this one is 'bank'"),
+        (("sleep, '600'", "sleep, '700'"), 222, "step launch:shop is done, and would have another settings"),
+        (("name: shop", "name: bank"), 222, "the run is of runbook 'shop', this one is 'bank'"),
         (("waves:", "wavess:"), 103, "'waves' is missing"),
         (("driver: command", "driver: nothing"), 103, "unknown-driver"),
-        (("then:", "before: [{command: ['true']}]\n    then:"), 242, "all.before.1 would come before fence:shop"),
+        (("then:", "before: [{command: ['true']}]\n    then:"), 222, "all.before.1 would come before fence:shop"),
     ],
     ids=["a launch that is done", "another runbook", "no runbook", "no driver", "a gate behind the fence"],
 )

@@ -161,8 +161,8 @@ def test_a_second_failover_of_what_runs_here_asks(typed: Typed) -> None:
     first = typed.json("failover", place)[1]["run"]
     (workload,) = find_marked("WHOSE", str(typed.directory))
     code, told = typed.json("failover", place)
-    assert (code, told["error"], first in told["message"]) == (240, "failed-over-already", True)
-    for answer, expected in (("n", 240), ("", 240)):
+    assert (code, told["error"], first in told["message"]) == (220, "failed-over-already", True)
+    for answer, expected in (("n", 220), ("", 220)):
         code, shown = at_terminal(typed, "failover", place, answer=answer or "no")
         assert (code, "[y/N]" in shown) == (expected, True), shown
     assert find_marked("WHOSE", str(typed.directory)) == [workload], "nothing was stopped"
