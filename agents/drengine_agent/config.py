@@ -64,7 +64,7 @@ def _site_settings(names: tuple[str, ...]) -> None:
 class TlsOptions:
     """[tls]"""
 
-    certificate: Path | None = option(PATH, default=None, help="PEM file with this agent's certificate and its chain.")
+    certificate: Path | None = option(PATH, default=None, help="PEM file with this host's certificate and its chain.")
     key: Path | None = option(PATH, default=None, help="PEM file with its key.")
     ca: Path | None = option(PATH, default=None, help="PEM file with the CA that signs targets.")
     crl: Path | None = option(

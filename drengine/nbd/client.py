@@ -26,6 +26,8 @@ NBD_CLIENT = error_kind(
 )
 
 DEFAULT_PORT = 10809
+CERTIFICATE_NAMES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
+"""What libnbd calls a client's files, in a folder that its URI names."""
 _INIT = b"NBDMAGIC"
 _OPTION = b"IHAVEOPT"
 _OPTION_REPLY = 0x3E889045565A9
@@ -47,7 +49,7 @@ class NbdAddress:
         place: a unix socket's path, or host and port.
         export: name.
         tls: the scheme asks for TLS.
-        certificates: directory of ca-cert.pem, client-cert.pem and client-key.pem, as libnbd names them.
+        certificates: directory of CERTIFICATE_NAMES.
     """
 
     place: str | tuple[str, int]
@@ -88,8 +90,9 @@ class NbdAddress:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = not isinstance(self.place, str)
         try:
-            context.load_verify_locations(cafile=folder / "ca-cert.pem")
-            context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
+            ca, certificate, key = (folder / name for name in CERTIFICATE_NAMES)
+            context.load_verify_locations(cafile=ca)
+            context.load_cert_chain(certificate, key)
         except (OSError, ValueError) as error:
             raise DrengineError(NBD_CLIENT, f"the certificates in {folder} can't be used: {error}") from error
         return context

@@ -17,6 +17,7 @@ from drengine.transport.errors import BAD_TLS_FILES
 from drengine.transport.files import TlsFiles
 from drengine_agent.cli.main import commands as agent_app
 from drengine_agent.config import AgentConfig, load_config
+from drengine_agent.standby.config import load_standby_config
 from tests.transport.certificates import Authority
 
 
@@ -34,6 +35,27 @@ def test_the_agents_example_is_a_file_that_loads(tmp_path: Path, capsys: pytest.
     path.write_text(capsys.readouterr().out)
     assert load_config(path).source == "shop"
     assert main(agent_app, ["check-config", "--config", str(path)]) == 0
+
+
+def test_a_recovery_hosts_example_is_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(agent_app, ["standby", "example-config"]) == 0
+    path = tmp_path / "standby.toml"
+    path.write_text(capsys.readouterr().out)
+    assert load_standby_config(path).name == "recovery-1"
+    assert main(agent_app, ["standby", "check-config", "--config", str(path)]) == 0
+    path.write_text(path.read_text().replace("address =", "# address ="))
+    assert main(agent_app, ["standby", "check-config", "--config", str(path)]) == 50
+    assert "control.address" in capsys.readouterr().err
+
+
+def test_a_recovery_host_says_which_programs_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("drengine_agent.standby.programs._PATH", str(tmp_path))
+    path = tmp_path / "standby.toml"
+    path.write_text(STANDBY + '[control]\naddress = "127.0.0.1:1"\n')
+    assert main(agent_app, ["standby", "check-config", "--config", str(path), "--json"]) == 0
+    assert "apt install libnbd-bin" in json.loads(capsys.readouterr().out)["missing"]["nbdfuse"]
 
 
 @pytest.mark.parametrize("cls", [TargetConfig, AgentConfig])
@@ -83,16 +105,27 @@ target = "127.0.0.1:7440"
 name = "data"
 path = "/dev/vdb"
 """
+CHECK_STANDBY = ["standby", "check-config", "--config"]
+STANDBY = 'name = "recovery-1"\n'
 PROGRAMS = {
     "target": (app, ["target", "check-config"], 'store = "/x"\n', "tls"),
     "agent": (agent_app, ["check-config", "--config"], AGENT, "tls"),
     "agent's broker": (agent_app, ["check-config", "--config"], AGENT, "control"),
+    "standby": (agent_app, CHECK_STANDBY, f'{STANDBY}control.address = "127.0.0.1:1883"\n', "tls"),
+    "standby's broker": (agent_app, CHECK_STANDBY, f'{STANDBY}[control]\naddress = "127.0.0.1:1883"\n', ""),
     "orchestrator": (app, ["orchestrator", "check-config"], 'store = "/x"\nstate = "/y"\n', "broker"),
 }
 
 
+def headed(name: str) -> str:
+    """Nothing for the section that the text ends with."""
+    return f"[{name}]\n" if name else ""
+
+
 def section(name: str, files: TlsFiles) -> str:
-    return f'[{name}]\ncertificate = "{files.certificate}"\nkey = "{files.key}"\nca = "{files.ca}"\n'
+    return (
+        f'{f"[{name}]" if name else ""}\ncertificate = "{files.certificate}"\nkey = "{files.key}"\nca = "{files.ca}"\n'
+    )
 
 
 @pytest.mark.fault(75)
@@ -147,9 +180,9 @@ def test_certificate_key_and_ca_are_asked_for_together(
 ) -> None:
     cli, command, text, name = PROGRAMS[program]
     path = tmp_path / "config.toml"
-    path.write_text(f'{text}[{name}]\nkey = "/k"\n')
+    path.write_text(f'{text}{headed(name)}key = "/k"\n')
     assert main(cli, [*command, str(path)]) == 50
-    assert f"[{name}] needs certificate, key and ca together" in capsys.readouterr().err
+    assert f"[{name or 'control'}] needs certificate, key and ca together" in capsys.readouterr().err
 
 
 def test_an_endless_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

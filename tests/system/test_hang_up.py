@@ -46,7 +46,7 @@ def test_a_recovery_host_goes_on(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "drengine_agent", "standby", "--config", str(config)],
+            [sys.executable, "-m", "drengine_agent", "standby", "run", "--config", str(config)],
             stdout=output,
             stderr=output,
             env=environment(),

@@ -84,7 +84,10 @@ path = "{device}"
 STANDBY = """name = "recovery-1"
 state_directory = "{folder}/standby"
 data_networks = ["{services}/32"]
-tls_directory = "{tls}/nbd"
+[tls]
+certificate = "{tls}/recovery-1/certificate.pem"
+key = "{tls}/recovery-1/key.pem"
+ca = "{tls}/recovery-1/ca.pem"
 [control]
 address = "{services}:8883"
 certificate = "{tls}/recovery-1/certificate.pem"
@@ -185,9 +188,6 @@ def write_files(hosts: Hosts, device: str) -> None:
         words = [word for host in reached for word in ("--host", host)]
         hosts.drengine("ca", "issue", party, *words, "--ca", "ca", "--to", str(tls / Path(party).name))
     hosts.drengine("keys", "generate", "store.key")
-    (tls / "nbd").mkdir()
-    for there, here in (("ca", "ca-cert"), ("certificate", "client-cert"), ("key", "client-key")):
-        (tls / "nbd" / f"{here}.pem").write_bytes((tls / "recovery-1" / f"{there}.pem").read_bytes())
     values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device}
     for name, text in (("target", TARGET), ("agent", AGENT), ("standby", STANDBY), ("orchestrator", ORCHESTRATOR)):
         (folder / f"{name}.toml").write_text(text.format(**values))
@@ -301,7 +301,7 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
         hosts.start("outpost", "mosquitto", broker, "-c", str(place / "mosquitto.conf"))
         hosts.drengine("target", "init", "--config", "target.toml")
         hosts.python("outpost", "target", "drengine.cli.main", "target", "run", "--config", "target.toml")
-        hosts.python("recovery", "standby", "drengine_agent", "standby", "--config", "standby.toml")
+        hosts.python("recovery", "standby", "drengine_agent", "standby", "run", "--config", "standby.toml")
         hosts.python("source", "agent", "drengine_agent", "run", "--config", "agent.toml")
         hosts.python("source", "boot", "tests.system.shop", "start", str(hosts.home), str(PORT))
         until(lambda: hosts.audit("source", "127.0.0.1"), "the shop opens")

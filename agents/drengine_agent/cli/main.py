@@ -67,9 +67,23 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine_agent.cli.enrol",
         "Get a certificate for this source or recovery host by a token; the key is made here and stays here.",
     ),
-    "standby": Command(
-        "drengine_agent.cli.standby",
-        "Be a recovery host, in the foreground, until SIGTERM: attach, mount and start workloads when told to.",
+    "standby": Group(
+        "This machine as a recovery host: attach, mount and start workloads when told to.",
+        {
+            "run": Command(
+                "drengine_agent.cli.standby.run",
+                "Be a recovery host, in the foreground, until SIGTERM: attach, mount and start workloads when told to.",
+            ),
+            "check-config": Command(
+                "drengine_agent.cli.standby.config",
+                "Read the configuration and its certificates and say whether they are right. Nothing is opened or "
+                "changed.",
+            ),
+            "example-config": Command(
+                "drengine_agent.cli.standby.config",
+                "Print a configuration file with every option, its meaning and its default.",
+            ),
+        },
     ),
     "check-config": Command(
         "drengine_agent.cli.check_config",

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from drengine.config import BAD_CONFIG, NETWORKS, PATH, TEXT, choice, load, option, section
+from drengine.config import ADDRESS, NETWORKS, PATH, TEXT, Address, choice, load, option, section
 from drengine.control.config import BrokerOptions
 from drengine.control.topics import check_party_name
-from drengine.model.errors import DrengineError
+from drengine_agent.config import TlsOptions
 from drengine_agent.standby.allow import AllowOptions
+
+
+@dataclass(frozen=True)
+class StandbyBrokerOptions(BrokerOptions):
+    """[control]"""
+
+    address: Address = option(ADDRESS, help="The MQTT broker's HOST:PORT.", example=Address("127.0.0.1", 1883))
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,11 @@ class StandbyConfig:
     data_networks: tuple[str, ...] = option(
         NETWORKS, default=(), help="Networks from which disks may be attached, checked on the address; and loopback."
     )
-    tls_directory: Path | None = option(
-        PATH,
-        default=None,
-        help="ca-cert.pem, client-cert.pem and client-key.pem for attaching disks over the network; absent: no TLS.",
-    )
     log_level: str = option(choice("debug", "info", "warning", "error"), default="info", help="What is logged.")
     log_form: str = option(choice("auto", "json", "text"), default="auto", help="How it is logged.")
+    tls: TlsOptions = section(TlsOptions, help="TLS 1.3 for attaching disks over the network, as it is for agents.")
     allow: AllowOptions = section(AllowOptions, help="What orders may do on this host; others are refused.")
-    control: BrokerOptions = section(BrokerOptions, help="The MQTT broker over which it gets its orders.")
+    control: StandbyBrokerOptions = section(StandbyBrokerOptions, help="The MQTT broker over which it gets its orders.")
 
 
 def load_standby_config(path: Path) -> StandbyConfig:
@@ -45,7 +48,6 @@ def load_standby_config(path: Path) -> StandbyConfig:
         DrengineError: BAD_CONFIG.
     """
     config = load(StandbyConfig, path)
-    config.control.check("[control]")
-    if config.control.address is None:
-        raise DrengineError(BAD_CONFIG, f"{path}: option control.address is missing: orders come over the broker")
+    config.tls.files(f"{path}: [tls]")
+    config.control.check(f"{path}: [control]")
     return config

@@ -27,6 +27,7 @@ from drengine.nbd.client import NbdAddress
 from drengine.process.signals import ask_on_signals
 from drengine.telemetry.notify import notify
 from drengine.transport.networks import DataNetworks
+from drengine_agent.standby.certificates import name_for_nbd
 from drengine_agent.standby.config import StandbyConfig
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.workload import Workload
@@ -48,8 +49,12 @@ class StandbyHost:
         self._instances = config.state_directory / "instances"
         self._networks = DataNetworks.parse(config.data_networks)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._files = config.tls.files()
+        self._named = config.state_directory.absolute() / "tls"
         try:
             self._instances.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._files is not None:
+                name_for_nbd(self._files, self._named)
         except OSError as error:
             raise DrengineError(STANDBY_FAILED, f"{self._instances}: {error.strerror}") from error
         self.party = Party(
@@ -124,9 +129,9 @@ class StandbyHost:
 
     def _secured(self, uri: str) -> str:
         """Over TLS with this host's certificates, where it has any and the disk comes over a network."""
-        if self._config.tls_directory is None or not uri.startswith("nbd://"):
+        if self._files is None or not uri.startswith("nbd://"):
             return uri
-        return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(str(self._config.tls_directory))}"
+        return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(str(self._named))}"
 
     def _check_route(self, uri: str) -> None:
         """Block data comes from inside the data networks only (rule 7).
@@ -171,7 +176,7 @@ async def serve_standby(config: StandbyConfig) -> None:
     host = StandbyHost(config)
     running = asyncio.create_task(host.party.run())
     ask_on_signals(running.cancel, reload=host.party.link.reload)
-    async with keeping([config.control.tls_files()], SystemClock(), host.party.link.reload):
+    async with keeping([config.tls.files(), config.control.tls_files()], SystemClock(), host.party.link.reload):
         notify("READY=1")
         log.info("recovery host %s is ready", config.name)
         with contextlib.suppress(asyncio.CancelledError):

@@ -1,0 +1,1 @@
+"""`drengine-agent standby`: this machine as a recovery host."""

@@ -1,0 +1,26 @@
+"""The system's programs that a recovery host runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+
+FUSE = "needed for disks with `attach: fuse`, the default"
+KERNEL = "needed for disks with `attach: kernel`"
+PROGRAMS: Mapping[str, str] = {
+    "nbdfuse": f"{FUSE} (Debian: apt install libnbd-bin)",
+    "fusermount3": f"{FUSE} (Debian: apt install fuse3)",
+    "losetup": FUSE,
+    "nbd-client": f"{KERNEL} (Debian: apt install nbd-client)",
+    "mount": "mounts disks",
+    "umount": "unmounts disks",
+    "ip": "makes the network of an isolated drill (Debian: apt install iproute2)",
+    "runuser": "runs commands of an isolated drill as a user",
+}
+"""What for, by program."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def missing_programs() -> dict[str, str]:
+    """Those that are not on this host, with what they are for."""
+    return {name: use for name, use in PROGRAMS.items() if shutil.which(name, path=_PATH) is None}
