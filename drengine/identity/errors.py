@@ -44,6 +44,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "the token is for other names",
         "Ask for a name that its pattern covers (`drengine token list` shows it), or make another token.",
     ),
+    "token-role": (
+        "the token is for another role",
+        "Make one for this role beside the CA: `drengine token create` with --role.",
+    ),
     "identity-taken": (
         "somebody has a certificate of this name that is valid",
         "If that host is gone: `drengine ca revoke`, or `drengine token create` with --replace, which revokes it.",

@@ -37,7 +37,8 @@ NOT_TYPED: dict[str, str] = {
     r"docs/control.md: apt-get install ": "installs from the distribution",
     r"docs/control.md: drengine (token|enrol|broker) ": "Debian's Mosquitto: tests/enrolment/test_broker_config.py",
     r"docs/operations.md: (touch /run/disk; nbdfuse|mount )": "attaches a loop device: tests/field and tests/nbd",
-    r"docs/drivers.md: drengine-agent standby --config ": "wants certificates and a broker: tests/agent/standby",
+    r"docs/drivers.md: drengine-agent standby run ": "wants root and a broker: tests/agent/standby",
+    r"docs/install.md: (drengine token|\./drengine-agent standby) ": "wants systemd: tests/packages, tests/agent",
 }
 SERVING = {
     "drengine target run": "7440",
@@ -137,9 +138,7 @@ def readme(story: Story, command: Typed) -> None:
     """From nothing to a failback, in the order of the page."""
     machine, text = story.machine, command.text
     if text.startswith("drengine-agent protect"):
-        story.must("mkdir -p /var/lib/disks /run/drengine-agent; truncate -s 16M /var/lib/disks/data.img")
-    if text.startswith("drengine target run"):
-        story.must("mkdir -p /run/drengine")
+        story.must("mkdir -p /var/lib/disks; truncate -s 16M /var/lib/disks/data.img")
     if text.startswith("drengine points"):
         story.machine.until("a first point", story.points)
     if text.startswith("drengine restore"):
@@ -269,6 +268,7 @@ def agent(story: Story, command: Typed) -> None:
 
 
 def drivers(story: Story, command: Typed) -> None:
+    """Configuration files of services."""
     story.must("mkdir -p /etc/drengine")
     type_it(story, command)
 
@@ -295,6 +295,8 @@ def security(story: Story, command: Typed) -> None:
 
 
 EXPECTED: dict[str, tuple[int, ...]] = {}
+
+
 CHAPTERS: dict[str, Callable[[Story, Typed], None]] = {
     "README.md": readme,
     "docs/operations.md": operations,
@@ -303,6 +305,7 @@ CHAPTERS: dict[str, Callable[[Story, Typed], None]] = {
     "docs/rest.md": rest,
     "docs/agent.md": agent,
     "docs/drivers.md": drivers,
+    "docs/install.md": drivers,
     "docs/security.md": security,
 }
 

@@ -29,6 +29,8 @@ NOT_TRIED = {
     "`drengine-agent adopt --volume NAME`": "tests/agent/daemon and tests/agent/capture adopt disks",
     "`drengine-agent adopt --volume {}`": "tests/agent/daemon and tests/agent/capture adopt disks",
     "`drengine-agent check-config`": "tests/cli",
+    "`drengine-agent install`": "tests/agent/install",
+    "`drengine-agent standby install`": "tests/agent/install",
     "`drengine export POINT --writable`": "tests/recovery/test_commands.py",
     "`drengine-agent release --force`": "tests/agent/failback",
     "`drengine failback RUNBOOK`": "tests/failover/engine",

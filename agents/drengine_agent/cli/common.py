@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from drengine.config import parse_duration
 from drengine_agent.daemon.client import ask
 
 DEFAULT_CONFIG = Path("/etc/drengine/agent.toml")
@@ -42,3 +43,15 @@ def named_volumes(texts: Iterable[str]) -> dict[str, Path]:
             raise typer.BadParameter(f"two volumes are named {name}")
         found[name] = Path(path).absolute()
     return found
+
+
+def typed_seconds(text: str) -> float:
+    """The duration after --wait.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--wait {text!r}: {error}") from error

@@ -13,9 +13,9 @@ from typing import Any
 
 import typer
 
-from drengine.config import ADDRESS, parse_duration
+from drengine.config import ADDRESS
 from drengine.terminal import human_bytes, note
-from drengine_agent.cli.common import JsonOption, named_volumes
+from drengine_agent.cli.common import JsonOption, named_volumes, typed_seconds
 from drengine_agent.cli.install_options import (
     AllDisksOption,
     BandwidthOption,
@@ -105,14 +105,9 @@ def install(
     )
     if not installed_values(root):
         wishes = _asked(wishes, quiet=yes or json, here=root == steps.HOST)
-    steps.install(wishes, store, root, start=start, wait_seconds=_seconds(wait), dry_run=dry_run, yes=yes, json=json)
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--wait {text!r}: {error}") from error
+    steps.install(
+        wishes, store, root, start=start, wait_seconds=typed_seconds(wait), dry_run=dry_run, yes=yes, json=json
+    )
 
 
 def _asked(wishes: Wishes, *, quiet: bool, here: bool) -> Wishes:

@@ -32,9 +32,7 @@ CutsOption = Annotated[
     str, typer.Option("--cuts", help="Which consistent cuts: auto, or of quiet, frozen, application.")
 ]
 BandwidthOption = Annotated[str, typer.Option("--bandwidth", help="A limit, as the option `bandwidth`: 20MiB/s.")]
-CertificateOption = Annotated[
-    Path | None, typer.Option("--certificate", help="PEM file with this agent's certificate.")
-]
+CertificateOption = Annotated[Path | None, typer.Option("--certificate", help="PEM file with this host's certificate.")]
 KeyOption = Annotated[Path | None, typer.Option("--key", help="PEM file with its key.")]
 CaOption = Annotated[Path | None, typer.Option("--ca", help="PEM file with the CA that signs targets and brokers.")]
 TokenOption = Annotated[
@@ -48,7 +46,7 @@ TokenOption = Annotated[
 ]
 StateOption = Annotated[Path | None, typer.Option("--state-directory", help="Where the agent keeps its state.")]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="A target's store on this host, for the doctor.")]
-StartOption = Annotated[bool, typer.Option("--start/--no-start", help="Start the agent when it is installed.")]
+StartOption = Annotated[bool, typer.Option("--start/--no-start", help="Start the service when it is installed.")]
 WaitOption = Annotated[
     str,
     typer.Option("--wait", help="How long the session and the first point are waited for; 0s: install unproved."),

@@ -70,6 +70,16 @@ COMMANDS: Mapping[str, Command | Group] = {
     "standby": Group(
         "This machine as a recovery host: attach, mount and start workloads when told to.",
         {
+            "install": Command(
+                "drengine_agent.cli.standby.install",
+                "Install this host as a recovery host: a service that takes orders over the broker. Or change what was "
+                "installed.",
+            ),
+            "uninstall": Command(
+                "drengine_agent.cli.standby.install",
+                "Stop the recovery host's service and remove it: configuration, state, and the program if no agent "
+                "runs it.",
+            ),
             "run": Command(
                 "drengine_agent.cli.standby.run",
                 "Be a recovery host, in the foreground, until SIGTERM: attach, mount and start workloads when told to.",

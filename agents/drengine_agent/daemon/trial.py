@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from random import Random
 
+from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE
 from drengine.control.link import Link
 from drengine.control.messages import PartyKind
@@ -72,17 +73,25 @@ async def try_target(config: AgentConfig, *, hello: bool, clock: Clock | None = 
 
 
 async def try_broker(config: AgentConfig, *, clock: Clock | None = None) -> None:
-    """Connect to the broker as the agent would, under another client id.
+    """Connect to the broker as the agent would.
+
+    Raises:
+        DrengineError: as `try_party`.
+    """
+    await try_party(config.control, PartyKind.AGENT, config.source, clock=clock)
+
+
+async def try_party(options: BrokerOptions, kind: PartyKind, name: str, *, clock: Clock | None = None) -> None:
+    """Connect to the broker as a party would, under another client id.
 
     Raises:
         DrengineError: BROKER_UNREACHABLE; BROKER_REFUSED, it answers and does not let us in.
     """
-    options = config.control
     assert options.address is not None
-    topic = Topic(options.site, PartyKind.AGENT, config.source, Leaf.COMMAND)
+    topic = Topic(options.site, kind, name, Leaf.COMMAND)
     link = Link(
         options,
-        client_id=f"agent-{config.source}-{secrets.token_hex(4)}",
+        client_id=f"{kind}-{name}-{secrets.token_hex(4)}",
         filters=[str(topic)],
         receive=lambda message: None,
         clock=clock or SystemClock(),

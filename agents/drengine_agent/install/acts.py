@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drengine.identity.names import Role
+
 
 @dataclass(frozen=True, slots=True)
 class MakeDirectory:
@@ -105,9 +107,10 @@ class Enrol:
     source: str
     token: str = field(repr=False)
     folder: Path
+    role: Role = Role.AGENT
 
     def __str__(self) -> str:
-        return f"enrol   as agent/{self.source}, into {self.folder}/"
+        return f"enrol   as {self.role}/{self.source}, into {self.folder}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,22 @@ class TrySession:
 
     def __str__(self) -> str:
         return "try     the session with the target"
+
+
+@dataclass(frozen=True, slots=True)
+class TryOrders:
+    """Connect with a recovery host's broker and leave it, before anything is written.
+
+    Attributes:
+        config: the text of the configuration that will be written.
+        seconds: how long a broker is waited for that is not there.
+    """
+
+    config: bytes = field(repr=False)
+    seconds: float
+
+    def __str__(self) -> str:
+        return "try     the connection with the broker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +164,7 @@ class AwaitSession:
 Act = (
     Enrol
     | TrySession
+    | TryOrders
     | AwaitSession
     | MakeDirectory
     | WriteFile
@@ -172,7 +192,7 @@ class Plan:
     @property
     def changes(self) -> bool:
         """Whether anything will be other than before."""
-        return any(not isinstance(act, TrySession | AwaitSession | Run) for act in self.acts)
+        return any(not isinstance(act, TrySession | TryOrders | AwaitSession | Run) for act in self.acts)
 
     @property
     def shown(self) -> list[str]:

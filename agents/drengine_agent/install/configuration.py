@@ -15,6 +15,11 @@ def configuration_text(values: Mapping[str, Any]) -> str:
         DrengineError: BAD_CONFIG.
     """
     parse_config(dict(values))
+    return toml_text(values)
+
+
+def toml_text(values: Mapping[str, Any]) -> str:
+    """Values as TOML."""
     return "\n".join(_lines(values)).lstrip("\n") + "\n"
 
 

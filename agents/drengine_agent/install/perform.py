@@ -24,13 +24,14 @@ from drengine_agent.install.acts import (
     Remove,
     RemoveEmpty,
     Run,
+    TryOrders,
     TrySession,
     Untrack,
     WriteFile,
 )
 from drengine_agent.install.errors import INSTALL_FAILED
 from drengine_agent.install.places import within
-from drengine_agent.install.session import await_session, enrol_host, try_session
+from drengine_agent.install.session import await_session, enrol_host, try_orders, try_session
 
 COMMAND_SECONDS = 120.0
 
@@ -55,9 +56,11 @@ def perform(plan: Plan, root: Path, *, told: Callable[[str], None]) -> None:
 def _perform(act: Act, root: Path) -> None:
     match act:
         case Enrol():
-            enrol_host(act.source, act.token, act.folder)
+            enrol_host(act.source, act.token, act.folder, act.role)
         case TrySession():
             try_session(act.config, act.seconds)
+        case TryOrders():
+            try_orders(act.config, act.seconds)
         case AwaitSession():
             await_session(act.control_socket, act.seconds)
         case MakeDirectory():
@@ -111,5 +114,6 @@ def _run(act: Run) -> None:
     )
     if done.returncode and not act.may_fail:
         said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        hint = "journalctl -u drengine-agent says more; what was installed stays, and the same command goes on."
+        named = act.arguments[-1] if act.arguments[-1].endswith(".service") else "drengine-agent"
+        hint = f"journalctl -u {named} says more; what was installed stays, and the same command goes on."
         raise DrengineError(INSTALL_FAILED, f"{' '.join(act.arguments)}: {said}", hint=hint)

@@ -26,6 +26,50 @@ CACHE = Path("/var/cache/drengine-agent")
 RECORD_BYTES_MAX = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One of the services that the one file can be on a host. The program is there once, for all of them.
+
+    Attributes:
+        name: what systemd calls it.
+        run: the words that run it, after the program.
+        config, record, state, runtime: its own places.
+    """
+
+    name: str
+    run: str
+    config: Path
+    record: Path
+    state: Path
+    runtime: Path
+
+    @property
+    def identity(self) -> Path:
+        """Where the certificate lies that a token got."""
+        return self.state / "identity"
+
+    @property
+    def unit(self) -> Path:
+        """Its unit."""
+        return UNIT.with_name(f"{self.name}.service")
+
+    @property
+    def enabled(self) -> Path:
+        """The link by which it starts with the host."""
+        return ENABLED.with_name(f"{self.name}.service")
+
+
+AGENT = Service("drengine-agent", "run", CONFIG, RECORD, STATE, RUNTIME)
+STANDBY = Service(
+    "drengine-standby",
+    "standby run",
+    Path("/etc/drengine/standby.toml"),
+    RECORD.with_name("standby.json"),
+    Path("/var/lib/drengine-standby"),
+    Path("/run/drengine-standby"),
+)
+
+
 @dataclass(frozen=True)
 class Record:
     """What an installation wrote, kept beside it.
@@ -49,8 +93,8 @@ class Record:
         return json.dumps(vars(self), indent=1, sort_keys=True).encode() + b"\n"
 
     @staticmethod
-    def from_bytes(text: bytes) -> Record:
-        """As it was written.
+    def from_bytes(text: bytes, path: Path = RECORD) -> Record:
+        """As it was written, in this file.
 
         Raises:
             DrengineError: INSTALL_CONFLICT, somebody changed it.
@@ -61,7 +105,7 @@ class Record:
             names = tuple(str(name) for name in values["directories"])
             return Record(values["version"], values["source"], values["state_directory"], files, names)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DrengineError(INSTALL_CONFLICT, f"{RECORD} is damaged: remove it and install again") from error
+            raise DrengineError(INSTALL_CONFLICT, f"{path} is damaged: remove it and install again") from error
 
 
 @dataclass(frozen=True)
@@ -75,6 +119,9 @@ class Present:
         record: of the last installation; None without one.
         systemd: `running`, `installed` or `absent`.
         image: an image of another host (--root): nothing is started or asked there.
+        service: whose places these are.
+        others: other services that run the same program.
+        shared: directories that their installation made.
     """
 
     files: Mapping[Path, str]
@@ -83,6 +130,9 @@ class Present:
     record: Record | None
     systemd: str
     image: bool
+    service: Service = AGENT
+    others: tuple[Service, ...] = ()
+    shared: tuple[str, ...] = ()
 
 
 def digest(content: bytes) -> str:
@@ -90,15 +140,15 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def look(root: Path, directories: Iterable[Path]) -> Present:
-    """Look at the places, and at these directories and those above them.
+def look(root: Path, directories: Iterable[Path], service: Service = AGENT) -> Present:
+    """Look at a service's places, and at these directories and those above them.
 
     Raises:
         DrengineError: INSTALL_CONFLICT.
     """
     files: dict[Path, str] = {}
     links: dict[Path, str] = {}
-    for path in (CONFIG, PROGRAM, RECORD, COMMAND, UNIT, ENABLED):
+    for path in (service.config, PROGRAM, service.record, COMMAND, service.unit, service.enabled):
         here = within(root, path)
         if here.is_symlink():
             links[path] = str(here.readlink())
@@ -108,11 +158,18 @@ def look(root: Path, directories: Iterable[Path]) -> Present:
             raise DrengineError(INSTALL_CONFLICT, f"{path} is neither a file nor a link")
     wanted = {each for directory in directories for each in (directory, *directory.parents)}
     there = frozenset(each for each in wanted if within(root, each).is_dir())
-    record = None
-    if RECORD in files:
-        with within(root, RECORD).open("rb") as file:
-            record = Record.from_bytes(file.read(RECORD_BYTES_MAX))
-    return Present(files, links, there, record, _systemd(root), root != Path("/"))
+    records = {each: found for each in (AGENT, STANDBY) if (found := _record(root, each.record)) is not None}
+    record = records.pop(service, None)
+    shared = tuple(directory for each in records.values() for directory in each.directories)
+    return Present(files, links, there, record, _systemd(root), root != Path("/"), service, tuple(records), shared)
+
+
+def _record(root: Path, path: Path) -> Record | None:
+    try:
+        with within(root, path).open("rb") as file:
+            return Record.from_bytes(file.read(RECORD_BYTES_MAX), path)
+    except FileNotFoundError:
+        return None
 
 
 def within(root: Path, path: Path) -> Path:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from drengine.control.errors import BROKER_UNREACHABLE
+from drengine.control.messages import PartyKind
 from drengine.enrolment.client import enrol
 from drengine.enrolment.place import Place
 from drengine.identity.errors import EnrolmentError
+from drengine.identity.names import Identity, Role
 from drengine.identity.tokens import Invitation
 from drengine.model.errors import DrengineError
 from drengine.model.states import ReplicationState
 from drengine.terminal import human_bytes, note
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.daemon.client import ask
-from drengine_agent.daemon.trial import try_broker, try_target
+from drengine_agent.daemon.trial import try_broker, try_party, try_target
 from drengine_agent.errors import SESSION_MISSING
+from drengine_agent.standby.config import parse_standby_config
 
 LOOK_SECONDS = 0.2
 IN_SESSION = frozenset({ReplicationState.INITIAL_SYNC, ReplicationState.RESCAN, ReplicationState.BACKLOG})
@@ -34,7 +38,7 @@ def has_certificate(folder: Path) -> bool:
     return place.is_enrolled and place.certificate().not_valid_after_utc.timestamp() > time.time()
 
 
-def enrol_host(source: str, token: str, folder: Path) -> None:
+def enrol_host(source: str, token: str, folder: Path, role: Role) -> None:
     """Get the certificate; refused, nothing is left.
 
     Raises:
@@ -43,11 +47,16 @@ def enrol_host(source: str, token: str, folder: Path) -> None:
     missing = [each for each in (folder, folder.parent) if not each.exists()]
     place = Place(folder)
     try:
-        asyncio.run(enrol(Invitation.parse(token), source, place))
+        _require_role(asyncio.run(enrol(Invitation.parse(token), source, place)), role)
     except EnrolmentError:
         if folder in missing:
             _clear(folder, missing)
         raise
+
+
+def _require_role(identity: Identity, role: Role) -> None:
+    if identity.role is not role:
+        raise EnrolmentError("token-role", f"it made this host {identity}, and {role}/{identity.name} is wanted")
 
 
 def try_session(config: bytes, seconds: float) -> None:
@@ -67,6 +76,25 @@ def try_session(config: bytes, seconds: float) -> None:
             if error.kind is not SESSION_MISSING or time.monotonic() > until:
                 kept = KEPT if is_enrolled(asked) else ""
                 raise DrengineError(error.kind, error.message, hint=f"{error.hint} {kept}".rstrip()) from error
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
+
+
+def try_orders(config: bytes, seconds: float) -> None:
+    """Whether the recovery host that will run gets in at its broker, which is waited for.
+
+    Raises:
+        DrengineError: why not.
+    """
+    asked = parse_standby_config(tomllib.loads(config.decode()))
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            asyncio.run(try_party(asked.control, PartyKind.HOST, asked.name))
+        except DrengineError as error:
+            if error.kind is not BROKER_UNREACHABLE or time.monotonic() > until:
+                raise
             time.sleep(LOOK_SECONDS)
         else:
             return
@@ -126,7 +154,6 @@ def _progress(seen: dict[str, Any]) -> str:
 def _clear(folder: Path, made: list[Path]) -> None:
     """A folder in which enrolling began and was refused: a key without a certificate is of no use."""
     with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            path.unlink()
-        for each in made:
+        shutil.rmtree(folder)
+        for each in made[1:]:
             each.rmdir()

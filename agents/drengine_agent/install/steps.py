@@ -52,7 +52,7 @@ def install(
         DrengineError: DOCTOR_REFUSES, INSTALL_CONFLICT, INSTALL_FAILED, BAD_CONFIG, SESSION_MISSING, and others of
             what is tried.
     """
-    _needs_root(root, dry_run)
+    needs_root(root, dry_run)
     before = installed_values(root)
     here = root == HOST
     enrolled = here and has_certificate(IDENTITY)
@@ -76,7 +76,7 @@ def install(
     last = (AwaitSession(config.control_socket, wait_seconds),) if wait_seconds else ()
     wanted = wanted_from(parse_config(values), text, start=start, first=first, last=last)
     plan = plan_install(wanted, look(root, directories_of(wanted)))
-    _carry_out(plan, root, shown, dry_run=dry_run, yes=yes, json=json)
+    carry_out(plan, root, shown, dry_run=dry_run, yes=yes, json=json)
 
 
 def _tried_first(config: AgentConfig, token: str, text: bytes | None, wait_seconds: float) -> tuple[Act, ...]:
@@ -95,7 +95,9 @@ def upgrade(root: Path, *, dry_run: bool, yes: bool, json: bool) -> None:
         DrengineError: DOCTOR_REFUSES, INSTALL_CONFLICT, INSTALL_FAILED, BAD_CONFIG.
     """
     if not installed_values(root) or look(root, ()).record is None:
-        hint = "Install it first: drengine-agent install."
+        hint = (
+            "Install it first: `drengine-agent install`; of a recovery host, `drengine-agent standby install` upgrades."
+        )
         raise DrengineError(INSTALL_CONFLICT, "nothing is installed here", hint=hint)
     install(Wishes(), None, root, start=True, wait_seconds=0, dry_run=dry_run, yes=yes, json=json)
 
@@ -106,12 +108,12 @@ def uninstall(root: Path, *, purge: bool, dry_run: bool, yes: bool, json: bool) 
     Raises:
         DrengineError: INSTALL_CONFLICT, INSTALL_FAILED, or why tracking can't be removed.
     """
-    _needs_root(root, dry_run)
+    needs_root(root, dry_run)
     present = look(root, (STATE, IDENTITY, RUNTIME, CACHE))
     if present.record is None and not {CONFIG, PROGRAM} & present.files.keys():
         note("nothing is installed here")
     plan = plan_uninstall(present, purge=purge)
-    _carry_out(plan, root, {}, dry_run=dry_run, yes=yes, json=json)
+    carry_out(plan, root, {}, dry_run=dry_run, yes=yes, json=json)
 
 
 def _doctor(
@@ -137,7 +139,8 @@ def _doctor(
     return report
 
 
-def _carry_out(plan: Plan, root: Path, shown: dict[str, Any], *, dry_run: bool, yes: bool, json: bool) -> None:
+def carry_out(plan: Plan, root: Path, shown: dict[str, Any], *, dry_run: bool, yes: bool, json: bool) -> None:
+    """Show a plan, ask, and do it."""
     shown |= {"acts": plan.shown, "notes": plan.notes, "changed": plan.changes, "done": not dry_run}
     if dry_run or not yes:
         _show_plan(plan, quiet=json)
@@ -161,6 +164,11 @@ def _show_plan(plan: Plan, *, quiet: bool) -> None:
         print(f"note    {each}")
 
 
-def _needs_root(root: Path, dry_run: bool) -> None:
+def needs_root(root: Path, dry_run: bool) -> None:
+    """This host is changed by root alone.
+
+    Raises:
+        DrengineError: INSTALL_FAILED.
+    """
     if root == HOST and not dry_run and os.geteuid() != 0:
         raise DrengineError(INSTALL_FAILED, "root is needed", hint="sudo; or --dry-run shows what would be done.")

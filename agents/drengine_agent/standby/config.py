@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from drengine.config import ADDRESS, NETWORKS, PATH, TEXT, Address, choice, load, option, section
+from drengine.config import ADDRESS, NETWORKS, PATH, TEXT, Address, choice, load, option, parse, section
 from drengine.control.config import BrokerOptions
 from drengine.control.topics import check_party_name
 from drengine_agent.config import TlsOptions
@@ -47,7 +48,19 @@ def load_standby_config(path: Path) -> StandbyConfig:
     Raises:
         DrengineError: BAD_CONFIG.
     """
-    config = load(StandbyConfig, path)
-    config.tls.files(f"{path}: [tls]")
-    config.control.check(f"{path}: [control]")
+    return _checked(load(StandbyConfig, path), f"{path}: ")
+
+
+def parse_standby_config(values: dict[str, Any]) -> StandbyConfig:
+    """Check a configuration's values.
+
+    Raises:
+        DrengineError: BAD_CONFIG.
+    """
+    return _checked(parse(StandbyConfig, values), "")
+
+
+def _checked(config: StandbyConfig, where: str) -> StandbyConfig:
+    config.tls.files(f"{where}[tls]")
+    config.control.check(f"{where}[control]")
     return config
