@@ -107,7 +107,11 @@ def metrics() -> str:
             for each in sorted(found, key=lambda each: each.name)
         )
         parts.append(f"## {title}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n{rows}\n")
-    return f"{GENERATED}# Metrics\n\nServed at `/metrics` of each part's `metrics` address.\n\n" + "\n".join(parts)
+    where = (
+        "Served at `/metrics` of each part's `metrics` address; what agents tell, also by the target, at "
+        "`/metrics/sources` and `/metrics/sources/NAME` ([operations](operations.md#monitoring))."
+    )
+    return f"{GENERATED}# Metrics\n\n{where}\n\n" + "\n".join(parts)
 
 
 def commands() -> str:

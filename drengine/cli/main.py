@@ -340,6 +340,19 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.people.login",
         "Sign out: the token counts no more, and commands act as the user of this host again.",
     ),
+    "monitoring": Group(
+        "What Prometheus and Grafana need, and notices to people.",
+        {
+            "init": Command(
+                "drengine.cli.monitoring.init",
+                "Write what Prometheus and Grafana need for this site: scrape configuration, rules, dashboards.",
+            ),
+            "notify": Command(
+                "drengine.cli.monitoring.trial",
+                "Send a trial notice to each place of [notifications], and say whether it was taken.",
+            ),
+        },
+    ),
     "broker": Group(
         "The message broker: the one that comes with drengine, or Mosquitto.",
         {

@@ -42,6 +42,7 @@ from drengine.failover.runbook.values import Mode
 from drengine.fleet.errors import RETIRE_REFUSED
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
+from drengine.monitoring.discovery import TargetGroup, target_groups
 from drengine.people.errors import (
     ACCOUNTS_UNUSABLE,
     NOT_PERMITTED,
@@ -368,6 +369,15 @@ async def show_point(
 async def list_branches(engine: AnEngine, source: take.SourceName) -> list[BranchInfo]:
     """List a source's branches."""
     return await off(lambda: engine.site.store.branches(source))
+
+
+@router.get("/monitoring/targets")
+async def list_scrape_targets(orchestrator: AnOrchestrator) -> list[TargetGroup]:
+    """List what Prometheus is to ask, in the form of its HTTP service discovery."""
+    engine = orchestrator.engine
+    sources = await off(engine.site.store.sources)
+    orchestrator.discovered_at = engine.site.clock.monotonic()
+    return target_groups(engine.config.monitoring, [source.name for source in sources])
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------

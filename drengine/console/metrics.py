@@ -6,7 +6,7 @@ after a restart. What a finished run's journal says is remembered: it does not c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 from drengine import __version__
@@ -88,6 +88,11 @@ PARTY_CONNECTED = Family(
 PARTY_BUILD = Family(
     "orchestrator_party_build_info", GAUGE, "1, with the version that a party runs.", ("kind", "name", "version")
 )
+DISCOVERY_AGE = Family(
+    "orchestrator_discovery_age_seconds",
+    GAUGE,
+    "Since Prometheus last asked what there is; absent before it ever did.",
+)
 BUILD = Family("orchestrator_build_info", GAUGE, "1, with the version that runs.", ("version",))
 DROPPED = Family(
     "orchestrator_messages_dropped_total",
@@ -116,6 +121,7 @@ class OrchestratorMetrics:
 
     def __init__(self, engine: Engine, credentials: Sequence[Credentials] = ()) -> None:
         self.keepers: tuple[Keeper, ...] = ()
+        self.discovered_at: Callable[[], float | None] = lambda: None
         self._engine, self._credentials = engine, credentials
         self._read: dict[tuple[str, ...], Told] = {}
         self._seen: set[str] = set()
@@ -131,6 +137,9 @@ class OrchestratorMetrics:
     def _gauges(self) -> Iterator[Sample]:
         engine = self._engine
         yield Sample(BUILD, 1, (__version__,))
+        discovered_at = self.discovered_at()
+        if discovered_at is not None:
+            yield Sample(DISCOVERY_AGE, engine.site.clock.monotonic() - discovered_at)
         yield from CERTIFICATES.samples((*engine.agents.credentials, *self._credentials))
         yield from KEEPING.samples(self.keepers)
         stored = engine.registry.runbooks()
@@ -262,6 +271,7 @@ async def serve_metrics(orchestrator: Orchestrator) -> AsyncIterator[int]:
         return
     made = OrchestratorMetrics(orchestrator.engine, orchestrator.credentials)
     made.keepers = orchestrator.keepers
+    made.discovered_at = lambda: orchestrator.discovered_at
     metrics = made.metrics
     endpoint = MetricsEndpoint(address.host, address.port, metrics, not_ready=lambda: "")
     try:

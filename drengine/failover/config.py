@@ -14,6 +14,7 @@ from drengine.control.config import OrchestratorBrokerOptions
 from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.grants import SECRET_MARK
+from drengine.monitoring.options import MonitoringOptions
 from drengine.notifications.options import NotificationOptions
 from drengine.people.oidc import OidcOptions
 from drengine.transport.files import TlsFiles
@@ -123,6 +124,9 @@ class OrchestratorConfig:
         EncryptionOptions, help="The key of the store, where it is encrypted: as in the target's file."
     )
     oidc: OidcOptions = section(OidcOptions, help="An OpenID Connect provider whose people may sign in.")
+    monitoring: MonitoringOptions = section(
+        MonitoringOptions, help="What Prometheus is told to ask (`drengine monitoring init`)."
+    )
     notifications: NotificationOptions = section(NotificationOptions, help="Whom to tell what happens, over Apprise.")
     rest_tls: RestTlsOptions = section(RestTlsOptions, help="TLS of REST.")
     broker: OrchestratorBrokerOptions = section(

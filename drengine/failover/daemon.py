@@ -51,6 +51,8 @@ class Orchestrator:
         self.keepers: tuple[Keeper, ...] = ()
         """What keeps our certificates fresh."""
         self.credentials: list[Credentials] = []  # of what else is served
+        self.discovered_at: float | None = None
+        """When Prometheus last asked what there is, by the monotonic clock."""
         self._noted: dict[str, object] = {}
         self._read: dict[tuple[str, str], Runbook | None] = {}
         self._running: dict[str, asyncio.Task[None]] = {}

@@ -16,13 +16,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from drengine.config import BAD_CONFIG
-from drengine.model.errors import DrengineError
+from drengine.model.errors import DrengineError, error_kind
 from drengine.notifications.notice import Notice, Topic
 from drengine.notifications.options import NotificationOptions
 from drengine.process.given import with_given
 
 log = logging.getLogger("drengine.notifications")
 
+NOT_DELIVERED = error_kind(
+    "notice-not-delivered",
+    208,
+    "A place of [notifications] did not take a notice.",
+    "Check its URL and the network to it; https://github.com/caronc/apprise/wiki says how each service's is written.",
+)
 QUEUED_MAX = 100
 AGAIN_SECONDS = 2.0
 """Before the second try; each further wait is twice as long."""

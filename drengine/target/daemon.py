@@ -23,6 +23,7 @@ from drengine.enrolment.keeper import keeping
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
+from drengine.monitoring.discovery import SOURCES_PATH
 from drengine.nbd.export import Export, Peer
 from drengine.nbd.server import NbdServer
 from drengine.policy.kept import PolicyFile
@@ -45,7 +46,7 @@ from drengine.target.members import Members
 from drengine.target.metrics import TargetMetrics
 from drengine.target.protection import Protection
 from drengine.target.quotas import Quotas
-from drengine.target.relay import SOURCES_PATH, exposition
+from drengine.target.relay import exposition
 from drengine.target.session import ended_because
 from drengine.target.sources import Sources
 from drengine.target.watch import StoreWatch

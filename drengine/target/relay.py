@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from drengine.target.sources import SourceState
 from drengine.wire.events import MetricSample
 
-SOURCES_PATH = "/metrics/sources"
-"""Where all agents' metrics are; one source's are below it, by its name."""
 PREFIX = "drengine_agent_"
 """Of the only names that an agent may use."""
 RESERVED = frozenset({"source", "job", "instance"})

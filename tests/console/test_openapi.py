@@ -39,6 +39,7 @@ OPERATIONS = (
     ("get", "/sources/{source}/points"),
     ("get", "/sources/{source}/points/{point}"),
     ("get", "/sources/{source}/branches"),
+    ("get", "/monitoring/targets"),
     ("get", "/reports"),
     ("get", "/reports/{run}"),
     ("get", "/reports/{run}/page"),

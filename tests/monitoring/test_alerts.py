@@ -66,6 +66,7 @@ RUN = 'runbook="shop",mode="failover",run="r1"'
 CASES = (
     Case("DrengineOrchestratorGone", "1", "0", 'up{job="drengine-orchestrator",instance="a:1"}'),
     Case("DrengineTargetGone", "1", "0", 'up{job="drengine-target",instance="a:1"}'),
+    gauge("DrengineDiscoverySilent", "orchestrator_discovery_age_seconds", "5", "900"),
     gauge("DrengineReplicationLagging", 'target_replication_lag_seconds{source="shop"}', "0", "70"),
     gauge("DrengineReplicationBroken", 'target_replication_lag_seconds{source="shop"}', "0", "1000"),
     gauge("DrengineAgentGone", 'target_agent_connected{source="shop"}', "1", "0"),

@@ -1,0 +1,1 @@
+"""`drengine monitoring`: what Prometheus and Grafana need, and a trial of notifications."""

@@ -1,0 +1,145 @@
+"""A site that a real Prometheus watches: target, orchestrator and agents as processes, all on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from demo.story import free_port
+from tests.field.engine import Engine
+from tests.field.ground import AGENT, DRENGINE, Ground, Pair, write_toml
+
+MIB = 1 << 20
+LISTENS = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
+
+
+class Watched:
+    """The site. Prometheus asks and judges each second, and alerts wait for a second, so that a test need not."""
+
+    def __init__(self, ground: Ground, **orchestrator: Any) -> None:
+        self.ground = ground
+        self.ports = {name: free_port() for name in ("target", "orchestrator", "rest", "prometheus")}
+        volumes = {"data": ground.image("data", 4 * MIB)}
+        self.pair = Pair(ground, volumes, target={"metrics": f"127.0.0.1:{self.ports['target']}"})
+        self.engine = Engine(
+            ground,
+            self.pair,
+            rest=f"127.0.0.1:{self.ports['rest']}",
+            metrics=f"127.0.0.1:{self.ports['orchestrator']}",
+            monitoring={"targets": [f"127.0.0.1:{self.ports['target']}"]},
+            **orchestrator,
+        )
+        self.folder = ground.folder / "monitoring"
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> Watched:
+        """All but Prometheus; `monitoring init` has then written its files."""
+        self.pair.start()
+        self.agents[self.pair.source] = self.pair.process
+        self.start_orchestrator()
+        self.init()
+        return self
+
+    def start_orchestrator(self) -> None:
+        words = (DRENGINE, "orchestrator", "run", "--config", str(self.engine.file))
+        self.orchestrator = self.ground.site.start("orchestrator", *words)
+        self.ground.until("the orchestrator serves", lambda: self.page("orchestrator"))
+
+    def init(self) -> dict[str, Any]:
+        said = self.ground.drengine(
+            "monitoring", "init", self.folder, "--config", self.engine.file, "--runbook", self.engine.runbook, "--json"
+        )
+        told: dict[str, Any] = said.json()
+        return told
+
+    def start_agent(self, source: str) -> None:
+        """Another source of the same target."""
+        file, state = self.ground.folder / f"{source}.toml", self.ground.folder / f"state-{source}"
+        values = {
+            "source": source,
+            "target": f"127.0.0.1:{self.pair.port}",
+            "state_directory": str(state),
+            "tracker": "scan",
+            "volume": [{"name": "data", "path": str(self.ground.image(source, MIB))}],
+        }
+        write_toml(file, values)
+        self.agents[source] = self.ground.site.start(source, AGENT, "run", "--config", str(file))
+
+    def start_prometheus(self) -> None:
+        """As `monitoring init` has it, but quicker."""
+        for path in (self.folder / "prometheus.yml", *self.folder.glob("rules/*.yml")):
+            text = re.sub(r"(interval: )\d+s", r"\g<1>1s", path.read_text())
+            path.write_text(re.sub(r"(\bfor: )\d+[mhd]", r"\g<1>1s", text))
+        command = (
+            "prometheus",
+            f"--config.file={self.folder}/prometheus.yml",
+            f"--storage.tsdb.path={self.ground.folder}/tsdb",
+            f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
+        )
+        with (self.ground.folder / "prometheus.log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.ground.at_end(process.wait)
+        self.ground.at_end(process.kill)
+        self.ground.until("Prometheus serves", lambda: self.ask("vector(1)"))
+
+    # ---- asking ----------------------------------------------------------------------------------------------
+
+    def page(self, part: str, path: str = "/metrics") -> str:
+        """What a part serves."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[part]}{path}", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """What Prometheus answers: labels and value of each series."""
+        found = json.loads(self.page("prometheus", f"/api/v1/query?query={urllib.parse.quote(query)}"))
+        result: list[dict[str, Any]] = found["data"]["result"]
+        return result
+
+    def value(self, query: str) -> float | None:
+        """Of the only series; None where there is none."""
+        found = self.ask(query)
+        assert len(found) < 2, found
+        return float(found[0]["value"][1]) if found else None
+
+    def until_value(self, query: str, wanted: float | None) -> None:
+        """Wait until Prometheus answers that."""
+        self.ground.until(f"{query} is {wanted}", lambda: self.value(query) == wanted)
+
+    def firing(self, alert: str) -> list[dict[str, str]]:
+        """Labels of each such alert that rings."""
+        found = self.ask(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+        return [each["metric"] for each in found]
+
+    def until_firing(self, alert: str, rings: bool) -> None:
+        """Wait until it does, or no longer does."""
+        self.ground.until(f"{alert} {'rings' if rings else 'has ended'}", lambda: bool(self.firing(alert)) is rings)
+
+
+def listening_ports(pid: int) -> list[int]:
+    """TCP and UDP ports on which a process and its children listen."""
+    inodes = set[str]()
+    for process in (pid, *_children(pid)):
+        for link in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                inodes.add(str(link.readlink()))
+    found = []
+    for table, state in (("tcp", LISTENS), ("tcp6", LISTENS), ("udp", ""), ("udp6", "")):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == (state or words[3]) and f"socket:[{words[9]}]" in inodes:
+                found.append(int(words[1].rpartition(":")[2], 16))
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    direct = [int(word) for word in text.split()]
+    return [*direct, *(each for child in direct for each in _children(child))]
