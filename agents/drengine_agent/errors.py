@@ -14,6 +14,12 @@ def adoption_hint(known: VolumeGeometry) -> str:
     return f"If this disk replaces that one: `drengine-agent adopt --volume {known.name} --known-as {known_as}`."
 
 
+UPGRADE_REFUSED = error_kind(
+    "upgrade-refused",
+    221,
+    "The agent does not replace itself by what an orchestrator ordered.",
+    "The message says why; nothing was changed. On that host, `./drengine-agent upgrade` from the new file does it.",
+)
 AGENT_RUNNING = error_kind(
     "agent-running",
     82,

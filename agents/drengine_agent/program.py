@@ -13,18 +13,19 @@ PACKAGED = Path("/usr/bin/drengine-agent")
 
 def own_archive() -> Path | None:
     """The one file that this process was started from, to be installed; None where somebody else keeps the program."""
-    started = _started_from()
+    started = started_from()
     return None if started == PACKAGED else started
 
 
 def start_command() -> str:
     """What the unit starts."""
-    started = _started_from()
+    started = started_from()
     if started is None:
         return f"{sys.executable} -m drengine_agent"
     return str(PACKAGED if started == PACKAGED else PROGRAM)
 
 
-def _started_from() -> Path | None:
+def started_from() -> Path | None:
+    """The one file that this process was started from, whoever keeps it; None where it runs from an environment."""
     named = getattr(sys.modules["__main__"], "ARCHIVE", "")
     return Path(named).resolve() if named else None

@@ -177,6 +177,10 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "drengine.cli.fleet.show",
                 "Show every source: expected, joined or silent, version, lag, tracker, newest point, certificate.",
             ),
+            "upgrade": Command(
+                "drengine.cli.fleet.upgrade",
+                "Have agents fetch and install a new version, ring by ring; it stops at one that is not well.",
+            ),
             "retire": Command(
                 "drengine.cli.fleet.retire",
                 "End a source: its identity is revoked, its metrics and alerts end, its points go by retention.",

@@ -39,7 +39,14 @@ from drengine.failover.run import JournalEntry, RunRecord
 from drengine.failover.run import Request as Asked
 from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode
-from drengine.fleet.errors import RETIRE_REFUSED
+from drengine.fleet.errors import (
+    DOWNGRADE,
+    RETIRE_REFUSED,
+    ROLLOUT_ACTIVE,
+    ROLLOUT_UNUSABLE,
+    UNKNOWN_ROLLOUT,
+    UPGRADE_IMPOSSIBLE,
+)
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
 from drengine.monitoring.discovery import TargetGroup, target_groups
@@ -64,11 +71,25 @@ STATUS = {
     for status, kinds in (
         (401, (NOT_SIGNED_IN, SIGN_IN_FAILED)),
         (403, (NOT_PERMITTED, SELF_APPROVAL, APPROVAL_NEEDED)),
-        (404, (UNKNOWN_RUN, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE, UNKNOWN_POINT)),
-        (409, (RUN_ACTIVE, RUN_STATE, LEASE_HELD, LEASE_LOST, WOULD_LOSE, APPROVAL_STALE, RETIRE_REFUSED)),
+        (404, (UNKNOWN_RUN, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE, UNKNOWN_POINT, UNKNOWN_ROLLOUT)),
+        (
+            409,
+            (
+                RUN_ACTIVE,
+                RUN_STATE,
+                LEASE_HELD,
+                LEASE_LOST,
+                WOULD_LOSE,
+                APPROVAL_STALE,
+                RETIRE_REFUSED,
+                ROLLOUT_ACTIVE,
+                DOWNGRADE,
+                UPGRADE_IMPOSSIBLE,
+            ),
+        ),
         (422, (BAD_RUNBOOK, BAD_APPROVAL, BAD_NAME, BAD_POINT, BAD_POLICY, BAD_REQUEST)),
         (429, (SIGN_IN_LIMIT,)),
-        (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE, POLICY_UNUSABLE, PROVIDER_UNUSABLE)),
+        (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE, POLICY_UNUSABLE, ROLLOUT_UNUSABLE, PROVIDER_UNUSABLE)),
     )
     for kind in kinds
 }

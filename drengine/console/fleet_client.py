@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from drengine.console.client import Client
-from drengine.fleet.answers import FleetAnswer, PolicyAnswer, RetiredAnswer
+from drengine.fleet.answers import FleetAnswer, PolicyAnswer, RetiredAnswer, RolloutAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +42,34 @@ class RemoteFleet:
         """A source is no more."""
         body = {"force": force, "serials": list(serials), "dry_run": dry_run}
         return msgspec.convert(self.client.ask("POST", f"/fleet/sources/{source}/retire", body), RetiredAnswer)
+
+    def upgrade(
+        self,
+        version: str,
+        sha256: str,
+        rings: Sequence[str],
+        *,
+        limit_seconds: float,
+        at_once: int,
+        dry_run: bool = False,
+        downgrade: bool = False,
+    ) -> RolloutAnswer:
+        """Begin to upgrade agents; the orchestrator carries it out."""
+        body = {"version": version, "sha256": sha256, "rings": list(rings), "at_once": at_once}
+        body |= {"limit_seconds": limit_seconds, "dry_run": dry_run, "downgrade": downgrade}
+        return self._rollout("POST", "/fleet/upgrade", body)
+
+    def rollout(self) -> RolloutAnswer:
+        """The newest upgrade."""
+        return self._rollout("GET", "/fleet/upgrade")
+
+    def resume_rollout(self) -> RolloutAnswer:
+        """Go on with the newest upgrade."""
+        return self._rollout("POST", "/fleet/upgrade/resume", {})
+
+    def stop_rollout(self) -> RolloutAnswer:
+        """Order no more agents in the newest upgrade."""
+        return self._rollout("POST", "/fleet/upgrade/stop", {})
+
+    def _rollout(self, method: str, path: str, body: Any = None) -> RolloutAnswer:
+        return msgspec.convert(self.client.ask(method, path, body), RolloutAnswer)

@@ -18,6 +18,8 @@ ORDER_BYTES_MAX = 64 << 10
 SEAL_BYTES_MAX = 24 << 10
 """What a signature with its certificates adds at most."""
 ID_LENGTH_MAX = 200
+ALWAYS_SIGNED = frozenset({Verb.UPGRADE})
+"""What is taken only under an orchestrator's signature, even where `orders` is "any": it replaces the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ class Gate:
         if not 0 < len(command.id) <= ID_LENGTH_MAX or not command.id.isprintable():
             raise ValueError("its id is none")
         try:
-            by = self._signer(sealed) if self.wants_signed else None
+            must = self.wants_signed or command.verb in ALWAYS_SIGNED
+            by = self._signer(sealed) if must else None
             self._judge(command, by)
         except OrderRefusedError as refused:
             refused.id = command.id
@@ -109,8 +112,7 @@ class Gate:
         Raises:
             OrderRefusedError: nobody has, or somebody else.
         """
-        assert self._own is not None
-        if sealed is None or self._seals is None:
+        if sealed is None or self._seals is None or self._own is None:
             raise OrderRefusedError("order-unsigned")
         try:
             by = self._seals.verify(Purpose.ORDER, sealed)

@@ -42,6 +42,8 @@ class Verb(enum.StrEnum):
     """The source is in charge again: {generation, branch}. Serve and ship."""
     POLICY = "policy"
     """Go by what the site decided: {settings, digest}; what is not in it is the agent's own again."""
+    UPGRADE = "upgrade"
+    """Fetch the agent's new program from the authority and install it: {version, sha256, size_bytes}. Always signed."""
     ATTACH = "attach"
     """Recovery host: attach exports, mount, start services: {instance, ...}."""
     DETACH = "detach"

@@ -46,7 +46,7 @@ class Handout:
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
-        self.agent = _agent_of(self.path) if stamp else None
+        self.agent = agent_in(self.path) if stamp else None
         replace_durably(self._ca / AGENT_FILE, msgspec.json.encode(self.agent), mode=0o600)
         self._stamp = stamp
 
@@ -59,7 +59,8 @@ def remembered_agent(ca: Path) -> AgentAnswer | None:
         return None
 
 
-def _agent_of(path: Path) -> AgentAnswer | None:
+def agent_in(path: Path) -> AgentAnswer | None:
+    """Which one-file agent a file is; None for none."""
     try:
         with path.open("rb") as file:
             version = _VERSION.search(file.read(_HEAD_BYTES))

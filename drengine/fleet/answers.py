@@ -27,6 +27,8 @@ class SourceAnswer:
         ring: that an upgrade reaches it in, as the policy says.
         policy: each setting with `value`, `by` (the pattern that gives it) and, where the agent has told it, `in_use`
             and `from` (`policy`, `file` or `default`).
+        upgrade: which file its agent runs (`sha256`), and how its newest upgrade is; null where it can't be upgraded
+            from here.
         policy_taken: whether the agent has taken what holds now; null where it never told.
     """
 
@@ -50,6 +52,7 @@ class SourceAnswer:
     ring: str
     policy: dict[str, dict[str, Any]]
     policy_taken: bool | None
+    upgrade: dict[str, str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +98,45 @@ class RetiredAnswer:
     retired: bool
     has_certificate: bool
     serials: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentAnswer:
+    """One agent's upgrade.
+
+    Attributes:
+        phase: `waiting`, `ordered`, `done`, `skipped` or `sick`.
+        before, tracker: what it had.
+        seconds: from the order to its end.
+        message: why it is skipped or sick.
+    """
+
+    source: str
+    phase: str
+    before: str
+    tracker: str
+    seconds: float | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingAnswer:
+    """A part of the fleet."""
+
+    name: str
+    agents: list[AgentAnswer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutAnswer:
+    """An upgrade of the fleet; `rollout` is its id, empty where nothing was begun. `state`: running, stopped, done."""
+
+    rollout: str
+    version: str
+    sha256: str
+    state: str
+    message: str
+    by: str
+    created_ns: int
+    limit_seconds: float
+    rings: list[RingAnswer]

@@ -215,6 +215,7 @@ def _answer(seen: _Seen, name: str) -> SourceAnswer:
         ring=rules["ring"].value if "ring" in rules else "",
         policy=_policy(rules, details),
         policy_taken=_taken(rules, details),
+        upgrade=_upgrade(details),
     )
 
 
@@ -258,6 +259,13 @@ def _pairs(in_use: Any) -> list[tuple[str, tuple[str, str]]]:
 def _taken(rules: Mapping[str, Decided], details: Mapping[str, Any]) -> bool | None:
     told = details.get("policy")
     return told.get("digest") == digest_of(told_to(rules)) if isinstance(told, dict) else None
+
+
+def _upgrade(details: Mapping[str, Any]) -> dict[str, str] | None:
+    told = details.get("upgrade")
+    if not isinstance(told, dict):
+        return None
+    return {str(name)[:40]: value[:500] for name, value in told.items() if isinstance(value, str)}
 
 
 def _text(details: Mapping[str, Any], name: str) -> str:

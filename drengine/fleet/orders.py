@@ -16,10 +16,13 @@ from drengine.failover.config import OrchestratorConfig
 from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
 from drengine.failover.witness import Witness
-from drengine.fleet.answers import FleetAnswer, PolicyAnswer, RetiredAnswer, SourceAnswer
-from drengine.fleet.errors import RETIRE_REFUSED
+from drengine.fleet.answers import FleetAnswer, PolicyAnswer, RetiredAnswer, RolloutAnswer, SourceAnswer
+from drengine.fleet.errors import DOWNGRADE, RETIRE_REFUSED, ROLLOUT_ACTIVE, UNKNOWN_ROLLOUT, UPGRADE_IMPOSSIBLE
 from drengine.fleet.expected import issued_in
 from drengine.fleet.look import Parts, look
+from drengine.fleet.offer import offered
+from drengine.fleet.rings import Progress, is_older, rings_of
+from drengine.fleet.rollout import Rollout, RolloutFiles, State, foreseen, new_id, rollout_answer
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -107,6 +110,116 @@ class FleetOrders:
             self.witness.governed(self.who, did, sources, {**details, "version": after.version})
             self._file.keep(after)
         return _policy_answer(after)
+
+    # ---- upgrades ----------------------------------------------------------------------------------------------
+
+    def upgrade(
+        self,
+        version: str,
+        sha256: str,
+        rings: Sequence[str],
+        *,
+        limit_seconds: float,
+        at_once: int,
+        dry_run: bool = False,
+        downgrade: bool = False,
+    ) -> RolloutAnswer:
+        """Begin to upgrade agents, ring by ring; whoever has an executor carries it out. Blocks.
+
+        Args:
+            version: that agents shall run: it has to be the one that the authority hands out.
+            sha256: of that file; empty: as it is handed out.
+            rings: see `rings.rings_of`.
+            limit_seconds: how long an agent may take to be back and well.
+            at_once: how many agents of a ring are ordered at the same time.
+            dry_run: only say who would be upgraded when.
+            downgrade: also to an older version.
+
+        Raises:
+            DrengineError: NOT_PERMITTED; UPGRADE_IMPOSSIBLE; DOWNGRADE; ROLLOUT_ACTIVE, ROLLOUT_UNUSABLE,
+                AUDIT_UNUSABLE; that the authority can't be reached.
+        """
+        permit(self.who, Action.GOVERN)
+        found = offered(self.parts.config)
+        if found.version != version or sha256 not in ("", found.sha256):
+            told = f"the authority hands out {found.version} ({found.sha256[:12]}), and not {version} ({sha256[:12]})"
+            raise DrengineError(UPGRADE_IMPOSSIBLE, told)
+        sources = {each.source: each for each in look(self.parts).sources}
+        parts = rings_of(rings, list(sources.values()))
+        names = [name for ring in parts for name in ring.sources]
+        newer = [f"{name} has {sources[name].version}" for name in names if is_older(version, sources[name].version)]
+        if newer and not downgrade:
+            raise DrengineError(DOWNGRADE, f"{version} is older: {', '.join(newer[:5])}{', ...' if newer[5:] else ''}")
+        now_ns = self.parts.clock.now_ns()
+        rollout = Rollout(
+            id=new_id(now_ns),
+            version=version,
+            sha256=found.sha256,
+            size_bytes=found.size_bytes,
+            rings=tuple(parts),
+            agents={name: Progress(before=sources[name].version, tracker=sources[name].tracker) for name in names},
+            by=self.who.name,
+            created_ns=now_ns,
+            limit_seconds=limit_seconds,
+            at_once=at_once,
+        )
+        if dry_run:
+            return rollout_answer(foreseen(rollout, sources))
+        with self._rollouts.locked("change"):
+            if self._is_running():
+                raise DrengineError(ROLLOUT_ACTIVE, f"{self._rollouts.newest().id} is under way")
+            details = {"version": version, "sha256": found.sha256, "rings": [ring.name for ring in parts]}
+            self.witness.governed(self.who, "fleet.upgrade", rollout.id, details)
+            self._rollouts.keep(rollout)
+        return rollout_answer(rollout)
+
+    def rollout(self) -> RolloutAnswer:
+        """The newest upgrade.
+
+        Raises:
+            DrengineError: NOT_PERMITTED, UNKNOWN_ROLLOUT, ROLLOUT_UNUSABLE.
+        """
+        permit(self.who, Action.LOOK)
+        return rollout_answer(self._rollouts.newest())
+
+    def resume_rollout(self) -> RolloutAnswer:
+        """Go on with the newest upgrade, and with who was sick in it.
+
+        Raises:
+            DrengineError: NOT_PERMITTED, UNKNOWN_ROLLOUT, ROLLOUT_UNUSABLE, AUDIT_UNUSABLE.
+        """
+        return self._set_state(State.RUNNING, "fleet.upgrade.resume")
+
+    def stop_rollout(self) -> RolloutAnswer:
+        """Order no more agents in the newest upgrade.
+
+        Raises:
+            DrengineError: NOT_PERMITTED, UNKNOWN_ROLLOUT, ROLLOUT_UNUSABLE, AUDIT_UNUSABLE.
+        """
+        return self._set_state(State.STOPPED, "fleet.upgrade.stop")
+
+    def _set_state(self, state: State, did: str) -> RolloutAnswer:
+        permit(self.who, Action.GOVERN)
+        with self._rollouts.locked("change"):
+            rollout = self._rollouts.newest()
+            if rollout.state not in (state, State.DONE):
+                self.witness.governed(self.who, did, rollout.id, {})
+                message = f"{self.who.name} stopped it" if state is State.STOPPED else ""
+                rollout = msgspec.structs.replace(rollout, state=state, message=message)
+                self._rollouts.keep(rollout)
+        return rollout_answer(rollout)
+
+    def _is_running(self) -> bool:
+        try:
+            return self._rollouts.newest().state is State.RUNNING
+        except DrengineError as error:
+            if error.kind is not UNKNOWN_ROLLOUT:
+                raise
+            return False
+
+    @property
+    def _rollouts(self) -> RolloutFiles:
+        return RolloutFiles(self.parts.config.state)
 
     # ---- retiring --------------------------------------------------------------------------------------------
 

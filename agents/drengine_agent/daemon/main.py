@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 from dataclasses import replace
@@ -25,6 +26,7 @@ from drengine_agent.daemon.remote import RemoteOrders
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.trackers import configured_capture
 from drengine_agent.errors import STATE_DAMAGED
+from drengine_agent.program import PROGRAM
 
 log = logging.getLogger("drengine.agent")
 
@@ -40,17 +42,20 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     if config.control.address is None:
         await _replicate(policy, config_path, None)
         return
-    remote = RemoteOrders(config, SystemClock(), Random(secrets.randbits(64)), policy)
+    anew = asyncio.Event()
+    remote = RemoteOrders(config, SystemClock(), Random(secrets.randbits(64)), policy, anew.set)
     at_broker = asyncio.create_task(remote.run())
     at_broker.add_done_callback(_control_ended)
     try:
         if config.control.lease:
             notify("READY=1\nSTATUS=waiting for the broker before anything is served")
             await _first_lease(remote, at_broker)
-        await _replicate(policy, config_path, remote)
+        await _replicate(policy, config_path, remote, anew)
     finally:
         at_broker.cancel()
         await asyncio.gather(at_broker, return_exceptions=True)
+    if anew.is_set():
+        os.execv(PROGRAM, [str(PROGRAM), "run", "--config", str(config_path)])  # by whoever started it, it still runs
 
 
 async def _first_lease(remote: RemoteOrders, at_broker: asyncio.Task[None]) -> None:
@@ -69,7 +74,9 @@ def _control_ended(task: asyncio.Task[None]) -> None:
         log.error("control messages have ended: %s", error)
 
 
-async def _replicate(policy: SitePolicy, config_path: Path, remote: RemoteOrders | None) -> None:
+async def _replicate(
+    policy: SitePolicy, config_path: Path, remote: RemoteOrders | None, anew: asyncio.Event | None = None
+) -> None:
     config = policy.config
     metrics = AgentMetrics(config.source, configured_capture(config).figures_class)
     agent = Agent(config, observer=metrics)
@@ -77,7 +84,12 @@ async def _replicate(policy: SitePolicy, config_path: Path, remote: RemoteOrders
     metrics.watch(agent)
     files = (config.tls.files(), config.control.tls_files())
     async with keeping(files, SystemClock(), lambda: _take_certificates(agent, remote)) as metrics.keepers:
-        await _replicate_with(policy, config_path, remote, agent, metrics)
+        ending = asyncio.create_task(_stop_when(anew, agent)) if anew else None
+        try:
+            await _replicate_with(policy, config_path, remote, agent, metrics)
+        finally:
+            if ending is not None:
+                ending.cancel()
 
 
 async def _replicate_with(
@@ -116,6 +128,11 @@ async def _replicate_with(
         if endpoint is not None:
             endpoint.close()
         await operators.close()
+
+
+async def _stop_when(anew: asyncio.Event, agent: Agent) -> None:
+    await anew.wait()
+    agent.stop()
 
 
 def _stop(agent: Agent) -> None:

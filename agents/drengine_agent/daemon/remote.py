@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from random import Random
 from typing import Any
+
+import msgspec
 
 from drengine.config.bandwidth import BandwidthSchedule
 from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.gate import Policy
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
+from drengine.enrolment.messages import AgentAnswer as AgentOffer
+from drengine.enrolment.place import Place
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import check_new_label
@@ -21,6 +25,7 @@ from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.policy import SitePolicy
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.state import make_state_directory, read_state
+from drengine_agent.daemon.upgrade import Upgrade
 from drengine_agent.errors import COMMAND_REFUSED
 from drengine_agent.fencing.lease import REPORTS_PER_LEASE, SelfFencing
 
@@ -44,8 +49,15 @@ DETAILS = (
 class RemoteOrders:
     """Verbs to methods of the agent. It may be at the broker before there is an agent, and then only says so."""
 
-    def __init__(self, config: AgentConfig, clock: Clock, random: Random, policy: SitePolicy | None = None) -> None:
-        """`policy`: what the site decided so far.
+    def __init__(
+        self,
+        config: AgentConfig,
+        clock: Clock,
+        random: Random,
+        policy: SitePolicy | None = None,
+        restart: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`policy`: what the site decided so far; `restart` starts the process anew after an upgrade.
 
         Raises:
             DrengineError: BAD_NAME, BAD_TLS_FILES; STATE_DAMAGED, the state directory can't be made.
@@ -57,6 +69,9 @@ class RemoteOrders:
         self._bytes_by_network: Mapping[str, Sequence[int]] = {}
         self.lease = SelfFencing(control.lease, clock)
         make_state_directory(config.state_directory)
+        certificate = control.certificate
+        place = Place(certificate.parent) if certificate else None
+        self._upgrade = Upgrade(config.state_directory, place, restart=restart)
         self._first_generation = read_state(config.state_directory).generation
         self.party = Party(
             control,
@@ -97,6 +112,7 @@ class RemoteOrders:
             Verb.RESUME: Action(self._resume),
             Verb.THROTTLE: Action(self._throttle),
             Verb.POLICY: Action(self._take_policy, Generations.ANY),
+            Verb.UPGRADE: Action(self._take_upgrade, Generations.ANY),
             Verb.STATUS: Action(self._status, Generations.ANY, remembered=False),
             Verb.FENCE: Action(self._fence, Generations.NOT_OLDER, bounded=False),
             Verb.QUIESCE: Action(self._quiesce),
@@ -125,6 +141,7 @@ class RemoteOrders:
                     "lease_seconds": lease_seconds,
                     "tracker": self._config.tracker,
                     "policy": self._policy_told(),
+                    "upgrade": self._upgrade.told(),
                 },
             )
         status: dict[str, Any] = agent.status()
@@ -146,6 +163,7 @@ class RemoteOrders:
                 **{key: status[key] for key in DETAILS if key in status},
                 "lease_seconds": lease_seconds,
                 "policy": self._policy_told(),
+                "upgrade": self._upgrade.told(),
                 "commands_ignored": ignored,
                 "bytes_by_network": {network: list(each) for network, each in self._bytes_by_network.items()},
             },
@@ -196,6 +214,9 @@ class RemoteOrders:
         if self._agent is not None:
             await asyncio.to_thread(self._agent.tune, config, self._policy.in_use)  # it may wait for a freeze to end
         return self._policy_told()
+
+    async def _take_upgrade(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        return await self._upgrade.order(msgspec.convert(dict(command.arguments), AgentOffer))
 
     async def _status(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         return self._started.status()

@@ -11,6 +11,7 @@ from drengine.console.metrics import serve_metrics
 from drengine.console.serve import serve_rest
 from drengine.failover.config import load_orchestrator_config
 from drengine.failover.daemon import run_orchestrator
+from drengine.fleet.rollout import keep_rollouts
 from drengine.fleet.telling import keep_policies
 from drengine.telemetry import setup_logging
 from drengine.terminal.options import grouped
@@ -24,4 +25,4 @@ def run(options: EngineOptions) -> None:
     """Run the daemon in the foreground until SIGTERM. Failovers need it not: each command works without it."""
     loaded = load_orchestrator_config(options.config, options.given())
     setup_logging(level=loaded.log_level, form=loaded.log_form)
-    raise typer.Exit(asyncio.run(run_orchestrator(loaded, (serve_rest, serve_metrics, keep_policies))))
+    raise typer.Exit(asyncio.run(run_orchestrator(loaded, (serve_rest, serve_metrics, keep_policies, keep_rollouts))))

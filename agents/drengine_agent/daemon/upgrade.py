@@ -1,0 +1,218 @@
+"""Replacing our own program when an orchestrator orders it: fetched from the authority, tried, then installed.
+
+The order is signed and names the file's SHA-256, so nobody between can change what is run. The new file tries itself
+first (its doctor, on this host), and installs itself as a person would have it: `drengine-agent upgrade`. That
+replaces the program whole and restarts the service, so whoever is killed at any moment leaves the old program or the
+new one, and the kernel goes on tracking.
+
+| killed | left is | the next start says |
+|---|---|---|
+| before `upgrade.json` says `installing` | the old program, perhaps a file fetched | nothing |
+| after it, before the program was replaced | the old program | `failed`: it was interrupted |
+| after that | the new program | `installed` |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drengine.durable import replace_durably
+from drengine.enrolment.client import fetch_agent
+from drengine.enrolment.messages import AgentAnswer
+from drengine.enrolment.place import Place
+from drengine.model.errors import DrengineError
+from drengine_agent.errors import UPGRADE_REFUSED
+from drengine_agent.program import PACKAGED, PROGRAM, started_from
+
+log = logging.getLogger("drengine.agent")
+
+FOLDER, FILE, STATE_FILE = "upgrade", "drengine-agent", "upgrade.json"
+TRY_SECONDS, INSTALL_SECONDS = 120.0, 300.0
+SAID_CHARACTERS_MAX = 400
+SYSTEMD = Path("/run/systemd/system")
+Run = Callable[[list[str], float], Awaitable[tuple[int, str, str]]]
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """Contents of upgrade.json: the newest upgrade, and how far it is: `installing`, `installed` or `failed`."""
+
+    state: str = ""
+    version: str = ""
+    sha256: str = ""
+    message: str = ""
+
+
+class Upgrade:
+    """One agent's."""
+
+    def __init__(
+        self,
+        state_directory: Path,
+        place: Place | None,
+        *,
+        restart: Callable[[], object],
+        program: Path | None = None,
+        run: Run | None = None,
+    ) -> None:
+        """
+        Args:
+            state_directory: the agent's.
+            place: its certificates, beside which the authority's address is known; None without certificates.
+            restart: starts this process anew from PROGRAM, where no systemd does.
+            program: the one file that runs; by default, the one that this process was started from.
+            run: runs a command for so many seconds at most and gives its exit code, what it printed, what it said.
+        """
+        self._folder = state_directory / FOLDER
+        self._path = state_directory / STATE_FILE
+        self._place = place
+        self._restart = restart
+        self._program = program or started_from()
+        self._run = run or _run
+        self._sha256 = _digest_of(self._program) if self._program else ""
+        self._installing: asyncio.Task[None] | None = None
+        self._kept = self._after_start(self._load())
+
+    def told(self) -> dict[str, str]:
+        """For reports: which file runs, and how the newest upgrade is."""
+        kept = self._kept
+        shown = {"state": kept.state, "to": kept.sha256, "version": kept.version, "message": kept.message}
+        return {"sha256": self._sha256, **{name: value for name, value in shown.items() if value}}
+
+    async def order(self, wanted: AgentAnswer) -> dict[str, str]:
+        """Begin; answers when it was fetched and has tried itself, before anything is replaced.
+
+        Raises:
+            DrengineError: UPGRADE_REFUSED, nothing was changed.
+        """
+        if wanted.sha256 == self._sha256:
+            return self.told()
+        if self._installing is not None and not self._installing.done():
+            if wanted.sha256 == self._kept.sha256:
+                return self.told()
+            raise DrengineError(UPGRADE_REFUSED, f"an upgrade to {self._kept.version} is under way")
+        place = self._require_possible()
+        staged = self._folder / FILE
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            await fetch_agent(place, wanted, staged)
+        except OSError as error:
+            raise DrengineError(UPGRADE_REFUSED, f"{staged}: {error.strerror}") from error
+        code, printed, said = await self._run(self._command(staged, "--dry-run"), TRY_SECONDS)
+        if code:
+            raise DrengineError(
+                UPGRADE_REFUSED, f"{wanted.version} does not want to run here: {_reason(printed, said)}"
+            )
+        self._keep(_Kept("installing", wanted.version, wanted.sha256))
+        self._installing = asyncio.create_task(self._install(staged))
+        return self.told()
+
+    def _require_possible(self) -> Place:
+        """
+        Raises:
+            DrengineError: UPGRADE_REFUSED.
+        """
+        if self._program == PACKAGED:
+            raise DrengineError(UPGRADE_REFUSED, "the package manager keeps this agent: upgrade its package")
+        if self._program != PROGRAM:
+            runs_from = self._program or sys.executable
+            raise DrengineError(UPGRADE_REFUSED, f"this agent was not installed by itself: it runs from {runs_from}")
+        if self._place is None or self._place.authority is None:
+            raise DrengineError(
+                UPGRADE_REFUSED, "no authority is known that hands out agents: this one is not enrolled"
+            )
+        return self._place
+
+    async def _install(self, staged: Path) -> None:
+        """Under systemd it restarts us in between: the next process tells the end."""
+        code, printed, said = await self._run(self._command(staged), INSTALL_SECONDS)
+        if code:
+            self._keep(msgspec.structs.replace(self._kept, state="failed", message=_reason(printed, said)))
+            log.error("the upgrade to %s failed: %s", self._kept.version, self._kept.message)
+        elif not SYSTEMD.is_dir():
+            log.info("starting anew from %s, version %s", PROGRAM, self._kept.version)
+            self._restart()
+
+    @staticmethod
+    def _command(staged: Path, *more: str) -> list[str]:
+        """The new file's own `upgrade`. Outside the service's sandbox, which hides what it has to write."""
+        words = [sys.executable, "-IS", str(staged), "upgrade", "--yes", "--json", *more]
+        if not SYSTEMD.is_dir():
+            return words
+        return ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--property=UMask=0022", *words]
+
+    def _after_start(self, kept: _Kept) -> _Kept:
+        """What became of an upgrade that was under way when the process before us ended."""
+        if kept.state != "installing":
+            shutil.rmtree(self._folder, ignore_errors=True)  # otherwise its installer may be at work still
+            return kept
+        if kept.sha256 == self._sha256:
+            return self._keep(msgspec.structs.replace(kept, state="installed"))
+        told = "it was interrupted, and the program is the one before"
+        return self._keep(msgspec.structs.replace(kept, state="failed", message=told))
+
+    def _keep(self, kept: _Kept) -> _Kept:
+        self._kept = kept
+        try:
+            replace_durably(self._path, msgspec.json.encode(kept))
+        except OSError as error:
+            log.warning("%s: %s", self._path, error)
+        return kept
+
+    def _load(self) -> _Kept:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return _Kept()
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _reason(printed: str, said: str) -> str:
+    """Why the new file's `upgrade --json` failed."""
+    for line in reversed(said.splitlines()):
+        try:
+            found: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "message" in found:
+            return f"{found['message']} [{found.get('error', '')}]"[:SAID_CHARACTERS_MAX]
+    return (" ".join((said or printed).split()) or "it said nothing")[-SAID_CHARACTERS_MAX:]
+
+
+async def _run(words: list[str], seconds: float) -> tuple[int, str, str]:
+    """It outlives us: the installer restarts the agent that has started it."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+        )
+    except OSError as error:
+        return 127, "", f"{words[0]}: {error.strerror}"
+    try:
+        printed, said = await asyncio.wait_for(process.communicate(), seconds)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return 124, "", f"it did not end within {seconds:g} s"
+    return process.returncode or 0, printed.decode(errors="replace"), said.decode(errors="replace")
