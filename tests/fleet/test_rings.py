@@ -68,6 +68,7 @@ def test_versions_are_compared_by_their_numbers() -> None:
 
 ORDERED = Progress(Phase.ORDERED, "1.0", "ebpf", began_ns=100 * S)
 RAN = {"sha256": NEW}
+FAILED = {"sha256": OLD, "state": "failed", "message": "no room"}
 
 
 @pytest.mark.parametrize(
@@ -81,8 +82,8 @@ RAN = {"sha256": NEW}
         (source("shop", upgrade=RAN), 1, Phase.DONE, ""),
         (source("shop", upgrade=RAN, tracker="scan"), 1, Phase.SICK, "tracker was ebpf"),
         (source("shop", upgrade=RAN, state="RESCAN", reason="tracking-lost"), 1, Phase.SICK, "tracking-lost"),
-        (source("shop", upgrade={"sha256": OLD, "state": "failed", "to": NEW, "message": "no room"}), 1, Phase.SICK, "no room"),
-        (source("shop", upgrade={"sha256": OLD, "state": "failed", "to": OLD}), 1, Phase.ORDERED, ""),
+        (source("shop", upgrade={**FAILED, "to": NEW}), 1, Phase.SICK, "no room"),
+        (source("shop", upgrade={**FAILED, "to": OLD}), 1, Phase.ORDERED, ""),
         (None, 61, Phase.SICK, "not back within 60 s"),
         (source("shop", connected=False), 61, Phase.SICK, "not back"),
         (source("shop"), 61, Phase.SICK, "did not tell the new version"),

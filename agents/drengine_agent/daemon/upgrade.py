@@ -139,7 +139,7 @@ class Upgrade:
         if code:
             self._keep(msgspec.structs.replace(self._kept, state="failed", message=_reason(printed, said)))
             log.error("the upgrade to %s failed: %s", self._kept.version, self._kept.message)
-        elif not SYSTEMD.is_dir():
+        elif not _has_systemd():
             log.info("starting anew from %s, version %s", PROGRAM, self._kept.version)
             self._restart()
 
@@ -147,7 +147,7 @@ class Upgrade:
     def _command(staged: Path, *more: str) -> list[str]:
         """The new file's own `upgrade`. Outside the service's sandbox, which hides what it has to write."""
         words = [sys.executable, "-IS", str(staged), "upgrade", "--yes", "--json", *more]
-        if not SYSTEMD.is_dir():
+        if not _has_systemd():
             return words
         return ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--property=UMask=0022", *words]
 
@@ -174,6 +174,10 @@ class Upgrade:
             return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return _Kept()
+
+
+def _has_systemd() -> bool:
+    return SYSTEMD.is_dir()
 
 
 def _digest_of(path: Path) -> str:
