@@ -18,7 +18,7 @@ UPGRADE_REFUSED = error_kind(
     "upgrade-refused",
     221,
     "The agent does not replace itself by what an orchestrator ordered.",
-    "The message says why; nothing was changed. On that host, `./drengine-agent upgrade` from the new file does it.",
+    "The message says why; nothing was changed. On that host, `drengine-agent upgrade` from the new file does it.",
 )
 AGENT_RUNNING = error_kind(
     "agent-running",

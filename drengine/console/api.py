@@ -129,7 +129,7 @@ def make_app(orchestrator: Orchestrator) -> FastAPI:
     app.state.orchestrator = orchestrator
     app.include_router(open_router, prefix=PREFIX)
     app.include_router(router, prefix=PREFIX)
-    app.include_router(fleet_router, prefix=PREFIX, responses=REFUSALS)
+    app.include_router(fleet_router, prefix=PREFIX, responses=REFUSALS, dependencies=[Depends(_may_look)])
     app.add_middleware(Guard, door=orchestrator.engine.door)
     app.add_exception_handler(DrengineError, _refused)
     app.add_exception_handler(RequestValidationError, _misunderstood)

@@ -11,7 +11,6 @@ from drengine.console import bodies as take
 from drengine.console.pools import off
 from drengine.fleet.answers import FleetAnswer, PolicyAnswer, RetiredAnswer, RolloutAnswer
 from drengine.fleet.orders import FleetOrders, orders_of
-from drengine.people.roles import Action, permit
 
 SOURCES_CHARACTERS_MAX, VALUE_CHARACTERS_MAX = 100, 1000
 
@@ -55,7 +54,6 @@ class Upgrade(take.Body):
 
 
 def _fleet(request: Request) -> FleetOrders:
-    permit(request.scope["person"], Action.LOOK)
     return orders_of(request.app.state.orchestrator.engine, request.scope["person"])
 
 

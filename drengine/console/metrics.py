@@ -23,6 +23,7 @@ from drengine.failover.registry.values import Party, StoredRunbook
 from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.model.errors import DrengineError
+from drengine.policy.kept import PolicyFile
 from drengine.telemetry import Family, Kind, Metrics, MetricsEndpoint, Sample
 from drengine.transport.credentials import CredentialFamilies, Credentials
 
@@ -153,9 +154,10 @@ class OrchestratorMetrics:
         yield from self._needing(runs)
         for labels, unfenced in unfenced_sources((run, self._read[_key(run)]) for run in runs).items():
             yield Sample(UNFENCED, float(unfenced), labels)
-        parties = engine.registry.parties()
+        retired = self._retired()
+        parties = [each for each in engine.registry.parties() if each.name not in retired]
         yield from self._parties(parties)
-        yield from self._sources(stored, parties)
+        yield from self._sources(stored, parties, retired)
 
     def _drills(self, runbook: StoredRunbook) -> Iterator[Sample]:
         drills = self._engine.registry.runs(mode=Mode.DRILL, runbook=runbook.name, limit=10)
@@ -205,9 +207,16 @@ class OrchestratorMetrics:
             if is_connected:
                 yield Sample(PARTY_CONNECTED, float(agents.is_online(party.name)), (party.kind.value, party.name))
 
-    def _sources(self, stored: list[StoredRunbook], parties: list[Party]) -> Iterator[Sample]:
+    def _retired(self) -> frozenset[str]:
+        """Sources of which nothing is shown any more; one that can't be told stays shown."""
+        try:
+            return frozenset(PolicyFile(self._engine.config.store).read().retired)
+        except DrengineError:  # the target's log says it
+            return frozenset()
+
+    def _sources(self, stored: list[StoredRunbook], parties: list[Party], retired: frozenset[str]) -> Iterator[Sample]:
         store = self._engine.site.store
-        known = store.sources()
+        known = [each for each in store.sources() if each.name not in retired]
         for source in known:
             yield Sample(GENERATION, source.generation, (source.name,))
         self._seen &= {source.name for source in known}
@@ -215,7 +224,7 @@ class OrchestratorMetrics:
         seen = self._seen = self._seen | {each.name for each in new if store.points(each.name)}
         wanted = {party.name for party in parties if party.kind is PartyKind.AGENT}
         wanted |= {source for runbook in stored if (book := self._book(runbook)) for source in book.sources}
-        for name in sorted(wanted | seen):
+        for name in sorted((wanted | seen) - retired):
             yield Sample(SOURCE_SEEN, float(name in seen), (name,))
 
     def _measured(self, runs: list[RunRecord]) -> Iterator[Sample]:

@@ -52,5 +52,5 @@ ROLLOUT_UNUSABLE = error_kind(
     "rollout-unusable",
     220,
     "What is kept of an upgrade can't be read or written.",
-    "The message names the file, in `rollouts` of the orchestrator's state; its disk may be full.",
+    "The message names the file, in the orchestrator's state directory; its disk may be full.",
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -60,7 +58,7 @@ def issued_in(ca: Path, now: float) -> Issued:
 
 
 def inventory_names(path: Path) -> list[str]:
-    """The servers of an inventory: a list of names, or of tables with `name`, at the top or under `servers` or `hosts`.
+    """The servers of an inventory, as `drengine join-command --from` reads it more strictly.
 
     Raises:
         DrengineError: BAD_CONFIG, BAD_NAME.
@@ -71,16 +69,7 @@ def inventory_names(path: Path) -> list[str]:
         raise DrengineError(BAD_CONFIG, f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DrengineError(BAD_CONFIG, f"{path}: {' '.join(str(error).split())[:200]}") from error
-    if isinstance(content, dict):
-        content = content.get("servers", content.get("hosts", content))
-    if not isinstance(content, (list, dict)):
-        raise DrengineError(BAD_CONFIG, f"{path}: it lists no servers")
-    return list(_names(content, path))
-
-
-def _names(content: Iterable[Any], path: Path) -> Iterator[str]:
-    for each in content:
-        name = each.get("name") if isinstance(each, dict) else each
-        if not isinstance(name, str):
-            raise DrengineError(BAD_CONFIG, f"{path}: {str(each)[:60]!r} names no server")
-        yield check_name(name, what="source")
+    servers = content.get("servers") if isinstance(content, dict) else None
+    if not isinstance(servers, dict):
+        raise DrengineError(BAD_CONFIG, f"{path}: it has no `servers`")
+    return [check_name(str(name), what="source") for name in servers]

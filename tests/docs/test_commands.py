@@ -32,6 +32,7 @@ NOT_TYPED: dict[str, str] = {
     r"README.md: drengine-agent status$": "asks an installed agent: tests/agent/install",
     r"docs/install.md: drengine join-command ": "wants an authority and servers: tests/agent/install/test_joining.py",
     r"docs/install.md: drengine-agent status$": "asks an installed agent: tests/agent/install",
+    r"docs/operations.md: drengine fleet upgrade ": "wants agents that were installed: tests/fleet/test_upgrade.py",
     r"docs/operations.md: drengine-agent (doctor|status)$": "asks an installed agent: tests/agent/install",
     r"docs/failback.md: drengine-agent adopt ": "wants a disk that was replaced: tests/agent/daemon/test_adopt.py",
     r"docs/control.md: apt-get install ": "installs from the distribution",

@@ -83,7 +83,9 @@ class Outpost:
 
     async def seen(self, name: str = "shop") -> SourceAnswer:
         fleet = await asyncio.to_thread(look, self.parts)
-        return next(each for each in fleet.sources if each.source == name)
+        found = [each for each in fleet.sources if each.source == name]
+        assert found, "nothing is known of it"
+        return found[0]
 
     async def upgrade(self, version: str, *rings: str, limit_seconds: float = SECONDS) -> RolloutAnswer:
         begun = await asyncio.to_thread(
@@ -162,7 +164,7 @@ async def installed(there: Host, here: Outpost, program: Path, disk: Path) -> No
 
 async def continuous(here: Outpost, there: Host) -> None:
     async def looks() -> bool:
-        with contextlib.suppress(StopIteration):
+        with contextlib.suppress(AssertionError):
             found = await here.seen()
             return found.state == "CONTINUOUS" and found.connected is True and found.upgrade is not None
         return False

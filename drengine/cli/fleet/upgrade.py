@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,68 +23,81 @@ from drengine.terminal.options import grouped
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
-@grouped
-def upgrade(
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of an upgrade."""
+
     to: Annotated[
         str, typer.Option("--to", help="The new one-file agent, or its version: what `drengine ca serve` hands out.")
-    ] = "",
+    ] = ""
     rings: Annotated[
         str,
         typer.Option(
             "--rings",
             help="In order, with commas: a ring of the policy, a pattern, a number, a share such as 10%, rest.",
         ),
-    ] = f"1,10%,{REST}",
-    limit: Annotated[str, typer.Option("--limit", help="How long an agent may take to be back and well.")] = "10m",
-    at_once: Annotated[int, typer.Option("--at-once", min=1, max=100, help="Agents of a ring at the same time.")] = 4,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say who would be upgraded when.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest upgrade, and with who was sick.")
-    ] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Order no more agents; those that were ordered go on.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Only show the newest upgrade.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Also to an older version.")] = False,
-    json: JsonOption = False,
-    *,
-    options: LookOptions,
-) -> None:
+    ] = f"1,10%,{REST}"
+    limit: Annotated[str, typer.Option("--limit", help="How long an agent may take to be back and well.")] = "10m"
+    at_once: Annotated[int, typer.Option("--at-once", min=1, max=100, help="Agents of a ring at the same time.")] = 4
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say who would be upgraded when.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest upgrade, and with who was sick.")] = (
+        False
+    )
+    stop: Annotated[bool, typer.Option("--stop", help="Order no more agents; those that were ordered go on.")] = False
+    status: Annotated[bool, typer.Option("--status", help="Only show the newest upgrade.")] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Also to an older version.")] = False
+
+    @property
+    def is_carried(self) -> bool:
+        """Something goes on, that is seen to its end."""
+        return not (self.dry_run or self.stop or self.status)
+
+    def order(self, desk: Desk, *, downgrade: bool) -> RolloutAnswer:
+        """Ask or order it."""
+        if self.status:
+            return desk.rollout()
+        if self.resume or self.stop:
+            return desk.resume_rollout() if self.resume else desk.stop_rollout()
+        file = agent_in(Path(self.to))
+        version, sha256 = (file.version, file.sha256) if file else (self.to, "")
+        return desk.upgrade(
+            version,
+            sha256,
+            [each.strip() for each in self.rings.split(",") if each.strip()],
+            limit_seconds=_seconds(self.limit),
+            at_once=self.at_once,
+            dry_run=self.dry_run,
+            downgrade=downgrade,
+        )
+
+
+@app.command()
+@grouped
+def upgrade(wanted: Wanted, json: JsonOption = False, *, options: LookOptions) -> None:
     """Have agents fetch and install a new version, ring by ring; it stops at one that is not well.
 
     Sick is who is not back in time, not CONTINUOUS, tracks in another way, or does not tell the new version.
     """
-    if sum((resume, stop, status, bool(to))) != 1:
+    if sum((wanted.resume, wanted.stop, wanted.status, bool(wanted.to))) != 1:
         raise typer.BadParameter("one of --to, --resume, --stop and --status is needed")
-    seconds = _seconds(limit)
+    _seconds(wanted.limit)
 
-    def order(desk: Desk, *, downgrade: bool) -> RolloutAnswer:
-        if status:
-            return desk.rollout()
-        if resume or stop:
-            return desk.resume_rollout() if resume else desk.stop_rollout()
-        file = agent_in(Path(to))
-        version, sha256 = (file.version, file.sha256) if file else (to, "")
-        names = [each.strip() for each in rings.split(",") if each.strip()]
-        return desk.upgrade(
-            version, sha256, names, limit_seconds=seconds, at_once=at_once, dry_run=dry_run, downgrade=downgrade
-        )
-
-    def asked(desk: Desk) -> RolloutAnswer:
+    def order(desk: Desk) -> RolloutAnswer:
         try:
-            return order(desk, downgrade=yes)
+            return wanted.order(desk, downgrade=wanted.yes)
         except DrengineError as error:
             if error.kind is not DOWNGRADE or json or not is_terminal():
                 raise
             typer.confirm(f"{error.message}. Go on?", abort=True, err=True)
-            return order(desk, downgrade=True)
+            return wanted.order(desk, downgrade=True)
 
-    carry = not (dry_run or stop or status)
-    ended = carry_rollout(options, asked, carry=carry, watch=(lambda _: None) if json else _Told().tell)
+    watch = (lambda _: None) if json else _Told().tell
+    ended = carry_rollout(options, order, carry=wanted.is_carried, watch=watch)
     if json:
         emit_json(ended)
     else:
         _show(ended)
-    if carry and ended.state == "stopped":
+    if wanted.is_carried and ended.state == "stopped":
         error = DrengineError(ROLLOUT_STOPPED, ended.message or "somebody stopped it")
         raise typer.Exit(error.kind.exit_code) if json else error
 

@@ -15,6 +15,7 @@ from drengine.failover.runbook.errors import RUNBOOK_EXISTS
 from drengine.failover.runbook.init import KnownSource, initial_runbook
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
+from drengine.policy.kept import PolicyFile
 from drengine.target.errors import SOURCE_NEEDED
 from drengine.terminal import note
 from drengine.terminal.options import grouped
@@ -58,7 +59,9 @@ def init(
 def _sources_in(store: Path, wanted: list[str] | None) -> list[KnownSource]:
     found = []
     with open_store(store, read_only=True) as opened:
-        names = [opened.source(name).name for name in wanted] if wanted else [each.name for each in opened.sources()]
+        retired = PolicyFile(store).read().retired
+        every = [each.name for each in opened.sources() if each.name not in retired]
+        names = [opened.source(name).name for name in wanted] if wanted else every
         for name in dict.fromkeys(names):
             try:
                 geometry = opened.find_point(name, PointSelector()).geometry
