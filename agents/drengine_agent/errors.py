@@ -16,7 +16,7 @@ def adoption_hint(known: VolumeGeometry) -> str:
 
 UPGRADE_REFUSED = error_kind(
     "upgrade-refused",
-    221,
+    224,
     "The agent does not replace itself by what an orchestrator ordered.",
     "The message says why; nothing was changed. On that host, `drengine-agent upgrade` from the new file does it.",
 )

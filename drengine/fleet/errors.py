@@ -1,4 +1,4 @@
-"""The failures of orders about the fleet. Exit codes 213 to 220."""
+"""The failures of orders about the fleet. Exit codes 213 to 219, 223."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UNKNOWN_ROLLOUT = error_kind(
 )
 ROLLOUT_UNUSABLE = error_kind(
     "rollout-unusable",
-    220,
+    223,
     "What is kept of an upgrade can't be read or written.",
     "The message names the file, in the orchestrator's state directory; its disk may be full.",
 )
