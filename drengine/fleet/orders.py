@@ -183,7 +183,7 @@ class FleetOrders:
         return rollout_answer(self._rollouts.newest())
 
     def resume_rollout(self) -> RolloutAnswer:
-        """Go on with the newest upgrade, and with who was sick in it.
+        """Go on with the newest upgrade, and with who was sick in it or left out.
 
         Raises:
             DrengineError: NOT_PERMITTED, UNKNOWN_ROLLOUT, ROLLOUT_UNUSABLE, AUDIT_UNUSABLE.
@@ -202,7 +202,7 @@ class FleetOrders:
         permit(self.who, Action.GOVERN)
         with self._rollouts.locked("change"):
             rollout = self._rollouts.newest()
-            if rollout.state not in (state, State.DONE):
+            if rollout.state is not state and (state is State.RUNNING or rollout.state is State.RUNNING):
                 self.witness.governed(self.who, did, rollout.id, {})
                 message = f"{self.who.name} stopped it" if state is State.STOPPED else ""
                 rollout = msgspec.structs.replace(rollout, state=state, message=message)

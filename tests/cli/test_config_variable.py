@@ -16,7 +16,7 @@ from tests.hints.words import COMMANDS
 
 WITHOUT = {
     "target example-config", "orchestrator example-config", "runbook schema",  # print what is the same everywhere
-    "hydrate", "enrol", "keys generate", "mosquitto follow", "mosquitto write", "broker",  # of hosts that have neither
+    "hydrate", "enrol", "keys generate", "broker run", "broker config", "broker follow",  # of hosts that have neither
 }  # fmt: skip
 OURS = {" ".join(words[1:]): command for words, command in COMMANDS.items() if words[0] == "drengine"}
 

@@ -190,6 +190,18 @@ def test_a_source_is_retired_when_it_is_stopped_and_comes_back_when_it_is_added(
     wait_for("its return", lambda: continuous(outpost) and not outpost.source()["retired_ns"], agent)
 
 
+def test_an_upgrade_that_can_not_be_says_why(outpost: Outpost) -> None:
+    code, _, err = outpost.type("fleet", "upgrade", "--status")
+    assert code == 219
+    assert "--to VERSION" in err
+    code, _, err = outpost.type("fleet", "upgrade", "--to", "9.9")
+    assert code == 215
+    assert "no authority is known" in err
+    assert outpost.type("fleet", "upgrade", "--resume")[0] == 219
+    assert outpost.type("fleet", "upgrade")[0] == 2
+    assert outpost.type("fleet", "upgrade", "--to", "1", "--limit", "soon")[0] == 2
+
+
 def test_commands_need_no_orchestrator(outpost: Outpost) -> None:
     """A policy is told from here then, where the broker lives elsewhere."""
     with stopped(outpost, outpost.orchestrator):

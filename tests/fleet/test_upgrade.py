@@ -175,6 +175,14 @@ async def continuous(here: Outpost, there: Host) -> None:
         await asyncio.sleep(0.1)
 
 
+async def restarted(here: Outpost, there: Host) -> None:
+    """Its file was changed."""
+    reports, before = here.parts.agents.reports, here.parts.agents.reports()["shop"].instance
+    await off(lambda: there.run("systemctl", "restart", "drengine-agent"))
+    await until("another process", lambda: reports()["shop"].instance != before)
+    await continuous(here, there)
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -295,15 +303,13 @@ async def test_an_agents_own_file_may_forbid_it_and_an_unsigned_order_is_none(
             path.write_text(
                 path.read_text().replace("[control]", '[control]\nverbs = ["cut", "fence", "release", "status"]')
             )
-            await off(lambda: there.run("systemctl", "restart", "drengine-agent"))
-            await continuous(here, there)
+            await restarted(here, there)
             stopped = await here.upgrade((await here.seen()).version, limit_seconds=20)
             assert "[order-not-allowed]" in stopped.message
             assert await off(lambda: runs(there)) == digest(programs["old"])
 
             path.write_text(path.read_text().replace('verbs = ["cut", "fence", "release", "status"]', 'orders = "any"'))
-            await off(lambda: there.run("systemctl", "restart", "drengine-agent"))
-            await continuous(here, there)
+            await restarted(here, there)
             agents = here.parts.agents
             assert isinstance(agents, BrokerAgents)
             seals, agents._seals = agents._seals, None

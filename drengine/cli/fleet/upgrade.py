@@ -128,8 +128,10 @@ def _show(rollout: RolloutAnswer) -> None:
     rows = [_row(ring.name, each) for ring in rollout.rings for each in ring.agents]
     show_table(("ring", "source", "phase", "before", "took", "why"), rows, title=f"Upgrade to {rollout.version}")
     print(f"{rollout.rollout}: {rollout.state}" if rollout.rollout else "nothing was ordered")
-    if rollout.state == "stopped":
-        note("drengine fleet upgrade --resume goes on, and tries again who was sick")
+    if left := [each.source for ring in rollout.rings for each in ring.agents if each.phase == "skipped"]:
+        note(f"left out: {', '.join(left)}")
+    if rollout.state == "stopped" or (rollout.rollout and left):
+        note("drengine fleet upgrade --resume goes on, and tries again who was sick or left out")
 
 
 def _row(ring: str, each: AgentAnswer) -> tuple[str, ...]:
