@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from drengine.cli.carrying import carry_out, runbook_place
-from drengine.cli.run_options import ForceOption, PointOption, RunbookArgument, RunOptions
+from drengine.cli.run_options import DespiteOption, ForceOption, PointOption, RunbookArgument, RunOptions
 from drengine.failover.errors import FAILED_OVER_ALREADY
 from drengine.failover.runbook.values import Mode
 from drengine.model.errors import DrengineError
@@ -30,13 +30,14 @@ def drill(
     hold: Annotated[
         bool, typer.Option("--hold", help="Keep what was launched until somebody approves its end.")
     ] = False,
+    despite: DespiteOption = None,
     *,
     options: RunOptions,
 ) -> None:
     """Rehearse a recovery: launch in isolation from a branch of a point, check, measure, clean up.
 
     Production, replication and the points stay as they are, however the drill ends."""
-    _begin(Mode.DRILL, runbook, options, point=point, hold=hold)
+    _begin(Mode.DRILL, runbook, options, point=point, hold=hold, despite=despite or [])
 
 
 @app.command()
@@ -48,43 +49,59 @@ def failover(
     again: Annotated[
         bool, typer.Option("--again", help="Although the sources run here already: stop what runs, start it again.")
     ] = False,
+    despite: DespiteOption = None,
     *,
     options: RunOptions,
 ) -> None:
     """Bring the runbook's sources back here: fence them, promote a point under a new generation, launch, check.
 
     Afterwards `drengine commit RUN`, or `drengine rollback RUN` while nothing that matters was written."""
+    given: dict[str, Any] = {"point": point, "force": force, "despite": despite or []}
     try:
-        _begin(Mode.FAILOVER, runbook, options, point=point, force=force, again=again)
+        _begin(Mode.FAILOVER, runbook, options, **given, again=again)
     except DrengineError as error:
         if error.kind is not FAILED_OVER_ALREADY or options.json or not is_agreed(f"{error.message}. {STOPS}"):
             raise
-        _begin(Mode.FAILOVER, runbook, options, point=point, force=force, again=True)
+        _begin(Mode.FAILOVER, runbook, options, **given, again=True)
 
 
 @app.command()
 @grouped
-def migrate(runbook: RunbookArgument, force: ForceOption = False, *, options: RunOptions) -> None:
+def migrate(
+    runbook: RunbookArgument, force: ForceOption = False, despite: DespiteOption = None, *, options: RunOptions
+) -> None:
     """Move the runbook's sources here without losing anything: stop them, take their last point, promote it."""
-    _begin(Mode.MIGRATION, runbook, options, force=force)
+    _begin(Mode.MIGRATION, runbook, options, force=force, despite=despite or [])
 
 
 @app.command()
 @grouped
-def failback(runbook: RunbookArgument, discard_divergent: DiscardOption = False, *, options: RunOptions) -> None:
+def failback(
+    runbook: RunbookArgument,
+    discard_divergent: DiscardOption = False,
+    despite: DespiteOption = None,
+    *,
+    options: RunOptions,
+) -> None:
     """Bring the sources home: ship what differs to their disks while the recovered side serves, then switch over.
 
     What a source wrote on its own is kept as a branch first. No full copy is made."""
-    _begin(Mode.FAILBACK, runbook, options, discard_divergent=discard_divergent)
+    _begin(Mode.FAILBACK, runbook, options, discard_divergent=discard_divergent, despite=despite or [])
 
 
 @app.command()
 @grouped
-def reprotect(runbook: RunbookArgument, discard_divergent: DiscardOption = False, *, options: RunOptions) -> None:
+def reprotect(
+    runbook: RunbookArgument,
+    discard_divergent: DiscardOption = False,
+    despite: DespiteOption = None,
+    *,
+    options: RunOptions,
+) -> None:
     """Ship what differs back to the sources' disks, without switching over: they are ready for a failback.
 
     What a source wrote on its own is kept as a branch first."""
-    _begin(Mode.REPROTECT, runbook, options, discard_divergent=discard_divergent)
+    _begin(Mode.REPROTECT, runbook, options, discard_divergent=discard_divergent, despite=despite or [])
 
 
 def _begin(mode: Mode, runbook: str, options: RunOptions, **given: Any) -> None:

@@ -111,6 +111,7 @@ def run_lines(run: RunDetail) -> list[str]:
         lines.append(f"  at most {human_duration(run.rpo_seconds)} lost (RPO, {run.rpo_known_by})")
     lines += [f"  {source} fenced: {evidence}" for source, evidence in run.fencing.items()]
     lines += [f"  {each.id} {each.status.value}: {each.message}" for each in run.steps if each.code]
+    lines += [f"    {line}" for each in run.steps if each.kind == "preflight" for line in each.output.splitlines()]
     lines += [
         f"  {each.source}: {line}" for each in run.steps for line in hydration_lines(each.data.get("details", {}))
     ]

@@ -115,6 +115,10 @@ COMMANDS: Mapping[str, Command | Group] = {
             ),
         },
     ),
+    "ready": Command(
+        "drengine.cli.ready",
+        "Look whether everything is there that a run would need: hosts, programs, disks, fences, points, people.",
+    ),
     "plan": Command(
         "drengine.cli.plan",
         "Print step by step what a run would do now, with the points it would choose and how long it would take.",

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from drengine.cli.carrying import ask, carry_out, runbook_place
-from drengine.cli.run_options import ForceOption, NoteOption, OrderOptions, RequestOptions, RunArgument, RunOptions
+from drengine.cli.run_options import (
+    DespiteOption,
+    ForceOption,
+    NoteOption,
+    OrderOptions,
+    RequestOptions,
+    RunArgument,
+    RunOptions,
+)
 from drengine.failover.run import Outcome
 from drengine.terminal import emit_json, note
 from drengine.terminal.options import grouped
@@ -110,13 +118,16 @@ def resume(
     runbook: Annotated[
         str, typer.Option("--runbook", help="Go on by a changed runbook, a file or a name; what is done stays done.")
     ] = "",
+    despite: DespiteOption = None,
     *,
     options: RunOptions,
 ) -> None:
     """Go on with a run that was interrupted, or try again what failed in one that stopped."""
     carry_out(
         options,
-        lambda orders: orders.resume(run, force=force, done=done, runbook=runbook_place(runbook)),
+        lambda orders: orders.resume(
+            run, force=force, done=done, runbook=runbook_place(runbook), despite=despite or []
+        ),
         wait=options.wait,
         patient=True,
     )

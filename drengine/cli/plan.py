@@ -9,6 +9,7 @@ import typer
 
 from drengine.cli.carrying import ask, runbook_place
 from drengine.cli.common import JsonOption
+from drengine.cli.ready import show_checks
 from drengine.cli.run_options import PlanOptions, RunbookArgument
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.terminal import emit_json, human_duration, human_time, show_table
@@ -35,6 +36,7 @@ def plan(
     """Print step by step what a run would do now, with the points it would choose and how long it would take.
 
     Nothing is touched. Times come from earlier runs of the runbook, marked with =, or are estimates, marked with ~.
+    At the end stand the checks of `drengine ready` that do not pass.
     """
     place = runbook_place(runbook)
     # A file that nobody has kept is looked at here: looking keeps nothing.
@@ -52,6 +54,7 @@ def _show(found: Plan) -> None:
     rows = [_row(number, step) for number, step in enumerate(found.steps, start=1)]
     heads = ("step", "wave", "what", "takes", "if it fails", "cleanup")
     show_table(heads, rows, title=f"{found.mode.value} {found.runbook}")
+    show_checks([each for each in found.checks if not each.ok], title="checks that do not pass")
     print(f"predicted: {human_duration(found.predicted_seconds)} from the declaration to the last step")
 
 

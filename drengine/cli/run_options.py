@@ -50,6 +50,14 @@ NoteOption = Annotated[str, typer.Option("--note", help="Kept with the request."
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Go on although a source can't be fenced; the report says so first.")
 ]
+DespiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--despite",
+        metavar="CHECK",
+        help="Go on although this check of `drengine ready` does not pass; repeatable, and in the audit log.",
+    ),
+]
 PointOption = Annotated[
     str, typer.Option("--point", help="`latest`, a time, a point's id or its label; default: the runbook's.")
 ]

@@ -17,7 +17,7 @@ from drengine.console import bodies as take
 from drengine.console.errors import BAD_REQUEST
 from drengine.console.fleet import router as fleet_router
 from drengine.console.guard import Guard, problem
-from drengine.console.pools import PASSWORDS, off
+from drengine.console.pools import LOOKS, PASSWORDS, off
 from drengine.failover import answers as give
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
@@ -27,9 +27,11 @@ from drengine.failover.errors import (
     BAD_APPROVAL,
     RUN_STATE,
     SELF_APPROVAL,
+    UNKNOWN_CHECK,
     WOULD_LOSE,
 )
 from drengine.failover.orders import Orders
+from drengine.failover.readiness import Readiness
 from drengine.failover.registry.errors import LEASE_HELD, LEASE_LOST, REGISTRY_UNAVAILABLE, RUN_ACTIVE, UNKNOWN_RUN
 from drengine.failover.registry.values import StoredRunbook
 from drengine.failover.report.collect import report_as
@@ -88,6 +90,9 @@ STATUS = {
             ),
         ),
         (422, (BAD_RUNBOOK, BAD_APPROVAL, BAD_NAME, BAD_POINT, BAD_POLICY, BAD_REQUEST)),
+        (404, (UNKNOWN_RUN, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE, UNKNOWN_POINT)),
+        (409, (RUN_ACTIVE, RUN_STATE, LEASE_HELD, LEASE_LOST, WOULD_LOSE, APPROVAL_STALE, RETIRE_REFUSED)),
+        (422, (BAD_RUNBOOK, BAD_APPROVAL, BAD_NAME, BAD_POINT, BAD_POLICY, BAD_REQUEST, UNKNOWN_CHECK)),
         (429, (SIGN_IN_LIMIT,)),
         (503, (REGISTRY_UNAVAILABLE, ACCOUNTS_UNUSABLE, POLICY_UNUSABLE, ROLLOUT_UNUSABLE, PROVIDER_UNUSABLE)),
     )
@@ -348,7 +353,13 @@ async def show_plan(
     point: Annotated[str, Query(max_length=300)] = "",
 ) -> give.Plan:
     """Say what a run would do now, step by step; nothing is touched."""
-    return await off(lambda: orders.plan(mode, name, point=point))
+    return await off(lambda: orders.plan(mode, name, point=point), LOOKS)
+
+
+@router.post("/runbooks/{name}/ready")
+async def look_whether_ready(orders: TheOrders, name: take.RunbookName, body: take.Look) -> Readiness:
+    """Look now whether a run would go through; nothing is changed, and it takes 20 s at most."""
+    return await off(lambda: orders.ready(body.mode, name, point=body.point), LOOKS)
 
 
 # ---- what there is -------------------------------------------------------------------------------------------------

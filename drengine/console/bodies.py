@@ -19,6 +19,9 @@ RunbookName = Annotated[str, Path(pattern=NAME_PATTERN, description="A runbook's
 SourceName = Annotated[str, Path(pattern=NAME_PATTERN, description="A source's name.")]
 
 
+Despite = Annotated[list[Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]], Field(max_length=100)]
+
+
 class Body(BaseModel):
     """Of a request: unknown keys are refused, nothing is converted."""
 
@@ -35,6 +38,14 @@ class StartRun(Body):
     hold: bool = Field(False, description="Drill: keep it running until somebody approves its end.")
     discard_divergent: bool = Field(False, description="Way home: do not keep what a source wrote on its own.")
     again: bool = Field(False, description="Failover: also where the runbook's sources run here already.")
+    despite: Despite = Field([], description="Checks of the preflight past which it goes on.")
+
+
+class Look(Body):
+    """How a runbook is to be looked at."""
+
+    mode: Annotated[Mode, Field(strict=False, description="What the run would be for.")] = Mode.FAILOVER
+    point: str = Field("", max_length=300, description="`latest`, a time, a point's id or its label.")
 
 
 class Ask(Body):
@@ -58,6 +69,7 @@ class Resume(Ask):
     runbook: str = Field(
         "", pattern=f"^$|{NAME_PATTERN}", description="A changed runbook that is kept; done stays done."
     )
+    despite: Despite = Field([], description="Checks of the preflight past which it goes on.")
 
 
 class Rollback(Ask):

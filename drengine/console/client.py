@@ -12,6 +12,7 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from drengine.failover.answers import Plan, Run, RunDetail
 from drengine.failover.decide import Action, Decision, Reason
 from drengine.failover.executor import Watcher
 from drengine.failover.orders import Orders
+from drengine.failover.readiness import Readiness
 from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.run import Request, RunRecord, RunState
 from drengine.failover.runbook.errors import UNKNOWN_RUNBOOK
@@ -171,9 +173,12 @@ class RemoteOrders:
         """End a run where it is."""
         return self._order(id, "abort", note=note)
 
-    def resume(self, id: str, *, force: bool = False, done: str = "", runbook: Path | str = "") -> RunRecord:
+    def resume(
+        self, id: str, *, force: bool = False, done: str = "", runbook: Path | str = "", despite: Sequence[str] = ()
+    ) -> RunRecord:
         """Go on with a run; a changed runbook that is given as a file is kept first."""
-        return self._order(id, "resume", force=force, done=done, runbook=self._kept(runbook) if runbook else "")
+        kept = self._kept(runbook) if runbook else ""
+        return self._order(id, "resume", force=force, done=done, runbook=kept, despite=list(despite))
 
     def rollback(self, id: str, *, yes: bool = False, note: str = "") -> RunRecord:
         """Undo everything that a run did."""
@@ -199,6 +204,11 @@ class RemoteOrders:
         """What a run would do now."""
         told = self.client.ask("GET", f"/runbooks/{self._kept(runbook)}/plan", mode=mode.value, point=point)
         return msgspec.convert(told, Plan)
+
+    def ready(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Readiness:
+        """Whether a run would go through."""
+        body = {"mode": mode.value, "point": point}
+        return msgspec.convert(self.client.ask("POST", f"/runbooks/{self._kept(runbook)}/ready", body), Readiness)
 
     @staticmethod
     def failure(run: Run) -> DrengineError | None:

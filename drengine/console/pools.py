@@ -14,6 +14,8 @@ from typing import TypeVar
 from drengine.people.passwords import AT_ONCE
 
 ANSWERS = ThreadPoolExecutor(8, "rest")
+LOOKS = ThreadPoolExecutor(2, "looks")
+"""They wait for hosts and fences; whoever looks keeps nobody from answers."""
 PROOFS = ThreadPoolExecutor(4, "proofs")
 PASSWORDS = ThreadPoolExecutor(AT_ONCE, "passwords")
 T = TypeVar("T")

@@ -151,6 +151,10 @@ class BrokerAgents:
         known = self._known.get(name)
         return bool(self.link.is_connected and known and known.presence and known.presence.online)
 
+    def is_away(self, name: str) -> bool:
+        """Whether the broker is there and does not see the party; False while we have not heard all that it retains."""
+        return self.link.is_connected and self._settled.is_set() and not self.is_online(name)
+
     def presences(self) -> Mapping[str, tuple[PartyKind, Presence]]:
         """What each party announced, or the broker on its behalf; empty just after a connection was made."""
         return {name: (known.kind, known.presence) for name, known in self._known.items() if known.presence is not None}
@@ -445,6 +449,10 @@ class NoAgents:
 
     def is_online(self, name: str) -> bool:
         """Not as far as is known."""
+        return False
+
+    def is_away(self, name: str) -> bool:
+        """Nobody says so."""
         return False
 
     def report_age_seconds(self, name: str) -> float | None:

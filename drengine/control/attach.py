@@ -65,6 +65,39 @@ class AttachOrder(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 300.0
 
 
+class HostQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """The argument `examine` of STATUS: could this host carry out such an order?
+
+    Attributes:
+        order: as ATTACH would carry it; nothing of it is done.
+        size_bytes: of each disk.
+    """
+
+    order: AttachOrder
+    size_bytes: dict[str, int] = {}
+
+
+class HostFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a host looked at.
+
+    Attributes:
+        check: a check's name, see `drengine.failover.preflight`.
+        seen: what was looked at and found.
+        fault: why it would not do; empty: it would.
+    """
+
+    check: str
+    seen: str
+    fault: str = ""
+
+
+class HostAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host found; `now_ns` is its clock."""
+
+    findings: list[HostFinding]
+    now_ns: int
+
+
 def breaks_isolation(order: AttachOrder) -> str:
     """Why commands of an order would not run in the network of their own that a drill promises; empty: they do."""
     if not order.isolated or order.settings.network != "none":

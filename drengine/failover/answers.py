@@ -18,6 +18,7 @@ from drengine.failover.masking import masked, masked_json
 from drengine.failover.measure import measure
 from drengine.failover.options import read_options
 from drengine.failover.plan import can_roll_back
+from drengine.failover.readiness import Checked
 from drengine.failover.reading.reader import Examined
 from drengine.failover.registry.values import Party as KnownParty
 from drengine.failover.run import Outcome, RunRecord, RunState, Status
@@ -178,6 +179,7 @@ class Plan:
     Attributes:
         points: those that would be chosen now, by source.
         predicted_seconds: from the declaration to the last step that is no cleanup.
+        checks: whether it would go through, see `drengine ready`.
     """
 
     mode: Mode
@@ -185,6 +187,7 @@ class Plan:
     predicted_seconds: float
     points: dict[str, ExpectedPoint]
     steps: list[PlannedStep]
+    checks: list[Checked] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,13 +28,15 @@ from drengine.failover.executor import Executor, Watcher
 from drengine.failover.labels import Purpose, RunLabel
 from drengine.failover.options import EarlierLaunch, RunOptions
 from drengine.failover.plan import sources_of
+from drengine.failover.preflight.examine import Preflight
+from drengine.failover.readiness import Readiness, blocking, in_order
 from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.registry import Registry
 from drengine.failover.report.collect import keep_report_of
 from drengine.failover.run import RunRecord, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
-from drengine.failover.steps.step import Site
+from drengine.failover.steps.step import Case, Site
 from drengine.failover.steps.workloads import instance_name
 from drengine.failover.telling import telling
 from drengine.model.clock import Clock, SystemClock
@@ -51,7 +53,9 @@ LEASE_MARGIN_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """See the module; `open_engine` makes it. `agents` are the site's, with all that the broker knows of them."""
+    """See the module; `open_engine` makes it. `agents` are the site's, with all that the broker knows of them; they
+    belong to `loop`; None where no broker is.
+    """
 
     config: OrchestratorConfig
     registry: Registry
@@ -60,6 +64,7 @@ class Engine:
     owner: str
     door: Door
     notifier: Notifier = SILENT
+    loop: asyncio.AbstractEventLoop | None = None
 
     def load_runbook(self, place: Path | str) -> tuple[Runbook, str]:
         """A runbook by its file or by the name under which it was kept, and the version that a run of it keeps.
@@ -180,6 +185,21 @@ class Engine:
                 raise DrengineError(RUN_STATE, f"{source!r} is failed over already: fail it back first")
         return msgspec.structs.replace(options, launches=here)
 
+    async def readiness(self, mode: Mode, book: Runbook, options: RunOptions, *, by: str = "") -> Readiness:
+        """How a run of this runbook would go, as far as can be known before; nothing is changed.
+
+        `by`: who would begin it; empty: whoever may.
+        """
+        clock = self.site.clock
+        began, at_ns = clock.monotonic(), clock.now_ns()
+        with contextlib.suppress(DrengineError):  # why there is no way is among the checks
+            options = await asyncio.to_thread(self.with_launches, options, mode, book)
+        case = Case(mode, book, options, started_by=by, rehearsal=True)
+        checks = in_order(await self.site.preflight(self.site, case))
+        seconds = round(clock.monotonic() - began, 3)
+        ready = not blocking(checks)
+        return Readiness(runbook=book.name, mode=mode, ready=ready, at_ns=at_ns, seconds=seconds, checks=checks)
+
     def _earlier_launch(self, book: Runbook, source: str) -> EarlierLaunch | None:
         """None where the source is in charge itself."""
         info = self.site.store.source(source)
@@ -222,6 +242,7 @@ async def open_engine(
         keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
         with await asyncio.to_thread(Store.open, config.store, clock=clock, keks=keks) as store:
             async with _agents(config, clock, audit) as agents:
+                door = Door.of(config.state, clock, config.oidc)
                 site = Site(
                     store=store,
                     agents=agents,
@@ -229,12 +250,13 @@ async def open_engine(
                     export_uri=config.export_uri,
                     directory=config.instances,
                     clock=clock,
+                    preflight=Preflight(config, registry, door, agents),
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-                door = Door.of(config.state, clock, config.oidc)
                 notifier = await asyncio.to_thread(open_notifier, config.notifications)
+                loop = asyncio.get_running_loop()
                 try:
-                    yield Engine(config, registry, site, agents, owner, door, notifier)
+                    yield Engine(config, registry, site, agents, owner, door, notifier, loop)
                 finally:
                     await asyncio.to_thread(notifier.close)
     finally:

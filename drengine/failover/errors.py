@@ -20,6 +20,19 @@ UNFENCED = error_kind(
     "Switch it off or give the runbook a fence command, then `drengine run resume RUN`; --force goes on without it, "
     "and the report says so in its first lines.",
 )
+NOT_READY = error_kind(
+    "not-ready",
+    225,
+    "A check before a run does not pass that the run would need; nothing was done.",
+    "`drengine ready RUNBOOK` lists what was looked at, with what to do about each. In a disaster, where a check does "
+    "not matter: --despite CHECK.",
+)
+UNKNOWN_CHECK = error_kind(
+    "unknown-check",
+    226,
+    "There is no such check, or no run goes on past it.",
+    "`drengine ready RUNBOOK` lists the checks by their ids.",
+)
 RUN_WAITING = error_kind(
     "run-waiting",
     108,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -68,9 +68,21 @@ PROGRESS_SECONDS = 5.0
 
 OUTPUT_CHARACTERS_MAX = 8192
 FORCE = "force"
-"""Note of a resume request: go on without fencing."""
+"""In the note of a resume request: go on without fencing."""
+DESPITE = "despite:"
+"""Begins the words of that note which name checks of the preflight past which the run goes on."""
 
 T = TypeVar("T")
+
+
+def resume_note(force: bool, despite: Sequence[str]) -> str:
+    """The note of a request to resume."""
+    return " ".join([*([FORCE] if force else []), *(f"{DESPITE}{each}" for each in despite)])
+
+
+def despite_in(words: Sequence[str]) -> list[str]:
+    """The checks that the words of such a note name."""
+    return [word.removeprefix(DESPITE) for word in words if word.startswith(DESPITE)]
 
 
 class RunKeeper(Protocol):
@@ -224,8 +236,9 @@ class Executor:
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
             asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
             resumed = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
-            forced = asked.note == FORCE and may_force(asked.by, self._subject.force_by, snapshot.approvals)
-            await self._note({**resumed, "force": forced})
+            words = asked.note.split()
+            forced = FORCE in words and may_force(asked.by, self._subject.force_by, snapshot.approvals)
+            await self._note({**resumed, "force": forced, "despite": despite_in(words)})
         while True:
             self._last = snapshot = await self._observe()
             decision = decide(self._run.mode, snapshot)
@@ -285,6 +298,7 @@ class Executor:
             permit=self._permit,
             started_by=self._run.started_by,
             forced_by=self._forced_by(snapshot),
+            despite=snapshot.despite,
         )
         looking = again or attempt > 1
         self._tasks[step.id] = asyncio.create_task(self._carry_out(step, context, looking), name=step.id)

@@ -33,6 +33,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         force: go on although a source can't be fenced.
         hold: keep what a drill launched until somebody approves its end.
         discard_divergent: on the way home, do not keep what a source wrote on its own.
+        despite: checks past which the run goes on although they do not pass: ids, with or without what they are about.
         force_by: who has to approve that the run is forced, as its runbook says; empty: nobody is asked.
         launches: by source, what an earlier run launched on its promoted branch and runs here now.
     """
@@ -41,6 +42,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     force: bool = False
     hold: bool = False
     discard_divergent: bool = False
+    despite: list[str] = []
     force_by: list[str] = []
     launches: dict[str, EarlierLaunch] = {}
 

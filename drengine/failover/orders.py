@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from drengine.failover.errors import (
     APPROVAL_STALE,
     BAD_APPROVAL,
     FAILED_OVER_ALREADY,
+    NOT_READY,
     NOT_STARTED,
     RUN_ABORTED,
     RUN_FAILED,
@@ -49,10 +50,12 @@ from drengine.failover.errors import (
     WOULD_LOSE,
     naming_run,
 )
-from drengine.failover.executor import FORCE, Watcher
+from drengine.failover.executor import Watcher, resume_note
 from drengine.failover.options import RunOptions, read_options
 from drengine.failover.plan import can_roll_back
+from drengine.failover.preflight.examine import require_despite
 from drengine.failover.preview import Loss, losses, preview
+from drengine.failover.readiness import Readiness
 from drengine.failover.reading.reader import Examined, RunbookError, examine
 from drengine.failover.registry.errors import LEASE_HELD
 from drengine.failover.replan import replan
@@ -72,9 +75,10 @@ from drengine.failover.runbook.errors import BAD_RUNBOOK, UNKNOWN_RUNBOOK
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import REPLANNED, Snapshot, StepState, plan_payload
 from drengine.failover.steps.approval import APPROVAL
-from drengine.failover.steps.declare import check_secrets
 from drengine.failover.steps.launch import LAUNCH
+from drengine.failover.steps.preflight import PREFLIGHT
 from drengine.failover.steps.step import PlannedStep
+from drengine.failover.steps.texts import check_secrets
 from drengine.model.errors import DrengineError
 from drengine.people.door import Door
 from drengine.people.roles import NOBODY, Action, Person, permit
@@ -140,6 +144,7 @@ class Orders:
         hold: bool = False,
         discard_divergent: bool = False,
         again: bool = False,
+        despite: Sequence[str] = (),
     ) -> RunRecord:
         """Begin a run; nothing is done before it is executed.
 
@@ -151,17 +156,22 @@ class Orders:
             hold: keep what a drill launched until somebody approves its end.
             discard_divergent: on the way home, do not keep what a source wrote on its own.
             again: fail over although sources run here already; what runs is stopped and started again.
+            despite: checks past which it goes on although they do not pass.
 
         Raises:
-            DrengineError: NOT_PERMITTED; BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where there is no way
-                home or none is needed; FAILED_OVER_ALREADY; RUN_ACTIVE when an unfinished run holds one of the sources.
+            DrengineError: NOT_PERMITTED; UNKNOWN_CHECK; BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where
+                there is no way home or none is needed; FAILED_OVER_ALREADY; RUN_ACTIVE when an unfinished run holds one
+                of the sources.
         """
         permit(self.who, _action(mode))
-        if force or discard_divergent:
+        if force or discard_divergent or despite:
             permit(self.who, Action.FORCE)
+        require_despite(despite)
         if isinstance(runbook, Path) and not self._is_kept(*self.engine.read_runbook(runbook)):
             permit(self.who, Action.WRITE_RUNBOOKS)
-        options = RunOptions(point=point, force=force, hold=hold, discard_divergent=discard_divergent)
+        options = RunOptions(
+            point=point, force=force, hold=hold, discard_divergent=discard_divergent, despite=list(despite)
+        )
         if mode is Mode.FAILOVER and not again:
             self._require_first(self.engine.read_runbook(runbook)[0])
         book, version = self.engine.load_runbook(runbook)
@@ -219,7 +229,9 @@ class Orders:
 
     @_of_run
     @_told_if_refused("run.resume")
-    def resume(self, id: str, *, force: bool = False, done: str = "", runbook: Path | str = "") -> RunRecord:
+    def resume(
+        self, id: str, *, force: bool = False, done: str = "", runbook: Path | str = "", despite: Sequence[str] = ()
+    ) -> RunRecord:
         """Go on with a run: one that stopped tries again what failed.
 
         Args:
@@ -227,10 +239,11 @@ class Orders:
             force: go on without fencing.
             done: id of a failed step that was done by hand.
             runbook: a changed one, its file or its name; what is done stays done.
+            despite: checks past which it goes on although they do not pass.
 
         Raises:
-            DrengineError: NOT_PERMITTED, UNKNOWN_RUN; RUN_STATE when it is finished, or the step is none that could be
-                done by hand; APPROVAL_NEEDED; BAD_RUNBOOK, RUNBOOK_UNFIT.
+            DrengineError: NOT_PERMITTED, UNKNOWN_CHECK, UNKNOWN_RUN; RUN_STATE when it is finished, or the step is none
+                that could be done by hand; APPROVAL_NEEDED; BAD_RUNBOOK, RUNBOOK_UNFIT.
         """
         run, snapshot = self._look_as(id)
         if run.state is RunState.FINISHED:
@@ -241,6 +254,9 @@ class Orders:
             if done not in by_hand:
                 known = ", ".join(by_hand) or "none"
                 raise DrengineError(RUN_STATE, f"{done!r} can't be called done; failed steps that can: {known}")
+        if despite:
+            permit(self.who, Action.FORCE)
+            require_despite(despite)
         if force:
             permit(self.who, Action.FORCE)
             force_by = read_options(run.options).force_by
@@ -250,7 +266,7 @@ class Orders:
         if runbook:
             run = self._replan(run, runbook)
         if run.state is RunState.STOPPED:
-            self.engine.registry.request(id, RequestKind.RESUME, done, self.who, FORCE if force else "")
+            self.engine.registry.request(id, RequestKind.RESUME, done, self.who, resume_note(force, despite))
         return run
 
     def _replan(self, run: RunRecord, runbook: Path | str) -> RunRecord:
@@ -417,7 +433,22 @@ class Orders:
             DrengineError: as `begin`, but for RUN_ACTIVE.
         """
         book, _ = self.engine.read_runbook(runbook)
-        return preview(self.engine, mode, book, RunOptions(point=point))
+        readiness = self.ready(mode, runbook, point=point)
+        return replace(preview(self.engine, mode, book, RunOptions(point=point)), checks=readiness.checks)
+
+    def ready(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Readiness:
+        """Whether a run of a runbook would go through, as far as can be known before; nothing is changed.
+
+        Not for the thread of the engine's event loop.
+
+        Raises:
+            DrengineError: BAD_RUNBOOK, UNKNOWN_RUNBOOK.
+        """
+        book, _ = self.engine.read_runbook(runbook)
+        looking = self.engine.readiness(mode, book, RunOptions(point=point))
+        if self.engine.loop is None:
+            return asyncio.run(looking)
+        return asyncio.run_coroutine_threadsafe(looking, self.engine.loop).result()
 
     def validate(self, text: str) -> Validation:
         """What is wrong with a runbook; nothing is kept."""
@@ -432,6 +463,9 @@ class Orders:
         """How a run ended, or why it stopped, as an error for scripts; None if it is completed."""
         if run.outcome is Outcome.COMPLETED:
             return None
+        looked = [each for each in getattr(run, "steps", ()) if each.kind == PREFLIGHT.name]
+        if found := next((each for each in looked if each.status is Status.FAILED), None):
+            return DrengineError(NOT_READY, f"run {run.run}: {found.message}", hint=_past_preflight(run))
         kinds = {
             Outcome.BLOCKED: UNFENCED,
             Outcome.ABORTED: RUN_ABORTED,
@@ -475,8 +509,7 @@ class Orders:
             return False
 
     def _examined(self, text: str) -> Examined:
-        site = self.engine.site
-        return examine(text, sources=[each.name for each in site.store.sources()], drivers=site.drivers)
+        return examine(text, drivers=self.engine.site.drivers)
 
     def _check_commit(self, id: str) -> None:
         run, snapshot, _ = self.engine.look(id)
@@ -530,6 +563,14 @@ def _check_approver(step: PlannedStep[Any], run: RunRecord, who: Person) -> None
         raise DrengineError(SELF_APPROVAL, f"{who} began run {run.id}: somebody else approves {step.id}")
     allowed = ", ".join(step.settings.by)
     raise DrengineError(BAD_APPROVAL, f"{who} may not approve {step.id}; {allowed} may")
+
+
+def _past_preflight(run: Run) -> str:
+    """What can be done about a run that was stopped before it did anything."""
+    if run.state is RunState.FINISHED:
+        return f"Nothing was done. Mend what blocks; `drengine ready {run.runbook}` looks again."
+    again = f"`drengine run resume {run.run}`"
+    return f"Nothing was done. Mend what blocks, then {again}; or, where it does not matter, with --despite CHECK."
 
 
 def _what_now(run: Run) -> str:

@@ -2,15 +2,17 @@
 
 The shapes (``s`` is each source; docs/failover.md draws them):
 
-drill      declare, gate, choose-point:s, branch:s, waves(launch:s), then always stop-workload:s, drop-branch:s
-failover   declare, gate, fence:s, [all fenced] choose-point:s, promote:s, [all promoted] waves(launch:s)
+drill      declare, preflight, gate, choose-point:s, branch:s, waves(launch:s),
+           then always stop-workload:s, drop-branch:s
+failover   declare, preflight, gate, fence:s, [all fenced] choose-point:s, promote:s, [all promoted] waves(launch:s)
            where s runs here already, after an earlier failover, that is stopped instead of fencing the source
 migration  the same with quiesce-source:s before fence:s
-reprotect  declare, fence:s, preserve:s, reverse:s
+reprotect  declare, preflight, fence:s, preserve:s, reverse:s
 failback   as reprotect, gate, quiesce-recovered:s (last wave first), reverse-last:s, [all] hand-back:s,
            waves(release:s), stop-workload:s
 
-The gate is what the runbook puts before its first waves: an approval there comes before anything is fenced.
+The gate is what the runbook puts before its first waves: an approval there comes before anything is fenced. It may
+take hours, so behind one the preflight is done once more.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from drengine.failover.steps.fence import FENCE, FenceSettings
 from drengine.failover.steps.hand_back import HAND_BACK, HandBackSettings
 from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.launch import LAUNCH
+from drengine.failover.steps.preflight import PREFLIGHT
 from drengine.failover.steps.preserve import PRESERVE, PreserveSettings
 from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.quiesce_recovered import QUIESCE_RECOVERED
@@ -45,6 +48,7 @@ from drengine.failover.steps.wait import WAIT
 from drengine.failover.steps.workloads import WorkloadSettings
 
 WAIT_MARGIN_SECONDS = 60.0
+PREFLIGHT_AGAIN = "preflight.again"
 UNDO = "undo."
 """Begins the ids of a rollback's steps."""
 
@@ -266,6 +270,7 @@ class _Planner:
         """The step that everything waits for: the declaration; where a run is forced, an approval of that."""
         title, options = f"declare the {self._mode.value}", self._options
         declared = self._add(DECLARE, "", DeclareSettings(list(self._sources)), (), title=title)
+        declared = self._add(PREFLIGHT, "", NoSettings(), (declared,))
         if not options.force_by or not (options.force or options.discard_divergent):
             return declared
         self.steps.append(force_step(options.force_by, (declared,)))
@@ -282,6 +287,7 @@ class _Planner:
         if fence and not agent_only:
             settings = FenceSettings(
                 command=fence.command,
+                dry=fence.dry,
                 command_seconds=parse_duration(fence.timeout),
                 command_tries=fence.retries + 1,
             )
@@ -337,7 +343,13 @@ class _Planner:
         for wave in self._runbook.waves:
             if wave.name in self._roots:
                 ends += self._chain(taken, wave, "before", start)
-        return tuple(dict.fromkeys(ends)) or start
+        needs = tuple(dict.fromkeys(ends)) or start
+        if not any(step.kind.asks_people for step in self.steps):
+            return needs
+        title = PREFLIGHT.title("", NoSettings())
+        seconds = PREFLIGHT.timeout_seconds
+        self.steps.append(PlannedStep(PREFLIGHT_AGAIN, PREFLIGHT, title, NoSettings(), needs, timeout_seconds=seconds))
+        return (PREFLIGHT_AGAIN,)
 
     def _waves(self, server: Server, *, first: tuple[str, ...] = (), taken: _Waves | None = None) -> tuple[str, ...]:
         """Each wave's servers between its steps, waves after those they wait for; gives the ends of all waves."""

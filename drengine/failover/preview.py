@@ -14,12 +14,10 @@ from drengine.failover.errors import RUN_STATE
 from drengine.failover.labels import RunLabel
 from drengine.failover.options import RunOptions
 from drengine.failover.plan import plan, predicted_seconds
-from drengine.failover.points import select_point
 from drengine.failover.run import RunRecord, Status
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot
-from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings, chosen_point
-from drengine.failover.steps.declare import last_sign
+from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings, expected_point
 from drengine.failover.steps.step import PlannedStep
 from drengine.model.errors import DrengineError
 
@@ -105,10 +103,8 @@ def _point(engine: Engine, step: PlannedStep[ChoosePointSettings]) -> ExpectedPo
         return ExpectedPoint(point="the one that is cut when the source has stopped")
     now_ns = engine.site.clock.now_ns()
     try:
-        point = select_point(engine.site.store, step.source, step.settings.point)
+        report = engine.site.agents.reports().get(step.source)
+        chosen = expected_point(engine.site.store, report, step.source, step.settings.point, now_ns)
     except DrengineError as error:
         return ExpectedPoint(error=error.message)
-    report = engine.site.agents.reports().get(step.source)
-    sign = last_sign(engine.site.store.points(step.source), report, now_ns)
-    chosen = chosen_point(point, point.shown_ns, now_ns, sign.at_ns, evidence="", quiesced=False)
     return ExpectedPoint(**msgspec.structs.asdict(chosen))

@@ -70,6 +70,7 @@ class Snapshot:
         ending: why the run is ending early (ABORTED), or NONE.
         aborted_by, rollback_by, resumed_by: who asked for it since it was last heeded; empty: nobody.
         forced_by: who resumed a run that was blocked with the word to go on unfenced; empty: nobody.
+        despite: checks of the preflight past which somebody who resumed the run said that it goes on.
         newest_request: number of the newest request that this snapshot has seen.
         approvals: those that count, by step.
         digest: of what would be approved now; empty where nothing is known but the journal.
@@ -83,6 +84,7 @@ class Snapshot:
     rollback_by: str = ""
     resumed_by: str = ""
     forced_by: str = ""
+    despite: tuple[str, ...] = ()
     newest_request: int = 0
     approvals: Mapping[str, Request] = field(default_factory=dict)
     digest: str = ""
@@ -140,6 +142,7 @@ def observe(
     """
     states: dict[str, StepState] = {}
     rolling_back, ending, handled, forced_by = False, Outcome.NONE, 0, ""
+    despite: tuple[str, ...] = ()
     for entry in entries:
         if entry.event is not Event.DECISION:
             state = states.get(entry.step)
@@ -160,6 +163,7 @@ def observe(
                 ending = Outcome.NONE
                 handled = entry.payload.get("request", handled)
                 forced_by = str(entry.payload.get("by")) if entry.payload.get("force") else forced_by
+                despite = (*despite, *entry.payload.get("despite", ()))
                 states = {id: _again(state) for id, state in states.items()}
                 if entry.payload.get("step") in states:
                     states[entry.payload["step"]] = _done_by_hand(states[entry.payload["step"]], entry)
@@ -177,6 +181,7 @@ def observe(
         rollback_by=_asked(new, RequestKind.ROLLBACK),
         resumed_by=_asked(new, RequestKind.RESUME),
         forced_by=forced_by,
+        despite=despite,
         newest_request=max((each.seq for each in requests), default=0),
         approvals=approvals_of(planned, requests, subject, digest) if subject else {},
         digest=digest,

@@ -35,7 +35,7 @@ _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC = 0x25609513
 _REPLY = struct.Struct(">IIQ")
 _REPLY_MAGIC = 0x67446698
-_OPT_STARTTLS, _OPT_GO, _REP_ACK, _REP_INFO = 5, 7, 1, 3
+_OPT_LIST, _OPT_STARTTLS, _OPT_GO, _REP_ACK, _REP_INFO = 3, 5, 7, 1, 3
 _READ, _WRITE, _DISC, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 _LENGTH_MAX = 32 << 20
 _OPTION_REPLY_MAX = 65536
@@ -98,18 +98,27 @@ class NbdAddress:
         return context
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """How an NBD server answered; `certificate` (DER) is what it showed, None without TLS."""
+
+    certificate: bytes | None
+
+
 class NbdClient:
     """One connection to one export."""
 
     def __init__(
         self,
         address: str | tuple[str, int],
-        export: str,
+        export: str | None,
         *,
         timeout_seconds: float = 30.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """Connect to a unix socket's path or a (host, port) and open `export`; with `tls` nothing goes in the clear.
+
+        Without an export it is only asked what it offers, which shows that it would serve us at all.
 
         Raises:
             DrengineError: NBD_CLIENT when the server refuses; OSError when it can't be reached.
@@ -140,7 +149,19 @@ class NbdClient:
         address = NbdAddress.parse(uri)
         return NbdClient(address.place, address.export, timeout_seconds=timeout_seconds, tls=address.context())
 
-    def _negotiate(self, export: str, tls: ssl.SSLContext | None) -> None:
+    @staticmethod
+    def greet(uri: str, *, timeout_seconds: float) -> Greeting:
+        """Connect to the server of an NBD URI and ask what it offers; nothing is opened.
+
+        Raises:
+            DrengineError, OSError: as `of`; ssl.SSLError where TLS fails.
+        """
+        address = NbdAddress.parse(uri)
+        with NbdClient(address.place, None, timeout_seconds=timeout_seconds, tls=address.context()) as client:
+            stream = client._socket
+            return Greeting(stream.getpeercert(binary_form=True) if isinstance(stream, ssl.SSLSocket) else None)
+
+    def _negotiate(self, export: str | None, tls: ssl.SSLContext | None) -> None:
         if self._receive(16) != _INIT + _OPTION:
             raise DrengineError(NBD_CLIENT, "the server does not speak NBD's newstyle handshake")
         flags = struct.unpack(">H", self._receive(2))[0]
@@ -148,6 +169,9 @@ class NbdClient:
         if tls is not None:
             self._option(_OPT_STARTTLS, b"", "TLS")
             self._socket = tls.wrap_socket(self._socket, server_hostname=self._server_name)
+        if export is None:
+            self._option(_OPT_LIST, b"", "the list of exports")
+            return
         name = export.encode()
         body = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
         self._option(_OPT_GO, body, f"export {export!r}")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from drengine.control.attach import AttachOrder
+from drengine.control.attach import AttachOrder, HostQuestion
 from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.gate import Policy
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
@@ -30,6 +30,7 @@ from drengine.transport.networks import DataNetworks
 from drengine_agent.standby.certificates import name_for_nbd
 from drengine_agent.standby.config import StandbyConfig
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
+from drengine_agent.standby.examine import examine
 from drengine_agent.standby.workload import Workload
 
 log = logging.getLogger("drengine.standby")
@@ -81,9 +82,8 @@ class StandbyHost:
         """ATTACH: bring a workload up; asked again it goes on where it was."""
         order = msgspec.convert(command.arguments, AttachOrder)
         self._config.allow.require(order)
-        for uri in order.disks.values():
-            await asyncio.to_thread(self._check_route, uri)
-        order = msgspec.structs.replace(order, disks={name: self._secured(uri) for name, uri in order.disks.items()})
+        disks = {name: await asyncio.to_thread(self._attached_as, uri) for name, uri in order.disks.items()}
+        order = msgspec.structs.replace(order, disks=disks)
         folder = self._instances / check_name(order.instance, what="instance")
         workload = Workload(order, folder, allow=self._config.allow)
         loop = asyncio.get_running_loop()
@@ -105,7 +105,12 @@ class StandbyHost:
         return await self._with(command, Workload.stop)
 
     async def status(self, command: Command, tell: Tell) -> Mapping[str, Any]:
-        """STATUS: how an instance is."""
+        """STATUS: how an instance is; with `examine`, whether a launch could be carried out here."""
+        if "examine" in command.arguments:
+            question = msgspec.convert(command.arguments["examine"], HostQuestion)
+            answer = await asyncio.to_thread(examine, question, self._config, self._attached_as)
+            told: Mapping[str, Any] = msgspec.to_builtins(answer)
+            return told
         workload = self._find(command)
         if workload is None:
             return {"running": False, "healthy": False, "details": {}}
@@ -127,8 +132,14 @@ class StandbyHost:
     def _lock(self, instance: str) -> asyncio.Lock:
         return self._locks.setdefault(instance, asyncio.Lock())
 
-    def _secured(self, uri: str) -> str:
-        """Over TLS with this host's certificates, where it has any and the disk comes over a network."""
+    def _attached_as(self, uri: str) -> str:
+        """A disk from inside the data networks; over TLS with this host's certificates, where it has any and the disk
+        comes over a network.
+
+        Raises:
+            DrengineError: OUTSIDE_DATA_NETWORK, NBD_CLIENT, STANDBY_SETTINGS.
+        """
+        self._check_route(uri)
         if self._files is None or not uri.startswith("nbd://"):
             return uri
         return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(str(self._named))}"

@@ -22,6 +22,7 @@ from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchReque
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
 from drengine.failover.drivers.settings import read_settings
+from drengine.failover.needs import Program, programs
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.process import Finished, end_marked, find_marked, marked, run_command, start_marked
@@ -78,6 +79,10 @@ class CommandDriver(LaunchDriver):
             parse_duration(read.grace)
         except ValueError as error:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver command: grace: {error}") from error
+
+    def needs(self, settings: Mapping[str, Any]) -> tuple[Program, ...]:
+        read = read_settings(CommandSettings, settings, self.name)
+        return programs(read.run, read.start, read.stop, read.quiesce, read.health, user=read.user)
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
         settings = read_settings(CommandSettings, request.settings, self.name)

@@ -6,12 +6,14 @@ nothing of its own that `inspect` could not find again from the name: pid files,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from drengine.control.attach import HostAnswer
 from drengine.control.messages import Answer, Verb
+from drengine.failover.needs import Need
 from drengine.model.sectors import SECTOR_BYTES
 
 HostOrder = Callable[[Verb, Mapping[str, Any], float, Callable[[str], None]], Answer]
@@ -111,4 +113,26 @@ class LaunchDriver(Protocol):
 
     def stop(self, request: LaunchRequest) -> None:
         """End it and remove everything that `launch` made; nothing is left behind. No error if there is nothing."""
+        ...
+
+
+@runtime_checkable
+class KnowsNeeds(Protocol):
+    """A driver that can say what it needs on the orchestrator's host; others are launched unseen."""
+
+    def needs(self, settings: Mapping[str, Any]) -> Iterable[Need]:
+        """What launching with these settings needs here."""
+        ...
+
+
+@runtime_checkable
+class AsksHost(Protocol):
+    """A driver whose workloads run on a recovery host, which can be asked whether it could carry out a launch."""
+
+    def ask_host(self, request: LaunchRequest) -> HostAnswer:
+        """What the host looked at; nothing is done there.
+
+        Raises:
+            DrengineError: it did not answer, or can't be asked; LAUNCH_SETTINGS.
+        """
         ...

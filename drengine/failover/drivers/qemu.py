@@ -30,6 +30,7 @@ from drengine.failover.drivers.move import MARK as MOVER_MARK
 from drengine.failover.drivers.move import MovePlan, MovingDisk
 from drengine.failover.drivers.qmp import Qmp, QmpError
 from drengine.failover.drivers.settings import read_settings
+from drengine.failover.needs import Memory, Need, ReadableFile, programs
 from drengine.model.errors import DrengineError
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.client import NbdAddress
@@ -41,6 +42,7 @@ LOOK_SECONDS = 0.1
 CONSOLE_BYTES_MAX = 4 << 10
 QMP_SECONDS = 5.0
 KILL_SECONDS = 5.0
+TLS_FILES = ("ca-cert", "client-cert", "client-key")
 _CONSOLE, _QMP, _NOTES = "console.log", "qmp.sock", "qemu.log"
 _MOVER_QMP, _PLAN, _MOVER_NOTES = "move.sock", "move-plan.json", "move.log"
 _BRIDGE = re.compile(r"bridge:([A-Za-z0-9._-]{1,15})", re.ASCII)
@@ -104,13 +106,17 @@ class QemuDriver(LaunchDriver):
             raise DrengineError(
                 LAUNCH_SETTINGS, f"settings of driver qemu: accelerator {read.accelerator!r} is unknown"
             )
-        if not shutil.which(read.program):
-            raise DrengineError(
-                LAUNCH_SETTINGS, f"settings of driver qemu: program {read.program} is not installed on this host"
-            )
-        for file in (read.kernel, read.initrd, read.firmware):
-            if file and not Path(file).is_file():
-                raise DrengineError(LAUNCH_SETTINGS, f"settings of driver qemu: {file} is not there")
+
+    def needs(self, settings: Mapping[str, Any]) -> tuple[Need, ...]:
+        read = read_settings(QemuSettings, settings, self.name)
+        tls = Path(read.tls_directory)
+        files = [read.kernel, read.initrd, read.firmware]
+        files += [str(tls / f"{name}.pem") for name in TLS_FILES] if read.tls_directory else []
+        return (
+            *programs([read.program], read.health),
+            *(ReadableFile(file) for file in files if file),
+            Memory(read.memory_mib << 20),
+        )
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
         settings = read_settings(QemuSettings, request.settings, self.name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import AttachOrder, StandbySettings, breaks_isolation
+from drengine.control.attach import AttachOrder, HostAnswer, HostQuestion, StandbySettings, breaks_isolation
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
@@ -40,6 +40,13 @@ class StandbyDriver(LaunchDriver):
     def inspect(self, request: LaunchRequest) -> Instance:
         found = self._order(request, Verb.STATUS, {"instance": request.instance}, ASK_SECONDS).result
         return Instance(request.instance, found["running"], found["healthy"], found["details"])
+
+    def ask_host(self, request: LaunchRequest) -> HostAnswer:
+        order = msgspec.convert(_order_of(request), AttachOrder)
+        question = HostQuestion(order=order, size_bytes={disk.volume: disk.size_bytes for disk in request.disks})
+        arguments = {"examine": msgspec.to_builtins(question)}
+        answer = self._order(request, Verb.STATUS, arguments, request.timeout_seconds)
+        return msgspec.convert(answer.result, HostAnswer)
 
     def quiesce(self, request: LaunchRequest) -> None:
         self._order(request, Verb.QUIESCE, {"instance": request.instance}, request.timeout_seconds)

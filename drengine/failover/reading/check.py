@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from drengine.process.given import references
 from drengine.redaction import is_secret_name
 
 CYCLE_SHOWN_MAX = 8
+DRILL_DAYS_MAX = 366
 _CRON = re.compile(r"[0-9A-Za-z*/,-]{1,40}", re.ASCII)
 
 
@@ -29,17 +30,15 @@ def check(
     root: Node,
     findings: Findings,
     *,
-    sources: Collection[str] | None = None,
     drivers: Mapping[str, LaunchDriver] | None = None,
 ) -> None:
     """Note what makes no sense.
 
     Args:
         root: the tree that the runbook was made from, for the places.
-        sources: names of the sources that are registered; None: not known, not checked.
         drivers: the launch drivers that are installed; None: neither they nor their settings are checked.
     """
-    _Checker(book, Sense(findings, root, book.sources), sources, drivers, step_kinds()).check()
+    _Checker(book, Sense(findings, root, book.sources), drivers, step_kinds()).check()
 
 
 class _Checker:
@@ -47,13 +46,11 @@ class _Checker:
         self,
         book: Runbook,
         sense: Sense,
-        sources: Collection[str] | None,
         drivers: Mapping[str, LaunchDriver] | None,
         kinds: StepKinds,
     ) -> None:
         self._book = book
         self._sense = sense
-        self._sources = sources
         self._drivers = drivers
         self._kinds = kinds
 
@@ -64,6 +61,7 @@ class _Checker:
         sense.name(book.name, "runbook", "name")
         sense.seconds(book.objectives.rpo, "objectives", "rpo", positive=True)
         sense.seconds(book.objectives.rto, "objectives", "rto", positive=True)
+        sense.seconds(book.objectives.drill, "objectives", "drill", positive=True, days_max=DRILL_DAYS_MAX)
         self._schedule()
         if not book.sources:
             sense.error("bad-value", "it has no sources", "Name at least one.", "sources")
@@ -75,13 +73,11 @@ class _Checker:
 
     def _source(self, name: str, source: Source, sense: Sense) -> None:
         sense.name(name, "source", of_key=True)
-        if self._sources is not None and name not in self._sources:
-            hint = did_you_mean(name, self._sources)
-            message = f"no source {shown(name)} replicates here yet: a run would be refused until it does"
-            sense.warning("not-registered", message, hint)
         self._launch(source.launch, sense.inside("launch"))
         if source.fence is not None:
             sense.argv(source.fence.command, "fence", "command")
+            if source.fence.dry:
+                sense.argv(source.fence.dry, "fence", "dry")
             sense.seconds(source.fence.timeout, "fence", "timeout", positive=True)
             sense.count(source.fence.retries, RETRIES_MAX, "fence", "retries")
         for key, argv in (("stop", source.stop), ("start", source.start)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,10 @@ def read_runbook(text: str, *, where: str) -> Runbook:
     return examined.runbook
 
 
-def examine(
-    text: str, *, sources: Collection[str] | None = None, drivers: Mapping[str, LaunchDriver] | None = None
-) -> Examined:
+def examine(text: str, *, drivers: Mapping[str, LaunchDriver] | None = None) -> Examined:
     """Everything that can be said about a text; never raises, whatever it holds.
 
-    Args:
-        sources: names of the registered sources, if known.
-        drivers: the installed launch drivers, if their settings are to be checked.
+    `drivers`: the installed launch drivers, if their settings are to be checked.
     """
     findings = Findings()
     book: Runbook | None = None
@@ -81,7 +77,7 @@ def examine(
             fit(root, Runbook, findings)
             if not findings.errors:
                 book = _values(root.builtins())
-                check(book, root, findings, sources=sources, drivers=drivers)
+                check(book, root, findings, drivers=drivers)
     except TooMany:
         pass
     except msgspec.ValidationError as error:  # the shape was found right, so this would be a mistake of ours

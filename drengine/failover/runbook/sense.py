@@ -17,7 +17,7 @@ from drengine.process.given import references
 
 ITEMS_MAX = 1000
 """Sources, waves, steps of one wave."""
-SECONDS_MAX = 30 * 86400.0
+DAYS_MAX = 30
 _REFERENCE = re.compile(r"\$\{([^}]{0,200})\}")
 _DETAIL = re.compile(r"([a-z0-9][a-z0-9._-]*)\.([a-z0-9_]+)", re.ASCII)
 _SHELL = re.compile(r"[\s|&;<>`]")
@@ -58,7 +58,7 @@ class Sense:
         except DrengineError as error:
             self.error(error.kind.id, error.message, error.kind.hint, *keys, of_key=of_key)
 
-    def seconds(self, text: str, *keys: str | int, positive: bool = False) -> None:
+    def seconds(self, text: str, *keys: str | int, positive: bool = False, days_max: int = DAYS_MAX) -> None:
         """A duration."""
         try:
             seconds = parse_duration(text)
@@ -66,8 +66,9 @@ class Sense:
             message = str(error).partition(";")[0]
             self.error("bad-duration", message, "Write for example 500ms, 5s, 10m, 1h or 7d.", *keys)
             return
-        if seconds > SECONDS_MAX or (positive and seconds <= 0):
-            why = "more than 30 days" if seconds > SECONDS_MAX else "no time at all"
+        too_long = seconds > days_max * 86400
+        if too_long or (positive and seconds <= 0):
+            why = f"more than {days_max} days" if too_long else "no time at all"
             self.error("bad-duration", f"{shown(text)} is {why}", "Write for example 30s or 10m.", *keys)
 
     def count(self, number: int, most: int, *keys: str | int) -> None:

@@ -79,6 +79,8 @@ class Fence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     command: list[str]
     """Program and arguments; no shell."""
+    dry: list[str] = []
+    """The same without effect, such as asking for its state: exit 0 means that the fence would answer."""
     timeout: Duration = "30s"
     """How long one try may take."""
     retries: int = 1
@@ -151,6 +153,8 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Longest data loss, a duration."""
     rto: Duration = "5m"
     """Longest time until users work again, a duration."""
+    drill: Duration = "32d"
+    """Longest time since the last drill that passed, a duration."""
 
 
 class Runbook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

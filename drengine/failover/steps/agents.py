@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from drengine.control.errors import NO_ANSWER
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import HostOrder
 from drengine.failover.steps.approval import Approved
 from drengine.failover.steps.declare import declared
-from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
+from drengine.failover.steps.step import Agents, PlannedStep, StepContext, StepResult
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+
+AWAY_SECONDS = 15.0
+"""A recovery host that is restarted is back sooner; one that stays away longer is not waited for."""
+LOOK_SECONDS = 0.5
 
 
 async def order_agent(
@@ -75,9 +82,32 @@ def host_order(step: PlannedStep[Any], context: StepContext, host: str, loop: as
             run=context.run,
             approver=_approver(context),
         )
-        return asyncio.run_coroutine_threadsafe(answer, loop).result()
+        waiting = _while_there(answer, host, context.site.agents, context.site.clock)
+        return asyncio.run_coroutine_threadsafe(waiting, loop).result()
 
     return order
+
+
+async def _while_there(asking: Awaitable[Answer], host: str, agents: Agents, clock: Clock) -> Answer:
+    """The answer of a host, waited for as long as the broker sees the host, or nobody sees the broker.
+
+    Raises:
+        DrengineError: NO_ANSWER, it has been away for AWAY_SECONDS; and whatever asking raises.
+    """
+    answering = asyncio.ensure_future(asking)
+    there_at = clock.monotonic()
+    try:
+        while not answering.done():
+            looking = asyncio.ensure_future(clock.sleep(LOOK_SECONDS))
+            await asyncio.wait({answering, looking}, return_when=asyncio.FIRST_COMPLETED)
+            looking.cancel()
+            there_at = there_at if agents.is_away(host) else clock.monotonic()
+            if not answering.done() and clock.monotonic() - there_at >= AWAY_SECONDS:
+                raise DrengineError(NO_ANSWER, f"{host} has not been connected with the broker for {AWAY_SECONDS:g} s")
+        return answering.result()
+    finally:
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
 
 
 def refused(answer: Answer) -> StepResult[Any]:

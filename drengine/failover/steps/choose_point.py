@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from drengine.control.messages import AgentReport
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.points import select_point
-from drengine.failover.steps.declare import DECLARE, declared
+from drengine.failover.steps.declare import DECLARE, declared, last_sign
 from drengine.failover.steps.fence import FENCE
 from drengine.failover.steps.points import PointFacts, point_facts, point_with_id
 from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE
@@ -17,6 +18,7 @@ from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
 from drengine.store.errors import UNKNOWN_POINT
+from drengine.store.store import Store
 from drengine.terminal import human_duration, human_time
 
 SIGN_SECONDS = 1.0
@@ -115,6 +117,25 @@ def chosen_point(
         rpo_known_by=known,
         rpo_declared_seconds=round(since_declared, 6),
     )
+
+
+def expected_point(store: Store, report: AgentReport | None, source: str, text: str, now_ns: int) -> ChosenPoint:
+    """The point that a run declared now would choose, and what that would lose.
+
+    Args:
+        store, source: where, and whose.
+        report: the newest of the source's agent.
+        text: as a person names the point.
+        now_ns: wall clock.
+
+    Raises:
+        DrengineError: as `select_point`.
+    """
+    point, points = select_point(store, source, text), store.points(source)
+    sign = last_sign(points, report, now_ns)
+    newest = point == select_point(store, source, "latest")
+    shown_ns = max(point.shown_ns, min(sign.represented_ns, now_ns)) if newest else point.shown_ns
+    return chosen_point(point, shown_ns, now_ns, sign.at_ns, evidence="", quiesced=False)
 
 
 def chosen(step: PlannedStep[Any], context: StepContext) -> RecoveryPoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from drengine.failover.needs import Program, programs
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
@@ -31,6 +32,9 @@ class CommandStep(ActionKind[list[str], Ended]):
     def examine(self, settings: list[str], sense: Sense) -> None:
         sense.argv(settings)
         sense.references(settings)
+
+    def needs(self, settings: list[str]) -> tuple[Program, ...]:
+        return programs(settings)
 
     async def act(self, step: PlannedStep[list[str]], context: StepContext) -> StepResult[Ended]:
         details = launched_details(context)

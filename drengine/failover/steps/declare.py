@@ -8,16 +8,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from drengine.control.messages import AgentReport
-from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.errors import RUN_STATE
-from drengine.failover.points import select_point
-from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.texts import secret_of
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
-from drengine.redaction import references_in
 from drengine.store.log.branches import BranchInfo
 
 
@@ -54,7 +49,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeclareStep(StepKind[DeclareSettings, Declared]):
-    """Notes who writes each source now; refuses what could not be carried out. Changes nothing."""
+    """Notes who writes each source now. Changes nothing."""
 
     name = "declare"
     acts = False
@@ -64,7 +59,6 @@ class DeclareStep(StepKind[DeclareSettings, Declared]):
         return f"declare {', '.join(settings.sources)}"
 
     async def act(self, step: PlannedStep[DeclareSettings], context: StepContext) -> StepResult[Declared]:
-        await in_thread(lambda: check_secrets(context.runbook))
         facts = await in_thread(lambda: {source: _facts(source, context) for source in step.settings.sources})
         listed = ", ".join(f"{source} at generation {each.generation}" for source, each in facts.items())
         declared = Declared(declared_ns=context.site.clock.now_ns(), sources=facts)
@@ -131,13 +125,6 @@ def _facts(source: str, context: StepContext) -> DeclaredSource:
         origin = _origin(branches, active, report.generation if report else 0)
     else:
         origin = active.number
-        if context.mode is not Mode.MIGRATION:
-            text = context.options.point or context.runbook.sources[source].point
-            select_point(store, source, text)
-    _check_launch(context, source)
-    context.site.export_uri(
-        source, "any", info.active_branch, ""
-    )  # where workloads find their disks must be known before
     return DeclaredSource(
         generation=info.generation,
         branch=info.active_branch,
@@ -156,26 +143,3 @@ def _origin(branches: Mapping[int, BranchInfo], active: BranchInfo, generation: 
         if each.generation == generation and each.number != active.number and each.role in ("trunk", "promoted")
     ]
     return own[0] if own else active.parent
-
-
-def check_secrets(runbook: Runbook) -> None:
-    """What a runbook refers to is there before anything is fenced.
-
-    Raises:
-        DrengineError: BAD_REFERENCE.
-    """
-    for way, what in references_in(msgspec.to_builtins(runbook)):
-        secret_of(way, what)
-
-
-def _check_launch(context: StepContext, source: str) -> None:
-    launch = context.runbook.sources[source].launch
-    driver, settings = launch.driver, launch.settings_in(context.mode)
-    earlier = context.options.launches.get(source)
-    if earlier and context.mode.is_way_home:
-        driver, settings = earlier.driver, earlier.settings
-    found = context.site.drivers.get(driver)
-    if found is None:
-        known = ", ".join(sorted(context.site.drivers))
-        raise DrengineError(LAUNCH_SETTINGS, f"there is no launch driver {driver!r}; there are {known}")
-    found.check_settings(settings)

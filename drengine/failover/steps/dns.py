@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from drengine.failover.needs import Need, ReadableFile
 from drengine.failover.runbook.findings import shown
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.steps.errors import COMMAND_FAILED
@@ -66,6 +67,9 @@ class DnsStep(ActionKind[DnsChange, Records]):
             sense.error("bad-value", "there is no value", "Name at least one address.", "values")
         sense.references(settings.values, "values")
         sense.no_way_up(settings.key_file, "key_file")
+
+    def needs(self, settings: DnsChange) -> tuple[Need, ...]:
+        return (ReadableFile(settings.key_file),) if settings.key_file else ()
 
     async def act(self, step: PlannedStep[DnsChange], context: StepContext) -> StepResult[Records]:
         details = launched_details(context)

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
-from drengine.control.messages import Verb
+from drengine.control.messages import AgentReport, Verb
 from drengine.failover.errors import UNFENCED
+from drengine.failover.needs import Program, programs
 from drengine.failover.steps.agents import order_agent
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.programs import run_program
@@ -36,11 +37,13 @@ class FenceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         command: program and arguments; empty: there is none.
+        dry: the same without effect: whether the fence would answer; empty: there is none.
         agent_only: on the way home nobody uses the source, and its agent has to be there anyway.
         command_seconds, command_tries: how long one try may take, and how many there are.
     """
 
     command: list[str] = []
+    dry: list[str] = []
     agent_only: bool = False
     command_seconds: float = 0.0
     command_tries: int = 0
@@ -93,6 +96,9 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
 
     def title(self, source: str, settings: FenceSettings) -> str:
         return f"fence {source}"
+
+    def needs(self, settings: FenceSettings) -> tuple[Program, ...]:
+        return programs(settings.command, settings.dry)
 
     async def act(self, step: PlannedStep[FenceSettings], context: StepContext) -> StepResult[Fenced]:
         search = _Search()
@@ -175,7 +181,7 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         only believed for as long as we saw the broker ourselves.
         """
         agents, clock = context.site.agents, context.site.clock
-        seconds = _lease_seconds(step.source, context)
+        seconds = lease_seconds(context.site.agents.reports().get(step.source))
         if not 0 < seconds <= LEASE_SECONDS_MAX:
             search.tried.append("it does not fence itself")
             return None
@@ -192,16 +198,17 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         return None
 
 
-def _lease_seconds(source: str, context: StepContext) -> float:
+def lease_seconds(report: AgentReport | None) -> float:
     """After what silence a source fences itself, as its agent told; 0: it does not."""
-    report = context.site.agents.reports().get(source)
     lease = report.details.get("lease_seconds") if report else None
     return float(lease) if isinstance(lease, (int, float)) else 0.0
 
 
 def _patience_seconds(step: PlannedStep[FenceSettings], context: StepContext) -> float:
     """How long the agent may take to answer: without another way to go on, nothing is won by giving up early."""
-    other_way = step.settings.command or context.forced_by or _lease_seconds(step.source, context) > 0
+    other_way = (
+        step.settings.command or context.forced_by or lease_seconds(context.site.agents.reports().get(step.source)) > 0
+    )
     return ANSWER_SECONDS if other_way else ONLY_WAY_SECONDS
 
 

@@ -26,6 +26,7 @@ from drengine.failover.steps.hand_back import HAND_BACK
 from drengine.failover.steps.http import HTTP
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.notify import NOTIFY
+from drengine.failover.steps.preflight import PREFLIGHT
 from drengine.failover.steps.preserve import PRESERVE
 from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.quiesce_recovered import QUIESCE_RECOVERED
@@ -46,6 +47,7 @@ PACKAGES = Plugins("drengine.step_kinds", "step kind", {}, BAD_RUNBOOK)
 BUILT_IN: tuple[StepKind[Any, Any], ...] = (
     # The engine's own, in the order in which runs use them.
     DECLARE,
+    PREFLIGHT,
     QUIESCE_SOURCE,
     FENCE,
     CHOOSE_POINT,

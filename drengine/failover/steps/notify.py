@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from drengine.failover.needs import Program, programs
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import WebAddress
 from drengine.failover.steps.errors import CHECK_FAILED
@@ -49,6 +50,9 @@ class NotifyStep(ActionKind[Notification, Ended]):
             sense.url(settings.url, "url")
         if settings.command:
             sense.argv(settings.command, "command")
+
+    def needs(self, settings: Notification) -> tuple[Program, ...]:
+        return programs(settings.command)
 
     async def act(self, step: PlannedStep[Notification], context: StepContext) -> StepResult[Ended]:
         message = json.dumps(_message(step, context)).encode()

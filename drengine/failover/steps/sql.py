@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from drengine.failover.needs import Library
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.steps.checks import Check, Mismatch
 from drengine.failover.steps.web import Deadline
@@ -47,6 +48,10 @@ class SqlStep(Check[SqlCheck]):
         if not settings.dsn.startswith(("postgresql://", "sqlite:///")):
             hint = "Write postgresql://USER@HOST/DATABASE or sqlite:///PATH."
             sense.error("bad-value", "it names no database that can be asked", hint, "dsn")
+
+    def needs(self, settings: SqlCheck) -> tuple[Library, ...]:
+        driver = (Library("psycopg", "psycopg[binary]"),) if settings.dsn.startswith("postgresql:") else ()
+        return (Library("sqlalchemy", "sqlalchemy"), *driver)
 
     def ask(self, settings: SqlCheck, deadline: Deadline) -> str:
         from sqlalchemy import NullPool, create_engine, text  # noqa: PLC0415 - only runs with SQL checks pay for it

@@ -7,7 +7,7 @@ it by hand, ...) and its handler. `kinds` knows all of them. A kind that runbook
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args
@@ -17,7 +17,9 @@ import msgspec
 from drengine.control.messages import AgentReport, Answer, Verb
 from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.errors import RUN_STATE
+from drengine.failover.needs import Need
 from drengine.failover.options import RunOptions
+from drengine.failover.readiness import Checked
 from drengine.failover.run import Request
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import Mode, OnFailure, Runbook
@@ -96,6 +98,10 @@ class Agents(Protocol):
         """Presence, by last will."""
         ...
 
+    def is_away(self, name: str) -> bool:
+        """The broker is there and does not see the party; False while we don't see the broker, which proves nothing."""
+        ...
+
     def report_age_seconds(self, name: str) -> float | None:
         """For how long it has certainly sent no newer report than the one we have; None when that is not known."""
         ...
@@ -124,6 +130,35 @@ class Agents(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Case:
+    """A run that is to be looked at before it does anything.
+
+    Attributes:
+        mode, runbook, options: the run's.
+        run: its id; empty: it has not begun, and perhaps never will.
+        started_by: who would begin it; empty: not known.
+        despite: ids of checks that do not block, because somebody said so.
+        rehearsal: it is asked how it would go on the day, so a source that is well counts as if it were lost.
+    """
+
+    mode: Mode
+    runbook: Runbook
+    options: RunOptions
+    run: str = ""
+    started_by: str = ""
+    despite: Sequence[str] = ()
+    rehearsal: bool = False
+
+
+class Preflight(Protocol):
+    """Looks for whatever can be known before a run does anything."""
+
+    async def __call__(self, site: Site, case: Case) -> Sequence[Checked]:
+        """What was found; in bounded time, and nothing is changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """What steps act upon: everything here works without the region, the broker and the source (rule 10).
 
@@ -133,6 +168,7 @@ class Site:
         drivers: launch drivers by name.
         export_uri: NBD URI for (source, volume, branch number, secret or nothing), as the target serves it.
         directory: place for instances' files.
+        preflight: looks before anything is done.
     """
 
     store: Store
@@ -141,6 +177,7 @@ class Site:
     export_uri: Callable[[str, str, int, str], str]
     directory: Path
     clock: Clock
+    preflight: Preflight
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +194,7 @@ class StepContext:
         permit: raises when another executor has taken the run over; asked right before what can't be undone.
         started_by: who started the run.
         forced_by: who said that the run goes on without fencing; empty: nobody.
+        despite: checks of the preflight past which somebody said that the run goes on.
     """
 
     run: str
@@ -171,6 +209,7 @@ class StepContext:
     permit: Callable[[], None] = lambda: None
     started_by: str = ""
     forced_by: str = ""
+    despite: Sequence[str] = ()
 
     def found(self, kind: StepKind[Any, R], source: str = "") -> R | None:
         """What the run's step of a kind gave for a source; None when it is not done, or is not part of the run."""
@@ -247,6 +286,10 @@ class StepKind(ABC, Generic[S, R]):
     @abstractmethod
     async def act(self, step: PlannedStep[S], context: StepContext) -> StepResult[R]:
         """Do it. Exceptions of type DrengineError are failures with their id; asyncio.CancelledError is a timeout."""
+
+    def needs(self, settings: S) -> Iterable[Need]:
+        """What such a step needs on the host that executes the run."""
+        return ()
 
     def step_id(self, source: str = "", prefix: str = "") -> str:
         """The id of such a step in a plan; there is one for each source, or one in all."""

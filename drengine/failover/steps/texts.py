@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from drengine.failover.runbook.values import Runbook
 from drengine.failover.steps.errors import BAD_REFERENCE, UNSAFE_REFERENCE
 from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
 from drengine.process.given import REFERENCE, given
-from drengine.redaction import REDACTED
+from drengine.redaction import REDACTED, references_in
 
 _KEY = re.compile(r"[a-z0-9_]+", re.ASCII)
 _REFERENCE = re.compile(rf"\$\{{([a-z0-9][a-z0-9._-]*)\.([a-z0-9_]+)\}}|{REFERENCE}", re.ASCII)
@@ -75,6 +78,16 @@ def secret_of(way: str, what: str) -> str:
     except ValueError as error:
         hint = "Give it to each process that executes the run, or mend its name in the runbook."
         raise DrengineError(BAD_REFERENCE, f"${{{way}:{what}}}: {error}", hint=hint) from error
+
+
+def check_secrets(runbook: Runbook) -> None:
+    """Return when everything is here that a runbook refers to.
+
+    Raises:
+        DrengineError: BAD_REFERENCE.
+    """
+    for way, what in references_in(msgspec.to_builtins(runbook)):
+        secret_of(way, what)
 
 
 def _told(value: object) -> str | None:

@@ -28,7 +28,7 @@ from drengine.model.clock import SystemClock
 from drengine.store.store import Store
 from tests.failover.engine.remote import RemoteAgents, RemoteDriver, WorldServer
 from tests.failover.engine.runs import way_home
-from tests.failover.engine.world import World, runbook
+from tests.failover.engine.world import World, runbook, unseen
 from tests.persons import BOB
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -87,6 +87,7 @@ def remote_site(directory: Path, store: Store) -> Site:
         export_uri=lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
         directory=directory / "instances",
         clock=SystemClock(),
+        preflight=unseen,
     )
 
 

@@ -55,6 +55,9 @@ class RemoteAgents:
     def is_online(self, name: str) -> bool:
         return bool(call(self._path, "agents", "is_online", name))
 
+    def is_away(self, name: str) -> bool:
+        return not self.is_online(name)
+
     def report_age_seconds(self, name: str) -> float | None:
         return 0.0
 

@@ -16,8 +16,9 @@ from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import AgentReport, Answer, PartyKind, Verb
 from drengine.failover.drivers.driver import Instance, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
+from drengine.failover.readiness import Checked
 from drengine.failover.runbook.values import Fence, Launch, Runbook, Source, Step, Wave
-from drengine.failover.steps.step import Site
+from drengine.failover.steps.step import Case, Site
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.grants import Access
@@ -29,6 +30,11 @@ from tests.target.agent import data_batch
 BLOCK = 4096
 SIZE = 64 * BLOCK
 MARK = Mark(b"w" * 16, 1)
+
+
+async def unseen(site: Site, case: Case) -> list[Checked]:
+    """For worlds in which there is nothing to look at before."""
+    return []
 
 
 class SplitBrain(AssertionError):
@@ -265,6 +271,9 @@ class SimulatedAgents:
     def is_online(self, name: str) -> bool:
         return self.broker and self.sources[name].reachable
 
+    def is_away(self, name: str) -> bool:
+        return self.broker and not self.is_online(name)
+
     def report_age_seconds(self, name: str) -> float | None:
         return self.age_seconds if self.broker else None
 
@@ -366,6 +375,7 @@ class World:
             export_uri=lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
             directory=self.directory / "instances",
             clock=clock or SystemClock(),
+            preflight=unseen,
         )
 
     def facts(self, source: str = "shop") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from drengine.failover.runbook.values import Launch, Mode, Runbook, Source, Wave
 from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.step import PlannedStep, Site, StepContext, StepKind
 from drengine.model.clock import SystemClock
+from tests.failover.engine.world import unseen
 
 RUNBOOK = Runbook(
     version=1,
@@ -44,7 +45,7 @@ def context(*, results: Mapping[str, Any] | None = None, **more: Any) -> StepCon
     """`results` by step, as a journal keeps them."""
     kinds = step_kinds()
     clock = more.pop("clock", HastyClock())
-    site = Site(cast(Any, None), cast(Any, None), {}, lambda *_: "", Path(), clock)
+    site = Site(cast(Any, None), cast(Any, None), {}, lambda *_: "", Path(), clock, unseen)
     values: dict[str, Any] = {
         "run": "run-1",
         "mode": Mode.DRILL,

@@ -1,0 +1,170 @@
+"""Recovery hosts: whether they are there, and what they say when they are asked whether they could do it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from drengine.control.attach import HostAnswer
+from drengine.control.messages import Answer
+from drengine.failover.drivers.driver import AsksHost, Disk, HostOrder, LaunchRequest
+from drengine.failover.preflight.check import Check, Look, Scene, all_of, apart
+from drengine.failover.preflight.control import soon
+from drengine.failover.preflight.here import EXPORT_CERTIFICATE, EXPORT_REACHABLE
+from drengine.failover.readiness import Checked, Severity
+from drengine.failover.runbook.values import Mode
+from drengine.failover.steps.launch import LAUNCH
+from drengine.failover.steps.step import PlannedStep
+from drengine.failover.steps.workloads import WorkloadSettings
+from drengine.model.errors import DrengineError
+
+ASK_SECONDS = 12.0
+CLOCK_SECONDS_MAX = 2.0
+NS = 1_000_000_000
+
+HOST_CONNECTED = Check(
+    "host-connected",
+    "each recovery host is named in the runbook and connected with the broker",
+    "Switch it on; `drengine-agent standby` has to run there, with that name; `drengine fleet` shows who is there.",
+)
+HOST_ANSWERS = Check(
+    "host-answers",
+    "each recovery host answers what it has; one of an older version can't be asked, which warns",
+    "Look at its log; upgrade it where it is older than this orchestrator.",
+    Severity.WARNS,
+)
+HOST_PROGRAMS = Check(
+    "host-programs",
+    "the programs of the launch are on that host and can be executed: its own (nbdfuse, mount), and the runbook's",
+    "Install them there, mend their permissions, or mend their names in the runbook.",
+)
+HOST_ALLOWS = Check(
+    "host-allows",
+    "that host lets orders do what the launch needs: commands, places, users, data networks",
+    "Let it, in [allow] and `data_networks` of that host's file, or change the runbook.",
+)
+HOST_PLACES = Check(
+    "host-places",
+    "nothing else is mounted where that host would mount the disks",
+    "Unmount it there, or name another place in the runbook's `mounts`.",
+)
+HOST_ROOM = Check(
+    "host-room",
+    "that host's disk has room for its notes, and with `hydrate: true` for copies of the disks",
+    "Make room there, or launch without `hydrate`.",
+)
+HOST_CERTIFICATE = Check(
+    "host-certificate",
+    "the certificate with which that host attaches disks is a host's, of its own name, and valid for a week",
+    "Renew or issue it: `drengine ca issue host/NAME`, for [tls] of that host's file.",
+)
+HOST_CLOCK = Check(
+    "host-clock",
+    "that host's clock is within 2 s of ours: orders expire by it",
+    "Synchronise the clocks of both (chrony, systemd-timesyncd).",
+    Severity.WARNS,
+)
+TOLD = {
+    check.id: check
+    for check in (
+        *(HOST_PROGRAMS, HOST_ALLOWS, HOST_PLACES, HOST_ROOM, HOST_CERTIFICATE),
+        *(EXPORT_REACHABLE, EXPORT_CERTIFICATE),
+    )
+}
+"""What a host may speak of."""
+OF_HOST = frozenset({HOST_CERTIFICATE.id, EXPORT_REACHABLE.id, EXPORT_CERTIFICATE.id})
+"""What is the same for all that is launched there."""
+
+Launch = PlannedStep[WorkloadSettings]
+
+
+async def look_at_hosts(scene: Scene) -> list[Checked]:
+    """Each host, with all that would be launched there."""
+    by_host: dict[str, list[Launch]] = defaultdict(list)
+    for step in scene.steps:
+        if step.kind is LAUNCH and isinstance(scene.site.drivers.get(step.settings.driver), AsksHost):
+            by_host[step.settings.host].append(step)
+    found = await all_of(_look(scene, host, steps) for host, steps in by_host.items())
+    worst: dict[str, Checked] = {}
+    for each in found:
+        if each.id not in worst or not each.ok:
+            worst[each.id] = each
+    return list(worst.values())
+
+
+async def _look(scene: Scene, host: str, steps: list[Launch]) -> list[Checked]:
+    if not host:
+        sources = ", ".join(step.source for step in steps)
+        return [HOST_CONNECTED.found(fault=f"the launch of {sources} names no recovery host", hint="Give it a `host`.")]
+    agents = scene.site.agents
+    if not await soon(scene.site.clock, lambda: agents.is_online(host)):
+        if not agents.is_away(host):
+            fault = f"the broker is not there, so nobody knows whether {host} is"
+        else:
+            known = host in agents.reports()
+            fault = (
+                f"{host} is not connected with the broker" if known else f"no recovery host {host} was ever heard of"
+            )
+        return [HOST_CONNECTED.found(host, fault=fault)]
+    return [HOST_CONNECTED.found(host, seen="connected"), *await all_of(_ask(scene, host, step) for step in steps)]
+
+
+async def _ask(scene: Scene, host: str, step: Launch) -> list[Checked]:
+    driver, clock = scene.site.drivers[step.settings.driver], scene.site.clock
+    assert isinstance(driver, AsksHost)
+    order, sent_ns = _order(scene, host, asyncio.get_running_loop()), clock.now_ns()
+    try:
+        answer = await apart(lambda: driver.ask_host(_request(scene, step, order)))
+    except DrengineError as error:
+        return [HOST_ANSWERS.found(host, fault=error.message)]
+    found = [HOST_ANSWERS.found(host, seen="it says what it has"), _clock(host, answer, sent_ns, clock.now_ns())]
+    for each in answer.findings:
+        if check := TOLD.get(each.check):
+            about = host if each.check in OF_HOST else f"{host}/{step.source}"
+            found.append(check.found(about, seen=each.seen, fault=f"{host}: {each.fault}" if each.fault else ""))
+    return found
+
+
+def _clock(host: str, answer: HostAnswer, sent_ns: int, came_ns: int) -> Checked:
+    """How far its clock is from ours, at least: it was read between our question and its answer."""
+    apart_ns = max(sent_ns - answer.now_ns, answer.now_ns - came_ns, 0)
+    seen = f"{apart_ns / NS:.1f} s apart at least" if apart_ns else "no difference can be seen"
+    return HOST_CLOCK.found(host, seen=seen, fault=seen if apart_ns > CLOCK_SECONDS_MAX * NS else "")
+
+
+def _order(scene: Scene, host: str, loop: asyncio.AbstractEventLoop) -> HostOrder:
+    """Asks a host, from the driver's thread. STATUS is not remembered, so the id need not be new each time."""
+    name = f"preflight.{scene.case.runbook.name}.{scene.site.clock.now_ns()}"
+
+    def order(verb, arguments, seconds, progress) -> Answer:  # type: ignore[no-untyped-def]
+        asking = scene.site.agents.command(host, verb, arguments, generation=0, id=name, timeout_seconds=seconds)
+        return asyncio.run_coroutine_threadsafe(asking, loop).result()
+
+    return order
+
+
+def _request(scene: Scene, step: Launch, order: HostOrder) -> LaunchRequest:
+    """As the launch would ask; the branch is one that is there."""
+    store, settings = scene.site.store, step.settings
+    branch = store.source(step.source).active_branch
+    with store.head_view(step.source, branch) as head:
+        disks = tuple(
+            Disk(each.name, each.size_bytes, scene.site.export_uri(step.source, each.name, branch, ""))
+            for each in head.geometry.values()
+        )
+    return LaunchRequest(
+        instance="preflight",
+        run=scene.case.run,
+        source=step.source,
+        disks=disks,
+        isolated=scene.case.mode is Mode.DRILL,
+        settings=settings.settings,
+        directory=scene.site.directory / "preflight",
+        host=settings.host,
+        hydrate=settings.hydrate,
+        timeout_seconds=ASK_SECONDS,
+        order=order,
+    )
+
+
+LOOKS = (Look((HOST_CONNECTED, HOST_ANSWERS, HOST_CLOCK, *list(TOLD.values())[:5]), look_at_hosts),)
