@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from drengine.failover.errors import UNFENCED
 from drengine.failover.run import Outcome, Status
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.snapshot import Snapshot, StepState
@@ -95,7 +96,7 @@ def _broken(mode: Mode, snapshot: Snapshot, running: list[StepState], broken: St
     cause = broken.step.id
     if running:
         return Decision(Action.WAIT, Reason.STEPS_RUNNING, cause=cause)
-    unfenced = broken.step.kind.is_fence
+    unfenced = broken.step.kind.is_fence or broken.code == UNFENCED.id
     outcome = Outcome.BLOCKED if unfenced else Outcome.FAILED
     reason = Reason.SOURCE_UNFENCED if unfenced else Reason.STEP_FAILED
     if mode is Mode.DRILL:

@@ -76,7 +76,6 @@ from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import REPLANNED, Snapshot, StepState, plan_payload
 from drengine.failover.steps.approval import APPROVAL
 from drengine.failover.steps.launch import LAUNCH
-from drengine.failover.steps.preflight import PREFLIGHT
 from drengine.failover.steps.step import PlannedStep
 from drengine.failover.steps.texts import check_secrets
 from drengine.model.errors import DrengineError
@@ -463,8 +462,7 @@ class Orders:
         """How a run ended, or why it stopped, as an error for scripts; None if it is completed."""
         if run.outcome is Outcome.COMPLETED:
             return None
-        looked = [each for each in getattr(run, "steps", ()) if each.kind == PREFLIGHT.name]
-        if found := next((each for each in looked if each.status is Status.FAILED), None):
+        if found := next((each for each in getattr(run, "steps", ()) if each.code == NOT_READY.id), None):
             return DrengineError(NOT_READY, f"run {run.run}: {found.message}", hint=_past_preflight(run))
         kinds = {
             Outcome.BLOCKED: UNFENCED,

@@ -366,6 +366,7 @@ def test_a_runbook_is_judged_in_one_way(text: str, worlds: tuple[Api, Api], typi
     file.write_text(text)
     done, told = typing(["runbook", "validate", str(file)])
     assert told.pop("file") == str(file)
+    assert isinstance(told.pop("checks"), list), "what it needs here is looked at beside its text"
     sent = ask(worlds[1], Action([], "POST", "/runbooks/validate", {"text": text}), "")
     compare((done, told), sent, tmp_path / "typed", tmp_path / "sent")
 

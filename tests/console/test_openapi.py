@@ -43,6 +43,7 @@ OPERATIONS = (
     ("post", "/fleet/upgrade"),
     ("post", "/fleet/upgrade/resume"),
     ("post", "/fleet/upgrade/stop"),
+    ("post", "/runbooks/{name}/ready"),
     ("get", "/parties"),
     ("get", "/sources"),
     ("get", "/sources/{source}/points"),

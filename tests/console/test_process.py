@@ -9,10 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.control.site import free_port
+from tests.failover.engine.disks import disks_served
 from tests.failover.engine.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +44,16 @@ def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes
         connection.close()
 
 
-def test_a_drill_by_rest_leaves_a_report_and_metrics_and_the_daemon_ends_cleanly(tmp_path: Path) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    """With one source, and its disks served at `nbd`."""
     World(tmp_path / "world").store.close()
-    store = next((tmp_path / "world").rglob("STORE")).parent
+    found = next((tmp_path / "world").rglob("STORE")).parent
+    with disks_served(found, tmp_path / "nbd"):
+        yield found
+
+
+def test_a_drill_by_rest_leaves_a_report_and_metrics_and_the_daemon_ends_cleanly(tmp_path: Path, store: Path) -> None:
     rest, metrics = free_port(), free_port()
     config = tmp_path / "orchestrator.toml"
     config.write_text(

@@ -55,8 +55,9 @@ WORDS = {
     *("latest", "before:", "before:2026-11-23T10:00:00Z", "label:"),  # how points are named
     *("nbd", "scan", "ebpf", "standby", "frozen", "unlimited", "20MiB/s"),  # values of options
     "08:00-18:00=20MiB/s, otherwise unlimited",
-    *("after", "by", "force_by", "then", "modes", "services", "start"),  # keys of runbooks
-    "mounts",
+    # keys of runbooks and of what belongs to them
+    *("after", "by", "force_by", "host", "hydrate", "then", "modes", "mounts", "services", "start"),
+    *("fence: {command: [...]}", "fence: {dry: [...]}", "objectives: rpo"),
 }
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.terminal import main
 from drengine_agent.cli.main import commands as agent_app
+from tests.failover.engine.disks import disks_served
 from tests.recovery.replica import make
 
 pytestmark = pytest.mark.timeout(120)
@@ -66,6 +67,7 @@ class Person:
     out: str = ""
     hint: str = ""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    serving: ExitStack = field(default_factory=ExitStack)
 
     def types(self, *words: str, exit_code: int | None = 0) -> str:
         """Type a command; with an exit code of None it may end anyhow."""
@@ -95,12 +97,19 @@ class Person:
     def acting_as(self, name: str, *roles: str) -> Iterator[None]:
         """As an account, which is made if roles are given."""
         if roles:
-            given = [each for role in roles for each in ("--role", role)]
-            self._quietly("user", "add", name, "--no-password", *given)
+            self.knows(name, *roles)
         token = self._quietly("user", "token", "create", name).strip()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DRENGINE_TOKEN", token)
             yield
+
+    def knows(self, name: str, *roles: str) -> None:
+        """There is such an account, with these roles."""
+        if f" {name} " in f" {' '.join(self._quietly('user', 'list').split())} ":
+            self._quietly("user", "role", name, *roles)
+        else:
+            given = [each for role in roles for each in ("--role", role)]
+            self._quietly("user", "add", name, "--no-password", *given)
 
     def _quietly(self, *words: str) -> str:
         """Type something beside the story."""
@@ -108,6 +117,11 @@ class Person:
         return str(self.capture.readouterr()[0])
 
     def book(self, *, run: str = "[sleep, '600']", fence: str = "fence: {command: ['true']}", steps: str = "") -> str:
+        socket = self.directory / "nbd.sock"
+        if not socket.exists():
+            self.serving.enter_context(disks_served(self.directory / "store", socket))
+        if "approval" in steps:
+            self.knows("ann", "approver")  # nobody begins what nobody may approve
         text = BOOK.replace("RUN", run).replace("FENCE", fence).replace("STEPS", steps)
         path = self.directory / "shop.yaml"
         path.write_text(text.replace("PLACE", str(self.directory)))
@@ -129,7 +143,8 @@ def person(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.delenv("DRENGINE_TOKEN", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
     somebody = Person(tmp_path, capsys)
-    yield somebody
+    with somebody.serving:
+        yield somebody
     for each in somebody.started:
         each.kill()
         each.communicate()
@@ -327,10 +342,27 @@ def test_a_run_that_failed_and_is_undone(person: Person) -> None:
 
 
 def test_a_drill_that_failed(person: Person) -> None:
-    person.meets("run-failed", "drengine", "drill", person.book(run="[/no/such/program]"))
+    person.meets("run-failed", "drengine", "drill", person.book(run="['false']"))
     assert "launch:shop" in person.follows("drengine run show RUN", run=person.run())
     assert "resume" not in person.hint and "rollback" not in person.hint
     person.types("drengine", "drill", person.book())
+
+
+@tries("drengine ready RUNBOOK")
+def test_a_run_that_could_not_go_through(person: Person) -> None:
+    book = person.book(run="[/no/such/program]")
+    person.meets("not-ready", "drengine", "failover", book)
+    assert "program:/no/such/program" in person.out
+    person.hint = next(kind.hint for kind in error_kinds() if kind.id == "not-ready")
+    told = person.follows("drengine ready RUNBOOK", runbook=book, exit_code=225)
+    assert re.search(r"program:/no/such/program +blocks", told)
+    run = person.run()
+    person.meets("unknown-check", "drengine", "run", "resume", run, "--despite", "progam")
+    assert "'program'" in person.hint
+    person.meets("run-failed", "drengine", "run", "resume", run, "--despite", "program")
+    person.types("drengine", "abort", run)
+    person.meets("not-ready", "drengine", "drill", book)
+    person.follows("drengine ready shop", exit_code=225)
 
 
 def test_a_source_that_can_not_be_fenced(person: Person) -> None:

@@ -58,12 +58,14 @@ def every_hint() -> list[Hint]:
 
 
 def _hints_of(node: ast.AST) -> Iterator[str]:
-    """Arguments and variables called `hint`, and the fourth argument of `error_kind`."""
+    """Arguments and variables called `hint`, the fourth argument of `error_kind`, the third of `Check`."""
     values: list[ast.expr] = []
     if isinstance(node, ast.Call):
         values += [each.value for each in node.keywords if each.arg == "hint"]
         if isinstance(node.func, ast.Name) and node.func.id == "error_kind":
             values += node.args[3:4]
+        if isinstance(node.func, ast.Name) and node.func.id == "Check":
+            values += node.args[2:3]
     elif isinstance(node, ast.Assign):
         names = [each.id for each in node.targets if isinstance(each, ast.Name)]
         values += [node.value] * any(name in ("hint", "HINT") or name.endswith("_HINT") for name in names)

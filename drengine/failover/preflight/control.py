@@ -19,12 +19,12 @@ EXPIRY_SECONDS_MIN = 7 * 86400.0
 BROKER = Check(
     "broker",
     "the broker is connected, if one is configured; it blocks where a recovery host or a source has to be told",
-    "Look whether the broker runs, and at [broker]: `drengine orchestrator check-config`.",
+    "Look whether the broker runs, and at [broker]: `drengine orchestrator check-config FILE`.",
 )
 OWN_CERTIFICATE = Check(
     "own-certificate",
     "the orchestrator's own certificates count: over blocks; a week left, or a quarter of a short life, warns",
-    "Renew them (docs/security.md#enrolment); `drengine orchestrator check-config` reads the files.",
+    "Renew them (docs/security.md#enrolment); `drengine orchestrator check-config FILE` reads the files.",
 )
 
 

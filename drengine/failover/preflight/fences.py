@@ -5,6 +5,7 @@ from __future__ import annotations
 from drengine.failover.preflight.check import Check, Look, Scene, all_of, apart
 from drengine.failover.readiness import Checked
 from drengine.failover.steps.fence import FENCE, FenceSettings, lease_seconds
+from drengine.failover.steps.preflight import FENCE_COMMAND as NO_FENCE
 from drengine.failover.steps.step import PlannedStep
 from drengine.process import run_command
 
@@ -13,7 +14,7 @@ WATCHERS = frozenset({"ebpf", "scan"})
 """Trackers whose agent keeps nobody from the disks, so that its word alone fences nothing."""
 
 FENCE_COMMAND = Check(
-    "fence-command",
+    NO_FENCE,
     "each source that could be lost has a fence command, or an agent that fences itself (`lease`)",
     "Give the runbook `fence: {command: [...]}`: power, hypervisor or switch. Without one such a run goes on with "
     "--force only.",

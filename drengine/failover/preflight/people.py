@@ -25,10 +25,10 @@ DRILLS_READ_MAX = 100
 APPROVER = Check(
     "approver",
     "somebody may approve each step that asks for it, and that is not who began the run",
-    "Give an account the role approver (`drengine user role`), or name others in the step's `by`.",
+    "Give an account the role approver (`drengine user role NAME`), or name others in the step's `by`.",
 )
-SECRET = Check(
-    "secret",
+REFERENCE = Check(
+    "reference",
     "each ${env:...}, ${file:...} and ${credential:...} of the runbook stands for something here",
     "Give it to each process that executes the run, or mend its name in the runbook.",
 )
@@ -87,8 +87,8 @@ async def look_for_secrets(scene: Scene) -> list[Checked]:
         try:
             secret_of(way, what)
         except DrengineError as error:
-            return SECRET.found(f"{way}:{what}", fault=error.message, hint=error.hint)
-        return SECRET.found(f"{way}:{what}", seen="it is there")
+            return REFERENCE.found(f"{way}:{what}", fault=error.message, hint=error.hint)
+        return REFERENCE.found(f"{way}:{what}", seen="it is there")
 
     wanted = sorted(set(references_in(msgspec.to_builtins(scene.case.runbook))))
     return await apart(lambda: [look(way, what) for way, what in wanted])
@@ -138,7 +138,7 @@ async def look_at_runs(scene: Scene) -> list[Checked]:
 
 LOOKS = (
     Look((APPROVER,), look_for_approvers),
-    Look((SECRET,), look_for_secrets),
+    Look((REFERENCE,), look_for_secrets),
     Look((DRILL,), look_at_drills),
     Look((SCHEDULE,), look_at_schedule),
     Look((FREE,), look_at_runs),

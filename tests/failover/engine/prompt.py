@@ -15,6 +15,7 @@ import pytest
 
 from drengine.cli.main import app
 from drengine.model.clock import SystemClock
+from drengine.ownership import make_directory
 from drengine.people.accounts import Accounts
 from drengine.people.door import FILE
 from drengine.terminal import main
@@ -50,14 +51,21 @@ class Typed:
         path.write_text(text.replace("PLACE", str(self.directory)))
         return str(path)
 
+    @property
+    def accounts(self) -> Accounts:
+        make_directory(self.directory / "state")
+        return Accounts(self.directory / "state" / FILE, SystemClock())
+
+    def know(self, name: str) -> str:
+        """There is such an account; nobody begins what nobody may approve."""
+        if not self.accounts.find(name):
+            self.accounts.add(name, tuple(next(each.roles for each in EVERYBODY if each.name == name)))
+        return name
+
     @contextmanager
     def acting_as(self, name: str) -> Iterator[None]:
         """As somebody who has an account; empty: as the user whom the kernel knows."""
-        token = ""
-        if name:
-            accounts = Accounts(self.directory / "state" / FILE, SystemClock())
-            roles = next(each.roles for each in EVERYBODY if each.name == name)
-            token = accounts.issue(accounts.add(name, tuple(roles)).name, 3600)[1]
+        token = self.accounts.issue(self.know(name), 3600)[1] if name else ""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DRENGINE_TOKEN", token)
             yield

@@ -39,8 +39,8 @@ def test_what_is_forced_waits_first_where_the_runbook_says_so() -> None:
     for mode, option in ((Mode.FAILOVER, "force"), (Mode.FAILBACK, "discard_divergent")):
         forced = plan(mode, book, {option: True, "force_by": book.force_by})
         (step,) = (each for each in forced if each.id == FORCE_STEP)
-        assert step.needs == ("declare",)
-        later = [each for each in forced if each.id not in ("declare", FORCE_STEP)]
-        assert all("declare" not in each.needs for each in later), "all else waits for the approval"
+        assert step.needs == ("preflight",)
+        later = [each for each in forced if each.id not in ("declare", "preflight", FORCE_STEP)]
+        assert all(not {"declare", "preflight"} & {*each.needs} for each in later), "all else waits for the approval"
         assert FORCE_STEP not in {each.id for each in plan(mode, book, {"force_by": book.force_by})}
     assert not step.settings.allows("bob", [str(each) for each in BOB.roles], "bob")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from drengine.cli.main import app
+from drengine.failover.errors import NOT_READY
 from drengine.process import find_marked
 from drengine.terminal import main
 from tests.failover.engine.prompt import ASK, Typed, marked
@@ -52,9 +53,9 @@ def test_a_secret_that_a_workload_prints_is_kept_nowhere(typed: Typed, monkeypat
 
 
 def test_what_failed_is_106_and_says_which_step(typed: Typed) -> None:
-    code, told = typed.json("drill", typed.book(run="[/no/such/program]"))
+    code, told = typed.json("drill", typed.book(run="['false']"))
     assert (code, told["state"], told["outcome"]) == (106, "finished", "failed")
-    code, _, err = typed("drill", typed.book(run="[/no/such/program]"))
+    code, _, err = typed("drill", typed.book(run="['false']"))
     assert code == 106
     assert "[run-failed]" in err
 
@@ -73,6 +74,7 @@ def test_an_unfenced_source_is_107_and_force_is_told_first(typed: Typed) -> None
 
 
 def test_an_approval_is_108_until_it_is_given_by_who_may(typed: Typed) -> None:
+    typed.know("ann")
     code, told = typed.json("failover", typed.book(before=ASK), "--no-wait")
     assert (code, told["state"], told["waiting_for"]) == (108, "waiting", ["all.before.1"])
     run = told["run"]
@@ -89,6 +91,7 @@ def test_an_approval_is_108_until_it_is_given_by_who_may(typed: Typed) -> None:
 
 
 def test_an_aborted_run_frees_its_sources(typed: Typed) -> None:
+    typed.know("ann")
     place = typed.book(before=ASK)
     run = typed.json("failover", place, "--no-wait")[1]["run"]
     code, _, err = typed("drill", place)
@@ -108,7 +111,7 @@ def test_commit_and_rollback_of_what_is_not_there(typed: Typed) -> None:
 def test_plan_prints_steps_points_and_time_and_touches_nothing(typed: Typed) -> None:
     code, told = typed.json("plan", typed.book(), "--mode", "failover")
     assert code == 0
-    assert [step["id"] for step in told["steps"]][:2] == ["declare", "fence:shop"]
+    assert [step["id"] for step in told["steps"]][:2] == ["declare", "preflight"]
     assert told["points"]["shop"]["point"] == "1-53"
     assert told["predicted_seconds"] > 0
     assert typed.json("runs")[1] == []
@@ -128,11 +131,11 @@ def test_where_workloads_find_their_disks_must_be_known_before_anything_is_done(
     typed: Typed, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
     given = ["--store", str(typed.directory / "store"), "--state", str(typed.directory / "state")]
-    assert main(app, [mode, typed.book(), *given]) == 106
+    assert main(app, [mode, typed.book(), *given]) == NOT_READY.exit_code
     assert "export is missing" in capsys.readouterr().out
     run = typed.json("runs")[1][0]["run"]
     steps = typed.json("run", "show", run)[1]["steps"]
-    assert [step["status"] for step in steps] == ["failed", *("pending" for _ in steps[1:])]
+    assert [step["status"] for step in steps] == ["done", "failed", *("pending" for _ in steps[2:])]
 
 
 def test_an_interrupt_ends_the_command_and_the_run_goes_on_when_resumed(typed: Typed) -> None:
@@ -178,6 +181,7 @@ COMMANDS = ("plan", "drill", "failover", "migrate", "failback", "reprotect", "ru
 HELP = f"""
 import sys
 from drengine.cli.main import app
+from drengine.failover.errors import NOT_READY
 from drengine.terminal import main
 for command in {[[each] for each in (*COMMANDS, "rollback")] + [["run", "show"], ["run", "resume"]]!r}:
     assert main(app, [*command, "--help"]) == 0

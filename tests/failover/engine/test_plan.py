@@ -65,7 +65,10 @@ def before(steps: tuple[PlannedStep[Any], ...], id: str) -> set[str]:
 
 def test_a_failover_asks_first_fences_all_promotes_all_and_launches_in_waves() -> None:
     steps = plan(Mode.FAILOVER, SHOP, {})
-    assert before(steps, "fence:db") == {"declare", "data.before.1"}
+    asked = {"declare", "preflight", "data.before.1"}
+    assert before(steps, "fence:db") == {*asked, "preflight.again"}, "an answer may take hours"
+    assert before(steps, "data.before.1") == asked - {"data.before.1"}, "nobody is asked about what can't be done"
+    assert "preflight.again" not in needs(plan(Mode.FAILOVER, runbook(), {})), "nobody is asked"
     everything_fenced = {f"fence:{source}" for source in SHOP.sources}
     assert everything_fenced <= before(steps, "choose-point:mail")
     everything_promoted = {f"promote:{source}" for source in SHOP.sources}
@@ -103,12 +106,12 @@ def test_a_failback_ships_everything_before_anything_stops_and_hands_back_all_at
     assert {"release:db", "data.then.2"} <= before(steps, "release:web")
     assert {f"release:{source}" for source in SHOP.sources} <= before(steps, "stop-workload:db")
     assert "data.before.1" not in needs(steps), "an approval of other modes is not asked for"
-    assert before(steps, "reverse:db") == {"declare", "fence:db", "preserve:db"}
+    assert before(steps, "reverse:db") == {"declare", "preflight", "fence:db", "preserve:db"}
 
 
 def test_reprotect_stops_nobody() -> None:
     kinds = [step.kind for step in plan(Mode.REPROTECT, runbook(), {})]
-    assert kinds == [KINDS["declare"], KINDS["fence"], KINDS["preserve"], KINDS["reverse"]]
+    assert kinds == [KINDS["declare"], KINDS["preflight"], KINDS["fence"], KINDS["preserve"], KINDS["reverse"]]
 
 
 def test_a_rollback_undoes_only_what_was_begun_in_reverse() -> None:

@@ -18,14 +18,16 @@ from drengine.control.agents import NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.command import CommandDriver
 from drengine.failover.engine import Engine
+from drengine.failover.errors import NOT_READY
 from drengine.failover.orders import Orders
+from drengine.failover.preflight.examine import Preflight
 from drengine.failover.reading.reader import examine
 from drengine.failover.registry import Registry
 from drengine.failover.run import Outcome, RunState, Status
 from drengine.failover.runbook.values import Mode
-from drengine.failover.steps.errors import BAD_REFERENCE
 from drengine.model.clock import SystemClock
 from drengine.people.door import Door
+from drengine.people.roles import Role
 from tests.failover.engine.test_engine import begin
 from tests.failover.engine.world import World
 from tests.persons import ANN
@@ -96,8 +98,13 @@ class Place:
         audit = AuditLog.open(self.tmp_path / "state/audit")
         registry = Registry.open(f"sqlite:///{self.tmp_path}/state/registry.sqlite", clock=SystemClock(), audit=audit)
         config = OrchestratorConfig(store=self.world.path, state=self.tmp_path / "state")
-        site = replace(self.world.site(), drivers={"command": CommandDriver()}, directory=config.instances)
-        return Engine(config, registry, site, NoAgents(), "here", Door.of(config.state, SystemClock()))
+        door = Door.of(config.state, SystemClock())
+        if not door.accounts.find("ann"):
+            door.accounts.add("ann", (Role.APPROVER,))
+        looked = Preflight(config, registry, door, NoAgents())
+        drivers = {"command": CommandDriver()}
+        site = replace(self.world.site(), drivers=drivers, directory=config.instances, preflight=looked)
+        return Engine(config, registry, site, NoAgents(), "here", door)
 
     def book(self, steps: str, *, reference: str = "${env:DR_SECRET}") -> str:
         text = BOOK.replace("REFERENCE", reference).replace("@@", str(self.tmp_path)) + steps
@@ -195,7 +202,7 @@ async def test_what_a_runbook_refers_to_must_be_there_before_anything_is_fenced(
     run = await engine.execute(begin(engine, Mode.FAILOVER, place.book("      - command: ['true']\n")))
     assert run.outcome is not Outcome.COMPLETED
     states = {each.step.id: each for each in engine.snapshot(run.id).steps}
-    assert states["declare"].code == BAD_REFERENCE.id and "DR_SECRET" in states["declare"].message
+    assert states["preflight"].code == NOT_READY.id and "reference:env:DR_SECRET" in states["preflight"].message
     assert not states["fence:shop"].begun
     engine.registry.close()
 
@@ -205,7 +212,7 @@ def test_a_secret_in_the_clear_is_worth_a_warning(place: Place) -> None:
     clear = text.replace('{DB: "${env:DR_SECRET}"', '{DB_PASSWORD: "hunter2", TOKEN_FILE: "${file:/run/x}"')
 
     def warned(text: str) -> list[tuple[str, str]]:
-        found = examine(text, sources=["shop"], drivers={"command": CommandDriver()}).findings
+        found = examine(text, drivers={"command": CommandDriver()}).findings
         return [(each.id, each.path) for each in found if each.id == "clear-secret"]
 
     assert warned(text) == []

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from drengine.failover.run import Event, JournalEntry
 from drengine.failover.runbook.values import Mode
 from drengine.failover.snapshot import plan_payload, steps_of
 from drengine.failover.steps.kinds import BUILT_IN, StepKinds
+from tests.failover.engine.disks import disks_served
 from tests.failover.plugged.package import PaperDriver
 from tests.failover.runbook.books import SMALL
 from tests.recovery.replica import make
@@ -71,14 +73,15 @@ class Installed:
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Installed:
+def installed(tmp_path: Path) -> Iterator[Installed]:
     package = tmp_path / "site" / "elsewhere-1.0.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text(ENTRY_POINTS)
     (tmp_path / "shop.yaml").write_text(RUNBOOK.replace("BOOK", str(tmp_path / "log")))
     make(tmp_path / "store")
-    return Installed(tmp_path)
+    with disks_served(tmp_path / "store", tmp_path / "nbd.sock"):
+        yield Installed(tmp_path)
 
 
 @pytest.mark.timeout(600)  # it starts programs one after another: a bound for what hangs

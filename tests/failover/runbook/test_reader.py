@@ -20,7 +20,7 @@ from tests.failover.runbook.books import SMALL, WHOLE
 
 
 def test_everything_a_runbook_can_hold_is_read() -> None:
-    examined = examine(WHOLE, sources=["db", "web"])
+    examined = examine(WHOLE)
     assert examined.findings == ()
     book = examined.runbook
     assert book is not None
@@ -201,11 +201,6 @@ def test_what_may_be_meant_so_is_a_warning() -> None:
     examined = examine(text)
     assert examined.runbook is not None
     assert [(each.id, each.warning) for each in examined.findings] == [("no-fence", True), ("no-check", True)]
-
-
-def test_sources_that_nobody_registered_are_told() -> None:
-    (found,) = examine(SMALL, sources=["dbs", "mail"]).findings
-    assert (found.id, found.place.line, found.hint) == ("not-registered", 4, "Did you mean 'dbs'?")
 
 
 def test_settings_are_checked_by_their_driver() -> None:
