@@ -142,7 +142,6 @@ def observe(
     """
     states: dict[str, StepState] = {}
     rolling_back, ending, handled, forced_by = False, Outcome.NONE, 0, ""
-    despite: tuple[str, ...] = ()
     for entry in entries:
         if entry.event is not Event.DECISION:
             state = states.get(entry.step)
@@ -163,7 +162,6 @@ def observe(
                 ending = Outcome.NONE
                 handled = entry.payload.get("request", handled)
                 forced_by = str(entry.payload.get("by")) if entry.payload.get("force") else forced_by
-                despite = (*despite, *entry.payload.get("despite", ()))
                 states = {id: _again(state) for id, state in states.items()}
                 if entry.payload.get("step") in states:
                     states[entry.payload["step"]] = _done_by_hand(states[entry.payload["step"]], entry)
@@ -181,7 +179,7 @@ def observe(
         rollback_by=_asked(new, RequestKind.ROLLBACK),
         resumed_by=_asked(new, RequestKind.RESUME),
         forced_by=forced_by,
-        despite=despite,
+        despite=tuple(each for entry in entries for each in entry.payload.get("despite", ())),
         newest_request=max((each.seq for each in requests), default=0),
         approvals=approvals_of(planned, requests, subject, digest) if subject else {},
         digest=digest,

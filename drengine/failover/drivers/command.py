@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from drengine.config import parse_duration
-from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
+from drengine.failover.drivers.driver import Instance, KnowsNeeds, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details
 from drengine.failover.drivers.settings import read_settings
@@ -62,7 +62,7 @@ class CommandSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     grace: str = "10s"
 
 
-class CommandDriver(LaunchDriver):
+class CommandDriver(LaunchDriver, KnowsNeeds):
     """See the module and LaunchDriver."""
 
     name = "command"

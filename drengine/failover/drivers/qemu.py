@@ -23,7 +23,7 @@ import msgspec
 from drengine.config import parse_duration
 from drengine.durable import replace_durably
 from drengine.failover.drivers import move
-from drengine.failover.drivers.driver import Disk, Instance, LaunchDriver, LaunchRequest
+from drengine.failover.drivers.driver import Disk, Instance, KnowsNeeds, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details, hydration_place
 from drengine.failover.drivers.move import MARK as MOVER_MARK
@@ -89,7 +89,7 @@ class QemuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     grace: str = "60s"
 
 
-class QemuDriver(LaunchDriver):
+class QemuDriver(LaunchDriver, KnowsNeeds):
     """See the module and LaunchDriver."""
 
     name = "qemu"

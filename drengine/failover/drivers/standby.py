@@ -12,7 +12,7 @@ import msgspec
 
 from drengine.control.attach import AttachOrder, HostAnswer, HostQuestion, StandbySettings, breaks_isolation
 from drengine.control.messages import Answer, Verb
-from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest
+from drengine.failover.drivers.driver import AsksHost, Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.settings import read_settings
 from drengine.model.errors import DrengineError
@@ -21,7 +21,7 @@ ASK_SECONDS = 30.0
 """For what is quick."""
 
 
-class StandbyDriver(LaunchDriver):
+class StandbyDriver(LaunchDriver, AsksHost):
     """See the module and LaunchDriver."""
 
     name = "standby"

@@ -51,6 +51,11 @@ class Typed:
         path.write_text(text.replace("PLACE", str(self.directory)))
         return str(path)
 
+    def asking(self) -> str:
+        """A runbook that asks ann, who is there."""
+        self.know("ann")
+        return self.book(before=ASK)
+
     @property
     def accounts(self) -> Accounts:
         make_directory(self.directory / "state")

@@ -25,7 +25,7 @@ from drengine.failover.steps.kinds import step_kinds
 from drengine.process import find_marked
 from drengine.terminal import main
 from tests.failover.engine.keeper import MemoryKeeper
-from tests.failover.engine.prompt import ASK, Typed, marked
+from tests.failover.engine.prompt import Typed, marked
 from tests.failover.engine.runs import carry_out, executor, seen, way_home
 from tests.failover.engine.world import World, runbook
 
@@ -98,7 +98,7 @@ def test_ids_are_whole_in_every_table_at_80_columns_and_in_a_pipe(typed: Typed) 
 
 def test_last_stands_for_the_newest_run_wherever_an_id_does(typed: Typed) -> None:
     assert typed("run", "show", "last")[0] == 102
-    run = typed.json("failover", typed.book(before=ASK), "--no-wait")[1]["run"]
+    run = typed.json("failover", typed.asking(), "--no-wait")[1]["run"]
     assert typed.json("run", "show", "last")[1]["run"] == run
     with typed.acting_as("ann"):
         assert typed.json("approve", "last")[1]["run"] == run
@@ -136,7 +136,7 @@ def test_errors_name_the_run_itself_and_never_a_placeholder(typed: Typed) -> Non
     for argv in (("commit", run), ("approve", run), ("rollback", run, "--yes"), ("approve", run)):
         _, _, err = typed(*argv)
         assert not re.search(r"\bRUN\b", err), err
-    code, _, err = typed("failover", typed.book(before=ASK), "--no-wait")
+    code, _, err = typed("failover", typed.asking(), "--no-wait")
     assert (code, re.search(r"\bRUN\b", err)) == (108, None)
     run = typed.json("runs")[1][0]["run"]
     code, _, err = typed("approve", run)
