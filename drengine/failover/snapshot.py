@@ -148,19 +148,17 @@ def observe(
             if state is not None:
                 states[entry.step] = _after(state, entry)
             continue
+        handled = entry.payload.get("request", handled)
         match entry.payload.get("decision"):
             case "planned" | "rollback" as what:
                 rolling_back = what == ROLLBACK
                 states |= {step.id: StepState(step) for step in steps_of(entry, kinds)}
-                handled = entry.payload.get("request", handled)
             case "replanned":
                 states = {step.id: _replanned(states.get(step.id), step) for step in steps_of(entry, kinds)}
             case "abort":
                 ending = Outcome.ABORTED
-                handled = entry.payload.get("request", handled)
             case "resumed":
                 ending = Outcome.NONE
-                handled = entry.payload.get("request", handled)
                 forced_by = str(entry.payload.get("by")) if entry.payload.get("force") else forced_by
                 states = {id: _again(state) for id, state in states.items()}
                 if entry.payload.get("step") in states:
