@@ -160,9 +160,7 @@ def observe(
             case "resumed":
                 ending = Outcome.NONE
                 forced_by = str(entry.payload.get("by")) if entry.payload.get("force") else forced_by
-                states = {id: _again(state) for id, state in states.items()}
-                if entry.payload.get("step") in states:
-                    states[entry.payload["step"]] = _done_by_hand(states[entry.payload["step"]], entry)
+                states = {id: _again(state, entry) for id, state in states.items()}
             case _:
                 pass
     states = {id: _settled(state, id in running) for id, state in states.items()}
@@ -245,15 +243,13 @@ def _replanned(known: StepState | None, step: PlannedStep[Any]) -> StepState:
     return StepState(step, attempt=known.attempt, began_ns=known.began_ns)
 
 
-def _again(state: StepState) -> StepState:
-    """What a person wants tried again, from the first try."""
+def _again(state: StepState, resumed: JournalEntry) -> StepState:
+    """What a person wants tried again, from the first try; or what he did himself."""
+    if resumed.payload.get("step") == state.step.id:
+        message = f"done by hand, says {resumed.payload.get('by')}"
+        return replace(state, status=Status.SKIPPED, tries=0, code="", message=message, ended_ns=resumed.at_ns)
     failed = state.status in (Status.FAILED, Status.RETRY)
     return replace(state, status=Status.PENDING if failed else state.status, tries=0)
-
-
-def _done_by_hand(state: StepState, entry: JournalEntry) -> StepState:
-    message = f"done by hand, says {entry.payload.get('by')}"
-    return replace(state, status=Status.SKIPPED, code="", message=message, ended_ns=entry.at_ns)
 
 
 def _settled(state: StepState, running: bool) -> StepState:
