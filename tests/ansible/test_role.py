@@ -55,7 +55,7 @@ def play(made: Site, server: Server, agent: Path, *words: str, **more: Any) -> d
         "PATH": f"{TOOLS}:{os.environ['PATH']}",
     }
     command = [TOOLS / "ansible-playbook", "-i", folder / "hosts", folder / "play.yaml", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     recap = done.stdout.splitlines()
     (line,) = (each for each in recap if each.startswith(server.name) and "changed=" in each)

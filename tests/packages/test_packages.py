@@ -60,6 +60,7 @@ def test_the_server_side_installs_runs_upgrades_and_keeps_its_store(tmp_path: Pa
     with host(tmp_path / "host", systemd=True) as there:
         dpkg(there, "install", bring(there, package(PACKAGES, "drengine_*_amd64.deb")))
         assert there.run("drengine", "--version").stdout.strip()
+        there.run("/usr/share/drengine/drengine-agent", "--version")  # which the authority hands out
         assert there.run("stat", "-c", "%a %U %G", "/etc/drengine").stdout == "750 root drengine\n"
         assert is_active(there, SERVICE) == "inactive", "nothing runs before somebody says so"
 

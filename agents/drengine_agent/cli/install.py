@@ -122,10 +122,10 @@ def _asked(wishes: Wishes, *, quiet: bool, here: bool) -> Wishes:
     wishes = replace(wishes, source=source, target=target)
     if not has_disks:
         wishes = replace(wishes, volumes=_asked_volumes())
-    return _asked_beyond_loopback(wishes) if here and not _is_local(target) else wishes
+    return wishes if _is_local(target) else _asked_beyond_loopback(wishes, here=here)
 
 
-def _asked_beyond_loopback(wishes: Wishes) -> Wishes:
+def _asked_beyond_loopback(wishes: Wishes, *, here: bool) -> Wishes:
     others: dict[str, Any] = dict(wishes.others)
     if "data_networks" not in others:
         usual = _network_of(wishes.target)
@@ -134,7 +134,7 @@ def _asked_beyond_loopback(wishes: Wishes) -> Wishes:
     token, tls = wishes.token, dict(wishes.tls)
     if not token and not tls:
         asked = "Token of `drengine token create` (empty: certificates are here already)"
-        token = typer.prompt(asked, default="", show_default=False, err=True)
+        token = typer.prompt(asked, default="", show_default=False, err=True) if here else ""
         for name in () if token else ("certificate", "key", "ca"):
             tls[name] = Path(typer.prompt(f"PEM file: {name}", err=True))
     for path, what in (

@@ -10,16 +10,19 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+
 from drengine.control.errors import BROKER_UNREACHABLE
 from drengine.control.messages import PartyKind
 from drengine.enrolment.client import enrol
 from drengine.enrolment.place import Place
 from drengine.identity.errors import EnrolmentError
-from drengine.identity.names import Identity, Role
+from drengine.identity.names import Identity, Role, identity_among
 from drengine.identity.tokens import Invitation
 from drengine.model.errors import DrengineError
 from drengine.model.states import ReplicationState
 from drengine.terminal import human_bytes, note
+from drengine.transport.x509 import parse_certificate
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.daemon.client import ask
 from drengine_agent.daemon.trial import try_broker, try_party, try_target
@@ -32,10 +35,15 @@ IN_SESSION = frozenset({ReplicationState.INITIAL_SYNC, ReplicationState.RESCAN, 
 KEPT = "The certificate is kept and nothing else was installed; the same command goes on."
 
 
-def has_certificate(folder: Path) -> bool:
-    """Whether this host has enrolled there, and its certificate has not expired while it was off."""
+def has_certificate(folder: Path, name: str) -> bool:
+    """Whether this host has enrolled there under this name, and its certificate did not expire while it was off."""
     place = Place(folder)
-    return place.is_enrolled and place.certificate().not_valid_after_utc.timestamp() > time.time()
+    if not place.is_enrolled:
+        return False
+    certificate = place.certificate()
+    named = identity_among(parse_certificate(certificate.public_bytes(serialization.Encoding.DER)).uris)
+    is_ours = named is not None and named.name == name
+    return is_ours and certificate.not_valid_after_utc.timestamp() > time.time()
 
 
 def enrol_host(source: str, token: str, folder: Path, role: Role) -> None:

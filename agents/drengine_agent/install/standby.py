@@ -103,7 +103,7 @@ def install(
     if here:
         _require_programs()
     before = installed_values(root)
-    enrolled = here and has_certificate(STANDBY.identity)
+    enrolled = here and has_certificate(STANDBY.identity, wishes.name or str(before.get("name", "")))
     enrols = here and bool(wishes.token) and not enrolled
     values = wishes.values(before, is_enrolled=enrols or enrolled)
     config = parse_standby_config(values)

@@ -55,7 +55,7 @@ def install(
     needs_root(root, dry_run)
     before = installed_values(root)
     here = root == HOST
-    enrolled = here and has_certificate(IDENTITY)
+    enrolled = here and has_certificate(IDENTITY, wishes.source or str(before.get("source", "")))
     enrols = here and bool(wishes.token) and not enrolled
     values = wishes.values(before, is_enrolled=enrols or enrolled)
     if not before and "state_directory" not in values:

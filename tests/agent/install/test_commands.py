@@ -20,6 +20,7 @@ from drengine_agent.install.places import CONFIG, UNIT, within
 ROOT = Path(__file__).parents[3]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loop devices, BPF")
 Capture = pytest.CaptureFixture[str]
+GO_ON = (b"Go on?", b"\n")
 WISHES = ["--source", "shop", "--target", "127.0.0.1:7440", "--volume", "data=/dev/vdb"]
 
 
@@ -152,25 +153,56 @@ def test_without_root_nothing_is_tried(capsys: Capture) -> None:
     assert "root is needed" in capsys.readouterr().err
 
 
-def test_a_person_at_the_terminal_is_asked(image: Path) -> None:
+def answered(image: Path, *answers: tuple[bytes, bytes]) -> None:
+    """`install` at a terminal, where each question that comes gets its answer."""
     mine, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}", "TERM": "dumb", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "drengine_agent", "install", "--root", str(image)]
-    said = b""
+    said, left = b"", list(answers)
     with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
-        answers = [(b"name", b"shop\n"), (b"HOST:PORT", b"127.0.0.1:7440\n"), (b"NAME=PATH", b"data=/dev/vdb\n")]
-        answers.append((b"Go on?", b"\n"))
         try:
             while chunk := os.read(mine, 4096):
                 said += chunk
-                if answers and answers[0][0] in said:
-                    os.write(mine, answers.pop(0)[1])
+                if left and left[0][0] in said:
+                    os.write(mine, left.pop(0)[1])
         except OSError:
             pass  # the other end has closed
         assert process.wait(60) == 0, said
     os.close(mine)
+    assert left == []
+
+
+def test_a_person_at_the_terminal_is_asked(image: Path) -> None:
+    answered(
+        image, (b"name", b"shop\n"), (b"HOST:PORT", b"127.0.0.1:7440\n"), (b"NAME=PATH", b"data=/dev/vdb\n"), GO_ON
+    )
     assert load_config(within(image, CONFIG)).source == "shop"
+
+
+def test_beyond_loopback_the_person_is_asked_for_all_that_a_session_needs(image: Path) -> None:
+    answered(
+        image,
+        (b"name", b"shop\n"),
+        (b"target's HOST:PORT", b"192.0.2.7:7440\n"),
+        (b"NAME=PATH", b"data=/dev/vdb\n"),
+        (b"[192.0.2.7/32]", b"\n"),
+        (b"PEM file: certificate", b"/etc/c.pem\n"),
+        (b"PEM file: key", b"/etc/k.pem\n"),
+        (b"PEM file: ca", b"/etc/ca.pem\n"),
+        (b"broker's HOST:PORT", b"192.0.2.7:8883\n"),
+        (b"Prometheus", b"\n"),
+        (b"Cuts", b"quiet\n"),
+        GO_ON,
+    )
+    config = load_config(within(image, CONFIG))
+    assert (config.data_networks, str(config.control.address), config.metrics, config.cuts.kinds) == (
+        ("192.0.2.7/32",),
+        "192.0.2.7:8883",
+        None,
+        "quiet",
+    )
+    assert config.tls.ca == config.control.ca == Path("/etc/ca.pem")
 
 
 @needs_root
