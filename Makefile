@@ -5,10 +5,11 @@ PY := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 export DRENGINE_PASS_ENVIRONMENT := PYTHONPATH
 ARGS ?=
+BUILDER ?= podman
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 3
 
-.PHONY: help demo test check bench soak live postgres crash field fuzz agent packages packaged ansible lock docs clean oracle
+.PHONY: help demo test check bench soak live postgres crash field fuzz agent packages image packaged ansible lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -61,8 +62,11 @@ agent: $(VENV)/.runtime ## the agent as one file, dist/drengine-agent: needs not
 packages: $(VENV)/.packages ## .deb and .rpm of agent and server side, in dist/ (ARGS="--only agent")
 	@$(PY) -m tools.packages $(ARGS)
 
+image: packages ## container image drengine of the recovery side, from its package (BUILDER=podman)
+	@$(BUILDER) build -f deploy/Containerfile -t drengine dist
+
 packaged: packages ## install, upgrade and purge the packages on hosts of their own, as root
-	@./deploy/test-tools rpm:rpm man:man-db >&2
+	@./deploy/test-tools rpm:rpm man:man-db buildah:buildah mmdebstrap:mmdebstrap >&2
 	@DRENGINE_PACKAGES=$(CURDIR)/dist $(PY) -m pytest -q -rs tests/packages
 
 ansible: $(VENV)/.test $(VENV)-ansible/.ansible ## lint the role, and join a host of its own by it twice, as root

@@ -16,7 +16,7 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"\s{2,}# .*$|^#.*$", re.MULTILINE)
 _PROGRAMS = (
     r"(?:\./|/opt/drengine/bin/)?(?:drengine-agent|drengine|make|sudo|systemctl|curl|nbdinfo|nbdcopy|qemu-img|touch|"
-    r"mount|losetup|install|umask|sqlite3|python3|pip|export|mosquitto\w*|apt-get|openssl)\b"
+    r"mount|losetup|install|umask|sqlite3|python3|pip|export|mosquitto\w*|apt-get|openssl|podman)\b"
 )
 _COMMAND = re.compile(rf"(?:\w+=\S* )?{_PROGRAMS}(?:$|\s(?! *=))")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from drengine.config import Address
+from drengine.control.broker import embedded_broker
 from tests.agent.install.host import Host, host
 from tests.agent.install.live import Target, facts, journal, mounted, newest_has, pins, wait_for, write
 from tests.agent.install.onefile import build_here
+from tests.control.site import free_port
+from tests.hints.words import every_hint
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = Path(os.environ.get("DRENGINE_PACKAGES", "/nonexistent"))
@@ -27,6 +32,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 SERVICE = "drengine-target.service"
+UNITS = [f"drengine-{name}.service" for name in ("target", "orchestrator", "authority", "broker")]
 
 
 def package(place: Path, name: str) -> Path:
@@ -58,7 +64,8 @@ def is_active(there: Host, service: str) -> str:
 
 def test_the_server_side_installs_runs_upgrades_and_keeps_its_store(tmp_path: Path) -> None:
     with host(tmp_path / "host", systemd=True) as there:
-        dpkg(there, "install", bring(there, package(PACKAGES, "drengine_*_amd64.deb")))
+        file = bring(there, package(PACKAGES, "drengine_*_amd64.deb"))
+        there.run("apt-get", "install", "--yes", f"./{file.name}", seconds=200)  # as README says
         assert there.run("drengine", "--version").stdout.strip()
         there.run("/usr/share/drengine/drengine-agent", "--version")  # which the authority hands out
         assert there.run("stat", "-c", "%a %U %G", "/etc/drengine").stdout == "750 root drengine\n"
@@ -81,6 +88,9 @@ def test_the_server_side_installs_runs_upgrades_and_keeps_its_store(tmp_path: Pa
         dpkg(there, "install", bring(there, package(later, "drengine_*_amd64.deb")))
         assert is_active(there, SERVICE) == "active", journal_of(there)
         assert there.run("systemctl", "show", "--property=MainPID", "--value", SERVICE).stdout != first
+
+        verified = there.run("systemd-analyze", "verify", "--man=no", *UNITS, check=False)
+        assert (verified.returncode, "drengine" in verified.stderr) == (0, False), verified.stderr
 
         dpkg(there, "remove", "drengine")
         assert is_active(there, SERVICE) == "inactive"
@@ -139,6 +149,51 @@ def test_a_package_over_a_hand_made_installation_says_so_and_takes_it_over(
         ).read_text(encoding="utf-8")
         assert not (there.root / "usr/local/bin/drengine-agent").is_symlink()
         assert not (there.root / "usr/local/lib/drengine/drengine-agent").exists()
+
+
+async def test_a_recovery_host_runs_from_the_package_in_the_hosts_own_mount_namespace(tmp_path: Path) -> None:
+    service, address = "drengine-standby", Address("127.0.0.1", free_port())
+
+    def namespace(process: str) -> str:
+        return there.run("readlink", f"/proc/{process}/ns/mnt").stdout
+
+    def process() -> str:
+        return there.run("systemctl", "show", "--property=MainPID", "--value", service).stdout.strip()
+
+    async with embedded_broker(address, site="main"):
+        with host(tmp_path / "host", systemd=True) as there:
+            dpkg(there, "install", bring(there, package(PACKAGES, "drengine-agent_*_all.deb")))
+            words = ["--name", "recovery-1", "--broker", str(address), "--mount-root", "/srv"]
+            told = there.run("drengine-agent", "standby", "install", *words, "--yes").stdout
+            assert "try     the connection with the broker" in told
+            said = there.run("journalctl", "--no-pager", "-u", service, check=False).stdout
+            assert is_active(there, service) == "active", said
+            assert namespace(process()) == namespace("1"), "what it mounts is mounted for the host"
+            first = process()
+            later = newer("agent", tmp_path, "--agent", str(build_here(tmp_path / "agent")))
+            dpkg(there, "install", bring(there, package(later, "drengine-agent_*_all.deb")))
+            assert is_active(there, service) == "active" and process() != first
+            instance = there.root / "var/lib/drengine-standby/instances/run-shop"
+            instance.mkdir()
+            refused = there.run("dpkg", "--remove", "drengine-agent", check=False, seconds=200)
+            assert refused.returncode and "workloads are up on this host: run-shop" in refused.stderr
+            instance.rmdir()
+            dpkg(there, "purge", "drengine-agent")
+            assert is_active(there, service) == "inactive"
+            left = [name for name in there.written() if "drengine" in name and not name.startswith(("tmp:", "root:"))]
+            assert [each for each in left if not each.startswith(("upper:var/lib/dpkg/", "upper:var/log/"))] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("drengine_*_amd64.deb", "drengine"), ("drengine-agent_*_all.deb", "drengine-agent")]
+)
+def test_the_pages_that_hints_name_are_in_each_package(name: str, place: str) -> None:
+    listed = subprocess.run(
+        ["dpkg", "--contents", str(package(PACKAGES, name))], check=True, capture_output=True, text=True
+    ).stdout
+    pages = {page for hint in every_hint() for page in re.findall(r"docs/([\w.-]+\.md)", hint.text)}
+    assert pages
+    assert [page for page in pages if f"./usr/share/doc/{place}/{page}" not in listed.split()] == []
 
 
 @pytest.mark.skipif(shutil.which("rpm") is None, reason="needs rpm (apt install rpm)")
