@@ -38,6 +38,8 @@ def _notice(run: RunRecord, snapshot: Snapshot, decision: Decision) -> Notice | 
             return Notice(Topic.BLOCKED, f"{what} is blocked: a source is not fenced", f"Run {run.id}{why}{show}")
         return Notice(Topic.FAILED, f"{what} has stopped: {run.reason}", f"Run {run.id}{why}{show}")
     if decision.action is Action.FINISH and run.state is RunState.FINISHED:
+        if run.outcome is Outcome.HANDED_BACK:
+            return Notice(Topic.FAILED, f"{what}: handed back, and NOT STARTED", f"Run {run.id}{why}{show}")
         topic = Topic.FAILED if run.outcome in (Outcome.FAILED, Outcome.BLOCKED) else Topic.ENDED
         return Notice(topic, f"{what}: {run.outcome.value}", f"Run {run.id}{why}{show}")
     return None

@@ -171,6 +171,7 @@ def test_a_missing_extra_is_told_with_what_to_install(monkeypatch: pytest.Monkey
         (Action.STOP, RunState.STOPPED, Outcome.BLOCKED, Topic.BLOCKED),
         (Action.STOP, RunState.STOPPED, Outcome.FAILED, Topic.FAILED),
         (Action.FINISH, RunState.FINISHED, Outcome.FAILED, Topic.FAILED),
+        (Action.FINISH, RunState.FINISHED, Outcome.HANDED_BACK, Topic.FAILED),  # nothing serves before somebody acts
         (Action.FINISH, RunState.FINISHED, Outcome.ROLLED_BACK, Topic.ENDED),
         (Action.FINISH, RunState.FINISHED, Outcome.COMPLETED, Topic.ENDED),
         (Action.STOP, RunState.RUNNING, Outcome.NONE, None),  # decided, and not yet so
