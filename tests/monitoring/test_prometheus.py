@@ -86,7 +86,8 @@ def test_every_query_of_the_dashboard_answers_or_is_said_to_be_silent(site: Watc
     assert site.engine.say("drill", str(site.engine.runbook)).json()["outcome"] == "completed"
     site.start_prometheus()
     site.until_value('up{job="drengine-agent",source="shop"}', 1)
-    site.ground.until("rates are known", lambda: site.ask("rate(drengine_agent_captured_bytes_total[1m])"))
+    known = ("drengine_agent_captured_bytes_total", "drengine_target_stored_bytes_total")
+    site.ground.until("rates are known", lambda: all(site.ask(f"rate({name}[1m])") for name in known))
     panels = json.loads(dashboard())["panels"]
     queries = [target["expr"].replace("$source", ".*") for panel in panels for target in panel.get("targets", ())]
     silent = {_metric(query) for query in queries if not site.ask(query)}
