@@ -62,6 +62,7 @@ from drengine.people.errors import (
 )
 from drengine.people.roles import Action, Person, permit
 from drengine.policy.errors import BAD_POLICY, POLICY_UNUSABLE
+from drengine.policy.kept import retired_sources
 from drengine.store.answers import PointAnswer, point_answer
 from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
 from drengine.store.log.branches import BranchInfo
@@ -404,9 +405,10 @@ async def list_branches(engine: AnEngine, source: take.SourceName) -> list[Branc
 async def list_scrape_targets(orchestrator: AnOrchestrator) -> list[TargetGroup]:
     """List what Prometheus is to ask, in the form of its HTTP service discovery."""
     engine = orchestrator.engine
-    sources = await off(engine.site.store.sources)
+    retired = await off(lambda: retired_sources(engine.config.store))
+    names = {source.name for source in await off(engine.site.store.sources)}
     orchestrator.discovered_at = engine.site.clock.monotonic()
-    return target_groups(engine.config.monitoring, [source.name for source in sources])
+    return target_groups(engine.config.monitoring, names - retired)
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------

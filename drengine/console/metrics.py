@@ -23,7 +23,7 @@ from drengine.failover.registry.values import Party, StoredRunbook
 from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.model.errors import DrengineError
-from drengine.policy.kept import PolicyFile
+from drengine.policy.kept import retired_sources
 from drengine.telemetry import Family, Kind, Metrics, MetricsEndpoint, Sample
 from drengine.transport.credentials import CredentialFamilies, Credentials
 
@@ -154,7 +154,7 @@ class OrchestratorMetrics:
         yield from self._needing(runs)
         for labels, unfenced in unfenced_sources((run, self._read[_key(run)]) for run in runs).items():
             yield Sample(UNFENCED, float(unfenced), labels)
-        retired = self._retired()
+        retired = retired_sources(engine.config.store)
         parties = [each for each in engine.registry.parties() if each.name not in retired]
         yield from self._parties(parties)
         yield from self._sources(stored, parties, retired)
@@ -206,13 +206,6 @@ class OrchestratorMetrics:
             yield Sample(PARTY_BUILD, 1, (party.kind.value, party.name, party.release))
             if is_connected:
                 yield Sample(PARTY_CONNECTED, float(agents.is_online(party.name)), (party.kind.value, party.name))
-
-    def _retired(self) -> frozenset[str]:
-        """Sources of which nothing is shown any more; one that can't be told stays shown."""
-        try:
-            return frozenset(PolicyFile(self._engine.config.store).read().retired)
-        except DrengineError:  # the target's log says it
-            return frozenset()
 
     def _sources(self, stored: list[StoredRunbook], parties: list[Party], retired: frozenset[str]) -> Iterator[Sample]:
         store = self._engine.site.store

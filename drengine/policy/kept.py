@@ -65,6 +65,14 @@ class _Seen(NamedTuple):
     policy: Policy
 
 
+def retired_sources(store: Path) -> frozenset[str]:
+    """Sources of which nothing is shown any more. None where that can't be told: the target's log says so."""
+    try:
+        return frozenset(PolicyFile(store).read().retired)
+    except DrengineError:
+        return frozenset()
+
+
 class PolicyFile:
     """Of one store. Threads may share it."""
 

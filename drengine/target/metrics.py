@@ -134,7 +134,7 @@ class TargetMetrics:
         self._sources = sources
         self._clock = clock
         self._lock = threading.Lock()
-        self.metrics = Metrics(FAMILIES, self._gauges)
+        self.metrics = Metrics(FAMILIES, self._gauges, self._counts)
 
     def count(self, family: Family, amount: float = 1, *labels: str) -> None:
         """Add to a counter, from any thread."""
@@ -153,6 +153,11 @@ class TargetMetrics:
     def bytes_sent(self, network: str, count: int) -> None:
         """See TrafficObserver."""
         self.metrics.count(SENT, count, (network,))
+
+    def _counts(self) -> Iterable[Sample]:
+        """Nothing is counted elsewhere; what was counted of sources that are gone ends here."""
+        self.metrics.keep("source", {state.name for state in self._sources.all()})
+        return ()
 
     def _gauges(self) -> Iterable[Sample]:
         now_ns = self._clock.now_ns()

@@ -7,7 +7,7 @@ while the peer is unreachable and nothing has to tick. Label values are bounded 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -93,6 +93,14 @@ class Metrics:
         last = self._reached.get((family, labels), 0.0)
         self.count(family, now if now < last else now - last, labels)
         self._reached[family, labels] = now
+
+    def keep(self, label: str, values: Collection[str]) -> None:
+        """Forget what was counted under this label for anything else."""
+        for family, counter in self._counters.items():
+            if label in family.labels:
+                counted = [sample.labels for metric in counter.collect() for sample in metric.samples]
+                for labels in (each for each in counted if each[label] not in values):
+                    counter.remove(*(labels[name] for name in family.labels))
 
     def observe(self, family: Family, value: float, labels: tuple[str, ...] = ()) -> None:
         """Add an observation to a histogram."""

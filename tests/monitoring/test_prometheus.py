@@ -71,6 +71,10 @@ def test_discovery_follows_joins_and_leaves_and_alerts_ring_and_end(site: Watche
     site.start_agent("till")
     site.until_firing("DrengineAgentGone", rings=False)
 
+    site.ground.drengine("fleet", "retire", "till", "--config", site.engine.file, "--force", "--json")
+    site.until_value('count(up{source="till"})', None)
+    site.until_value('count({source="till",__name__!~"ALERTS.*"})', None)
+
     site.pair.kill_target()
     site.until_firing("DrengineTargetGone", rings=True)
     site.pair.start_target()

@@ -38,6 +38,36 @@ def test_counters_and_histograms_add_up() -> None:
     assert 'drengine_ack_seconds_count{source="shop"} 1.0' in text
 
 
+def test_what_is_gone_is_not_shown_with_what_was_counted_of_it() -> None:
+    cuts = Family("cuts_total", Kind.COUNTER, "Cuts.", ("kind", "source"))
+    metrics = Metrics((cuts, SENT), lambda: ())
+    metrics.count(SENT, 5)
+    for source in ("shop", "till"):
+        metrics.count(cuts, 3, ("quiet", source))
+    metrics.keep("source", {"shop"})
+    text = metrics.render().decode()
+    assert "till" not in text
+    assert 'drengine_cuts_total{kind="quiet",source="shop"} 3.0' in text
+    assert "drengine_sent_bytes_total 5.0" in text
+
+
+def test_what_something_else_counts_is_caught_up_with() -> None:
+    counted = [Sample(SENT, 5)]
+    metrics = Metrics((SENT,), lambda: (), lambda: counted)
+    assert "drengine_sent_bytes_total 5.0" in metrics.render().decode()
+    counted[0] = Sample(SENT, 7)
+    assert "drengine_sent_bytes_total 7.0" in metrics.render().decode()
+    counted[0] = Sample(SENT, 2)  # it began anew: what a counter has counted stays
+    assert "drengine_sent_bytes_total 9.0" in metrics.render().decode()
+
+
+def test_no_time_of_creation_is_shown() -> None:
+    metrics = Metrics((SENT, ACK), lambda: ())
+    metrics.observe(ACK, 0.02, ("shop",))
+    metrics.count(SENT, 1)
+    assert "_created" not in metrics.render().decode()
+
+
 def _get(port: int, path: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
