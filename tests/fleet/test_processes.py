@@ -44,12 +44,13 @@ class Outpost:
         wait_for("the orchestrator", lambda: b"orchestrator is ready" in log.read_bytes(), process)
         return process
 
-    def agent(self, name: str = "shop", **options: str) -> Any:
-        disk = self.folder / f"{name}.img"
-        disk.write_bytes(os.urandom(1 << 20))
+    def agent(self, name: str = "shop", *, disk: Path | None = None, tracker: str = "nbd", **options: str) -> Any:
+        if disk is None:
+            disk = self.folder / f"{name}.img"
+            disk.write_bytes(os.urandom(1 << 20))
         control = f'address = "127.0.0.1:{self.broker}"\nreport_interval = "300ms"\n'
         return self.here.start_agent(
-            self.target, name, {"data": disk}, tracker="nbd", control=control + options.pop("control", ""), **options
+            self.target, name, {"data": disk}, tracker=tracker, control=control + options.pop("control", ""), **options
         )
 
     def type(self, *words: str) -> tuple[int, str, str]:
@@ -124,6 +125,59 @@ def test_a_policy_is_taken_without_a_restart_and_kept_over_one_and_the_agents_ow
 
     outpost.fleet("policy", "unset", "sh*")
     wait_for("its own limit", lambda: agent.ask("status")["bandwidth_limit_bytes_per_second"] == 50 << 20, agent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loop devices, BPF")
+def test_kinds_of_cuts_change_under_a_tracker_that_runs_and_it_freezes_when_it_may(
+    outpost: Outpost, disk: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "mounted"
+    place.mkdir()
+    subprocess.run(["mount", disk, place], check=True)
+    try:
+        outpost.fleet("policy", "set", "*", "cuts=quiet")
+        agent = outpost.agent(disk=disk, tracker="ebpf")
+        wait_for("quiet cuts", lambda: agent.ask("status")["cut_kinds"] == ["quiet"], agent)
+        outpost.fleet("policy", "set", "*", "cuts=quiet, frozen")
+        wait_for("frozen cuts", lambda: agent.ask("status")["cut_kinds"] == ["quiet", "frozen"], agent)
+        with (place / "busy").open("wb", buffering=0) as busy:
+
+            def frozen() -> bool:
+                busy.write(os.urandom(4096))
+                os.fsync(busy.fileno())
+                return bool(agent.ask("status")["freezes"])
+
+            wait_for("a freeze", frozen, agent, seconds=90)
+        outpost.fleet("policy", "unset", "*")
+        wait_for("its own kinds", lambda: agent.ask("status")["settings"]["cuts"] == ["auto", "default"], agent)
+        outpost.here.stop(agent)
+    finally:
+        subprocess.run(["umount", place], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "drengine_agent", "untrack", "--config", str(tmp_path / "shop/agent.toml")],
+            env=environment(),
+            check=False,
+        )
+
+
+def test_retiring_revokes_the_identity_where_the_ca_is_and_asks_for_it_otherwise(outpost: Outpost) -> None:
+    ca = str(outpost.folder / "ca")
+    assert outpost.type("ca", "init", "--ca", ca)[0] == 0
+    assert outpost.type("ca", "issue", "--ca", ca, "agent/shop", "--to", str(outpost.folder / "cert"))[0] == 0
+    assert outpost.type("source", "add", "shop")[0] == 0
+    outpost.config.write_text(outpost.config.read_text() + f'[fleet]\nca = "{ca}"\n')
+    with stopped(outpost, outpost.orchestrator):
+        found = outpost.source()
+        assert found["known_by"] == ["store", "identity"]
+        assert found["joined"] is False
+        assert 29 < found["certificate_days"] < 31
+        code, _, err = outpost.type("fleet", "retire", "shop")
+        assert code == 213
+        assert "which stays valid" in err
+        done = outpost.fleet("retire", "shop", "--ca", ca)
+        assert len(done["revoked"]) == 1
+        assert json.loads(outpost.type("ca", "list", "--ca", ca, "--json")[1])[0]["state"] == "revoked"
+        assert outpost.fleet("retire", "shop", "--ca", ca)["retired"] is True, "again does no harm"
 
 
 def test_who_is_gone_is_told_and_hides_nothing(outpost: Outpost) -> None:

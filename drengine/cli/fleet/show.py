@@ -10,12 +10,14 @@ from drengine.cli.common import JsonOption
 from drengine.cli.fleet.desk import ask_fleet
 from drengine.cli.run_options import LookOptions
 from drengine.fleet.answers import SourceAnswer
-from drengine.terminal import emit_json, human_age, human_duration, note, show_table
+from drengine.terminal import emit_json, note, show_table
 from drengine.terminal.options import grouped
 
 app = typer.Typer(add_completion=False)
 
 UNKNOWN = "?"
+HEADS = ("source", "state", "version", "lag", "track", "point", "cert", "ring")
+"""Short, and left out where nobody has any: 80 columns hold them with their rules."""
 
 
 @app.command()
@@ -35,9 +37,15 @@ def show(
         emit_json(found)
         return
     shown = [each for each in found.sources if all_ or not each.retired_ns]
-    heads = ("source", "state", "version", "lag", "tracker", "point", "cert", "ring")
+    columns = [
+        column for column in zip(HEADS, *(_row(each, found.at_ns) for each in shown), strict=True) if any(column[1:])
+    ]
     if shown:
-        show_table(heads, [_row(each, found.at_ns) for each in shown], title="Fleet")
+        heads, *rows = zip(*columns, strict=True)
+        show_table(heads, rows, title="Fleet")
+    for each in shown:
+        if each.connected and each.reason not in ("", "none"):
+            note(f"{each.source}: {each.state} ({each.reason})")
     note(f"{found.expected} expected, {found.joined} joined, {found.silent} silent, {found.retired} retired")
     for pattern, uses in found.open_tokens.items():
         note(f"a token for {pattern} may be used {uses} times more")
@@ -55,10 +63,10 @@ def _row(each: SourceAnswer, now_ns: int) -> tuple[str, ...]:
         each.source,
         _state(each, now_ns),
         each.version,
-        _lag(each),
+        _short(each.lag_seconds),
         each.tracker,
-        human_duration(age) if age is not None else "",
-        "" if days is None else "expired" if days < 0 else f"{days:.0f} d",
+        _short(age),
+        "" if days is None else "expired" if days < 0 else f"{days:.0f}d",
         each.ring,
     )
 
@@ -69,11 +77,17 @@ def _state(each: SourceAnswer, now_ns: int) -> str:
     if not each.joined:
         return "expected"
     if each.silent_since_ns:
-        return f"silent {human_age(each.silent_since_ns, now_ns)}"
+        return f"silent {_short(max(0.0, (now_ns - each.silent_since_ns) / 1e9))}"
     if each.connected is None:
         return UNKNOWN
-    return each.state if each.reason in ("", "none") else f"{each.state} ({each.reason})"
+    return each.state or "SHIPPING"  # it has a session, and no broker tells how it stands
 
 
-def _lag(each: SourceAnswer) -> str:
-    return human_duration(each.lag_seconds) if each.lag_seconds is not None else ""
+def _short(seconds: float | None) -> str:
+    """``0.4s``, ``45s``, ``3m``, ``2h``, ``4d``: a column has room for no more."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    units = ((60, 1, "s"), (3600, 60, "m"), (2 * 86400, 3600, "h"), (float("inf"), 86400, "d"))
+    return next(f"{seconds / size:.0f}{unit}" for end, size, unit in units if seconds < end)
