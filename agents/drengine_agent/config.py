@@ -28,6 +28,7 @@ from drengine.config import load as load_options
 from drengine.config import parse as parse_options
 from drengine.config.bandwidth import BandwidthSchedule
 from drengine.config.options import BAD_CONFIG
+from drengine.control.allowed import COMMANDS_HELP, check_commands
 from drengine.control.config import AGENT_VERBS, BrokerOptions, check_verbs
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -194,6 +195,20 @@ class ControlOptions(BrokerOptions):
 
 
 @dataclass(frozen=True)
+class AllowOptions:
+    """[allow]"""
+
+    commands: tuple[str, ...] = option(
+        WORDS,
+        default=(),
+        example=["systemctl stop shop", "systemctl start shop"],
+        help="Commands that runs may have the agent run here, as its own user: the `services` of runbooks, "
+        f"{COMMANDS_HELP}. By default none.",
+        check=check_commands,
+    )
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Everything an agent is told."""
 
@@ -260,6 +275,7 @@ class AgentConfig:
     ebpf: EbpfOptions = section(EbpfOptions, help="Tracker `ebpf`.")
     cuts: CutOptions = section(CutOptions, help="Recovery points of tracker `ebpf`: which, how often, how.")
     scan: ScanOptions = section(ScanOptions, help="Tracker `scan`.")
+    allow: AllowOptions = section(AllowOptions, help="What orders may do on this host beyond replication.")
     control: ControlOptions = section(ControlOptions, help="Control messages over MQTT; none without an address.")
     volume: tuple[VolumeOptions, ...] = tables(VolumeOptions, help="A volume to protect; one table for each.")
 

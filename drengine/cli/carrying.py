@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +15,7 @@ import typer
 
 from drengine.cli.live import view
 from drengine.cli.run_options import LookOptions, OrderOptions, PlanOptions
+from drengine.cli.under_way import UnderWay
 from drengine.failover.run import Outcome, RunState
 from drengine.terminal import emit_json, human_duration, note
 
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
     from drengine.failover.run import RunRecord
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class UnderWay:
-    """Which run a command carries out; empty as long as there is none."""
-
-    run: str = ""
 
 
 def runbook_place(text: str) -> Path | str:

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from drengine.cli.acting import acting_person, place_of, running_door, token_for
-from drengine.cli.carrying import UnderWay
 from drengine.cli.run_options import LookOptions, PlanOptions
+from drengine.cli.under_way import UnderWay
 from drengine.console.client import Client, RemoteOrders
 from drengine.failover.config import load_orchestrator_config
 from drengine.failover.orders import Orders, open_orders

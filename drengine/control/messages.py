@@ -40,6 +40,8 @@ class Verb(enum.StrEnum):
     """A fenced source makes its disks equal to a point of the promoted branch, shipping only differences: {point}."""
     RELEASE = "release"
     """The source is in charge again: {generation, branch}. Serve and ship."""
+    RUN = "run"
+    """Run a command of the source's own list, `[allow] commands`: {command, seconds}; answers {exit, output}."""
     POLICY = "policy"
     """Go by what the site decided: {settings, digest}; what is not in it is the agent's own again."""
     UPGRADE = "upgrade"

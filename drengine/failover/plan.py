@@ -7,7 +7,7 @@ drill      declare, preflight, gate, choose-point:s, branch:s, waves(launch:s),
 failover   declare, preflight, gate, fence:s, [all fenced] choose-point:s, promote:s, [all promoted] waves(launch:s)
            where s runs here already, after an earlier failover, that is stopped instead of fencing the source
 migration  the same with quiesce-source:s before fence:s
-reprotect  declare, preflight, fence:s, preserve:s, reverse:s
+reprotect  declare, preflight, fence:s, stop-services:s, preserve:s, reverse:s
 failback   as reprotect, gate, quiesce-recovered:s (last wave first), reverse-last:s, [all] hand-back:s,
            waves(release:s), stop-workload:s
 
@@ -24,7 +24,7 @@ from typing import Any
 from drengine.config import parse_duration
 from drengine.failover.approvals import FORCE_STEP, force_step
 from drengine.failover.options import RunOptions, read_options
-from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Step, Wave
+from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Source, Step, Wave
 from drengine.failover.steps.approval import APPROVAL, Approval
 from drengine.failover.steps.branch import BRANCH
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings
@@ -42,7 +42,9 @@ from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE, QuiesceSource
 from drengine.failover.steps.release import RELEASE, ReleaseSettings
 from drengine.failover.steps.reverse import REVERSE
 from drengine.failover.steps.reverse_last import REVERSE_LAST
+from drengine.failover.steps.services import starts, stops
 from drengine.failover.steps.step import ActionKind, NoSettings, PlannedStep, S, StepKind
+from drengine.failover.steps.stop_services import STOP_SERVICES, StopServicesSettings
 from drengine.failover.steps.stop_workload import STOP_WORKLOAD
 from drengine.failover.steps.wait import WAIT
 from drengine.failover.steps.workloads import WorkloadSettings
@@ -170,6 +172,11 @@ class _Waves:
         )
 
 
+def _limits(source: Source) -> list[float]:
+    """How long each service's commands may take."""
+    return [parse_duration(each.timeout) for each in source.services]
+
+
 class _Planner:
     """Collects steps; one method for each shape."""
 
@@ -224,7 +231,8 @@ class _Planner:
         ends = []
         for source in self._sources:
             fenced = self._fence(source, (declared,), agent_only=True)
-            kept = self._add(PRESERVE, source, PreserveSettings(discard), (fenced,))
+            idle = self._stop_services(source, fenced)
+            kept = self._add(PRESERVE, source, PreserveSettings(discard), (idle,))
             ends.append(self._add(REVERSE, source, NoSettings(), (kept,)))
         return tuple(ends)
 
@@ -293,8 +301,15 @@ class _Planner:
             )
         return self._add(FENCE, source, settings, needs, timeout_seconds=settings.seconds_max)
 
+    def _stop_services(self, source: str, need: str) -> str:
+        """What uses the source's disks; gives the id of the last step."""
+        found = self._runbook.sources[source]
+        commands = stops(found.services, _limits(found))
+        return self._add(STOP_SERVICES, source, StopServicesSettings(commands), (need,)) if commands else need
+
     def _quiesce_source(self, source: str, needs: tuple[str, ...]) -> str:
-        settings = QuiesceSourceSettings(self._runbook.sources[source].stop)
+        found = self._runbook.sources[source]
+        settings = QuiesceSourceSettings(found.stop, stops(found.services, _limits(found)))
         return self._add(QUIESCE_SOURCE, source, settings, needs)
 
     def _launch(self, source: str, needs: tuple[str, ...]) -> str:
@@ -308,8 +323,13 @@ class _Planner:
 
     def _release(self, source: str, needs: tuple[str, ...]) -> str:
         handed = HAND_BACK.step_id(source, self._prefix)
-        start, stopped = self._runbook.sources[source].start, source in self._stopped
-        settings = ReleaseSettings(start=start, handed=handed, stopped=stopped)
+        found = self._runbook.sources[source]
+        settings = ReleaseSettings(
+            services=starts(found.services, _limits(found)),
+            start=found.start,
+            handed=handed,
+            stopped=source in self._stopped,
+        )
         return self._add(RELEASE, source, settings, needs)
 
     def _stop_workload(self, source: str, needs: tuple[str, ...], **more: Any) -> str:

@@ -261,6 +261,7 @@ def plain(value: Any, folder: Path, key: str = "") -> Any:
         return [plain(each, folder, key) for each in value]
     if isinstance(value, str):
         text = re.sub(r"\d{8}T\d{6}-shop-[0-9a-f]{4}", "RUN", value.replace(str(folder), "FOLDER"))
+        text = re.sub(r"--digest [0-9a-f]{64}", "--digest DIGEST", text)
         text = re.sub(r"\bshop-[0-9a-f]{10}\b", "INSTANCE", text)
         text = re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z", "TIME", text)
         text = re.sub(r"login:[0-9a-f]{8}", "TOKEN", text)

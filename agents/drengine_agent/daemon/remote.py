@@ -22,6 +22,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import check_new_label
 from drengine.model.states import ReplicationState
 from drengine_agent.config import AgentConfig
+from drengine_agent.daemon.commands import run_ordered
 from drengine_agent.daemon.policy import SitePolicy
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.state import make_state_directory, read_state
@@ -118,6 +119,7 @@ class RemoteOrders:
             Verb.QUIESCE: Action(self._quiesce),
             Verb.PRESERVE: Action(self._preserve, Generations.NOT_OLDER),
             Verb.REVERSE: Action(self._reverse, Generations.NOT_OLDER),
+            Verb.RUN: Action(self._run, Generations.NOT_OLDER),
             Verb.RELEASE: Action(self._release, Generations.NOT_OLDER, bounded=False),
         }
 
@@ -240,6 +242,9 @@ class RemoteOrders:
         force = command.arguments.get("force") is True
         report = await self._started.reverse(str(command.arguments["point"]), tell, force=force)
         return {**asdict(report), "unmodified": report.unmodified}
+
+    async def _run(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        return await run_ordered(command, self._config.source, self._config.allow.commands)
 
     async def _release(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         generation, branch = int(command.arguments["generation"]), int(command.arguments.get("branch", 0))

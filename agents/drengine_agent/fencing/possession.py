@@ -14,6 +14,13 @@ from drengine.model.errors import DrengineError
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.scan.tracker import StillnessLease
 from drengine_agent.errors import REVERSE_REFUSED
+from drengine_agent.fencing.users import users_of
+
+
+def _in_use(volume: Volume, error: DrengineError) -> str:
+    """Why a volume can't be had, and what has to be stopped for it, in order."""
+    order = users_of(volume.path).order
+    return f"{error.message}; in this order: {order}" if order else error.message
 
 
 @contextmanager
@@ -48,7 +55,7 @@ def possessed(volumes: Mapping[int, Volume], *, vouched: bool = False) -> Iterat
                     declared=volume.declared,
                 )
             except DrengineError as error:
-                raise DrengineError(REVERSE_REFUSED, error.message, hint=error.hint) from error
+                raise DrengineError(REVERSE_REFUSED, _in_use(volume, error), hint=error.hint) from error
             stack.callback(opened.close)
             ours[number] = opened
         try:

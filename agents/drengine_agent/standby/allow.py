@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from drengine.config import WORDS, choice, option
+from drengine.control.allowed import check_commands, is_allowed
 from drengine.control.attach import AttachOrder
 from drengine.control.config import HOST_VERBS, check_verbs
 from drengine.control.refusals import OrderRefusedError
@@ -29,19 +29,11 @@ SYSTEM = (
     "/usr",
 )
 """Where nothing is mounted unless `roots` says so."""
-REST = "..."
-"""At the end of a command's pattern: any further words."""
 
 
 def _check_roots(roots: Sequence[str]) -> None:
     if strange := [each for each in roots if not each.startswith("/") or ".." in each.split("/")]:
         raise ValueError(f"{strange[0]!r} is no absolute path")
-
-
-def _check_commands(commands: Sequence[str]) -> None:
-    for each in commands:
-        if not shlex.split(each):
-            raise ValueError("a command has at least one word")
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class AllowOptions:
         example=["systemctl start shop-*"],
         help="Commands that may be run (`start`, `stop`, `health`), compared word by word: `*` and `?` stand for "
         "characters of a word, `...` at the end for any further words. Absent: any; an empty list: none.",
-        check=_check_commands,
+        check=check_commands,
     )
     users: tuple[str, ...] | None = option(
         WORDS,
@@ -99,7 +91,7 @@ class AllowOptions:
             if self.options is not None and (strange := set(given) - set(self.options)):
                 raise _not_allowed(f"the mount option {min(strange)[:60]!r} ([allow] options)")
         for argv in filter(None, (settings.start, settings.stop, settings.health)):
-            if self.commands is not None and not any(_fits(each, argv) for each in self.commands):
+            if self.commands is not None and not is_allowed(argv, self.commands):
                 raise _not_allowed(f"the command {shlex.join(argv)[:200]!r} ([allow] commands)")
             user = settings.user or "root"
             if self.users is not None and user not in self.users:
@@ -123,14 +115,6 @@ class AllowOptions:
 def _resolved(roots: Sequence[str]) -> list[str]:
     """What the host's owner means, where a root lies behind a link of the host itself."""
     return [str(Path(each).resolve()) for each in roots]
-
-
-def _fits(pattern: str, argv: Sequence[str]) -> bool:
-    words = shlex.split(pattern)
-    if words[-1] == REST:
-        words = words[:-1]
-        argv = argv[: len(words)] if len(argv) >= len(words) else argv
-    return len(words) == len(argv) and all(fnmatchcase(word, each) for each, word in zip(words, argv, strict=True))
 
 
 def _not_allowed(what: str) -> OrderRefusedError:

@@ -13,7 +13,7 @@ from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.runbook.document import Node
 from drengine.failover.runbook.findings import Findings, did_you_mean, shown
 from drengine.failover.runbook.sense import Sense
-from drengine.failover.runbook.values import RETRIES_MAX, Launch, Mode, Runbook, Source, Step, Wave
+from drengine.failover.runbook.values import RETRIES_MAX, Launch, Mode, Runbook, Service, Source, Step, Wave
 from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
@@ -80,6 +80,8 @@ class _Checker:
                 sense.argv(source.fence.dry, "fence", "dry")
             sense.seconds(source.fence.timeout, "fence", "timeout", positive=True)
             sense.count(source.fence.retries, RETRIES_MAX, "fence", "retries")
+        for number, service in enumerate(source.services):
+            self._service(service, sense.inside("services", number))
         for key, argv in (("stop", source.stop), ("start", source.start)):
             if argv:
                 sense.argv(argv, key)
@@ -88,6 +90,15 @@ class _Checker:
         except DrengineError as error:
             hint = "Write latest, a time such as 2026-11-23T10:00:00Z, an id, or its label."
             sense.error(error.kind.id, error.message, hint, "point")
+
+    def _service(self, service: Service, sense: Sense) -> None:
+        sense.filled(service.name, "name")
+        sense.seconds(service.timeout, "timeout", positive=True)
+        for key, argv in (("stop", service.stop), ("start", service.start)):
+            if argv:
+                sense.argv(argv, key)
+        if not (service.stop or service.start):
+            sense.error("bad-command", "it has neither `stop` nor `start`", "Write [PROGRAM, ARGUMENT, ...].")
 
     def _launch(self, launch: Launch, sense: Sense) -> None:
         self._driver(launch, sense)

@@ -113,20 +113,36 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return {**self.settings, **(self.drill if mode is Mode.DRILL else {})}
 
 
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A service of the source itself. Its agent runs the commands there; its file has to allow them."""
+
+    name: str
+    """For people."""
+    stop: list[str] = []
+    """Program and arguments that stop it; what is stopped already is no failure."""
+    start: list[str] = []
+    """Program and arguments that start it again."""
+    timeout: Duration = "2m"
+    """How long each of them may take."""
+
+
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One protected server in the runbook.
 
-    `stop`/`start`: commands run for the planned switches at the source side (migration and failback).
+    For the planned switches, `services` are stopped and started on the source itself, by its agent; `stop` and `start`
+    are run on the orchestrator's host (migration and failback).
     """
 
     launch: Launch
     """How its workload is started."""
     fence: Fence | None = None
     """How it is kept from serving when its agent does not answer."""
+    services: list[Service] = []
+    """What uses its disks, in the order in which it is started; it is stopped in the reverse order."""
     stop: list[str] = []
-    """Stops the workload at the source before a planned switch; program and arguments."""
+    """Stops the workload before a planned switch, run by the orchestrator; program and arguments."""
     start: list[str] = []
-    """Starts it there again after a failback."""
+    """Starts it again after a failback, run by the orchestrator."""
     point: str = "latest"
     """Recovery point: `latest`, a time (the newest at or before it), an id, or its label; --point goes before it."""
 

@@ -36,6 +36,7 @@ from drengine.failover.steps.reverse import REVERSE
 from drengine.failover.steps.reverse_last import REVERSE_LAST
 from drengine.failover.steps.sql import SQL
 from drengine.failover.steps.step import ActionKind, MissingKind, PlannedStep, StepKind
+from drengine.failover.steps.stop_services import STOP_SERVICES
 from drengine.failover.steps.stop_workload import STOP_WORKLOAD
 from drengine.failover.steps.tcp import TCP
 from drengine.failover.steps.wait import WAIT
@@ -54,6 +55,7 @@ BUILT_IN: tuple[StepKind[Any, Any], ...] = (
     BRANCH,
     PROMOTE,
     LAUNCH,
+    STOP_SERVICES,
     PRESERVE,
     REVERSE,
     QUIESCE_RECOVERED,

@@ -11,14 +11,16 @@ from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.points import PointFacts, point_facts, point_with_id
 from drengine.failover.steps.programs import run_program
+from drengine.failover.steps.services import ServiceCommand, run_at_source
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 
 
 class QuiesceSourceSettings(msgspec.Struct, frozen=True):
-    """The command that stops the workload at the source; empty: the agent alone stops it."""
+    """What stops the workload: commands at the source, then one of the orchestrator's; else the agent alone does."""
 
     stop: list[str] = []
+    services: list[ServiceCommand] = []
 
 
 class SourceStopped(PointFacts, frozen=True, kw_only=True):
@@ -42,7 +44,12 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
         return f"stop {source} and take its last point"
 
     async def act(self, step: PlannedStep[QuiesceSourceSettings], context: StepContext) -> StepResult[SourceStopped]:
-        argv = step.settings.stop
+        argv, services = step.settings.stop, step.settings.services
+        generation = declared(step, context).generation
+        if services:
+            ended = await run_at_source(services, step, context, generation=generation)
+            if not ended.ok:
+                return ended
         if argv:
             ended = await run_program(argv, step, context)
             if not ended.ok:
@@ -52,7 +59,7 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
             context,
             Verb.QUIESCE,
             {"label": str(RunLabel(context.run)), "by": context.started_by},
-            generation=declared(step, context).generation,
+            generation=generation,
         )
         if not answer.ok:
             return refused(answer)
@@ -61,7 +68,8 @@ class QuiesceSourceStep(StepKind[QuiesceSourceSettings, SourceStopped]):
         point = await in_thread(lambda: point_with_id(context.site.store, step.source, id))
         if point is None:
             return StepResult(False, f"the agent's last point {id!r} is not in the store", RUN_STATE.id)
-        stopped = SourceStopped(**msgspec.structs.asdict(point_facts(point)), stopped_by=argv[0] if argv else "")
+        by = argv[0] if argv else ", ".join(each.name for each in services)
+        stopped = SourceStopped(**msgspec.structs.asdict(point_facts(point)), stopped_by=by)
         return StepResult(True, f"{step.source} is stopped; last point {id}", data=stopped)
 
 

@@ -10,6 +10,7 @@ from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.branches import Branched
 from drengine.failover.steps.fence import FENCE
 from drengine.failover.steps.programs import run_program
+from drengine.failover.steps.services import ServiceCommand, run_at_source
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
@@ -21,11 +22,13 @@ class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a source goes on.
 
     Attributes:
-        start: the command that starts its workload there; empty: nothing is started.
+        services: what its agent runs there, in order, to start its workload.
+        start: the command of the orchestrator's host that does; both empty: nothing is started.
         handed: id of the step that handed it back, if the run has one.
         stopped: its agent was told by the run to stop, or may have been.
     """
 
+    services: list[ServiceCommand] = []
     start: list[str] = []
     handed: str = ""
     stopped: bool = False
@@ -52,7 +55,7 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
     by_hand = True
 
     def title(self, source: str, settings: ReleaseSettings) -> str:
-        return f"put {source} in charge again" + ("" if settings.start else "; nothing starts its workload")
+        return f"put {source} in charge again" + ("" if _starts(settings) else "; nothing starts its workload")
 
     async def act(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> StepResult[Released]:
         handed = context.results.get(step.settings.handed)
@@ -65,15 +68,21 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
                 return failure
         else:
             message = f"the agent of {step.source} was never fenced; switch it on again"
-        argv, output = step.settings.start, ""
-        if argv:
+        output = ""
+        if step.settings.services:
+            generation = handed.generation
+            started = await run_at_source(step.settings.services, step, context, generation=generation)
+            if not started.ok:
+                return started
+            output, message = f"{started.output}\n", f"{message}; started there: {started.message}"
+        if argv := step.settings.start:
             ended = await run_program(argv, step, context)
             if not ended.ok:
-                return StepResult(False, ended.message, ended.code, output=ended.output)
-            output = ended.output
-        else:
-            message += "; nothing was started there"
-        released = Released(generation=handed.generation, branch=handed.branch, started=bool(argv))
+                return StepResult(False, ended.message, ended.code, output=output + ended.output)
+            output += ended.output
+        begun = _starts(step.settings)
+        message += "" if begun else "; nothing was started there"
+        released = Released(generation=handed.generation, branch=handed.branch, started=begun)
         return StepResult(True, message, data=released, output=output)
 
     async def _release(
@@ -104,6 +113,10 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
 
 
 RELEASE = ReleaseStep()
+
+
+def _starts(settings: ReleaseSettings) -> bool:
+    return bool(settings.services or settings.start)
 
 
 def _by_hand(step: PlannedStep[ReleaseSettings], context: StepContext, handed: Branched) -> str:

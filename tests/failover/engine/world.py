@@ -83,6 +83,7 @@ class SimulatedSource:
         self.commands: list[Verb] = []
         self.refused: set[Verb] = set()
         self.shipped_back = 0
+        self.ran: list[list[str]] = []
         self._clock = clock or SystemClock()
         self._path, self._judge = store_path, judge
         self._lock = threading.RLock()
@@ -164,6 +165,10 @@ class SimulatedSource:
     def _stop_serving(self) -> None:
         self.serving = False
         self._judge.end(self.name, "source")
+
+    def _run(self, command: list[str], seconds: float) -> dict[str, Any]:
+        self.ran.append(command)
+        return {"exit": 0, "output": f"{command[-1]} done"}
 
     def _fence(self, generation: int, by: str = "") -> dict[str, Any]:
         self._stop_serving()
