@@ -49,6 +49,8 @@ class Verb(enum.StrEnum):
     ATTACH = "attach"
     """Recovery host: attach exports, mount, start services: {instance, ...}."""
     DETACH = "detach"
+    CHECK = "check"
+    """Recovery host: ask a workload from inside its network: {instance, seconds} and command, http or tcp."""
     STATUS = "status"
 
 

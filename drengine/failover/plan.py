@@ -169,6 +169,7 @@ class _Waves:
             every_seconds=parse_duration(step.every),
             critical=step.critical,
             on_failure=on_failure,
+            inside=step.inside,
         )
 
 

@@ -91,11 +91,18 @@ class AllowOptions:
             if self.options is not None and (strange := set(given) - set(self.options)):
                 raise _not_allowed(f"the mount option {min(strange)[:60]!r} ([allow] options)")
         for argv in filter(None, (settings.start, settings.stop, settings.health)):
-            if self.commands is not None and not is_allowed(argv, self.commands):
-                raise _not_allowed(f"the command {shlex.join(argv)[:200]!r} ([allow] commands)")
-            user = settings.user or "root"
-            if self.users is not None and user not in self.users:
-                raise _not_allowed(f"commands as user {user[:60]!r} ([allow] users)")
+            self.require_command(argv, settings.user)
+
+    def require_command(self, argv: Sequence[str], user: str) -> None:
+        """Judge a command that would run as a user; "" is root.
+
+        Raises:
+            OrderRefusedError: order-not-allowed.
+        """
+        if self.commands is not None and not is_allowed(argv, self.commands):
+            raise _not_allowed(f"the command {shlex.join(argv)[:200]!r} ([allow] commands)")
+        if self.users is not None and (user or "root") not in self.users:
+            raise _not_allowed(f"commands as user {(user or 'root')[:60]!r} ([allow] users)")
 
     def require_place(self, place: Path) -> None:
         """Judge where a disk is to be mounted; a path without links is judged for good.

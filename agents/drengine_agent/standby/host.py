@@ -19,6 +19,7 @@ from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.gate import Policy
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
 from drengine.control.party import Party
+from drengine.control.probes import OUTPUT_CHARACTERS_MAX, ProbeOrder
 from drengine.enrolment.keeper import keeping
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
@@ -31,6 +32,7 @@ from drengine_agent.standby.certificates import name_for_nbd
 from drengine_agent.standby.config import StandbyConfig
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.examine import examine
+from drengine_agent.standby.probe import probe
 from drengine_agent.standby.workload import Workload
 
 log = logging.getLogger("drengine.standby")
@@ -68,6 +70,7 @@ class StandbyHost:
                     (Verb.ATTACH, self.attach, True),
                     (Verb.QUIESCE, self.quiesce, True),
                     (Verb.DETACH, self.detach, True),
+                    (Verb.CHECK, self.check, True),
                     (Verb.STATUS, self.status, False),
                 )
             },
@@ -103,6 +106,17 @@ class StandbyHost:
     async def detach(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         """DETACH: stop it and leave nothing behind."""
         return await self._with(command, Workload.stop)
+
+    async def check(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        """CHECK: ask a workload from inside its network, once."""
+        order = msgspec.convert(command.arguments, ProbeOrder)
+        workload = self._find(command)
+        if workload is None:
+            raise DrengineError(STANDBY_FAILED, f"there is no instance {order.instance!r} here")
+        if order.command:
+            self._config.allow.require_command(order.command, workload.user)
+        seen = await asyncio.to_thread(probe, order, workload)
+        return {"seen": seen.text, "output": seen.output[-OUTPUT_CHARACTERS_MAX:]}
 
     async def status(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         """STATUS: how an instance is; with `examine`, whether a launch could be carried out here."""

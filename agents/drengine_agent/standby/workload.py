@@ -94,7 +94,7 @@ class Workload:
             if time.monotonic() > deadline:
                 raise DrengineError(STANDBY_FAILED, f"not healthy in time: {finished.output[-OUTPUT_CHARACTERS_MAX:]}")
             time.sleep(LOOK_SECONDS)
-        return self.details()
+        return {**self.details(), "health": finished.output[-OUTPUT_CHARACTERS_MAX:]}
 
     def quiesce(self) -> None:
         """Stop the services, unmount, detach: everything is flushed to the branch and nobody writes it.
@@ -140,6 +140,20 @@ class Workload:
         if self._order.hydrate:
             told |= hydration_progress(self._directory / "hydration", self._order.disks)
         return told
+
+    def run_inside(self, argv: list[str], seconds: float) -> Finished:
+        """A command as the workload's own run: as its user, in its network."""
+        return self._run(argv, seconds, mark=False)
+
+    @property
+    def user(self) -> str:
+        """As whom its commands run; "" is root."""
+        return self._settings.user
+
+    @property
+    def network(self) -> str:
+        """The name of its own network; "" where it is the host's."""
+        return self._network if self._isolated_network else ""
 
     @property
     def _started(self) -> Path:

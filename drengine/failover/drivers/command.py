@@ -97,7 +97,7 @@ class CommandDriver(LaunchDriver, KnowsNeeds):
                 raise DrengineError(LAUNCH_FAILED, f"{settings.run[0]} ended: {self._last_words(request)}")
             finished = self._health(request, settings, deadline - time.monotonic())
             if finished.ok if finished else not settings.run or time.monotonic() >= settled:
-                return self._found(request, settings, healthy=True)
+                return self._found(request, settings, healthy=True, said=finished.output if finished else "")
             time.sleep(LOOK_SECONDS)
         said = finished.output if finished else ""
         raise DrengineError(
@@ -176,11 +176,13 @@ class CommandDriver(LaunchDriver, KnowsNeeds):
         if not finished.ok:
             raise DrengineError(LAUNCH_FAILED, f"{argv[0]} ended with {finished.code}: {finished.output}")
 
-    def _found(self, request: LaunchRequest, settings: CommandSettings, *, healthy: bool) -> Instance:
+    def _found(self, request: LaunchRequest, settings: CommandSettings, *, healthy: bool, said: str = "") -> Instance:
         processes = find_marked(MARK, request.instance, request.directory)
         running = self._is_running(request, settings)
         details: dict[str, Any] = {**settings.details, "pids": processes, "output": self._last_words(request)}
         details |= hydration_details(request)
+        if said:
+            details["health"] = said[-SHOWN_BYTES_MAX:]
         return Instance(request.instance, running, running and healthy, details)
 
     def _last_words(self, request: LaunchRequest) -> str:

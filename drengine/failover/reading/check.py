@@ -182,8 +182,24 @@ class _Checker:
         sense.count(step.retries, RETRIES_MAX, "retries")
         if not step.modes:
             sense.error("bad-value", "it is run in no mode", "Remove `modes`, or name one.", "modes")
+        if step.inside:
+            self._inside(step, sense)
         for name, settings in step.actions.items():
             self._kinds.actions[name].examine(settings, sense.inside(name))
+
+    def _inside(self, step: Step, sense: Sense) -> None:
+        if step.inside not in self._book.sources:
+            hint = did_you_mean(step.inside, self._book.sources)
+            sense.error("unknown-source", f"the runbook has no source {shown(step.inside)}", hint, "inside")
+        elif not self._book.sources[step.inside].launch.host:
+            message = f"{shown(step.inside)} is not launched on a recovery host: it has no network of its own"
+            sense.error(
+                "no-inside", message, "Remove `inside`, or launch it with driver standby and a `host`.", "inside"
+            )
+        for name in step.actions:
+            if not self._kinds.actions[name].goes_inside:
+                able = ", ".join(each for each, kind in self._kinds.actions.items() if kind.goes_inside)
+                sense.error("no-inside", f"{name} can't be done inside", f"These can: {able}.", "inside")
 
     def _schedule(self) -> None:
         text = self._book.schedule

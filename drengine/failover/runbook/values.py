@@ -60,6 +60,8 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Shown to people instead of what it does."""
     actions: dict[str, Any] = {}
     """What is done, by kind of step, as settings of that kind. In the text each kind is a key of the step itself."""
+    inside: str = ""
+    """Source on whose recovery host a `command`, `http` or `tcp` is done, inside the network of its workload."""
     modes: tuple[Mode, ...] = (Mode.DRILL, Mode.FAILOVER, Mode.MIGRATION)
     """In which modes it is run; steps of the way home name `failback`."""
     timeout: Duration = "30s"

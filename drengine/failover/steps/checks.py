@@ -15,20 +15,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from drengine.control.probes import Mismatch, Seen
 from drengine.failover.steps.errors import CHECK_FAILED
+from drengine.failover.steps.inside import check_inside
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import filled, launched_details
-from drengine.failover.steps.web import Deadline
 from drengine.redaction import without_secrets
+from drengine.transport.web import Deadline
 
 TRY_SECONDS_MIN, TRY_SECONDS_MAX = 1.0, 10.0
 SHOWN_CHARACTERS_MAX = 400
 
 C = TypeVar("C", bound=msgspec.Struct)
-
-
-class Mismatch(Exception):
-    """It answered, but not what was expected."""
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -55,8 +53,13 @@ class Check(ActionKind[C, Checked]):
             tries += 1
             left = until - clock.monotonic()
             try:
-                seen = await self._ask_in_time(settings, max(TRY_SECONDS_MIN, min(left, TRY_SECONDS_MAX)))
-                return StepResult(True, without_secrets(seen), data=Checked(tries))
+                seconds = max(TRY_SECONDS_MIN, min(left, TRY_SECONDS_MAX))
+                if step.inside:
+                    seen = await self._ask_inside(settings, seconds, step, context, f".{tries}")
+                else:
+                    seen = await self._ask_in_time(settings, seconds)
+                output = without_secrets(seen.output)
+                return StepResult(True, without_secrets(seen.text), data=Checked(tries), output=output)
             except Exception as error:  # noqa: BLE001 - whatever a driver or library raises is an answer that did not fit
                 last = without_secrets(f"{_shown(error)}")[:SHOWN_CHARACTERS_MAX]
             if clock.monotonic() + step.every_seconds >= until:
@@ -66,16 +69,25 @@ class Check(ActionKind[C, Checked]):
             context.say(f"{step.title}: {last}")
             await clock.sleep(step.every_seconds)
 
-    async def _ask_in_time(self, settings: C, seconds: float) -> str:
-        loop, deadline = asyncio.get_running_loop(), Deadline(seconds)
-        answered: asyncio.Future[str] = loop.create_future()
+    async def _ask_inside(
+        self, settings: C, seconds: float, step: PlannedStep[C], context: StepContext, part: str
+    ) -> Seen:
+        asked = {self.name: msgspec.to_builtins(settings)}
+        answer = await check_inside(step, context, asked, seconds, part=part)
+        if not answer.ok:
+            raise Mismatch(answer.message or answer.code)
+        return Seen(str(answer.result.get("seen", "")), str(answer.result.get("output", "")))
 
-        def settle(seen: str, error: BaseException | None) -> None:
+    async def _ask_in_time(self, settings: C, seconds: float) -> Seen:
+        loop, deadline = asyncio.get_running_loop(), Deadline(seconds)
+        answered: asyncio.Future[Seen] = loop.create_future()
+
+        def settle(seen: Seen, error: BaseException | None) -> None:
             if not answered.done():
                 answered.set_result(seen) if error is None else answered.set_exception(error)
 
         def ask() -> None:
-            seen, failure = "", None
+            seen, failure = Seen(""), None
             try:
                 seen = self.ask(settings, deadline)
             except BaseException as error:  # noqa: BLE001 - it is raised in the task
@@ -93,7 +105,7 @@ class Check(ActionKind[C, Checked]):
             deadline.cut()
 
     @abstractmethod
-    def ask(self, settings: C, deadline: Deadline) -> str:
+    def ask(self, settings: C, deadline: Deadline) -> Seen:
         """Ask once; what was seen. Raises whatever says that it did not pass. Runs in a thread of its own."""
 
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import msgspec
 
+from drengine.control.probes import HttpProbe, Seen, ask_http
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.runbook.values import WebAddress
-from drengine.failover.steps.checks import Check, Mismatch
-from drengine.failover.steps.web import Deadline, get
+from drengine.failover.steps.checks import Check
+from drengine.transport.web import Deadline
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
 
@@ -35,6 +36,7 @@ class HttpStep(Check[HttpCheck]):
 
     name = "http"
     help = "Check an HTTP answer."
+    goes_inside = True
 
     def title(self, source: str, settings: HttpCheck) -> str:
         return f"check {settings.url}"
@@ -48,15 +50,8 @@ class HttpStep(Check[HttpCheck]):
                 sense.error("bad-value", "it can't be sent as a header", "NAME: one line.", "headers", name)
         sense.references([settings.contains, *settings.headers.values()])
 
-    def ask(self, settings: HttpCheck, deadline: Deadline) -> str:
-        url = settings.url
-        status, body = get(url, settings.headers, deadline)
-        if status != settings.status:
-            raise Mismatch(f"{url} answered {status}, not {settings.status}")
-        wanted = settings.contains
-        if wanted.encode() not in body:
-            raise Mismatch(f"{url} answered {status} without {wanted!r}: {body[:200].decode(errors='replace')!r}")
-        return f"{url} answered {status}"
+    def ask(self, settings: HttpCheck, deadline: Deadline) -> Seen:
+        return ask_http(msgspec.convert(msgspec.to_builtins(settings), HttpProbe), deadline)
 
 
 HTTP = HttpStep()

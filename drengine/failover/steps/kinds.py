@@ -131,6 +131,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     critical: bool = True
     on_failure: OnFailure = OnFailure.STOP
     cleanup: bool = False
+    inside: str = ""
 
 
 def step_json(step: PlannedStep[Any]) -> dict[str, Any]:
@@ -138,6 +139,8 @@ def step_json(step: PlannedStep[Any]) -> dict[str, Any]:
     settings = step.kind.settings_json(step.settings) | ({CLEANS: step.cleans} if step.cleans else {})
     known = {name: getattr(step, name) for name in _Kept.__struct_fields__}
     made: dict[str, Any] = msgspec.to_builtins(_Kept(**known | {"kind": step.kind.name, "settings": settings}))
+    if not step.inside:
+        del made["inside"]  # as older releases keep it: what was approved of them has the same digest
     return made
 
 

@@ -53,7 +53,8 @@ LAUNCH = LaunchStep()
 
 def _launched(found: Instance, request: LaunchRequest) -> StepResult[Launched]:
     details: dict[str, Any] = dict(found.details)
-    output = str(details.pop("output", ""))
+    said = (str(details.pop("output", "")), str(details.pop("health", "")))
+    output = "\n".join(f"{what}{text}" for what, text in zip(("", "health: "), said, strict=True) if text)
     disks = {disk.volume: without_secret(disk.uri) for disk in request.disks}
     launched = Launched(instance=request.instance, details=details, disks=disks)
     return StepResult(True, f"{request.instance} is healthy", data=launched, output=output)

@@ -18,8 +18,8 @@ from drengine.failover.steps.errors import CHECK_FAILED
 from drengine.failover.steps.programs import Ended, run_program
 from drengine.failover.steps.step import ActionKind, PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import filled, launched_details
-from drengine.failover.steps.web import Deadline, post
 from drengine.redaction import without_secrets
+from drengine.transport.web import Deadline, post
 
 
 class Notification(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import msgspec
 
 from drengine.failover.needs import Library
+from drengine.control.probes import Mismatch, Seen
 from drengine.failover.runbook.sense import Sense
-from drengine.failover.steps.checks import Check, Mismatch
-from drengine.failover.steps.web import Deadline
+from drengine.failover.steps.checks import Check
+from drengine.transport.web import Deadline
 
 VALUE_CHARACTERS_MAX = 10_000
 
@@ -54,6 +55,7 @@ class SqlStep(Check[SqlCheck]):
         return (Library("sqlalchemy", "sqlalchemy"), *driver)
 
     def ask(self, settings: SqlCheck, deadline: Deadline) -> str:
+    def ask(self, settings: SqlCheck, deadline: Deadline) -> Seen:
         from sqlalchemy import NullPool, create_engine, text  # noqa: PLC0415 - only runs with SQL checks pay for it
 
         url = settings.dsn.replace("postgresql://", "postgresql+psycopg://", 1)
@@ -68,7 +70,7 @@ class SqlStep(Check[SqlCheck]):
         value, expected = str(row[0])[:VALUE_CHARACTERS_MAX], settings.expect
         if expected and value != expected:
             raise Mismatch(f"the query gave {value!r}, not {expected!r}")
-        return f"the query gave {value!r}"
+        return Seen(f"the query gave {value!r}")
 
 
 def _cut(driver: Any) -> None:

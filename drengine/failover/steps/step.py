@@ -50,6 +50,7 @@ class PlannedStep(Generic[S]):
         settings: of its kind.
         needs: ids that must be through before.
         cleanup: it is done however the run ends, once the step `cleans` has begun.
+        inside: source in whose workload's network it is done, by the recovery host; empty: here.
     """
 
     id: str
@@ -66,6 +67,7 @@ class PlannedStep(Generic[S]):
     on_failure: OnFailure = OnFailure.STOP
     cleanup: bool = False
     cleans: str = ""
+    inside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,11 +324,13 @@ class ActionKind(StepKind[S, R]):
     Attributes:
         help: what it does, in one line, for the schema of runbooks.
         checks: it proves that something works: a drill without such a step proves little.
+        goes_inside: it can be done inside a workload's own network.
         schema: what the JSON Schema says beyond the settings' type.
     """
 
     help: ClassVar[str]
     checks: ClassVar[bool] = False
+    goes_inside: ClassVar[bool] = False
     schema: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Annotated
 
 import msgspec
 
+from drengine.control.probes import Seen, TcpProbe, ask_tcp
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.steps.checks import Check
-from drengine.failover.steps.web import Deadline
+from drengine.transport.web import Deadline
 
 
 class TcpCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,6 +27,7 @@ class TcpStep(Check[TcpCheck]):
     name = "tcp"
     help = "Check that something accepts connections."
     estimate_seconds = 1.0
+    goes_inside = True
 
     def title(self, source: str, settings: TcpCheck) -> str:
         return f"check {settings.host}:{settings.port}"
@@ -36,9 +37,8 @@ class TcpStep(Check[TcpCheck]):
         if not 1 <= settings.port <= 65535:
             sense.error("bad-value", f"{settings.port} is no port", "1 to 65535 are.", "port")
 
-    def ask(self, settings: TcpCheck, deadline: Deadline) -> str:
-        with socket.create_connection((settings.host, settings.port), timeout=deadline.left()):
-            return f"{settings.host}:{settings.port} accepts connections"
+    def ask(self, settings: TcpCheck, deadline: Deadline) -> Seen:
+        return ask_tcp(TcpProbe(host=settings.host, port=settings.port), deadline)
 
 
 TCP = TcpStep()

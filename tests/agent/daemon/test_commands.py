@@ -67,5 +67,5 @@ async def test_a_command_ends_with_its_time_and_with_its_order() -> None:
 @pytest.mark.parametrize("arguments", [{"command": "true"}, {}, {"command": ["true"], "seconds": "x"}])
 async def test_what_is_no_order_is_refused(arguments: dict[str, Any]) -> None:
     wrong = Command(id="1", verb=Verb.RUN, generation=1, expires_ns=2**62, arguments=arguments)
-    with pytest.raises(ValueError, match="Expected|Object"):
+    with pytest.raises(ValueError, match=r"Expected|Object"):
         await run_ordered(wrong, "shop", ["true"])

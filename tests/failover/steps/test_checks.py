@@ -6,18 +6,24 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
+import msgspec
 import pytest
 
+from drengine.control.messages import Answer, Verb
+from drengine.failover.runbook.values import Launch, Source
 from drengine.failover.steps.errors import CHECK_FAILED
 from drengine.failover.steps.http import HttpStep
 from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.sql import SqlStep
+from drengine.failover.steps.step import Agents, StepContext
 from drengine.failover.steps.tcp import TcpStep
-from tests.failover.steps.context import HastyClock, context, planned
+from drengine.failover.steps.workloads import instance_name
+from tests.failover.steps.context import RUNBOOK, HastyClock, context, planned
 
 KINDS = step_kinds()
 
@@ -120,3 +126,51 @@ async def test_a_password_in_a_database_address_is_never_shown() -> None:
     result = await SqlStep().act(step, context(say=said.append))
     assert not result.ok
     assert "hunter2" not in repr(result) + repr(said)
+
+
+async def test_what_a_service_said_is_told_with_the_result_and_without_secrets(service: str) -> None:
+    Service.answers = [(200, b"ready: 42 password=hunter2 " + b"x" * 9000)]
+    result = await HttpStep().act(planned(KINDS["http"], {"http": {"url": service}}, timeout_seconds=3), context())
+    assert result.output.startswith("ready: 42 password=***")
+    assert len(result.output) <= 2000
+
+
+class Hosts:
+    """A broker on which one recovery host answers."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers, self.orders = list(answers), list[dict[str, Any]]()
+
+    async def command(self, name: str, verb: Verb, arguments: dict[str, Any], *, id: str, **_: Any) -> Answer:
+        self.orders.append({"host": name, "verb": verb, "id": id, **arguments})
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def inside(hosts: Hosts) -> StepContext:
+    launch = Launch(driver="standby", host="recovery-1")
+    book = msgspec.structs.replace(RUNBOOK, sources={"shop": Source(launch=launch)})
+    given = context(runbook=book)
+    return replace(given, site=replace(given.site, agents=cast(Agents, hosts)))
+
+
+async def test_a_check_inside_is_made_by_the_recovery_host_until_it_passes() -> None:
+    late = Answer(id="", done=True, ok=False, code="standby-failed", message="connection refused, token: abc123def")
+    well = Answer(id="", done=True, ok=True, result={"seen": "it answered 200", "output": "secret=hunter2"})
+    hosts = Hosts(late, well)
+    settings = {"http": {"url": "http://127.0.0.1/", "contains": "ready"}}
+    result = await HttpStep().act(planned(KINDS["http"], settings, timeout_seconds=60, inside="shop"), inside(hosts))
+    assert (result.ok, result.message, result.output) == (True, "it answered 200", "secret=***")
+    first, second = hosts.orders
+    assert (first["host"], first["verb"]) == ("recovery-1", Verb.CHECK)
+    assert first["http"]["contains"] == "ready"
+    assert first["id"] != second["id"], "a repeated id would get the first answer again"
+    assert first["instance"] == instance_name("run-1", "shop")
+
+
+async def test_a_command_inside_fails_with_the_hosts_words() -> None:
+    refused = Answer(
+        id="", done=True, ok=False, code="order-not-allowed", message="the command 'psql' ([allow] commands)"
+    )
+    step = planned(KINDS["command"], {"command": ["psql"]}, inside="shop")
+    result = await KINDS["command"].act(step, inside(Hosts(refused)))
+    assert (result.ok, result.message) == (False, why)

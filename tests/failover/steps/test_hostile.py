@@ -20,9 +20,9 @@ from drengine.failover.steps.kinds import step_kinds
 from drengine.failover.steps.notify import NotifyStep
 from drengine.failover.steps.step import StepResult
 from drengine.failover.steps.texts import environment_of, filled
-from drengine.failover.steps.web import BODY_BYTES_MAX, Deadline, get
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.transport.web import BODY_BYTES_MAX, Deadline, get
 from tests.failover.steps.context import context, planned
 
 KINDS = step_kinds()
