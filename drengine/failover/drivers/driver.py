@@ -86,6 +86,8 @@ class LaunchDriver(Protocol):
     """One way of starting workloads. Calls may block; they are made in threads and may be cancelled by timeout."""
 
     name: str
+    needs_host: bool = False
+    """Whether a launch has to name a recovery host."""
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Whether a runbook's settings make sense here, before anything is started.

@@ -25,6 +25,7 @@ class StandbyDriver(LaunchDriver, AsksHost):
     """See the module and LaunchDriver."""
 
     name = "standby"
+    needs_host = True
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         read = read_settings(StandbySettings, settings, self.name)

@@ -116,6 +116,9 @@ class _Checker:
             hint = did_you_mean(launch.driver, self._drivers)
             sense.error("unknown-driver", f"there is no launch driver {shown(launch.driver)}", hint, "driver")
             return
+        if getattr(self._drivers[launch.driver], "needs_host", False) and not launch.host:
+            hint = "Write `host:` with the name in that host's own file."
+            sense.error("no-host", f"driver {launch.driver} launches on a recovery host, and none is named", hint)
         for key, settings in (("settings", launch.settings), ("drill", {**launch.settings, **launch.drill})):
             try:
                 self._drivers[launch.driver].check_settings(settings)
@@ -217,7 +220,8 @@ class _Checker:
             if source.fence is None:
                 self._sense.warning(
                     "no-fence",
-                    f"{shown(name)} has no fence command: a failover stops if its agent does not answer",
+                    f"{shown(name)} has no fence command: a failover is blocked if its agent does not answer, or only "
+                    "watches its disks",
                     "Give one that switches it off: power, hypervisor or switch.",
                     "sources",
                     name,

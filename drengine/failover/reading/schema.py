@@ -22,6 +22,7 @@ from drengine.failover.runbook.values import (
     Launch,
     Objectives,
     Runbook,
+    Service,
     Source,
     Step,
     Wave,
@@ -51,7 +52,7 @@ def runbook_schema() -> dict[str, Any]:
     actions = step_kinds().actions
     settings = [kind.settings_type for kind in actions.values()]
     made, definitions = msgspec.json.schema_components((Runbook, *settings), ref_template="#/$defs/{name}")
-    texts = _field_descriptions(Runbook, Objectives, Source, Launch, Fence, Wave, Step, *settings)
+    texts = _field_descriptions(Runbook, Objectives, Source, Service, Launch, Fence, Wave, Step, *settings)
     for name, definition in definitions.items():
         for key, each in definition.get("properties", {}).items():
             definition["properties"][key] = _property(name, key, each, texts)

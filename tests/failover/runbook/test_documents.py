@@ -115,6 +115,51 @@ def test_a_first_runbook_has_the_right_shape(driver: str, name: str) -> None:
     assert [each.name for each in examined.runbook.waves] == [name, "other"]
 
 
+@pytest.mark.parametrize("name", ["shop", "7eleven"])
+def test_a_first_runbook_for_a_recovery_host_is_complete(name: str) -> None:
+    contents = {"data": "xfs", "logs": "ext", "root": "gpt", "swap": "swap", "raw": ""}
+    source = KnownSource(name, dict.fromkeys(contents, 1 << 30), contents)
+    text = initial_runbook(name, [source], driver="standby", host="recovery-1", fence=["pdu", "off", "{source}"])
+    examined = examine(text, sources=[name], drivers=load_drivers())
+    assert not examined.findings, "it validates without a word"
+    assert examined.runbook is not None
+    found = examined.runbook.sources[name]
+    assert found.fence is not None
+    assert (found.launch.host, found.fence.command) == ("recovery-1", ["pdu", "off", name])
+    assert [(each["volume"], each["at"]) for each in found.launch.settings["mounts"]] == [
+        ("data", f"/srv/{name}/data"),
+        ("logs", f"/srv/{name}/logs"),
+    ]
+    (check,) = examined.runbook.waves[0].after_steps
+    assert check.inside == name
+
+
+def test_a_runbook_without_a_fence_says_plainly_what_that_means() -> None:
+    text = initial_runbook("shop", [KnownSource("shop", {"data": 1})], driver="command")
+    assert "a failover of shop is BLOCKED (exit 107)" in text
+    examined = examine(text, drivers=load_drivers())
+    assert [each.message for each in examined.findings if each.id == "no-fence"] == [
+        "'shop' has no fence command: a failover is blocked if its agent does not answer, or only watches its disks"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("host: recovery-1", ""), "no-host"),
+        (("inside: shop", "inside: mail"), "unknown-source"),
+        (("driver: standby\n      host: recovery-1", "driver: command"), "no-inside"),
+        (("command: [ls, /srv/shop/data]", "wait: 5s"), "no-inside"),
+    ],
+)
+def test_what_can_be_known_before_is_said_by_validate(changed: tuple[str, str], said: str) -> None:
+    source = KnownSource("shop", {"data": 1 << 30}, {"data": "ext"})
+    text = initial_runbook("shop", [source], driver="standby", host="recovery-1", fence=["off"])
+    assert changed[0] in text
+    found = examine(text.replace(*changed), sources=["shop"], drivers=load_drivers()).findings
+    assert said in [each.id for each in found], found
+
+
 def test_a_first_runbook_comes_from_what_the_store_holds(tmp_path: Path) -> None:
     from drengine.cli.main import app
 
@@ -134,4 +179,11 @@ def test_a_first_runbook_comes_from_what_the_store_holds(tmp_path: Path) -> None
     assert list(yaml.safe_load(only.stdout)["sources"]) == ["mail"]
     checked = run(app, ["runbook", "validate", str(file), "--store", str(store), "--json"])
     assert json.loads(checked.stdout)["valid"] is True
+    nowhere = run(app, ["runbook", "init", "all", "--store", str(store), "--driver", "standby"])
+    assert nowhere.exit_code == 2
+    at = run(
+        app, ["runbook", "init", "all", "--store", str(store), "--driver", "standby", "--host", "r1", "--fence", "a b"]
+    )
+    found = yaml.safe_load(at.stdout)["sources"]["mail"]
+    assert (found["launch"]["host"], found["fence"]["command"]) == ("r1", ["a", "b"])
     assert isinstance(world.store, Store)

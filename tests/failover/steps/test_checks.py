@@ -168,9 +168,8 @@ async def test_a_check_inside_is_made_by_the_recovery_host_until_it_passes() -> 
 
 
 async def test_a_command_inside_fails_with_the_hosts_words() -> None:
-    refused = Answer(
-        id="", done=True, ok=False, code="order-not-allowed", message="the command 'psql' ([allow] commands)"
-    )
+    why = "the command 'psql' ([allow] commands)"
+    refused = Answer(id="", done=True, ok=False, code="order-not-allowed", message=why)
     step = planned(KINDS["command"], {"command": ["psql"]}, inside="shop")
     result = await KINDS["command"].act(step, inside(Hosts(refused)))
     assert (result.ok, result.message) == (False, why)
