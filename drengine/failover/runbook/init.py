@@ -91,8 +91,8 @@ def _source(source: KnownSource, driver: str, host: str, fence: Sequence[str]) -
         yield "    fence:   # switches it off when its agent does not answer, or only watches its disks"
         yield f"      command: {json.dumps([word.replace('{source}', name) for word in fence])}"
     else:
-        yield f"    # NO FENCE: a failover of {name} is BLOCKED (exit 107) when its agent does not answer, or only watches the"
-        yield "    # disks (trackers ebpf, scan). Give what switches it off: power, hypervisor, switch."
+        yield f"    # NO FENCE: a failover of {name} is BLOCKED (exit 107) when its agent does not answer, or only"
+        yield "    # watches the disks (trackers ebpf, scan). Give what switches it off: power, hypervisor, switch."
         yield "    # fence:"
         yield f"    #   command: [/usr/local/bin/power-off, {_text(name)}]"
     yield "    # services:   # what its agent stops and starts on the source itself, in the order in which they start;"
