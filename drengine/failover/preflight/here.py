@@ -111,7 +111,8 @@ async def look_at_needs(scene: Scene) -> list[Checked]:
 
 
 def _needs_of(scene: Scene, step: PlannedStep[Any]) -> Iterator[Need]:
-    yield from step.kind.needs(step.settings)
+    if not step.inside:  # else its recovery host does it
+        yield from step.kind.needs(step.settings)
     if step.kind is LAUNCH:
         driver, settings = driver_settings(scene, step)
         if isinstance(driver, KnowsNeeds):

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from drengine.failover.needs import Library
 from drengine.control.probes import Mismatch, Seen
+from drengine.failover.needs import Library
 from drengine.failover.runbook.sense import Sense
 from drengine.failover.steps.checks import Check
 from drengine.transport.web import Deadline
@@ -54,7 +54,6 @@ class SqlStep(Check[SqlCheck]):
         driver = (Library("psycopg", "psycopg[binary]"),) if settings.dsn.startswith("postgresql:") else ()
         return (Library("sqlalchemy", "sqlalchemy"), *driver)
 
-    def ask(self, settings: SqlCheck, deadline: Deadline) -> str:
     def ask(self, settings: SqlCheck, deadline: Deadline) -> Seen:
         from sqlalchemy import NullPool, create_engine, text  # noqa: PLC0415 - only runs with SQL checks pay for it
 

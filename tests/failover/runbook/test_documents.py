@@ -120,7 +120,7 @@ def test_a_first_runbook_for_a_recovery_host_is_complete(name: str) -> None:
     contents = {"data": "xfs", "logs": "ext", "root": "gpt", "swap": "swap", "raw": ""}
     source = KnownSource(name, dict.fromkeys(contents, 1 << 30), contents)
     text = initial_runbook(name, [source], driver="standby", host="recovery-1", fence=["pdu", "off", "{source}"])
-    examined = examine(text, sources=[name], drivers=load_drivers())
+    examined = examine(text, drivers=load_drivers())
     assert not examined.findings, "it validates without a word"
     assert examined.runbook is not None
     found = examined.runbook.sources[name]
@@ -156,7 +156,7 @@ def test_what_can_be_known_before_is_said_by_validate(changed: tuple[str, str], 
     source = KnownSource("shop", {"data": 1 << 30}, {"data": "ext"})
     text = initial_runbook("shop", [source], driver="standby", host="recovery-1", fence=["off"])
     assert changed[0] in text
-    found = examine(text.replace(*changed), sources=["shop"], drivers=load_drivers()).findings
+    found = examine(text.replace(*changed), drivers=load_drivers()).findings
     assert said in [each.id for each in found], found
 
 
