@@ -40,6 +40,32 @@ def give_path_to_owner(path: Path) -> None:
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
+def give_to_service(descriptor: int, folder: Path) -> None:
+    """Let whose folder it is read a file that root has just made there: its owner, or a group that may enter it.
+
+    /etc/drengine is such a folder: root's, and of the group as which the services run.
+
+    Raises:
+        OSError: it cannot be given.
+    """
+    if os.geteuid():
+        return
+    found = folder.stat()
+    if found.st_uid:
+        os.fchown(descriptor, found.st_uid, found.st_gid)
+    elif found.st_gid and found.st_mode & stat.S_IXGRP:
+        os.fchown(descriptor, 0, found.st_gid)
+        os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o700 | stat.S_IRGRP)
+
+
+def owner_of(path: Path) -> int:
+    """Whose a file or directory is, or will be when root makes it."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return place.stat().st_uid
+
+
 def make_directory(path: Path, *, mode: int = 0o700) -> None:
     """Make a directory and those above it that are missing; one that is there is left as it is.
 
@@ -92,15 +118,12 @@ def barrier(path: Path) -> str:
     return f"{shown} belongs to {_name(place.stat().st_uid)}, and {_name(os.geteuid())} may not use it"
 
 
-def warning_of(path: Path) -> str:
-    """What root hears when it has just made something for the service where the service's user can't use it."""
-    if os.geteuid() or path.stat().st_uid:
-        return ""
-    try:
-        pwd.getpwnam(SERVICE_USER)
-    except KeyError:
-        return ""
-    return f"warning: {path} belongs to root; the services run as {SERVICE_USER}: chown -R {SERVICE_USER}: {path}"
+def service_warnings(*paths: Path | None) -> list[str]:
+    """What root hears of files and folders for the services that their user can't read, where there is that user."""
+    if os.geteuid() or not _is_known(SERVICE_USER):
+        return []
+    found = dict.fromkeys(kept_from(path, SERVICE_USER) for path in paths if path is not None and path.exists())
+    return [f"warning: the services run as {SERVICE_USER}, but {why}" for why in found if why]
 
 
 def give_tree(folder: Path, user: str) -> None:
@@ -111,12 +134,9 @@ def give_tree(folder: Path, user: str) -> None:
     Raises:
         OSError: it cannot be given.
     """
-    if os.geteuid():
+    if os.geteuid() or not _is_known(user):
         return
-    try:
-        found = pwd.getpwnam(user)
-    except KeyError:
-        return
+    found = pwd.getpwnam(user)
     for each in (folder, *folder.rglob("*")):
         status = each.lstat()
         if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
@@ -125,10 +145,9 @@ def give_tree(folder: Path, user: str) -> None:
 
 def kept_from(path: Path, user: str) -> str:
     """Why a user can't read a file, by permissions and owners; empty: it can. Links are followed."""
-    try:
-        found = pwd.getpwnam(user)
-    except KeyError:
+    if not _is_known(user):
         return f"this machine has no user {user}"
+    found = pwd.getpwnam(user)
     groups = os.getgrouplist(user, found.pw_gid)
     path = path.resolve()
     for place, wanted in (*((each, stat.S_IXOTH) for each in reversed(path.parents)), (path, stat.S_IROTH)):
@@ -137,6 +156,14 @@ def kept_from(path: Path, user: str) -> str:
         if found.pw_uid and not status.st_mode & (wanted << shift):
             return f"{place} belongs to {_name(status.st_uid)} and is closed to {user}"
     return ""
+
+
+def _is_known(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
 
 
 def _name(uid: int) -> str:

@@ -9,6 +9,9 @@ import typer
 
 from drengine.cli.common import JsonOption
 from drengine.enrolment.joining import NameOption, TokenOption, join
+from drengine.enrolment.place import KEY_FILE
+from drengine.ownership import service_warnings
+from drengine.terminal import note
 
 app = typer.Typer(add_completion=False)
 
@@ -24,3 +27,8 @@ def enrol(
 ) -> None:
     """Get a certificate for this target, orchestrator or broker by a token; the key is made here and stays here."""
     join(token, name, to, json=json)
+    if to.is_relative_to("/etc/mosquitto"):
+        note("now: drengine broker config, which gives the folder to Mosquitto")
+        return
+    for line in service_warnings(to / KEY_FILE):
+        note(line)

@@ -14,6 +14,7 @@ from drengine.crypt.errors import KEY_NEEDED
 from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.crypt.options import read_key_file, write_key_file
 from drengine.model.errors import DrengineError
+from drengine.ownership import service_warnings
 from drengine.store.store import Store
 from drengine.target.key import keks_of
 from drengine.terminal import emit_json, human_age, human_bytes, note, show_table
@@ -31,6 +32,8 @@ def generate(
 
     Keep a copy away from this host: without it nothing in the store can be read."""
     key = write_key_file(path)
+    for line in service_warnings(path):
+        note(line)
     if json:
         emit_json({"key": key.id, "file": str(path)})
     else:

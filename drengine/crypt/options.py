@@ -18,6 +18,7 @@ from drengine.config.options import BAD_CONFIG
 from drengine.crypt.errors import KEY_UNUSABLE
 from drengine.crypt.kek import KEY_BYTES, KeyEncryptionKey, KeyEncryptionKeys
 from drengine.model.errors import DrengineError
+from drengine.ownership import give_to_service, owner_of
 from drengine.process.command import run_command
 
 KEY_FILE_VARIABLE = "DRENGINE_KEY_FILE"
@@ -110,7 +111,7 @@ def read_key_file(path: Path, store: Path) -> KeyEncryptionKey:
         raise DrengineError(KEY_UNUSABLE, f"{path} can't be read: {error.strerror}") from error
     if found.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
         raise DrengineError(KEY_UNUSABLE, f"{path} is open to others: mode {stat.S_IMODE(found.st_mode):04o}")
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in (0, os.geteuid(), owner_of(store)):
         raise DrengineError(KEY_UNUSABLE, f"{path} belongs to user {found.st_uid}")
     if path.resolve().is_relative_to(store.resolve()):
         raise DrengineError(KEY_UNUSABLE, f"{path} lies in the store that it is to protect")
@@ -133,7 +134,7 @@ def parse_key(data: bytes, where: str) -> KeyEncryptionKey:
 
 
 def write_key_file(path: Path) -> KeyEncryptionKey:
-    """Make a new key in a new file that only its owner may read.
+    """Make a new key in a new file that only its owner may read; root's in a service's folder, the service, too.
 
     Raises:
         DrengineError: KEY_UNUSABLE: it is there already, or can't be made.
@@ -143,6 +144,7 @@ def write_key_file(path: Path) -> KeyEncryptionKey:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400)
         try:
             os.write(descriptor, secret.hex().encode() + b"\n")
+            give_to_service(descriptor, path.parent)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

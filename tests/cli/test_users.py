@@ -13,6 +13,7 @@ import pytest
 
 import drengine.ownership
 from drengine.cli.main import app
+from drengine.crypt.options import read_key_file
 from drengine.model.errors import ACCESS_DENIED
 from drengine.terminal import main
 from tools.documents import import_everything
@@ -81,15 +82,64 @@ def test_whom_permissions_keep_out_is_told_so_and_whose_it_is(
         assert "belongs to root, and nobody may not" in said.err
 
 
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of a host on which the services run as a user of their own: `nobody` here."""
+    monkeypatch.setattr(drengine.ownership, "SERVICE_USER", pwd.getpwuid(STRANGER).pw_name)
+    for each in (tmp_path, *tmp_path.parents[:-2]):
+        each.chmod(0o755)
+    return tmp_path
+
+
 @as_root
 def test_root_that_makes_a_store_outside_the_services_place_is_warned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    service: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(drengine.ownership, "SERVICE_USER", pwd.getpwuid(STRANGER).pw_name)
-    assert main(app, ["target", "init", "--store", str(tmp_path / "roots")]) == 0
-    assert f"chown -R nobody: {tmp_path}/roots" in capsys.readouterr().err
-    (tmp_path / "services").mkdir()
-    os.chown(tmp_path / "services", STRANGER, STRANGER)
-    assert main(app, ["target", "init", "--store", str(tmp_path / "services/store")]) == 0
-    assert "chown" not in capsys.readouterr().err
-    assert (tmp_path / "services/store/STORE").stat().st_uid == STRANGER
+    assert main(app, ["target", "init", "--store", str(service / "roots")]) == 0
+    assert f"{service}/roots belongs to root and is closed to nobody" in capsys.readouterr().err
+    (service / "services").mkdir()
+    os.chown(service / "services", STRANGER, STRANGER)
+    assert main(app, ["target", "init", "--store", str(service / "services/store")]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert (service / "services/store/STORE").stat().st_uid == STRANGER
+
+
+@as_root
+@pytest.mark.parametrize(("owner", "group"), [(0, STRANGER), (STRANGER, STRANGER)], ids=["etc", "services"])
+def test_a_key_that_root_makes_in_the_services_folder_serves_both(service: Path, owner: int, group: int) -> None:
+    place = service / "etc"
+    place.mkdir(mode=0o750)
+    os.chown(place, owner, group)
+    (service / "data").mkdir()
+    os.chown(service / "data", STRANGER, STRANGER)
+    key, store = place / "store.key", service / "data/store"
+    assert main(app, ["keys", "generate", str(key)]) == 0
+    config = place / "target.toml"
+    config.write_text(f'store = "{store}"\n[encryption]\nkey_file = "{key}"\n')
+    assert main(app, ["target", "init", "--config", str(config)]) == 0
+    roots = read_key_file(key, store).id
+    os.setresgid(STRANGER, STRANGER, 0)
+    try:
+        with as_stranger():
+            assert read_key_file(key, store).id == roots
+    finally:
+        os.setresgid(0, 0, 0)
+    assert not key.stat().st_mode & 0o037
+
+
+@as_root
+@pytest.mark.parametrize("closed", ["target.toml", "store.key"])
+def test_check_config_says_what_the_service_can_not_read(
+    service: Path, closed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, key = service / "target.toml", service / "store.key"
+    config.write_text(f'store = "{service}/store"\n[encryption]\nkey_file = "{key}"\n')
+    key.write_text("0" * 64)
+    for each in (config, key):
+        each.chmod(0o600 if each.name == closed else 0o640)
+        os.chown(each, 0, STRANGER)
+    for words in (["target"], ["orchestrator"]):
+        assert main(app, [*words, "check-config", str(config)]) == 0
+        warned = capsys.readouterr().err
+        assert f"the services run as nobody, but {service / closed} belongs to root" in warned
+        assert warned.count("warning") == 1

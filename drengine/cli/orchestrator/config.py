@@ -11,6 +11,8 @@ import typer
 from drengine.cli.chosen import needed, orchestrator_file
 from drengine.config import example
 from drengine.failover.config import OrchestratorConfig, load_orchestrator_config
+from drengine.ownership import service_warnings
+from drengine.terminal import note
 from drengine.transport.tls_check import Side, check_files
 
 app = typer.Typer(add_completion=False)
@@ -35,6 +37,8 @@ def check_config(
     print(f"{config} is valid: store {loaded.store}, broker {loaded.broker.address or 'none'}")
     for line in report.lines() if report else ():
         print(line)
+    for line in service_warnings(config, loaded.store, loaded.encryption.key_file, *(files.paths if files else ())):
+        note(line)
 
 
 @app.command("example-config")

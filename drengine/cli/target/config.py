@@ -10,6 +10,7 @@ import typer
 
 from drengine.cli.chosen import needed, target_file
 from drengine.config import example
+from drengine.ownership import service_warnings
 from drengine.target.config import TargetConfig, load_target_config, open_to_everybody
 from drengine.terminal import note
 from drengine.transport.tls_check import ANY_ADDRESS, Side, check_files
@@ -39,6 +40,9 @@ def check_config(
         print(line)
     for line in open_to_everybody(loaded):
         note(f"warning: {line}")
+    files = loaded.tls.files.paths if loaded.tls.files else ()
+    for line in service_warnings(config, loaded.store, loaded.encryption.key_file, *files):
+        note(line)
 
 
 @app.command("example-config")

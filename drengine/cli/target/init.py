@@ -9,7 +9,7 @@ import typer
 
 from drengine.cli.chosen import TargetConfigOption, store_of
 from drengine.cli.common import JsonOption
-from drengine.ownership import warning_of
+from drengine.ownership import service_warnings
 from drengine.store.store import Store
 from drengine.target.config import load_target_config
 from drengine.target.key import keks_of
@@ -29,8 +29,8 @@ def init(
     loaded = load_target_config(config, {"store": str(store)} if store is not None else {})
     with Store.create(loaded.store, keks=keks_of(loaded.encryption, loaded.store)) as made:
         identity = made.identity.hex()
-    if warning := warning_of(loaded.store):
-        note(warning)
+    for line in service_warnings(loaded.store):
+        note(line)
     if json:
         emit_json({"store": str(loaded.store), "store_id": identity})
     else:
