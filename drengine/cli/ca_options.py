@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from drengine.cli.chosen import ca_directory, needed
 from drengine.config import ADDRESS, Address
 from drengine.config.kinds import parse_duration
 from drengine.identity.authority import Authority
@@ -21,7 +22,14 @@ CREDENTIALS_VARIABLE, CREDENTIAL = "CREDENTIALS_DIRECTORY", "ca-passphrase"
 
 CaOption = Annotated[
     Path,
-    typer.Option("--ca", envvar="DRENGINE_CA", help="The CA's directory (or DRENGINE_CA)."),
+    typer.Option(
+        "--ca",
+        envvar="DRENGINE_CA",
+        help="The CA's directory (or DRENGINE_CA, or `ca` of [fleet] as DRENGINE_CONFIG says).",
+        default_factory=lambda: None,
+        show_default=False,
+        callback=needed(ca_directory),
+    ),
 ]
 PassphraseOption = Annotated[
     Path | None,

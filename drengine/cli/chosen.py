@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from drengine.config.chosen import CONFIG_VARIABLE, chosen_file, chosen_store, chosen_values
+from drengine.config.options import values_in
 from drengine.failover.config import OrchestratorConfig
 from drengine.target.config import TargetConfig
 
@@ -35,6 +36,13 @@ def log_directory(given: Path | None) -> Path | None:
     values = {} if given else chosen_values()
     place = values.get("state", values.get("store"))
     return given or (Path(place) if isinstance(place, str) else None)
+
+
+def ca_directory(given: Path | None) -> Path | None:
+    """The CA's directory, as the orchestrator's file says it in [fleet]."""
+    file = None if given else chosen_file(OrchestratorConfig, "orchestrator.toml")
+    place = values_in(file).get("fleet", {}) if file else {}
+    return given or (Path(place["ca"]) if isinstance(place, dict) and isinstance(place.get("ca"), str) else None)
 
 
 TargetConfigOption = Annotated[

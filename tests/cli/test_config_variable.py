@@ -27,8 +27,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Store.create(tmp_path / "store").close()
     store = f'store = "{tmp_path}/store"\n'
     (tmp_path / "target.toml").write_text(store + 'listen = "127.0.0.1:7440"\n')
-    (tmp_path / "orchestrator.toml").write_text(store + f'state = "{tmp_path}/state"\nexport = "127.0.0.1:1"\n')
-    for name in ("DRENGINE_STORE", "DRENGINE_STATE", "DRENGINE_EXPORT", "DRENGINE_URL", CONFIG_VARIABLE):
+    (tmp_path / "orchestrator.toml").write_text(
+        store + f'state = "{tmp_path}/state"\nexport = "127.0.0.1:1"\n[fleet]\nca = "{tmp_path}/ca"\n'
+    )
+    for name in ("DRENGINE_CA", "DRENGINE_STORE", "DRENGINE_STATE", "DRENGINE_EXPORT", "DRENGINE_URL", CONFIG_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -45,15 +47,17 @@ def _value(command: Any, name: str) -> Any:
 def test_a_command_finds_store_or_file(folder: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, name: str) -> None:
     command = OURS[name]
     names = {each.name for each in command.params}
-    if name in WITHOUT or "ca" in names:
+    if name in WITHOUT:
         return
     monkeypatch.setenv(CONFIG_VARIABLE, str(folder / chosen))
-    assert names & {"store", "config", "log"}, f"`drengine {name}` takes nothing from {CONFIG_VARIABLE}"
+    assert names & {"store", "config", "log", "ca"}, f"`drengine {name}` takes nothing from {CONFIG_VARIABLE}"
     if "config" in names:
         wanted = "target.toml" if name.startswith(("target ", "source ")) else "orchestrator.toml"
         assert _value(command, "config") == folder / wanted
     elif "store" in names:
         assert _value(command, "store") == folder / "store"
+    if "ca" in names:
+        assert _value(command, "ca") == folder / "ca"
     if "log" in names:
         assert _value(command, "log") in (folder / "store", folder / "state")
 

@@ -40,6 +40,7 @@ log = logging.getLogger("drengine.agent")
 FOLDER, FILE, STATE_FILE = "upgrade", "drengine-agent", "upgrade.json"
 TRY_SECONDS, INSTALL_SECONDS = 120.0, 300.0
 SAID_CHARACTERS_MAX = 400
+SIZE_BYTES_MAX = 256 << 20
 SYSTEMD = Path("/run/systemd/system")
 Run = Callable[[list[str], float], Awaitable[tuple[int, str, str]]]
 
@@ -102,6 +103,8 @@ class Upgrade:
                 return self.told()
             raise DrengineError(UPGRADE_REFUSED, f"an upgrade to {self._kept.version} is under way")
         place = self._require_possible()
+        if not 0 < wanted.size_bytes <= SIZE_BYTES_MAX:
+            raise DrengineError(UPGRADE_REFUSED, f"{wanted.size_bytes} bytes are no agent")
         staged = self._folder / FILE
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)

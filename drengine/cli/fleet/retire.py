@@ -10,6 +10,7 @@ import typer
 
 from drengine.audit import recorded
 from drengine.cli.ca_options import PassphraseOption, open_ca
+from drengine.cli.chosen import ca_directory
 from drengine.cli.common import JsonOption
 from drengine.cli.fleet.desk import ask_fleet
 from drengine.cli.run_options import LookOptions
@@ -28,7 +29,13 @@ app = typer.Typer(add_completion=False)
 def retire(
     source: Annotated[str, typer.Argument(help="Its name.")],
     ca: Annotated[
-        Path | None, typer.Option("--ca", envvar="DRENGINE_CA", help="The CA's directory, to revoke its identity.")
+        Path | None,
+        typer.Option(
+            "--ca",
+            envvar="DRENGINE_CA",
+            help="The CA's directory, to revoke its identity; else `ca` of [fleet] as DRENGINE_CONFIG says.",
+            callback=ca_directory,
+        ),
     ] = None,
     keep_identity: Annotated[
         bool, typer.Option("--keep-identity", help="Its certificate is revoked elsewhere, or shall stay valid.")
