@@ -33,7 +33,7 @@ def disks(root: Path = Path("/")) -> list[Disk]:
     """Whole disks with a medium, by name."""
     on: dict[tuple[str, int, int], list[str]] = {}
     for mount in read_mounts(root / "proc/self/mountinfo"):
-        device = mount.block_device()
+        device = mount.block_device(root)
         for member in _members(device, root) if device else ():
             for each in beneath_device(member, root=root):
                 on.setdefault(each, []).append(str(mount.at))
