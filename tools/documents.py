@@ -39,7 +39,7 @@ def configuration() -> str:
     agent = importlib.import_module("drengine_agent.config").AgentConfig
     orchestrator = importlib.import_module("drengine.failover.config").OrchestratorConfig
     target = importlib.import_module("drengine.target.config").TargetConfig
-    server = importlib.import_module("drengine.cli.joining.server").Server
+    server = importlib.import_module("drengine.joining.server").Server
     standby = importlib.import_module("drengine_agent.standby.config").StandbyConfig
     return (
         f"{GENERATED}# Configuration\n\nTOML. Sizes are written `64MiB`, durations `500ms`, `5s`, `10m`, `1h`, `7d`, "

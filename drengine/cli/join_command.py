@@ -14,9 +14,6 @@ import typer
 from drengine.audit import recorded
 from drengine.cli.ca_options import CaOption, open_ca, seconds_of, typed_address
 from drengine.cli.common import JsonOption
-from drengine.cli.joining.inventory import BAD_INVENTORY, read_inventory
-from drengine.cli.joining.line import Line
-from drengine.cli.joining.server import Server, check_server_name
 from drengine.config import Address, parse
 from drengine.durable import replace_durably
 from drengine.enrolment.handout import remembered_agent
@@ -26,6 +23,9 @@ from drengine.identity.authority import Authority
 from drengine.identity.errors import CA_REFUSED, EnrolmentError
 from drengine.identity.names import Role
 from drengine.identity.tokens import Invitation
+from drengine.joining.inventory import BAD_INVENTORY, InventoryError, read_inventory
+from drengine.joining.line import Line
+from drengine.joining.server import Server, check_server_name
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.terminal import emit_json, note
@@ -106,13 +106,22 @@ def join_command(
     """
     if (name is None) is (from_ is None):
         raise typer.BadParameter("give --name, or an inventory with --from")
-    servers = read_inventory(from_) if from_ else {str(name): told.server()}
+    servers = _read(from_) if from_ else {str(name): told.server()}
     desk = _Desk(ca, authority, seconds_of(ttl), to, dry_run=dry_run)
     answers = []
     for each, server in servers.items():
         check_server_name(each)
         answers.append(desk.serve(each, server))
     _show(answers, to, dry_run=dry_run, json=json)
+
+
+def _read(inventory: Path) -> dict[str, Server]:
+    try:
+        return read_inventory(inventory)
+    except InventoryError as error:
+        for each in error.findings:
+            note(each.shown(str(inventory)))
+        raise
 
 
 class _Desk:

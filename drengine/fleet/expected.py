@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from drengine.config import BAD_CONFIG
 from drengine.identity.index import read_index
 from drengine.identity.names import Identity, Role
-from drengine.model.errors import DrengineError
-from drengine.model.names import check_name
 
 _WILD = frozenset("*?[")
 
@@ -55,21 +50,3 @@ def issued_in(ca: Path, now: float) -> Issued:
     return Issued(
         found.ends_at, found.serials, frozenset(each.name for each in tokens if each not in wide), found.open_tokens
     )
-
-
-def inventory_names(path: Path) -> list[str]:
-    """The servers of an inventory, as `drengine join-command --from` reads it more strictly.
-
-    Raises:
-        DrengineError: BAD_CONFIG, BAD_NAME.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DrengineError(BAD_CONFIG, f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DrengineError(BAD_CONFIG, f"{path}: {' '.join(str(error).split())[:200]}") from error
-    servers = content.get("servers") if isinstance(content, dict) else None
-    if not isinstance(servers, dict):
-        raise DrengineError(BAD_CONFIG, f"{path}: it has no `servers`")
-    return [check_name(str(name), what="source") for name in servers]

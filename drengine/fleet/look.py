@@ -19,7 +19,8 @@ from drengine.failover.registry import Registry
 from drengine.failover.registry.values import Party
 from drengine.fleet.answers import FleetAnswer, SourceAnswer
 from drengine.fleet.errors import TARGET_SILENT
-from drengine.fleet.expected import Issued, inventory_names, issued_in
+from drengine.fleet.expected import Issued, issued_in
+from drengine.joining.inventory import read_inventory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector, RecoveryPoint
@@ -125,7 +126,7 @@ def _see(parts: Parts) -> _Seen:
         {name: each for name, each in list(agents.reports().items()) if each.kind is PartyKind.AGENT},
         frozenset(name for name, (kind, _) in presences if kind is PartyKind.AGENT and agents.is_online(name)),
         asked("identities", lambda: issued_in(ca, now_ns / _NS), Issued()) if ca else Issued(),
-        asked("inventory", lambda: frozenset(inventory_names(inventory)), frozenset()) if inventory else frozenset(),
+        asked("inventory", lambda: frozenset(read_inventory(inventory)), frozenset()) if inventory else frozenset(),
         asked("policy", PolicyFile(config.store).read, Policy()),
         unknown,
     )

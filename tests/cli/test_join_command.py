@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from drengine.cli.joining.line import SCRIPT, Line
 from drengine.cli.main import app
 from drengine.identity.tokens import Invitation
+from drengine.joining.line import SCRIPT, Line
 from drengine.terminal import main
 from tests.enrolment.site import Site, serving
 

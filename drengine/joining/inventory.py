@@ -9,17 +9,16 @@ servers:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drengine.cli.joining.server import Server, check_server_name
 from drengine.config import BAD_CONFIG, parse
 from drengine.failover.runbook.document import Node
 from drengine.failover.runbook.document import parse as parse_document
-from drengine.failover.runbook.findings import Findings, Place, TooMany, did_you_mean
+from drengine.failover.runbook.findings import Finding, Findings, Place, TooMany, did_you_mean
+from drengine.joining.server import Server, check_server_name
 from drengine.model.errors import DrengineError, error_kind
-from drengine.terminal import note
 
 BAD_INVENTORY = error_kind(
     "bad-inventory",
@@ -32,11 +31,20 @@ KEYS = ("defaults", "servers")
 EXAMPLE = "It begins with `servers:` and a name in each line below."
 
 
+class InventoryError(DrengineError):
+    """BAD_INVENTORY with what was found."""
+
+    def __init__(self, where: str, findings: Sequence[Finding]) -> None:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        super().__init__(BAD_INVENTORY, findings[0].summary(where) + more, hint=findings[0].hint or None)
+        self.findings = tuple(findings)
+
+
 def read_inventory(path: Path) -> dict[str, Server]:
-    """The servers by name. All mistakes are told; the first is in the error.
+    """The servers by name.
 
     Raises:
-        DrengineError: BAD_INVENTORY.
+        InventoryError: with all mistakes. DrengineError: BAD_INVENTORY, it can't be read.
     """
     try:
         with path.open("rb") as file:
@@ -48,10 +56,7 @@ def read_inventory(path: Path) -> dict[str, Server]:
     with contextlib.suppress(TooMany):
         servers = _servers(parse_document(text, findings), findings)
     if findings.errors:
-        for each in findings.errors:
-            note(each.shown(str(path)))
-        first = findings.errors[0]
-        raise DrengineError(BAD_INVENTORY, first.summary(str(path)), hint=first.hint or None)
+        raise InventoryError(str(path), findings.errors)
     return servers
 
 
