@@ -49,7 +49,7 @@ NOT_TRIED = {
     "`drengine drill RUNBOOK`": "tests/failover/engine",
     "`drengine orchestrator check-config FILE`": "tests/cli",
     "`drengine points --source SOURCE`": "tests/recovery/test_commands.py",
-    "`drengine-agent standby`": "tests/failover/preflight/test_faults.py",
+    "`drengine-agent standby run`": "tests/failover/preflight/test_faults.py",
     "`drengine ca list`": "tests/identity/test_commands.py",
     "`drengine ca serve`": "tests/enrolment",
     "`drengine broker config`": "tests/enrolment/test_broker_config.py",

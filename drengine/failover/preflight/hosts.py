@@ -25,7 +25,7 @@ NS = 1_000_000_000
 HOST_CONNECTED = Check(
     "host-connected",
     "each recovery host is named in the runbook and connected with the broker",
-    "Switch it on; `drengine-agent standby` has to run there, with that name.",
+    "Switch it on; `drengine-agent standby run` (the service drengine-standby) has to run there, with that name.",
 )
 HOST_ANSWERS = Check(
     "host-answers",
