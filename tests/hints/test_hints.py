@@ -62,7 +62,7 @@ WORDS = {
     *("nbd", "scan", "ebpf", "standby", "frozen", "unlimited", "20MiB/s"),  # values of options
     "08:00-18:00=20MiB/s, otherwise unlimited",
     # keys of runbooks and of what belongs to them
-    *("after", "by", "force_by", "host", "hydrate", "then", "modes", "mounts", "services", "start"),
+    *("after", "by", "force_by", "host", "host:", "hydrate", "then", "modes", "mounts", "services", "start"),
     *("fence: {command: [...]}", "fence: {dry: [...]}", "objectives: rpo"),
 }
 

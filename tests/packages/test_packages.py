@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,12 @@ async def test_a_recovery_host_runs_from_the_package_in_the_hosts_own_mount_name
             assert [each for each in left if not each.startswith(("upper:var/lib/dpkg/", "upper:var/log/"))] == []
 
 
+def pages_of_hints() -> set[str]:
+    found = {page for hint in every_hint() for page in re.findall(r"docs/([\w.-]+\.md)", hint.text)}
+    assert found
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "place"), [("drengine_*_amd64.deb", "drengine"), ("drengine-agent_*_all.deb", "drengine-agent")]
 )
@@ -191,9 +198,16 @@ def test_the_pages_that_hints_name_are_in_each_package(name: str, place: str) ->
     listed = subprocess.run(
         ["dpkg", "--contents", str(package(PACKAGES, name))], check=True, capture_output=True, text=True
     ).stdout
-    pages = {page for hint in every_hint() for page in re.findall(r"docs/([\w.-]+\.md)", hint.text)}
-    assert pages
-    assert [page for page in pages if f"./usr/share/doc/{place}/{page}" not in listed.split()] == []
+    assert [page for page in pages_of_hints() if f"./usr/share/doc/{place}/{page}" not in listed.split()] == []
+
+
+def test_what_pip_installs_brings_pages_and_units_too(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT]
+    subprocess.run([*map(str, words)], check=True, capture_output=True)
+    names = zipfile.ZipFile(package(tmp_path, "drengine-*.whl")).namelist()
+    places = {name.partition(".data/data/")[2] for name in names}
+    assert {f"share/doc/drengine/{page}" for page in pages_of_hints()} <= places
+    assert {f"share/drengine/systemd/{unit}" for unit in UNITS} <= places
 
 
 @pytest.mark.skipif(shutil.which("rpm") is None, reason="needs rpm (apt install rpm)")

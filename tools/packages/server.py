@@ -54,5 +54,6 @@ def make_server(place: Path, python: str, machine: str) -> None:
 
 
 def _only_the_server(library: Path) -> None:
-    """No scripts of libraries, and none of the agent's: its package brings it."""
-    subprocess.run(["rm", "-rf", str(library / "bin"), str(library / "drengine_agent")], check=True)
+    """No scripts of libraries, no pages and units at a wheel's places, and nothing of the agent's: it has a package."""
+    unwanted = [str(library / name) for name in ("bin", "share", "drengine_agent")]
+    subprocess.run(["rm", "-rf", *unwanted], check=True)
