@@ -260,6 +260,12 @@ class Pair:
             },
         )
 
+    def restart_with(self, options: Mapping[str, Any]) -> None:
+        """The target with other options; it was stopped before."""
+        self._target_options = dict(options)
+        self.move_store(self.store)
+        self.start_target()
+
     def write_agent_file(self, tracker: str, options: Mapping[str, Any]) -> None:
         """The agent's configuration, anew."""
         write_toml(

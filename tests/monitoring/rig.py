@@ -23,14 +23,18 @@ LISTENS = "0A"
 class Watched:
     """The site. Prometheus asks and judges each second, and alerts wait for a second, so that a test need not."""
 
-    def __init__(self, ground: Ground, **orchestrator: Any) -> None:
-        self.ground = ground
+    def __init__(
+        self, ground: Ground, *, broker: int = 0, agent: dict[str, Any] | None = None, **orchestrator: Any
+    ) -> None:
+        self.ground, self._broker = ground, broker
         self.ports = {name: free_port() for name in ("target", "orchestrator", "rest", "prometheus")}
         volumes = {"data": ground.image("data", 4 * MIB)}
-        self.pair = Pair(ground, volumes, target={"metrics": f"127.0.0.1:{self.ports['target']}"})
+        target = {"metrics": f"127.0.0.1:{self.ports['target']}"}
+        self.pair = Pair(ground, volumes, target=target, agent=agent)
         self.engine = Engine(
             ground,
             self.pair,
+            broker=broker,
             rest=f"127.0.0.1:{self.ports['rest']}",
             metrics=f"127.0.0.1:{self.ports['orchestrator']}",
             monitoring={"targets": [f"127.0.0.1:{self.ports['target']}"]},
@@ -71,6 +75,13 @@ class Watched:
         }
         write_toml(file, values)
         self.agents[source] = self.ground.site.start(source, AGENT, "run", "--config", str(file))
+
+    def start_host(self, name: str) -> None:
+        """A recovery host at the same broker."""
+        file = self.ground.folder / f"{name}.toml"
+        control = {"address": f"127.0.0.1:{self._broker}"}
+        write_toml(file, {"name": name, "state_directory": str(self.ground.folder / name), "control": control})
+        self.host = self.ground.site.start(name, AGENT, "standby", "run", "--config", str(file))
 
     def start_prometheus(self) -> None:
         """As `monitoring init` has it, but quicker."""
