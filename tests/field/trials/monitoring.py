@@ -101,8 +101,8 @@ def _runs(site: Watched) -> list[str]:
     shop.kill_agent()
     with _rings(site, "DrengineRunStopped", "DrengineFencingFailed"):
         blocked = engine.say("failover", str(engine.runbook), ok=False)
-    run = next(each["run"] for each in json.loads(engine.say("runs", "--unfinished").output))
     assert blocked.status, blocked
+    run = next(each["run"] for each in engine.say("runs").json() if each["state"] != "finished")
     engine.say("abort", run, ok=False)
     rung = _ended(site, "DrengineRunStopped", "DrengineFencingFailed")
     site.agents["shop"] = shop.start_agent()
