@@ -291,6 +291,8 @@ async def _carry(parts: Parts) -> None:
         except DrengineError as error:
             if error.kind not in (UNKNOWN_ROLLOUT, ROLLOUT_ACTIVE):
                 log.error("the upgrade does not go on: %s", error.message)  # noqa: TRY400 - the line says all
+        except Exception:
+            log.exception("the upgrade does not go on")
 
 
 def rollout_answer(rollout: Rollout) -> RolloutAnswer:

@@ -78,6 +78,9 @@ async def _keep(parts: Parts) -> None:
             if failed != error.message:
                 log.error("agents are not told the policy: %s", error.message)  # noqa: TRY400 - the line says all
             failed, all_due = error.message, []
+        except Exception:  # what one agent says must not keep the others from being told
+            log.exception("agents are not told the policy")
+            all_due = []
         for due in all_due:
             source = due.report.name
             if source not in telling and len(telling) < AT_ONCE and now >= again_at.get(source, 0.0):

@@ -49,6 +49,7 @@ class Members:
     end: Callable[[str, DrengineError], None]
     returned: Callable[[str], None]
     _gone: frozenset[str] = frozenset()
+    _trouble: str = ""
     _looked_at: float = 0.0
     _aged: dict[str, float] = field(default_factory=dict)
     """Seconds by which retired sources are older than is written down."""
@@ -61,9 +62,9 @@ class Members:
             certificate: that its agent has proved (DER); None without TLS.
 
         Raises:
-            DrengineError: SOURCE_RETIRED, POLICY_UNUSABLE.
+            DrengineError: SOURCE_RETIRED.
         """
-        if source not in self.file.read().retired:
+        if not self._is_retired(source):
             return
         with self.file.changing() as policy:
             retired = policy.retired.get(source)
@@ -77,6 +78,15 @@ class Members:
         self.sources.take_up(self.store, source)
         log.info("a source that was retired has joined again", extra={"source": source, "serial": serial})
         self.returned(source)
+
+    def _is_retired(self, source: str) -> bool:
+        """As was decided; while that can't be read, as was known before: replication does not stop for it."""
+        try:
+            return source in self.file.read().retired
+        except DrengineError as error:
+            if source in self._gone:
+                raise DrengineError(SOURCE_RETIRED, f"{source!r} was retired") from error
+            return False
 
     def keeping(self, source: str) -> Keeping:
         """How long the source's points are kept.
@@ -95,17 +105,23 @@ class Members:
         while True:
             try:
                 self._take(await asyncio.to_thread(self._read))
+                self._trouble = ""
             except DrengineError as error:
-                log.error("%s; %s", error.message, error.hint)  # noqa: TRY400 - the line says all
+                self._note(error)
             await self.clock.sleep(LOOK_SECONDS)
 
     def load(self) -> None:
-        """Take up what was decided before the target started.
+        """Take up what was decided before the target started, as far as it can be read."""
+        try:
+            self._take(self.file.read())
+        except DrengineError as error:
+            self._note(error)
 
-        Raises:
-            DrengineError: POLICY_UNUSABLE.
-        """
-        self._take(self.file.read())
+    def _note(self, error: DrengineError) -> None:
+        """One line for each trouble, not one a second."""
+        if error.message != self._trouble:
+            self._trouble = error.message
+            log.error("%s; %s", error.message, error.hint)
 
     def _take(self, policy: Policy) -> None:
         gone = frozenset(policy.retired)

@@ -11,7 +11,7 @@ import pytest
 
 from drengine.audit.verify import read_entries
 from drengine.identity.authority import Authority
-from drengine.policy.kept import PolicyFile, Retired
+from drengine.policy.kept import FILE, PolicyFile, Retired
 from drengine.policy.settings import decided
 from drengine.target.members import LOOK_SECONDS
 from tests.clock import ManualClock
@@ -135,3 +135,24 @@ async def test_a_source_has_the_retention_that_was_decided_for_it(tmp_path: Path
         keeping = site.daemon.members.keeping
         assert str(keeping("shop").policy) == decided(rules, "shop")["retention"].value
         assert str(keeping("web").policy) == site.config.maintenance.retention
+
+
+async def test_a_file_that_can_not_be_read_stops_no_replication_and_lets_no_retired_source_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock(time.time_ns())
+    async with running(tmp_path / "store", clock=clock) as site:
+        await point(site, "shop")
+        await point(site, "web")
+        retire(site, "shop")
+        await looked(clock, lambda: sources_shown(site) == {"web"})
+        (tmp_path / "store" / FILE).write_text("{")
+        await looked(clock, lambda: "is damaged" in caplog.text)
+        with pytest.raises(Refused):
+            await site.join("shop", instance=b"j" * 16)
+        await point(site, "new")
+        assert sum("is damaged" in record.getMessage() for record in caplog.records) == 1
+        assert not await site.daemon.maintenance.run_once("retention", site.daemon.maintenance.retain)
+        assert len(site.store.points("shop")) == 1, "nothing is removed by a guess"
+    async with running(tmp_path / "store") as site:
+        await point(site, "web")
