@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,8 @@ ca = "{tls}/shop/ca.pem"
 [cuts]
 kinds = "quiet, frozen"
 frozen_after = "1s"
+[allow]
+commands = {allowed}
 [control]
 address = "{services}:8883"
 report_interval = "500ms"
@@ -181,6 +184,13 @@ class Hosts:
         return {int(number): float(moment) for number, _, moment in (line.partition(" ") for line in lines)}
 
 
+def own_service(hosts: Hosts, device: str) -> dict[str, Any]:
+    """The shop on the source itself: its agent lets go of the disk that a dead machine left mounted, and boots it."""
+    home = str(hosts.home)
+    program = [sys.executable, "-m", "tests.system.shop", "boot", home, str(PORT), device]
+    return {"name": "shop", "stop": ["sh", "-c", f"! mountpoint -q {home} || umount {home}"], "start": program}
+
+
 def write_files(hosts: Hosts, device: str) -> None:
     folder, tls = hosts.folder, hosts.folder / "tls"
     hosts.drengine("ca", "init", "--ca", "ca", "--site", "main")
@@ -188,7 +198,9 @@ def write_files(hosts: Hosts, device: str) -> None:
         words = [word for host in reached for word in ("--host", host)]
         hosts.drengine("ca", "issue", party, *words, "--ca", "ca", "--to", str(tls / Path(party).name))
     hosts.drengine("keys", "generate", "store.key")
-    values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device}
+    service = own_service(hosts, device)
+    allowed = json.dumps([shlex.join(service[order]) for order in ("stop", "start")])
+    values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device, "allowed": allowed}
     for name, text in (("target", TARGET), ("agent", AGENT), ("standby", STANDBY), ("orchestrator", ORCHESTRATOR)):
         (folder / f"{name}.toml").write_text(text.format(**values))
     (folder / "mosquitto").mkdir()
@@ -203,7 +215,7 @@ def write_files(hosts: Hosts, device: str) -> None:
         text = text.replace(written, here)
     (folder / "mosquitto.conf").write_text(text)
     python = [sys.executable, "-m"]
-    there, back = str(hosts.recovered), str(hosts.home)
+    there = str(hosts.recovered)
     runbook = {
         "version": 1,
         "name": "shop",
@@ -211,7 +223,7 @@ def write_files(hosts: Hosts, device: str) -> None:
         "sources": {
             "shop": {
                 "fence": {"command": hosts.nets.fence_command("source")},
-                "start": [*hosts.nets.inside("source"), *python, "tests.system.shop", "boot", back, str(PORT), device],
+                "services": [service],
                 "launch": {
                     "driver": "standby",
                     "host": "recovery-1",
@@ -232,10 +244,16 @@ def write_files(hosts: Hosts, device: str) -> None:
                 "sources": ["shop"],
                 "then": [
                     {
+                        "name": "it works in the drill's own network",
+                        "modes": ["drill"],
+                        "inside": "shop",
+                        "http": {"url": f"http://127.0.0.1:{PORT}/orders", "contains": '"intact": true'},
+                    },
+                    {
                         "name": "users reach it",
                         "modes": ["failover"],
                         "http": {"url": "http://${shop.address}/orders", "contains": '"intact": true'},
-                    }
+                    },
                 ],
             }
         ],
@@ -311,6 +329,8 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
 
         drilled = hosts.drengine("drill", "runbook.yaml", "--config", "orchestrator.toml")
         assert drilled["outcome"] == "completed"
+        inside = next(step for step in drilled["steps"] if step["id"] == "shop.then.1")
+        assert '"intact": true' in inside["output"], "what it said inside its network is in the report"
         assert hosts.agent_status()["state"] in {"CONTINUOUS", "BACKLOG"}
         until(lambda: len(hosts.confirmed("home")) > 100, "business goes on")
 
@@ -330,7 +350,6 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
         hosts.send_customers("recovery", "there")
         until(lambda: len(hosts.confirmed("there")) > 30, "business at the recovery host")
 
-        run("umount", hosts.home)  # the page cache of the dead machine is its divergence
         hosts.nets.plug_in("source")
         hosts.python("source", "agent-again", "drengine_agent", "run", "--config", "agent.toml")
         until(lambda: (hosts.agent_status() or {}).get("reason") == "fenced", "the stale source knows")
@@ -343,6 +362,17 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
         assert home["orders"] >= max(hosts.confirmed("there"))
         assert hosts.audit("outpost", "10.81.2.2") is None
         until(lambda: (hosts.agent_status() or {}).get("state") == "CONTINUOUS", "it is protected again")
+        steps = {step["id"]: step["data"] for step in back["steps"]}
+        order = list(steps)
+        assert order.index("stop-services:shop") < order.index("preserve:shop"), "the page cache is its divergence"
+        assert back["not_started"] == []
+
+        hosts.kill("source")
+        for lost in ("state.json", "fence.json"):
+            (place / "agent" / lost).unlink(missing_ok=True)
+        hosts.python("source", "agent-forgetful", "drengine_agent", "run", "--config", "agent.toml")
+        until(lambda: (hosts.agent_status() or {}).get("state") == "CONTINUOUS", "it is told its generation")
+        assert hosts.agent_status()["generation"] == steps["release:shop"]["generation"]
 
         page = hosts.drengine("reports", "list", "--config", "orchestrator.toml")[0]["page"]
         assert f"{SERVICES}/32" in Path(page).read_text()  # what went over which network

@@ -20,15 +20,21 @@ _UNITS = (".service", ".scope")
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """What is to be stopped first, then what is to be unmounted, the innermost mount first."""
+    """What is to be stopped first, then what is to be unmounted, the innermost mount first.
+
+    Attributes:
+        elsewhere: who keeps it mounted in a mount namespace of its own (a container), which no unmounting here ends.
+    """
 
     units: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def order(self) -> str:
         """What to do, in order; empty where nothing was found."""
         parts = [f"stop {each}" for each in self.units] + [f"unmount {each}" for each in self.mounts]
+        parts += [f"end {each}, which keeps it mounted in a namespace of its own" for each in self.elsewhere]
         return ", then ".join(parts)
 
 
@@ -36,13 +42,37 @@ def users_of(disk: Path) -> Users:
     """Of a block device and its partitions; of a file nothing is known."""
     try:
         number = device_number(disk)
-        mounts = [each for each in read_mounts() if _is_on(each, disk_name(number))] if number[0] else []
+        mounts = [each for each in read_mounts() if _is_on(each, disk_name(number))]
     except OSError:
+        return Users()
+    if not disk_name(number):
         return Users()
     places = sorted({str(each.at) for each in mounts}, key=lambda place: (-place.count("/"), place))
     devices = {device for place in places if (device := _device(place))}
     found = dict.fromkeys(_unit(process) for process in _processes() if _works_on(process, devices))
-    return Users(tuple(unit for unit in found if unit)[:UNITS_MAX], tuple(places))
+    away = dict.fromkeys(_unit(process) for process in _keepers(disk_name(number)))
+    units, elsewhere = (tuple(unit for unit in each if unit)[:UNITS_MAX] for each in (found, away))
+    return Users(units, tuple(places), elsewhere)
+
+
+def _keepers(disk: str) -> Iterator[Path]:
+    """One process of each other mount namespace in which the disk is mounted."""
+    known = {_namespace(Path("/proc/self"))}
+    for process in _processes():
+        namespace = _namespace(process)
+        if not namespace or namespace in known:
+            continue
+        known.add(namespace)
+        with contextlib.suppress(OSError):
+            if any(_is_on(each, disk) for each in read_mounts(process / "mountinfo")):
+                yield process
+
+
+def _namespace(process: Path) -> str:
+    try:
+        return str((process / "ns/mnt").readlink())
+    except OSError:
+        return ""
 
 
 def _is_on(mount: Mount, disk: str) -> bool:

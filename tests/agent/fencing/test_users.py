@@ -39,6 +39,29 @@ def test_a_disk_names_its_mounts_and_who_works_there_in_the_order_in_which_they_
         run("losetup", "--detach", device)
 
 
+def test_a_mount_in_another_namespace_is_named_because_no_unmounting_here_ends_it(tmp_path: Path) -> None:
+    skip_unless_disks_can_be_attached()
+    image, place = tmp_path / "disk.img", tmp_path / "a"
+    image.write_bytes(bytes(16 << 20))
+    run("mkfs.ext4", "-q", image)
+    device = Path(run("losetup", "--find", "--show", image).strip())
+    place.mkdir()
+    try:
+        script = f"mount {device} {place} && echo there && read done"
+        with subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"there\n"
+            found = users_of(device)
+            process.kill()
+        assert (found.units, found.mounts) == ((), ())
+        (keeper,) = found.elsewhere
+        assert keeper in found.order
+    finally:
+        run("losetup", "--detach", device)
+
+
 def test_of_a_file_nothing_is_known(tmp_path: Path) -> None:
     file = tmp_path / "disk.img"
     file.write_bytes(b"")
