@@ -90,6 +90,8 @@ def _finished(run: RunRecord, can_roll_back: bool, left_fenced: Sequence[str]) -
         yield Advice(f"drengine commit {run.id}", "it stays; the way home is then a failback")
     if is_open and can_roll_back:
         yield Advice(f"drengine rollback {run.id}", _why_rollback(left_fenced))
+    if run.mode is Mode.DRILL and run.outcome is not Outcome.COMPLETED:
+        yield Advice(f"drengine drill {run.runbook}", "once more, when the cause is mended")
     if run.outcome is Outcome.COMPLETED and (run.reason == COMMITTED or run.mode is Mode.REPROTECT):
         yield Advice(f"drengine failback {run.runbook}", "the way home")
     yield Advice(f"drengine reports export {run.id} --output report.html", "the report")

@@ -117,7 +117,7 @@ class _Checker:
             sense.error("unknown-driver", f"there is no launch driver {shown(launch.driver)}", hint, "driver")
             return
         if getattr(self._drivers[launch.driver], "needs_host", False) and not launch.host:
-            hint = "Write `host:` with the name in that host's own file."
+            hint = "Give the launch a host, by the name that its own file says."
             sense.error("no-host", f"driver {launch.driver} launches on a recovery host, and none is named", hint)
         for key, settings in (("settings", launch.settings), ("drill", {**launch.settings, **launch.drill})):
             try:

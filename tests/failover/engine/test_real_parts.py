@@ -24,6 +24,7 @@ from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine.process import find_marked
 from drengine.store.store import Store
+from tests.recovery.replica import make
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}", "NO_COLOR": "1"}
@@ -47,6 +48,8 @@ name: shop
 objectives: {{rpo: 5s, rto: 1m}}
 sources:
   shop:
+    services:
+      - {{name: shop, stop: ["true"], start: [touch, PLACE/started]}}
     launch:
       driver: command
       settings:
@@ -158,6 +161,7 @@ def write_configuration(directory: Path, target: int, broker: int, rest: int) ->
     (directory / "agent.toml").write_text(
         f'source = "shop"\ntarget = "127.0.0.1:{target}"\nstate_directory = "{directory}/agent"\n'
         f'[nbd]\nlisten = "unix:{directory}/tap.sock"\njournal = "16MiB"\n'
+        f'[allow]\ncommands = ["true", "touch {directory}/ready/started"]\n'
         f'[control]\naddress = "127.0.0.1:{broker}"\n'
         f'[[volume]]\nname = "data"\npath = "{directory}/disk"\n'
     )
@@ -202,6 +206,7 @@ def test_a_shop_is_drilled_failed_over_and_brought_home(site: Site) -> None:
 
     home = site.drengine("failback", str(site.directory / "shop.yaml"))
     assert home["outcome"] == "completed"
+    assert (site.directory / "ready/started").exists(), "its agent started the service"
     assert home["bytes_shipped_back"] < SIZE / 4
     with site.tap() as tap:
         found = bytes(tap.read(0, 100))
@@ -209,6 +214,57 @@ def test_a_shop_is_drilled_failed_over_and_brought_home(site: Site) -> None:
     assert found.startswith(b"written and recovered by " + failover["run"].encode())
     assert write(site, 2 * BLOCK, b"home")
     eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+
+
+@pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
+def test_a_failback_whose_service_the_source_does_not_allow_hands_back_and_says_so(site: Site) -> None:
+    book = site.directory / "shop.yaml"
+    eventually(lambda: write(site, 0, b"written"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    eventually(site.hears_agent)
+    assert site.drengine("failover", str(book))["outcome"] == "completed"
+    text = book.read_text()
+    book.write_text(text.replace("start: [touch,", "start: [rm,"))
+    stopped = site.drengine("failback", str(book), code=106)
+    release = next(step for step in stopped["steps"] if step["id"] == "release:shop")
+    assert (release["code"], "[allow] commands" in release["message"]) == ("order-not-allowed", True)
+    assert (stopped["state"], stopped["outage_seconds"]) == ("stopped", None), "nothing serves yet"
+    book.write_text(text)
+    home = site.drengine("run", "resume", "last", "--runbook", str(book))
+    assert (home["run"], home["outcome"]) == (stopped["run"], "completed")
+    assert home["outage_seconds"] > 0
+    assert (site.directory / "ready/started").exists()
+
+
+@pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
+def test_a_blocked_failover_says_whom_it_left_fenced_and_a_rollback_releases_it(site: Site) -> None:
+    """Two servers: the one is fenced by its agent, the other can't be; then somebody gives up."""
+    make(site.directory / "store", source="bank")
+    book = site.directory / "shop.yaml"
+    bank = """  bank:
+    fence: {command: ['false'], retries: 0}
+    launch: {driver: command, settings: {run: [sleep, '9']}}
+"""
+    text = book.read_text().replace("waves:", f"{bank}waves:")
+    book.write_text(text.replace("sources: [shop]", "sources: [shop, bank]"))
+    eventually(lambda: write(site, 0, b"written"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    eventually(site.hears_agent)
+    blocked = site.drengine("failover", str(book), code=107)
+    run = blocked["run"]
+    assert (blocked["outcome"], blocked["left_fenced"]) == ("blocked", ["shop"])
+    status = site.agent("status")
+    assert (status["standing"], status["fence_run"]) == ("fenced", run)
+    assert f"run {run}" in status["why"]
+    assert f"drengine rollback {run}" in status["release"]
+    aborted = site.drengine("abort", run)
+    assert (aborted["outcome"], aborted["left_fenced"]) == ("aborted", ["shop"])
+    assert f"drengine rollback {run}" in [each["command"] for each in aborted["next"]]
+    undone = site.drengine("rollback", run)
+    assert (undone["outcome"], undone["left_fenced"]) == ("rolled-back", [])
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    assert site.agent("status")["why"] == ""
+    assert write(site, BLOCK, b"business goes on")
 
 
 @pytest.mark.fault(27)
