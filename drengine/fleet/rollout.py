@@ -31,6 +31,7 @@ from drengine.fleet.errors import ROLLOUT_ACTIVE, ROLLOUT_UNUSABLE, UNKNOWN_ROLL
 from drengine.fleet.look import Parts, look
 from drengine.fleet.rings import Phase, Progress, Ring, Wanted, judged, unfit
 from drengine.model.errors import DrengineError
+from drengine.notifications import SILENT, Notice, Notifier, Topic
 from drengine.ownership import make_directory, open_owned
 
 log = logging.getLogger("drengine.orchestrator")
@@ -272,7 +273,7 @@ async def keep_rollouts(orchestrator: Orchestrator) -> AsyncIterator[None]:
     """Carry out what somebody has ordered, also after a restart, until left."""
     engine = orchestrator.engine
     parts = Parts(engine.config, engine.site.clock, engine.site.store, engine.registry, engine.agents)
-    carrying = asyncio.create_task(_carry(parts))
+    carrying = asyncio.create_task(_carry(parts, engine.notifier))
     try:
         yield
     finally:
@@ -280,7 +281,7 @@ async def keep_rollouts(orchestrator: Orchestrator) -> AsyncIterator[None]:
         await asyncio.gather(carrying, return_exceptions=True)
 
 
-async def _carry(parts: Parts) -> None:
+async def _carry(parts: Parts, notifier: Notifier = SILENT) -> None:
     files = RolloutFiles(parts.config.state)
     while True:
         await parts.clock.sleep(LOOK_SECONDS)
@@ -288,11 +289,17 @@ async def _carry(parts: Parts) -> None:
             if (await asyncio.to_thread(files.newest)).state is State.RUNNING:
                 ended = await Executor(parts).run()
                 log.info("upgrade to %s: %s", ended.version, ended.message or ended.state.value)
+                notifier.notify(_notice(ended))
         except DrengineError as error:
             if error.kind not in (UNKNOWN_ROLLOUT, ROLLOUT_ACTIVE):
                 log.error("the upgrade does not go on: %s", error.message)  # noqa: TRY400 - the line says all
         except Exception:
             log.exception("the upgrade does not go on")
+
+
+def _notice(ended: Rollout) -> Notice:
+    title = f"agents' upgrade to {ended.version} {'is through' if ended.state is State.DONE else 'has stopped'}"
+    return Notice(Topic.UPGRADE, title, f"{ended.message}\n\ndrengine fleet upgrade --status".strip())
 
 
 def rollout_answer(rollout: Rollout) -> RolloutAnswer:

@@ -19,6 +19,8 @@ class Topic(enum.StrEnum):
     """A run has ended, as it should or because somebody wanted it."""
     READINESS = "readiness"
     """What could be recovered a moment ago can't be any more, or can be again."""
+    UPGRADE = "upgrade"
+    """An upgrade of agents has stopped at one that is sick, or is through."""
     TEST = "test"
     """Somebody tries whether notices arrive; sent whatever was chosen."""
 

@@ -34,6 +34,7 @@ from drengine.fleet.rollout import Executor, RolloutFiles, State, _carry, rollou
 from drengine.identity.names import Identity, Role
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.notifications import Notice, Notifier, Topic
 from drengine.people.errors import NOT_PERMITTED
 from tests.control.identities import BOSS, Site
 from tests.control.site import free_port, until
@@ -232,11 +233,18 @@ async def test_somebody_may_stop_it_and_an_older_version_or_another_file_is_aske
 
 async def test_an_orchestrator_that_runs_carries_out_what_was_ordered_or_left(tmp_path: Path) -> None:
     async with world(tmp_path, Host("a"), Host("b", "unwilling")) as here:
-        carrying = asyncio.create_task(_carry(here.parts))
+        told: list[Notice] = []
+        topics, send = frozenset({Topic.UPGRADE}), lambda notice: not told.append(notice)
+        notifier = Notifier({"list": send}, topics, 1)
+        carrying = asyncio.create_task(_carry(here.parts, notifier))
         newest = RolloutFiles(here.parts.config.state).newest
         await here.begin("a", "b")
         await until(lambda: newest().state is State.STOPPED)
         here.hosts["b"].becomes = "well"
         await asyncio.to_thread(here.orders().resume_rollout)
         await until(lambda: newest().state is State.DONE)
+        await until(lambda: len(told) == 2)
         await _ended(carrying)
+        notifier.close()
+        assert [each.title.rpartition("99.0 ")[2] for each in told] == ["has stopped", "is through"]
+        assert "it does not want to" in told[0].text
