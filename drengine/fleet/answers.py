@@ -129,7 +129,13 @@ class RingAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutAnswer:
-    """An upgrade of the fleet; `rollout` is its id, empty where nothing was begun. `state`: running, stopped, done."""
+    """An upgrade of the fleet.
+
+    Attributes:
+        rollout: its id; empty where nothing was begun.
+        state: `running`, `stopped` or `done`.
+        is_left: it is running, but nobody carries it out: whoever did was killed.
+    """
 
     rollout: str
     version: str
@@ -139,4 +145,5 @@ class RolloutAnswer:
     by: str
     created_ns: int
     limit_seconds: float
+    is_left: bool
     rings: list[RingAnswer]

@@ -180,7 +180,7 @@ class FleetOrders:
             DrengineError: NOT_PERMITTED, UNKNOWN_ROLLOUT, ROLLOUT_UNUSABLE.
         """
         permit(self.who, Action.LOOK)
-        return rollout_answer(self._rollouts.newest())
+        return rollout_answer(self._rollouts.newest(), is_left=self._rollouts.is_left())
 
     def resume_rollout(self) -> RolloutAnswer:
         """Go on with the newest upgrade, and with who was sick in it or left out.

@@ -182,6 +182,20 @@ class RolloutFiles:
         except OSError as error:
             raise DrengineError(ROLLOUT_UNUSABLE, f"{self._folder}: {error.strerror}") from error
 
+    def is_left(self) -> bool:
+        """Whether nobody carries one out now.
+
+        Raises:
+            DrengineError: ROLLOUT_UNUSABLE.
+        """
+        try:
+            with self.locked("execute"):
+                return True
+        except DrengineError as error:
+            if error.kind is not ROLLOUT_ACTIVE:
+                raise
+            return False
+
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """While nobody else changes one (`change`), or carries one out (`execute`).
@@ -302,7 +316,7 @@ def _notice(ended: Rollout) -> Notice:
     return Notice(Topic.UPGRADE, title, f"{ended.message}\n\ndrengine fleet upgrade --status".strip())
 
 
-def rollout_answer(rollout: Rollout) -> RolloutAnswer:
+def rollout_answer(rollout: Rollout, *, is_left: bool = False) -> RolloutAnswer:
     """As people and programs are told of it."""
     return RolloutAnswer(
         rollout=rollout.id,
@@ -313,6 +327,7 @@ def rollout_answer(rollout: Rollout) -> RolloutAnswer:
         by=rollout.by,
         created_ns=rollout.created_ns,
         limit_seconds=rollout.limit_seconds,
+        is_left=is_left and rollout.state is State.RUNNING,
         rings=[
             RingAnswer(name=ring.name, agents=[_agent_answer(name, rollout.agents[name]) for name in ring.sources])
             for ring in rollout.rings

@@ -195,7 +195,9 @@ async def test_an_executor_that_is_killed_is_gone_on_with_and_two_are_never_at_w
         with pytest.raises(DrengineError) as refused:
             await here.begin("b")
         assert refused.value.kind is ROLLOUT_ACTIVE
+        assert not (await asyncio.to_thread(here.orders().rollout)).is_left
         await _ended(first)
+        assert (await asyncio.to_thread(here.orders().rollout)).is_left
         assert RolloutFiles(here.parts.config.state).newest().state is State.RUNNING
         here.hosts["a"].becomes = "well"
         done = await here.carried()

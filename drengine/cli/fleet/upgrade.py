@@ -130,7 +130,9 @@ def _show(rollout: RolloutAnswer) -> None:
     print(f"{rollout.rollout}: {rollout.state}" if rollout.rollout else "nothing was ordered")
     if left := [each.source for ring in rollout.rings for each in ring.agents if each.phase == "skipped"]:
         note(f"left out: {', '.join(left)}")
-    if rollout.state == "stopped" or (rollout.rollout and left):
+    if rollout.is_left:
+        note("nobody carries it out now; the orchestrator does within seconds where it runs")
+    if rollout.is_left or rollout.state == "stopped" or (rollout.rollout and left):
         note("drengine fleet upgrade --resume goes on, and tries again who was sick or left out")
 
 
