@@ -37,7 +37,8 @@ STABLE = ("cryptography",)
 """Their extensions keep to the part of Python's interface that stays the same."""
 NOT_NEEDED = ("colorama",)
 """Locked for other systems."""
-TARGET_ONLY = [("drengine", part) for part in ("cli", "console", "failover", "joining", "store", "target")]
+_PARTS = ("cli", "console", "crypt", "failover", "fleet", "joining", "monitoring", "notifications", "people", "policy")
+TARGET_ONLY = [("drengine", part) for part in (*_PARTS, "store", "target")]
 """Parts of drengine that the agent never imports (import-linter holds it to that)."""
 NOT_FOR_AGENTS = (
     Path("drengine/control/broker.py"),

@@ -24,6 +24,7 @@ from drengine.store.store import Store
 from drengine.transport.files import TlsFiles
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.daemon.trial import try_broker
+from drengine_agent.doctor import parties
 from drengine_agent.doctor.examine import Asked, examine
 from drengine_agent.doctor.facts import Reach
 from drengine_agent.doctor.judge import Finding, Level
@@ -133,6 +134,18 @@ def test_a_certificate_for_another_host_or_role_is_refused_before_it_is_used(
     found = finding(config_of(site, free_port(), site.files(identity)), "certificate")
     assert found.level is Level.FAIL
     assert seen in found.seen or "tls-own-purpose" in found.seen or "server" in found.seen
+
+
+def test_a_second_program_beside_a_packages_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    packaged = tmp_path / "usr-bin-drengine-agent"
+    monkeypatch.setattr(parties, "PACKAGED", packaged)
+    monkeypatch.setattr(parties, "own_archive", lambda: tmp_path / "fetched")
+    assert list(parties.program_troubles()) == []
+    packaged.touch()
+    (trouble,) = parties.program_troubles()
+    assert (trouble.id, str(packaged) in trouble.hint) == ("package", True)
+    monkeypatch.setattr(parties, "own_archive", lambda: None)
+    assert list(parties.program_troubles()) == [], "it is the package's own, which takes over"
 
 
 def test_files_that_are_no_pair_are_told(site: Site) -> None:
