@@ -39,7 +39,7 @@ def configuration() -> str:
     agent = importlib.import_module("drengine_agent.config").AgentConfig
     orchestrator = importlib.import_module("drengine.failover.config").OrchestratorConfig
     target = importlib.import_module("drengine.target.config").TargetConfig
-    server = importlib.import_module("drengine.joining.server").Server
+    joining = importlib.import_module("drengine.joining.server")
     standby = importlib.import_module("drengine_agent.standby.config").StandbyConfig
     return (
         f"{GENERATED}# Configuration\n\nTOML. Sizes are written `64MiB`, durations `500ms`, `5s`, `10m`, `1h`, `7d`, "
@@ -50,7 +50,8 @@ def configuration() -> str:
         f"## Recovery host\n\n{reference(standby)}\n\n"
         f"## Orchestrator\n\n{reference(orchestrator)}\n\n"
         "## Inventory\n\nYAML, for `drengine join-command --from`: each key of `servers` is a server's name, below it "
-        f"stands what differs from `defaults`.\n\n{reference(server)}\n"
+        f"stands what differs from `defaults`.\n\n{reference(joining.Server)}\n\n"
+        f"Those below `recovery_hosts`:\n\n{reference(joining.RecoveryHost)}\n"
     )
 
 

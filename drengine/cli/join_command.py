@@ -21,11 +21,10 @@ from drengine.enrolment.parties import living_parties
 from drengine.enrolment.seen import remembered_address
 from drengine.identity.authority import Authority
 from drengine.identity.errors import CA_REFUSED, EnrolmentError
-from drengine.identity.names import Role
 from drengine.identity.tokens import Invitation
 from drengine.joining.inventory import BAD_INVENTORY, InventoryError, read_inventory
 from drengine.joining.line import Line
-from drengine.joining.server import Server, check_server_name
+from drengine.joining.server import Joining, RecoveryHost, Server, check_server_name
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.terminal import emit_json, note
@@ -57,11 +56,18 @@ class Told:
     )
     bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="A limit, such as 20MiB/s.")] = None
     tracker: Annotated[str | None, typer.Option("--tracker", help="auto (the default), ebpf, nbd or scan.")] = None
+    recovery_host: Annotated[
+        bool, typer.Option("--recovery-host", help="It is a recovery host, which needs --broker, and no source.")
+    ] = False
+    mount_root: Annotated[
+        list[str] | None,
+        typer.Option("--mount-root", help="On a recovery host: where disks may be mounted; once for each."),
+    ] = None
     replace: Annotated[
         bool, typer.Option("--replace", help="It was set up anew: its certificates of before are revoked.")
     ] = False
 
-    def server(self) -> Server:
+    def party(self) -> Joining:
         """As an inventory would say it.
 
         Raises:
@@ -72,17 +78,22 @@ class Told:
             values["data_networks"] = networks
         if volumes := values.pop("volume", None):
             values["volumes"] = dict(each.partition("=")[::2] for each in volumes)
-        server = parse(Server, values)
-        for doubt in server.doubts():
-            raise DrengineError(BAD_INVENTORY, doubt, hint="Give --data-network.")
-        return server
+        if roots := values.pop("mount_root", None):
+            values["mount_roots"] = roots
+        is_host = bool(values.pop("recovery_host", False))
+        party: Joining = parse(RecoveryHost, values) if is_host else parse(Server, values)
+        for doubt in party.doubts():
+            raise DrengineError(BAD_INVENTORY, doubt, hint="Give --data-network, or another --mount-root.")
+        return party
 
 
 @app.command()
 @grouped
 def join_command(
     ca: CaOption,
-    name: Annotated[str | None, typer.Option("--name", help="The server; its source has the same name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The server, which is its source's name; or the recovery host.")
+    ] = None,
     from_: Annotated[
         Path | None, typer.Option("--from", help="An inventory (YAML) of many servers, instead of --name.")
     ] = None,
@@ -102,26 +113,27 @@ def join_command(
     """Print one line for a server: typed there as root, it fetches the agent, checks the host, enrols and protects it.
 
     The line waits for the first session and point, and says why when there is none. It may be typed again: it changes
-    nothing then. For a server that has joined it has no token, which is then not needed.
+    nothing then. For a server that has joined it has no token, which is then not needed. Recovery hosts join alike.
     """
     if (name is None) is (from_ is None):
         raise typer.BadParameter("give --name, or an inventory with --from")
-    servers = _read(from_) if from_ else {str(name): told.server()}
+    parties = _read(from_) if from_ else {str(name): told.party()}
     desk = _Desk(ca, authority, seconds_of(ttl), to, dry_run=dry_run)
     answers = []
-    for each, server in servers.items():
+    for each, party in parties.items():
         check_server_name(each)
-        answers.append(desk.serve(each, server))
+        answers.append(desk.serve(each, party))
     _show(answers, to, dry_run=dry_run, json=json)
 
 
-def _read(inventory: Path) -> dict[str, Server]:
+def _read(inventory: Path) -> dict[str, Joining]:
     try:
-        return read_inventory(inventory)
+        found = read_inventory(inventory)
     except InventoryError as error:
         for each in error.findings:
             note(each.shown(str(inventory)))
         raise
+    return {**found.servers, **found.recovery_hosts}
 
 
 class _Desk:
@@ -142,18 +154,18 @@ class _Desk:
         self._to = to
         self._dry_run = dry_run
         parties = living_parties(self._authority.index(), time.time())
-        self._joined = {each.name for each in parties if each.role is Role.AGENT}
+        self._joined = {(each.role, each.name) for each in parties}
 
-    def serve(self, name: str, server: Server) -> dict[str, Any]:
+    def serve(self, name: str, party: Joining) -> dict[str, Any]:
         """What is told about one."""
-        has_joined = name in self._joined and not server.replace
+        has_joined = (party.role, name) in self._joined and not party.replace
         file = self._to / f"{name}.sh" if self._to else None
         present = _present(file)
         token = "" if has_joined else self._valid_token(present)
         is_new = not has_joined and not token
         if is_new:
-            token = TOKEN_PLACE if self._dry_run else self._new_token(name, server)
-        line = str(self._line(name, server, token))
+            token = TOKEN_PLACE if self._dry_run else self._new_token(name, party)
+        line = str(self._line(name, party, token))
         changes = line + "\n" != present
         if file is not None and changes and not self._dry_run:
             make_directory(file.parent, mode=0o700)
@@ -161,15 +173,15 @@ class _Desk:
         shown = {"name": name, "joined": has_joined, "token_made": is_new, "changed": changes if file else is_new}
         return {**shown, **({"file": file} if file else {"command": line})}
 
-    def _line(self, name: str, server: Server, token: str) -> Line:
-        options = server.install_options(name, self._authority.site)
+    def _line(self, name: str, party: Joining, token: str) -> Line:
+        words = party.words(name, self._authority.site)
         pin = self._authority.issuing.fingerprint.hex()
-        return Line(self._address, pin, self._agent.sha256, options, token)
+        return Line(self._address, pin, self._agent.sha256, words, token)
 
-    def _new_token(self, name: str, server: Server) -> str:
-        with recorded(self._authority.folder, "token.create", "agent", name=name, replace=server.replace):
+    def _new_token(self, name: str, party: Joining) -> str:
+        with recorded(self._authority.folder, "token.create", str(party.role), name=name, replace=party.replace):
             made, secret = self._authority.create_token(
-                Role.AGENT, name, seconds=self._seconds, uses=1, replace=server.replace
+                party.role, name, seconds=self._seconds, uses=1, replace=party.replace
             )
         return str(Invitation(self._address, self._authority.issuing.fingerprint, made.id, secret))
 

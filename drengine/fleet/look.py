@@ -126,7 +126,9 @@ def _see(parts: Parts) -> _Seen:
         {name: each for name, each in list(agents.reports().items()) if each.kind is PartyKind.AGENT},
         frozenset(name for name, (kind, _) in presences if kind is PartyKind.AGENT and agents.is_online(name)),
         asked("identities", lambda: issued_in(ca, now_ns / _NS), Issued()) if ca else Issued(),
-        asked("inventory", lambda: frozenset(read_inventory(inventory)), frozenset()) if inventory else frozenset(),
+        asked("inventory", lambda: frozenset(read_inventory(inventory).servers), frozenset())
+        if inventory
+        else frozenset(),
         asked("policy", PolicyFile(config.store).read, Policy()),
         unknown,
     )

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from drengine.config import BAD_CONFIG, parse
+from drengine.config.options import options_of
 from drengine.failover.runbook.document import Node
 from drengine.failover.runbook.document import parse as parse_document
-from drengine.failover.runbook.findings import Finding, Findings, Place, TooMany, did_you_mean
-from drengine.joining.server import Server, check_server_name
+from drengine.failover.runbook.findings import Finding, Findings, TooMany, did_you_mean
+from drengine.joining.server import RecoveryHost, Server, check_server_name
 from drengine.model.errors import DrengineError, error_kind
 
 BAD_INVENTORY = error_kind(
@@ -27,7 +29,8 @@ BAD_INVENTORY = error_kind(
     "docs/install.md shows one; nothing was made, and no token.",
 )
 INVENTORY_BYTES_MAX = 1 << 20
-KEYS = ("defaults", "servers")
+KEYS = ("defaults", "servers", "recovery_hosts")
+_T = TypeVar("_T", Server, RecoveryHost)
 EXAMPLE = "It begins with `servers:` and a name in each line below."
 
 
@@ -40,8 +43,16 @@ class InventoryError(DrengineError):
         self.findings = tuple(findings)
 
 
-def read_inventory(path: Path) -> dict[str, Server]:
-    """The servers by name.
+@dataclass(frozen=True)
+class Inventory:
+    """Who joins, by name."""
+
+    servers: Mapping[str, Server]
+    recovery_hosts: Mapping[str, RecoveryHost]
+
+
+def read_inventory(path: Path) -> Inventory:
+    """Who joins by it.
 
     Raises:
         InventoryError: with all mistakes. DrengineError: BAD_INVENTORY, it can't be read.
@@ -52,52 +63,61 @@ def read_inventory(path: Path) -> dict[str, Server]:
     except (OSError, UnicodeDecodeError) as error:
         raise DrengineError(BAD_INVENTORY, f"{path}: {getattr(error, 'strerror', None) or error}") from error
     findings = Findings()
-    servers: dict[str, Server] = {}
+    found = Inventory({}, {})
     with contextlib.suppress(TooMany):
-        servers = _servers(parse_document(text, findings), findings)
+        found = _inventory(parse_document(text, findings), findings)
     if findings.errors:
         raise InventoryError(str(path), findings.errors)
-    return servers
-
-
-def _servers(root: Node | None, findings: Findings) -> dict[str, Server]:
-    if root is None:
-        return {}
-    if root.entries is None or "servers" not in root.entries:
-        findings.add("no-servers", root.place, "", "no servers are named", EXAMPLE)
-        return {}
-    for key in root.entries:
-        if key not in KEYS:
-            findings.add("unknown-key", root.keys[key], key, "there is no such key", did_you_mean(key, KEYS))
-    defaults = _table(root.entries.get("defaults"), "defaults", findings)
-    listed = root.entries["servers"]
-    if not listed.entries:
-        findings.add("no-servers", listed.place, "servers", "a mapping of names is needed", EXAMPLE)
-        return {}
-    found = {}
-    for name, node in listed.entries.items():
-        server = _server(name, listed.keys[name], node, defaults, findings)
-        if server is not None:
-            found[name] = server
     return found
 
 
-def _server(name: str, place: Place, node: Node, defaults: Mapping[str, Any], findings: Findings) -> Server | None:
-    path = f"servers.{name}"
-    try:
-        check_server_name(name)
-    except DrengineError as error:
-        findings.add(error.kind.id, place, path, error.message, error.hint)
-        return None
-    try:
-        server = parse(Server, {**defaults, **_table(node, path, findings)}, where=name)
-    except DrengineError as error:
-        hint = "docs/configuration.md lists the keys of an inventory." if error.kind is BAD_CONFIG else error.hint
-        findings.add(error.kind.id, place, path, error.message, hint)
-        return None
-    for doubt in server.doubts():
-        findings.add("bad-network", place, path, doubt, "Name the network in which the target's address lies.")
-    return server
+def _inventory(root: Node | None, findings: Findings) -> Inventory:
+    if root is None:
+        return Inventory({}, {})
+    entries = root.entries or {}
+    if not {"servers", "recovery_hosts"} & entries.keys():
+        findings.add("no-servers", root.place, "", "no servers are named", EXAMPLE)
+        return Inventory({}, {})
+    for key in entries:
+        if key not in KEYS:
+            findings.add("unknown-key", root.keys[key], key, "there is no such key", did_you_mean(key, KEYS))
+    defaults = _table(entries.get("defaults"), "defaults", findings)
+    servers = _parties("servers", entries, Server, defaults, findings)
+    hosts = _parties("recovery_hosts", entries, RecoveryHost, defaults, findings)
+    for name in servers.keys() & hosts.keys():
+        what, hint = (
+            f"{name} is the name of a server, too",
+            "Give it a name of its own: both would have one certificate.",
+        )
+        findings.add("name-twice", entries["recovery_hosts"].keys[name], f"recovery_hosts.{name}", what, hint)
+    return Inventory(servers, hosts)
+
+
+def _parties(
+    key: str, entries: Mapping[str, Node], kind: type[_T], defaults: Mapping[str, Any], findings: Findings
+) -> dict[str, _T]:
+    listed = entries.get(key)
+    if listed is None:
+        return {}
+    if not listed.entries:
+        findings.add("no-servers", listed.place, key, "a mapping of names is needed", EXAMPLE)
+        return {}
+    known = {name: value for name, value in defaults.items() if kind is Server or name in options_of(kind)}
+    found = {}
+    for name, node in listed.entries.items():
+        path = f"{key}.{name}"
+        try:
+            check_server_name(name)
+            party = parse(kind, {**known, **_table(node, path, findings)}, where=name)
+        except DrengineError as error:
+            hint = "docs/configuration.md lists the keys of an inventory." if error.kind is BAD_CONFIG else error.hint
+            findings.add(error.kind.id, listed.keys[name], path, error.message, hint)
+            continue
+        for doubt in party.doubts():
+            hint = "Name the network in which the target's address lies, and paths from the root on."
+            findings.add("bad-value", listed.keys[name], path, doubt, hint)
+        found[name] = party
+    return found
 
 
 def _table(node: Node | None, path: str, findings: Findings) -> Mapping[str, Any]:

@@ -57,17 +57,17 @@ class Line:
         authority: where the agent is fetched, and where this server enrols.
         pin: SHA-256 of the CA's certificate, in hexadecimal.
         sha256: of the one-file agent, in hexadecimal.
-        install: options of `drengine-agent install`.
+        words: what the agent is told.
         token: empty for a server that has enrolled.
     """
 
     authority: Address
     pin: str
     sha256: str
-    install: Sequence[str]
+    words: Sequence[str]
     token: str = ""
 
     def __str__(self) -> str:
         words = ["python3", "-I", "-c", SCRIPT, str(self.authority), self.pin, self.sha256]
-        line = shlex.join([*words, "install", "--yes", *self.install])
+        line = shlex.join([*words, *self.words])
         return f"{TOKEN_VARIABLE}={self.token} {line}" if self.token else line

@@ -1,4 +1,4 @@
-"""What a server that joins is told: options of `drengine join-command`, and keys of an inventory."""
+"""What a server or recovery host that joins is told: options of `drengine join-command`, and keys of an inventory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from drengine.config import ADDRESS, FLAG, NETWORKS, TABLE, TEXT, Address, choice, option
+from drengine.config import ADDRESS, FLAG, NETWORKS, TABLE, TEXT, WORDS, Address, choice, option
 from drengine.control.topics import check_party_name
+from drengine.identity.names import Role
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointKind
@@ -65,6 +66,11 @@ class Server:
         FLAG, default=False, help="The server was set up anew: its certificates of before are revoked when it joins."
     )
 
+    @property
+    def role(self) -> Role:
+        """What it becomes."""
+        return Role.AGENT
+
     def doubts(self) -> Iterator[str]:
         """What can't work together."""
         host = self.target.host
@@ -79,9 +85,9 @@ class Server:
         except DrengineError as error:
             yield f"the target's address {error.message}"
 
-    def install_options(self, name: str, site: str) -> list[str]:
-        """Options of `drengine-agent install`."""
-        words = ["--source", name, "--target", str(self.target)]
+    def words(self, name: str, site: str) -> list[str]:
+        """What `drengine-agent` is told on it."""
+        words = ["install", "--yes", "--source", name, "--target", str(self.target)]
         words += [word for each in self.data_networks for word in ("--data-network", each)]
         words += [word for disk, path in self.volumes.items() for word in ("--volume", f"{disk}={path}")]
         words += [] if self.volumes else ["--all-disks"]
@@ -91,8 +97,45 @@ class Server:
         return [*words, "--site", site] if site != "main" else words
 
 
+@dataclass(frozen=True)
+class RecoveryHost:
+    """A recovery host in an inventory."""
+
+    broker: Address = option(
+        ADDRESS, help="The MQTT broker's host and port.", example=Address("outpost.example", 8883), check=_host_port
+    )
+    data_networks: tuple[str, ...] = option(
+        NETWORKS, default=(), help="Networks in which disks may be attached, beside loopback."
+    )
+    mount_roots: tuple[str, ...] = option(
+        WORDS, default=(), help="Directories in and below which disks may be mounted; none: the host's default."
+    )
+    replace: bool = option(
+        FLAG, default=False, help="The host was set up anew: its certificates of before are revoked when it joins."
+    )
+
+    @property
+    def role(self) -> Role:
+        """What it becomes."""
+        return Role.HOST
+
+    def doubts(self) -> Iterator[str]:
+        """What can't work together."""
+        yield from (f"{each} is no absolute path" for each in self.mount_roots if not PurePosixPath(each).is_absolute())
+
+    def words(self, name: str, site: str) -> list[str]:
+        """What `drengine-agent` is told on it."""
+        words = ["standby", "install", "--yes", "--name", name, "--broker", str(self.broker)]
+        words += [word for each in self.data_networks for word in ("--data-network", each)]
+        words += [word for each in self.mount_roots for word in ("--mount-root", each)]
+        return [*words, "--site", site] if site != "main" else words
+
+
+Joining = Server | RecoveryHost
+
+
 def check_server_name(name: str) -> None:
-    """A server has the name of its source.
+    """A server has the name of its source, and a recovery host its own.
 
     Raises:
         DrengineError: BAD_NAME.

@@ -140,6 +140,22 @@ def test_a_server_that_has_joined_gets_a_line_without_a_token(site: Site, typed:
     assert (told["joined"], told["token_made"]) == (False, True)
 
 
+def test_recovery_hosts_join_alike(site: Site, typed: Typed, tmp_path: Path) -> None:
+    text = INVENTORY + "recovery_hosts:\n  r1: {mount_roots: [/srv, /mnt]}\n"
+    (tmp_path / "inventory.yaml").write_text(text)
+    told = json.loads(typed("--from", str(tmp_path / "inventory.yaml"), "--json"))
+    assert [each["name"] for each in told] == ["shop-1", "shop-2", "r1"]
+    words = run(told[-1]["command"]).stdout.splitlines()[1:-1]
+    assert " ".join(words) == (
+        "standby install --yes --name r1 --broker outpost.example:8883 --data-network 192.0.2.0/24 "
+        "--mount-root /srv --mount-root /mnt"
+    )
+    assert site.authority.index().tokens[-1].role == "host"
+    one = typed("--name", "r2", "--recovery-host", "--broker", "outpost.example:8883", "--json")
+    assert "--name r2 --broker outpost.example:8883" in json.loads(one)[0]["command"]
+    assert "[bad-config]" in typed("--name", "r2", "--recovery-host", code=50)
+
+
 MISTAKES = {
     "not YAML": ("servers: [", "yaml-syntax"),
     "nothing": ("", "empty"),
@@ -154,12 +170,16 @@ MISTAKES = {
     "a reserved name": ("servers: {orchestrator: {target: localhost:1}}\n", "bad-name"),
     "a name twice": ("servers:\n  shop: {target: localhost:1}\n  shop: {target: localhost:1}\n", "duplicate-key"),
     "host bits": ("servers: {shop: {target: localhost:1, data_networks: [192.0.2.7/24]}}\n", "bad-config"),
-    "no network": ("servers: {shop: {target: outpost.example:1}}\n", "bad-network"),
-    "a target elsewhere": ("servers: {shop: {target: 192.0.2.7:1, data_networks: [10.0.0.0/8]}}\n", "bad-network"),
+    "no network": ("servers: {shop: {target: outpost.example:1}}\n", "bad-value"),
+    "a target elsewhere": ("servers: {shop: {target: 192.0.2.7:1, data_networks: [10.0.0.0/8]}}\n", "bad-value"),
     "a disk twice": ("servers: {shop: {target: localhost:1, volumes: {a: /dev/vdb, b: /dev/vdb}}}\n", "bad-config"),
     "a disk's short name": ("servers: {shop: {target: localhost:1, volumes: {a: vdb}}}\n", "bad-config"),
     "cuts": ("servers: {shop: {target: localhost:1, cuts: fast}}\n", "bad-config"),
     "a unix broker": ("servers: {shop: {target: localhost:1, broker: 'unix:/x'}}\n", "bad-config"),
+    "a host without a broker": ("recovery_hosts: {r1: {}}\n", "bad-config"),
+    "a mount root that is none": ("recovery_hosts: {r1: {broker: a:1, mount_roots: [srv]}}\n", "bad-value"),
+    "a server's key at a host": ("recovery_hosts: {r1: {broker: a:1, target: a:1}}\n", "bad-config"),
+    "one name for two": ("servers: {a: {target: localhost:1}}\nrecovery_hosts: {a: {broker: a:1}}\n", "name-twice"),
     "a server that is text": ("servers: {shop: fast}\n", "bad-type"),
 }
 

@@ -53,10 +53,10 @@ class Server:
         assert done.returncode == 0, f"{self.name}: {done.stdout}{done.stderr}{log}"
         return time.monotonic() - began
 
-    def fails(self, line: str) -> tuple[int, str]:
-        """Type a line that can't work; how it ended, and what it said."""
-        (self.there.root / "root/wrong.sh").write_text(line)
-        done = self.there.run("sh", "/root/wrong.sh", seconds=JOIN_SECONDS, check=False)
+    def typed(self, line: str) -> tuple[int, str]:
+        """Type a line, which may be one that can't work; how it ended, and what it said."""
+        (self.there.root / "root/typed.sh").write_text(line)
+        done = self.there.run("sh", "/root/typed.sh", seconds=JOIN_SECONDS, check=False)
         return done.returncode, done.stderr
 
     def left(self) -> list[str]:

@@ -28,19 +28,19 @@ def test_a_line_that_can_not_work_says_why_and_leaves_nothing_and_the_right_one_
         made.write_lines()
         line = (tmp_path / f"lines/{server.name}.sh").read_text()
 
-        code, said = server.fails(line.replace("10.82.0.0/16", "10.99.0.0/16"))
+        code, said = server.typed(line.replace("10.82.0.0/16", "10.99.0.0/16"))
         assert code == 90 and "outside the data networks" in said and "data_networks" in said
         assert server.left() == []
-        code, said = server.fails(line.replace(f"--source {server.name}", "--source another"))
+        code, said = server.typed(line.replace(f"--source {server.name}", "--source another"))
         assert code == 5 and "(token-name)" in said
         assert server.left() == []
-        code, said = server.fails(
+        code, said = server.typed(
             line.replace(f"data={server.disk}", f"data={server.disk} --volume twice={server.disk}")
         )
         assert code == 90 and "its bytes are also in volume" in said
         assert server.left() == []
 
-        code, said = server.fails(
+        code, said = server.typed(
             line.replace(f"{OUTPOST}:7440", f"{OUTPOST}:7441").replace("--yes", "--yes --wait 1s")
         )
         assert code == 166 and "[session-missing]" in said and "The certificate is kept" in said
@@ -48,7 +48,11 @@ def test_a_line_that_can_not_work_says_why_and_leaves_nothing_and_the_right_one_
         server.type_line(tmp_path / f"lines/{server.name}.sh")
         assert server.standing()["state"] == "CONTINUOUS"
 
-        code, said = server.fails(line.replace("--yes", "--yes --metrics 127.0.0.1:9441"))
+        words = ("--name", "r1", "--recovery-host", "--broker", f"{OUTPOST}:8883", "--data-network", "10.82.0.0/16")
+        code, said = server.typed(made.drengine("join-command", *words))
+        assert (code, server.there.run("systemctl", "is-active", "drengine-standby").stdout) == (0, "active\n"), said
+
+        code, said = server.typed(line.replace("--yes", "--yes --metrics 127.0.0.1:9441"))
         assert (code, server.standing()["state"]) == (0, "CONTINUOUS"), said
         assert b'metrics = "127.0.0.1:9441"' in b"".join(server.files().values())
 
