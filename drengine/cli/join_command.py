@@ -73,15 +73,14 @@ class Told:
         Raises:
             DrengineError: BAD_CONFIG, BAD_INVENTORY.
         """
-        values = {key: value for key, value in asdict(self).items() if value}
+        values = {key: value for key, value in asdict(self).items() if value and key != "recovery_host"}
         if networks := values.pop("data_network", None):
             values["data_networks"] = networks
         if volumes := values.pop("volume", None):
             values["volumes"] = dict(each.partition("=")[::2] for each in volumes)
         if roots := values.pop("mount_root", None):
             values["mount_roots"] = roots
-        is_host = bool(values.pop("recovery_host", False))
-        party: Joining = parse(RecoveryHost, values) if is_host else parse(Server, values)
+        party: Joining = parse(RecoveryHost, values) if self.recovery_host else parse(Server, values)
         for doubt in party.doubts():
             raise DrengineError(BAD_INVENTORY, doubt, hint="Give --data-network, or another --mount-root.")
         return party
