@@ -167,6 +167,7 @@ class RemoteOrders:
                 "policy": self._policy_told(),
                 "upgrade": self._upgrade.told(),
                 "commands_ignored": ignored,
+                "allowed_commands": list(self._config.allow.commands),
                 "bytes_by_network": {network: list(each) for network, each in self._bytes_by_network.items()},
             },
         )

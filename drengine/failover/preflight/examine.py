@@ -11,7 +11,7 @@ from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.errors import UNKNOWN_CHECK
 from drengine.failover.plan import plan, sources_of
-from drengine.failover.preflight import control, fences, here, hosts, people, sources
+from drengine.failover.preflight import control, fences, here, hosts, people, services, sources
 from drengine.failover.preflight.check import Check, Look, Scene
 from drengine.failover.readiness import Checked
 from drengine.failover.registry import Registry
@@ -30,6 +30,7 @@ LOOKS: tuple[Look, ...] = (
     *control.LOOKS,
     *hosts.LOOKS,
     *fences.LOOKS,
+    *services.LOOKS,
     *people.LOOKS,
 )
 CHECKS: dict[str, Check] = {check.id: check for look in LOOKS for check in look.checks}

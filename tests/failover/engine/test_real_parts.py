@@ -225,7 +225,11 @@ def test_a_failback_whose_service_the_source_does_not_allow_hands_back_and_says_
     assert site.drengine("failover", str(book))["outcome"] == "completed"
     text = book.read_text()
     book.write_text(text.replace("start: [touch,", "start: [rm,"))
-    stopped = site.drengine("failback", str(book), code=106)
+    refused = site.drengine("failback", str(book), code=225)
+    assert "services-allowed:shop" in str(refused), "it is known before"
+    assert [step["status"] for step in refused["steps"]][:3] == ["done", "failed", "pending"]
+    site.drengine("abort", refused["run"])
+    stopped = site.drengine("failback", str(book), "--despite", "services-allowed", code=106)
     release = next(step for step in stopped["steps"] if step["id"] == "release:shop")
     assert (release["code"], "[allow] commands" in release["message"]) == ("order-not-allowed", True)
     assert (stopped["state"], stopped["outage_seconds"]) == ("stopped", None), "nothing serves yet"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from drengine.control.messages import Verb
 from drengine.failover.measure import measure
+from drengine.failover.options import RunOptions
 from drengine.failover.plan import plan
+from drengine.failover.preflight.check import Scene
+from drengine.failover.preflight.services import look_at_services
 from drengine.failover.run import Outcome, RunState, Status
 from drengine.failover.runbook.values import Mode, Runbook, Service
+from drengine.failover.steps.step import Case
 from tests.failover.engine.keeper import MemoryKeeper
 from tests.failover.engine.runs import carry_out, way_home
 from tests.failover.engine.world import World, runbook
@@ -86,3 +91,35 @@ def test_the_plan_says_what_stops_and_in_which_order(mode: Mode) -> None:
     assert steps["stop-services:shop"].title == "stop shop, then database on shop"
     assert steps["preserve:shop"].needs == ("stop-services:shop",)
     assert "stop-services:shop" not in {step.id for step in plan(mode, served(), {})}
+
+
+def scene(world: World, mode: Mode, book: Runbook) -> Scene:
+    """What preflight looks at, as far as services go."""
+    nothing: Any = None
+    case = Case(mode, book, RunOptions(), "r", "ann", ())
+    sources = tuple(book.sources)
+    return Scene(case, plan(mode, book, {}), sources, world.site(), nothing, nothing, nothing, nothing)
+
+
+async def seen(world: World, mode: Mode, book: Runbook) -> dict[str, tuple[bool, str]]:
+    return {each.id: (each.ok, each.severity.value) for each in await look_at_services(scene(world, mode, book))}
+
+
+async def test_what_the_source_would_refuse_is_known_before(tmp_path: Path) -> None:
+    world, book = World(tmp_path), served(*SERVICES)
+    source = world.sources["shop"]
+    assert await seen(world, Mode.MIGRATION, book) == {"services-allowed:shop": (False, "warns")}, "it does not say"
+    source.details = {"allowed_commands": ["systemctl * shop"]}
+    assert await seen(world, Mode.MIGRATION, book) == {"services-allowed:shop": (False, "blocks")}
+    source.details = {"allowed_commands": ["systemctl * shop", "systemctl * postgresql"]}
+    assert await seen(world, Mode.FAILBACK, book) == {
+        "services-allowed:shop": (True, "blocks"),
+        "services-started:shop": (True, "warns"),
+    }
+    assert await seen(world, Mode.DRILL, book) == {}
+    source.reachable = False
+    assert "services-allowed:shop" not in await seen(world, Mode.MIGRATION, book), "another check speaks of that"
+
+
+async def test_a_failback_that_would_start_nothing_is_warned_of_before(tmp_path: Path) -> None:
+    assert await seen(World(tmp_path), Mode.FAILBACK, served()) == {"services-started:shop": (False, "warns")}

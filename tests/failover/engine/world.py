@@ -84,6 +84,7 @@ class SimulatedSource:
         self.refused: set[Verb] = set()
         self.shipped_back = 0
         self.ran: list[list[str]] = []
+        self.details: dict[str, Any] = {}
         self._clock = clock or SystemClock()
         self._path, self._judge = store_path, judge
         self._lock = threading.RLock()
@@ -141,7 +142,7 @@ class SimulatedSource:
             backlog_bytes=0,
             at_ns=self._clock.now_ns(),
             sequence=1,
-            details={"lease_seconds": self.lease_seconds},
+            details={"lease_seconds": self.lease_seconds, **self.details},
         )
 
     def die(self) -> None:
