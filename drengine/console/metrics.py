@@ -86,6 +86,12 @@ PARTY_CONNECTED = Family(
     "1 while the broker sees the party (agent, recovery host), 0 while it does not; absent while we see no broker.",
     ("kind", "name"),
 )
+PARTY_CERTIFICATE = Family(
+    "orchestrator_party_certificate_expiry_seconds",
+    GAUGE,
+    "Seconds until the certificate expires that a party shows the broker, as it said last; negative once it has.",
+    ("kind", "name"),
+)
 PARTY_BUILD = Family(
     "orchestrator_party_build_info", GAUGE, "1, with the version that a party runs.", ("kind", "name", "version")
 )
@@ -204,6 +210,10 @@ class OrchestratorMetrics:
         yield Sample(BROKER, float(is_connected))
         for party in parties:
             yield Sample(PARTY_BUILD, 1, (party.kind.value, party.name, party.release))
+            ends_ns = party.report.details.get("certificate_ends_ns") if party.report else None
+            if isinstance(ends_ns, int):
+                left = (ends_ns - self._engine.site.clock.now_ns()) / 1e9
+                yield Sample(PARTY_CERTIFICATE, left, (party.kind.value, party.name))
             if is_connected:
                 yield Sample(PARTY_CONNECTED, float(agents.is_online(party.name)), (party.kind.value, party.name))
 

@@ -165,14 +165,14 @@ def filling() -> dict[str, Any]:
 
 def versions() -> dict[str, Any]:
     """Two versions for more than a day, then one."""
-    document = Case("DrengineVersionsDiffer", "_", "_", "drengine_nothing", minutes=5).document
+    document = Case("DrengineVersionsDiffer", "_", "_", "drengine_nothing", minutes=60).document
     document["input_series"] = [
-        {"series": 'drengine_target_build_info{version="1"}', "values": "1x700"},
-        {"series": 'drengine_agent_build_info{source="shop",version="2"}', "values": "_x10 1x400 stale"},
-        {"series": 'drengine_agent_build_info{source="shop",version="1"}', "values": "1x10 stale _x399 1x200"},
+        {"series": 'drengine_target_build_info{version="1"}', "values": "1x80"},
+        {"series": 'drengine_agent_build_info{source="shop",version="2"}', "values": "_x2 1x40 stale"},
+        {"series": 'drengine_agent_build_info{source="shop",version="1"}', "values": "1x2 stale _x39 1x30"},
     ]
-    for asked, minutes in zip(document["promql_expr_test"], (50, 1700, 3000), strict=True):
-        asked["eval_time"] = f"{minutes}m"
+    for asked, hours in zip(document["promql_expr_test"], (1, 40, 60), strict=True):
+        asked["eval_time"] = f"{hours}h"
     return document
 
 
@@ -188,10 +188,30 @@ def always() -> dict[str, Any]:
     }
 
 
+def expiring(series: str) -> dict[str, Any]:
+    """A certificate of 60 days, of which the lifetime is not known, that is renewed when two days are left."""
+    document = Case("DrengineCertificateExpires", "_", "_", "drengine_nothing", minutes=60).document
+    falling = f"5184000-3600x{58 * 24} 5184000-3600x48"
+    document["input_series"] = [{"series": series, "values": falling}]
+    for asked, days in zip(document["promql_expr_test"], (50, 57, 59), strict=True):
+        asked["eval_time"] = f"{days * 24}h"
+    return document
+
+
+def renewed(series: str) -> dict[str, Any]:
+    """One of a day, renewed each 16 hours: never told."""
+    document = Case("DrengineCertificateExpires", "_", "_", "drengine_nothing", minutes=60).document
+    document["input_series"] = [{"series": series, "values": " ".join(["86400-3600x15"] * 9)}]
+    for asked, hours in zip(document["promql_expr_test"], (15, 47, 120), strict=True):
+        asked |= {"eval_time": f"{hours}h", "exp_samples": []}
+    return document
+
+
+PARTY_EXPIRY = 'drengine_orchestrator_party_certificate_expiry_seconds{kind="host",name="h1"}'
+AUTHORITY_EXPIRY = 'drengine_authority_certificate_expiry_seconds{file="certificate"}'
 DOCUMENTS = [
     *(case.document for case in CASES),
     filling(),
-    versions(),
     always(),
     rising("DrengineMaintenanceFailing", 'drengine_target_maintenance_failures_total{task="compaction"}'),
     rising("DrengineForcedCutsFail", 'drengine_agent_cuts_failed_total{source="shop",reason="busy"}'),
@@ -199,10 +219,17 @@ DOCUMENTS = [
 ]
 
 
-def judged(folder: Path, rules: dict[str, str], tests: list[dict[str, Any]]) -> None:
+LONG = [
+    versions(),
+    *(make(series) for make in (expiring, renewed) for series in (PARTY_EXPIRY, AUTHORITY_EXPIRY)),
+]
+"""Hours and days; judged each hour."""
+
+
+def judged(folder: Path, rules: dict[str, str], tests: list[dict[str, Any]], *, every: str = "1m") -> None:
     for name, text in rules.items():
         (folder / name).write_text(text)
-    document = {"rule_files": list(rules), "evaluation_interval": "1m", "tests": tests}
+    document = {"rule_files": list(rules), "evaluation_interval": every, "tests": tests}
     (folder / "test.yml").write_text(yaml.safe_dump(document, sort_keys=False))
     found = subprocess.run(
         ["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True, check=False
@@ -212,11 +239,17 @@ def judged(folder: Path, rules: dict[str, str], tests: list[dict[str, Any]]) -> 
 
 def test_every_alert_has_a_case() -> None:
     rules = [rule for group in yaml.safe_load(rules_text())["groups"] for rule in group["rules"]]
-    assert {rule["alert"] for rule in rules if "alert" in rule} == {document["name"] for document in DOCUMENTS}
+    assert {rule["alert"] for rule in rules if "alert" in rule} == {
+        document["name"] for document in (*DOCUMENTS, *LONG)
+    }
 
 
 def test_each_alert_fires_and_clears(tmp_path: Path) -> None:
     judged(tmp_path, {"drengine.rules.yml": rules_text()}, DOCUMENTS)
+
+
+def test_what_takes_days_fires_and_clears(tmp_path: Path) -> None:
+    judged(tmp_path, {"drengine.rules.yml": rules_text()}, LONG, every="1h")
 
 
 def test_an_alert_that_never_clears_or_never_fires_would_be_found(tmp_path: Path) -> None:
