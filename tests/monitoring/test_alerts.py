@@ -13,7 +13,10 @@ import yaml
 
 from drengine.monitoring.rules import Promise, promise_rules, rules_text
 
-pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing: apt prometheus")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing: apt prometheus"),
+    pytest.mark.timeout(300),
+]
 
 QUIET, BAD, END = 20, 20, 140
 """Minutes: well, then ill, then well again until the end."""
@@ -152,11 +155,11 @@ def rising(alert: str, series: str) -> dict[str, Any]:
 
 def filling() -> dict[str, Any]:
     """60 GB are free, and it gets 100 MB less each minute for six hours; then room is made."""
-    document = Case("DrengineStoreFillsSoon", "_", "_", "drengine_nothing").document
-    falling = "60000000000x400 60000000000-100000000x400 60000000000x800"
+    document = Case("DrengineStoreFillsSoon", "_", "_", "drengine_nothing", minutes=5).document
+    falling = "60000000000x80 60000000000-500000000x80 60000000000x160"
     document["input_series"] = [
         {"series": "drengine_target_store_free_bytes", "values": falling},
-        {"series": "drengine_target_store_free_min_bytes", "values": "100x1700"},
+        {"series": "drengine_target_store_free_min_bytes", "values": "100x340"},
     ]
     for asked, minutes in zip(document["promql_expr_test"], (390, 790, 1590), strict=True):
         asked["eval_time"] = f"{minutes}m"
@@ -211,7 +214,6 @@ PARTY_EXPIRY = 'drengine_orchestrator_party_certificate_expiry_seconds{kind="hos
 AUTHORITY_EXPIRY = 'drengine_authority_certificate_expiry_seconds{file="certificate"}'
 DOCUMENTS = [
     *(case.document for case in CASES),
-    filling(),
     always(),
     rising("DrengineMaintenanceFailing", 'drengine_target_maintenance_failures_total{task="compaction"}'),
     rising("DrengineForcedCutsFail", 'drengine_agent_cuts_failed_total{source="shop",reason="busy"}'),
@@ -248,7 +250,8 @@ def test_each_alert_fires_and_clears(tmp_path: Path) -> None:
     judged(tmp_path, {"drengine.rules.yml": rules_text()}, DOCUMENTS)
 
 
-def test_what_takes_days_fires_and_clears(tmp_path: Path) -> None:
+def test_what_takes_hours_or_days_fires_and_clears(tmp_path: Path) -> None:
+    judged(tmp_path, {"drengine.rules.yml": rules_text()}, [filling()], every="5m")
     judged(tmp_path, {"drengine.rules.yml": rules_text()}, LONG, every="1h")
 
 
