@@ -18,6 +18,7 @@ from drengine.console.errors import BAD_REQUEST
 from drengine.console.fleet import router as fleet_router
 from drengine.console.guard import Guard, problem
 from drengine.console.pools import LOOKS, PASSWORDS, off
+from drengine.console.readiness import router as readiness_router
 from drengine.failover import answers as give
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
@@ -132,6 +133,7 @@ def make_app(orchestrator: Orchestrator) -> FastAPI:
     app.state.orchestrator = orchestrator
     app.include_router(open_router, prefix=PREFIX)
     app.include_router(router, prefix=PREFIX)
+    app.include_router(readiness_router, prefix=PREFIX, responses=REFUSALS, dependencies=[Depends(_may_look)])
     app.include_router(fleet_router, prefix=PREFIX, responses=REFUSALS, dependencies=[Depends(_may_look)])
     app.add_middleware(Guard, door=orchestrator.engine.door)
     app.add_exception_handler(DrengineError, _refused)

@@ -6,7 +6,7 @@ after a restart. What a finished run's journal says is remembered: it does not c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from drengine import __version__
@@ -18,6 +18,7 @@ from drengine.enrolment.keeper import Keeper
 from drengine.enrolment.metrics import KeepingFamilies
 from drengine.failover.daemon import Orchestrator
 from drengine.failover.engine import Engine
+from drengine.failover.readiness import Readiness
 from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry.values import Party, StoredRunbook
 from drengine.failover.run import Outcome, RunRecord, RunState
@@ -95,6 +96,24 @@ PARTY_CERTIFICATE = Family(
 PARTY_BUILD = Family(
     "orchestrator_party_build_info", GAUGE, "1, with the version that a party runs.", ("kind", "name", "version")
 )
+READY = Family(
+    "orchestrator_ready",
+    GAUGE,
+    "1 if nothing would block a run of the runbook when the orchestrator looked last, else 0.",
+    ("runbook", "mode"),
+)
+READY_AGE = Family(
+    "orchestrator_ready_age_seconds",
+    GAUGE,
+    "Since the orchestrator last looked whether the runbook is ready; not while a run holds its sources.",
+    ("runbook",),
+)
+CHECK_PASSED = Family(
+    "orchestrator_check_passed",
+    GAUGE,
+    "1 if a check of the preflight passed for what it is about when the orchestrator looked last, else 0.",
+    ("runbook", "check", "about", "severity"),
+)
 DISCOVERY_AGE = Family(
     "orchestrator_discovery_age_seconds",
     GAUGE,
@@ -129,6 +148,7 @@ class OrchestratorMetrics:
     def __init__(self, engine: Engine, credentials: Sequence[Credentials] = ()) -> None:
         self.keepers: tuple[Keeper, ...] = ()
         self.discovered_at: Callable[[], float | None] = lambda: None
+        self.readiness: Callable[[], Mapping[str, Readiness]] = dict
         self._engine, self._credentials = engine, credentials
         self._read: dict[tuple[str, ...], Told] = {}
         self._seen: set[str] = set()
@@ -149,6 +169,7 @@ class OrchestratorMetrics:
             yield Sample(DISCOVERY_AGE, engine.site.clock.monotonic() - discovered_at)
         yield from CERTIFICATES.samples((*engine.agents.credentials, *self._credentials))
         yield from KEEPING.samples(self.keepers)
+        yield from self._ready()
         stored = engine.registry.runbooks()
         runs = engine.registry.runs(limit=RUNS_READ_MAX)
         self._read = {_key(run): self._look(run) for run in runs}
@@ -164,6 +185,14 @@ class OrchestratorMetrics:
         parties = [each for each in engine.registry.parties() if each.name not in retired]
         yield from self._parties(parties)
         yield from self._sources(stored, parties, retired)
+
+    def _ready(self) -> Iterator[Sample]:
+        now_ns = self._engine.site.clock.now_ns()
+        for name, found in self.readiness().items():
+            yield Sample(READY, int(found.ready), (name, found.mode.value))
+            yield Sample(READY_AGE, max(0.0, (now_ns - found.at_ns) / 1e9), (name,))
+            for each in found.checks:
+                yield Sample(CHECK_PASSED, int(each.ok), (name, each.check, each.about, each.severity.value))
 
     def _drills(self, runbook: StoredRunbook) -> Iterator[Sample]:
         drills = self._engine.registry.runs(mode=Mode.DRILL, runbook=runbook.name, limit=10)
@@ -283,6 +312,7 @@ async def serve_metrics(orchestrator: Orchestrator) -> AsyncIterator[int]:
         return
     made = OrchestratorMetrics(orchestrator.engine, orchestrator.credentials)
     made.keepers = orchestrator.keepers
+    made.readiness = lambda: orchestrator.watch.newest
     made.discovered_at = lambda: orchestrator.discovered_at
     metrics = made.metrics
     endpoint = MetricsEndpoint(address.host, address.port, metrics, not_ready=lambda: "")

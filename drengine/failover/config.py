@@ -28,6 +28,11 @@ def _lease(seconds: float) -> None:
         raise ValueError(f"{LEASE_SECONDS_MIN:g}s to 10m are possible")
 
 
+def _ready_every(seconds: float) -> None:
+    if not 1 <= seconds <= 86400:
+        raise ValueError("1s to 24h are possible")
+
+
 def _registry(url: str) -> None:
     if url and not url.startswith(("sqlite:///", "postgresql://")):
         raise ValueError("write sqlite:///PATH or postgresql://USER@HOST/DATABASE")
@@ -99,6 +104,13 @@ class OrchestratorConfig:
         default=15.0,
         help="How long an orchestrator may be silent before another may go on with its run.",
         check=_lease,
+    )
+    ready_every: float = option(
+        DURATION,
+        default=300.0,
+        help="How often `drengine orchestrator run` looks whether the runbooks that are kept are ready "
+        "(docs/operations.md); each look also runs the dry forms of their fences.",
+        check=_ready_every,
     )
     rest: Address = option(
         ADDRESS,

@@ -1,6 +1,6 @@
 """The orchestrator as a daemon: what goes on when nobody types a command.
 
-It keeps the registry's picture of the parties, runs drills when they are due, and goes on with such drills after a
+It keeps the registry's picture of the parties, looks whether runbooks are ready, runs drills when they are due, and goes on with such drills after a
 restart. Runs that people began are theirs to go on with. Nothing waits for it: every command opens store and registry
 by itself, so a failover needs no daemon (rule 10).
 """
@@ -25,6 +25,7 @@ from drengine.failover.registry.values import StoredRunbook
 from drengine.failover.run import RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
+from drengine.failover.watching import ReadinessWatch
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.people.roles import Person
@@ -51,6 +52,7 @@ class Orchestrator:
         self.keepers: tuple[Keeper, ...] = ()
         """What keeps our certificates fresh."""
         self.credentials: list[Credentials] = []  # of what else is served
+        self.watch = ReadinessWatch(engine)
         self.discovered_at: float | None = None
         """When Prometheus last asked what there is, by the monotonic clock."""
         self._noted: dict[str, object] = {}
@@ -60,7 +62,7 @@ class Orchestrator:
 
     async def run(self) -> None:
         """Until cancelled; runs under way are then left to whoever goes on with them."""
-        tasks = [asyncio.create_task(work()) for work in (self._keep_picture, self._keep_schedule)]
+        tasks = [asyncio.create_task(work()) for work in (self._keep_picture, self._keep_schedule, self.watch.run)]
         try:
             await self._go_on()
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -44,6 +44,8 @@ OPERATIONS = (
     ("post", "/fleet/upgrade/resume"),
     ("post", "/fleet/upgrade/stop"),
     ("post", "/runbooks/{name}/ready"),
+    ("get", "/ready"),
+    ("get", "/ready/page"),
     ("get", "/parties"),
     ("get", "/sources"),
     ("get", "/sources/{source}/points"),
