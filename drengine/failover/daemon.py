@@ -1,8 +1,8 @@
 """The orchestrator as a daemon: what goes on when nobody types a command.
 
-It keeps the registry's picture of the parties, looks whether runbooks are ready, runs drills when they are due, and goes on with such drills after a
-restart. Runs that people began are theirs to go on with. Nothing waits for it: every command opens store and registry
-by itself, so a failover needs no daemon (rule 10).
+It keeps the registry's picture of the parties, looks whether runbooks are ready, runs drills when they are due, and
+goes on with such drills after a restart. Runs that people began are theirs to go on with. Nothing waits for it: every
+command opens store and registry by itself, so a failover needs no daemon (rule 10).
 """
 
 from __future__ import annotations

@@ -50,9 +50,8 @@ class ReadinessWatch:
         """Once, at all of them. One whose sources a run holds is left as it was found before the run."""
         registry = self._engine.registry
         stored = await asyncio.to_thread(registry.runbooks)
-        held = {
-            source for run in await asyncio.to_thread(lambda: registry.runs(unfinished=True)) for source in run.sources
-        }
+        runs = await asyncio.to_thread(lambda: registry.runs(unfinished=True))
+        held = {source for run in runs for source in run.sources}
         for each in stored:
             book = _read(each)
             if book is not None and not held & set(sources_of(book)):

@@ -117,6 +117,13 @@ CASES = (
         ('orchestrator_runs{runbook="shop",mode="drill"}', "1"),
     ),
     gauge(
+        "DrengineNotReady",
+        'orchestrator_check_passed{runbook="shop",check="host-connected",about="h1",severity="blocks"}',
+        "1",
+        "0",
+    ),
+    gauge("DrengineReadinessUnknown", 'orchestrator_ready_age_seconds{runbook="shop"}', "60", "4000"),
+    gauge(
         "DrengineRtoOverObjective",
         'orchestrator_rto_seconds{runbook="shop",mode="drill"}',
         "60",
