@@ -35,7 +35,7 @@ _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC = 0x25609513
 _REPLY = struct.Struct(">IIQ")
 _REPLY_MAGIC = 0x67446698
-_OPT_LIST, _OPT_STARTTLS, _OPT_GO, _REP_ACK, _REP_INFO = 3, 5, 7, 1, 3
+_OPT_ABORT, _OPT_LIST, _OPT_STARTTLS, _OPT_GO, _REP_ACK, _REP_INFO = 2, 3, 5, 7, 1, 3
 _READ, _WRITE, _DISC, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 _LENGTH_MAX = 32 << 20
 _OPTION_REPLY_MAX = 65536
@@ -127,6 +127,7 @@ class NbdClient:
         self._socket: socket.socket = socket.socket(family, socket.SOCK_STREAM)
         self._server_name = None if isinstance(address, str) else address[0]
         self._cookie = 0
+        self._opened = export is not None
         self.size_bytes = 0
         self.block_bytes_min = 1
         try:
@@ -244,8 +245,11 @@ class NbdClient:
 
     def close(self) -> None:
         """Say goodbye and close."""
+        goodbye = _REQUEST.pack(_REQUEST_MAGIC, 0, _DISC, 0, 0, 0)
+        if not self._opened:
+            goodbye = _OPTION + struct.pack(">II", _OPT_ABORT, 0)
         with contextlib.suppress(OSError):  # a server that is gone needs no goodbye
-            self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _DISC, 0, 0, 0))
+            self._socket.sendall(goodbye)
         self._socket.close()
 
     def __enter__(self) -> Self:
