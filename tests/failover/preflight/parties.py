@@ -24,7 +24,7 @@ from tests.system.networks import SERVICES, Networks, networks
 MARK = "DR_TEST_PREFLIGHT"
 DISK_BYTES = 8 << 20
 STORE_BYTES = 256 << 20
-SECONDS_MAX = 60.0
+SECONDS_MAX = 30.0
 EVERY_SECONDS = 2.0
 PARTIES = {
     "outpost": ("target/outpost", SERVICES),

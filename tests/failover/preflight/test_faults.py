@@ -58,6 +58,19 @@ def begun(site: Site, mode: str) -> Any:
     return until(ended, f"the end of the {mode}")
 
 
+@contextlib.contextmanager
+def stopped_failover(site: Site) -> Iterator[Any]:
+    """A failover that stops, in seconds; it is aborted afterwards."""
+    began = time.monotonic()
+    run = begun(site, "failover")
+    try:
+        assert time.monotonic() - began < SECONDS_MAX, "it took as long as a launch"
+        yield run
+    finally:
+        site.rest.ask("POST", f"/runs/{run['run']}/abort", {})
+        until(lambda: site.rest.ask("GET", f"/runs/{run['run']}")["state"] == "finished", "its end")
+
+
 def drilled(site: Site) -> Any:
     return begun(site, "drill")
 
@@ -129,8 +142,9 @@ def certified(site: Site, folder: str, party: str, *hosts: str, **more: Any) -> 
 
 @contextlib.contextmanager
 def expired(site: Site) -> Iterator[None]:
-    """The target's certificate is over."""
-    with certified(site, "outpost", "target/outpost", SERVICES, valid="1s"):
+    """The target's certificate is over, and nobody has renewed it. It was taken into use while it was good."""
+    with certified(site, "outpost", "target/outpost", SERVICES, valid="8s"):
+        site.cycle()
         until(
             lambda: (
                 subprocess.run(
@@ -258,7 +272,7 @@ FAULTS = {
     ),
     "there is no fence command": Fault(lambda at: told(at, sources__shop__fence=None), "fence-command:shop", kind=""),
     "the fence does not answer": Fault(
-        lambda at: another_program(at, "fence-dry", "echo off; exit 3"), "fence-dry:shop"
+        lambda at: another_program(at, "fence-dry", "exit 3"), "fence-dry:shop", kind=""
     ),
     "points are older than promised": Fault(paused, "point-age:shop", warns=True),
     "the last drill is too old": Fault(lambda at: told(at, objectives__drill="1s"), "drill", warns=True),
@@ -318,15 +332,11 @@ def test_a_fault_is_found_within_one_cycle_and_before_anything_is_fenced(at_work
         assert found["ready"] is fault.warns
         assert failing[wanted]["hint"]
         if not fault.warns and fault.kind and "shopp" not in wanted:
-            began = time.monotonic()
-            run = begun(at_work, "failover")
-            assert time.monotonic() - began < SECONDS_MAX, "it took as long as a launch"
-            steps = {each["id"]: each for each in run["steps"]}
-            assert (run["state"], steps["preflight"]["code"]) == ("stopped", fault.kind)
-            assert wanted in steps["preflight"]["message"]
-            assert steps["fence:shop"]["status"] == "pending"
-            at_work.rest.ask("POST", f"/runs/{run['run']}/abort", {})
-            until(lambda: at_work.rest.ask("GET", f"/runs/{run['run']}")["state"] == "finished", "its end")
+            with stopped_failover(at_work) as run:
+                steps = {each["id"]: each for each in run["steps"]}
+                assert (run["state"], steps["preflight"]["code"]) == ("stopped", fault.kind)
+                assert wanted in steps["preflight"]["message"]
+                assert steps["fence:shop"]["status"] == "pending"
     assert not (at_work.folder / "fenced").exists()
     until(lambda: wanted not in at_work.failing(), "its mending is found, too")
 
@@ -344,12 +354,10 @@ def test_a_drill_with_an_absent_host_fails_in_seconds(at_work: Site) -> None:
 def test_a_lost_source_that_nothing_can_fence_blocks_a_failover_before_anything_is_done(at_work: Site) -> None:
     with told(at_work, sources__shop__fence=None), gone(at_work, "agent"):
         until(lambda: "source-agent:shop" in at_work.failing(), "it is gone")
-        run = begun(at_work, "failover")
-        assert (run["outcome"], run["reason"]) == ("blocked", "source-unfenced")
-        steps = {each["id"]: each for each in run["steps"]}
-        assert (steps["preflight"]["code"], steps["fence:shop"]["status"]) == (UNFENCED.id, "pending")
-        at_work.rest.ask("POST", f"/runs/{run['run']}/abort", {})
-        until(lambda: at_work.rest.ask("GET", f"/runs/{run['run']}")["state"] == "finished", "its end")
+        with stopped_failover(at_work) as run:
+            assert (run["outcome"], run["reason"]) == ("blocked", "source-unfenced")
+            steps = {each["id"]: each for each in run["steps"]}
+            assert (steps["preflight"]["code"], steps["fence:shop"]["status"]) == (UNFENCED.id, "pending")
     until(lambda: at_work.failing() == set(), "it is back")
 
 
