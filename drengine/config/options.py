@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from drengine.config.kinds import TABLE, Kind
-from drengine.model.errors import DrengineError, error_kind
+from drengine.model.errors import ACCESS_DENIED, DrengineError, error_kind
+from drengine.ownership import barrier
 
 BAD_CONFIG = error_kind(
     "bad-config",
@@ -106,11 +107,13 @@ def values_in(path: Path) -> dict[str, Any]:
     """What a TOML file holds.
 
     Raises:
-        DrengineError: BAD_CONFIG.
+        DrengineError: BAD_CONFIG, ACCESS_DENIED.
     """
     try:
         with path.open("rb") as file:
             text = file.read(CONFIG_BYTES_MAX + 1)
+    except PermissionError as error:
+        raise DrengineError(ACCESS_DENIED, barrier(path)) from error
     except OSError as error:
         raise DrengineError(BAD_CONFIG, f"{path}: {error.strerror or error}") from error
     if len(text) > CONFIG_BYTES_MAX:

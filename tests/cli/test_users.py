@@ -34,6 +34,8 @@ LOOKING = (
     ("reports", "list", "--state", "@state", "--store", "@store"),
     ("reports", "export", "20261123T081500-shop-4f2a", "--state", "@state", "--store", "@store"),
     ("user", "list", "--state", "@state", "--store", "@store"),
+    ("runs", "--config", "@state/orchestrator.toml"),
+    ("target", "check-config", "@store/target.toml"),
     ("ca", "list", "--ca", "@ca"),
     ("token", "list", "--ca", "@ca"),
     ("identities", "--ca", "@ca"),
