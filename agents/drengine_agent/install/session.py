@@ -125,7 +125,7 @@ async def _tried(config: AgentConfig) -> None:
 
 
 def await_session(control_socket: Path, seconds: float) -> None:
-    """Wait until the agent's first point is durable, or copying has begun and there is no time left.
+    """Wait until the agent's first point is durable, or copying has begun and there is no time left; or it is paused.
 
     Raises:
         DrengineError: SESSION_MISSING, with the agent's own reason and hint.
@@ -138,6 +138,9 @@ def await_session(control_socket: Path, seconds: float) -> None:
         state = seen.get("state", "")
         if seen.get("has_point") and state == ReplicationState.CONTINUOUS:
             note("the first recovery point is durable at the target")
+            return
+        if state == ReplicationState.PAUSED:
+            note("it is paused, as somebody has told it to be: drengine-agent resume")
             return
         if time.monotonic() > until or state == ReplicationState.STOPPED:
             break

@@ -61,12 +61,18 @@ def test_a_long_copy_is_no_failure(says: Says, state: str, capsys: pytest.Captur
     assert "1.0 GiB of 1.0 TiB" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("state", ["DISCONNECTED", "STALLED", "INITIATING", "PAUSED"])
+@pytest.mark.parametrize("state", ["DISCONNECTED", "STALLED", "INITIATING"])
 def test_whatever_is_no_session_at_the_end_is_told_with_the_agents_own_reason(says: Says, state: str) -> None:
     says({"state": state, "reason": "tls-failed", "detail": "the certificate has expired", "hint": "Renew it."})
     error = missing()
     assert f"{state} (tls-failed): the certificate has expired" in error.message
     assert error.hint.startswith("Renew it.")
+
+
+def test_one_that_an_operator_paused_is_left_so(says: Says, capsys: pytest.CaptureFixture[str]) -> None:
+    says({"state": "PAUSED", "reason": "operator"})
+    session.await_session(Path("/none"), 10.0)
+    assert "drengine-agent resume" in capsys.readouterr().err
 
 
 def test_an_agent_that_has_stopped_is_not_waited_for(says: Says) -> None:
