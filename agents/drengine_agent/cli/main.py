@@ -16,7 +16,8 @@ COMMANDS: Mapping[str, Command | Group] = {
         "Say whether this host can be protected, which tracker each volume would get, and why.",
     ),
     "install": Command(
-        "drengine_agent.cli.install", "Install the agent as a service of this server, after the doctor has spoken."
+        "drengine_agent.cli.install",
+        "Install the agent as a service of this server, after the doctor has spoken; or change what was installed.",
     ),
     "upgrade": Command(
         "drengine_agent.cli.upgrade",
