@@ -52,13 +52,15 @@ SECONDS = 120.0
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The agent, a newer one, and one that does not want to run."""
+    """The agent, a newer one, one that does not want to be installed, and one that is but does not start."""
     folder = tmp_path_factory.mktemp("programs")
+    lame = {"common/drengine_agent/cli/run.py": b"raise SystemExit('this build does not start')\n"}
     broken = {"common/drengine_agent/cli/upgrade.py": b"raise SystemExit('this build is broken')\n"}
     return {
         "old": build_here(folder / "old"),
         "new": build_here(folder / "new", extra={"common/drengine_agent/newer.py": b""}),
         "broken": build_here(folder / "broken", extra=broken),
+        "lame": build_here(folder / "lame", extra=lame),
     }
 
 
@@ -213,6 +215,15 @@ async def test_an_agent_under_systemd_is_upgraded_keeps_its_tracking_and_a_broke
             assert "this build is broken" in agent.message
             assert await off(lambda: runs(there)) == digest(programs["old"])
             await continuous(here, there)
+
+            here.hand_out(programs["lame"])
+            await until("the lame one", lambda: offered(here) == digest(programs["lame"]))
+            stopped = await here.upgrade(version)
+            assert stopped.state == "stopped", stopped
+            assert "did not start" in stopped.message
+            assert await off(lambda: runs(there)) == digest(programs["old"]), "the old one is back by itself"
+            await continuous(here, there)
+            assert await off(lambda: facts(there)["epoch"]) == epoch
 
             here.hand_out(programs["new"])
             await until("the new one", lambda: offered(here) == digest(programs["new"]))

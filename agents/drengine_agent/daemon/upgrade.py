@@ -3,7 +3,7 @@
 The order is signed and names the file's SHA-256, so nobody between can change what is run. The new file tries itself
 first (its doctor, on this host), and installs itself as a person would have it: `drengine-agent upgrade`. That
 replaces the program whole and restarts the service, so whoever is killed at any moment leaves the old program or the
-new one, and the kernel goes on tracking.
+new one, and the kernel goes on tracking. Where the new one does not start, the old one installs itself again.
 
 | killed | left is | the next start says |
 |---|---|---|
@@ -37,7 +37,14 @@ from drengine_agent.program import PACKAGED, PROGRAM, started_from
 
 log = logging.getLogger("drengine.agent")
 
-FOLDER, FILE, STATE_FILE = "upgrade", "drengine-agent", "upgrade.json"
+FOLDER, FILE, BEFORE_FILE, STATE_FILE = "upgrade", "drengine-agent", "before", "upgrade.json"
+INSTALL_OR_GO_BACK = """\
+"$0" -IS "$1" upgrade --yes --json && exit
+code=$?
+"$0" -IS "$2" upgrade --yes --json >&2
+exit $code
+"""
+"""A shell's: it outlives the agent that it replaces. Python, the new file and the old one are its arguments."""
 TRY_SECONDS, INSTALL_SECONDS = 120.0, 300.0
 SAID_CHARACTERS_MAX = 400
 SIZE_BYTES_MAX = 256 << 20
@@ -108,10 +115,12 @@ class Upgrade:
         staged = self._folder / FILE
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
+            await asyncio.to_thread(shutil.copyfile, PROGRAM, self._folder / BEFORE_FILE)
             await fetch_agent(place, wanted, staged)
         except OSError as error:
             raise DrengineError(UPGRADE_REFUSED, f"{staged}: {error.strerror}") from error
-        code, printed, said = await self._run(self._command(staged, "--dry-run"), TRY_SECONDS)
+        trial = [sys.executable, "-IS", str(staged), "upgrade", "--yes", "--json", "--dry-run"]
+        code, printed, said = await self._run(_outside(trial), TRY_SECONDS)
         if code:
             raise DrengineError(
                 UPGRADE_REFUSED, f"{wanted.version} does not want to run here: {_reason(printed, said)}"
@@ -138,21 +147,15 @@ class Upgrade:
 
     async def _install(self, staged: Path) -> None:
         """Under systemd it restarts us in between: the next process tells the end."""
-        code, printed, said = await self._run(self._command(staged), INSTALL_SECONDS)
+        before = self._folder / BEFORE_FILE
+        words = ["sh", "-c", INSTALL_OR_GO_BACK, sys.executable, str(staged), str(before)]
+        code, printed, said = await self._run(_outside(words), INSTALL_SECONDS)
         if code:
             self._keep(msgspec.structs.replace(self._kept, state="failed", message=_reason(printed, said)))
             log.error("the upgrade to %s failed: %s", self._kept.version, self._kept.message)
         elif not _has_systemd():
             log.info("starting anew from %s, version %s", PROGRAM, self._kept.version)
             self._restart()
-
-    @staticmethod
-    def _command(staged: Path, *more: str) -> list[str]:
-        """The new file's own `upgrade`. Outside the service's sandbox, which hides what it has to write."""
-        words = [sys.executable, "-IS", str(staged), "upgrade", "--yes", "--json", *more]
-        if not _has_systemd():
-            return words
-        return ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--property=UMask=0022", *words]
 
     def _after_start(self, kept: _Kept) -> _Kept:
         """What became of an upgrade that was under way when the process before us ended."""
@@ -161,7 +164,7 @@ class Upgrade:
             return kept
         if kept.sha256 == self._sha256:
             return self._keep(msgspec.structs.replace(kept, state="installed"))
-        told = "it was interrupted, and the program is the one before"
+        told = "it was interrupted, or did not start: the program is the one before"
         return self._keep(msgspec.structs.replace(kept, state="failed", message=told))
 
     def _keep(self, kept: _Kept) -> _Kept:
@@ -177,6 +180,13 @@ class Upgrade:
             return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return _Kept()
+
+
+def _outside(words: list[str]) -> list[str]:
+    """A command as it runs outside the service's sandbox, which hides what an installation has to write."""
+    if not _has_systemd():
+        return words
+    return ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--property=UMask=0022", *words]
 
 
 def _has_systemd() -> bool:

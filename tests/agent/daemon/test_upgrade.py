@@ -16,7 +16,7 @@ from drengine.enrolment.place import Place
 from drengine.identity.errors import EnrolmentError
 from drengine.model.errors import DrengineError
 from drengine_agent.daemon import upgrade as module
-from drengine_agent.daemon.upgrade import FILE, FOLDER, STATE_FILE, Upgrade
+from drengine_agent.daemon.upgrade import BEFORE_FILE, FILE, FOLDER, STATE_FILE, Upgrade
 from drengine_agent.errors import UPGRADE_REFUSED
 from drengine_agent.program import PACKAGED
 
@@ -77,6 +77,7 @@ async def test_it_is_tried_before_anything_is_replaced_and_then_the_process_star
     await upgrade._installing
     assert ["--dry-run" in words for words in there.ran] == [True, False]
     assert all(str(there.state / FOLDER / FILE) in words for words in there.ran)
+    assert (there.state / FOLDER / BEFORE_FILE).read_bytes() == OLD, "to go back to"
     assert there.restarted == 1
     assert there.start().told() == {
         "sha256": WANTED.sha256, "state": "installed", "to": WANTED.sha256, "version": "2.0",
