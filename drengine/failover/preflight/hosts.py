@@ -6,13 +6,15 @@ import asyncio
 from collections import defaultdict
 
 from drengine.control.attach import HostAnswer
+from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Answer
 from drengine.failover.drivers.driver import AsksHost, Disk, HostOrder, LaunchRequest
 from drengine.failover.preflight.check import Check, Look, Scene, all_of, apart
-from drengine.failover.preflight.control import soon
+from drengine.failover.preflight.control import PATIENCE_SECONDS, soon
 from drengine.failover.preflight.here import EXPORT_CERTIFICATE, EXPORT_REACHABLE
 from drengine.failover.readiness import Checked, Severity
 from drengine.failover.runbook.values import Mode
+from drengine.failover.steps.agents import while_there
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
 from drengine.failover.steps.workloads import WorkloadSettings
@@ -29,9 +31,8 @@ HOST_CONNECTED = Check(
 )
 HOST_ANSWERS = Check(
     "host-answers",
-    "each recovery host answers what it has; one of an older version can't be asked, which warns",
+    "each recovery host answers what it has; one that is too old for the question only warns",
     "Look at its log; upgrade it where it is older than this orchestrator.",
-    Severity.WARNS,
 )
 HOST_PROGRAMS = Check(
     "host-programs",
@@ -116,7 +117,8 @@ async def _ask(scene: Scene, host: str, step: Launch) -> list[Checked]:
     try:
         answer = await apart(lambda: driver.ask_host(_request(scene, step, order)))
     except DrengineError as error:
-        return [HOST_ANSWERS.found(host, fault=error.message)]
+        silent = error.kind in (NO_ANSWER, BROKER_UNREACHABLE)
+        return [HOST_ANSWERS.found(host, fault=error.message, warns=not silent)]
     found = [HOST_ANSWERS.found(host, seen="it says what it has"), _clock(host, answer, sent_ns, clock.now_ns())]
     for each in answer.findings:
         if check := TOLD.get(each.check):
@@ -137,8 +139,10 @@ def _order(scene: Scene, host: str, loop: asyncio.AbstractEventLoop) -> HostOrde
     name = f"preflight.{scene.case.runbook.name}.{scene.site.clock.now_ns()}"
 
     def order(verb, arguments, seconds, progress) -> Answer:  # type: ignore[no-untyped-def]
-        asking = scene.site.agents.command(host, verb, arguments, generation=0, id=name, timeout_seconds=seconds)
-        return asyncio.run_coroutine_threadsafe(asking, loop).result()
+        agents, clock = scene.site.agents, scene.site.clock
+        asking = agents.command(host, verb, arguments, generation=0, id=name, timeout_seconds=seconds)
+        waiting = while_there(asking, host, agents, clock, away_seconds=PATIENCE_SECONDS)
+        return asyncio.run_coroutine_threadsafe(waiting, loop).result()
 
     return order
 

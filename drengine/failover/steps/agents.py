@@ -82,17 +82,19 @@ def host_order(step: PlannedStep[Any], context: StepContext, host: str, loop: as
             run=context.run,
             approver=_approver(context),
         )
-        waiting = _while_there(answer, host, context.site.agents, context.site.clock)
+        waiting = while_there(answer, host, context.site.agents, context.site.clock)
         return asyncio.run_coroutine_threadsafe(waiting, loop).result()
 
     return order
 
 
-async def _while_there(asking: Awaitable[Answer], host: str, agents: Agents, clock: Clock) -> Answer:
+async def while_there(
+    asking: Awaitable[Answer], host: str, agents: Agents, clock: Clock, *, away_seconds: float = AWAY_SECONDS
+) -> Answer:
     """The answer of a host, waited for as long as the broker sees the host, or nobody sees the broker.
 
     Raises:
-        DrengineError: NO_ANSWER, it has been away for AWAY_SECONDS; and whatever asking raises.
+        DrengineError: NO_ANSWER, it has been away for `away_seconds`; and whatever asking raises.
     """
     answering = asyncio.ensure_future(asking)
     there_at = clock.monotonic()
@@ -102,8 +104,8 @@ async def _while_there(asking: Awaitable[Answer], host: str, agents: Agents, clo
             await asyncio.wait({answering, looking}, return_when=asyncio.FIRST_COMPLETED)
             looking.cancel()
             there_at = there_at if agents.is_away(host) else clock.monotonic()
-            if not answering.done() and clock.monotonic() - there_at >= AWAY_SECONDS:
-                raise DrengineError(NO_ANSWER, f"{host} has not been connected with the broker for {AWAY_SECONDS:g} s")
+            if not answering.done() and clock.monotonic() - there_at >= away_seconds:
+                raise DrengineError(NO_ANSWER, f"{host} has not been connected with the broker for {away_seconds:g} s")
         return answering.result()
     finally:
         answering.cancel()

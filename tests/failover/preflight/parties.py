@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from drengine.console.client import Client
+from drengine.linux.mounts import read_mounts
 from drengine.nbd.client import NbdClient
 from drengine.process import end_marked, start_marked
 from tests.control.site import mosquitto
@@ -249,6 +250,17 @@ def until(holds: Callable[[], Any], what: str) -> Any:
         time.sleep(0.1)
 
 
+def let_go(folder: Path) -> None:
+    """Nothing stays attached or mounted below a folder."""
+    for mount in (each.at for each in read_mounts() if each.at.is_relative_to(folder)):
+        found = subprocess.run(
+            ["losetup", "-j", mount, "-O", "NAME", "-n"], capture_output=True, text=True, check=False
+        )
+        for device in found.stdout.split():
+            subprocess.run(["losetup", "-d", device], check=False)
+        subprocess.run(["umount", "-l", mount], check=False)
+
+
 @contextlib.contextmanager
 def site(folder: Path) -> Iterator[Site]:
     """All parties, at work; nothing is left of them."""
@@ -269,4 +281,4 @@ def site(folder: Path) -> Iterator[Site]:
         finally:
             for name in reversed(names):
                 made.kill(name)
-            subprocess.run(["umount", "-l", folder / "store"], check=False)
+            let_go(folder)

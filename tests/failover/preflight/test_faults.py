@@ -346,7 +346,7 @@ def test_a_drill_with_an_absent_host_fails_in_seconds(at_work: Site) -> None:
         began = time.monotonic()
         run = drilled(at_work)
         assert time.monotonic() - began < SECONDS_MAX
-    assert (run["outcome"], run["steps"][1]["code"]) == ("failed", NOT_READY.id)
+    assert (run["outcome"], run["steps"][1]["code"]) == ("failed", NOT_READY.id), run["steps"][1]
     until(lambda: at_work.failing() <= {"drill"}, "the host is back")
     assert drilled(at_work)["outcome"] == "completed"
 
