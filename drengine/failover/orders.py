@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from drengine.failover.advice import FORWARD, NO_WAY_BACK
+from drengine.failover.advice import NO_WAY_BACK
 from drengine.failover.answers import (
     Party,
     Plan,
@@ -31,6 +31,7 @@ from drengine.failover.answers import (
     validation,
 )
 from drengine.failover.approvals import asked_steps, may_approve, may_force
+from drengine.failover.conditions import check_commit, check_rollback, require_first
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.drivers.hydrated import current_hydration
 from drengine.failover.engine import Engine, open_engine
@@ -38,7 +39,6 @@ from drengine.failover.errors import (
     APPROVAL_NEEDED,
     APPROVAL_STALE,
     BAD_APPROVAL,
-    FAILED_OVER_ALREADY,
     NOT_READY,
     NOT_STARTED,
     RUN_ABORTED,
@@ -52,7 +52,6 @@ from drengine.failover.errors import (
 )
 from drengine.failover.executor import Watcher, resume_note
 from drengine.failover.options import RunOptions, read_options
-from drengine.failover.plan import can_roll_back
 from drengine.failover.preflight.examine import require_despite
 from drengine.failover.preview import Loss, losses, preview
 from drengine.failover.readiness import Readiness
@@ -172,7 +171,7 @@ class Orders:
             point=point, force=force, hold=hold, discard_divergent=discard_divergent, despite=list(despite)
         )
         if mode is Mode.FAILOVER and not again:
-            self._require_first(self.engine.read_runbook(runbook)[0])
+            require_first(self.engine, self.engine.read_runbook(runbook)[0])
         book, version = self.engine.load_runbook(runbook)
         return self.engine.create_run(mode, book, version, self.who, options)
 
@@ -308,7 +307,7 @@ class Orders:
             DrengineError: UNKNOWN_RUN; RUN_STATE when it can't be rolled back; WOULD_LOSE.
         """
         run, snapshot = self._look_as(id)
-        self._check_rollback(run, snapshot)
+        check_rollback(self.engine, run, snapshot)
         lost = losses(self.engine, run)
         if lost and not yes:
             raise DrengineError(WOULD_LOSE, "; ".join(map(told_loss, lost)))
@@ -325,10 +324,10 @@ class Orders:
         """
         registry = self.engine.registry
         permit(self.who, Action.RECOVER)
-        self._check_commit(id)
+        check_commit(self.engine, id)
         lease = registry.acquire_lease(run_lease(id), self.engine.owner, self.engine.config.lease)
         try:
-            self._check_commit(id)  # nobody can begin a rollback now
+            check_commit(self.engine, id)  # nobody can begin a rollback now
             registry.request(id, RequestKind.COMMIT, "", self.who, note)
             registry.update_run(id, token=lease.token, reason=COMMITTED)
         finally:
@@ -486,17 +485,6 @@ class Orders:
         permit(self.who, _action(run.mode))
         return run, snapshot
 
-    def _require_first(self, book: Runbook) -> None:
-        """
-        Raises:
-            DrengineError: FAILED_OVER_ALREADY.
-        """
-        here = self.engine.with_launches(RunOptions(), Mode.FAILOVER, book).launches
-        if here:
-            listed = ", ".join(f"{source} since run {launch.run}" for source, launch in here.items())
-            hint = FAILED_OVER_ALREADY.hint.replace("RUNBOOK", book.name)
-            raise DrengineError(FAILED_OVER_ALREADY, f"these sources run here already: {listed}", hint=hint)
-
     def _is_kept(self, book: Runbook, text: str) -> bool:
         """Whether this is the runbook that was kept under its name."""
         try:
@@ -508,45 +496,6 @@ class Orders:
 
     def _examined(self, text: str) -> Examined:
         return examine(text, drivers=self.engine.site.drivers)
-
-    def _check_commit(self, id: str) -> None:
-        run, snapshot, _ = self.engine.look(id)
-        if run.mode not in FORWARD or run.outcome is not Outcome.COMPLETED or run.state is not RunState.FINISHED:
-            what = f"{run.mode.value}, {run.state.value} {run.outcome.value}".strip()
-            raise DrengineError(RUN_STATE, f"only a completed failover or migration can be committed; {id} is: {what}")
-        if snapshot.reopened:
-            raise DrengineError(RUN_STATE, f"{snapshot.rollback_by} has asked for the rollback of run {id}")
-
-    def _check_rollback(self, run: RunRecord, snapshot: Snapshot) -> None:
-        if run.mode is Mode.DRILL:
-            raise DrengineError(RUN_STATE, f"run {run.id} is a drill: it cleans up after itself; abort it instead")
-        if run.outcome is Outcome.ROLLED_BACK or snapshot.rolling_back:
-            raise DrengineError(
-                RUN_STATE, f"run {run.id} was rolled back already, or is being; resume it if it stopped"
-            )
-        if run.reason == COMMITTED:
-            raise DrengineError(RUN_STATE, f"run {run.id} was committed: the way home is a failback")
-        if run.state is RunState.FINISHED and run.mode not in FORWARD:
-            raise DrengineError(RUN_STATE, f"run {run.id} is finished: fail over again instead")
-        if not can_roll_back(run.mode, read_options(run.options)):
-            raise DrengineError(
-                RUN_STATE, f"run {run.id} failed over what was failed over already: the way home is a failback"
-            )
-        later = [
-            other.id
-            for other in self.engine.registry.runs()
-            if other.created_ns > run.created_ns
-            and set(other.sources) & set(run.sources)
-            and any(each.step.kind.overwrites_source and each.begun for each in self.engine.snapshot(other.id).steps)
-        ]
-        if later:
-            raise DrengineError(
-                RUN_STATE, f"run {later[-1]} has begun to overwrite the sources' disks: go on to a failback"
-            )
-        if any(each.step.kind.hands_back and each.begun for each in snapshot.steps):
-            raise DrengineError(
-                RUN_STATE, f"run {run.id} has handed a source back already: resume it, then fail over again"
-            )
 
 
 def _action(mode: Mode) -> Action:

@@ -375,3 +375,28 @@ def test_a_kept_report_outlives_its_registry(tmp_path: Path) -> None:
     where = ["--store", str(tmp_path), "--state", str(tmp_path / "state")]
     assert CliRunner().invoke(app, ["reports", "export", "r1", *where]).stdout == "as it was kept"
     assert getattr(CliRunner().invoke(app, ["reports", "export", "r2", *where]).exception, "kind", None) is not None
+
+
+def test_a_source_that_was_handed_back_and_not_started_is_no_success_and_no_outage_is_over() -> None:
+    story = Story(Mode.FAILBACK, NO_QUESTIONS)
+    for step in story.steps:
+        data = {"generation": 3, "branch": 5, "started": False} if step.kind.name == "release" else story.data(step)
+        story.step(step.id, data=data)
+    story.finish(Outcome.HANDED_BACK, "not-started")
+    report = report_from(story)
+    assert (report.good, report.outage_seconds) == (False, None)
+    assert "handed back, not started" in report.verdict
+    assert [each.id for each in report.warnings] == ["not-started", "not-started"]
+    assert "NOT PASSED" in report_page(report)
+
+
+def test_a_source_whose_agent_was_left_fenced_is_named_with_what_releases_it() -> None:
+    story = Story(Mode.FAILOVER)
+    story.step("declare")
+    story.step("data.before.1")
+    story.step("fence:web", data={"evidence": "agent", "agent": "fenced"})
+    story.step("fence:db", ok=False, code="unfenced", message="db could not be fenced", data={"tried": ["no agent"]})
+    story.run = replace(story.run, state=RunState.STOPPED, outcome=Outcome.BLOCKED)
+    (left,) = [each.text for each in report_from(story).warnings if each.id == "left-fenced"]
+    assert left.startswith("web is in charge, but this run stopped its agent")
+    assert f"drengine rollback {story.run.id}" in left
