@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import aiomqtt
 
+from drengine.config import Address
+from drengine.control.broker import embedded_broker
+from drengine.control.config import BrokerOptions
+from drengine.control.messages import Verb
 from drengine.enrolment.place import Place
+from drengine.nbd.file_export import FileProvider
+from drengine.nbd.server import NbdServer
 from drengine.transport.tls import client_context
 from tests.agent.install.host import Host, host
 from tests.agent.install.live import wait_for
-from tests.control.site import free_port, mosquitto
+from tests.control.site import free_port, mosquitto, orchestrator
 from tests.packages.test_packages import PACKAGES, bring, dpkg, is_active, package, pytestmark
+from tests.system.disks import skip_unless_disks_can_be_attached
 
 __all__ = ["pytestmark"]
 
@@ -110,6 +119,50 @@ def test_target_and_orchestrator_share_their_directories_with_root(tmp_path: Pat
         places = ("--state", "/var/lib/drengine/orchestrator", "--store", "/var/lib/drengine/store")
         refused = there.run(*stranger, "drengine", "reports", "list", *places, check=False)
         assert refused.returncode == 240 and "no report" not in refused.stderr, refused.stderr
+
+
+async def test_a_recovery_host_attaches_mounts_and_starts_within_the_bounds_of_its_unit(tmp_path: Path) -> None:
+    skip_unless_disks_can_be_attached()
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/hello").write_text("from the source\n")
+    image = tmp_path / "disk.img"
+    words = ["mke2fs", "-q", "-t", "ext4", "-d", tmp_path / "content", image, "32M"]
+    await asyncio.to_thread(subprocess.run, words, check=True)
+    address, exports = Address("127.0.0.1", free_port()), NbdServer(FileProvider({"data": image}))
+    _, port = await exports.start_tcp("127.0.0.1")
+    order = {
+        "instance": "run-1-shop",
+        "source": "shop",
+        "disks": {"data": f"nbd://127.0.0.1:{port}/data"},
+        "settings": {
+            "mounts": [{"volume": "data", "at": "/srv/shop"}],
+            "start": ["sh", "-c", "cp /srv/shop/hello /srv/shop/started; id -un >> /srv/shop/started"],
+            "health": ["grep", "-q", "from the source", "/srv/shop/started"],
+        },
+        "isolated": True,
+        "timeout_seconds": 60.0,
+    }
+    async with embedded_broker(address, site="main"), orchestrator(BrokerOptions(address=address)) as agents:
+        with host(tmp_path / "host", systemd=True) as there:
+            there.run("mknod", "/dev/fuse", "c", "10", "229")
+            dpkg(there, "install", bring(there, package(PACKAGES, "drengine-agent_*_all.deb")))
+            words = ["--name", "recovery-1", "--broker", str(address), "--mount-root", "/srv", "--yes"]
+            await asyncio.to_thread(there.run, "drengine-agent", "standby", "install", *words)
+
+            async def tell(verb: Verb, arguments: dict[str, object]) -> None:
+                answer = await agents.command(
+                    "recovery-1", verb, arguments, generation=1, id=str(verb), timeout_seconds=90
+                )
+                assert answer.ok, answer.message
+
+            await tell(Verb.ATTACH, order)
+            assert there.run("cat", "/srv/shop/started").stdout == "from the source\nroot\n", "the whole host sees it"
+            there.run("systemctl", "restart", "drengine-standby")
+            assert there.run("cat", "/srv/shop/hello").stdout, "a restart ends no workload"
+            await tell(Verb.DETACH, {"instance": "run-1-shop"})
+            assert there.run("ls", "/srv/shop").stdout == ""
+            await asyncio.to_thread(there.run, "drengine-agent", "standby", "uninstall", "--yes")
+    await exports.close(1)
 
 
 def client(place: Place, port: int) -> aiomqtt.Client:
