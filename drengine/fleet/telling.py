@@ -24,8 +24,8 @@ log = logging.getLogger("drengine.orchestrator")
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
-AGAIN_SECONDS = 30.0
-"""After an agent has refused, or did not answer."""
+AGAIN_SECONDS, REFUSED_SECONDS = 30.0, 600.0
+"""After an agent did not answer, and after one does not take this very policy."""
 AT_ONCE = 16
 
 
@@ -63,15 +63,14 @@ async def keep_policies(orchestrator: Orchestrator) -> AsyncIterator[None]:
 
 
 async def _keep(parts: Parts) -> None:
-    telling: dict[str, asyncio.Task[bool]] = {}
-    again_at: dict[str, float] = {}
+    telling: dict[tuple[str, str], asyncio.Task[float]] = {}
+    again_at: dict[tuple[str, str], float] = {}
     failed = ""
     while True:
         await parts.clock.sleep(LOOK_SECONDS)
         now = parts.clock.monotonic()
-        for source in [source for source, task in telling.items() if task.done()]:
-            if not telling.pop(source).result():
-                again_at[source] = now + AGAIN_SECONDS
+        for which in [which for which, task in telling.items() if task.done()]:
+            again_at[which] = now + telling.pop(which).result()
         try:
             all_due, failed = await asyncio.to_thread(lambda: list(_all_due(parts))), ""
         except DrengineError as error:
@@ -82,9 +81,10 @@ async def _keep(parts: Parts) -> None:
             log.exception("agents are not told the policy")
             all_due = []
         for due in all_due:
-            source = due.report.name
-            if source not in telling and len(telling) < AT_ONCE and now >= again_at.get(source, 0.0):
-                telling[source] = asyncio.create_task(_tell(parts, due))
+            which = due.report.name, due.digest
+            if which not in telling and len(telling) < AT_ONCE and now >= again_at.get(which, 0.0):
+                telling[which] = asyncio.create_task(_tell(parts, due))
+        again_at = {which: at for which, at in again_at.items() if at > now}
 
 
 def _all_due(parts: Parts) -> Iterator[_Due]:
@@ -104,8 +104,8 @@ def _all_due(parts: Parts) -> Iterator[_Due]:
             yield _Due(report, settings, digest)
 
 
-async def _tell(parts: Parts, due: _Due) -> bool:
-    """Whether it was taken."""
+async def _tell(parts: Parts, due: _Due) -> float:
+    """How long to wait before it is told the same again, if its reports still say another policy."""
     source = due.report.name
     try:
         answer = await parts.agents.command(
@@ -118,7 +118,8 @@ async def _tell(parts: Parts, due: _Due) -> bool:
         )
     except DrengineError as error:
         log.warning("%s was not told its policy: %s", source, error.message)
-        return False
-    if not answer.ok:
-        log.warning("%s does not take its policy (%s): %s", source, answer.code, answer.message)
-    return answer.ok
+        return AGAIN_SECONDS
+    if answer.ok:
+        return ANSWER_SECONDS
+    log.warning("%s does not take its policy (%s): %s", source, answer.code, answer.message)
+    return REFUSED_SECONDS
