@@ -72,12 +72,18 @@ class Wishes:
         """Volumes that are wished, or those of before; with `all_disks` also the disks that none of them is.
 
         A disk that is protected already keeps its name: the kernel may call it otherwise after a reboot.
+
+        Raises:
+            DrengineError: BAD_CONFIG, with `all_disks`, where nothing is found.
         """
         found = [{"name": name, "path": str(path)} for name, path in self.volumes.items()] or before
         if not self.all_disks:
             return found
         known = {_identity_of(Path(each["path"])) for each in found}
         disks = [each for each in mounted_disks() if _identity_of(each.path) not in known]
+        if not found and not disks:
+            hint = "Name what to protect: `--volume NAME=PATH`. Loop, memory and removable devices are never proposed."
+            raise DrengineError(BAD_CONFIG, "no disk of this server holds a mounted file system", hint=hint)
         return [*found, *({"name": disk.name, "path": str(disk.path)} for disk in disks)]
 
 
