@@ -61,7 +61,9 @@ async def connect(
     limits = limits or StreamLimits()
     try:
         async with asyncio.timeout(limits.opening_seconds):
-            sock, network = await _connect_inside(host, port, networks, tls, allow_plain)
+            sock, network = await _connect_inside(
+                host, port, networks, lambda peer: _check_plain(peer, tls is not None, allow_plain)
+            )
             with closing_on_error(sock):
                 async with _alerting(sock, tls):
                     _, stream = await asyncio.get_running_loop().create_connection(
@@ -88,7 +90,7 @@ async def reach(host: str, port: int, networks: DataNetworks) -> None:
     """
     try:
         async with asyncio.timeout(REACH_SECONDS):
-            sock, _ = await _connect_inside(host, port, networks, None, True)
+            sock, _ = await _connect_inside(host, port, networks, lambda _: None)
     except TimeoutError as error:
         message = f"{host}:{port} did not answer in {REACH_SECONDS:g} s"
         raise TransportError(TIMED_OUT, "opening-timeout", message) from error
@@ -96,9 +98,9 @@ async def reach(host: str, port: int, networks: DataNetworks) -> None:
 
 
 async def _connect_inside(
-    host: str, port: int, networks: DataNetworks, tls: ssl.SSLContext | None, allow_plain: bool
+    host: str, port: int, networks: DataNetworks, check: Callable[[str], None]
 ) -> tuple[socket.socket, str]:
-    """A connected socket to an allowed address, and that address's network."""
+    """A connected socket to an allowed address that passes the check, and that address's network."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -109,7 +111,7 @@ async def _connect_inside(
         peer = str(address[0])
         try:
             network = networks.label(peer)
-            _check_plain(peer, tls is not None, allow_plain)
+            check(peer)
         except TransportError as error:
             failure = error
             continue

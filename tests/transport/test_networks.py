@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from drengine.model.errors import DrengineError
+from drengine.transport import endpoints
 from drengine.transport.endpoints import _check_plain, connect, serve
 from drengine.transport.errors import OUTSIDE_DATA_NETWORK, PLAIN_REFUSED, UNREACHABLE
 from drengine.transport.networks import DataNetworks, is_loopback
@@ -85,6 +86,15 @@ def test_plain_tcp_that_was_allowed_is_logged_each_time(caplog: pytest.LogCaptur
         _check_plain("127.0.0.1", None, False)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert "WITHOUT encryption" in caplog.text
+
+
+async def test_a_connection_over_which_nothing_is_said_warns_of_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "is_loopback", lambda _: False)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await endpoints.reach("127.0.0.1", listening.getsockname()[1], NETWORKS)
+    assert not caplog.records
 
 
 async def test_a_name_leads_only_to_its_addresses_inside(monkeypatch: pytest.MonkeyPatch) -> None:
