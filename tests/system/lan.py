@@ -16,8 +16,9 @@ from pathlib import Path
 
 from tests.agent.install.host import Host, host
 
-NETWORK = "10.83.0.0/24"
 DOMAIN = "example"
+UNSANDBOXED = "[Service]\nPrivateDevices=no\nProtectClock=no\nDevicePolicy=auto\n"
+"""A host in a namespace has no devices to take away from its services."""
 
 
 def address(number: int) -> str:
@@ -41,7 +42,11 @@ def lan(place: Path, names: Sequence[str]) -> Iterator[dict[str, Host]]:
             _plug_in(switch, network, number)
             made[name] = stack.enter_context(host(place / name, systemd=True, network=network))
         for name, there in made.items():
-            there.run("hostname", name)
+            there.run("hostname", f"{name}.{DOMAIN}")
+            drop_in = there.root / "etc/systemd/system/service.d/test.conf"
+            drop_in.parent.mkdir(parents=True)
+            drop_in.write_text(UNSANDBOXED, encoding="utf-8")
+            there.run("systemctl", "daemon-reload")
             lines = ["127.0.0.1 localhost", f"127.0.1.1 {name}"]
             lines += [f"{address(number)} {each}.{DOMAIN} {each}" for number, each in enumerate(names)]
             (there.root / "etc/hosts").write_text("\n".join(lines) + "\n", encoding="utf-8")
