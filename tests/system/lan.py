@@ -43,6 +43,8 @@ def lan(place: Path, names: Sequence[str]) -> Iterator[dict[str, Host]]:
             made[name] = stack.enter_context(host(place / name, systemd=True, network=network))
         for name, there in made.items():
             there.run("hostname", f"{name}.{DOMAIN}")
+            # What the machine's other tests left, and lists of packages newer than those that are here.
+            there.run("rm", "-rf", "/etc/drengine", "/var/lib/drengine", "/var/lib/apt/lists")
             drop_in = there.root / "etc/systemd/system/service.d/test.conf"
             drop_in.parent.mkdir(parents=True)
             drop_in.write_text(UNSANDBOXED, encoding="utf-8")

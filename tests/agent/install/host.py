@@ -21,7 +21,7 @@ import pytest
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN = ("work", "root", "home", "tmp", "run", "opt")
 """Empty on that host: projects, other Pythons, caches."""
-DEVICES = "null zero full random urandom tty loop-control"
+DEVICES = "null zero full random urandom tty loop-control fuse"
 MASKED = (
     "systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel.socket systemd-udevd-control.socket "
     "systemd-sysctl.service systemd-modules-load.service systemd-remount-fs.service systemd-logind.service "
@@ -36,7 +36,7 @@ mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
 cd "$1/root"
 mount -t tmpfs -o mode=755 tmpfs dev
-for name in {DEVICES}; do cp -a "/dev/$name" dev/; done
+for name in {DEVICES}; do [ ! -e "/dev/$name" ] || cp -a "/dev/$name" dev/; done
 for number in $(seq 0 63); do mknod "dev/loop$number" b 7 "$number"; done  # also those that come while it runs
 mount -t sysfs sysfs sys
 mount -t bpf bpf sys/fs/bpf
