@@ -21,8 +21,11 @@ def parse_address(text: str) -> Address:
 
 
 def is_loopback(text: str) -> bool:
-    """Whether a peer's address is this machine's loopback."""
-    address = parse_address(text)
+    """Whether an address is this machine's loopback. A name is not one, wherever it may lead."""
+    try:
+        address = parse_address(text)
+    except ValueError:
+        return False
     return any(address in network for network in LOOPBACK if network.version == address.version)
 
 

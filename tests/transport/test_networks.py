@@ -64,6 +64,8 @@ def test_loopback_is_all_of_it_and_nothing_else() -> None:
     assert is_loopback("127.255.255.254")
     assert not is_loopback("128.0.0.1")
     assert not is_loopback("::2")
+    assert not is_loopback("localhost"), "it may lead anywhere"
+    assert not is_loopback("outpost.example")
 
 
 async def test_an_agent_sends_nothing_outside_the_data_networks() -> None:
