@@ -72,7 +72,7 @@ class EmbeddedBroker:
         self._users = local_users
         self._clock = clock or SystemClock()
         self._credentials = Credentials(files, server_context, role="clients", clock=self._clock) if files else None
-        if self._credentials is None and not _is_local(host):
+        if self._credentials is None and not is_loopback(host):
             raise DrengineError(BROKER_FAILED, f"{address} is not on loopback, and there nobody is known without TLS")
         self.router = Router(self._clock)
         self._sessions: dict[asyncio.Task[None], bool] = {}
@@ -259,10 +259,3 @@ async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     if length > PACKET_BYTES_MAX:
         raise PacketError(f"a packet of {length} bytes", Reason.TOO_LARGE)
     return first, await reader.readexactly(length)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return is_loopback(host)
-    except ValueError:
-        return False
