@@ -17,8 +17,8 @@ from pathlib import Path
 from tests.agent.install.host import Host, host
 
 DOMAIN = "example"
-UNSANDBOXED = "[Service]\nPrivateDevices=no\nProtectClock=no\nDevicePolicy=auto\n"
-"""A host in a namespace has no devices to take away from its services."""
+UNSANDBOXED = "[Service]\nPrivateDevices=no\nPrivateUsers=no\nProtectClock=no\nDevicePolicy=auto\n"
+"""A host in a namespace has no devices and users to take away from its services."""
 
 
 def address(number: int) -> str:
