@@ -26,6 +26,7 @@ AGENT_FILE = "/etc/drengine-agent.toml"
 NOT_TYPED: dict[str, str] = {
     r"README.md: make (demo|test)( |$)": "continuous integration types them; the demo has tests of its own",
     r"docs/benchmarks.md: make bench": "takes half an hour and 20 GiB",
+    r"docs/site.md: ": "typed on four hosts, from packages: tests/packages/test_site_page.py",
     r".*: (python3 -m venv|/opt/drengine/bin/pip) ": "installs from the package registry",
     r".*: systemctl ": "there is no systemd on this machine; tests/agent/install starts one",
     r".*: (sudo )?\./drengine-agent (doctor|install) ": "wants a spare disk and systemd: tests/agent/install",
