@@ -80,11 +80,13 @@ Launch = PlannedStep[WorkloadSettings]
 
 
 async def look_at_hosts(scene: Scene) -> list[Checked]:
-    """Each host, with all that would be launched there."""
+    """Each host, with all that would be launched or stopped there."""
     by_host: dict[str, list[Launch]] = defaultdict(list)
-    for step in scene.steps:
-        if step.kind is LAUNCH and isinstance(scene.site.drivers.get(step.settings.driver), AsksHost):
-            by_host[step.settings.host].append(step)
+    needed = [step for step in scene.steps if step.critical and not step.cleanup]
+    for step in needed:
+        settings = step.settings
+        if isinstance(settings, WorkloadSettings) and isinstance(scene.site.drivers.get(settings.driver), AsksHost):
+            by_host[settings.host].append(step)
     found = await all_of(_look(scene, host, steps) for host, steps in by_host.items())
     worst: dict[str, Checked] = {}
     for each in found:
@@ -97,7 +99,7 @@ async def _look(scene: Scene, host: str, steps: list[Launch]) -> list[Checked]:
     if not host:
         sources = ", ".join(step.source for step in steps)
         return [HOST_CONNECTED.found(fault=f"the launch of {sources} names no recovery host", hint="Give it a `host`.")]
-    agents = scene.site.agents
+    agents, launches = scene.site.agents, [step for step in steps if step.kind is LAUNCH]
     if not await soon(scene.site.clock, lambda: agents.is_online(host)):
         if not agents.is_away(host):
             fault = f"the broker is not there, so nobody knows whether {host} is"
@@ -107,7 +109,7 @@ async def _look(scene: Scene, host: str, steps: list[Launch]) -> list[Checked]:
                 f"{host} is not connected with the broker" if known else f"no recovery host {host} was ever heard of"
             )
         return [HOST_CONNECTED.found(host, fault=fault)]
-    return [HOST_CONNECTED.found(host, seen="connected"), *await all_of(_ask(scene, host, step) for step in steps)]
+    return [HOST_CONNECTED.found(host, seen="connected"), *await all_of(_ask(scene, host, step) for step in launches)]
 
 
 async def _ask(scene: Scene, host: str, step: Launch) -> list[Checked]:
