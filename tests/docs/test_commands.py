@@ -149,8 +149,8 @@ def readme(story: Story, command: Typed) -> None:
     if text.startswith("drengine runbook validate"):
         machine.write("/usr/local/bin/start-shop", "#!/bin/sh\nexec sleep 600\n", mode=0o755)
         machine.write("/usr/local/bin/check-shop", "#!/bin/sh\nexit 0\n", mode=0o755)
-        book = machine.read("shop.yaml")  # what starts it at home again is filled in as well
-        machine.write("shop.yaml", book.replace("    launch:", '    start: ["true"]\n    launch:', 1))
+        filled = '    fence: {command: ["true"], dry: ["true"]}\n    start: ["true"]\n    launch:'
+        machine.write("shop.yaml", machine.read("shop.yaml").replace("    launch:", filled, 1))
     if text.startswith("drengine plan"):
         # What the page says in words: the agent joins, and the orchestrator has its file.
         story.stop("drengine-agent run")

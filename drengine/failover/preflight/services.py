@@ -19,7 +19,7 @@ from drengine.failover.steps.stop_services import STOP_SERVICES
 SERVICES_ALLOWED = Check(
     "services-allowed",
     "the agent of each source that is there may run what the runbook's `services` name for it",
-    "Name them in `[allow] commands` of the agent's own file on that source, and restart the agent.",
+    "Name them in [allow] commands of the agent's own file on that source, and restart the agent.",
 )
 SERVICES_STARTED = Check(
     "services-started",
