@@ -149,8 +149,7 @@ def readme(story: Story, command: Typed) -> None:
     if text.startswith("drengine runbook validate"):
         machine.write("/usr/local/bin/start-shop", "#!/bin/sh\nexec sleep 600\n", mode=0o755)
         machine.write("/usr/local/bin/check-shop", "#!/bin/sh\nexit 0\n", mode=0o755)
-        filled = '    fence: {command: ["true"], dry: ["true"]}\n    start: ["true"]\n    launch:'
-        machine.write("shop.yaml", machine.read("shop.yaml").replace("    launch:", filled, 1))
+        fill_in(story)
     if text.startswith("drengine plan"):
         # What the page says in words: the agent joins, and the orchestrator has its file.
         story.stop("drengine-agent run")
@@ -160,6 +159,14 @@ def readme(story: Story, command: Typed) -> None:
         machine.write("orchestrator.toml", orchestrator)
         machine.write(".environment", f"export DRENGINE_CONFIG={HOME}/orchestrator.toml\n")
     type_it(story, command)
+
+
+def fill_in(story: Story) -> None:
+    """What a person fills in of a first runbook: a fence, and what starts the workload at home again."""
+    book = story.machine.read("shop.yaml")
+    filled = '    fence: {command: ["true"], dry: ["true"]}\n    start: ["true"]\n    launch:'
+    if filled not in book:
+        story.machine.write("shop.yaml", book.replace("    launch:", filled, 1))
 
 
 def operations(story: Story, command: Typed) -> None:
@@ -224,6 +231,8 @@ def export(story: Story, text: str) -> None:
 
 def runbooks(story: Story, command: Typed) -> None:
     """Another runbook of the same name: the one that README has run is kept."""
+    if command.text.startswith("drengine ready"):
+        fill_in(story)
     type_it(story, command)
 
 
