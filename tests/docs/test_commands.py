@@ -242,9 +242,10 @@ def failover(story: Story, command: Typed) -> None:
         book = story.machine.read("shop.yaml")
         waiting = book.replace("    # before:", '    before:\n      - approval: {prompt: "Go on?"}\n    # before:', 1)
         story.machine.write("waiting.yaml", waiting.replace("name: shop", "name: waiting", 1))
+        if command.text.startswith("drengine approve"):
+            story.must("drengine user add deputy --role approver --no-password")
         story.must("drengine drill waiting.yaml --no-wait", 108)
     if command.text.startswith("drengine approve"):
-        story.must("drengine user add deputy --role approver --no-password")
         token = story.must("drengine user token create deputy").strip()
         story.must(f"DRENGINE_TOKEN={token} {command.text.replace('RUN', story.run())}")
         story.must(f"drengine run resume {story.run()}", 0, 110)
