@@ -63,6 +63,7 @@ WORDS = {
     "08:00-18:00=20MiB/s, otherwise unlimited",
     # keys of runbooks and of what belongs to them
     *("after", "by", "force_by", "host", "host:", "hydrate", "then", "modes", "mounts", "services", "start"),
+    "[allow] commands",
     *("fence: {command: [...]}", "fence: {dry: [...]}", "objectives: rpo"),
 }
 
