@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from drengine.failover.errors import NOT_READY
 from tests.docs.machine import HOME, Machine, why_not
 from tests.docs.pages import GENERATED, PAGES, ROOT, Typed, commands, files
 
@@ -203,9 +202,6 @@ def operations(story: Story, command: Typed) -> None:
 def type_it(story: Story, command: Typed) -> None:
     """Fill in what the page leaves open, type it, and leave running what serves."""
     text = command.text
-    if text.startswith("drengine ready"):
-        assert "fence-command:shop" in story.must(text, NOT_READY.exit_code), "README's runbook has no fence"
-        return
     text = re.sub(r"\bRUN\b", lambda _: story.run(), text)
     text = re.sub(r"\b1-5120\b", lambda _: story.points()[-1], text)
     text = re.sub(r"--(branch|drop) 2\b", lambda match: f"--{match[1]} {story.branch()}", text)
