@@ -96,6 +96,7 @@ def test_a_file_that_is_wrong_or_missing_is_named(
     if content is not None:
         path.write_text(content)
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))
+    monkeypatch.setenv("DRENGINE_STATE", str(folder / "state"))
     for words in (["status"], ["runs"], ["target", "run"], ["orchestrator", "check-config"]):
         code = main(app, words)
         told = capsys.readouterr().err
