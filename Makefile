@@ -49,8 +49,8 @@ postgres: $(VENV)/.test ## SIGKILL the target under a recovered PostgreSQL again
 crash: $(VENV)/.test ## replay recorded I/O to every persistence point (ARGS="--seed N")
 	@$(PY) -m tests.crash.campaign $(ARGS)
 
-field: $(VENV)/.test ## try what users reported, on real processes and devices, best as root (ARGS="--list" or "--only NAME --seed N --scale 5 --json")
-	@./deploy/test-tools stress-ng:stress-ng faketime:faketime >&2
+field: $(VENV)/.bench ## try what users reported, on real processes and devices, best as root (ARGS="--list" or "--only NAME --seed N --scale 5 --json --plots DIR")
+	@./deploy/test-tools stress-ng:stress-ng faketime:faketime fio:fio >&2
 	@$(PY) -m tests.field $(ARGS)
 
 fuzz: $(VENV)/.test ## strangers and misbehaving parties at living daemons, while honest ones are measured (ARGS="--seconds 60 --seed N --json")

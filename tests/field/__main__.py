@@ -38,6 +38,7 @@ class Outcome:
     Attributes:
         verdict: `held`, `FAILED` or `skipped`.
         measured: figures, by what they are of.
+        series: what was measured over time, by what it is of: pairs of seconds and a value.
         said: why it failed or was skipped.
     """
 
@@ -45,6 +46,7 @@ class Outcome:
     verdict: str
     seconds: float = 0.0
     measured: dict[str, Any] = field(default_factory=dict)
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     said: str = ""
 
 
@@ -56,6 +58,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--scale", type=float, default=1.0, help="how much of everything: 10 for a long night")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw what was measured over time, as SVG files")
     parser.add_argument("--keep", action="store_true", help="leave the folders of trials that failed")
     options = parser.parse_args()
     chosen = [each for each in all_trials() if not options.only or any(part in each.name for part in options.only)]
@@ -72,12 +75,20 @@ def main() -> int:
         outcomes.append(_run(each, seed, options.scale, keep=options.keep))
         why = f"  {outcomes[-1].said[:SAID_CHARACTERS]}" if outcomes[-1].said else ""
         print(f"  {outcomes[-1].verdict:8} {outcomes[-1].seconds:6.1f} s{why}", file=sys.stderr, flush=True)
+        if options.plots and outcomes[-1].series:
+            print(f"  {_draw(outcomes[-1], options.plots)}", file=sys.stderr, flush=True)
     failed = [each for each in outcomes if each.verdict == "FAILED"]
     if options.json:
         print(json.dumps({"seed": seed, "scale": options.scale, "trials": [asdict(each) for each in outcomes]}))
     else:
         _print(outcomes, seed)
     return 1 if failed else 0
+
+
+def _draw(outcome: Outcome, folder: Path) -> Path:
+    from tests.field.plots import draw  # matplotlib takes a second to come in
+
+    return draw(outcome.name, outcome.series, folder)
 
 
 def _list(chosen: list[Trial], *, as_json: bool) -> None:
@@ -145,7 +156,7 @@ def _outcome(name: str, folder: Path, *, in_time: bool) -> Outcome:
     if not in_time and found["verdict"] != "FAILED":
         found["verdict"] = "FAILED"
         found["said"] = "its time was up"
-    return Outcome(name, found["verdict"], measured=found["measured"], said=found["said"])
+    return Outcome(name, **found)
 
 
 def _clean_up(folder: Path, token: str) -> list[str]:

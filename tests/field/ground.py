@@ -95,12 +95,14 @@ class Ground:
         rng: seeded.
         scale: how much of everything.
         measured: figures to show, by what they are of.
+        series: what was measured over time, by what it is of: pairs of seconds and a value.
     """
 
     folder: Path
     seed: int
     scale: float = 1.0
     measured: dict[str, Any] = field(default_factory=dict)
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -457,7 +459,9 @@ def main() -> None:
         verdict, said = "FAILED", f"{type(error).__name__} at {where} (`{ours.line}`): {error}"
     finally:
         (ground.folder / "outcome.json").write_text(
-            json.dumps({"verdict": verdict, "said": said, "measured": ground.measured}, default=str)
+            json.dumps(
+                {"verdict": verdict, "said": said, "measured": ground.measured, "series": ground.series}, default=str
+            )
         )
         ground.close()
 

@@ -2,83 +2,124 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.field.ground import Ground, Pair
 from tests.field.trial import trial
+from tests.field.trials.stress import STRESSORS
 
 MIB = 1 << 20
 DISK_BYTES = 1536 * MIB
 MAKE = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f"), "btrfs": ("mkfs.btrfs", "-q", "-f")}
-LOADS = {
-    "2,000 writes a second": ("--rw=randwrite", "--bs=4k", "--rate_iops=2000", "--size=512m", "--fdatasync=64"),
-    "100 MB a second": ("--rw=write", "--bs=1m", "--rate=100m", "--size=768m", "--fsync_on_close=1"),
-}
-LOAD_SECONDS = 45
+# Half can be compressed, as on most disks.
+FIO = ("fio", "--name=load", "--buffer_compress_percentage=50", "--refill_buffers", "--end_fsync=0", "--time_based",
+       "--runtime=600", "--directory")  # fmt: skip
+STRESS = ("stress-ng", *STRESSORS, "--timeout", "600", "--temp-path")
+WRITES = ("--rw=randwrite", "--bs=4k", "--rate_iops=2000", "--size=512m", "--fdatasync=64")
+STREAM = ("--rw=write", "--bs=1m", "--rate=100m", "--size=768m", "--fsync_on_close=1")
+LOAD_SECONDS = 45.0
 AGE_MAX_SECONDS = 15.0
+FREEZE_MAX_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 
 
-def _try(ground: Ground, kind: str) -> None:
-    ground.needs_kernel()
-    ground.needs("fio", MAKE[kind][0])
-    disk = ground.disk(kind, DISK_BYTES)
-    ground.run(*MAKE[kind], disk)
-    place = ground.enter(ground.mounted(disk, f"mnt-{kind}"))
-    pair = Pair(ground, {"data": disk}, tracker="ebpf").start()
-    for name, load in LOADS.items():
-        before = pair.status()
-        ages, cpu_seconds = _ages(pair, place, load)
-        after = pair.status()
-        ground.measured[f"{name}: oldest newest point, seconds"] = round(max(ages), 1)
-        ground.measured[f"{name}: longest freeze, seconds"] = after["freeze_seconds_longest"]
-        ground.measured[f"{name}: freezes"] = after["freezes"] - before["freezes"]
-        ground.measured[f"{name}: agent, share of a CPU"] = round(cpu_seconds / LOAD_SECONDS, 2)
-        ground.measured[f"{name}: cuts that failed"] = after["cuts_failed"]
-        assert max(ages) <= AGE_MAX_SECONDS, f"{name}: {ground.measured}"
-        assert after["freeze_seconds_longest"] <= 1.0, ground.measured
+@trial(seconds_max=500)
+def points_of_a_busy_ext4_stay_young(ground: Ground) -> None:
+    """2,000 writes a second, 100 MB/s, then stress-ng, on ext4, all defaults: no newest point is older than 15 s."""
+    _one_after_another(ground, "ext4")
+
+
+@trial(seconds_max=500)
+def points_of_a_busy_xfs_stay_young(ground: Ground) -> None:
+    """2,000 writes a second, 100 MB/s, then stress-ng, on xfs, all defaults: no newest point is older than 15 s."""
+    _one_after_another(ground, "xfs")
+
+
+@trial(seconds_max=500)
+def points_of_a_busy_btrfs_stay_young(ground: Ground) -> None:
+    """2,000 writes a second, 100 MB/s, then stress-ng, on btrfs, all defaults: no newest point is older than 15 s."""
+    _one_after_another(ground, "btrfs")
+
+
+@trial(seconds_max=300)
+def points_of_three_stressed_file_systems_stay_young(ground: Ground) -> None:
+    """stress-ng on ext4, xfs and btrfs of one host, all defaults: no newest point is older than 15 s."""
+    pair, places = _host(ground, *MAKE)
+    _load(ground, pair, "stress-ng on three", [(*STRESS, place) for place in places])
     pair.until_equal(seconds=120.0)
 
 
-@trial(seconds_max=400)
-def points_of_a_busy_ext4_stay_young(ground: Ground) -> None:
-    """2,000 writes a second, then 100 MB/s, on ext4 with defaults: the newest point is never older than 15 s."""
-    _try(ground, "ext4")
+def _one_after_another(ground: Ground, kind: str) -> None:
+    pair, (place,) = _host(ground, kind)
+    _load(ground, pair, "2,000 writes a second", [(*FIO, place, *WRITES)])
+    _load(ground, pair, "100 MB a second", [(*FIO, place, *STREAM)])
+    _load(ground, pair, "stress-ng", [(*STRESS, place)])
+    pair.until_equal(seconds=120.0)
 
 
-@trial(seconds_max=400)
-def points_of_a_busy_xfs_stay_young(ground: Ground) -> None:
-    """2,000 writes a second, then 100 MB/s, on xfs with defaults: the newest point is never older than 15 s."""
-    _try(ground, "xfs")
+def _host(ground: Ground, *kinds: str) -> tuple[Pair, list[Path]]:
+    """A source with a tracked, mounted file system of each kind, and where they are mounted."""
+    ground.needs_kernel()
+    ground.needs("fio", "stress-ng", *(MAKE[kind][0] for kind in kinds))
+    disks = {kind: ground.disk(kind, DISK_BYTES) for kind in kinds}
+    for kind, disk in disks.items():
+        ground.run(*MAKE[kind], disk)
+    places = [ground.enter(ground.mounted(disk, f"mnt-{kind}")) for kind, disk in disks.items()]
+    return Pair(ground, disks, tracker="ebpf").start(), places
 
 
-@trial(seconds_max=400)
-def points_of_a_busy_btrfs_stay_young(ground: Ground) -> None:
-    """2,000 writes a second, then 100 MB/s, on btrfs with defaults: the newest point is never older than 15 s."""
-    _try(ground, "btrfs")
+def _load(ground: Ground, pair: Pair, name: str, commands: Sequence[Sequence[str | Path]]) -> None:
+    """All of them at once for LOAD_SECONDS; figures into what was measured, ages into a series.
 
-
-def _ages(pair: Pair, place: Path, load: tuple[str, ...]) -> tuple[list[float], float]:
-    """How old the newest point was at each look under load, in seconds, and the agent's CPU seconds."""
-    words = ["fio", "--name=load", f"--directory={place}", "--time_based", f"--runtime={LOAD_SECONDS}", *load]
-    # Half can be compressed, as on most disks.
-    more = ["--buffer_compress_percentage=50", "--refill_buffers", "--end_fsync=0"]
+    Raises:
+        AssertionError: a point grew too old, a freeze took too long, or the load ended by itself.
+    """
+    failed, freezes = pair.status()["cuts_failed"], pair.status()["freezes"]
     used = _cpu_seconds(pair.process.pid)
-    fio = subprocess.Popen([*words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    begun = time.time()
-    ages: list[float] = []
+    load = [_start(command) for command in commands]
     try:
-        while fio.poll() is None and time.time() < begun + LOAD_SECONDS:
-            newest: Any = pair.newest()
-            ages.append(time.time() - max(newest.time_ns / 1e9, begun))
-            time.sleep(LOOK_SECONDS)
+        ages = _ages(pair, LOAD_SECONDS)
+        assert all(each.poll() is None for each in load), f"{name} ended by itself"
     finally:
-        fio.terminate()
-        fio.wait()
-    return ages, _cpu_seconds(pair.process.pid) - used
+        for each in load:
+            os.killpg(each.pid, signal.SIGKILL)
+            each.wait()
+    status, oldest = pair.status(), max(age for _, age in ages)
+    ground.series[name] = ages
+    ground.measured |= {
+        f"{name}: oldest newest point, seconds": round(oldest, 1),
+        f"{name}: longest freeze, seconds": round(status["freeze_seconds_longest"], 3),
+        f"{name}: freezes": status["freezes"] - freezes,
+        f"{name}: agent, share of a CPU": round((_cpu_seconds(pair.process.pid) - used) / LOAD_SECONDS, 2),
+        f"{name}: cuts that failed": {
+            why: count - failed.get(why, 0)
+            for why, count in status["cuts_failed"].items()
+            if count > failed.get(why, 0)
+        },
+    }
+    assert oldest <= AGE_MAX_SECONDS, f"{name}: {ground.measured}"
+    assert status["freeze_seconds_longest"] <= FREEZE_MAX_SECONDS, f"{name}: {ground.measured}"
+
+
+def _ages(pair: Pair, seconds: float) -> list[tuple[float, float]]:
+    """How old the newest point was at each look, counted from the beginning at most: (seconds, seconds)."""
+    begun, ages = time.time(), []
+    while (now := time.time()) < begun + seconds:
+        newest = pair.newest()
+        assert newest, "the points are gone"
+        ages.append((round(now - begun, 2), round(now - max(newest.time_ns / 1e9, begun), 2)))
+        time.sleep(LOOK_SECONDS)
+    return ages
+
+
+def _start(command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
 
 
 def _cpu_seconds(process: int) -> float:
