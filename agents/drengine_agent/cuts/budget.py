@@ -13,6 +13,8 @@ from drengine.linux.memory import available_memory
 
 SHARE = 0.5
 """Of the longest freeze, for reading."""
+LATE_SHARE = 0.625
+"""The same, when a cut is late."""
 GIVE_UP_SHARE = 0.75
 """Reading that took so much of it is given up: thawing early is better than a watchdog that does it."""
 AVAILABLE_SHARE = 0.25
@@ -24,6 +26,9 @@ MEASURED_BYTES_MIN = 256 << 10
 """What is read in an instant says nothing of a disk's speed."""
 NEW_SHARE = 0.5
 GAIN_MAX = 8.0
+LATE_GAIN = 4.0
+"""Nothing was read during a freeze yet, and a cut is late: nobody writes beside it then, and several threads read. Too
+high a guess costs one freeze without a cut, and is measured by it; too low a one costs a busy host its points."""
 FIRST_CAUTION = 0.5
 """Nothing is known yet of how long this host takes to freeze."""
 LATE_FACTOR = 2.0
@@ -56,6 +61,7 @@ class FreezeBudget:
         self.readers = readers
         self._available = available
         self._gain = 1.0
+        self._is_measured = False
         self._caution = FIRST_CAUTION
 
     @property
@@ -73,13 +79,10 @@ class FreezeBudget:
         Args:
             late: the cut is due and was not to be had: less caution.
         """
-        in_time = (
-            self._speed
-            * self._gain
-            * SHARE
-            * self._longest_seconds
-            * min(1.0, LATE_FACTOR * self._caution if late else self._caution)
-        )
+        gain = LATE_GAIN if late and not self._is_measured else self._gain
+        caution = min(1.0, LATE_FACTOR * self._caution if late else self._caution)
+        share = LATE_SHARE if late else SHARE
+        in_time = self._speed * gain * share * self._longest_seconds * caution
         return max(BYTES_MIN, int(min(in_time, self.memory_bytes)))
 
     @property
@@ -93,6 +96,7 @@ class FreezeBudget:
         if length >= MEASURED_BYTES_MIN and seconds > 0:
             gain = min(GAIN_MAX, length / seconds / self._speed)
             self._gain = NEW_SHARE * gain + (1 - NEW_SHARE) * self._gain
+            self._is_measured = True
 
     def held(self) -> None:
         """A freeze was over in time."""

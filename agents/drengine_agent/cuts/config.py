@@ -51,7 +51,7 @@ class CutOptions:
     )
     set_aside: int = option(
         SIZE,
-        default=256 << 20,
+        default=512 << 20,
         help="What may be read into memory during a freeze, and at most a quarter of the memory that is available.",
     )
     application_interval: float = option(

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from drengine.model.points import PointKind
 
+NEAR_SHARE = 0.25
+"""Of what a freeze has time for; less than that can wait for the cut that is due."""
+
 
 @dataclass(frozen=True, slots=True)
 class CutPolicy:
@@ -28,7 +31,7 @@ class CutPolicy:
     application_seconds: float = 0.0
     ahead_seconds: float = 0.0
     remainder_bytes: int = 0
-    set_aside_bytes: int = 256 << 20
+    set_aside_bytes: int = 512 << 20
     retry_seconds: float = 2.0
     overdue_seconds: float = 15.0
 
@@ -43,6 +46,7 @@ class CutFacts:
         tried_at: when one of each kind was last tried in vain.
         dirty_bytes: changed and not handed out, or not even written out by file systems.
         remainder_bytes: with at most so much left a freeze can be over in time.
+        round_before_bytes: `dirty_bytes` a round of copying ago.
         can_freeze: there is somebody who freezes.
         requested: somebody waits for a point, so a cut is forced before its time.
     """
@@ -54,6 +58,7 @@ class CutFacts:
     dirty_bytes: int
     remainder_bytes: int
     can_freeze: bool
+    round_before_bytes: float = float("inf")
     requested: bool = False
 
 
@@ -76,16 +81,30 @@ def decide(policy: CutPolicy, facts: CutFacts) -> CutDecision:
     late = facts.now - _last_cut(facts) >= policy.overdue_seconds
     if kind is None:
         soon = _wanted(policy, facts, facts.now + policy.ahead_seconds) if facts.can_freeze else None
-        return CutDecision(soon, settle=soon is not None, reason="no-cut" if late else "none")
+        settle = not (soon is PointKind.FROZEN and _is_now_or_never(policy, facts))
+        return CutDecision(soon, settle=soon is not None and settle, reason="no-cut" if late else "none")
     if not facts.can_freeze:
         return CutDecision(reason="freeze-refused")
-    tried_at = facts.tried_at.get(kind, float("-inf"))
-    if facts.now - tried_at < policy.retry_seconds:
+    if _was_just_tried(policy, facts, kind):
         return CutDecision(kind, settle=True)
-    if facts.dirty_bytes > (policy.remainder_bytes or facts.remainder_bytes):
-        tried = tried_at > _last_cut(facts)  # what the attempt failed of remains the reason
+    if facts.dirty_bytes > _remainder(policy, facts):
+        tried = facts.tried_at.get(kind, float("-inf")) > _last_cut(facts)  # what the attempt failed of remains the reason
         return CutDecision(kind, settle=True, reason="busy" if late and not tried else "none")
     return CutDecision(kind)
+
+
+def _is_now_or_never(policy: CutPolicy, facts: CutFacts) -> bool:
+    """Changes come as fast as they are copied, and soon there may be more than a freeze has time for."""
+    remainder = _remainder(policy, facts)
+    return not _was_just_tried(policy, facts, PointKind.FROZEN) and max(NEAR_SHARE * remainder, facts.round_before_bytes) <= facts.dirty_bytes <= remainder
+
+
+def _was_just_tried(policy: CutPolicy, facts: CutFacts, kind: PointKind) -> bool:
+    return facts.now - facts.tried_at.get(kind, float("-inf")) < policy.retry_seconds
+
+
+def _remainder(policy: CutPolicy, facts: CutFacts) -> int:
+    return policy.remainder_bytes or facts.remainder_bytes
 
 
 def _wanted(policy: CutPolicy, facts: CutFacts, moment: float) -> PointKind | None:

@@ -32,9 +32,16 @@ class Disk:
 def test_the_first_freezes_are_short_ones() -> None:
     made = Disk().budget(cautious=True)
     assert made.bytes_max() == 25 * MIB
-    assert made.bytes_max(late=True) == 50 * MIB
     made.held()
     assert made.bytes_max() == 37.5 * MIB
+
+
+def test_a_late_cut_may_try_more_until_it_is_known_what_can_be_read() -> None:
+    made = Disk(20 * MIB).budget(cautious=True)
+    assert made.bytes_max() == 5 * MIB
+    assert made.bytes_max(late=True) == 50 * MIB
+    made.read(10 * MIB, 0.5)  # no faster than without a freeze
+    assert made.bytes_max(late=True) == 12.5 * MIB
 
 
 def test_before_any_freeze_it_follows_from_reading_without_one() -> None:

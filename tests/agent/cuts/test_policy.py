@@ -10,6 +10,8 @@ from drengine.model.points import PointKind
 from drengine_agent.cuts.policy import CutDecision, CutFacts, CutPolicy, decide
 
 QUIET, FROZEN, APPLICATION = PointKind.QUIET, PointKind.FROZEN, PointKind.APPLICATION
+MIB = 1 << 20
+AHEAD = CutPolicy(kinds=(QUIET, FROZEN), ahead_seconds=5.0)
 ALL = CutPolicy(kinds=(QUIET, FROZEN, APPLICATION), application_seconds=60.0)
 
 SETTLE = CutDecision(FROZEN, settle=True)
@@ -40,6 +42,13 @@ def facts(now: float, **more: Any) -> CutFacts:
         (CutPolicy(kinds=(QUIET, FROZEN), ahead_seconds=5.0), facts(4.9), CutDecision()),
         (CutPolicy(kinds=(QUIET, FROZEN), ahead_seconds=5.0), facts(5.0), SETTLE),
         (CutPolicy(kinds=(QUIET, FROZEN), ahead_seconds=5.0), facts(5.0, can_freeze=False), CutDecision()),
+        # Rounds of copying that no longer shrink: a freeze now, while there is time enough in it, and not later.
+        (AHEAD, facts(6.0, dirty_bytes=4 * MIB, round_before_bytes=3 * MIB), CutDecision(FROZEN)),
+        (AHEAD, facts(6.0, dirty_bytes=4 * MIB, round_before_bytes=5 * MIB), SETTLE),
+        (AHEAD, facts(6.0, dirty_bytes=9 * MIB, round_before_bytes=3 * MIB), SETTLE),
+        (AHEAD, facts(6.0, dirty_bytes=1 * MIB, round_before_bytes=1 * MIB), SETTLE),
+        (AHEAD, facts(6.0, dirty_bytes=4 * MIB, round_before_bytes=3 * MIB, tried_at={FROZEN: 5.0}), SETTLE),
+        (AHEAD, facts(4.0, dirty_bytes=4 * MIB, round_before_bytes=3 * MIB), CutDecision()),
         (CutPolicy(kinds=(FROZEN,)), facts(100.0, can_freeze=False), CutDecision(reason="freeze-refused")),
         (CutPolicy(kinds=(FROZEN,)), facts(100.0, tried_at={FROZEN: 98.5}), CutDecision(FROZEN, settle=True)),
         (CutPolicy(kinds=(FROZEN,)), facts(100.0, tried_at={FROZEN: 98.0}), CutDecision(FROZEN)),

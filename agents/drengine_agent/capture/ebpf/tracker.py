@@ -46,8 +46,6 @@ PIECE_BYTES = 1 << 20
 READ_RETRY_SECONDS = 2.0
 """Blocks that could not be read are tried again after so long."""
 
-LATE_SHARE = 1.2
-
 SETTLED_BYTES = 8 << 20
 """File systems that took in more than this since then are asked again."""
 
@@ -150,6 +148,7 @@ class EbpfTracker:
         self._cut_at: dict[PointKind, float] = {}
         self._tried_at: dict[PointKind, float] = {}
         self._arrivals = Arrivals(clock)
+        self._round_before_bytes = float("inf")
         self._backlog_bytes = 0
         self.counts = CutCounts()
 
@@ -270,6 +269,7 @@ class EbpfTracker:
     # ---- forced cuts -----------------------------------------------------------------------------------------
 
     def _decide(self, watch: Watch) -> CutDecision:
+        left = self._left(watch)
         decision = decide(
             self._policy,
             CutFacts(
@@ -277,12 +277,14 @@ class EbpfTracker:
                 began_at=self._began_at,
                 cut_at=dict(self._cut_at),
                 tried_at=dict(self._tried_at),
-                dirty_bytes=self._left(watch),
+                dirty_bytes=left,
                 remainder_bytes=self._budget.bytes_max(late=self._is_late()),
                 can_freeze=self._stillness is not None,
+                round_before_bytes=self._round_before_bytes,
                 requested=self._cut_requested,
             ),
         )
+        self._round_before_bytes = left if self._arrivals.is_settled else float("inf")
         if decision.reason != "none":
             self._why_no_cut = decision.reason
         return decision
@@ -291,7 +293,7 @@ class EbpfTracker:
         return self._arrivals.left_bytes(watch.active_blocks() * BLOCK_BYTES)
 
     def _is_late(self) -> bool:
-        return self._seconds_without_cut() > LATE_SHARE * self._policy.frozen_after_seconds
+        return self._seconds_without_cut() > self._policy.frozen_after_seconds
 
     def _seconds_without_cut(self) -> float:
         return self._clock.monotonic() - max([*self._cut_at.values(), self._began_at])
