@@ -14,6 +14,8 @@ AVERAGE_SECONDS_MIN = 1.0
 RECENT_SECONDS = 2.0
 SETTLED_SECONDS = 5.0
 """For so long after file systems wrote out what they held, a freeze finds little left."""
+FRESH_SECONDS = 0.5
+"""For so long next to nothing is left: what a freeze has to write out takes more of its time than reading it does."""
 
 
 class Arrivals:
@@ -30,6 +32,11 @@ class Arrivals:
     def is_settled(self) -> bool:
         """File systems have written out what they held, a moment ago."""
         return self._clock.monotonic() - self._settled_at <= SETTLED_SECONDS
+
+    @property
+    def is_fresh(self) -> bool:
+        """They have done so just now."""
+        return self._clock.monotonic() - self._settled_at <= FRESH_SECONDS
 
     def settled(self, begun_at: float) -> None:
         """They have written out what they held at that moment; -inf: what they hold is not known any more."""

@@ -88,15 +88,18 @@ def decide(policy: CutPolicy, facts: CutFacts) -> CutDecision:
     if _was_just_tried(policy, facts, kind):
         return CutDecision(kind, settle=True)
     if facts.dirty_bytes > _remainder(policy, facts):
-        tried = facts.tried_at.get(kind, float("-inf")) > _last_cut(facts)  # what the attempt failed of remains the reason
+        # What an attempt failed of remains the reason.
+        tried = facts.tried_at.get(kind, float("-inf")) > _last_cut(facts)
         return CutDecision(kind, settle=True, reason="busy" if late and not tried else "none")
     return CutDecision(kind)
 
 
 def _is_now_or_never(policy: CutPolicy, facts: CutFacts) -> bool:
     """Changes come as fast as they are copied, and soon there may be more than a freeze has time for."""
+    if _was_just_tried(policy, facts, PointKind.FROZEN):
+        return False
     remainder = _remainder(policy, facts)
-    return not _was_just_tried(policy, facts, PointKind.FROZEN) and max(NEAR_SHARE * remainder, facts.round_before_bytes) <= facts.dirty_bytes <= remainder
+    return max(NEAR_SHARE * remainder, facts.round_before_bytes) <= facts.dirty_bytes <= remainder
 
 
 def _was_just_tried(policy: CutPolicy, facts: CutFacts, kind: PointKind) -> bool:

@@ -196,7 +196,7 @@ class EbpfTracker:
         if watch.has_pending:
             return Changes(since)
         decision = self._decide(watch)
-        if decision.kind is not None and not decision.settle and self._arrivals.is_settled:
+        if decision.kind is not None and not decision.settle and self._arrivals.is_settled and self._is_ready(watch):
             assert self._stillness is not None
             forced = self._freeze(watch, decision.kind, self._stillness)
             if forced is not None:
@@ -298,9 +298,21 @@ class EbpfTracker:
     def _seconds_without_cut(self) -> float:
         return self._clock.monotonic() - max([*self._cut_at.values(), self._began_at])
 
+    def _is_ready(self, watch: Watch) -> bool:
+        """Whether the freeze may still begin after file systems wrote out once more what came since they last did."""
+        if self._arrivals.is_fresh or self._left(watch) < SETTLED_BYTES:
+            return True
+        self._write_out()
+        decision = self._decide(watch)
+        return decision.kind is not None and not decision.settle
+
     def _settle(self, watch: Watch) -> None:
         """Have file systems write out what they hold; then another round of copying comes before the freeze."""
-        if self._stillness is None or (self._arrivals.is_settled and self._left(watch) < SETTLED_BYTES):
+        if not self._arrivals.is_settled or self._left(watch) >= SETTLED_BYTES:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        if self._stillness is None:
             return
         begun = self._clock.monotonic()  # what comes while they write out is not among it
         try:
