@@ -13,8 +13,8 @@ from drengine.config import Address
 from drengine.control.agents import NoAgents
 from drengine.control.messages import AgentReport, PartyKind, Presence
 from drengine.failover.config import FleetOptions, OrchestratorConfig
-from drengine.fleet.expected import inventory_names
 from drengine.fleet.look import Parts, look
+from drengine.joining.inventory import read_inventory
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.terminal import emit_json
@@ -68,7 +68,8 @@ def test_whatever_an_agent_says_of_itself_the_fleet_is_shown(details: dict[str, 
 def test_what_can_not_be_asked_is_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "policy.json").write_text("{")
-    (tmp_path / "inventory.yaml").write_text("servers: {shop: , web: {target: x}}")
+    defaults = "{target: 127.0.0.1:7440}"
+    (tmp_path / "inventory.yaml").write_text(f"defaults: {defaults}\nservers: {{shop: , web: }}")
     options = FleetOptions(ca=tmp_path / "no-ca", inventory=tmp_path / "inventory.yaml")
     found = look(parts(tmp_path, NoAgents(), fleet=options, export=Address(path=str(tmp_path / "nobody.sock"))))
     assert set(found.unknown) == {"policy", "identities", "target"}
@@ -84,4 +85,4 @@ def test_an_inventory_with_a_mistake_is_named(tmp_path: Path, text: str) -> None
     path = tmp_path / "inventory.yaml"
     path.write_text(text)
     with pytest.raises(DrengineError):
-        inventory_names(path)
+        read_inventory(path)
