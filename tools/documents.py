@@ -112,7 +112,13 @@ def metrics() -> str:
         "Served at `/metrics` of each part's `metrics` address; what agents tell, also by the target, at "
         "`/metrics/sources` and `/metrics/sources/NAME` ([operations](operations.md#monitoring))."
     )
-    return f"{GENERATED}# Metrics\n\n{where}\n\n" + "\n".join(parts)
+    rung = (
+        "Each alert of the rules that `drengine monitoring init` writes fires and clears in a promtool test, and rings "
+        'and ends in a real Prometheus when its cause is brought about and taken away (`make field ARGS="--only '
+        "alerts\"`, with the rules' times divided, and no metric touched). The one exception is `DrengineWatchdog`: it "
+        "always rings, and ends with Prometheus itself."
+    )
+    return f"{GENERATED}# Metrics\n\n{where}\n\n{rung}\n\n" + "\n".join(parts)
 
 
 def commands() -> str:

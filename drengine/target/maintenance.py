@@ -60,6 +60,7 @@ class Maintenance:
 
     def start(self) -> None:
         """Begin, on the running loop. The first scrub comes after an interval, the others at once."""
+        self.metrics.last_success = dict.fromkeys(("figures", *REMOVING, "scrub"), self.clock.monotonic())
         self._tasks = [
             asyncio.ensure_future(self._repeat("figures", FIGURES_SECONDS, self.gather)),
             asyncio.ensure_future(self._repeat("retention", self.retention_seconds, self.retain)),
@@ -133,6 +134,7 @@ class Maintenance:
             live_bytes=stats.plain_bytes - sum(source.dead_bytes for source in stats.sources),
             free_bytes=stats.free_bytes,
             points={source.name: source.points for source in stats.sources},
+            damaged_ranges={source.name: len(self.store.damaged_ranges(source.name)) for source in stats.sources},
         )
 
     async def _repeat(self, task: str, seconds: float, work: Callable[[], None], *, wait_first: bool = False) -> None:

@@ -70,7 +70,10 @@ SESSIONS = Family("target_sessions", GAUGE, "Sessions open now.")
 NBD_CONNECTIONS = Family("target_nbd_connections", GAUGE, "NBD connections open now.")
 FRAME_CACHE = Family("target_frame_cache_bytes", GAUGE, "Decoded frames of the store in memory, for reads.")
 MAINTENANCE_AGE = Family(
-    "target_maintenance_success_age_seconds", GAUGE, "Seconds since the task last succeeded.", ("task",)
+    "target_maintenance_success_age_seconds",
+    GAUGE,
+    "Seconds since the task last succeeded; since the target's start, if it has not succeeded since then.",
+    ("task",),
 )
 UNANCHORED = Family(
     "target_audit_unanchored_entries", GAUGE, "Audit entries that no anchor at the sink vouches for yet.", ("sink",)
@@ -113,6 +116,7 @@ class StoreFigures:
     live_bytes: int = 0
     free_bytes: int | None = None
     points: dict[str, int] = field(default_factory=dict)
+    damaged_ranges: dict[str, int] = field(default_factory=dict)
 
 
 class TargetMetrics:
@@ -170,9 +174,10 @@ class TargetMetrics:
         yield Sample(STORE_LIVE, figures.live_bytes)
         if figures.free_bytes is not None:
             yield Sample(STORE_FREE, figures.free_bytes)
-        for source, points in sorted(figures.points.items()):
-            if self._sources.is_known(source):  # it was retired otherwise
-                yield Sample(POINTS, points, (source,))
+        for family, by_source in ((POINTS, figures.points), (DAMAGED_RANGES, figures.damaged_ranges)):
+            for source, count in sorted(by_source.items()):
+                if self._sources.is_known(source):  # it was retired otherwise
+                    yield Sample(family, count, (source,))
         store_reason = self.store_reason()
         for reason in ("none", *STALLED_BY.values()):
             yield Sample(STORE_STATE, float(reason == store_reason), (reason,))
@@ -196,7 +201,6 @@ def _source_samples(state: SourceState, now_ns: int) -> Iterator[Sample]:
         yield Sample(STATE, float(each is state.state), (state.name, each.value, reason))
     yield Sample(CONNECTED, float(state.connected), (state.name,))
     yield Sample(BACKLOG, state.backlog_bytes, (state.name,))
-    yield Sample(DAMAGED_RANGES, state.damaged_ranges, (state.name,))
     point: RecoveryPoint | None = state.newest_point
     lag, age = state.lag_seconds(now_ns), state.point_age_seconds(now_ns)
     if point is None or lag is None or age is None:

@@ -152,7 +152,6 @@ class ReplicationSession(AdmittedAgent):
 
     def ask_again(self, damaged: list[DamagedRange]) -> None:
         """Ask the source to send unreadable ranges of its newest data again."""
-        self.state.damaged_ranges = len(damaged)
         if "resend" in self._hello.abilities:
             for damage in damaged[: OUTBOX_MAX // 2]:
                 self._post(Resend(damage.volume, damage.offset, damage.length))

@@ -40,7 +40,6 @@ class SourceState:
         newest_point: newest recovery point that is durable.
         represented_ns: target's clock at the latest moment at which a durable point held all of the source.
         samples: the agent's metrics, as it last told them in this session.
-        damaged_ranges: ranges of the head that a scrub found unreadable and the source should send again.
     """
 
     name: str
@@ -53,7 +52,6 @@ class SourceState:
     represented_ns: int = 0
     durable_sequence: int = 0
     is_behind: bool = False
-    damaged_ranges: int = 0
     samples: tuple[MetricSample, ...] = ()
 
     def lag_seconds(self, now_ns: int) -> float | None:

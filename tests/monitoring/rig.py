@@ -8,12 +8,14 @@ import re
 import subprocess
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from demo.story import free_port
 from tests.field.engine import Engine
-from tests.field.ground import AGENT, DRENGINE, Ground, Pair, write_toml
+from tests.field.ground import AGENT, DRENGINE, WAIT_SECONDS, Ground, Pair, write_toml
+from tests.monitoring.haste import hastened
 
 MIB = 1 << 20
 LISTENS = "0A"
@@ -21,16 +23,28 @@ LISTENS = "0A"
 
 
 class Watched:
-    """The site. Prometheus asks and judges each second, and alerts wait for a second, so that a test need not."""
+    """The site. Prometheus asks and judges each second, and the rules' times are shorter, so that a test need not wait.
+
+    `agent` and `target` are options of their configuration files, the others those of the orchestrator's.
+    """
 
     def __init__(
-        self, ground: Ground, *, broker: int = 0, agent: dict[str, Any] | None = None, **orchestrator: Any
+        self,
+        ground: Ground,
+        *,
+        broker: int = 0,
+        agent: Mapping[str, Any] | None = None,
+        target: Mapping[str, Any] | None = None,
+        size: int = 4 * MIB,
+        store: Path | None = None,
+        **orchestrator: Any,
     ) -> None:
         self.ground, self._broker = ground, broker
         self.ports = {name: free_port() for name in ("target", "orchestrator", "rest", "prometheus")}
-        volumes = {"data": ground.image("data", 4 * MIB)}
-        target = {"metrics": f"127.0.0.1:{self.ports['target']}"}
-        self.pair = Pair(ground, volumes, target=target, agent=agent)
+        self.target_options = {"metrics": f"127.0.0.1:{self.ports['target']}", **(target or {})}
+        self.pair = Pair(ground, {"data": ground.image("data", size)}, target=self.target_options, agent=agent)
+        if store:
+            self.pair.move_store(store)
         self.engine = Engine(
             ground,
             self.pair,
@@ -63,18 +77,29 @@ class Watched:
         told: dict[str, Any] = said.json()
         return told
 
-    def start_agent(self, source: str) -> None:
-        """Another source of the same target."""
-        file, state = self.ground.folder / f"{source}.toml", self.ground.folder / f"state-{source}"
+    def restart_target(self, **more: Any) -> None:
+        """With these options beside the site's."""
+        self.pair.stop_target()
+        self.pair.restart_with({**self.target_options, **more})
+
+    def write_agent(self, source: str, *, disk: Path | None = None, **options: Any) -> Path:
+        """The configuration of another source of the same target."""
+        file = self.ground.folder / f"{source}.toml"
         values = {
             "source": source,
             "target": f"127.0.0.1:{self.pair.port}",
-            "state_directory": str(state),
+            "state_directory": str(self.ground.folder / f"state-{source}"),
             "tracker": "scan",
-            "volume": [{"name": "data", "path": str(self.ground.image(source, MIB))}],
+            **options,
+            "volume": [{"name": "data", "path": str(disk or self.ground.image(source, MIB))}],
         }
         write_toml(file, values)
-        self.agents[source] = self.ground.site.start(source, AGENT, "run", "--config", str(file))
+        return file
+
+    def start_agent(self, source: str, *, disk: Path | None = None, prefix: Sequence[str] = (), **options: Any) -> None:
+        """Another source of the same target; `prefix` is a command that runs its agent."""
+        file = self.write_agent(source, disk=disk, **options)
+        self.agents[source] = self.ground.site.start(source, AGENT, "run", "--config", str(file), prefix=prefix)
 
     def start_host(self, name: str) -> None:
         """A recovery host at the same broker."""
@@ -85,9 +110,10 @@ class Watched:
 
     def start_prometheus(self) -> None:
         """As `monitoring init` has it, but quicker."""
-        for path in (self.folder / "prometheus.yml", *self.folder.glob("rules/*.yml")):
-            text = re.sub(r"(interval: )\d+s", r"\g<1>1s", path.read_text())
-            path.write_text(re.sub(r"(\bfor: )\d+[mhd]", r"\g<1>1s", text))
+        main = self.folder / "prometheus.yml"
+        main.write_text(re.sub(r"(interval: )\d+s", r"\g<1>1s", main.read_text()))
+        for path in self.folder.glob("rules/*.yml"):
+            path.write_text(hastened(path.read_text()))
         command = (
             "prometheus",
             f"--config.file={self.folder}/prometheus.yml",
@@ -129,9 +155,25 @@ class Watched:
         found = self.ask(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
         return [each["metric"] for each in found]
 
-    def until_firing(self, alert: str, rings: bool) -> None:
+    def until_firing(self, alert: str, rings: bool, *, seconds: float = WAIT_SECONDS) -> None:
         """Wait until it does, or no longer does."""
-        self.ground.until(f"{alert} {'rings' if rings else 'has ended'}", lambda: bool(self.firing(alert)) is rings)
+        what = f"{alert} {'rings' if rings else 'has ended'}"
+        self.ground.until(what, lambda: bool(self.firing(alert)) is rings, seconds=seconds)
+
+    @contextlib.contextmanager
+    def rings(self, *alerts: str) -> Iterator[None]:
+        """Quiet before, ringing once what happens in here has happened; `ended` sees to the rest."""
+        for alert in alerts:
+            assert not self.firing(alert), alert
+        yield
+        for alert in alerts:
+            self.until_firing(alert, rings=True)
+
+    def ended(self, *alerts: str) -> list[str]:
+        """Wait until none of them rings any more; they have then rung and ended."""
+        for alert in alerts:
+            self.until_firing(alert, rings=False)
+        return list(alerts)
 
 
 def listening_ports(pid: int) -> list[int]:

@@ -69,11 +69,27 @@ async def test_a_scrub_that_finds_damage_asks_the_connected_source_for_it(tmp_pa
         assert await maintenance.run_once("scrub", maintenance.scrub)
         await maintenance.on_scrubbed()
         assert (await agent.resend()).offset == 65536
-        assert b"drengine_target_damaged_ranges" in site.daemon.metrics.metrics.render()
+        maintenance.gather()
+        assert b'drengine_target_damaged_ranges{source="shop"} 1.0' in site.daemon.metrics.metrics.render()
         assert b"scrub_damaged_records_total 1.0" in site.daemon.metrics.metrics.render()
         await agent.write(65536, b"good" * 1024)
         await agent.acknowledged(await agent.cut())
         assert site.store.damaged_ranges("shop") == []
+        maintenance.gather()  # and not at the next scrub, which is in a week
+        assert b'drengine_target_damaged_ranges{source="shop"} 0.0' in site.daemon.metrics.metrics.render()
+
+
+async def test_a_scrub_that_never_succeeded_grows_old_as_well(tmp_path: Path) -> None:
+    """Otherwise nobody would be told that a store is never scrubbed."""
+    async with running(tmp_path / "store") as site:
+        started = site.daemon.metrics.last_success["scrub"]
+
+        def defect() -> None:
+            raise ZeroDivisionError
+
+        assert not await site.daemon.maintenance.run_once("scrub", defect)
+        assert site.daemon.metrics.last_success["scrub"] == started
+        assert b'maintenance_success_age_seconds{task="scrub"}' in site.daemon.metrics.metrics.render()
 
 
 async def test_maintenance_gives_way_to_ingest_but_not_for_ever(

@@ -93,13 +93,10 @@ def names_that_change_are_resolved_anew(ground: Ground) -> None:
 @trial(seconds_max=240)
 def clocks_that_are_wrong_change_neither_latest_nor_lag(ground: Ground) -> None:
     """Agent and target with clocks in ten years, in 2099 and in 1970: latest is the newest, lag and ages stay right."""
-    library = next((str(p) for pattern in FAKETIME for p in Path("/").glob(pattern[1:])), None)
-    if library is None:
-        raise Skipped("not installed: faketime")
     pair = Pair(ground, {"data": ground.image("data", 4 * MIB)}, target={"maintenance": {"retention_interval": "1s"}})
     pair.start()
     for name, moment in CLOCKS.items():
-        fake = ["env", f"LD_PRELOAD={library}", f"FAKETIME={moment}", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+        fake = faked_clock(moment)
         for whose in ("agent", "target"):
             (pair.stop_agent if whose == "agent" else pair.stop_target)()
             if whose == "agent":
@@ -112,6 +109,14 @@ def clocks_that_are_wrong_change_neither_latest_nor_lag(ground: Ground) -> None:
             scatter(ground, pair, "data", 5)
             pair.until_equal(f"the replica equals the disk with the {whose}'s clock right again after {name}")
     ground.measured["clocks"] = 2 * len(CLOCKS)
+
+
+def faked_clock(moment: str) -> list[str]:
+    """A command that runs another whose wall clock says so; without faketime the trial is skipped."""
+    library = next((str(p) for pattern in FAKETIME for p in Path("/").glob(pattern[1:])), None)
+    if library is None:
+        raise Skipped("not installed: faketime")
+    return ["env", f"LD_PRELOAD={library}", f"FAKETIME={moment}", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
 
 
 def _is_sane(ground: Ground, pair: Pair, when: str) -> None:

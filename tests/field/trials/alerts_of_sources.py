@@ -1,0 +1,120 @@
+"""Alerts about sources: they copy, compare, write more than the link carries, are of another version, can't freeze."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+from tests.agent.capture.ebpf.rig import fresh_source
+from tests.field.ground import Ground
+from tests.field.load import scatter
+from tests.field.trial import trial
+from tests.monitoring.rig import Watched
+
+ROOT = Path(__file__).parents[3]
+MIB = 1 << 20
+JOURNAL = "4MiB"
+SLOW = "100KiB/s"
+OTHER_VERSION = "0.0.9"
+RINGS = frozenset(
+    {
+        "DrengineForcedCutsFail",
+        "DrengineJournalFilling",
+        "DrengineNothingToRecover",
+        "DrengineRescan",
+        "DrengineVersionsDiffer",
+    }
+)
+"""What rings and ends here."""
+
+
+@trial(seconds_max=420)
+def alerts_of_sources_ring_and_end(ground: Ground) -> None:
+    """Slow links, lost state, a full journal, an older agent, a hook that fails: each alert rings, and ends."""
+    ground.needs_kernel()
+    ground.needs("prometheus", "mkfs.ext4")
+    site = Watched(ground, size=8 * MIB)
+    _link(site, "unlimited")
+    site.start()
+    site.start_prometheus()
+    site.until_value('up{job="drengine-agent",source="shop"}', 1)
+    rung = [*_first_copy(site), *_versions(site), *_journal(site), *_comparison(site), *_hook(site)]
+    assert set(rung) == RINGS
+    ground.measured["alerts that rang and ended"] = len(rung)
+
+
+def _link(site: Watched, bandwidth: str) -> None:
+    """What the source's configuration says of its link; it is read at a start, and at a hang-up."""
+    nbd = {"listen": f"unix:{site.pair.tap}", "journal": JOURNAL}
+    site.pair.write_agent_file("nbd", {"bandwidth": bandwidth, "nbd": nbd})
+
+
+def _first_copy(site: Watched) -> list[str]:
+    disk = site.ground.image("till-disk", 8 * MIB, filled=8 * MIB)
+    with site.rings("DrengineNothingToRecover"):
+        site.start_agent("till", disk=disk, bandwidth=SLOW)
+    site.write_agent("till", disk=disk)
+    site.agents["till"].send_signal(signal.SIGHUP)
+    return site.ended("DrengineNothingToRecover")
+
+
+def _versions(site: Watched) -> list[str]:
+    """An agent of another version, until it is upgraded."""
+    ground, old = site.ground, site.ground.folder / "old"
+    for package in (ROOT / "drengine", ROOT / "agents/drengine_agent"):
+        shutil.copytree(package, old / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    said = old / "drengine/__init__.py"
+    said.write_text(said.read_text().replace('__version__ = "', f'__version__ = "{OTHER_VERSION}+'))
+    ground.site.stop(site.agents["till"])
+    disk = ground.folder / "till-disk.img"
+    with site.rings("DrengineVersionsDiffer"):
+        site.start_agent("till", disk=disk, prefix=("env", f"PYTHONPATH={old}"))
+    ground.site.stop(site.agents["till"])
+    site.start_agent("till", disk=disk)
+    return site.ended("DrengineVersionsDiffer")
+
+
+def _journal(site: Watched) -> list[str]:
+    _link(site, SLOW)
+    site.pair.process.send_signal(signal.SIGHUP)
+    with site.rings("DrengineJournalFilling"):
+        scatter(site.ground, site.pair, "data", 15, length=256 << 10)
+    _link(site, "unlimited")
+    site.pair.process.send_signal(signal.SIGHUP)
+    return site.ended("DrengineJournalFilling")
+
+
+def _comparison(site: Watched) -> list[str]:
+    """The agent's state is lost, and the disk is another one than before: what differs goes over a slow link."""
+    pair = site.pair
+    pair.until_equal()
+    pair.stop_agent()
+    shutil.rmtree(pair.state)
+    with pair.volumes["data"].open("r+b") as disk:
+        disk.write(site.ground.rng.randbytes(4 * MIB))
+    _link(site, SLOW)
+    with site.rings("DrengineRescan"):
+        pair.start_agent()
+    _link(site, "unlimited")
+    pair.process.send_signal(signal.SIGHUP)
+    return site.ended("DrengineRescan")
+
+
+def _hook(site: Watched) -> list[str]:
+    """What quiesces the application before a cut fails, until somebody mends it."""
+    ground = site.ground
+    disk = ground.disk("database", 64 * MIB)
+    ground.run("mkfs.ext4", "-q", "-F", disk)
+    ground.enter(ground.mounted(disk, "mounted"))
+    hook = ground.folder / "hook"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    cuts = {"kinds": "quiet, application", "application_interval": "500ms", "hook_before": [str(hook)]}
+    source = fresh_source()
+    with site.rings("DrengineForcedCutsFail"):
+        site.start_agent(source, disk=disk, tracker="ebpf", cuts=cuts)
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    rung = site.ended("DrengineForcedCutsFail")
+    ground.site.stop(site.agents[source])
+    return rung
