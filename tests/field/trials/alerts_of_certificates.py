@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,8 +72,7 @@ class _Authority:
         words = ("token", "create", "--ca", self.folder, "--role", role, "--name", name, *hosts)
         token = ground.drengine(*words, prefix=prefix).output.strip()
         command = ground.agent if role == "agent" else ground.drengine
-        secret = {"DRENGINE_TOKEN": token, "PATH": os.environ["PATH"]}
-        command("enrol", "--name", name, "--to", folder, "--json", prefix=prefix, env=secret)
+        command("enrol", "--name", name, "--to", folder, "--json", prefix=prefix, env={"DRENGINE_TOKEN": token})
         return {option: str(folder / file) for option, file in FILES.items()}
 
 

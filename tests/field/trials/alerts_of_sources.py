@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+from drengine_agent.capture.ebpf.watch import Watch
 from tests.agent.capture.ebpf.rig import fresh_source
 from tests.field.ground import Ground
 from tests.field.load import scatter
@@ -14,8 +15,9 @@ from tests.monitoring.rig import Watched
 
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
-JOURNAL = "4MiB"
-SLOW = "100KiB/s"
+JOURNAL, WRITES, WRITE_BYTES = "64MiB", 232, 256 << 10
+"""The writes fill nine tenths of it; within the ten seconds that figures may take to arrive, 4 % of it is shipped."""
+SLOW, FAST = "256KiB/s", "unlimited"
 OTHER_VERSION = "0.0.9"
 RINGS = frozenset(
     {
@@ -34,8 +36,8 @@ def alerts_of_sources_ring_and_end(ground: Ground) -> None:
     """Slow links, lost state, a full journal, an older agent, a hook that fails: each alert rings, and ends."""
     ground.needs_kernel()
     ground.needs("prometheus", "mkfs.ext4")
-    site = Watched(ground, size=8 * MIB)
-    _link(site, "unlimited")
+    site = Watched(ground, size=128 * MIB)
+    _link(site, FAST)
     site.start()
     site.start_prometheus()
     site.until_value('up{job="drengine-agent",source="shop"}', 1)
@@ -45,9 +47,18 @@ def alerts_of_sources_ring_and_end(ground: Ground) -> None:
 
 
 def _link(site: Watched, bandwidth: str) -> None:
-    """What the source's configuration says of its link; it is read at a start, and at a hang-up."""
+    """What the source's configuration says of its link."""
     nbd = {"listen": f"unix:{site.pair.tap}", "journal": JOURNAL}
     site.pair.write_agent_file("nbd", {"bandwidth": bandwidth, "nbd": nbd})
+
+
+def _tune(site: Watched, bandwidth: str) -> None:
+    """Another link for the running agent, from now on."""
+    log = site.ground.folder / "agent.log"
+    seen = log.stat().st_size
+    _link(site, bandwidth)
+    site.pair.process.send_signal(signal.SIGHUP)
+    site.ground.until("the agent has read it", lambda: f"bandwidth {bandwidth}".encode() in log.read_bytes()[seen:])
 
 
 def _first_copy(site: Watched) -> list[str]:
@@ -76,12 +87,10 @@ def _versions(site: Watched) -> list[str]:
 
 
 def _journal(site: Watched) -> list[str]:
-    _link(site, SLOW)
-    site.pair.process.send_signal(signal.SIGHUP)
+    _tune(site, SLOW)
     with site.rings("DrengineJournalFilling"):
-        scatter(site.ground, site.pair, "data", 15, length=256 << 10)
-    _link(site, "unlimited")
-    site.pair.process.send_signal(signal.SIGHUP)
+        scatter(site.ground, site.pair, "data", WRITES, length=WRITE_BYTES)
+    _tune(site, FAST)
     return site.ended("DrengineJournalFilling")
 
 
@@ -96,8 +105,7 @@ def _comparison(site: Watched) -> list[str]:
     _link(site, SLOW)
     with site.rings("DrengineRescan"):
         pair.start_agent()
-    _link(site, "unlimited")
-    pair.process.send_signal(signal.SIGHUP)
+    _tune(site, FAST)
     return site.ended("DrengineRescan")
 
 
@@ -112,6 +120,7 @@ def _hook(site: Watched) -> list[str]:
     hook.chmod(0o755)
     cuts = {"kinds": "quiet, application", "application_interval": "500ms", "hook_before": [str(hook)]}
     source = fresh_source()
+    ground.at_end(Watch.detach, source)
     with site.rings("DrengineForcedCutsFail"):
         site.start_agent(source, disk=disk, tracker="ebpf", cuts=cuts)
     hook.write_text("#!/bin/sh\nexit 0\n")
