@@ -40,7 +40,7 @@ def alerts_of_runs_ring_and_end(ground: Ground) -> None:
     broker.start()
     ground.at_end(broker.kill)
     control = {"address": f"127.0.0.1:{broker.port}", "report_interval": "500ms"}
-    nowhere = {"to": [f"json://127.0.0.1:{free_port()}"], "tries": 1, "timeout": "1s"}
+    nowhere = {"to": [f"json://127.0.0.1:{free_port()}"], "about": ["readiness"], "tries": 1, "timeout": "1s"}
     site = Watched(
         ground, broker=broker.port, agent={"control": control}, notifications=nowhere, ready_every=json.loads(SELDOM)
     )

@@ -27,10 +27,7 @@ def alerts_of_a_store_ring_and_end(ground: Ground) -> None:
     """A store fills, is never scrubbed, rots, goes away: alerts ring, and end by space, a scrub, repair, its return."""
     ground.needs_root()
     ground.needs("prometheus", "mount")
-    disk = ground.folder / "disk"
-    disk.mkdir()
-    ground.run("mount", "-t", "tmpfs", "-o", DISK, "tmpfs", disk)
-    ground.at_end(lambda: ground.run("umount", disk))
+    disk = ground.enter(ground.mounted(Path("tmpfs"), "disk", "-t", "tmpfs", "-o", DISK))
     site = Watched(ground, store=disk / "store", size=16 * MIB)
     site.start()
     site.start_prometheus()
