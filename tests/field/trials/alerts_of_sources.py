@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 from drengine_agent.capture.ebpf.watch import Watch
@@ -19,6 +20,8 @@ JOURNAL, WRITES, WRITE_BYTES = "64MiB", 232, 256 << 10
 """The writes fill nine tenths of it; within the ten seconds that figures may take to arrive, 4 % of it is shipped."""
 SLOW, FAST = "256KiB/s", "unlimited"
 OTHER_VERSION = "0.0.9"
+WRITER = 'while :; do echo x >> "$0"; sync "$0"; sleep 0.1; done'
+HOOK_SECONDS = 150.0
 RINGS = frozenset(
     {
         "DrengineForcedCutsFail",
@@ -114,16 +117,19 @@ def _hook(site: Watched) -> list[str]:
     ground = site.ground
     disk = ground.disk("database", 64 * MIB)
     ground.run("mkfs.ext4", "-q", "-F", disk)
-    ground.enter(ground.mounted(disk, "mounted"))
+    place = ground.enter(ground.mounted(disk, "mounted"))
+    writer = subprocess.Popen(["sh", "-c", WRITER, str(place / "log")])
+    ground.at_end(writer.wait)
+    ground.at_end(writer.kill)
     hook = ground.folder / "hook"
     hook.write_text("#!/bin/sh\nexit 1\n")
     hook.chmod(0o755)
     cuts = {"kinds": "quiet, application", "application_interval": "500ms", "hook_before": [str(hook)]}
     source = fresh_source()
     ground.at_end(Watch.detach, source)
-    with site.rings("DrengineForcedCutsFail"):
-        site.start_agent(source, disk=disk, tracker="ebpf", cuts=cuts)
+    site.start_agent(source, disk=disk, tracker="ebpf", cuts=cuts)
+    site.until_firing("DrengineForcedCutsFail", rings=True, seconds=HOOK_SECONDS)
     hook.write_text("#!/bin/sh\nexit 0\n")
-    rung = site.ended("DrengineForcedCutsFail")
+    site.until_firing("DrengineForcedCutsFail", rings=False, seconds=HOOK_SECONDS)
     ground.site.stop(site.agents[source])
-    return rung
+    return ["DrengineForcedCutsFail"]

@@ -62,13 +62,15 @@ def _unscrubbed(site: Watched) -> list[str]:
 def _rotten(site: Watched) -> list[str]:
     """A bit flips in the middle of the largest segment; the source is asked for it again, and sends it."""
     pair = site.pair
-    pair.until_equal()
+    pair.until_continuous()
     largest = max(pair.store.rglob("*.seg"), key=lambda path: path.stat().st_size)
     with site.rings("DrengineStoreDamaged"), largest.open("r+b") as segment:
         segment.seek(largest.stat().st_size // 2)
         byte = segment.read(1)[0]
         segment.seek(-1, 1)
         segment.write(bytes([byte ^ 1]))
+    verify = ("verify", "latest", "--store", pair.store)
+    site.ground.until("it is sent again", lambda: site.ground.drengine(*verify, ok=False).status == 0)
     site.until_value("sum(drengine_target_damaged_ranges)", 0)
     # Points of before keep what rotted, so each scrub finds it; the next one is in a week.
     site.restart_target()
