@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drengine.terminal.streams import OutputStream, harmless, styled
+from tests.failover.engine.disks import disks_served
 from tests.recovery.replica import make
 
 HOSTILE = "\x1b]0;gotcha\x07\x1b[2J\x1b[8mhidden\x1b[0m\x9b31m\x08\x7f\u202egnol\u2066\u200b\r"
@@ -86,7 +87,8 @@ def test_a_workloads_last_words_reach_no_terminal_raw(tmp_path: Path, terminal: 
     make(tmp_path / "store")
     places = ["--store", str(tmp_path / "store"), "--state", str(tmp_path / "state")]
     run = ["--export", f"unix:{tmp_path}/nbd.sock", *places]
-    said = [seen([command, str(book), *run], terminal=terminal) for command in ("drill", "plan")]
+    with disks_served(tmp_path / "store", tmp_path / "nbd.sock"):
+        said = [seen([command, str(book), *run], terminal=terminal) for command in ("drill", "plan")]
     listed = json.loads(seen(["runs", "--json", *places], terminal=False))
     said.append(seen(["run", "show", listed[0]["run"], *places], terminal=terminal))
     assert "gotcha" in said[0], said[0]
