@@ -9,7 +9,7 @@ BUILDER ?= podman
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 3
 
-.PHONY: help demo test check bench soak live postgres crash field fuzz agent packages image packaged ansible lock docs clean oracle
+.PHONY: help demo test campaigns check bench soak live postgres crash field fuzz agent packages image packaged ansible lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -18,8 +18,12 @@ demo: $(VENV)/.demo ## the whole story on this machine, unprivileged, in about a
 
 test: $(VENV)/.test ## set up and run the tests (installs Debian packages when root; otherwise says what it skips)
 	@./deploy/test-tools >&2
-	@./deploy/run-tests $(PY) -m machine $(ARGS)
-	@./deploy/run-tests $(PY) -m 'not machine' -n $(WORKERS) --dist loadfile $(ARGS)
+	@./deploy/run-tests $(PY) -m 'machine and not campaign' $(ARGS)
+	@./deploy/run-tests $(PY) -m 'not machine and not campaign' -n $(WORKERS) --dist loadfile $(ARGS)
+
+campaigns: $(VENV)/.test ## attack real parties again and again: planted faults, killed upgrades, servers that join (about ten minutes, as root)
+	@./deploy/test-tools >&2
+	@./deploy/run-tests $(PY) -m campaign $(ARGS)
 
 check: $(VENV)/.check ## style, types, import direction, dead code, dependencies, generated documents
 	$(VENV)/bin/ruff check .

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from drengine.cli import desk
 from drengine.cli.main import app
 from drengine.cli.runbook import validate as validate_command
-from drengine.failover import orders as orders_module
 from drengine.failover.orders import Orders
 from drengine.failover.runbook.values import Mode
 from drengine.people.door import Door
@@ -230,7 +230,7 @@ class Typing:
         async def opened(_: object, know: Callable[[Door], Person]) -> AsyncIterator[Orders]:
             yield Orders(api.engine, know(api.engine.door))
 
-        monkeypatch.setattr(orders_module, "open_orders", opened)
+        monkeypatch.setattr(desk, "open_orders", opened)
         self._patch = monkeypatch
         monkeypatch.setattr(validate_command, "load_drivers", lambda: {"simulated": api.world.driver})
 

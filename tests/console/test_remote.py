@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from drengine.cli import desk
 from drengine.cli.main import app
 from drengine.console.client import Client
 from drengine.model.errors import DrengineError
@@ -44,7 +45,7 @@ class Remote(faces.Typing):
         def opened(*_: object) -> None:
             raise AssertionError("an engine was opened")
 
-        monkeypatch.setattr(faces.orders_module, "open_orders", opened)
+        monkeypatch.setattr(desk, "open_orders", opened)
         monkeypatch.setenv("DRENGINE_URL", f"unix:{api.engine.config.socket_path}")
 
 

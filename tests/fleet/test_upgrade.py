@@ -42,6 +42,7 @@ from tests.enrolment.site import Site, serving
 from tests.persons import BOB
 
 pytestmark = [
+    pytest.mark.campaign,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: loop devices, namespaces, BPF"),
     pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}"),
     pytest.mark.timeout(600),

@@ -23,7 +23,7 @@ from tests.failover.preflight.parties import Site, site, until
 from tests.system.disks import skip_unless_disks_can_be_attached
 from tests.system.networks import SERVICES, skip_unless_networks_can_be_made
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.campaign]
 IPTABLES = shutil.which("iptables")
 SECONDS_MAX = 20.0
 Plant = Callable[[Site], contextlib.AbstractContextManager[object]]
