@@ -21,6 +21,8 @@ from drengine.transport.files import TlsFiles
 from drengine.transport.networks import is_loopback
 
 LEASE_SECONDS_MIN = 2.0
+READY_EVERY_SECONDS_MAX = 1800.0
+"""Half of what the alert DrengineReadinessUnknown waits for, or it would never end."""
 
 
 def _lease(seconds: float) -> None:
@@ -29,8 +31,8 @@ def _lease(seconds: float) -> None:
 
 
 def _ready_every(seconds: float) -> None:
-    if not 1 <= seconds <= 86400:
-        raise ValueError("1s to 24h are possible")
+    if not 1 <= seconds <= READY_EVERY_SECONDS_MAX:
+        raise ValueError("1s to 30m are possible: DrengineReadinessUnknown rings after an hour")
 
 
 def _registry(url: str) -> None:

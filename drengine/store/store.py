@@ -174,6 +174,7 @@ class Store:
 
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""
+        self._context.records.close()
         self._context.catalogue.close()
         self._context.place.close()
 

@@ -7,6 +7,9 @@ import re
 import pytest
 import yaml
 
+from drengine.config import parse
+from drengine.failover.config import READY_EVERY_SECONDS_MAX, OrchestratorConfig
+from drengine.model.errors import DrengineError
 from drengine.monitoring.rules import rules_text
 from tests.field.trials import alerts_of_certificates, alerts_of_runs, alerts_of_sources, alerts_of_stores, monitoring
 from tests.monitoring.haste import FACTORS, hastened, hastened_expression
@@ -25,6 +28,15 @@ def alerts() -> dict[str, str]:
 def test_every_alert_rings_for_real_once_or_it_is_said_why_not() -> None:
     rung = [alert for module in TRIALS for alert in module.RINGS]
     assert sorted([*rung, *NEVER_ENDS]) == sorted(alerts())
+
+
+def test_an_orchestrator_that_looks_as_seldom_as_may_be_rings_no_alert() -> None:
+    found = re.search(r"ready_age_seconds > (\d+)", alerts()["DrengineReadinessUnknown"])
+    assert found
+    assert int(found[1]) >= 2 * READY_EVERY_SECONDS_MAX
+    assert parse(OrchestratorConfig, {"store": "/s", "ready_every": "30m"}).ready_every == READY_EVERY_SECONDS_MAX
+    with pytest.raises(DrengineError, match="30m"):
+        parse(OrchestratorConfig, {"store": "/s", "ready_every": "31m"})
 
 
 def test_a_hastened_rule_differs_in_its_times_alone() -> None:

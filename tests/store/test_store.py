@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +75,33 @@ def test_points_show_what_was_written_before_them_and_the_head_everything_durabl
     source.check()
     labels = [point.label for point in source.store.points("web1")]
     assert labels == [f"p{number}" for number in range(8)]
+
+
+def test_a_closed_store_keeps_none_of_its_files_open(source):
+    """Or its file system could not be unmounted before the garbage collector comes by."""
+    source.reshape(data=100_000)
+    source.write(1, 0, b"x" * 4096)
+    source.cut()
+    source.commit()
+    directory = source.store.context.directory
+    before = files_open_below(directory / "segments")
+    gc.disable()
+    try:
+        with Store.open(directory, read_only=True) as store:
+            with store.view(store.find_point(source.name, PointSelector())) as view:
+                assert view.read(1, 0, 4096) == b"x" * 4096
+            assert files_open_below(directory / "segments") > before, "what looks finds open files"
+        assert files_open_below(directory / "segments") == before
+    finally:
+        gc.enable()
+
+
+def files_open_below(directory):
+    links = []
+    for each in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(each.readlink()))
+    return sum(link.startswith(f"{directory}/") for link in links)
 
 
 def test_nothing_is_visible_before_the_commit(source):

@@ -475,6 +475,10 @@ class Records:
         """Close a segment's file as soon as nobody reads it: it was replaced or removed."""
         self._open.forget((source, branch, segment))
 
+    def close(self) -> None:
+        """Close the files that nobody reads, so that their file system can be unmounted at once."""
+        self._open.forget_all(lambda _: True)
+
     def forget_source(self, source: str) -> None:
         """Let go of all that was read of a source."""
         for cache in (self._indexes, self._scans, self._open):
