@@ -196,13 +196,10 @@ class EbpfTracker:
         if watch.has_pending:
             return Changes(since)
         decision = self._decide(watch)
-        if decision.kind is not None and not decision.settle and self._arrivals.is_settled and self._is_ready(watch):
-            assert self._stillness is not None
-            forced = self._freeze(watch, decision.kind, self._stillness)
+        if decision.kind is not None:
+            forced = self._force(watch, decision.kind, settle=decision.settle)
             if forced is not None:
                 return forced
-        elif decision.kind is not None:
-            self._settle(watch)
         if not watch.has_pending:
             # On the way to a forced cut each round is shorter than the one before, and none waits.
             if decision.kind is None and self._clock.monotonic() < self._flipped_at + self._flip_seconds:
@@ -298,25 +295,25 @@ class EbpfTracker:
     def _seconds_without_cut(self) -> float:
         return self._clock.monotonic() - max([*self._cut_at.values(), self._began_at])
 
-    def _is_ready(self, watch: Watch) -> bool:
-        """Whether the freeze may still begin after file systems wrote out once more what came since they last did."""
-        if self._arrivals.is_fresh or self._left(watch) < SETTLED_BYTES:
-            return True
-        self._write_out()
-        decision = self._decide(watch)
-        return decision.kind is not None and not decision.settle
+    def _force(self, watch: Watch, kind: PointKind, *, settle: bool) -> Changes | None:
+        """A cut of that kind, or None: then file systems have written out, once, and another round of copying comes."""
+        assert self._stillness is not None
+        if settle or not self._arrivals.is_settled:
+            if not self._arrivals.is_settled or self._left(watch) >= SETTLED_BYTES:
+                self._write_out(self._stillness)
+            return None
+        if not self._arrivals.is_fresh and self._left(watch) >= SETTLED_BYTES:
+            self._write_out(self._stillness)  # what came since they last did, so that the freeze need not wait for it
+            decision = self._decide(watch)
+            if decision.kind is None or decision.settle:
+                return None
+        return self._freeze(watch, kind, self._stillness)
 
-    def _settle(self, watch: Watch) -> None:
-        """Have file systems write out what they hold; then another round of copying comes before the freeze."""
-        if not self._arrivals.is_settled or self._left(watch) >= SETTLED_BYTES:
-            self._write_out()
-
-    def _write_out(self) -> None:
-        if self._stillness is None:
-            return
+    def _write_out(self, stillness: Stillness) -> None:
+        """Have file systems write out what they hold."""
         begun = self._clock.monotonic()  # what comes while they write out is not among it
         try:
-            self._stillness.settle()
+            stillness.settle()
         except OSError as error:
             log.warning("a file system could not be settled: %s", error)
         self._arrivals.settled(begun)
