@@ -43,7 +43,7 @@ class Handout:
         Raises:
             OSError: it can't be remembered in the CA's directory.
         """
-        stamp = _stamp(self.path)
+        stamp = stamp_of(self.path)
         if stamp == self._stamp:
             return
         self.agent = agent_in(self.path) if stamp else None
@@ -72,7 +72,8 @@ def agent_in(path: Path) -> AgentAnswer | None:
     return AgentAnswer(version[1].decode(), digest, size) if version else None
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+def stamp_of(path: Path) -> tuple[int, ...] | None:
+    """Another one when the file was replaced or written; None without it."""
     try:
         found = path.stat()
     except OSError:

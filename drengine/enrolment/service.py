@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import serialization
 
 from drengine.audit import FOLDER, AuditLog, Refusals
 from drengine.config import Address
-from drengine.enrolment.handout import Handout
+from drengine.enrolment.handout import Handout, stamp_of
 from drengine.enrolment.http import Answer, Caller, Request
 from drengine.enrolment.messages import (
     CERTIFICATE_HEADER,
@@ -268,7 +268,7 @@ class AuthorityService:
         if self._now() - self._signed_at > CRL_SECONDS / 2:
             self._sign_revocations()
         folder = self._authority.folder
-        stamps = tuple(_stamp(folder / name) for name in (INDEX_FILE, CERTIFICATE_FILE, CRL_FILE))
+        stamps = tuple(stamp_of(folder / name) for name in (INDEX_FILE, CERTIFICATE_FILE, CRL_FILE))
         if stamps == self._known.stamps:
             return
         before, self._known = self._known, _Known.read(self._authority, stamps)
@@ -352,11 +352,3 @@ def _parsed(body: bytes, kind: type[_T]) -> _T:
 
 def _json(status: int, answer: msgspec.Struct) -> Answer:
     return Answer(status, msgspec.json.encode(answer))
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -81,6 +82,29 @@ def run_command(
     if timed_out:
         _end_group(process)
     return Finished(process.wait(), tail.text(), timed_out)
+
+
+async def run_cancellable(
+    argv: Sequence[str], *, timeout_seconds: float, environment: Mapping[str, str], given: bytes = b""
+) -> Finished:
+    """`run_command` in a thread; when the task is cancelled, the command is ended too, and waited for."""
+    cancelled = threading.Event()
+    running = asyncio.create_task(
+        asyncio.to_thread(
+            run_command,
+            argv,
+            timeout_seconds=timeout_seconds,
+            environment=environment,
+            given=given,
+            cancelled=cancelled,
+        )
+    )
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        cancelled.set()
+        await asyncio.wait({running})
+        raise
 
 
 class _Tail:

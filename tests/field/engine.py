@@ -6,7 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tests.control.site import Mosquitto
 from tests.field.ground import Ground, Pair, Said, write_toml
+
+
+def mosquitto_of(ground: Ground) -> Mosquitto:
+    """A broker that runs until the trial ends."""
+    ground.needs("mosquitto")
+    broker = Mosquitto(ground.folder)
+    broker.start()
+    ground.at_end(broker.kill)
+    return broker
 
 
 class Engine:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ from drengine.control.allowed import is_allowed
 from drengine.control.messages import Command
 from drengine.control.refusals import OrderRefusedError
 from drengine.model.errors import DrengineError
-from drengine.process import Finished, run_command
+from drengine.process import run_cancellable
 from drengine_agent.errors import COMMAND_REFUSED
 
 OUTPUT_CHARACTERS_MAX = 4096
@@ -40,25 +38,9 @@ async def run_ordered(order: Command, source: str, allowed: Sequence[str]) -> Ma
         command = shlex.join(wanted.command)[:200]
         raise OrderRefusedError("order-not-allowed", f"the command {command!r} ([allow] commands)")
     environment = {"DRENGINE_RUN": order.run, "DRENGINE_SOURCE": source}
-    finished = await _run(wanted, environment)
+    finished = await run_cancellable(wanted.command, timeout_seconds=wanted.seconds, environment=environment)
     output = finished.output[-OUTPUT_CHARACTERS_MAX:]
     if not finished.ok:
         why = f"took longer than {wanted.seconds:g} s" if finished.timed_out else f"ended with {finished.code}"
         raise DrengineError(COMMAND_REFUSED, f"{shlex.join(wanted.command)} {why}: {output}".rstrip(": "))
     return {"exit": finished.code, "output": output}
-
-
-async def _run(wanted: RunOrder, environment: Mapping[str, str]) -> Finished:
-    """In a thread; when the order's time is over, the command is ended and waited for."""
-    cancelled = threading.Event()
-
-    def run() -> Finished:
-        return run_command(wanted.command, timeout_seconds=wanted.seconds, environment=environment, cancelled=cancelled)
-
-    running = asyncio.create_task(asyncio.to_thread(run))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await asyncio.wait({running})
-        raise

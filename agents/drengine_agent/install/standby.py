@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from drengine import __version__
-from drengine.config import BAD_CONFIG
 from drengine.enrolment.place import Place
 from drengine.identity.names import Role
 from drengine.model.errors import DrengineError
@@ -22,6 +20,7 @@ from drengine_agent.install.plan import Wanted, directories_of, plan_install, pl
 from drengine_agent.install.session import has_certificate
 from drengine_agent.install.standby_unit import standby_unit_text
 from drengine_agent.install.steps import HOST, TRY_SECONDS, carry_out, needs_root
+from drengine_agent.install.wishes import installed_values
 from drengine_agent.program import own_archive, start_command
 from drengine_agent.standby.config import parse_standby_config
 from drengine_agent.standby.programs import missing_programs
@@ -65,21 +64,6 @@ class StandbyWishes:
         return merged(before, {key: value for key, value in changes.items() if value})
 
 
-def installed_values(root: Path) -> dict[str, Any]:
-    """The values in the configuration file that is there; none without one.
-
-    Raises:
-        DrengineError: BAD_CONFIG.
-    """
-    path = within(root, STANDBY.config)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DrengineError(BAD_CONFIG, f"{path}: {error}") from error
-
-
 def install(
     wishes: StandbyWishes,
     root: Path,
@@ -102,7 +86,7 @@ def install(
     here = root == HOST
     if here:
         _require_programs()
-    before = installed_values(root)
+    before = installed_values(root, STANDBY.config)
     enrolled = here and has_certificate(STANDBY.identity, wishes.name or str(before.get("name", "")))
     enrols = here and bool(wishes.token) and not enrolled
     values = wishes.values(before, is_enrolled=enrols or enrolled)

@@ -87,13 +87,13 @@ class Wishes:
         return [*found, *({"name": disk.name, "path": str(disk.path)} for disk in disks)]
 
 
-def installed_values(root: Path) -> dict[str, Any]:
-    """The values in the configuration file that is there; none without one.
+def installed_values(root: Path, config: Path = CONFIG) -> dict[str, Any]:
+    """The values in the configuration file that is there, by default the agent's; none without one.
 
     Raises:
         DrengineError: BAD_CONFIG.
     """
-    path = within(root, CONFIG)
+    path = within(root, config)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

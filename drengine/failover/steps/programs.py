@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +10,7 @@ import msgspec
 from drengine.failover.steps.errors import COMMAND_FAILED
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import environment_of
-from drengine.process import Finished, run_command
+from drengine.process import run_cancellable
 from drengine.redaction import without_secrets
 
 
@@ -34,32 +32,11 @@ async def run_program(
         given: its standard input.
     """
     seconds = seconds or step.timeout_seconds
-    finished = await _run_cancellable(argv, seconds, environment_of(step, context), given)
+    finished = await run_cancellable(
+        argv, timeout_seconds=seconds, environment=environment_of(step, context), given=given
+    )
     output = without_secrets(finished.output)
     if finished.ok:
         return StepResult(True, f"{argv[0]} ended well", data=Ended(0), output=output)
     why = f"took longer than {seconds:g} s" if finished.timed_out else f"ended with {finished.code}"
     return StepResult(False, f"{argv[0]} {why}", COMMAND_FAILED.id, data=Ended(finished.code), output=output)
-
-
-async def _run_cancellable(
-    argv: Sequence[str], timeout_seconds: float, environment: Mapping[str, str], given: bytes
-) -> Finished:
-    """Run a program in a thread; when the step is cancelled the program is ended too, and waited for."""
-    cancelled = threading.Event()
-    running = asyncio.create_task(
-        asyncio.to_thread(
-            run_command,
-            argv,
-            timeout_seconds=timeout_seconds,
-            environment=environment,
-            given=given,
-            cancelled=cancelled,
-        )
-    )
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await asyncio.wait({running})
-        raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.story import free_port
-from tests.control.site import Mosquitto
+from tests.field.engine import mosquitto_of
 from tests.field.ground import Ground
 from tests.field.load import scatter
 from tests.field.trial import trial
@@ -35,10 +35,8 @@ RINGS = frozenset(
 @trial(seconds_max=420)
 def alerts_of_runs_ring_and_end(ground: Ground) -> None:
     """Drills grow old, fail, take and lose too much; runs wait; nobody looks, nobody is told: each rings, and ends."""
-    ground.needs("prometheus", "mosquitto")
-    broker = Mosquitto(ground.folder)
-    broker.start()
-    ground.at_end(broker.kill)
+    ground.needs("prometheus")
+    broker = mosquitto_of(ground)
     control = {"address": f"127.0.0.1:{broker.port}", "report_interval": "500ms"}
     nowhere = {"to": [f"json://127.0.0.1:{free_port()}"], "about": ["readiness"], "tries": 1, "timeout": "1s"}
     site = Watched(

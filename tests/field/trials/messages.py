@@ -18,7 +18,7 @@ from drengine.control.agents import BrokerAgents
 from drengine.control.messages import PartyKind, Verb
 from drengine.control.topics import Leaf, Topic
 from tests.control.site import Mosquitto, options_for
-from tests.field.engine import Engine
+from tests.field.engine import Engine, mosquitto_of
 from tests.field.ground import DRENGINE, Ground, Pair
 from tests.field.load import scatter
 from tests.field.trial import trial
@@ -71,7 +71,7 @@ async def _take_over(ground: Ground, pair: Pair, port: int) -> None:
 @trial(seconds_max=150)
 def retained_garbage_moves_nobody(ground: Ground) -> None:
     """Retained garbage and stale commands lie on every topic: nothing of it is carried out, and work goes on."""
-    broker = _broker(ground)
+    broker = mosquitto_of(ground)
     pair = Pair(ground, {"data": ground.image("data", 4 * MIB)}, agent=_control(broker.port))
     asyncio.run(_litter(ground, pair, broker.port))
     engine = Engine(ground, pair, broker=broker.port, rest=f"127.0.0.1:{free_port()}")
@@ -216,21 +216,13 @@ def _other_port(line: str) -> str:
     return f'rest = "127.0.0.1:{free_port()}"' if line.startswith("rest") else line
 
 
-def _broker(ground: Ground) -> Mosquitto:
-    ground.needs("mosquitto")
-    broker = Mosquitto(ground.folder)
-    broker.start()
-    ground.at_end(broker.kill)
-    return broker
-
-
 def _control(port: int) -> dict[str, object]:
     return {"control": {"address": f"127.0.0.1:{port}", "report_interval": "500ms"}}
 
 
 def _pair(ground: Ground) -> tuple[Pair, Mosquitto]:
     """A pair whose agent is at a broker."""
-    broker = _broker(ground)
+    broker = mosquitto_of(ground)
     return Pair(ground, {"data": ground.image("data", 4 * MIB)}, agent=_control(broker.port)).start(), broker
 
 

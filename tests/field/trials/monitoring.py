@@ -10,6 +10,7 @@ import json
 import urllib.error
 
 from tests.control.site import Mosquitto
+from tests.field.engine import mosquitto_of
 from tests.field.ground import Ground
 from tests.field.trial import trial
 from tests.monitoring.rig import Watched, listening_ports
@@ -42,10 +43,8 @@ RINGS = frozenset(
 @trial(seconds_max=420)
 def alerts_ring_for_real_and_end(ground: Ground) -> None:
     """Broker, host, target, orchestrator, discovery, store, agent and runs fail in turn: each alert rings, and ends."""
-    ground.needs("prometheus", "mosquitto")
-    broker = Mosquitto(ground.folder)
-    broker.start()
-    ground.at_end(broker.kill)
+    ground.needs("prometheus")
+    broker = mosquitto_of(ground)
     control = {"address": f"127.0.0.1:{broker.port}", "report_interval": "500ms"}
     site = Watched(ground, broker=broker.port, agent={"control": control})
     site.start_host(HOST)

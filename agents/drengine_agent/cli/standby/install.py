@@ -22,7 +22,9 @@ from drengine_agent.cli.install_options import (
     YesOption,
 )
 from drengine_agent.install import standby
-from drengine_agent.install.standby import StandbyWishes, installed_values
+from drengine_agent.install.places import STANDBY
+from drengine_agent.install.standby import StandbyWishes
+from drengine_agent.install.wishes import installed_values
 
 app = typer.Typer(add_completion=False)
 
@@ -66,7 +68,7 @@ def install(
         tls={word: path for word, path in given.items() if path is not None},
         token=token,
     )
-    if not installed_values(root) and not (name and broker):
+    if not installed_values(root, STANDBY.config) and not (name and broker):
         raise typer.BadParameter("--name and --broker are needed")
     seconds = typed_seconds(wait)
     standby.install(wishes, root, start=start, wait_seconds=seconds, dry_run=dry_run, yes=yes, json=json)
