@@ -82,7 +82,7 @@ oracle: $(VENV)/.test ## what eBPF tracks against what a full comparison finds, 
 
 lock: ## renew the lock files from pyproject.toml
 	@for set in runtime demo test check bench packages; do \
-	  group=$$([ $$set = runtime ] && echo --extra notifications || echo --group $$set); \
+	  group=$$([ $$set = runtime ] && echo --extra notifications --extra postgres --extra s3 || echo --group $$set); \
 	  $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    $$group -o requirements/$$set.lock pyproject.toml || exit 1; done
 	@for set in agent ansible; do \
