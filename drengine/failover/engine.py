@@ -235,12 +235,13 @@ async def open_engine(
         DrengineError: the store's and the registry's own; not that a broker is silent.
     """
     clock = clock or SystemClock()
-    make_directory(config.state)
-    audit = audit or await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
-    registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
-    try:
-        keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
-        with await asyncio.to_thread(Store.open, config.store, clock=clock, keks=keks) as store:
+    keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
+    # The store first: whoever has mistyped it is left no state directory.
+    with await asyncio.to_thread(Store.open, config.store, clock=clock, keks=keks) as store:
+        make_directory(config.state)
+        audit = audit or await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
+        registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
+        try:
             async with _agents(config, clock, audit) as agents:
                 door = Door.of(config.state, clock, config.oidc)
                 site = Site(
@@ -259,8 +260,8 @@ async def open_engine(
                     yield Engine(config, registry, site, agents, owner, door, notifier, loop)
                 finally:
                     await asyncio.to_thread(notifier.close)
-    finally:
-        await asyncio.to_thread(registry.close)
+        finally:
+            await asyncio.to_thread(registry.close)
 
 
 @asynccontextmanager

@@ -109,6 +109,7 @@ def test_a_small_command_imports_nothing_large() -> None:
 
 READING = ["points", "status", "verify latest", "pin latest", "unpin latest", "scrub", "rebuild", "branches"]
 READING += ["export latest", "restore latest --to {tmp}/out.img"]
+READING += ["runs --state {tmp}/state", "run show last --state {tmp}/state"]
 
 
 @pytest.mark.parametrize("line", READING)
