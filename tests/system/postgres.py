@@ -98,6 +98,10 @@ class Server:
     def ask(self, statement: str) -> str:
         return run(*self.psql(), "-d", "postgres", "-c", statement).strip()
 
+    def load(self, database: str, statements: str) -> None:
+        """Have a database hold what a dump says."""
+        subprocess.run([*self.psql(), "-d", database], input=statements, text=True, capture_output=True, check=True)
+
     def kill(self) -> None:
         """As a power cut would: its children notice and are gone before this returns."""
         # ps ends with 1 when there are none: the server may be ending by itself, its disk being gone

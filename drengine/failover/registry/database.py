@@ -15,12 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from drengine.failover.registry.errors import REGISTRY_UNAVAILABLE
-from drengine.failover.registry.tables import MIGRATIONS, versions
+from drengine.failover.registry.migrations import NEWEST, version_of
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory, open_owned
@@ -102,23 +102,15 @@ class Database:
             raise DrengineError(REGISTRY_UNAVAILABLE, f"registry {self.shown}: {why}") from error
 
     def _migrate(self) -> None:
+        with self.reading() as connection:
+            if version_of(connection) == NEWEST:
+                return
         with self.writing() as connection:
             if self.is_server:
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-            versions.create(connection, checkfirst=True)
-            found = connection.execute(select(versions.c.version)).scalar_one_or_none()
-            if found is not None and found > len(MIGRATIONS):
-                raise DrengineError(
-                    REGISTRY_UNAVAILABLE,
-                    f"registry {self.shown} has version {found}, this program knows up to {len(MIGRATIONS)}",
-                    hint="Use the newer drengine that wrote it.",
-                )
-            for migration in MIGRATIONS[found or 0 :]:
-                migration(connection)
-            if found is None:
-                connection.execute(insert(versions).values(version=len(MIGRATIONS)))
-            elif found < len(MIGRATIONS):
-                connection.execute(update(versions).values(version=len(MIGRATIONS)))
+            from drengine.failover.registry.migrations.migrate import migrate  # noqa: PLC0415 - see there
+
+            migrate(connection, shown=self.shown)
 
 
 def parse_url(url: str) -> URL:

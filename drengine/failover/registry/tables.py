@@ -1,28 +1,23 @@
-"""The registry's tables. JSON is kept as text: it may hold anything that JSON can, which PostgreSQL's jsonb may not."""
+"""The registry's tables, as the newest of `migrations/` leaves them.
+
+JSON is kept as text: it may hold anything that JSON can, which PostgreSQL's jsonb may not.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Connection,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     Table,
     Text,
-    inspect,
-    text,
 )
 
 metadata = MetaData()
-
-versions = Table("drengine_version", metadata, Column("version", Integer, primary_key=True))
-"""One row: the number of migrations that were made."""
 
 parties = Table(
     "parties",
@@ -122,21 +117,19 @@ schedules = Table(
 )
 """The newest due moment of each schedule that an orchestrator has taken on itself."""
 
+documents = Table(
+    "documents",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+)
+"""What every orchestrator has to find: accounts, upgrades of the fleet. Each is replaced whole."""
 
-def _first(connection: Connection) -> None:
-    metadata.create_all(
-        connection, checkfirst=False, tables=[each for each in metadata.sorted_tables if each is not versions]
-    )
-
-
-def _proofs(connection: Connection) -> None:
-    """How it was proved who asked, and what an approval is about. A new registry has these columns from `_first`."""
-    for table, names in ((runs, ("started_proof",)), (requests, ("proof", "roles", "digest"))):
-        there = {each["name"] for each in inspect(connection).get_columns(table.name)}
-        for name in names:
-            if name not in there:
-                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"))
-
-
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _proofs)
-"""Each leads from one version to the next; version n has had the first n. Those that are here never change."""
+told = Table(
+    "told",
+    metadata,
+    Column("what", Text, primary_key=True),
+    Column("at_ns", BigInteger, nullable=False),
+)
+"""Notices that reached people, so that no other orchestrator sends them again."""

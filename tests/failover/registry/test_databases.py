@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import stat
 import tempfile
 import threading
@@ -71,16 +70,6 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(DrengineError, match="registry-unavailable"):
         opened(str(path))
     assert path.read_bytes() == b"my shopping list " * 100
-
-
-def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    opened(str(tmp_path / "r")).close()
-    with sqlite3.connect(tmp_path / "r") as connection:
-        connection.execute("UPDATE drengine_version SET version = 99")
-    connection.close()
-    with pytest.raises(DrengineError, match="version 99") as refused:
-        opened(str(tmp_path / "r"))
-    assert "newer" in refused.value.hint
 
 
 def test_many_who_open_a_new_registry_at_once_all_get_it(tmp_path: Path) -> None:
