@@ -17,6 +17,7 @@ from drengine.console import bodies as take
 from drengine.console.errors import BAD_REQUEST
 from drengine.console.fleet import router as fleet_router
 from drengine.console.guard import Guard, problem
+from drengine.console.places import PREFIX
 from drengine.console.pools import LOOKS, PASSWORDS, off
 from drengine.console.readiness import router as readiness_router
 from drengine.failover import answers as give
@@ -69,7 +70,6 @@ from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
 from drengine.store.log.branches import BranchInfo
 from drengine.store.store import SourceInfo
 
-PREFIX = "/api/v1"
 STATUS = {
     kind.id: status
     for status, kinds in (
@@ -179,23 +179,23 @@ open_router = APIRouter(responses=REFUSALS)
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, DrengineError)
     status = STATUS.get(error.kind.id, 500)
-    return _problem(status, error.kind.id, error.message, error.hint)
+    return _problem(status, problem(error.kind, error.message, error.hint))
 
 
 async def _misunderstood(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(each)[:60] for each in first["loc"][:6])
-    return _problem(422, BAD_REQUEST.id, f"{place}: {first['msg']}"[:400], BAD_REQUEST.hint)
+    return _problem(422, problem(BAD_REQUEST, f"{place}: {first['msg']}"[:400]))
 
 
 async def _not_there(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, BAD_REQUEST.id, str(error.detail)[:400], BAD_REQUEST.hint, error.headers)
+    return _problem(error.status_code, problem(BAD_REQUEST, str(error.detail)[:400]), error.headers)
 
 
-def _problem(status: int, id: str, message: str, hint: str, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(problem(id, message, hint), status, dict(headers or {}), "application/json")
+def _problem(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body, status, dict(headers or {}), "application/json")
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ class Problem(BaseModel):
     id: str
     message: str
     hint: str
+    exit_code: int
 
 
 class Health(BaseModel):

@@ -20,8 +20,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from drengine.console.api import PREFIX
 from drengine.console.errors import BAD_REQUEST, ORCHESTRATOR_UNREACHABLE
+from drengine.console.places import PREFIX
 from drengine.failover.answers import Plan, Run, RunDetail
 from drengine.failover.decide import Action, Decision, Reason
 from drengine.failover.executor import Watcher
@@ -34,7 +34,7 @@ from drengine.failover.runbook.values import Mode
 from drengine.failover.snapshot import Snapshot, StepState
 from drengine.failover.steps.step import PlannedStep
 from drengine.linux.loopback import local_user_ids, user_of
-from drengine.model.errors import DrengineError, error_kinds
+from drengine.model.errors import DrengineError, ErrorKind, error_kinds
 from drengine.transport.networks import is_loopback
 
 SECONDS = 60.0
@@ -83,8 +83,7 @@ class Client:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise DrengineError(ORCHESTRATOR_UNREACHABLE, f"{self.address}: {error}") from error
         if answer.status >= 400:
-            known = {kind.id: kind for kind in error_kinds()}
-            raise DrengineError(known.get(said["id"], BAD_REQUEST), said["message"], hint=said["hint"])
+            raise DrengineError(_kind(said), said["message"], hint=said["hint"])
         return said
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -248,6 +247,12 @@ class RemoteOrders:
         if kept != text:
             self.client.ask("PUT", f"/runbooks/{name}", {"text": text})
         return name
+
+
+def _kind(said: dict[str, Any]) -> ErrorKind:
+    """The kind of a refusal; one of which nothing is loaded here is what the refusal tells of it."""
+    known = next((kind for kind in error_kinds() if kind.id == said["id"]), None)
+    return known or ErrorKind(said["id"], int(said.get("exit_code", BAD_REQUEST.exit_code)), "", said["hint"])
 
 
 def _record(run: RunDetail) -> RunRecord:

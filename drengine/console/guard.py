@@ -19,7 +19,7 @@ from drengine.console.errors import BAD_REQUEST
 from drengine.console.pools import PROOFS, off
 from drengine.console.sockets import PEER
 from drengine.linux.loopback import user_of
-from drengine.model.errors import DrengineError
+from drengine.model.errors import DrengineError, ErrorKind
 from drengine.people.door import Door
 from drengine.people.errors import NOT_SIGNED_IN
 from drengine.people.roles import NOBODY, Person
@@ -63,7 +63,7 @@ class Guard:
         except Exception:
             log.exception("a request failed unexpectedly", extra={"path": scope["path"][:200]})
             if not answering.begun:
-                await answer(send, 500, "something unexpected happened; see the log", id=INTERNAL.id)
+                await answer(send, 500, "something unexpected happened; see the log", kind=INTERNAL)
 
     def _person(self, scope: Scope, authorization: str) -> Person:
         """Whose token is shown; without one, who holds the other end of a connection on this host.
@@ -85,16 +85,18 @@ class Guard:
         return NOBODY if user is None else self._door.by_user(user)
 
 
-def problem(id: str, message: str, hint: str) -> bytes:
-    """The body of a refusal."""
-    return json.dumps({"id": id, "message": message, "hint": hint}).encode()
+def problem(kind: ErrorKind, message: str, hint: str = "") -> bytes:
+    """The body of a refusal. It tells all that a client has to know of the kind, which may be newer than the client."""
+    return json.dumps(
+        {"id": kind.id, "message": message, "hint": hint or kind.hint, "exit_code": kind.exit_code}
+    ).encode()
 
 
 async def answer(
-    send: Send, status: int, message: str, *, id: str = BAD_REQUEST.id, error: DrengineError | None = None
+    send: Send, status: int, message: str, *, kind: ErrorKind = BAD_REQUEST, error: DrengineError | None = None
 ) -> None:
     """Send a refusal."""
-    body = problem(error.kind.id if error else id, message, error.hint if error else BAD_REQUEST.hint)
+    body = problem(error.kind, message, error.hint) if error else problem(kind, message)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *SECURITY_HEADERS]
     headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -66,7 +66,7 @@ def test_what_is_no_proof_changes_nothing(api: Api, shown: str) -> None:
         answer = api.ask(method, path, body, by=None, headers={"Authorization": shown})
         assert (answer.status, answer.json["id"]) == (401, "not-signed-in"), (method, path, answer)
         assert answer.headers["www-authenticate"] == "Bearer"
-        assert set(answer.json) == {"id", "message", "hint"}
+        assert set(answer.json) == {"id", "message", "hint", "exit_code"}
     assert api.get("/runbooks") == []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from drengine.console.api import PREFIX
+from drengine.console.places import PREFIX
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.monitoring.discovery import target_groups

@@ -1,0 +1,3 @@
+"""Where the REST API lies: known to server and client, and free of what only the server needs."""
+
+PREFIX = "/api/v1"
