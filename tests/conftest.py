@@ -12,9 +12,10 @@ import signal
 import pytest
 
 from drengine.process.environment import PASS_VARIABLE
+from tests.postgres import postgres
 from tests.s3.fixtures import bucket, s3, s3_of_its_own
 
-__all__ = ["bucket", "s3", "s3_of_its_own"]
+__all__ = ["bucket", "postgres", "s3", "s3_of_its_own"]
 
 os.environ.setdefault(PASS_VARIABLE, "PYTHONPATH DR_TEST_SITE DR_TEST_GUEST DR_TEST_SHOP DRENGINE_FIELD")
 # Commands of runbooks under test use what lies here, and whatever they start bears the mark by which it is ended.

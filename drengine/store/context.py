@@ -7,8 +7,9 @@ from pathlib import Path
 
 from drengine.model.clock import Clock
 from drengine.store.blobs import Storage
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.keys import StoreKeys
+from drengine.store.locks import Locks
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place
 from drengine.store.views.records import Records
@@ -25,7 +26,8 @@ class StoreContext:
         place: whether it still lies where it was opened.
         storage: where the segments are.
         keys: what encrypts and decrypts the segments.
-        catalogue: the connection for reading and administration; each writer has its own.
+        catalogue: the connection for reading and administration; each writer has its own (`Catalogue.another`).
+        locks: between this process and the others that use the store.
     """
 
     directory: Path
@@ -37,5 +39,6 @@ class StoreContext:
     storage: Storage
     keys: StoreKeys
     catalogue: Catalogue
+    locks: Locks
     records: Records
     layers: Layers

@@ -14,11 +14,11 @@ import numpy as np
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import VolumeGeometry
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import ERASED, BranchRow, DamageRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED
-from drengine.store.leases import Position
+from drengine.store.locks import Position
 from drengine.store.segments.format import parse_geometry
 from drengine.store.segments.rowset import row_set
 from drengine.store.views.records import ERASED_REASON, Address
@@ -49,9 +49,9 @@ def record_damage(context: StoreContext, rows: Iterable[DamageRow]) -> None:
     if not found or context.read_only:
         return
     context.place.require()  # what is missing with the whole store is not damaged
-    with context.catalogue.transaction():
-        context.catalogue.put(*found)
     for source in {row.source for row in found}:
+        with context.catalogue.transaction(source):
+            context.catalogue.put(*(row for row in found if row.source == source))
         judge_points(context, source)
 
 
@@ -69,7 +69,7 @@ def judge_points(context: StoreContext, source: str, only: Iterable[PointRow] | 
         judged.append(point._replace(damaged=damaged))
         if damaged == point.damaged:
             continue
-        with catalogue.transaction():
+        with catalogue.transaction(source):
             fresh = catalogue.point(point.source, point.branch, point.sequence)
             if fresh:
                 catalogue.put(fresh._replace(damaged=damaged))

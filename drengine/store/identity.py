@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import xxhash
@@ -23,6 +24,29 @@ VERSION = 1
 """Of a STORE file. Each segment has a version of its own."""
 VERSION_WITH_STORAGE = 2
 """Of a STORE file that names another storage than the directory itself: what does not know of any must not open it."""
+VERSION_WITH_CATALOGUE = 3
+"""... of one that names a catalogue elsewhere."""
+
+
+class StoreFile(NamedTuple):
+    """What a STORE file says.
+
+    Attributes:
+        identity: 16 bytes that name the store.
+        storage: which storage holds its segments.
+        catalogue: URL of its catalogue's database, without a secret; empty: SQLite, in the directory.
+    """
+
+    identity: bytes
+    storage: StorageName = StorageName()
+    catalogue: str = ""
+
+    @property
+    def version(self) -> int:
+        """Of the file: what does not know all of it must not open the store."""
+        if self.catalogue:
+            return VERSION_WITH_CATALOGUE
+        return VERSION if self.storage.name == LOCAL else VERSION_WITH_STORAGE
 
 
 class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -33,13 +57,13 @@ class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     storage: str = LOCAL
     place: str = ""
+    catalogue: str = ""
 
 
-def write_identity(directory: Path, identity: bytes, storage: StorageName | None = None) -> None:
+def write_store_file(directory: Path, file: StoreFile) -> None:
     """Write the STORE file: from then on the directory is a store. Atomic and durable."""
-    storage = storage or StorageName()
-    version = VERSION if storage == StorageName() else VERSION_WITH_STORAGE
-    line = msgspec.json.encode(Identity(FORMAT_NAME, version, identity.hex(), *storage))
+    fields = Identity(FORMAT_NAME, file.version, file.identity.hex(), *file.storage, file.catalogue)
+    line = msgspec.json.encode(fields)
     data = line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n"
     with os_errors(f"writing {directory / IDENTITY_NAME}"):
         replace_durably(directory / IDENTITY_NAME, data)
@@ -47,7 +71,7 @@ def write_identity(directory: Path, identity: bytes, storage: StorageName | None
 
 def read_identity(directory: Path) -> bytes:
     """The store's identity, see `read_store_file`."""
-    return read_store_file(directory)[0]
+    return read_store_file(directory).identity
 
 
 def require_directory(directory: Path) -> None:
@@ -60,8 +84,8 @@ def require_directory(directory: Path) -> None:
         raise DrengineError(NOT_A_STORE, f"{directory} is not a directory")
 
 
-def read_store_file(directory: Path) -> tuple[bytes, StorageName]:
-    """The store's identity, and which storage holds its segments.
+def read_store_file(directory: Path) -> StoreFile:
+    """What the STORE file says.
 
     Raises:
         DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, ACCESS_DENIED.
@@ -77,19 +101,19 @@ def read_store_file(directory: Path) -> tuple[bytes, StorageName]:
         raise damaged
     try:
         identity = msgspec.json.decode(lines[0], type=Identity)
-        found = bytes.fromhex(identity.id)
+        found = StoreFile(bytes.fromhex(identity.id), StorageName(identity.storage, identity.place), identity.catalogue)
     except (msgspec.DecodeError, ValueError) as error:
         raise damaged from error
     if identity.format != FORMAT_NAME:
         raise DrengineError(NOT_A_STORE, f"{directory} holds {identity.format[:60]!r}")
-    if identity.version > (VERSION if identity.storage == LOCAL else VERSION_WITH_STORAGE):
+    if identity.version > found.version:
         raise DrengineError(
             STORE_VERSION,
             f"{directory} has format {identity.version}, this version reads up to {VERSION}",
         )
-    if len(found) != 16:
+    if len(found.identity) != 16:
         raise damaged
-    return found, StorageName(identity.storage, identity.place)
+    return found
 
 
 def _kind(path: Path) -> int:

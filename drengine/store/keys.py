@@ -13,7 +13,6 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from drengine.crypt.errors import KEY_MISSING, KEY_NEEDED, SOURCE_ERASED
@@ -22,9 +21,9 @@ from drengine.crypt.keyring import Keyring, kek_of, pack_keyring, parse_keyring
 from drengine.crypt.segment import SALT_BYTES, SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.errors import os_errors
-from drengine.store.leases import lock_keys
+from drengine.store.locks import Locks
 from drengine.store.names import KEYS, STORE_KEYS, keys_name
 from drengine.store.segments.format import ENCRYPTED_VERSION, PLAIN_VERSION, SegmentHeader
 
@@ -136,13 +135,13 @@ class StoreKeys:
         rows = (row for each in catalogue.branches(source) for row in catalogue.segments(source, each.branch))
         return any(row.seal for row in rows)
 
-    def change(self, directory: Path, source: str, change: Callable[[Keyring], Keyring]) -> Keyring:
+    def change(self, locks: Locks, source: str, change: Callable[[Keyring], Keyring]) -> Keyring:
         """Put another keyring of a source in place, durably; nobody else changes one meanwhile.
 
         Raises:
             DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY.
         """
-        with lock_keys(directory):
+        with locks.keys():
             old = self.reread(source)
             new = change(old)
             if new is not old:
@@ -159,7 +158,7 @@ class StoreKeys:
         if self.is_missing(catalogue, source):
             raise DrengineError(KEY_MISSING, f"{keys_name(source)} is missing, and {source!r} has encrypted data")
 
-    def ensure(self, directory: Path, catalogue: Catalogue, source: str, now_ns: int) -> None:
+    def ensure(self, locks: Locks, catalogue: Catalogue, source: str, now_ns: int) -> None:
         """See to it that a source has a key that encrypts, where the store is encrypted.
 
         Raises:
@@ -168,7 +167,7 @@ class StoreKeys:
         if not self.is_encrypted or self.reread(source).newest:
             return
         self.require(catalogue, source)
-        self.change(directory, source, lambda ring: ring if ring.newest else ring.with_new(now_ns))
+        self.change(locks, source, lambda ring: ring if ring.newest else ring.with_new(now_ns))
 
     def encrypt(self, now_ns: int) -> None:
         """Make the store's own keyring: from now on the store is encrypted."""
@@ -176,13 +175,13 @@ class StoreKeys:
         self._write(STORE_KEYS, ring)
         self._secret = ring.keys[-1].secret
 
-    def rewrap(self, directory: Path) -> int:
+    def rewrap(self, locks: Locks) -> int:
         """Write each keyring that is not under the newest KEK anew under it; how many there were.
 
         Killed in between, the rest stays under the older key, which still opens it.
         """
         count = 0
-        with lock_keys(directory):
+        with locks.keys():
             for name, kek in sorted(self.kek_ids().items()):
                 if kek != self._required().newest.id and (found := self._read(name)):
                     self._write(name, found.ring)

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 
 from drengine.model.errors import DrengineError
-from drengine.store.catalogue.database import CATALOGUE_NAME
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.errors import STORE_AWAY, STORE_READ_ONLY, os_errors
 from drengine.store.identity import IDENTITY_NAME, read_identity
-from drengine.store.leases import LOCKS_DIRECTORY
+from drengine.store.locks.flock import LOCKS_DIRECTORY
 
 _Stamp = tuple[int, ...]
 

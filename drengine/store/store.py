@@ -6,7 +6,7 @@ import secrets
 import stat
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +28,10 @@ from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping, retain
 from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
-from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
-from drengine.store.catalogue.epoch import EpochNote
+from drengine.store.catalogue.opening import create_catalogue, open_catalogue
 from drengine.store.catalogue.rows import BranchRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME, SIDE_SUFFIXES
 from drengine.store.context import StoreContext
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import (
@@ -44,9 +44,11 @@ from drengine.store.errors import (
     UNKNOWN_POINT,
     os_errors,
 )
-from drengine.store.identity import IDENTITY_NAME, read_store_file, require_directory, write_identity
+from drengine.store.identity import IDENTITY_NAME, StoreFile, read_store_file, require_directory, write_store_file
 from drengine.store.keys import StoreKeys
-from drengine.store.leases import LOCKS_DIRECTORY, Lock, Position, is_branch_locked, lock_branch, take_lease
+from drengine.store.locks import Lock, Position
+from drengine.store.locks.flock import LOCKS_DIRECTORY
+from drengine.store.locks.opening import open_locks
 from drengine.store.log.branches import Branches, BranchInfo
 from drengine.store.log.changes import Spans, changed_since
 from drengine.store.log.grants import Grants
@@ -110,21 +112,20 @@ class Store:
             _clear_unfinished(directory)
             for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS):
                 make_directory(directory / name)
-            epoch = Catalogue.create(directory)
-            EpochNote(directory).write(epoch, sync=True)
+            create_catalogue(directory)
             sync_directory(directory)
             sync_directory(directory.parent)
         identity = secrets.token_bytes(16)
         if keks:
             now_ns = (clock or SystemClock()).now_ns()
             keys = StoreKeys(storage or LocalStorage(directory), identity, keks, made_ns=now_ns)
-            catalogue = Catalogue(directory)
+            catalogue = open_catalogue(directory)
             try:
                 catalogue.seal(keys.store_key(CATALOGUE_KEY))
             finally:
                 catalogue.close()
         # What is killed before this is no store, and what is one is encrypted if it was to be.
-        write_identity(directory, identity, stored_in)
+        write_store_file(directory, StoreFile(identity, stored_in or StorageName()))
         return Store.open(directory, options=options, clock=clock, storage=storage, keks=keks)
 
     @staticmethod
@@ -175,6 +176,7 @@ class Store:
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""
         self._context.records.close()
+        self._context.locks.close()
         self._context.catalogue.close()
         self._context.place.close()
 
@@ -199,7 +201,7 @@ class Store:
     def rewrap_keys(self) -> int:
         """Encrypt every keyring under the newest key-encryption key; how many were not."""
         self._require_writable()
-        return self._context.keys.rewrap(self._context.directory)
+        return self._context.keys.rewrap(self._context.locks)
 
     def erase(self, source: str) -> int:
         """Forget a source's data keys: nothing of it can be read ever again; how many there were.
@@ -396,7 +398,7 @@ class Store:
             DrengineError: BRANCH_BUSY while it is written.
         """
         catalogue = self._context.catalogue
-        with lock_branch(self._context.directory, source, 1) as lock:
+        with self._context.locks.branch(source, 1) as lock:
             with catalogue.transaction():
                 row = next((each for each in catalogue.sources() if each.name == source), None)
                 branches = catalogue.branches(source)
@@ -554,7 +556,7 @@ class Store:
 
     def is_being_written(self, source: str, branch: int) -> bool:
         """Whether a process is a branch's writer now."""
-        return is_branch_locked(self._context.directory, source, branch)
+        return self._context.locks.branch_holder(source, branch) is not None
 
     def set_aside(self) -> list[SegmentPlace]:
         """Segment files that the catalogue does not name and that have no writer; see strays.py."""
@@ -590,7 +592,7 @@ class Store:
     def _lease(self, position: Position) -> Lock | None:
         self._context.place.require()
         try:
-            return take_lease(self._context.directory, position)
+            return self._context.locks.lease(position)
         except DrengineError as error:
             # Where nothing can be written nothing is compacted; on a full disk reading matters more. Without a lease,
             # data that compaction takes away meanwhile is refused, never replaced by something else.
@@ -601,7 +603,7 @@ class Store:
     def _set_pin(self, point: RecoveryPoint, pinned: int, note: str) -> None:
         self._require_writable()
         catalogue = self._context.catalogue
-        with catalogue.transaction():
+        with catalogue.transaction(point.source):
             row = self._branches.kept(point)
             catalogue.put(row._replace(pinned=pinned, note=note))
         write_manifest(self._context)
@@ -625,52 +627,51 @@ def _opened(
     """See Store.open and Store.encrypt."""
     directory = Path(path)
     require_directory(directory)
-    identity, stored_in = read_store_file(directory)
+    identity, stored_in, _ = read_store_file(directory)
     options = options or StoreOptions()
     if read_only is None:
         read_only = not is_writable(directory)
     if not read_only:
         _close_to_others(directory)
-    storage = storage or open_storage(stored_in, directory)
-    keys = StoreKeys(storage, identity, keks)
-    if keks and not keys.is_encrypted and not may_be_in_clear:
-        raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
-    # One whose encryption was interrupted has keys and no seal yet.
-    key = b"" if may_be_in_clear else keys.store_key(CATALOGUE_KEY)
-    catalogue = Catalogue(directory, read_only=read_only, key=key)
-    try:
+    with ExitStack() as opened:
+        # First the catalogue: its rows may say where the storage has its files, and so the keys.
+        catalogue = open_catalogue(directory, read_only=read_only)
+        opened.callback(catalogue.close)
+        storage = storage or open_storage(stored_in, directory, catalogue)
+        keys = StoreKeys(storage, identity, keks)
+        if keks and not keys.is_encrypted and not may_be_in_clear:
+            raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
+        # One whose encryption was interrupted has keys and no seal yet.
+        catalogue.check(b"" if may_be_in_clear else keys.store_key(CATALOGUE_KEY))
         place = Place(directory, identity)
-    except BaseException:
-        catalogue.close()
-        raise
-    records = Records(storage, catalogue, options, keys)
-    layers = Layers(storage, catalogue, records, options, read_only=read_only, key=keys.store_key("layers"))
-    context = StoreContext(
-        directory=directory,
-        identity=identity,
-        place=place,
-        read_only=read_only,
-        options=options,
-        clock=clock or SystemClock(),
-        storage=storage,
-        keys=keys,
-        catalogue=catalogue,
-        records=records,
-        layers=layers,
-    )
-    try:
+        opened.callback(place.close)
+        locks = open_locks(directory)
+        opened.callback(locks.close)
+        records = Records(storage, catalogue, options, keys)
+        layers = Layers(storage, catalogue, records, options, read_only=read_only, key=keys.store_key("layers"))
+        context = StoreContext(
+            directory=directory,
+            identity=identity,
+            place=place,
+            read_only=read_only,
+            options=options,
+            clock=clock or SystemClock(),
+            storage=storage,
+            keys=keys,
+            catalogue=catalogue,
+            locks=locks,
+            records=records,
+            layers=layers,
+        )
         _confirm_epoch(context)
-    except BaseException:
-        catalogue.close()
-        place.close()
-        raise
-    return Store(context)
+        opened.pop_all()
+        return Store(context)
 
 
 def _confirm_epoch(context: StoreContext) -> None:
     """Where no epoch is noted beside the segments, hold the catalogue against them, and note it."""
     catalogue = context.catalogue
-    if catalogue.version == 1 or catalogue.noted_epoch() is not None:
+    if not catalogue.has_epochs or catalogue.noted_epoch() is not None:
         return
     require_current(context, strict=not catalogue.upgraded)
     if not context.read_only:

@@ -10,7 +10,7 @@ from pathlib import Path
 from drengine.model.errors import DrengineError
 from drengine.model.extents import ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
-from drengine.store.catalogue.database import CATALOGUE_NAME
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.store import Store
 from drengine.store.views.view import View
 from tests.clock import ManualClock

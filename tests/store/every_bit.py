@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 
-from drengine.store.catalogue.database import CATALOGUE_NAME
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.store import Store
 from tests.store import test_damage as damage
 from tests.store.harness import encrypted, scratch

@@ -17,7 +17,7 @@ import msgspec
 import xxhash
 
 from drengine.store.care.retention import RetentionPolicy
-from drengine.store.catalogue.database import CATALOGUE_NAME
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.identity import IDENTITY_NAME
 from drengine.store.options import StoreOptions
 from drengine.store.segments.format import ENCRYPTED_VERSION, PLAIN_VERSION

@@ -29,9 +29,9 @@ from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.store.blobs import LocalStorage
 from drengine.store.care.compaction import CompactionReport, rewrite
 from drengine.store.care.retention import RetentionPolicy
-from drengine.store.catalogue.database import CATALOGUE_NAME
 from drengine.store.catalogue.epoch import Epoch, EpochNote
 from drengine.store.catalogue.rows import row_checksum
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.errors import BRANCH_BUSY, DAMAGED
 from drengine.store.keys import StoreKeys
 from drengine.store.names import keys_name

@@ -13,7 +13,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.care.retention import RetentionPolicy
-from drengine.store.catalogue.database import CATALOGUE_NAME
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.damage import DamagedRange
 from drengine.store.errors import (
     CATALOGUE_DAMAGED,

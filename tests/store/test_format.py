@@ -15,8 +15,8 @@ from drengine.crypt.keyring import KEYRING_MAGIC
 from drengine.model.errors import DrengineError
 from drengine.model.extents import EXTENT, FRAME
 from drengine.model.points import PointSelector
-from drengine.store.catalogue.database import APPLICATION_ID, SCHEMA_VERSION
 from drengine.store.catalogue.epoch import EPOCH_MAGIC, EPOCH_SLOT
+from drengine.store.catalogue.sqlite import APPLICATION_ID, SCHEMA_VERSION
 from drengine.store.rebuild.manifest import MANIFEST_MAGIC, MANIFEST_MAGIC_WITH_TAG
 from drengine.store.segments import format as codec
 from drengine.store.store import Store

@@ -11,7 +11,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.model.grants import Access, Grant
 from drengine.model.points import PointSelector, RecoveryPoint
-from drengine.store.catalogue.database import CATALOGUE_NAME, SCHEMA_VERSION
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME, SCHEMA_VERSION
 from drengine.store.store import Store
 from tests.clock import ManualClock
 from tests.store.harness import TINY, Source

@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from drengine.model.errors import DrengineError
 from drengine.store.care.retention import RetentionPolicy
-from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES
 from drengine.store.catalogue.epoch import EPOCH_SLOT, EPOCH_SLOTS, Epoch, EpochNote, pack_slot, parse_note
 from drengine.store.catalogue.rows import RemovalRow
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME, SIDE_SUFFIXES
 from drengine.store.names import EPOCH_NAME, MANIFESTS, SegmentPlace, segment_name
 from drengine.store.store import Store
 from tests.clock import ManualClock

@@ -29,7 +29,6 @@ from drengine.store.errors import (
     UNKNOWN_BRANCH,
     UNKNOWN_POINT,
 )
-from drengine.store.leases import lock_maintenance
 from drengine.store.store import Store
 from drengine.wire.payload import make_batch
 from tests.store.harness import Source, batch, check_head, check_point, crash, geometry, mark, scratch, tiny_store
@@ -601,7 +600,7 @@ def test_compaction_yields_and_stops_at_its_bound(source):
 
 
 def test_maintenance_is_done_by_one_process_at_a_time(source):
-    with lock_maintenance(source.store.context.directory):
+    with source.store.context.locks.maintenance():
         with raises(MAINTENANCE_BUSY):
             source.store.compact()
         with raises(MAINTENANCE_BUSY):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from drengine.model.errors import DrengineError
-from drengine.store.leases import LOCKS_DIRECTORY, Position, leased_positions
+from drengine.store.locks import Position
+from drengine.store.locks.flock import LOCKS_DIRECTORY, FileLocks
 from drengine.store.store import Store
 from drengine.target.config import TargetConfig
 from drengine.target.daemon import open_expected
@@ -103,7 +104,7 @@ def test_a_lease_that_may_not_be_read_counts_as_living_and_stops_only_what_it_na
         lease.touch(mode=0o600)
         os.chown(lease, 0, 0)
         with as_service():
-            assert leased_positions(path) == {Position("web1", 1, 3)}
+            assert FileLocks(path).leased_positions() == {Position("web1", 1, 3)}
         carry_on(path)
         assert lease.exists()
 

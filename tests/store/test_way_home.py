@@ -14,7 +14,7 @@ import pytest
 from drengine.model.errors import DrengineError
 from drengine.model.points import Cut, PointKind, RecoveryPoint
 from drengine.store.care.retention import RetentionPolicy
-from drengine.store.catalogue.database import CATALOGUE_NAME
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.errors import FENCED, OUT_OF_RANGE, UNKNOWN_BRANCH
 from drengine.store.log.branches import BranchInfo
 from drengine.store.log.writer import BranchWriter

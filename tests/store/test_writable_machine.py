@@ -24,7 +24,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind
 from drengine.store.blobs.faulty import Call, Fault, FaultyStorage
 from drengine.store.blobs.local import LocalStorage
-from drengine.store.catalogue.database import CATALOGUE_NAME
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.errors import STORE_FULL
 from drengine.store.log.writable import WritableView
 from drengine.store.options import StoreOptions

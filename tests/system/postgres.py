@@ -63,13 +63,13 @@ def initialise(programs: Path, data: Path, log: Path) -> None:
 class Server:
     """`postgres` on a unix socket, until it is stopped or killed."""
 
-    def __init__(self, programs: Path, data: Path, sockets: Path, port: int) -> None:
+    def __init__(self, programs: Path, data: Path, sockets: Path, port: int, *, settings: tuple[str, ...] = ()) -> None:
         self._sockets, self._port = sockets, port
-        settings = [part for each in SETTINGS for part in ("-c", each)]
+        options = [part for each in (*SETTINGS, *settings) for part in ("-c", each)]
         self._said = sockets / f"{port}.log"
-        with self._said.open("wb") as said:
+        with self._said.open("ab") as said:
             self.process = subprocess.Popen(
-                [programs / "postgres", "-D", data, "-k", sockets, "-p", str(port), *settings],
+                [programs / "postgres", "-D", data, "-k", sockets, "-p", str(port), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from drengine.model.points import VolumeGeometry
-from drengine.store.leases import LOCKS_DIRECTORY
+from drengine.store.locks.flock import LOCKS_DIRECTORY
 from drengine.target.admission import CutBudget
 from drengine.target.quotas import QuotaOptions
 from drengine.target.session import UNCREDITED_BYTES_MAX

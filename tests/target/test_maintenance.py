@@ -39,8 +39,6 @@ async def test_a_failing_task_is_counted_and_the_daemon_goes_on(
 
 
 async def test_two_maintainers_of_one_store_take_turns(tmp_path: Path) -> None:
-    from drengine.store.leases import lock_maintenance
-
     async with running(tmp_path / "store") as site:
         maintenance = site.daemon.maintenance
         for task in maintenance._tasks:  # so that none is in the way
@@ -49,7 +47,7 @@ async def test_two_maintainers_of_one_store_take_turns(tmp_path: Path) -> None:
         async with asyncio.timeout(20):
             while not await maintenance.run_once("compaction", maintenance.compact):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # a thread of the first turn may be at work still
-        with lock_maintenance(tmp_path / "store"):
+        with site.store.context.locks.maintenance():
             assert not await maintenance.run_once("compaction", maintenance.compact)
         assert await maintenance.run_once("compaction", maintenance.compact)
         assert b"maintenance_failures_total{" not in site.daemon.metrics.metrics.render()

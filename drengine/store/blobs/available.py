@@ -23,10 +23,12 @@ class StorageName(NamedTuple):
     place: str = ""
 
 
-def open_storage(name: StorageName, directory: Path) -> Storage:
+def open_storage(name: StorageName, directory: Path, index: object = None) -> Storage:
     """The storage of the store in `directory`.
 
-    A storage is a callable of two arguments, the store's directory and the place.
+    A storage is a callable of two arguments, the store's directory and the place. One whose files are named by rows of
+    the catalogue has a method `use_index`, which is given the catalogue (`index`) before anything is asked of it;
+    without an index it goes by what it finds, as a rebuild must.
 
     Raises:
         DrengineError: STORAGE_UNAVAILABLE.
@@ -34,6 +36,8 @@ def open_storage(name: StorageName, directory: Path) -> Storage:
     make = STORAGES.load(name.name)
     try:
         storage: Storage = make(directory, name.place)
+        if index is not None and (use_index := getattr(storage, "use_index", None)):
+            use_index(index)
     except Exception as error:  # third-party code may raise anything
         raise DrengineError(STORAGE_UNAVAILABLE, f"storage {name.name!r} at {name.place!r}: {error}") from error
     return storage

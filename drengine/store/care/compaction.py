@@ -29,7 +29,6 @@ from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_li
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, STORE_IO, os_errors
-from drengine.store.leases import leased_positions, lock_maintenance
 from drengine.store.names import SegmentPlace, parse_segment_name, segment_directory, segment_name
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
@@ -77,14 +76,14 @@ def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[
         DrengineError: MAINTENANCE_BUSY; STORE_FULL, STORE_IO: what was being rewritten is still there as it was.
     """
     report = CompactionReport()
-    with lock_maintenance(context.directory), os_errors("compacting"):
+    with context.locks.maintenance(), os_errors("compacting"):
         context.storage.sweep()
         manifest_due = True
         for source in context.catalogue.sources():
             if context.keys.is_missing(context.catalogue, source.name):
                 report.segments_skipped += 1
                 continue
-            roots_of = branch_roots(context.catalogue, source.name, lambda: leased_positions(context.directory))
+            roots_of = branch_roots(context.catalogue, source.name, context.locks.leased_positions)
             for roots in roots_of:
                 if manifest_due:
                     write_manifest(context)
@@ -146,7 +145,7 @@ def _remove(context: StoreContext, rows: list[SegmentRow], report: CompactionRep
         return
     catalogue = context.catalogue
     removals = [RemovalRow(row.source, row.branch, row.segment, row.revision) for row in rows]
-    with catalogue.transaction():
+    with catalogue.transaction(rows[0].source):
         damage = catalogue.damage(rows[0].source)
         gone = {(row.branch, row.segment) for row in rows}
         catalogue.remove(*rows, *(bad for bad in damage if (bad.branch, bad.segment) in gone))
@@ -158,7 +157,7 @@ def _remove(context: StoreContext, rows: list[SegmentRow], report: CompactionRep
         context.records.let_go(row.source, row.branch, row.segment)
         report.segments_removed += 1
         report.bytes_freed += row.length
-    with catalogue.transaction():
+    with catalogue.transaction(rows[0].source):
         catalogue.remove(*removals)
 
 
@@ -327,7 +326,7 @@ def _reencoded(index: SegmentIndex, number: int, payload: bytes, rows: NDArray[A
 
 def _replace(context: StoreContext, old: SegmentRow, new: SegmentRow) -> None:
     """Swap a segment's row if it still is what it was."""
-    with context.catalogue.transaction():
+    with context.catalogue.transaction(old.source):
         found = context.catalogue.segment(old.source, old.branch, old.segment)
         if found != old:
             raise DrengineError(DAMAGED, f"segment {old.segment} of {old.source!r} changed while it was compacted")

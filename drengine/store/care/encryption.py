@@ -12,7 +12,6 @@ from drengine.store.catalogue.rows import DamageRow, SegmentRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import WHOLE_SEGMENT, record_damage
-from drengine.store.leases import lock_branch, lock_maintenance
 from drengine.store.names import STORE_KEYS, keys_name
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.views.records import ERASED_REASON
@@ -63,10 +62,10 @@ def encrypt_store(context: StoreContext) -> None:
     """See Store.encrypt. First the key, then the seal: an interrupted one is gone on with."""
     catalogue, keys = context.catalogue, context.keys
     with ExitStack() as locks:
-        locks.enter_context(lock_maintenance(context.directory))
+        locks.enter_context(context.locks.maintenance())
         for source in catalogue.sources():
             for branch in catalogue.branches(source.name):
-                locks.enter_context(lock_branch(context.directory, source.name, branch.branch))
+                locks.enter_context(context.locks.branch(source.name, branch.branch))
         if not keys.is_encrypted:
             keys.encrypt(context.clock.now_ns())
         if catalogue.head() is None:
@@ -78,7 +77,7 @@ def rotate_key(context: StoreContext, source: str) -> str:
     """See Store.rotate_key."""
     context.catalogue.source(source)
     _require_encrypted(context, source)
-    made = context.keys.change(context.directory, source, lambda ring: ring.with_new(context.clock.now_ns()))
+    made = context.keys.change(context.locks, source, lambda ring: ring.with_new(context.clock.now_ns()))
     return made.keys[-1].id.hex()
 
 
@@ -88,9 +87,9 @@ def erase(context: StoreContext, source: str) -> int:
     catalogue.source(source)
     _require_encrypted(context, source)
     with ExitStack() as locks:
-        locks.enter_context(lock_maintenance(context.directory))
+        locks.enter_context(context.locks.maintenance())
         for branch in catalogue.branches(source):
-            locks.enter_context(lock_branch(context.directory, source, branch.branch))
+            locks.enter_context(context.locks.branch(source, branch.branch))
         rows = _segments(context, source)
         if clear := sum(not row.seal for row in rows):
             raise DrengineError(
@@ -100,7 +99,7 @@ def erase(context: StoreContext, source: str) -> int:
             )
         old = context.keys.reread(source)
         now_ns = context.clock.now_ns()
-        context.keys.change(context.directory, source, lambda ring: ring.erased(now_ns))
+        context.keys.change(context.locks, source, lambda ring: ring.erased(now_ns))
         gone = [DamageRow(*row[:3], WHOLE_SEGMENT, row.first_sequence, now_ns, ERASED_REASON) for row in rows]
         context.records.forget_source(source)
         record_damage(context, gone)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drengine.model.extents import ExtentKind
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import BranchRow, SegmentRow
-from drengine.store.leases import Position
+from drengine.store.locks import Position
 from drengine.store.segments.rowset import RowSet, row_set
 from drengine.store.views.extentmap import ZERO_SEGMENT, FlatMap, merge, resolve
 from drengine.store.views.records import Records

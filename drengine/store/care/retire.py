@@ -9,7 +9,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.store.care.retention import RetentionPolicy, plan
 from drengine.store.catalogue.rows import BranchRow, PointRow
 from drengine.store.context import StoreContext
-from drengine.store.leases import Position, leased_positions, lock_maintenance
+from drengine.store.locks import Position
 from drengine.store.rebuild.manifest import write_manifest
 
 
@@ -36,9 +36,9 @@ def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int
         DrengineError: MAINTENANCE_BUSY, STORE_FULL, STORE_IO.
     """
     removed: list[RecoveryPoint] = []
-    with lock_maintenance(context.directory):
+    with context.locks.maintenance():
         for source in context.catalogue.sources():
-            with context.catalogue.transaction():
+            with context.catalogue.transaction(source.name):
                 removed += _retain_source(context, source.name, keeping(source.name), now_ns)
         if removed:
             write_manifest(context)
@@ -50,7 +50,7 @@ def _retain_source(context: StoreContext, source: str, keeping: Keeping, now_ns:
     is_retired = keeping.silent_seconds is not None
     branches, points = catalogue.branches(source), catalogue.points(source)
     # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
-    leases = leased_positions(context.directory)
+    leases = context.locks.leased_positions()
     kept_alive = {row.branch for row in branches if not _is_over(row, points, leases)}
     bases = {(row.parent, row.base_sequence) for row in branches if row.branch in kept_alive}
     leased = {(lease.branch, lease.sequence) for lease in leases if lease.source == source}

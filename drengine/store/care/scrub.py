@@ -13,7 +13,6 @@ from drengine.store.catalogue.rows import OPEN, SEALED, DamageRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.damage import WHOLE_SEGMENT, DamagedRange, damage_row, judge_points
 from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, read_errors
-from drengine.store.leases import lock_maintenance
 from drengine.store.names import segment_name
 from drengine.store.segments.format import RecordType, SegmentIndex
 from drengine.store.views.records import Address, RecordFault, read_sealed
@@ -83,7 +82,7 @@ def verify(context: StoreContext, view: View, progress: Progress) -> VerifyRepor
     if context.read_only:
         return report
     catalogue = context.catalogue
-    with catalogue.transaction():
+    with catalogue.transaction(point.source):
         catalogue.put(*bad)
         row = catalogue.point(point.source, point.branch, point.sequence)
         if row and not bad:
@@ -131,12 +130,11 @@ def _remember(context: StoreContext, found: list[DamageRow], looked_at: list[Seg
     """Replace what was known of these segments by what was found."""
     catalogue = context.catalogue
     seen = {(row.source, row.branch, row.segment) for row in looked_at}
-    with catalogue.transaction():
-        for source in catalogue.sources():
+    for source in catalogue.sources():
+        with catalogue.transaction(source.name):
             known = catalogue.damage(source.name)
             catalogue.remove(*(row for row in known if (row.source, row.branch, row.segment) in seen))
-        catalogue.put(*found)
-    for source in catalogue.sources():
+            catalogue.put(*(row for row in found if row.source == source.name))
         judge_points(context, source.name)
 
 
@@ -166,7 +164,7 @@ def _scrub_segment(
             yield damage_row(context, address, faults[0].reason)
     if not bad and row.state != OPEN and not context.read_only and not _copies_agree(context, row, index):
         try:
-            with lock_maintenance(context.directory):
+            with context.locks.maintenance():
                 rewrite(context, row, None, CompactionReport(), yield_to)
             report.segments_repaired += 1
         except DrengineError as error:

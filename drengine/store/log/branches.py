@@ -13,7 +13,6 @@ from drengine.model.points import Mark, RecoveryPoint
 from drengine.store.catalogue.rows import ERASED, SIDE_ROLES, BranchRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
-from drengine.store.leases import lock_branch
 from drengine.store.log.grants import take_branch
 from drengine.store.rebuild.manifest import write_manifest
 
@@ -67,7 +66,7 @@ class Branches:
             raise ValueError(f"a branch beside the active one is no {role!r}")
         catalogue = self._context.catalogue
         mark = self._mark_of(point)
-        with catalogue.transaction():
+        with catalogue.transaction(point.source):
             source = catalogue.source(point.source)
             row = self._new_row(self.kept(point), mark, source.generation, role, label)
             catalogue.put(row)
@@ -80,7 +79,7 @@ class Branches:
         """The new active branch, under the next generation. The transaction lets one of two promoters win."""
         catalogue = self._context.catalogue
         mark = self._mark_of(point)
-        with catalogue.transaction():
+        with catalogue.transaction(point.source):
             permit()
             source = catalogue.source(point.source)
             if source.generation != expected_generation:
@@ -110,7 +109,7 @@ class Branches:
         """Close a branch that is not the active one."""
         catalogue = self._context.catalogue
         catalogue.branch(source, branch)
-        with lock_branch(self._context.directory, source, branch), catalogue.transaction():
+        with self._context.locks.branch(source, branch), catalogue.transaction(source):
             if catalogue.source(source).active_branch == branch:
                 raise DrengineError(POINT_IN_USE, f"branch {branch} is the active one of {source!r}")
             catalogue.put(catalogue.branch(source, branch)._replace(closed=1))

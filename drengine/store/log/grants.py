@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from drengine.model.errors import DrengineError
 from drengine.model.grants import Access, Grant, secret_digest
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import GrantRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import UNKNOWN_BRANCH
@@ -68,11 +68,11 @@ class Grants:
             issued_ns=now,
             expires_ns=now + int(seconds * _NS) if seconds else 0,
         )
-        with catalogue.transaction():
+        with catalogue.transaction(source):
             catalogue.source(source)
             if catalogue.branch(source, branch).closed:
                 raise DrengineError(UNKNOWN_BRANCH, f"branch {branch} of {source!r} is closed")
-            catalogue.remove(*(each for each in catalogue.grants() if _is_over(each, now)))
+            catalogue.remove(*(each for each in catalogue.grants() if each.source == source and _is_over(each, now)))
             catalogue.put(row)
         return _value(row)
 
@@ -80,11 +80,12 @@ class Grants:
         """Take back each one that matches, and return them: living connections end within seconds."""
         self._require_writable()
         catalogue = self._context.catalogue
-        if not any(matches(_value(row)) for row in catalogue.grants()):
-            return []
-        with catalogue.transaction():
-            gone = [row for row in catalogue.grants() if matches(_value(row))]
-            catalogue.remove(*gone)
+        gone: list[GrantRow] = []
+        for source in sorted({row.source for row in catalogue.grants() if matches(_value(row))}):
+            with catalogue.transaction(source):
+                going = [row for row in catalogue.grants() if row.source == source and matches(_value(row))]
+                catalogue.remove(*going)
+            gone += going
         return [_value(row) for row in gone]
 
 

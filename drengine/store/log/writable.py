@@ -25,7 +25,7 @@ from drengine.model.extents import ExtentKind
 from drengine.model.points import Cut, Mark, PointKind, RecoveryPoint
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, STORE_FULL
-from drengine.store.leases import Position
+from drengine.store.locks import Position
 from drengine.store.log.pending import (
     Change,
     Held,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,13 +25,10 @@ from drengine.model.errors import BAD_EXTENTS, DrengineError
 from drengine.model.extents import EXTENT, OFFSET_MAX, Batch, frames_fault
 from drengine.model.points import Cut, Mark, RecoveryPoint, VolumeGeometry
 from drengine.store.blobs import Appender
-from drengine.store.catalogue.database import Catalogue
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
-from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import FENCED, SEQUENCE_GAP, STORE_FULL, STORE_IO, os_errors
-from drengine.store.leases import lock_branch
 from drengine.store.names import segment_directory, segment_name
 from drengine.store.rebuild.strays import abandon
 from drengine.store.segments import format as codec
@@ -115,14 +112,13 @@ class BranchWriter:
         self.makes_layers = True
         self._context = context
         self._generation = generation
-        self._lock = lock_branch(context.directory, source, branch)
+        self._lock = context.locks.branch(source, branch)
         self._failed: DrengineError | None = None
         self._segment: _Segment | None = None
         self._finished: list[_Segment] = []
         self._left: list[int] = []
         try:
-            key = context.keys.store_key(CATALOGUE_KEY)
-            self._catalogue = Catalogue(context.directory, check=False, key=key)
+            self._catalogue = context.catalogue.another()
             try:
                 self._row = self._take_over(source, branch)
             except BaseException:
@@ -248,7 +244,7 @@ class BranchWriter:
             geometry=codec.pack_geometry(self._geometry.values()),
         )
         points = self._points
-        with self._guarded(ambiguous=True), self._catalogue.transaction():
+        with self._guarded(ambiguous=True), self._transaction():
             self._require_writable()
             if points and self._catalogue.damage(self.source):
                 # Until it is known whether they need it: see judge_points below.
@@ -303,7 +299,7 @@ class BranchWriter:
         self._context.keys.require(self._catalogue, source)
         unfinished = [part._replace(state=CUT_OFF) for part in rows if part.state == OPEN]
         if unfinished:
-            with self._catalogue.transaction():
+            with self._catalogue.transaction(source, fence=self._lock.fence):
                 self._catalogue.put(*unfinished)
         with os_errors("clearing unfinished segments"):
             self._next_segment = abandon(self._context, self._catalogue, source, branch)
@@ -416,7 +412,7 @@ class BranchWriter:
             geometry=tuple(self._geometry.values()),
         )
         keys = self._context.keys
-        keys.ensure(self._context.directory, self._catalogue, row.source, self._context.clock.now_ns())
+        keys.ensure(self._context.locks, self._catalogue, row.source, self._context.clock.now_ns())
         header = keys.sealed(header)
         cipher = keys.cipher(header)
         name = segment_name(row.source, row.branch, header.segment, 1)
@@ -456,10 +452,14 @@ class BranchWriter:
         self._seal(part)
         with self._guarded():
             self._sync([part])
-        with self._guarded(ambiguous=True), self._catalogue.transaction():
+        with self._guarded(ambiguous=True), self._transaction():
             self._catalogue.put(part.row())
         self._finished = []
         self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        """One that counts only while the branch's lock is ours."""
+        return self._catalogue.transaction(self.source, fence=self._lock.fence)
 
     def _sync(self, parts: list[_Segment]) -> None:
         """Make segments and their names durable; those that are already are left alone."""

@@ -17,13 +17,12 @@ import xxhash
 
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
-from drengine.store.catalogue.database import Catalogue
 from drengine.store.catalogue.epoch import Epoch
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow, SegmentRow, SourceRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, os_errors, read_errors
 from drengine.store.keys import StoreKeys
-from drengine.store.leases import lock_manifests
 from drengine.store.names import MANIFESTS, manifest_name, parse_manifest_name
 
 MANIFEST_MAGIC = b"DRMAN\x01\r\n"
@@ -93,7 +92,7 @@ def point_rows(state: BranchState) -> list[PointRow]:
 
 def take_snapshot(catalogue: Catalogue, store: bytes, number: int, now_ns: int) -> Manifest:
     """The catalogue as it is now."""
-    with catalogue.transaction():
+    with catalogue.snapshot():
         sources = []
         for source in catalogue.sources():
             branches = []
@@ -114,7 +113,7 @@ def write_manifest(context: StoreContext) -> Manifest:
     Raises:
         DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY.
     """
-    with lock_manifests(context.directory), os_errors("writing a manifest"):
+    with context.locks.manifests(), os_errors("writing a manifest"):
         numbers = manifest_numbers(context.storage)
         number = max(numbers, default=0) + 1
         manifest = take_snapshot(context.catalogue, context.identity, number, context.clock.now_ns())

@@ -1,33 +1,33 @@
 """Making a lost or damaged catalogue anew from the segments and the newest manifest.
 
-The new catalogue is written beside the old one and takes its place by one rename; the old one is
-kept as ``catalogue.sqlite.damaged-N``. Layers are derived data: all of them are made again.
+The new catalogue is written beside the old one and takes its place in one step (sqlite.py); the old one is kept.
+Layers are derived data: all of them are made again.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drengine.crypt.kek import KeyEncryptionKeys
-from drengine.durable import sync_directory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.store.blobs import Storage
-from drengine.store.catalogue.database import CATALOGUE_NAME, SIDE_SUFFIXES, Catalogue
-from drengine.store.catalogue.epoch import EpochNote
+from drengine.store.catalogue.interface import Catalogue
+from drengine.store.catalogue.opening import replacing
 from drengine.store.catalogue.rows import OPEN, SIDE_ROLES, BranchRow, PointRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
-from drengine.store.identity import IDENTITY_NAME, read_identity, write_identity
+from drengine.store.identity import IDENTITY_NAME, StoreFile, read_identity, write_store_file
 from drengine.store.keys import StoreKeys
-from drengine.store.leases import LOCKS_DIRECTORY, lock_branch, lock_maintenance
+from drengine.store.locks.flock import LOCKS_DIRECTORY
+from drengine.store.locks.opening import open_locks
 from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
 from drengine.store.rebuild.manifest import (
     BranchState,
@@ -40,8 +40,6 @@ from drengine.store.rebuild.manifest import (
 from drengine.store.rebuild.salvage import SalvagedBranch, salvage_branch
 from drengine.store.segments.format import Role
 from drengine.store.views.records import read_header
-
-_NEW = f"{CATALOGUE_NAME}.new"
 
 
 @dataclass(slots=True)
@@ -78,11 +76,12 @@ def rebuild_catalogue(
         if not places and not os.path.exists(directory / IDENTITY_NAME):  # noqa: PTH110 (nor a path too long)
             raise DrengineError(NOT_A_STORE, f"{directory} has neither a {IDENTITY_NAME} file nor segments")
         make_directory(directory / LOCKS_DIRECTORY)
+        locks = open_locks(directory)
         branches = sorted({(place.source, place.branch) for place in places})
         with ExitStack() as stack:
-            stack.enter_context(lock_maintenance(directory))
+            stack.enter_context(locks.maintenance())
             for source, branch in branches:
-                stack.enter_context(lock_branch(directory, source, branch))
+                stack.enter_context(locks.branch(source, branch))
             identity = _identity(directory, storage, places)
             keys = StoreKeys(storage, identity, keks)
             manifest, newest = newest_manifest(storage, keys)
@@ -94,12 +93,9 @@ def rebuild_catalogue(
             for name in names:
                 if layer_last(name):
                     storage.delete(name)
-            for suffix in ("", *SIDE_SUFFIXES):
-                (directory / f"{_NEW}{suffix}").unlink(missing_ok=True)
-            Catalogue.create(directory, _NEW)
-            with _opened(directory) as catalogue, catalogue.transaction():
+            with replacing(directory, keys.store_key(CATALOGUE_KEY)) as new:
                 _fill(
-                    catalogue,
+                    new.catalogue,
                     report,
                     storage,
                     keys,
@@ -109,14 +105,7 @@ def rebuild_catalogue(
                     now_ns=clock.now_ns(),
                     progress=progress,
                 )
-                if keys.is_encrypted:
-                    catalogue.seal(keys.store_key(CATALOGUE_KEY))
-                epoch = catalogue.epoch()
-            note = EpochNote(directory)
-            note.remove()
-            report.kept_aside = _take_place(directory)
-            note.write(epoch, sync=True)
-            note.close()
+            report.kept_aside = new.kept_aside
     return report
 
 
@@ -146,20 +135,11 @@ def _identity(directory: Path, storage: Storage, places: list[SegmentPlace]) -> 
             if error.kind is not DAMAGED:
                 raise
         else:
-            write_identity(directory, header.store)
+            write_store_file(directory, StoreFile(header.store))
             return header.store
         finally:
             reader.close()
     raise DrengineError(NOT_A_STORE, f"no segment in {directory} tells which store it is of")
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[Catalogue]:
-    catalogue = Catalogue(directory, check=False, name=_NEW)
-    try:
-        yield catalogue
-    finally:
-        catalogue.close()
 
 
 def _fill(
@@ -265,24 +245,3 @@ def _source_rows(
         return [old or SourceRow(name, 1, 1)]
     left = [row._replace(superseded_ns=row.superseded_ns or now_ns) for row in main if row.branch != newest.branch]
     return [SourceRow(name, newest.generation, newest.branch), *left]
-
-
-def _take_place(directory: Path) -> str:
-    """Put the new catalogue where the old one was, which is kept aside. One rename decides."""
-    path = directory / CATALOGUE_NAME
-    aside = ""
-    if path.exists():
-        number = 1
-        while (directory / f"{CATALOGUE_NAME}.damaged-{number}").exists():
-            number += 1
-        aside = f"{CATALOGUE_NAME}.damaged-{number}"
-        # The old log must not be replayed into the new file.
-        for suffix in SIDE_SUFFIXES:
-            old = directory / f"{CATALOGUE_NAME}{suffix}"
-            if old.exists():
-                old.rename(directory / f"{aside}{suffix}")
-        os.link(path, directory / aside)
-    sync_directory(directory)
-    (directory / _NEW).replace(path)
-    sync_directory(directory)
-    return aside

@@ -16,11 +16,10 @@ from collections.abc import Callable
 
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Reader
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import BRANCH_BUSY, CATALOGUE_DAMAGED, DAMAGED, read_errors
-from drengine.store.leases import is_branch_locked, lock_branch
 from drengine.store.names import (
     SEGMENTS,
     SegmentPlace,
@@ -41,7 +40,7 @@ def set_aside(context: StoreContext) -> list[SegmentPlace]:
         unnamed = unnamed_segments(context, context.catalogue, source, branch)
         rows = context.catalogue.segments(source, branch)
         newest = max((row.segment for row in rows), default=0)
-        if any(place.segment > newest for place in unnamed) and is_branch_locked(context.directory, source, branch):
+        if any(place.segment > newest for place in unnamed) and context.locks.branch_holder(source, branch):
             unnamed = [place for place in unnamed if place.segment <= newest]
         found += unnamed
     return found
@@ -70,7 +69,7 @@ def abandon(context: StoreContext, catalogue: Catalogue, source: str, branch: in
     behind = [place for place in unnamed if place.segment > newest]
     going = [place for place in behind if RemovalRow(*place) in decided or _was_never_committed(context, place)]
     if going:
-        with catalogue.transaction():  # which the older catalogue refuses
+        with catalogue.transaction(source):  # which the older catalogue refuses
             catalogue.put(*(RemovalRow(*place) for place in going))
     # Newest first, so that a crash in between leaves no gap.
     for place in reversed(going):
@@ -108,7 +107,7 @@ def clear_strays(context: StoreContext, source: str, branch: int) -> list[Segmen
     if max((*(place.segment for place in unnamed), *(row.segment for row in removals), *layers), default=0) <= newest:
         return kept  # without the lock, which would be in the way of a writer that is about to begin
     try:
-        with lock_branch(context.directory, source, branch):
+        with context.locks.branch(source, branch):
             abandon(context, catalogue, source, branch)
             kept += [p for p in unnamed_segments(context, catalogue, source, branch) if p.segment > newest]
     except DrengineError as error:
@@ -229,6 +228,7 @@ def _judged(context: StoreContext, name: str, judge: Callable[[Reader], bool], *
 
 
 def _forget_removals(catalogue: Catalogue, rows: list[RemovalRow]) -> None:
+    """Of one source: their files are gone."""
     if rows:
-        with catalogue.transaction():
+        with catalogue.transaction(rows[0].source):
             catalogue.remove(*rows)

@@ -22,7 +22,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, FRAME, Batch, Codec, ExtentKind, Frame
 from drengine.process.descriptors import descriptors_free
 from drengine.store.blobs import Reader, Storage
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import SEALED, SegmentRow
 from drengine.store.errors import DAMAGED, read_errors
 from drengine.store.keys import StoreKeys

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
 from drengine.store.blobs import Storage
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import OPEN, DamageRow, SegmentRow
 from drengine.store.errors import DAMAGED
 from drengine.store.names import layer_name

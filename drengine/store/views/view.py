@@ -18,7 +18,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint, VolumeGeometry
 from drengine.model.sectors import HEAD_BYTES, sector_bytes_of
 from drengine.store.errors import DAMAGED, OUT_OF_RANGE, UNKNOWN_VOLUME
-from drengine.store.leases import Lock, Position
+from drengine.store.locks import Lock, Position
 from drengine.store.views.content import Buffer, Content, Part
 from drengine.store.views.extentmap import ZERO_SEGMENT, FlatMap, coalesce, merge
 from drengine.store.views.records import Address, Records

@@ -18,7 +18,8 @@ from drengine.failover.registry.errors import RUN_ACTIVE
 from drengine.failover.run import Event, JournalEntry, RunState
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
-from tests.failover.registry.rig import fresh_database, postgres_server, run_named
+from tests.failover.registry.rig import run_named
+from tests.postgres import postgres_server
 
 
 def opened(url: str) -> Registry:
@@ -96,8 +97,8 @@ def test_many_who_open_a_new_registry_at_once_all_get_it(tmp_path: Path) -> None
 
 def test_a_server_that_went_away_is_told_and_used_again_when_it_is_back() -> None:
     with ExitStack() as stack:
-        server, url = stack.enter_context(postgres_server())
-        registry = opened(fresh_database(server, url))
+        server = stack.enter_context(postgres_server())
+        registry = opened(server.fresh_database())
         stack.callback(registry.close)
         registry.create_run(run_named("r1", "shop"))
         token = registry.acquire_lease("run:r1", "me", 600).token
@@ -106,7 +107,7 @@ def test_a_server_that_went_away_is_told_and_used_again_when_it_is_back() -> Non
             with pytest.raises(DrengineError, match="registry-unavailable") as refused:
                 attempt()
             assert refused.value.kind.retryable
-        stack.enter_context(server.again())
+        server.start()
         assert registry.append("r1", token, JournalEntry("s", Event.INTENT, 1, 0)) == 1
         assert [entry.step for entry in registry.entries("r1")] == ["s"]
 

@@ -1,9 +1,8 @@
-"""The catalogue: what is committed. One SQLite transaction is the store's only commit point.
+"""The catalogue in a SQLite file, for a store of one host.
 
 WAL with synchronous=FULL: a transaction is on stable storage when `transaction()` leaves without an
 error. Several processes may have it open; each connection is used by one thread at a time (a lock
-sees to it). SQLite has no checksums of its own, so every row carries one (rows.py), and all rows are
-checked when the catalogue is opened.
+sees to it). SQLite has no checksums of its own; those of the rows are checked when the catalogue is opened.
 
 Each transaction has a number, its epoch. A catalogue whose epoch is behind the one noted beside the segments
 (epoch.py) is older than the data: it is not opened, and no transaction of it begins.
@@ -17,34 +16,20 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from drengine.crypt.errors import KEY_NEEDED, STORE_TAMPERED
+from drengine.durable import sync_directory
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.ownership import open_owned
 from drengine.store.catalogue.epoch import Epoch, EpochNote, first_epoch
-from drengine.store.catalogue.rows import (
-    SIDE_ROLES,
-    TABLE_OF,
-    BranchRow,
-    DamageRow,
-    EpochRow,
-    GrantRow,
-    HeadRow,
-    PointRow,
-    RemovalRow,
-    SegmentRow,
-    SourceRow,
-    Table,
-    Tables,
-    row_checksum,
-)
+from drengine.store.catalogue.interface import Catalogue, Fence
+from drengine.store.catalogue.rows import TABLE_OF, EpochRow, HeadRow, Table, Tables, row_checksum
 from drengine.store.catalogue.seal import UNSEALED, Seal
 from drengine.store.errors import (
     CATALOGUE_DAMAGED,
-    FENCED,
     MAINTENANCE_BUSY,
     RESOURCES_EXHAUSTED,
     STORE_AWAY,
@@ -52,24 +37,27 @@ from drengine.store.errors import (
     STORE_IO,
     STORE_READ_ONLY,
     STORE_VERSION,
-    UNKNOWN_BRANCH,
-    UNKNOWN_SOURCE,
     os_errors,
 )
 
 CATALOGUE_NAME = "catalogue.sqlite"
+UNFINISHED_NAME = f"{CATALOGUE_NAME}.new"
+"""Of a catalogue that a rebuild makes; kept as ``catalogue.sqlite.damaged-N`` is the one that it replaces."""
 SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
 SCHEMA_VERSION = 4
 BUSY_SECONDS = 30.0
-_POINTS_AT_ONCE = 32
 _TABLES_OF_VERSION = {
     1: Tables.VERSION_1,
     2: Tables.VERSION_2,
     3: Tables.VERSION_3,
     SCHEMA_VERSION: Tables.VERSION_4,
+}
+
+_NAMES_OF_VERSION = {
+    version: frozenset(table.name for table in tables) for version, tables in _TABLES_OF_VERSION.items()
 }
 
 _TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
@@ -108,26 +96,27 @@ def _raise_system_error(path: Path, error: Exception) -> None:
             opened.callback(os.close, os.open(each, os.O_RDWR | os.O_CLOEXEC))
 
 
-class Catalogue:
-    """One connection to a store's catalogue."""
+class SqliteCatalogue(Catalogue):
+    """One connection to the file."""
 
     def __init__(
         self,
         directory: Path,
         *,
         read_only: bool = False,
-        check: bool = True,
         name: str = CATALOGUE_NAME,
         key: bytes = b"",
     ) -> None:
         """Open an existing catalogue; an older one is brought to the newest version, unless only for reading.
 
-        `key` is that of its seal; empty: it has none, or nothing of it is changed.
+        `key` is that of its seal; empty: it has none, or `check` will say it, or nothing of it is changed.
 
         Raises:
-            DrengineError: CATALOGUE_DAMAGED, also when it is older than the segments; STORE_TAMPERED; STORE_VERSION,
-                STORE_READ_ONLY, STORE_IO.
+            DrengineError: CATALOGUE_DAMAGED, also when it is older than the segments; STORE_VERSION, STORE_READ_ONLY,
+                STORE_IO.
         """
+        self._directory = directory
+        self._name = name
         path = directory / name
         if not path.is_file():
             raise DrengineError(CATALOGUE_DAMAGED, f"{path} is missing")
@@ -138,8 +127,7 @@ class Catalogue:
         """While a transaction is open: what others had committed when it began."""
         self._known: tuple[int, Epoch] | None = None
         """The newest transaction, if it is one of this connection, and the data version that it saw."""
-        self.upgraded = False
-        """It had version 1, which knows no epoch."""
+        self._key = key
         self._seal = Seal(key) if key else None
         self._sum = 0
         """While a transaction is open: the sealed sum of all rows when it began; afterwards, as it left it."""
@@ -153,9 +141,9 @@ class Catalogue:
             self.version = self._check_identity()
             self._require_current()
             if self.version < SCHEMA_VERSION and not read_only:
+                self.upgraded = self.version == 1
                 self._upgrade()
-            if check:
-                self.check()
+            self.has_epochs = self.version > 1
         except BaseException:
             self.close()
             raise
@@ -183,6 +171,10 @@ class Catalogue:
             raise _from_sqlite(error) from error
         return epoch
 
+    def another(self) -> Catalogue:
+        """See `Catalogue.another`."""
+        return SqliteCatalogue(self._directory, name=self._name, key=self._key)
+
     def close(self) -> None:
         """Close the connection; the last one also empties the write-ahead log."""
         with self._lock:
@@ -190,12 +182,10 @@ class Catalogue:
             if self._note:
                 self._note.close()
 
-    def check(self) -> None:
-        """Check the file's structure and every row's checksum.
-
-        Raises:
-            DrengineError: CATALOGUE_DAMAGED.
-        """
+    def check(self, key: bytes = b"") -> None:
+        """Check the file's structure and every row; see `Catalogue.check`."""
+        if key:
+            self._key, self._seal = key, Seal(key)
         with self._errors():
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if found is None or found[0] != "ok":
@@ -217,14 +207,9 @@ class Catalogue:
                 self._db.execute("ROLLBACK")
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of the block or nothing; durable when it has left. Blocks other writers for its length.
-
-        Raises:
-            DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY, MAINTENANCE_BUSY; nothing was changed, except
-                that after STORE_IO it may still come to light after a crash. CATALOGUE_DAMAGED when it is older than
-                the segments.
-        """
+    def transaction(self, source: str | None = None, *, fence: Fence | None = None) -> Iterator[None]:
+        """See `Catalogue.transaction`. It blocks all other writers for its length, whatever it changes."""
+        del source, fence  # one file, and the kernel's locks
         with self._lock:
             if self._depth:
                 yield
@@ -258,12 +243,16 @@ class Catalogue:
             if epoch:
                 self.note_epoch(epoch)
 
+    def snapshot(self) -> AbstractContextManager[None]:
+        """See `Catalogue.snapshot`."""
+        return self.transaction()
+
     def seal(self, key: bytes) -> None:
         """Seal all rows, and keep them sealed from now on; nothing happens where a seal fits already."""
         with self.transaction():
             if self._seal and self._head():
                 return
-            self._seal = Seal(key)
+            self._key, self._seal = key, Seal(key)
             rows = [(table, values) for table in _TABLES_OF_VERSION[self.version] for values in self._values(table)]
             self._sum, self._changed = self._seal.total(rows), True
 
@@ -272,7 +261,7 @@ class Catalogue:
         with self._lock:
             return self._head()
 
-    def epoch(self) -> Epoch:
+    def epoch(self, source: str = "") -> Epoch:
         """The newest transaction."""
         if self.version == 1:
             return Epoch(0, 0)
@@ -282,11 +271,11 @@ class Catalogue:
         row = cast(EpochRow, found[0])
         return Epoch(row.lineage, row.number)
 
-    def noted_epoch(self) -> Epoch | None:
+    def noted_epoch(self, source: str = "") -> Epoch | None:
         """The newest transaction that is known beside the segments; None when nothing readable says it."""
         return self._note.read() if self._note else None
 
-    def note_epoch(self, epoch: Epoch, *, sync: bool = False) -> None:
+    def note_epoch(self, epoch: Epoch, source: str = "", *, sync: bool = False) -> None:
         """Note beside the segments that this transaction was committed."""
         if self._note:
             self._note.write(epoch, sync=sync)
@@ -342,121 +331,12 @@ class Catalogue:
             raise DrengineError(KEY_NEEDED, "the catalogue is sealed")
 
     def _head(self) -> HeadRow | None:
-        found = self._select(Tables.HEAD, "") if self.version >= SCHEMA_VERSION else []
+        found = self._select(Tables.HEAD, "")
         return cast(HeadRow, found[0]) if found else None
 
-    def sources(self) -> list[SourceRow]:
-        """All sources, by name."""
-        return cast("list[SourceRow]", self._select(Tables.SOURCE, ""))
-
-    def source(self, name: str) -> SourceRow:
-        """One source.
-
-        Raises:
-            DrengineError: UNKNOWN_SOURCE.
-        """
-        found = self._select(Tables.SOURCE, "WHERE name = ?", name)
-        if not found:
-            raise DrengineError(UNKNOWN_SOURCE, f"the store holds no source {name[:80]!r}")
-        return cast(SourceRow, found[0])
-
-    def branches(self, source: str) -> list[BranchRow]:
-        """All branches of a source, by number."""
-        return cast("list[BranchRow]", self._select(Tables.BRANCH, "WHERE source = ? ORDER BY branch", source))
-
-    def branch(self, source: str, branch: int) -> BranchRow:
-        """One branch, closed or not.
-
-        Raises:
-            DrengineError: UNKNOWN_BRANCH.
-        """
-        found = self._select(Tables.BRANCH, "WHERE source = ? AND branch = ?", source, branch)
-        if not found:
-            raise DrengineError(UNKNOWN_BRANCH, f"source {source!r} has no branch {branch}")
-        return cast(BranchRow, found[0])
-
-    def segments(self, source: str, branch: int) -> list[SegmentRow]:
-        """All segments of a branch, oldest first."""
-        return cast(
-            "list[SegmentRow]",
-            self._select(Tables.SEGMENT, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch),
-        )
-
-    def segment(self, source: str, branch: int, segment: int) -> SegmentRow | None:
-        """One segment, or None."""
-        where = "WHERE source = ? AND branch = ? AND segment = ?"
-        found = self._select(Tables.SEGMENT, where, source, branch, segment)
-        return cast(SegmentRow, found[0]) if found else None
-
-    def segment_at(self, source: str, branch: int, sequence: int) -> SegmentRow | None:
-        """The newest segment that begins at or before a position, or None."""
-        where = "WHERE source = ? AND branch = ? AND first_sequence <= ? ORDER BY segment DESC LIMIT 1"
-        found = self._select(Tables.SEGMENT, where, source, branch, sequence)
-        return cast(SegmentRow, found[0]) if found else None
-
-    def points(self, source: str, branch: int | None = None) -> list[PointRow]:
-        """Points of a source, or of one of its branches; by branch, then oldest first."""
-        if branch is None:
-            found = self._select(Tables.POINT, "WHERE source = ? ORDER BY branch, sequence", source)
-        else:
-            where = "WHERE source = ? AND branch = ? ORDER BY sequence"
-            found = self._select(Tables.POINT, where, source, branch)
-        return cast("list[PointRow]", found)
-
-    def points_newest_first(self, source: str, branch: int, until: int) -> Iterator[PointRow]:
-        """Points of a branch at or before a position, newest first, read a few at a time."""
-        where = "WHERE source = ? AND branch = ? AND sequence <= ? ORDER BY sequence DESC LIMIT ?"
-        while True:
-            found = self._select(Tables.POINT, where, source, branch, until, _POINTS_AT_ONCE)
-            yield from found
-            if len(found) < _POINTS_AT_ONCE:
-                return
-            until = found[-1].sequence - 1
-
-    def point(self, source: str, branch: int, sequence: int) -> PointRow | None:
-        """One point, or None."""
-        where = "WHERE source = ? AND branch = ? AND sequence = ?"
-        found = self._select(Tables.POINT, where, source, branch, sequence)
-        return cast(PointRow, found[0]) if found else None
-
-    def damage(self, source: str) -> list[DamageRow]:
-        """Records of a source that cannot be read."""
-        return cast("list[DamageRow]", self._select(Tables.DAMAGE, "WHERE source = ?", source))
-
-    def removals(self, source: str, branch: int) -> list[RemovalRow]:
-        """Files of a branch that are to be removed, or were a moment ago."""
-        found = self._select(Tables.REMOVAL, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch)
-        return cast("list[RemovalRow]", found)
-
-    def grants(self) -> list[GrantRow]:
-        """All grants, expired ones too."""
-        return cast("list[GrantRow]", self._select(Tables.GRANT, "")) if self.version >= 3 else []
-
-    def require_writable(self, source: str, branch: int, generation: int) -> tuple[SourceRow, BranchRow]:
-        """The rows of a branch that this generation may write now (rule 4).
-
-        A branch beside the history is fenced by its own generation; any other must be the active one.
-
-        Raises:
-            DrengineError: FENCED, UNKNOWN_BRANCH.
-        """
-        source_row, row = self.source(source), self.branch(source, branch)
-        if row.closed:
-            raise DrengineError(UNKNOWN_BRANCH, f"branch {branch} of {source!r} is closed")
-        beside = row.role in SIDE_ROLES
-        wanted = row.generation if beside else source_row.generation
-        if generation != wanted or not (beside or source_row.active_branch == branch):
-            raise DrengineError(
-                FENCED,
-                f"generation {generation} may not write branch {branch} of {source!r}: "
-                f"generation {source_row.generation} writes branch {source_row.active_branch}",
-            )
-        return source_row, row
-
-    def _select(self, table: Table, where: str, *keys: Any) -> list[Any]:
-        return [table.row(*values) for values in self._values(table, where, *keys)]
-
     def _values(self, table: Table, where: str = "", *keys: Any) -> list[tuple[Any, ...]]:
+        if table.name not in self._tables:
+            return []
         with self._lock, self._errors():
             found = self._db.execute(f"SELECT * FROM {table.name} {where}", keys).fetchall()
         for values in found:
@@ -491,7 +371,8 @@ class Catalogue:
         with self._lock, self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                (version,) = self._db.execute("PRAGMA user_version").fetchone()  # another process may have been faster
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                self.version = version  # another process may have been faster
                 old, new = _schema(version), _schema(SCHEMA_VERSION)
                 for table in _TABLES_OF_VERSION[SCHEMA_VERSION]:
                     if old.get(table.name) == new[table.name]:
@@ -509,8 +390,12 @@ class Catalogue:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        self.upgraded = self.version == 1
         self.version = SCHEMA_VERSION
+
+    @property
+    def _tables(self) -> frozenset[str]:
+        """Names of the tables that a catalogue of its version has."""
+        return _NAMES_OF_VERSION[self.version]
 
     def _check_identity(self) -> int:
         """Check that it is a catalogue of a version that is known, and which."""
@@ -593,3 +478,30 @@ def _configured(path: Path, mode: str, statements: tuple[str, ...]) -> sqlite3.C
         db.close()
         raise
     return db
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a rebuild that was interrupted left."""
+    for suffix in ("", *SIDE_SUFFIXES):
+        (directory / f"{UNFINISHED_NAME}{suffix}").unlink(missing_ok=True)
+
+
+def take_place(directory: Path) -> str:
+    """Put the new catalogue where the old one was, which is kept aside. One rename decides."""
+    path = directory / CATALOGUE_NAME
+    aside = ""
+    if path.exists():
+        number = 1
+        while (directory / f"{CATALOGUE_NAME}.damaged-{number}").exists():
+            number += 1
+        aside = f"{CATALOGUE_NAME}.damaged-{number}"
+        # The old log must not be replayed into the new file.
+        for suffix in SIDE_SUFFIXES:
+            old = directory / f"{CATALOGUE_NAME}{suffix}"
+            if old.exists():
+                old.rename(directory / f"{aside}{suffix}")
+        os.link(path, directory / aside)
+    sync_directory(directory)
+    (directory / UNFINISHED_NAME).replace(path)
+    sync_directory(directory)
+    return aside

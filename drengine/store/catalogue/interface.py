@@ -1,0 +1,233 @@
+"""The catalogue: what is committed. One transaction of it is the store's only commit point.
+
+Every row carries a checksum (rows.py), which is checked whenever the row is read. Each transaction has a number, its
+epoch; in an encrypted store it also keeps a seal over the rows (seal.py). Both belong to a *partition*: SQLite has one
+for the whole store, a catalogue that several targets share has one for each source, so that no row is in
+everybody's way. Threads may share a connection, which does one thing at a time; each writer has its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, cast
+
+from drengine.model.errors import DrengineError
+from drengine.store.catalogue.epoch import Epoch
+from drengine.store.catalogue.rows import (
+    SIDE_ROLES,
+    BranchRow,
+    DamageRow,
+    GrantRow,
+    HeadRow,
+    PointRow,
+    RemovalRow,
+    SegmentRow,
+    SourceRow,
+    Table,
+    Tables,
+)
+from drengine.store.errors import FENCED, UNKNOWN_BRANCH, UNKNOWN_SOURCE
+
+_POINTS_AT_ONCE = 32
+
+
+class Fence(NamedTuple):
+    """A lock that a transaction relies on: refused once somebody else has taken it, by its number."""
+
+    name: str
+    token: int
+
+
+class Catalogue(ABC):
+    """One connection to a store's catalogue.
+
+    Attributes:
+        has_epochs: its transactions are numbered; False where one of the first version is opened only for reading.
+        upgraded: opening it brought it from the first version, which knew no epochs.
+    """
+
+    has_epochs: bool = True
+    upgraded: bool = False
+
+    @abstractmethod
+    def another(self) -> Catalogue:
+        """Another connection to the same catalogue, with the same key, for one writer."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection."""
+
+    @abstractmethod
+    def check(self, key: bytes = b"") -> None:
+        """Check every row's checksum, and the seal if this is its key; from then on transactions keep the seal.
+
+        Raises:
+            DrengineError: CATALOGUE_DAMAGED, STORE_TAMPERED.
+        """
+
+    @abstractmethod
+    def transaction(self, source: str | None = None, *, fence: Fence | None = None) -> AbstractContextManager[None]:
+        """All of the block or nothing; durable when it has left.
+
+        Args:
+            source: whose rows alone it changes; None: it may change any. Transactions of one source follow each other.
+            fence: a lock that must still be held when it commits.
+
+        Raises:
+            DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY, MAINTENANCE_BUSY; nothing was changed, except
+                that after STORE_IO it may still come to light after a crash. CATALOGUE_DAMAGED when it is older than
+                the segments.
+        """
+
+    @abstractmethod
+    def snapshot(self) -> AbstractContextManager[None]:
+        """What is read in the block is of one moment; it changes nothing."""
+
+    @abstractmethod
+    def seal(self, key: bytes) -> None:
+        """Seal all rows, and keep them sealed from now on; nothing happens where a seal fits already."""
+
+    @abstractmethod
+    def head(self) -> HeadRow | None:
+        """The seal; None where the store is not encrypted."""
+
+    @abstractmethod
+    def epoch(self, source: str = "") -> Epoch:
+        """The newest transaction of a source's partition; without a source, of the store's."""
+
+    @abstractmethod
+    def noted_epoch(self, source: str = "") -> Epoch | None:
+        """The newest transaction that is known beside the segments; None when nothing readable says it."""
+
+    @abstractmethod
+    def note_epoch(self, epoch: Epoch, source: str = "", *, sync: bool = False) -> None:
+        """Note beside the segments that this transaction was committed."""
+
+    @abstractmethod
+    def data_version(self) -> int:
+        """A number that changes after another connection has committed something: a hint, which may come late."""
+
+    @abstractmethod
+    def put(self, *rows: Any) -> None:
+        """Insert or replace rows of any kind, inside a transaction."""
+
+    @abstractmethod
+    def remove(self, *rows: Any) -> None:
+        """Delete rows by their keys, inside a transaction."""
+
+    @abstractmethod
+    def _values(self, table: Table, where: str = "", *keys: Any) -> list[tuple[Any, ...]]:
+        """Rows of a table, without their checksums, which were checked. Keys stand as ``?`` in `where`."""
+
+    def sources(self) -> list[SourceRow]:
+        """All sources, by name."""
+        return cast("list[SourceRow]", self._select(Tables.SOURCE, "ORDER BY name"))
+
+    def source(self, name: str) -> SourceRow:
+        """One source.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE.
+        """
+        found = self._select(Tables.SOURCE, "WHERE name = ?", name)
+        if not found:
+            raise DrengineError(UNKNOWN_SOURCE, f"the store holds no source {name[:80]!r}")
+        return cast(SourceRow, found[0])
+
+    def branches(self, source: str) -> list[BranchRow]:
+        """All branches of a source, by number."""
+        return cast("list[BranchRow]", self._select(Tables.BRANCH, "WHERE source = ? ORDER BY branch", source))
+
+    def branch(self, source: str, branch: int) -> BranchRow:
+        """One branch, closed or not.
+
+        Raises:
+            DrengineError: UNKNOWN_BRANCH.
+        """
+        found = self._select(Tables.BRANCH, "WHERE source = ? AND branch = ?", source, branch)
+        if not found:
+            raise DrengineError(UNKNOWN_BRANCH, f"source {source!r} has no branch {branch}")
+        return cast(BranchRow, found[0])
+
+    def segments(self, source: str, branch: int) -> list[SegmentRow]:
+        """All segments of a branch, oldest first."""
+        return cast(
+            "list[SegmentRow]",
+            self._select(Tables.SEGMENT, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch),
+        )
+
+    def segment(self, source: str, branch: int, segment: int) -> SegmentRow | None:
+        """One segment, or None."""
+        where = "WHERE source = ? AND branch = ? AND segment = ?"
+        found = self._select(Tables.SEGMENT, where, source, branch, segment)
+        return cast(SegmentRow, found[0]) if found else None
+
+    def segment_at(self, source: str, branch: int, sequence: int) -> SegmentRow | None:
+        """The newest segment that begins at or before a position, or None."""
+        where = "WHERE source = ? AND branch = ? AND first_sequence <= ? ORDER BY segment DESC LIMIT 1"
+        found = self._select(Tables.SEGMENT, where, source, branch, sequence)
+        return cast(SegmentRow, found[0]) if found else None
+
+    def points(self, source: str, branch: int | None = None) -> list[PointRow]:
+        """Points of a source, or of one of its branches; by branch, then oldest first."""
+        if branch is None:
+            found = self._select(Tables.POINT, "WHERE source = ? ORDER BY branch, sequence", source)
+        else:
+            where = "WHERE source = ? AND branch = ? ORDER BY sequence"
+            found = self._select(Tables.POINT, where, source, branch)
+        return cast("list[PointRow]", found)
+
+    def points_newest_first(self, source: str, branch: int, until: int) -> Iterator[PointRow]:
+        """Points of a branch at or before a position, newest first, read a few at a time."""
+        where = "WHERE source = ? AND branch = ? AND sequence <= ? ORDER BY sequence DESC LIMIT ?"
+        while True:
+            found = self._select(Tables.POINT, where, source, branch, until, _POINTS_AT_ONCE)
+            yield from found
+            if len(found) < _POINTS_AT_ONCE:
+                return
+            until = found[-1].sequence - 1
+
+    def point(self, source: str, branch: int, sequence: int) -> PointRow | None:
+        """One point, or None."""
+        where = "WHERE source = ? AND branch = ? AND sequence = ?"
+        found = self._select(Tables.POINT, where, source, branch, sequence)
+        return cast(PointRow, found[0]) if found else None
+
+    def damage(self, source: str) -> list[DamageRow]:
+        """Records of a source that cannot be read."""
+        return cast("list[DamageRow]", self._select(Tables.DAMAGE, "WHERE source = ?", source))
+
+    def removals(self, source: str, branch: int) -> list[RemovalRow]:
+        """Files of a branch that are to be removed, or were a moment ago."""
+        found = self._select(Tables.REMOVAL, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch)
+        return cast("list[RemovalRow]", found)
+
+    def grants(self) -> list[GrantRow]:
+        """All grants, expired ones too."""
+        return cast("list[GrantRow]", self._select(Tables.GRANT, ""))
+
+    def require_writable(self, source: str, branch: int, generation: int) -> tuple[SourceRow, BranchRow]:
+        """The rows of a branch that this generation may write now (rule 4).
+
+        A branch beside the history is fenced by its own generation; any other must be the active one.
+
+        Raises:
+            DrengineError: FENCED, UNKNOWN_BRANCH.
+        """
+        source_row, row = self.source(source), self.branch(source, branch)
+        if row.closed:
+            raise DrengineError(UNKNOWN_BRANCH, f"branch {branch} of {source!r} is closed")
+        beside = row.role in SIDE_ROLES
+        wanted = row.generation if beside else source_row.generation
+        if generation != wanted or not (beside or source_row.active_branch == branch):
+            raise DrengineError(
+                FENCED,
+                f"generation {generation} may not write branch {branch} of {source!r}: "
+                f"generation {source_row.generation} writes branch {source_row.active_branch}",
+            )
+        return source_row, row
+
+    def _select(self, table: Table, where: str, *keys: Any) -> list[Any]:
+        return [table.row(*values) for values in self._values(table, where, *keys)]
