@@ -37,7 +37,6 @@ class Postgres:
         """`settings`: more of them, as `name=value`; `listen`: addresses beside the unix socket."""
         self._programs = skip_unless_installed()
         self._settings = (f"listen_addresses={listen}", f"max_connections={CONNECTIONS_MAX}", *settings)
-        self._listen = listen
         self.folder = Path(tempfile.mkdtemp(prefix="drengine-postgres-"))
         self.folder.chmod(0o755)
         places = [self.folder / name for name in ("data", "log", "sockets")]
@@ -76,10 +75,6 @@ class Postgres:
     def url(self, database: str) -> str:
         """Of a database, over the unix socket."""
         return f"postgresql://postgres@/{database}?host={self.sockets}&port={self.port}"
-
-    def tcp_url(self, database: str) -> str:
-        """Of a database, over the network."""
-        return f"postgresql://postgres@{self._listen}:{self.port}/{database}"
 
     def __enter__(self) -> Self:
         return self
