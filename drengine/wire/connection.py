@@ -66,7 +66,7 @@ MOVES: dict[tuple[State, Role], dict[FrameType, State]] = {
     (State.OPENING, Role.AGENT): {_T.HELLO: State.GREETED, _T.REFUSE: State.CLOSED},
     (State.OPENING, Role.TARGET): {_T.REFUSE: State.CLOSED},
     (State.GREETED, Role.AGENT): {_T.REFUSE: State.CLOSED, _T.GOODBYE: State.CLOSED},
-    (State.GREETED, Role.TARGET): {_T.WELCOME: State.OPEN, _T.REFUSE: State.CLOSED},
+    (State.GREETED, Role.TARGET): {_T.WELCOME: State.OPEN, _T.REFUSE: State.CLOSED, _T.MOVED: State.CLOSED},
     (State.OPEN, Role.AGENT): {
         _T.GEOMETRY: State.OPEN,
         _T.BATCH: State.OPEN,
@@ -92,6 +92,7 @@ MOVES: dict[tuple[State, Role], dict[FrameType, State]] = {
         _T.PONG: State.OPEN,
         _T.REFUSE: State.CLOSED,
         _T.GOODBYE: State.CLOSED,
+        _T.MOVED: State.CLOSED,
     },
     (State.BROKEN, Role.AGENT): {_T.REFUSE: State.CLOSED},
     (State.BROKEN, Role.TARGET): {_T.REFUSE: State.CLOSED},

@@ -16,7 +16,15 @@ from drengine.model.extents import (
 from drengine.wire.connection import MOVES, READ_AHEAD_BYTES, VERSION_MAX, VERSION_MIN, Role, State
 from drengine.wire.errors import REASONS
 from drengine.wire.events import ABILITIES
-from drengine.wire.fields import ABILITIES_MAX, DIGESTS_MAX, SAMPLES_MAX, SPANS_MAX, TEXT_BYTES_MAX, VOLUMES_MAX
+from drengine.wire.fields import (
+    ABILITIES_MAX,
+    DIGESTS_MAX,
+    ENDPOINTS_MAX,
+    SAMPLES_MAX,
+    SPANS_MAX,
+    TEXT_BYTES_MAX,
+    VOLUMES_MAX,
+)
 from drengine.wire.frames import (
     BATCH_FRAME_BYTES_MAX,
     CARRIERS,
@@ -120,6 +128,7 @@ def _limits() -> str:
         ("ranges of a question or answer", str(SPANS_MAX)),
         ("questions for bytes open", str(FETCHES_OPEN_MAX)),
         ("samples of a report of metrics", str(SAMPLES_MAX)),
+        ("addresses of another target", str(ENDPOINTS_MAX)),
         ("bytes of a label or message", str(TEXT_BYTES_MAX)),
         ("bytes read ahead", str(READ_AHEAD_BYTES)),
     ]

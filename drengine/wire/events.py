@@ -33,6 +33,13 @@ class Span(NamedTuple):
     length: int
 
 
+class Endpoint(NamedTuple):
+    """Where a target is reached: a host's name or address, and its port."""
+
+    host: str
+    port: int
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """Agent opens a session (first event). `abilities` are names both sides may share, see ABILITIES.
@@ -238,6 +245,19 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Target ends the session, or does not begin it, because another one has the source, or shall have it (last event).
+
+    `owner` is that target's name, `addresses` are where agents reach it, best first. An agent goes only where its own
+    data networks allow, and proves that target as any other.
+    """
+
+    owner: str
+    addresses: tuple[Endpoint, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """Either side ends the session in peace (last event)."""
 
@@ -263,6 +283,7 @@ Event = (
     | Pong
     | Refuse
     | Goodbye
+    | Moved
 )
 
-ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse", "metrics"})
+ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse", "metrics", "moved"})

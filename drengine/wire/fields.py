@@ -13,7 +13,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.extents import BATCH_EXTENTS_MAX, BATCH_FRAMES_MAX, EXTENT, FRAME, OFFSET_MAX
 from drengine.model.names import check_name
 from drengine.model.points import Mark, VolumeGeometry
-from drengine.wire.events import MetricSample, Purpose, Span
+from drengine.wire.events import Endpoint, MetricSample, Purpose, Span
 
 NAME_BYTES_MAX = 63
 TEXT_BYTES_MAX = 1024
@@ -29,6 +29,8 @@ METRIC_NAME_BYTES_MAX = 128
 LABELS_MAX = 8
 LABEL_BYTES_MAX = 255
 DIGEST_BYTES = 16
+ENDPOINTS_MAX = 8
+HOST_BYTES_MAX = 255
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
@@ -38,6 +40,7 @@ _SPAN = struct.Struct("<IQQ")
 _ERRAND = struct.Struct("<BIQ")
 _U8 = struct.Struct("<B")
 _F64 = struct.Struct("<d")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:.]+", re.ASCII)
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
@@ -331,6 +334,25 @@ def _read_metric_name(reader: FieldReader) -> str:
 _read_metric_text = _text_reader(METRIC_NAME_BYTES_MAX)
 _read_label = _text_reader(LABEL_BYTES_MAX)
 
+_read_host = _text_reader(HOST_BYTES_MAX)
+
+
+def _write_endpoints(endpoints: tuple[Endpoint, ...]) -> bytes:
+    return _U8.pack(len(endpoints)) + b"".join(_write_text(host) + _U16.pack(port) for host, port in endpoints)
+
+
+def _read_endpoints(reader: FieldReader) -> tuple[Endpoint, ...]:
+    return tuple(_read_endpoint(reader) for _ in range(_read_count(reader, _U8, ENDPOINTS_MAX)))
+
+
+def _read_endpoint(reader: FieldReader) -> Endpoint:
+    host = _read_host(reader)
+    (port,) = reader.take(_U16)
+    if not port or not _HOST.fullmatch(host):
+        raise FieldError(f"{host!r} with port {port} is no host to connect to")
+    return Endpoint(host, port)
+
+
 Errand = tuple[Purpose, int, int]
 """Purpose, branch and sequence of a session."""
 
@@ -420,6 +442,14 @@ SAMPLES = FieldType(
     SAMPLES_BYTES_MAX,
     _write_samples,
     _read_samples,
+)
+ENDPOINTS = FieldType(
+    f"u8 count (at most {ENDPOINTS_MAX}), addresses: host (text of at most {HOST_BYTES_MAX} bytes: a name or an IP "
+    "address), u16 port, not 0",
+    1,
+    1 + ENDPOINTS_MAX * (2 + HOST_BYTES_MAX + 2),
+    _write_endpoints,
+    _read_endpoints,
 )
 DIGESTS = FieldType(
     f"u32 count (at most {DIGESTS_MAX}), digests of {DIGEST_BYTES} bytes",

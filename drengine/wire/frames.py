@@ -73,6 +73,7 @@ class FrameType(enum.IntEnum):
     CHANGE_QUERY = 18
     CHANGED = 19
     METRICS = 20
+    MOVED = 21
 
 
 CARRIERS = frozenset({FrameType.BATCH, FrameType.FETCHED})
@@ -195,9 +196,16 @@ def _build_cut(values: list[Any], _: memoryview) -> ev.CutEvent:
 
 def _refuse_parts(event: ev.Refuse) -> tuple[Any, ...]:
     """A message is prose from anywhere: what can't be sent of it is dropped rather than the session's reason."""
-    printable = "".join(char if char.isprintable() else " " for char in event.message)
-    encoded = printable.encode("utf-8")[: f.TEXT_BYTES_MAX]
-    return event.code, encoded.decode("utf-8", "ignore"), event.retryable
+    return event.code, _sendable(event.message), event.retryable
+
+
+def _moved_parts(event: ev.Moved) -> tuple[Any, ...]:
+    return event.owner, event.addresses, _sendable(event.message)
+
+
+def _sendable(message: str) -> str:
+    printable = "".join(char if char.isprintable() else " " for char in message)
+    return printable.encode("utf-8")[: f.TEXT_BYTES_MAX].decode("utf-8", "ignore")
 
 
 _POSITION = (
@@ -416,6 +424,16 @@ LAYOUTS: dict[FrameType, Layout] = {
     FrameType.METRICS: Layout(
         ev.MetricsReport,
         (Field("samples", f.SAMPLES, "the agent's metrics without `source`, which is the target's to say"),),
+    ),
+    FrameType.MOVED: Layout(
+        ev.Moved,
+        (
+            Field("owner", f.NAME, "the target that has the source, or shall have it"),
+            Field("addresses", f.ENDPOINTS, "where agents reach it, best first"),
+            Field("message", f.text(f.TEXT_BYTES_MAX), "for people"),
+        ),
+        (Rule("at least one address is named", lambda e: len(e.addresses) > 0),),
+        _moved_parts,
     ),
 }
 

@@ -21,8 +21,12 @@ NEEDS: dict[type, str] = {
     ev.ChangeQuery: "reverse",
     ev.Changed: "reverse",
     ev.MetricsReport: "metrics",
+    ev.Moved: "moved",
 }
 """Which ability an event needs; a BATCH whose payload is zstd needs `zstd`."""
+
+UNWELCOMED: Final = frozenset({"moved"})
+"""Abilities that need no more than the agent's offer until WELCOME says what both have."""
 
 SHIPPING: Final = frozenset({ev.Geometry, ev.BatchEvent, ev.CutEvent, ev.Ack, ev.Credit, ev.Resend, ev.MetricsReport})
 """Not to reverse."""
@@ -94,6 +98,7 @@ class Terms:
         match event:
             case ev.Hello():
                 self._offer = event
+                self._abilities = event.abilities & UNWELCOMED
             case ev.Welcome():
                 self._abilities = event.abilities
                 self._batch_plain_bytes_max = event.batch_plain_bytes_max

@@ -49,6 +49,8 @@ METRICS = ev.MetricsReport(
 )
 STATUS = ev.Status("CONTINUOUS", "none", 4096, 1_700_000_000_000_000_000)
 
+MOVED = ev.Moved("outpost-b", (ev.Endpoint("outpost-b.example", 7440), ev.Endpoint("2001:db8::7", 7441)), "it drains")
+
 CONVERSATION: tuple[tuple[Role, ev.Event], ...] = (
     (Role.AGENT, HELLO),
     (Role.TARGET, WELCOME),
@@ -86,7 +88,8 @@ REVERSAL: tuple[tuple[Role, ev.Event], ...] = (
     (Role.TARGET, ev.Hashes(7, b"h" * 32)),
     (Role.AGENT, ev.Goodbye()),
 )
-"""With CONVERSATION, says everything but REFUSE."""
+SENT_ON: tuple[tuple[Role, ev.Event], ...] = ((Role.AGENT, HELLO), (Role.TARGET, MOVED))
+"""With CONVERSATION and REVERSAL, says everything but REFUSE."""
 
 
 def joined(buffers: Sequence[bytes | bytearray | memoryview]) -> bytes:
@@ -169,6 +172,11 @@ def hellos(draw: st.DrawFn) -> ev.Hello:
             return replace(hello, abilities=hello.abilities | {"reverse"})
 
 
+endpoints = st.builds(
+    ev.Endpoint,
+    st.one_of(st.ip_addresses().map(str), st.from_regex(r"[a-z0-9][a-z0-9.-]{0,60}", fullmatch=True)),
+    st.integers(1, 2**16 - 1),
+)
 metric_names = st.from_regex(r"[a-z][a-z0-9_]{0,40}", fullmatch=True)
 
 
@@ -221,5 +229,6 @@ anything: st.SearchStrategy[ev.Event] = st.one_of(
     st.builds(ev.Ping, u64),
     st.builds(ev.Pong, u64),
     st.builds(ev.Refuse, names, texts, st.booleans()),
+    st.builds(ev.Moved, names, st.lists(endpoints, min_size=1, max_size=8).map(tuple), texts),
     st.just(ev.Goodbye()),
 )

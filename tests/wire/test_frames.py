@@ -35,9 +35,11 @@ from tests.wire.samples import (
     GEOMETRY,
     HELLO,
     METRICS,
+    MOVED,
     QUERY,
     REVERSAL,
     REVERSE,
+    SENT_ON,
     STATUS,
     VOLUMES,
     WELCOME,
@@ -78,7 +80,7 @@ def test_whatever_is_said_is_heard_as_it_was_said(event: ev.Event) -> None:
 
 
 def test_the_conversation_says_everything_there_is() -> None:
-    said = {TYPE_OF[type(event)] for _, event in CONVERSATION + REVERSAL}
+    said = {TYPE_OF[type(event)] for _, event in CONVERSATION + REVERSAL + SENT_ON}
     assert said == set(FrameType) - {FrameType.REFUSE}
 
 
@@ -295,6 +297,30 @@ def test_a_field_out_of_its_range_is_refused(event: ev.Event, old: bytes, new: b
     payload = bytes(event.batch.payload) if isinstance(event, ev.BatchEvent) else b""
     with pytest.raises(RemoteProtocolError) as caught:
         target.receive(frame(TYPE_OF[type(event)], spoiled(event, old, new), payload, sequence=2))
+    assert caught.value.reason == "bad-field"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\x02\x11\0outpost-b.", b"\0\x11\0outpost-b."),  # nowhere, and bytes are left over
+        (b"\x02\x11\0outpost-b.", b"\x09\x11\0outpost-b."),  # more than may be
+        (b"outpost-b.example", b"outpost-b/example"),
+        (b"outpost-b.example", b"-utpost-b.example"),
+        (b"outpost-b.example", b"outpost b.example"),
+        (b"outpost-b.example" + struct.pack("<H", 7440), b"outpost-b.example\0\0"),  # port 0
+        (b"2001:db8::7", b"2001:db8::z"),
+        (b"\x09\0outpost-b", b"\x09\0Outpost-b"),
+        (b"it drains", b"it\ndrains"),
+    ],
+)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_an_agent_is_sent_on_only_to_an_address(old: bytes, new: bytes, is_open: bool) -> None:
+    agent = opened()[0] if is_open else Connection(Role.AGENT)
+    if not is_open:
+        agent.send(HELLO)
+    with pytest.raises(RemoteProtocolError) as caught:
+        agent.receive(frame(FrameType.MOVED, spoiled(MOVED, old, new), sequence=2 if is_open else 1))
     assert caught.value.reason == "bad-field"
 
 

@@ -37,6 +37,7 @@ from tests.wire.samples import (
     HELLO,
     LOOK,
     METRICS,
+    MOVED,
     QUERY,
     REVERSE,
     STATUS,
@@ -71,6 +72,7 @@ SAYINGS: dict[FrameType, ev.Event] = {
         FETCHED,
         LOOK,
         ev.Changed(6, 0, ()),
+        MOVED,
     )
 }
 TO_REVERSE = {TYPE_OF[kind] for kind in READING}
@@ -175,7 +177,7 @@ def _thinned(frames: tuple[FrameType, ...]) -> tuple[FrameType, ...]:
     return tuple(alike.get(kind, kind) for kind in frames)
 
 
-_ENDS = {FrameType.REFUSE, FrameType.GOODBYE, FrameType.PING, FrameType.PONG}
+_ENDS = {FrameType.REFUSE, FrameType.GOODBYE, FrameType.MOVED, FrameType.PING, FrameType.PONG}
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (1, 2), (1, 1)])
@@ -223,6 +225,22 @@ def test_whoever_reads_a_point_ships_nothing(event: ev.Event) -> None:
 def test_a_session_that_only_reads_has_nothing_to_acknowledge(event: ev.Event) -> None:
     agent, target = opened(hello=REVERSE)
     both_refuse(event, "bad-purpose", target, agent)
+
+
+@pytest.mark.parametrize("hello", [HELLO, REVERSE])
+def test_an_agent_that_offers_it_is_sent_on_before_and_after_its_welcome(hello: ev.Hello) -> None:
+    for state in (State.GREETED, State.OPEN):
+        sides = in_state(state, hello)
+        assert sides[Role.AGENT].receive(joined(sides[Role.TARGET].send(MOVED))) == [MOVED]
+        assert {side.state for side in sides.values()} == {State.CLOSED}
+
+
+def test_an_agent_that_does_not_offer_it_is_never_sent_on() -> None:
+    hello = replace(HELLO, abilities=HELLO.abilities - {"moved"})
+    greeted = in_state(State.GREETED, hello)
+    both_refuse(MOVED, "no-ability", greeted[Role.TARGET], greeted[Role.AGENT])
+    agent, target = opened(replace(WELCOME, abilities=hello.abilities - {"from-the-future"}), hello)
+    both_refuse(MOVED, "no-ability", target, agent)
 
 
 @pytest.mark.parametrize("event", [FETCH, LOOK])
@@ -325,6 +343,8 @@ def test_an_ability_that_was_not_agreed_upon_is_not_used(ability: str) -> None:
         both_refuse(FETCH, "no-ability", agent, target)
     elif ability == "metrics":
         both_refuse(METRICS, "no-ability", agent, target)
+    elif ability == "moved":
+        both_refuse(MOVED, "no-ability", target, agent)
     elif ability == "resend":
         both_refuse(ev.Resend(1, 0, 1), "no-ability", target, agent)
     else:
