@@ -9,6 +9,7 @@ from typing import Any
 
 from drengine.config import (
     ADDRESS,
+    ADDRESSES,
     COUNT,
     DURATION,
     FLAG,
@@ -20,6 +21,7 @@ from drengine.config import (
     WORDS,
     Address,
     choice,
+    joined,
     option,
     section,
     tables,
@@ -213,7 +215,12 @@ class AgentConfig:
     """Everything an agent is told."""
 
     source: str = option(TEXT, help="This source server's name at the target.", example="shop", check=_name("source"))
-    target: Address = option(ADDRESS, help="The target's host and port.", example=Address("outpost.example", 7440))
+    target: tuple[Address, ...] = option(
+        ADDRESSES,
+        help="The target's host and port; of several targets of one store, a list: the agent finds the one that has "
+        "its source, and goes to another when that is gone (docs/operations.md#several-targets).",
+        example=(Address("outpost.example", 7440),),
+    )
     state_directory: Path = option(
         PATH,
         default=Path("/var/lib/drengine-agent"),
@@ -299,7 +306,7 @@ def with_settings(config: AgentConfig, settings: Mapping[str, str]) -> AgentConf
     where = "the site's policy"
     kinds = {"kinds": settings["cuts"]} if "cuts" in settings else {}
     plain = {name: settings[name] for name in ("bandwidth", "point_interval") if name in settings}
-    needed = {"source": config.source, "target": str(config.target), "volume": [{"name": "x", "path": "/"}]}
+    needed = {"source": config.source, "target": joined(config.target), "volume": [{"name": "x", "path": "/"}]}
     read = parse_options(AgentConfig, {**needed, **plain, "cuts": kinds}, where=where)
     cuts = replace(config.cuts, kinds=read.cuts.kinds) if kinds else config.cuts
     return replace(config, cuts=cuts, **{name: getattr(read, name) for name in plain})
@@ -329,7 +336,7 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
         raise DrengineError(BAD_CONFIG, f"{where}: no volume is named; add a [[volume]] table")
     if len(set(names)) < len(names):
         raise DrengineError(BAD_CONFIG, f"{where}: two volumes have the same name")
-    if not config.target.host:
+    if not all(each.host for each in config.target):
         raise DrengineError(BAD_CONFIG, f"{where}: option target: a host and port are needed")
     config.control.check(f"{where}: [control]")
     if config.control.lease and config.control.address is None:

@@ -40,7 +40,10 @@ _TOKEN = re.compile(r"^DRENGINE_TOKEN=(\S+) ", re.MULTILINE)
 class Told:
     """The options that say what one server is told."""
 
-    target: Annotated[str | None, typer.Option("--target", help="The target's HOST:PORT.")] = None
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="The target's HOST:PORT; of several targets of one store, with commas."),
+    ] = None
     data_network: Annotated[
         list[str] | None,
         typer.Option("--data-network", help="Network (CIDR) that block data may use, beside loopback; once for each."),

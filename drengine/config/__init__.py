@@ -2,6 +2,7 @@
 
 from drengine.config.kinds import (
     ADDRESS,
+    ADDRESSES,
     COUNT,
     DURATION,
     FLAG,
@@ -14,6 +15,7 @@ from drengine.config.kinds import (
     WORDS,
     Address,
     choice,
+    joined,
     parse_duration,
     parse_size,
 )
@@ -22,6 +24,7 @@ from drengine.config.reference import example, reference
 
 __all__ = [
     "ADDRESS",
+    "ADDRESSES",
     "BAD_CONFIG",
     "COUNT",
     "DURATION",
@@ -37,6 +40,7 @@ __all__ = [
     "Address",
     "choice",
     "example",
+    "joined",
     "load",
     "option",
     "parse",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -48,6 +48,11 @@ class Address:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def joined(addresses: Iterable[Address]) -> str:
+    """Addresses as a person writes them where there is room for one text."""
+    return ", ".join(map(str, addresses))
 
 
 def parse_size(text: str) -> int:
@@ -154,6 +159,18 @@ def _address(value: Any) -> Address:
     return Address(host=match[1] or match[2], port=int(match[3]))
 
 
+def _addresses(value: Any) -> tuple[Address, ...]:
+    texts = value if isinstance(value, list) else [each.strip() for each in _text(value).split(",")]
+    found = tuple(map(_address, texts))
+    if not found or len(set(found)) < len(found):
+        raise ValueError("an address is named twice" if found else "at least one address is needed")
+    return found
+
+
+def _show_addresses(addresses: tuple[Address, ...]) -> str:
+    return _quoted(addresses[0]) if len(addresses) == 1 else f"[{', '.join(map(_quoted, addresses))}]"
+
+
 def _networks(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError("a list of networks is needed, for example ['10.1.0.0/16']")  # noqa: TRY004
@@ -179,6 +196,7 @@ DURATION = Kind("duration", _duration, lambda value: _quoted(show_duration(value
 RATE = Kind("rate", _rate, lambda value: _quoted(show_size(value) + "/s"))
 PATH = Kind("path", _path, _quoted)
 ADDRESS = Kind("address", _address, _quoted)
+ADDRESSES = Kind("address, or list of addresses", _addresses, _show_addresses)
 NETWORKS = Kind("list of networks", _networks, lambda value: "[" + ", ".join(map(_quoted, value)) + "]")
 
 WORDS = Kind("list of texts", _words, lambda value: "[" + ", ".join(map(_quoted, value)) + "]")

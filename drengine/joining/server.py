@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from drengine.config import ADDRESS, FLAG, NETWORKS, TABLE, TEXT, WORDS, Address, choice, option
+from drengine.config import ADDRESS, ADDRESSES, FLAG, NETWORKS, TABLE, TEXT, WORDS, Address, choice, option
 from drengine.control.topics import check_party_name
 from drengine.identity.names import Role
 from drengine.model.errors import DrengineError
@@ -28,6 +28,11 @@ def _host_port(address: Address | None) -> None:
         raise ValueError("a host and a port are needed")
 
 
+def _hosts_ports(addresses: tuple[Address, ...]) -> None:
+    for address in addresses:
+        _host_port(address)
+
+
 def _volumes(volumes: Mapping[str, Any]) -> None:
     for name, path in volumes.items():
         check_name(name, what="volume")
@@ -42,8 +47,11 @@ def _volumes(volumes: Mapping[str, Any]) -> None:
 class Server:
     """A server in an inventory, or the `defaults` of all."""
 
-    target: Address = option(
-        ADDRESS, help="The target's host and port.", example=Address("outpost.example", 7440), check=_host_port
+    target: tuple[Address, ...] = option(
+        ADDRESSES,
+        help="The target's host and port; of several targets of one store, a list.",
+        example=(Address("outpost.example", 7440),),
+        check=_hosts_ports,
     )
     data_networks: tuple[str, ...] = option(
         NETWORKS, default=(), help="Networks that block data may use, beside loopback; the target's is one of them."
@@ -73,7 +81,10 @@ class Server:
 
     def doubts(self) -> Iterator[str]:
         """What can't work together."""
-        host = self.target.host
+        for target in self.target:
+            yield from self._doubts_of(target.host)
+
+    def _doubts_of(self, host: str) -> Iterator[str]:
         try:
             parse_address(host)
         except ValueError:
@@ -87,7 +98,7 @@ class Server:
 
     def words(self, name: str, site: str) -> list[str]:
         """What `drengine-agent` is told on it."""
-        words = ["install", "--yes", "--source", name, "--target", str(self.target)]
+        words = ["install", "--yes", "--source", name, "--target", ",".join(map(str, self.target))]
         words += [word for each in self.data_networks for word in ("--data-network", each)]
         words += [word for disk, path in self.volumes.items() for word in ("--volume", f"{disk}={path}")]
         words += [] if self.volumes else ["--all-disks"]

@@ -55,6 +55,10 @@ REASONS: dict[str, Reason] = {
         Reason("target-unreachable", "The target does not answer; check its address, service and network."),
         Reason("agent-unreachable", "The agent is silent; check the source, its service and the network."),
         Reason("target-refused", "The target refused this session; its message says why."),
+        Reason(
+            "source-elsewhere",
+            "Another target holds the source and does not answer here; one takes it over when that one's lock is over.",
+        ),
         Reason("target-full", "The target's store has no space; free some or shorten retention."),
         Reason("target-failed", "The target's store reported an I/O failure; look at its log."),
         Reason("target-away", "The target's store is not at its path; put it back or mount it there."),

@@ -61,9 +61,10 @@ async def connect(
     limits = limits or StreamLimits()
     try:
         async with asyncio.timeout(limits.opening_seconds):
-            sock, network = await _connect_inside(
-                host, port, networks, lambda peer: _check_plain(peer, tls is not None, allow_plain)
-            )
+            async with asyncio.timeout(limits.connecting_seconds):
+                sock, network = await _connect_inside(
+                    host, port, networks, lambda peer: _check_plain(peer, tls is not None, allow_plain)
+                )
             with closing_on_error(sock):
                 async with _alerting(sock, tls):
                     _, stream = await asyncio.get_running_loop().create_connection(
@@ -75,7 +76,7 @@ async def connect(
                         server_hostname=host if tls is not None else None,
                     )
     except TimeoutError as error:
-        message = f"{host}:{port} did not answer in {limits.opening_seconds:g} s"
+        message = f"{host}:{port} did not answer in time"
         raise TransportError(TIMED_OUT, "opening-timeout", message) from error
     except OSError as error:
         raise broken(f"{host}:{port}", error, handshake=tls is not None) from error

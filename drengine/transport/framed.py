@@ -40,12 +40,14 @@ class StreamLimits:
     """What a stream puts up with.
 
     Attributes:
+        connecting_seconds: until there is a connection, TLS not included.
         opening_seconds: from the connection (TLS included) to WELCOME, together.
         idle_seconds: without a byte from the peer, or without it taking any; sessions PING more often than this.
         events_pending_max: received and not yet taken; reading pauses above it.
         write_pending_bytes: written and not yet taken by the kernel; sending waits above it.
     """
 
+    connecting_seconds: float = 15.0
     opening_seconds: float = 15.0
     idle_seconds: float = 20.0
     events_pending_max: int = 64

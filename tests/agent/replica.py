@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
+from drengine.config import Address
 from drengine.model.extents import ExtentKind, check_table, iter_table
 from drengine.model.points import Cut, Mark, VolumeGeometry
 from drengine.wire.events import (
@@ -74,7 +75,7 @@ class Replica:
         self.withhold_credit = False
         self.is_proved = True
 
-    async def connect(self) -> ReplicaStream:
+    async def connect(self, _: Address | None = None) -> ReplicaStream:
         self.sessions += 1
         return ReplicaStream(self)
 

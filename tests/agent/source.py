@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from random import Random
 
+from drengine.config import Address
 from drengine.config.bandwidth import BandwidthSchedule
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.points import VolumeGeometry
@@ -19,11 +21,13 @@ from drengine_agent.ship.compression import CompressionController
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import Pipeline, Progress
 from drengine_agent.ship.resume import decide_resume
+from drengine_agent.ship.route import Route
 from drengine_agent.ship.sender import Sender, Traffic
 from drengine_agent.ship.uplink import Uplink
 from tests.agent.replica import Replica, ReplicaStream
 
 DEADLINE_SECONDS = 30.0
+ADDRESS = Address("outpost.example", 7440)
 
 
 class Source:
@@ -82,7 +86,15 @@ class Source:
 
     async def pipeline(self, replica: Replica, *, workers: int = 2, **options: float) -> tuple[Pipeline, ReplicaStream]:
         bandwidth = TokenBucket(BandwidthSchedule(), self.clock)
-        uplink = Uplink("server", replica.connect, self.clock, bandwidth, CompressionController(), workers)
+        uplink = Uplink(
+            "server",
+            replica.connect,
+            Route((ADDRESS,), Random(1)),
+            self.clock,
+            bandwidth,
+            CompressionController(),
+            workers,
+        )
         session = await uplink.open(uplink.hello(1))
         assert self.tracker
         pipeline = Pipeline(

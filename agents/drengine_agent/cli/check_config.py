@@ -6,6 +6,7 @@ import time
 
 import typer
 
+from drengine.config import joined
 from drengine.terminal import emit_json
 from drengine.transport.tls_check import Side, check_files
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
@@ -32,12 +33,12 @@ def check_config(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False
                 "ok": True,
                 "source": options.source,
                 "volumes": names,
-                "target": str(options.target),
+                "target": joined(options.target),
                 "certificates": certificates,
             }
         )
         return
-    print(f"{config}: source {options.source} to {options.target}, volumes {', '.join(names)}")
+    print(f"{config}: source {options.source} to {joined(options.target)}, volumes {', '.join(names)}")
     for name, report in reports.items():
         for line in report.lines():
             print(f"[{name}] {line}" if line.startswith("certificate") else line)

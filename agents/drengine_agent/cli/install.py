@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from drengine.config import ADDRESS
+from drengine.config import ADDRESSES
 from drengine.terminal import human_bytes, note
 from drengine_agent.cli.common import JsonOption, named_volumes, typed_seconds
 from drengine_agent.cli.install_options import (
@@ -118,7 +118,7 @@ def _asked(wishes: Wishes, *, quiet: bool, here: bool) -> Wishes:
     if quiet or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise typer.BadParameter("--source, --target and --volume (or --all-disks) are needed")
     source = wishes.source or typer.prompt("This server's name", default=_host_name(), err=True)
-    target = wishes.target or typer.prompt("The target's HOST:PORT", err=True)
+    target = wishes.target or typer.prompt("The target's HOST:PORT (of several, with commas)", err=True)
     wishes = replace(wishes, source=source, target=target)
     if not has_disks:
         wishes = replace(wishes, volumes=_asked_volumes())
@@ -163,20 +163,21 @@ def _host_name() -> str:
 
 
 def _is_local(target: str) -> bool:
-    address = _address_of(target)
-    return address is not None and address.is_loopback
+    addresses = _addresses_of(target)
+    return bool(addresses) and all(each.is_loopback for each in addresses)
 
 
 def _network_of(target: str) -> str:
-    """The target's own address as a network: the narrowest that does."""
-    address = _address_of(target)
-    return f"{address}/{address.max_prefixlen}" if address else ""
+    """The targets' own addresses as networks: the narrowest that do."""
+    return " ".join(f"{each}/{each.max_prefixlen}" for each in _addresses_of(target))
 
 
-def _address_of(target: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _addresses_of(target: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Of each target the first address; none where one has none."""
     try:
-        parsed = ADDRESS.parse(target)
-        found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
-        return ipaddress.ip_address(str(found[0][4][0]).partition("%")[0])
+        found = [
+            socket.getaddrinfo(each.host, each.port, type=socket.SOCK_STREAM)[0] for each in ADDRESSES.parse(target)
+        ]
+        return [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
     except (OSError, ValueError, IndexError):
-        return None
+        return []

@@ -10,7 +10,9 @@ import typer
 from drengine.enrolment.joining import TOKEN_VARIABLE
 
 SourceOption = Annotated[str, typer.Option("--source", help="This server's name at the target.")]
-TargetOption = Annotated[str, typer.Option("--target", help="The target's HOST:PORT.")]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="The target's HOST:PORT; of several targets of one store, with commas.")
+]
 VolumeOption = Annotated[list[str] | None, typer.Option("--volume", help="NAME=PATH; once for each volume.")]
 AllDisksOption = Annotated[
     bool, typer.Option("--all-disks", help="Protect each disk that holds mounted file systems; later ones are added.")

@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def protect(
-    target: Annotated[str, typer.Option(help="The target's HOST:PORT.")],
+    target: Annotated[str, typer.Option(help="The target's HOST:PORT; of several targets of one store, with commas.")],
     source: Annotated[str, typer.Option(help="This server's name at the target.")],
     volume: Annotated[list[str], typer.Option(help="NAME=PATH; once for each volume.")],
     tracker: Annotated[str, typer.Option(help="nbd or scan.")] = "nbd",

@@ -22,7 +22,7 @@ from drengine.wire.events import MetricSample, MetricsReport, Status
 from drengine_agent.capture.capture import Capture, VolumeResizedError
 from drengine_agent.capture.tracker import STALL_REASONS
 from drengine_agent.config import AgentConfig
-from drengine_agent.daemon.backoff import backoff_seconds
+from drengine_agent.daemon.backoff import CAP_SECONDS, backoff_seconds
 from drengine_agent.daemon.health import Facts, derive_state, disconnect_reason
 from drengine_agent.daemon.state import StateDirectory
 from drengine_agent.daemon.trackers import open_capture, volume_reason
@@ -33,7 +33,7 @@ from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import LabelRequest, Pipeline, Progress
 from drengine_agent.ship.resume import check_declared, decide_resume
 from drengine_agent.ship.sender import Sender, Traffic
-from drengine_agent.ship.session import SessionEnded
+from drengine_agent.ship.session import SessionEnded, SessionMoved
 from drengine_agent.ship.uplink import Uplink
 
 log = logging.getLogger("drengine.agent")
@@ -41,6 +41,10 @@ log = logging.getLogger("drengine.agent")
 TICK_SECONDS = 1.0
 SAVE_EVERY_TICKS = 5
 TELL_METRICS_EVERY_TICKS = 10
+OWNED_CAP_SECONDS = 2.0
+"""Between attempts while a target answers that another has the source: once that one's lock is over it is free."""
+STAYED_SECONDS = 10.0
+"""A session that lasted so long before it was sent on was no part of a round of targets that disagree."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ class Attempts:
 
     Attributes:
         failed: in a row.
+        moved: sessions in a row that were sent on soon after they had begun.
         reason: why the last one failed.
         stopped: why none is made any more; empty while they are.
         detail: what was said about it, for people.
@@ -56,6 +61,7 @@ class Attempts:
     """
 
     failed: int = 0
+    moved: int = 0
     reason: str = ""
     stopped: str = ""
     detail: str = ""
@@ -358,11 +364,15 @@ class Replication:
                 gather_seconds=capture.gather_seconds,
             )
             self.pipeline, self.sender = pipeline, sender
-            self._attempts = Attempts()
-            log.info("session with %s established", self.config.target)
+            self._attempts = Attempts(moved=self._attempts.moved)
+            log.info("session with %s established", self.uplink.route.best)
             if self._stop.is_set():
                 pipeline.finish()
-            await pipeline.run()
+            began = self._clock.monotonic()
+            try:
+                await pipeline.run()
+            except SessionMoved as moved:
+                await self._go_where_sent(moved, self._clock.monotonic() - began)
         finally:
             self.pipeline = self.sender = None
             self.progress.syncing, self.progress.rescan_reason = False, ""
@@ -371,6 +381,16 @@ class Replication:
     def _acknowledged(self, sequence: int, seconds: float) -> None:
         self._state.acknowledged_sequence = sequence
         self.observe_ack(seconds)
+
+    async def _go_where_sent(self, moved: SessionMoved, lasted_seconds: float) -> None:
+        """The target gave the source away (it drains, or stops): the next attempt begins with the one that it named."""
+        self.uplink.route.sent_on(moved.to)
+        attempts = self._attempts
+        attempts.moved = 1 if lasted_seconds >= STAYED_SECONDS else attempts.moved + 1
+        wait = backoff_seconds(attempts.moved, self._random)
+        log.info("sent on by the target (%s); going there in %.1f s", moved, wait)
+        self.pipeline = self.sender = None
+        await self._rest(wait)
 
     async def _stand_down(self, message: str) -> None:
         """The store has a newer generation: whatever we serve, somebody else is in charge (fault 45)."""
@@ -385,7 +405,8 @@ class Replication:
         attempts = self._attempts
         attempts.failed, attempts.reason, attempts.detail = attempts.failed + 1, reason, message
         attempts.hint = hint
-        wait = backoff_seconds(attempts.failed, self._random)
+        cap = OWNED_CAP_SECONDS if reason == "source-elsewhere" else CAP_SECONDS
+        wait = backoff_seconds(attempts.failed, self._random, cap=cap)
         log.warning("no session (%s): %s; trying again in %.1f s", reason, message, wait)
         await self._rest(wait)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 
 from drengine.config.bandwidth import BandwidthSchedule
@@ -29,9 +29,9 @@ from drengine_agent.fencing.charge import Charge
 from drengine_agent.fencing.fence import SOURCE_FENCED, Fence
 from drengine_agent.ship.compression import CompressionController, levels_of
 from drengine_agent.ship.pipeline import Pipeline, Progress
+from drengine_agent.ship.route import Route
 from drengine_agent.ship.sender import Traffic
-from drengine_agent.ship.session import Stream
-from drengine_agent.ship.uplink import Uplink
+from drengine_agent.ship.uplink import Connect, Uplink
 
 
 class Agent:
@@ -52,7 +52,7 @@ class Agent:
         *,
         clock: Clock | None = None,
         random: Random | None = None,
-        connector: Callable[[], Awaitable[Stream]] | None = None,
+        connector: Connect | None = None,
         observer: TrafficObserver | None = None,
     ) -> None:
         """`connector` replaces the socket in tests; `observer` is told what travels.
@@ -62,11 +62,12 @@ class Agent:
         """
         self.config = config
         self.settings: Mapping[str, tuple[str, str]] = {}
-        clock = clock or SystemClock()
+        clock, random = clock or SystemClock(), random or Random(secrets.randbits(64))
         self.connector = Connector(config, clock, observer)
         self.uplink = Uplink(
             config.source,
             connector or self.connector,
+            Route(config.target, random),
             clock,
             TokenBucket(config.schedule, clock),
             CompressionController(levels_of(config.compression)),
@@ -75,9 +76,7 @@ class Agent:
         self._directory = StateDirectory(config.state_directory)
         try:
             self._charge = Charge(Fence(config.state_directory), clock)
-            self.replication = Replication(
-                config, self._directory, self._charge, self.uplink, random or Random(secrets.randbits(64))
-            )
+            self.replication = Replication(config, self._directory, self._charge, self.uplink, random)
         except BaseException:
             self._directory.close()
             raise
@@ -118,7 +117,8 @@ class Agent:
             "hint": self._hint(state, reason),
             "detail": replication.detail,
             "pid": os.getpid(),
-            "target": str(self.config.target),
+            "target": str(self.uplink.route.best),
+            "targets": [str(each) for each in self.config.target],
             "tracker": self.capture.tracker.abilities.name,
             "lag_seconds": round(replication.lag.lag_seconds, 3),
             "has_point": replication.lag.has_point,

@@ -1,4 +1,4 @@
-"""Trying what an agent with a configuration would do, before it runs: reach its target, and its broker.
+"""Trying what an agent with a configuration would do, before it runs: reach its targets, and its broker.
 
 Nothing is changed by it: a session that only said HELLO leaves nothing at a target.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from functools import partial
 from random import Random
 
+from drengine.config import Address, joined
 from drengine.control.config import BrokerOptions
 from drengine.control.errors import BROKER_UNREACHABLE
 from drengine.control.link import Link
@@ -25,7 +27,7 @@ from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.connector import Connector
 from drengine_agent.daemon.state import read_state
 from drengine_agent.errors import BROKER_REFUSED, SESSION_MISSING, SESSION_REFUSED
-from drengine_agent.ship.session import Session, SessionEnded, hello_for
+from drengine_agent.ship.session import Session, SessionEnded, SessionMoved, hello_for
 
 TRY_SECONDS = 10.0
 ANYWHERE = DataNetworks.parse(("0.0.0.0/0", "::/0"))
@@ -33,8 +35,27 @@ ANYWHERE = DataNetworks.parse(("0.0.0.0/0", "::/0"))
 INSTANCE_BYTES = 16
 
 
-async def try_target(config: AgentConfig, *, hello: bool, clock: Clock | None = None) -> None:
-    """Connect to the target as the agent would; with `hello` also open a session, and leave it.
+async def try_targets(config: AgentConfig) -> None:
+    """Open a session with any of the targets, and leave it.
+
+    Raises:
+        DrengineError: as `try_target`, of the one that answered, or of the first; there is none that would do.
+    """
+    failure: DrengineError | None = None
+    for address in config.target:
+        try:
+            await try_target(config, address, hello=True)
+        except DrengineError as error:
+            if failure is None or failure.kind is SESSION_MISSING:
+                failure = error
+        else:
+            return
+    assert failure is not None
+    raise failure
+
+
+async def try_target(config: AgentConfig, address: Address, *, hello: bool, clock: Clock | None = None) -> str:
+    """Connect to a target as the agent would; with `hello` also open a session, and leave it. Tells what it did.
 
     A session must not be opened while an agent runs with this configuration: the target would take it for a second one.
 
@@ -43,22 +64,24 @@ async def try_target(config: AgentConfig, *, hello: bool, clock: Clock | None = 
             PLAIN_REFUSED and others of the transport.
     """
     clock = clock or SystemClock()
-    where = f"the target {config.target}"
+    where = f"the target {address}"
     try:
         async with asyncio.timeout(TRY_SECONDS):
             connect = Connector(config, clock, None)
             if not hello:
-                await (await connect()).close()
-                return
+                await (await connect(address)).close()
+                return "takes connections; the agent that runs has the session"
             greeting = hello_for(
                 config.source,
                 secrets.token_bytes(INSTANCE_BYTES),
                 read_state(config.state_directory).generation,
                 Purpose.REPLICATE,
             )
-            session = await Session.open(connect, greeting, clock)
+            session = await Session.open(partial(connect, address), greeting, clock)
             await session.say_goodbye()
             await session.close()
+    except SessionMoved as moved:
+        return f"sends this source on to {joined(moved.to)}"
     except SessionEnded as error:
         code = str(error).partition(":")[0]
         hints = {**{kind.id: kind.hint for kind in error_kinds()}, **{each.code: each.hint for each in CAUSES.values()}}
@@ -70,6 +93,7 @@ async def try_target(config: AgentConfig, *, hello: bool, clock: Clock | None = 
         raise DrengineError(SESSION_MISSING, f"{where} did not answer in {TRY_SECONDS:g} s") from error
     except (OSError, EOFError) as error:
         raise DrengineError(SESSION_MISSING, f"{where}: {error or 'it closed the connection'}") from error
+    return "opens a session for this source"
 
 
 async def try_broker(config: AgentConfig, *, clock: Clock | None = None) -> None:

@@ -152,8 +152,7 @@ class Host:
         wanted: the tracker that the configuration or the person asks for; `auto` for the best that will do.
         volumes: what is to be protected.
         places: what is written to.
-        target: whether it answers; None if nobody named one.
-        parties: the same of others that the agent needs.
+        parties: whether those answer whom the agent needs: targets, broker, authority.
         troubles: further reasons against an installation.
     """
 
@@ -171,6 +170,5 @@ class Host:
     wanted: str = "auto"
     volumes: tuple[Volume, ...] = field(default=())
     places: tuple[Place, ...] = field(default=())
-    target: Reach | None = None
     parties: tuple[Reach, ...] = field(default=())
     troubles: tuple[Trouble, ...] = field(default=())

@@ -72,8 +72,7 @@ def gather(
         wanted=wanted,
         volumes=tuple(_apart(volume_at(name, path, root=root), volumes, root) for name, path in volumes.items()),
         places=tuple(place_of(role, path, volumes, root=root) for role, path in (places or {}).items()),
-        target=next((each for each in parties if each.role == "target"), None),
-        parties=tuple(each for each in parties if each.role != "target"),
+        parties=tuple(parties),
         troubles=tuple(troubles),
     )
 

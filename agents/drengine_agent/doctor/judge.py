@@ -317,7 +317,7 @@ def _surroundings(host: Host) -> Iterator[Finding]:
     else:
         hint = "No unit can be started: let your own supervisor run `drengine-agent run`."
         yield Finding("systemd", Level.WARN, "there is no systemd", hint)
-    for party in (*([host.target] if host.target else []), *host.parties):
+    for party in host.parties:
         yield _party(party)
     for trouble in host.troubles:
         yield Finding(trouble.id, Level.FAIL, trouble.seen, trouble.hint)

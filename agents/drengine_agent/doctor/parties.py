@@ -1,4 +1,4 @@
-"""Whether those whom the agent needs answer, and would let it in: the target, the broker, the authority."""
+"""Whether those whom the agent needs answer, and would let it in: the targets, the broker, the authority."""
 
 from __future__ import annotations
 
@@ -31,25 +31,24 @@ NOT_THERE = (UNREACHABLE, TIMED_OUT, SESSION_MISSING, BROKER_UNREACHABLE)
 
 
 def reached(config: AgentConfig) -> Iterator[Reach]:
-    """The target and the broker of a configuration whose certificates are there."""
+    """The targets and the broker of a configuration whose certificates are there."""
     alone = not is_running(config.state_directory)
-    yield _told(
-        "target",
-        config.target,
-        try_target(config, hello=alone),
-        "opens a session for this source" if alone else "takes connections; the agent that runs has the session",
-    )
+    for address in config.target:
+        yield _told("target", address, try_target(config, address, hello=alone))
     if config.control.address is not None:
-        yield _told("broker", config.control.address, try_broker(config), "lets this agent in")
+        yield _told("broker", config.control.address, _done(try_broker(config), "lets this agent in"))
 
 
 def reached_before_enrolling(invitation: Invitation, config: AgentConfig) -> Iterator[Reach]:
-    """The authority that a token names, and whether target and broker take connections at all."""
-    yield _told("authority", invitation.authority, reach_authority(invitation), "is the one that the token names")
+    """The authority that a token names, and whether targets and broker take connections at all."""
+    yield _told(
+        "authority", invitation.authority, _done(reach_authority(invitation), "is the one that the token names")
+    )
     local = DataNetworks.parse(config.data_networks)
-    yield _told("target", config.target, reach(config.target.host, config.target.port, local), "takes connections")
+    for target in config.target:
+        yield _told("target", target, _done(reach(target.host, target.port, local), "takes connections"))
     if broker := config.control.address:
-        yield _told("broker", broker, reach(broker.host, broker.port, ANYWHERE), "takes connections")
+        yield _told("broker", broker, _done(reach(broker.host, broker.port, ANYWHERE), "takes connections"))
 
 
 def certificate_troubles(config: AgentConfig) -> Iterator[Trouble]:
@@ -99,13 +98,18 @@ def _troubles(files: TlsFiles, source: str) -> Iterator[Trouble]:
         )
 
 
-def _told(role: str, address: Address, trying: Awaitable[None], tried: str) -> Reach:
+def _told(role: str, address: Address, trying: Awaitable[str]) -> Reach:
     try:
-        asyncio.run(_awaited(trying))
+        tried = asyncio.run(_awaited(trying))
     except DrengineError as error:
         return Reach(str(address), error.message, role=role, hint=error.hint, refused=error.kind not in NOT_THERE)
     return Reach(str(address), tried=tried, role=role)
 
 
-async def _awaited(trying: Awaitable[None]) -> None:
+async def _awaited(trying: Awaitable[str]) -> str:
+    return await trying
+
+
+async def _done(trying: Awaitable[None], what: str) -> str:
     await trying
+    return what

@@ -25,7 +25,7 @@ from drengine.terminal import human_bytes, note
 from drengine.transport.x509 import parse_certificate
 from drengine_agent.config import AgentConfig, parse_config
 from drengine_agent.daemon.client import ask
-from drengine_agent.daemon.trial import try_broker, try_party, try_target
+from drengine_agent.daemon.trial import try_broker, try_party, try_targets
 from drengine_agent.errors import SESSION_MISSING
 from drengine_agent.standby.config import parse_standby_config
 
@@ -115,7 +115,7 @@ def is_enrolled(config: AgentConfig) -> bool:
 
 
 async def _tried(config: AgentConfig) -> None:
-    await try_target(config, hello=True)
+    await try_targets(config)
     if config.control.address is not None:
         try:
             await try_broker(config)

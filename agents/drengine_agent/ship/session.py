@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
+from drengine.config import Address
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.wire.connection import VERSION_MAX, VERSION_MIN
@@ -25,6 +26,7 @@ from drengine.wire.events import (
     Hashes,
     HashQuery,
     Hello,
+    Moved,
     Ping,
     Pong,
     Purpose,
@@ -65,6 +67,7 @@ class Stream(Protocol):
 
 
 Connect = Callable[[], Awaitable[Stream]]
+"""Connects with the one target that a session is to be opened with."""
 
 
 class SessionEnded(Exception):
@@ -81,6 +84,18 @@ class SessionEnded(Exception):
         self.retryable = retryable
 
 
+class SessionMoved(SessionEnded):
+    """Another target has the source, or shall have it.
+
+    Attributes:
+        to: its addresses, best first.
+    """
+
+    def __init__(self, moved: Moved) -> None:
+        super().__init__("source-elsewhere", f"{moved.owner}: {moved.message}")
+        self.to = tuple(Address(host, port) for host, port in moved.addresses)
+
+
 REFUSAL_REASONS = {
     "fenced": "fenced",
     "store-full": "target-full",
@@ -89,6 +104,7 @@ REFUSAL_REASONS = {
     "store-away": "target-away",
     "resources-exhausted": "target-exhausted",
     "outside-data-network": "outside-data-network",
+    "source-elsewhere": "source-elsewhere",
 }
 
 TARGET_STATES = frozenset({"target-full", "target-failed", "target-read-only", "target-away", "target-exhausted"})
@@ -241,6 +257,8 @@ class Session:
                     pass
                 case Refuse():
                     raise refused(event, is_proved=self.stream.is_proved)
+                case Moved():
+                    raise SessionMoved(event)
                 case Goodbye():
                     self._heard_goodbye = True
                     if not self._leaving:
@@ -258,6 +276,8 @@ class Session:
 def _welcomed(answer: Event, stream: Stream) -> Welcome:
     if isinstance(answer, Refuse):
         raise refused(answer, is_proved=stream.is_proved)
+    if isinstance(answer, Moved):
+        raise SessionMoved(answer)
     if not isinstance(answer, Welcome):
         raise DrengineError(SESSION_REFUSED, f"the target answered HELLO with {type(answer).__name__}")
     return answer

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from drengine.config import joined
 from drengine.model.errors import DrengineError
 from drengine.terminal import main
 from drengine_agent.cli.main import commands
@@ -33,7 +34,7 @@ def typed(home: Home, hint: str) -> int:
     config = home.folder / "agent.toml"
     if not config.exists():
         state = home.config.state_directory
-        values = {"source": home.source, "target": str(home.config.target), "tracker": home.config.tracker}
+        values = {"source": home.source, "target": joined(home.config.target), "tracker": home.config.tracker}
         listen = {"nbd": {"listen": f"unix:{home.folder}/n.sock"}} if home.config.tracker == "nbd" else {}
         volumes = [{"name": name, "path": str(home.path(name))} for name in home.names]
         config.write_text(configuration_text({**values, "state_directory": str(state), **listen, "volume": volumes}))

@@ -217,7 +217,7 @@ async def test_sync_says_that_a_paused_source_compares_nothing(tmp_path: Path) -
 async def test_an_order_ends_the_wait_before_the_next_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
-    monkeypatch.setattr(replication, "backoff_seconds", lambda _attempts, _random: 3600.0)
+    monkeypatch.setattr(replication, "backoff_seconds", lambda _attempts, _random, **_: 3600.0)
     config, replica = configured(tmp_path), Replica()
     replica.refuse = Refuse("store-away", "moved", retryable=True)
     async with running(config, replica) as agent:

@@ -112,7 +112,7 @@ WARNED = {
         "volume",
     ),
     "little space": (host(places=(Place("state directory", Path("/s"), free_bytes=1 << 20),)), "state-directory"),
-    "a silent target": (host(target=Reach("outpost:7440", "Connection refused")), "target"),
+    "a silent target": (host(parties=(Reach("outpost:7440", "Connection refused"),)), "target"),
     "a test that was not run": (untried(), "self-test"),
 }
 

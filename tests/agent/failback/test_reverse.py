@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from drengine.config import Address
 from drengine.config.bandwidth import BandwidthSchedule
 from drengine.model.errors import DrengineError
 from drengine.model.extents import GRAIN_BYTES, Batch, Extent, ExtentKind, iter_table, pack_table
@@ -263,8 +264,8 @@ class Cut:
         self._rng = rng
         self.breaks = 6
 
-    async def __call__(self) -> Stream:
-        stream = await self._connect()
+    async def __call__(self, address: Address) -> Stream:
+        stream = await self._connect(address)
         left = self._rng.randrange(2, 6) if self.breaks else 10**9
         self.breaks -= 1 if self.breaks else 0
         real = stream.receive
@@ -359,8 +360,8 @@ async def test_bytes_that_are_not_what_their_hashes_say_are_never_written(tmp_pa
 
         for how in ("lie", "elsewhere", "digest", "zeros"):
 
-            async def lying(how: str = how) -> Stream:
-                stream = await connect()
+            async def lying(address: Address, how: str = how) -> Stream:
+                stream = await connect(address)
                 real = stream.receive
 
                 async def receive() -> Any:
