@@ -65,11 +65,6 @@ class Route:
         self._order = random.sample(self._configured, len(self._configured))
 
     @property
-    def has_choice(self) -> bool:
-        """Whether there is more than one to try: then none is waited for as long."""
-        return len(self._configured) > 1
-
-    @property
     def best(self) -> Address:
         """The one that is tried first."""
         return self._order[0]
