@@ -43,7 +43,7 @@ def life() -> Iterator[Life]:
 def test_wherever_the_power_fails_what_was_acknowledged_is_there_and_nothing_is_mixed(
     life: Life, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = crash(life.recording, life.directory, SEED, rounds=ROUNDS, reorderings=2, share=0.4, deep_share=0.08)
+    report = crash(life.recording, life.directory, SEED, rounds=ROUNDS, reorderings=2, share=0.16, deep_share=0.12)
     with capsys.disabled():
         print(
             f" [seed {SEED}: {report.operations} operations, {report.states} crash states,"
@@ -68,7 +68,7 @@ def test_so_it_is_where_the_store_is_encrypted(
     with scratch() as directory, encrypted():
         life = record_life(SEED, directory, rounds=3)
         assert files_named(life, ".seg") and files_named(life, "web"), "its keyring"
-        report = crash(life, directory, SEED, rounds=3, reorderings=1, share=0.12, deep_share=0.1)
+        report = crash(life, directory, SEED, rounds=3, reorderings=1, share=0.08, deep_share=0.12)
     with capsys.disabled():
         print(f" [{report.states} crash states, {report.deep} of them gone on with and rebuilt]", end="")
     assert not report.failures, "\n".join(report.failures)
