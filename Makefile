@@ -19,7 +19,7 @@ demo: $(VENV)/.demo ## the whole story on this machine, unprivileged, in about a
 test: $(VENV)/.test ## set up and run the tests (installs Debian packages when root; otherwise says what it skips)
 	@./deploy/test-tools >&2
 	@./deploy/run-tests $(PY) -m 'machine and not campaign' $(ARGS)
-	@./deploy/run-tests $(PY) -m 'not machine and not campaign' -n $(WORKERS) --dist loadfile $(ARGS)
+	@./deploy/run-tests $(PY) -m 'not machine and not campaign' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 campaigns: $(VENV)/.test ## attack real parties again and again: planted faults, killed upgrades, servers that join (about ten minutes, as root)
 	@./deploy/test-tools >&2

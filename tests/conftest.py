@@ -36,8 +36,26 @@ MACHINE = (
     "tests/target/test_store_away.py",
 )
 
+LONGEST = (
+    "tests/crash/test_crash.py",
+    "tests/docs/test_commands.py",
+    "tests/system/",
+    "tests/fleet/test_processes.py",
+    "tests/fuzz/",
+    "tests/failover/engine/",
+    "tests/monitoring/",
+    "tests/security/test_doors.py",
+    "tests/store/",
+)
+"""Files of long tests, which begin first: one that begins last is waited for by an idle machine."""
+
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what uses the machine as a whole."""
     if item.nodeid.startswith(MACHINE):
         item.add_marker(pytest.mark.machine)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first (pytest-xdist is told to keep the order: Makefile)."""
+    items.sort(key=lambda item: next((n for n, place in enumerate(LONGEST) if item.nodeid.startswith(place)), 99))
