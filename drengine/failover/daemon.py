@@ -1,8 +1,9 @@
 """The orchestrator as a daemon: what goes on when nobody types a command.
 
 It keeps the registry's picture of the parties, looks whether runbooks are ready, runs drills when they are due, and
-goes on with such drills after a restart. Runs that people began are theirs to go on with. Nothing waits for it: every
-command opens store and registry by itself, so a failover needs no daemon (rule 10).
+takes up runs whose executor died, here or elsewhere: a daemon that ends hands its own over. A run that a person has
+interrupted is left to people. Nothing waits for a daemon: every command opens store and registry by itself, so a
+failover needs none (rule 10). Several may share a registry; whoever is first does what is to be done once.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from drengine.failover.config import OrchestratorConfig
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.options import RunOptions
 from drengine.failover.reading.reader import read_runbook
-from drengine.failover.registry.errors import RUN_ACTIVE
-from drengine.failover.registry.values import StoredRunbook
-from drengine.failover.run import RunRecord, RunState
+from drengine.failover.registry.errors import LEASE_HELD, RUN_ACTIVE
+from drengine.failover.registry.values import StoredRunbook, Unheld
+from drengine.failover.run import RunRecord
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
 from drengine.failover.watching import ReadinessWatch
@@ -39,6 +40,9 @@ log = logging.getLogger("drengine.orchestrator")
 
 PICTURE_SECONDS = 1.0
 SCHEDULE_SECONDS = 5.0
+TAKE_UP_SECONDS = 2.0
+TAKEN_AGAIN_SECONDS_MAX = 600.0
+"""A run that is taken up again and again, because whoever does so dies of it, is taken up ever more seldom."""
 SCHEDULER = "schedule"
 """Who started a run that was due."""
 _SCHEDULER = Person(SCHEDULER, "orchestrator")
@@ -57,14 +61,17 @@ class Orchestrator:
         """When Prometheus last asked what there is, by the monotonic clock."""
         self._noted: dict[str, object] = {}
         self._read: dict[tuple[str, str], Runbook | None] = {}
+        self.taken_up = 0
+        """Runs that were taken up here since the start."""
+        self._rests: dict[str, tuple[float, float]] = {}  # until when a run is not taken up again, and for how long
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wanted: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled; runs under way are then left to whoever goes on with them."""
-        tasks = [asyncio.create_task(work()) for work in (self._keep_picture, self._keep_schedule, self.watch.run)]
+        works = (self._keep_picture, self._keep_schedule, self._keep_taking_up, self.watch.run)
+        tasks = [asyncio.create_task(work()) for work in works]
         try:
-            await self._go_on()
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -73,7 +80,7 @@ class Orchestrator:
                 task.cancel()
             await asyncio.gather(*tasks, *self._running.values(), return_exceptions=True)
 
-    def carry_out(self, run: RunRecord) -> asyncio.Task[None]:
+    def carry_out(self, run: RunRecord, unheld: Unheld | None = None) -> asyncio.Task[None]:
         """Carry a run out beside everything else; how it goes is in its journal.
 
         Where that is done here already, what is asked is heeded too, also when the executor has just ended.
@@ -81,25 +88,35 @@ class Orchestrator:
         if run.id in self._running:
             self._wanted.add(run.id)
         else:
-            self._running[run.id] = asyncio.create_task(self._execute(run))
+            self._running[run.id] = asyncio.create_task(self._execute(run, unheld))
         return self._running[run.id]
 
-    async def _execute(self, run: RunRecord) -> None:
+    async def _execute(self, run: RunRecord, unheld: Unheld | None) -> None:
         try:
-            await self._execute_once(run)
+            await self._execute_once(run, unheld)
             while run.id in self._wanted:
                 self._wanted.discard(run.id)
                 await self._execute_once(run, asked=True)
         finally:
             del self._running[run.id]  # nothing is awaited since the last look at what is wanted
 
-    async def _execute_once(self, run: RunRecord, *, asked: bool = False) -> None:
+    async def _execute_once(self, run: RunRecord, unheld: Unheld | None = None, *, asked: bool = False) -> None:
         """`asked`: only if somebody wants something of it that nobody has heeded."""
+        begun = unheld is None
+
+        def watch(*_: object) -> None:
+            nonlocal begun
+            self.taken_up += not begun
+            begun = True
+
         try:
             if asked and not (await asyncio.to_thread(self.engine.snapshot, run.id)).is_asked:
                 return
-            ended = await self.engine.execute(run, patient=True)
+            ended = await self.engine.execute(run, watch=watch, patient=begun, hands_over=True, unheld=unheld)
         except DrengineError as error:
+            if error.kind is LEASE_HELD:
+                log.info("%s of %s is carried out elsewhere", run.mode.value, run.runbook, extra={"run": run.id})
+                return
             log.error("%s of %s was interrupted: %s", run.mode.value, run.runbook, error, extra={"run": run.id})  # noqa: TRY400
         except Exception:
             log.exception("%s of %s failed unexpectedly", run.mode.value, run.runbook, extra={"run": run.id})
@@ -127,14 +144,32 @@ class Orchestrator:
             await asyncio.to_thread(note, *values)
             self._noted[key] = news
 
-    # ---- drills by themselves --------------------------------------------------------------------------------
+    # ---- runs that nobody executes -----------------------------------------------------------------------------
 
-    async def _go_on(self) -> None:
-        """Drills that were due and were interrupted with us."""
-        for run in await asyncio.to_thread(self.engine.registry.runs):
-            if run.started_by == SCHEDULER and run.state in (RunState.RUNNING, RunState.WAITING):
-                log.info("going on with the drill of %s", run.runbook, extra={"run": run.id})
-                self.carry_out(run)
+    async def _keep_taking_up(self) -> None:
+        while True:
+            await _unless_unavailable(self._take_up)
+            await self.engine.site.clock.sleep(min(TAKE_UP_SECONDS, self.engine.config.lease / 2))
+
+    async def _take_up(self) -> None:
+        for unheld in await asyncio.to_thread(self.engine.abandoned):
+            run = unheld.run
+            if run.id not in self._running and not self._rest(run.id):
+                why = f"{unheld.owner} does not go on with it" if unheld.owner else "nobody has heeded what was asked"
+                log.warning("taking up the %s of %s: %s", run.mode.value, run.runbook, why, extra={"run": run.id})
+                self.carry_out(run, unheld)
+
+    def _rest(self, run: str) -> bool:
+        """Whether a run is left alone for now, because it was taken up here a moment ago; if not, that is noted."""
+        now = self.engine.site.clock.monotonic()
+        until, seconds = self._rests.get(run, (now, self.engine.config.lease / 2))
+        if now < until:
+            return True
+        self._rests = {id: each for id, each in self._rests.items() if now < each[0] + TAKEN_AGAIN_SECONDS_MAX}
+        self._rests[run] = now + seconds, min(2 * seconds, TAKEN_AGAIN_SECONDS_MAX)
+        return False
+
+    # ---- drills by themselves --------------------------------------------------------------------------------
 
     async def _keep_schedule(self) -> None:
         while True:

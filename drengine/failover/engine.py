@@ -32,8 +32,9 @@ from drengine.failover.preflight.examine import Preflight
 from drengine.failover.readiness import Readiness, blocking, in_order
 from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.registry import Registry
+from drengine.failover.registry.values import Unheld
 from drengine.failover.report.collect import keep_report_of
-from drengine.failover.run import RunRecord, new_run_id
+from drengine.failover.run import RunRecord, RunState, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, observe
 from drengine.failover.steps.step import Case, Site
@@ -110,8 +111,22 @@ class Engine:
             created_ns=now_ns,
             options=self.with_launches(msgspec.structs.replace(options, force_by=book.force_by), mode, book).kept(),
         )
-        self.registry.create_run(run)
+        self.registry.create_run(run, owner=self.owner, seconds=self.config.lease)
         return run
+
+    def abandoned(self) -> list[Unheld]:
+        """Runs that somebody has to take up: their executor died or handed them over; or what was asked of them a while
+        ago was not heeded, because whoever asked died before he carried it out. What a person interrupted is his.
+        """
+        return [each for each in self.registry.unheld_runs() if self._is_abandoned(each)]
+
+    def _is_abandoned(self, unheld: Unheld) -> bool:
+        if unheld.owner and unheld.run.state in (RunState.RUNNING, RunState.WAITING):
+            return True
+        if unheld.asked_seconds < self.config.lease:
+            return False
+        snapshot = self.snapshot(unheld.run.id)
+        return snapshot.reopened if unheld.run.state is RunState.FINISHED else snapshot.is_asked
 
     async def execute(
         self,
@@ -120,8 +135,10 @@ class Engine:
         wait: bool = True,
         watch: Watcher = lambda run, snapshot, decision: None,
         patient: bool = False,
+        hands_over: bool = False,
+        unheld: Unheld | None = None,
     ) -> RunRecord:
-        """Carry a run out, or go on with it, and keep its report; see Executor.execute.
+        """Carry a run out, or go on with it, and keep its report; see Executor.
 
         `patient`: whoever had it before may be dead, so its lease is waited for.
         """
@@ -134,9 +151,10 @@ class Engine:
             lease_seconds=self.config.lease,
             watch=telling(self.notifier, watch),
             witness=self.registry.witness,
+            hands_over=hands_over,
         )
         patience_seconds = self.config.lease + LEASE_MARGIN_SECONDS if patient else 0.0
-        ended = await executor.execute(run.id, wait=wait, patience_seconds=patience_seconds)
+        ended = await executor.execute(run.id, wait=wait, patience_seconds=patience_seconds, unheld=unheld)
         await asyncio.to_thread(self._note_reports, ended)
         page = await keep_report_of(self.registry, self.config.reports, run.id, self.site.clock.now_ns())
         if page is not None:

@@ -23,6 +23,8 @@ from drengine.failover.decide import Action, Decision, Reason, decide
 from drengine.failover.errors import RUN_FAILED
 from drengine.failover.options import read_options
 from drengine.failover.plan import plan, plan_rollback
+from drengine.failover.registry.errors import LEASE_LOST
+from drengine.failover.registry.values import Unheld
 from drengine.failover.run import (
     Event,
     JournalEntry,
@@ -43,6 +45,7 @@ from drengine.failover.snapshot import (
     RESUMED,
     ROLLBACK,
     STOPPED,
+    TAKEN_UP,
     Snapshot,
     StepState,
     observe,
@@ -60,6 +63,12 @@ log = logging.getLogger("drengine.failover")
 POLL_SECONDS = 0.5
 """How often people's requests are looked for while nothing else happens."""
 
+RENEWALS = 4
+"""In the time that a lease lasts."""
+HELD_SHARE = 0.7
+"""Of a lease's time since it was last renewed, after which its holder gives up what is under way, so that this is over
+before another may begin.
+"""
 GRACE_SECONDS = 5.0
 """Beyond a step's own time limit: a handler that keeps its limit itself ends first."""
 
@@ -88,8 +97,8 @@ def despite_in(words: Sequence[str]) -> list[str]:
 class RunKeeper(Protocol):
     """What the executor asks of the registry."""
 
-    def acquire_lease(self, name: str, owner: str, seconds: float) -> Lease:
-        """Become its holder, or raise LEASE_HELD."""
+    def acquire_lease(self, name: str, owner: str, seconds: float, *, after: int | None = None) -> Lease:
+        """Become its holder, or raise LEASE_HELD; `after`: only if this is the newest token still."""
         ...
 
     def renew_lease(self, lease: Lease, seconds: float) -> Lease:
@@ -98,6 +107,10 @@ class RunKeeper(Protocol):
 
     def release_lease(self, lease: Lease) -> None:
         """Let it go; no error when it is lost."""
+        ...
+
+    def hand_over_lease(self, lease: Lease) -> None:
+        """End its time, so that another executor takes the run up."""
         ...
 
     def run(self, id: str) -> RunRecord:
@@ -168,8 +181,11 @@ class Executor:
         watch: Watcher = lambda run, snapshot, decision: None,
         poll_seconds: float = POLL_SECONDS,
         witness: Witness | None = None,
+        hands_over: bool = False,
     ) -> None:
+        """`hands_over`: if it is ended before its run is, another one takes that up; otherwise a person resumes it."""
         self._registry = registry
+        self._hands_over = hands_over
         self._site = site
         self._kinds = step_kinds() if kinds is None else kinds
         self._runbook = runbook
@@ -187,38 +203,53 @@ class Executor:
         self._abandoned = asyncio.Event()
         self._holding = asyncio.Lock()  # the lease is renewed, or let go
         self._left = False
+        self._held_at = 0.0  # monotonic moment at which the lease was last asked for and got
         self._lease: Lease
         self._run: RunRecord
         self._subject: Subject
         self._last: Snapshot
 
-    async def execute(self, run: str, *, wait: bool = True, patience_seconds: float = 0.0) -> RunRecord:
+    async def execute(
+        self, run: str, *, wait: bool = True, patience_seconds: float = 0.0, unheld: Unheld | None = None
+    ) -> RunRecord:
         """Work on a run until it is finished, stopped, or (unless `wait`) only waits for people.
 
         Args:
             run: which.
             wait: for approvals.
             patience_seconds: how long to wait for the lease of an executor that may be dead.
+            unheld: what was seen when nobody executed it; LEASE_HELD when somebody has done so since.
 
         Raises:
             DrengineError: LEASE_HELD, LEASE_LOST, UNKNOWN_RUN; those of the registry.
         """
-        self._lease = await self._insist(
-            patience_seconds, self._registry.acquire_lease, run_lease(run), self._owner, self._lease_seconds
-        )
-        working = asyncio.create_task(self._work(run, wait))
+        self._lease = await self._insist(patience_seconds, self._acquire, run, unheld.token if unheld else None)
+        working = asyncio.create_task(self._work(run, wait, unheld.owner if unheld else ""))
         keeping = asyncio.create_task(self._keep_lease())
+        over = self._registry.release_lease
         try:
             await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
             if keeping.done() and not working.done() and not self._left:
                 await _cancelled(working)
                 keeping.result()
             return await working
+        except asyncio.CancelledError:
+            over = self._registry.hand_over_lease if self._hands_over else over
+            raise
+        except DrengineError as error:
+            is_lost = error.kind is LEASE_LOST or error.kind.retryable
+            over = self._registry.hand_over_lease if self._hands_over and is_lost else over
+            raise
         finally:
             await _cancelled(working, keeping, *self._tasks.values(), *self._telling)
-            await asyncio.to_thread(self._registry.release_lease, self._lease)
+            with suppress(DrengineError):  # the registry is away; the lease ends by itself
+                await asyncio.to_thread(over, self._lease)
 
-    async def _work(self, run: str, wait: bool) -> RunRecord:
+    def _acquire(self, run: str, after: int | None) -> Lease:
+        self._held_at = self._site.clock.monotonic()
+        return self._registry.acquire_lease(run_lease(run), self._owner, self._lease_seconds, after=after)
+
+    async def _work(self, run: str, wait: bool, died: str) -> RunRecord:
         self._run = await asyncio.to_thread(self._registry.run, run)
         self._subject = subject_of(self._run, self._runbook_sha256)
         self._entries = await asyncio.to_thread(self._registry.entries, run)
@@ -233,6 +264,8 @@ class Executor:
             return self._run
         # First: whoever looks on takes a run that stopped, and of which nothing is asked any more, for ended.
         await self._set(RunState.RUNNING, Outcome.NONE, "")
+        if died:
+            await self._note({"decision": TAKEN_UP, "owner": self._owner, "from": died})
         if snapshot.resumed_by and not (snapshot.aborted_by or snapshot.rollback_by):
             asked = [each for each in self._requests if each.kind is RequestKind.RESUME][-1]
             resumed = {"decision": RESUMED, "by": asked.by, "step": asked.step, "request": snapshot.newest_request}
@@ -420,19 +453,38 @@ class Executor:
             await _cancelled(sleeping)
 
     async def _keep_lease(self) -> None:
-        """Renew it in good time; ends by failing, or when the run was left."""
+        """Renew it in good time; ends by failing, or when the run was left.
+
+        By our own clock it is lost before it is over at the registry: whoever can't renew it, because the registry is
+        away or does not answer, has given everything up when another one begins.
+        """
         clock = self._site.clock
-        until = clock.monotonic() + self._lease_seconds
         while True:
-            await clock.sleep(self._lease_seconds / 3)
-            if clock.monotonic() >= until:
-                log.warning("slept past the lease", extra={"lease": self._lease.name})
+            await clock.sleep(self._lease_seconds / RENEWALS)
             async with self._holding:
                 if self._left:
                     return
-                renew = partial(self._registry.renew_lease, self._lease, self._lease_seconds)
-                self._lease = await self._insist(self._lease_seconds, renew)
-            until = clock.monotonic() + self._lease_seconds
+                asked_at = clock.monotonic()
+                left = max(self._held_at + HELD_SHARE * self._lease_seconds - asked_at, self._poll_seconds)
+                if asked_at >= self._held_at + self._lease_seconds:
+                    log.warning("slept past the lease", extra={"lease": self._lease.name})
+                self._lease = await self._renewed(left)
+                self._held_at = asked_at
+
+    async def _renewed(self, seconds: float) -> Lease:
+        """The lease, renewed within so long; LEASE_LOST when the registry does not answer in time."""
+        renew = partial(self._registry.renew_lease, self._lease, self._lease_seconds)
+        renewing = asyncio.ensure_future(self._insist(seconds, renew))
+        limit = asyncio.ensure_future(self._site.clock.sleep(seconds + self._poll_seconds))
+        try:
+            await asyncio.wait({renewing, limit}, return_when=asyncio.FIRST_COMPLETED)
+            if renewing.done():
+                return renewing.result()
+            message = f"{self._lease.name}: the registry does not answer, so the lease could not be renewed in time"
+            raise DrengineError(LEASE_LOST, message)
+        finally:
+            for each in (renewing, limit):
+                each.cancel()  # what waits in a thread for a server that is gone ends by itself
 
     async def _note(self, payload: Mapping[str, Any]) -> None:
         await self._append(JournalEntry("", Event.DECISION, 0, self._now_ns(), payload))

@@ -119,6 +119,7 @@ RESUMED = "resumed"
 REPLANNED = "replanned"
 STOPPED = "stopped"
 FINISHED = "finished"
+TAKEN_UP = "taken-up"
 """What `decision` entries say, under the key ``decision``."""
 
 

@@ -23,7 +23,8 @@ from drengine.failover.daemon import SCHEDULER, Orchestrator
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.options import RunOptions
 from drengine.failover.registry import Registry
-from drengine.failover.run import RunState
+from drengine.failover.run import Outcome, RequestKind, RunRecord, RunState, run_lease
+from drengine.failover.snapshot import TAKEN_UP
 from drengine.model.clock import SystemClock
 from drengine.store.store import Store
 from tests.clock import ManualClock
@@ -114,20 +115,54 @@ async def test_a_due_drill_begins_once_whoever_sees_it(tmp_path: Path, monkeypat
         assert [(run.mode.value, run.started_by) for run in runs] == [("drill", SCHEDULER)]
 
 
-async def test_an_interrupted_scheduled_drill_goes_on_and_a_persons_run_is_left_alone(tmp_path: Path) -> None:
-    config = configured(tmp_path)
-    async with open_engine(config, clock=SystemClock()) as engine:
-        version = engine.registry.save_runbook("shop", RUNBOOK.replace('schedule: "0 3 * * *"\n', ""))
-        book = daemon.read_runbook(engine.registry.runbook("shop").text, where="shop")
-        ours = engine.create_run(daemon.Mode.DRILL, book, version, person(SCHEDULER), RunOptions())
-        other = RUNBOOK.replace("shop", "mill").replace('schedule: "0 3 * * *"\n', "")
-        version = engine.registry.save_runbook("mill", other)
-        book = daemon.read_runbook(other, where="mill")
-        theirs = engine.create_run(daemon.Mode.DRILL, book, version, person("anna"), RunOptions())
-        async with working(engine):
-            await until(lambda: engine.registry.entries(ours.id), "going on")
-            await until(lambda: engine.registry.run(ours.id).state is not RunState.RUNNING, "its end")
-        assert engine.registry.entries(theirs.id) == []
+async def test_runs_whose_executor_died_are_taken_up_and_one_that_a_person_interrupted_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    async with open_engine(configured(tmp_path), clock=SystemClock()) as engine:
+        handed_over, interrupted, asked = (begun(engine, name) for name in ("shop", "mill", "mint"))
+        registry, lease = engine.registry, engine.registry.acquire_lease
+        registry.hand_over_lease(lease(run_lease(handed_over.id), engine.owner, 60))
+        for run in (interrupted, asked):
+            registry.release_lease(lease(run_lease(run.id), engine.owner, 60))
+        registry.request(asked.id, RequestKind.ABORT, "", person("anna"))
+        lively = begun(engine, "mail")
+        assert [each.run.id for each in engine.abandoned()] == [handed_over.id], "what was asked just now is heeded yet"
+        with engine.registry._database.writing() as connection:
+            connection.exec_driver_sql("UPDATE requests SET at_ns = at_ns - 20000000000")
+        async with working(engine) as orchestrator:
+            await until(lambda: registry.run(handed_over.id).state is not RunState.RUNNING, "its end")
+            await until(lambda: registry.run(asked.id).outcome is Outcome.ABORTED, "the abort")
+        assert orchestrator.taken_up == 2
+        assert registry.entries(interrupted.id) == registry.entries(lively.id) == []
+        taken = [each.payload for each in registry.entries(handed_over.id) if each.payload.get("decision") == TAKEN_UP]
+        assert taken == [{"decision": TAKEN_UP, "owner": engine.owner, "from": engine.owner}]
+
+
+async def test_a_daemon_that_ends_hands_its_runs_to_the_next(tmp_path: Path) -> None:
+    config, hold = configured(tmp_path), tmp_path / "hold"
+    waiting = f"[sh, -c, 'while test ! -e {hold}; do sleep 0.02; done']"
+    text = RUNBOOK.replace('schedule: "0 3 * * *"\n', "").replace(
+        "[shop]}", f"[shop], before: [{{command: {waiting}}}]}}"
+    )
+    async with open_engine(config, clock=SystemClock()) as one:
+        run = begun(one, "shop", text)
+        async with working(one) as orchestrator:
+            orchestrator.carry_out(run)
+            await until(lambda: any(entry.step == "all.before.1" for entry in one.registry.entries(run.id)), "the step")
+    hold.touch()
+    async with open_engine(config, clock=SystemClock()) as two:
+        async with working(two):
+            await until(lambda: two.registry.run(run.id).state is not RunState.RUNNING, "its end")
+        owners = [each.payload["owner"] for each in two.registry.entries(run.id) if "owner" in each.payload]
+        assert {one.owner, two.owner} == set(owners)
+        assert owners == sorted(owners, key=[one.owner, two.owner].index)
+
+
+def begun(engine: Engine, name: str, text: str = "") -> RunRecord:
+    text = text or RUNBOOK.replace("shop", name).replace('schedule: "0 3 * * *"\n', "")
+    version = engine.registry.save_runbook(name, text)
+    book = daemon.read_runbook(text, where=name)
+    return engine.create_run(daemon.Mode.DRILL, book, version, person("anna"), RunOptions())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

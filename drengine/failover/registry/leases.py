@@ -19,8 +19,12 @@ from drengine.failover.run import Lease
 from drengine.model.errors import DrengineError
 
 
-def acquire(connection: Connection, name: str, owner: str, seconds: float, now_ns: int) -> Lease:
+def acquire(
+    connection: Connection, name: str, owner: str, seconds: float, now_ns: int, *, after: int | None = None
+) -> Lease:
     """Become the holder. The same owner again gets a new token: what it did before may still be under way.
+
+    `after`: only if this is the newest token, so that nobody has had the lease since somebody looked.
 
     Raises:
         DrengineError: LEASE_HELD.
@@ -34,9 +38,11 @@ def acquire(connection: Connection, name: str, owner: str, seconds: float, now_n
             pass  # somebody was faster: his row is there now
         found = _locked(connection, name)
         assert found is not None
-    if found["owner"] not in ("", owner) and _is_alive(found, now_ns):
+    if found["owner"] not in ("", owner) and is_alive(found, now_ns):
         left = max(0.0, (found["expires_ns"] - now_ns) / 1e9)
         raise DrengineError(LEASE_HELD, f"{name} is held by {found['owner']} for another {left:.1f} s")
+    if after is not None and found["token"] != after:
+        raise DrengineError(LEASE_HELD, f"{name} was taken by somebody else meanwhile")
     lease = Lease(name, owner, found["token"] + 1, now_ns + int(seconds * 1e9))
     _write(connection, lease, now_ns)
     return lease
@@ -59,6 +65,12 @@ def release(connection: Connection, lease: Lease) -> None:
     connection.execute(
         update(leases).where(leases.c.name == lease.name, leases.c.token == lease.token).values(owner="", expires_ns=0)
     )
+
+
+def hand_over(connection: Connection, lease: Lease) -> None:
+    """End its time at once, if it is still held: it counts as that of a holder who died, and not as let go."""
+    held = (leases.c.name == lease.name) & (leases.c.token == lease.token) & (leases.c.owner != "")
+    connection.execute(update(leases).where(held).values(granted_ns=0, expires_ns=0))
 
 
 def was_released(connection: Connection, lease: Lease) -> bool:
@@ -84,7 +96,8 @@ def _locked(connection: Connection, name: str) -> RowMapping | None:
     return connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one_or_none()
 
 
-def _is_alive(found: RowMapping, now_ns: int) -> bool:
+def is_alive(found: RowMapping, now_ns: int) -> bool:
+    """Whether the time that its holder was given runs still."""
     length_ns = found["expires_ns"] - found["granted_ns"]
     return bool(found["granted_ns"] - length_ns <= now_ns < found["expires_ns"])
 

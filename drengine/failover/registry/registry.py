@@ -29,7 +29,8 @@ from drengine.failover.registry.tables import (
     runs,
     schedules,
 )
-from drengine.failover.registry.values import Party, RunCount, StoredRunbook
+from drengine.failover.registry.tables import leases as leased
+from drengine.failover.registry.values import Party, RunCount, StoredRunbook, Unheld
 from drengine.failover.run import (
     LAST,
     Event,
@@ -125,8 +126,10 @@ class Registry:
 
     # Runs
 
-    def create_run(self, run: RunRecord) -> None:
+    def create_run(self, run: RunRecord, *, owner: str = "", seconds: float = 0.0) -> None:
         """Note a new run; it holds its sources until it is finished.
+
+        With `owner`, who is going to execute it has its lease for so long: if he dies before he begins, others see it.
 
         Raises:
             DrengineError: RUN_ACTIVE when an unfinished run holds one of them.
@@ -151,6 +154,8 @@ class Registry:
                 connection.execute(insert(runs).values(row))
                 if run.state is not RunState.FINISHED:
                     _hold(connection, run.id, run.sources)
+                if owner:
+                    leases.acquire(connection, run_lease(run.id), owner, seconds, self._database.now_ns(connection))
                 self.witness.begun(run)
         except IntegrityError as error:
             raise self._active(run.id, run.sources) from error
@@ -318,14 +323,16 @@ class Registry:
 
     # Leases
 
-    def acquire_lease(self, name: str, owner: str, seconds: float) -> Lease:
+    def acquire_lease(self, name: str, owner: str, seconds: float, *, after: int | None = None) -> Lease:
         """Become the holder of a lease, when nobody else is, or his time is over. Every holder's token is higher.
+
+        `after`: only if this is the newest token still.
 
         Raises:
             DrengineError: LEASE_HELD.
         """
         with self._database.writing() as connection:
-            return leases.acquire(connection, name, owner, seconds, self._database.now_ns(connection))
+            return leases.acquire(connection, name, owner, seconds, self._database.now_ns(connection), after=after)
 
     def renew_lease(self, lease: Lease, seconds: float) -> Lease:
         """Hold a lease for so long from now; also when its time is over and nobody else has taken it.
@@ -340,6 +347,34 @@ class Registry:
         """Let a lease go, if it is still held."""
         with self._database.writing() as connection:
             leases.release(connection, lease)
+
+    def hand_over_lease(self, lease: Lease) -> None:
+        """End a lease's time, if it is still held, so that another orchestrator takes its run up at once."""
+        with self._database.writing() as connection:
+            leases.hand_over(connection, lease)
+
+    def unheld_runs(self) -> list[Unheld]:
+        """Runs that may have to be taken up: nobody holds their lease, though somebody did once.
+
+        They are unfinished, or somebody asked once that they be rolled back.
+        """
+        asked = select(requests.c.run).where(requests.c.kind == RequestKind.ROLLBACK.value)
+        newest = select(func.max(requests.c.at_ns)).where(requests.c.run == runs.c.id).scalar_subquery()
+        chosen = (
+            select(
+                runs, leased.c.owner, leased.c.token, leased.c.granted_ns, leased.c.expires_ns, newest.label("asked")
+            )
+            .join(leased, leased.c.name == run_lease("") + runs.c.id)
+            .where((runs.c.state != RunState.FINISHED.value) | runs.c.id.in_(asked))
+            .order_by(runs.c.created_ns)
+        )
+        with self._database.reading() as connection:
+            now_ns = self._database.now_ns(connection)
+            return [
+                Unheld(_run_of(row), row["owner"], row["token"], max(0.0, (now_ns - (row["asked"] or now_ns)) / 1e9))
+                for row in connection.execute(chosen).mappings()
+                if not (row["owner"] and leases.is_alive(row, now_ns))
+            ]
 
     # What people ask
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from drengine.control.messages import AgentReport, PartyKind
-from drengine.failover.run import Outcome, RunState
+from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode
 
 
@@ -41,6 +41,22 @@ class Party:
     release: str
     report: AgentReport | None
     reported_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unheld:
+    """A run whose lease nobody holds.
+
+    Attributes:
+        owner: who held it and died, or handed it over; empty: it was let go.
+        token: the newest of its lease.
+        asked_seconds: since somebody last asked something of it; 0: nobody ever did.
+    """
+
+    run: RunRecord
+    owner: str
+    token: int
+    asked_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

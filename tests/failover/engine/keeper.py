@@ -73,7 +73,7 @@ class MemoryKeeper:
     def entries(self, run: str, after: int = 0) -> list[JournalEntry]:
         return [entry for entry in self._journals[run] if entry.seq > after]
 
-    def acquire_lease(self, name: str, owner: str, seconds: float) -> Lease:
+    def acquire_lease(self, name: str, owner: str, seconds: float, *, after: int | None = None) -> Lease:
         with self._lock:
             held = self._leases.get(name)
             now = self._clock.now_ns()
