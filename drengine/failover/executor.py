@@ -332,6 +332,7 @@ class Executor:
             started_by=self._run.started_by,
             forced_by=self._forced_by(snapshot),
             despite=snapshot.despite,
+            again=again,
         )
         looking = again or attempt > 1
         self._tasks[step.id] = asyncio.create_task(self._carry_out(step, context, looking), name=step.id)

@@ -138,28 +138,8 @@ async def test_runs_whose_executor_died_are_taken_up_and_one_that_a_person_inter
         assert taken == [{"decision": TAKEN_UP, "owner": engine.owner, "from": engine.owner}]
 
 
-async def test_a_daemon_that_ends_hands_its_runs_to_the_next(tmp_path: Path) -> None:
-    config, hold = configured(tmp_path), tmp_path / "hold"
-    waiting = f"[sh, -c, 'while test ! -e {hold}; do sleep 0.02; done']"
-    text = RUNBOOK.replace('schedule: "0 3 * * *"\n', "").replace(
-        "[shop]}", f"[shop], before: [{{command: {waiting}}}]}}"
-    )
-    async with open_engine(config, clock=SystemClock()) as one:
-        run = begun(one, "shop", text)
-        async with working(one) as orchestrator:
-            orchestrator.carry_out(run)
-            await until(lambda: any(entry.step == "all.before.1" for entry in one.registry.entries(run.id)), "the step")
-    hold.touch()
-    async with open_engine(config, clock=SystemClock()) as two:
-        async with working(two):
-            await until(lambda: two.registry.run(run.id).state is not RunState.RUNNING, "its end")
-        owners = [each.payload["owner"] for each in two.registry.entries(run.id) if "owner" in each.payload]
-        assert {one.owner, two.owner} == set(owners)
-        assert owners == sorted(owners, key=[one.owner, two.owner].index)
-
-
-def begun(engine: Engine, name: str, text: str = "") -> RunRecord:
-    text = text or RUNBOOK.replace("shop", name).replace('schedule: "0 3 * * *"\n', "")
+def begun(engine: Engine, name: str) -> RunRecord:
+    text = RUNBOOK.replace("shop", name).replace('schedule: "0 3 * * *"\n', "")
     version = engine.registry.save_runbook(name, text)
     book = daemon.read_runbook(text, where=name)
     return engine.create_run(daemon.Mode.DRILL, book, version, person("anna"), RunOptions())

@@ -10,8 +10,13 @@ import msgspec
 from drengine.failover.steps.errors import COMMAND_FAILED
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import environment_of
-from drengine.process import run_cancellable
+from drengine.failover.steps.threads import in_thread
+from drengine.process import end_marked, run_cancellable
+from drengine.process.command import TERMINATE_SECONDS
 from drengine.redaction import without_secrets
+
+STEP_MARK = "DRENGINE_STEP_OF_RUN"
+"""In the environment of a step's program: whose it is. The executor that started it may die before it ends."""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -30,11 +35,14 @@ async def run_program(
         step, context: on whose behalf, which the program's environment tells.
         seconds: how long it may take; 0: as long as the step.
         given: its standard input.
+
+    What an executor that died has left running of this step, on this host, is ended before: the two never act together.
     """
-    seconds = seconds or step.timeout_seconds
-    finished = await run_cancellable(
-        argv, timeout_seconds=seconds, environment=environment_of(step, context), given=given
-    )
+    seconds, mark = seconds or step.timeout_seconds, f"{context.run}/{step.id}"
+    if context.again:
+        await in_thread(lambda: end_marked(STEP_MARK, mark, grace_seconds=TERMINATE_SECONDS))
+    environment = {**environment_of(step, context), STEP_MARK: mark}
+    finished = await run_cancellable(argv, timeout_seconds=seconds, environment=environment, given=given)
     output = without_secrets(finished.output)
     if finished.ok:
         return StepResult(True, f"{argv[0]} ended well", data=Ended(0), output=output)

@@ -197,6 +197,7 @@ class StepContext:
         started_by: who started the run.
         forced_by: who said that the run goes on without fencing; empty: nobody.
         despite: checks of the preflight past which somebody said that the run goes on.
+        again: an earlier try was interrupted: its executor died, and what it started may run yet.
     """
 
     run: str
@@ -212,6 +213,7 @@ class StepContext:
     started_by: str = ""
     forced_by: str = ""
     despite: Sequence[str] = ()
+    again: bool = False
 
     def found(self, kind: StepKind[Any, R], source: str = "") -> R | None:
         """What the run's step of a kind gave for a source; None when it is not done, or is not part of the run."""

@@ -27,7 +27,7 @@ from drengine.failover.registry.tables import metadata
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from tests.failover.registry.rig import run_named
-from tests.system.postgres import Server
+from tests.postgres import Postgres
 
 SAMPLES = Path(__file__).parent / "samples"
 OLDER = ("0001", "0002")
@@ -47,8 +47,8 @@ def old(url: str, kind: str, version: str, request: pytest.FixtureRequest) -> st
             connection.executescript(statements)
         connection.close()
     else:
-        server: Server = request.getfixturevalue("postgres")[0]
-        server.load(url.partition("?")[0].rpartition("/")[2], statements)
+        postgres: Postgres = request.getfixturevalue("postgres")
+        postgres.server.load(url.partition("?")[0].rpartition("/")[2], statements)
     return url
 
 
