@@ -56,6 +56,14 @@ def keys_name(source: str) -> str:
     return f"{KEYS}/{source}"
 
 
+def source_of(name: str) -> str:
+    """Whose file it is; empty for the store's own."""
+    folder, _, rest = name.partition("/")
+    if folder == SEGMENTS:
+        return rest.partition("/")[0] if "/" in rest else ""
+    return rest if folder == KEYS and name != STORE_KEYS else ""
+
+
 def parse_segment_name(name: str) -> SegmentPlace | None:
     """What a name says, or None when it is not a segment's."""
     match = _SEGMENT.fullmatch(name)

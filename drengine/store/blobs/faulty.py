@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import NamedTuple
 
+from drengine.store.blobs.index import Changes
 from drengine.store.blobs.storage import Abilities, Appender, Buffer, Reader, Storage
 
 
@@ -116,6 +117,14 @@ class FaultyStorage:
         """See Storage."""
         return self.inner.free_bytes()
 
+    def available_length(self, name: str) -> int:
+        """See Storage."""
+        return self.inner.available_length(name)
+
+    def close(self) -> None:
+        """See Storage."""
+        self.inner.close()
+
 
 class FaultyAppender:
     """See Appender."""
@@ -133,11 +142,12 @@ class FaultyAppender:
             fail(fault, self._name)
         self._inner.append(*parts)
 
-    def sync(self) -> None:
+    def sync(self) -> Changes:
         """See Appender."""
         fault = self._storage.check("sync", self._name)
-        self._inner.sync()
+        changes = self._inner.sync()
         fail(fault, self._name)
+        return changes
 
     def close(self) -> None:
         """See Appender."""

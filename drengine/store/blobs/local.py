@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from drengine.durable import open_aside, remove_aside
 from drengine.linux import writeback
 from drengine.ownership import give_to_owner
+from drengine.store.blobs.index import NO_CHANGES, Changes
 from drengine.store.blobs.storage import Abilities, Buffer, name_parts
 
 UNFINISHED = ".tmp"
@@ -45,9 +47,14 @@ class LocalAppender:
             writeback.begin(self._descriptor, self._begun, self._length - self._begun)
             self._begun = self._length
 
-    def sync(self) -> None:
+    def lock(self) -> None:
+        """Hold the file's lock for as long as it is open, so that others can tell that it is being written."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def sync(self) -> Changes:
         """See Appender."""
         os.fdatasync(self._descriptor)
+        return NO_CHANGES
 
     def close(self) -> None:
         """See Appender."""
@@ -154,6 +161,25 @@ class LocalStorage:
         """See Storage."""
         with self._folders(f"{prefix}/any") as (chain, _):
             _sync(chain)
+
+    def make_folders(self, name: str) -> None:
+        """Make the folders above a name, so that a file can be renamed to it."""
+        with self._folders(name, make=True):
+            pass
+
+    def available_length(self, name: str) -> int:
+        """See Storage."""
+        try:
+            reader = self.open(name)
+        except FileNotFoundError:
+            return 0
+        try:
+            return reader.size()
+        finally:
+            reader.close()
+
+    def close(self) -> None:
+        """See Storage."""
 
     def sweep(self) -> int:
         """See Storage. A `put` under way holds a lock on its file, so only those of the dead go."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 
+from drengine.store.blobs.index import NO_CHANGES, Changes
 from drengine.store.blobs.storage import Abilities, Buffer, name_parts
 
 
@@ -65,6 +66,14 @@ class MemoryStorage:
         """See Storage."""
         return None
 
+    def available_length(self, name: str) -> int:
+        """See Storage."""
+        with self.lock:
+            return len(self.files.get(name, b""))
+
+    def close(self) -> None:
+        """See Storage."""
+
 
 class MemoryAppender:
     """A file that grows in memory. See Appender."""
@@ -81,7 +90,7 @@ class MemoryAppender:
         for part in parts:
             self._data += part
 
-    def sync(self) -> None:
+    def sync(self) -> Changes:
         """See Appender."""
         self._require_open()
         if not self._storage.abilities.append:
@@ -90,6 +99,7 @@ class MemoryAppender:
                     raise FileExistsError(errno.EEXIST, "another writer took the name", self._name)
                 self._storage.files[self._name] = self._data
             self._uploaded = True
+        return NO_CHANGES
 
     def close(self) -> None:
         """See Appender."""

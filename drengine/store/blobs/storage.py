@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import Protocol
 
+from drengine.store.blobs.index import Changes
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -34,12 +36,17 @@ class Appender(Protocol):
         """Add bytes at the end, all of them or an error; after an error part of them may be there."""
         ...
 
-    def sync(self) -> None:
-        """Make all appended bytes durable. After an error nothing may be assumed about any of them."""
+    def sync(self) -> Changes:
+        """Make all appended bytes durable. After an error nothing may be assumed about any of them.
+
+        Returns:
+            What the transaction that commits these bytes must change in the catalogue, where storage keeps rows there:
+            each of them, in the order of the calls.
+        """
         ...
 
     def close(self) -> None:
-        """Let go of it; what was not synced may be lost. Harmless when done twice."""
+        """Let go of it, once what its syncs returned is committed; what was not synced may be lost. Harmless twice."""
         ...
 
 
@@ -116,6 +123,14 @@ class Storage(Protocol):
 
     def free_bytes(self) -> int | None:
         """Room left, or None where there is no such limit."""
+        ...
+
+    def available_length(self, name: str) -> int:
+        """Bytes of a file, from its beginning, that are still there when this host is lost; on a local disk all."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; uploads behind the acknowledgements are waited for, within bounds."""
         ...
 
 

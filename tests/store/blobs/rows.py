@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from drengine.store.blobs.index import NO_CHANGES, Changes
 from drengine.store.blobs.storage import Abilities, Buffer, name_parts
 
 
@@ -62,6 +63,11 @@ class RowStorage:
     def free_bytes(self) -> int | None:
         return None
 
+    def available_length(self, name: str) -> int:
+        return self.open(name).size()
+
+    def close(self) -> None: ...
+
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self._path, timeout=60)) as database, database:
@@ -80,10 +86,11 @@ class RowAppender:
         for part in parts:
             self._data += part
 
-    def sync(self) -> None:
+    def sync(self) -> Changes:
         if self._data is not None:
             self._storage.put(self._name, self._data)
         self._data = None
+        return NO_CHANGES
 
     def close(self) -> None:
         self._data = None

@@ -1,0 +1,1 @@
+"""A store's files as immutable objects of an S3 store."""

@@ -1,0 +1,340 @@
+"""The storage `s3`: files are immutable objects, written to the local spool first and read through a local cache.
+
+What exists is said by the catalogue's rows (blobs/index.py), never by a listing, which serves a rebuild only. The
+catalogue is given after the storage is made: `attach`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from drengine.model.clock import Clock, SystemClock
+from drengine.model.errors import DrengineError
+from drengine.store.blobs.index import (
+    NO_CHANGES,
+    Changes,
+    Index,
+    ObjectRemovalRow,
+    PartRow,
+    end_of,
+    new_file_token,
+)
+from drengine.store.blobs.local import LocalAppender, LocalReader
+from drengine.store.blobs.memory import MemoryReader
+from drengine.store.blobs.s3.cache import Cache
+from drengine.store.blobs.s3.client import LimitedClient, ObjectClient, ObjectInfo, Patience, PatientClient, Rate
+from drengine.store.blobs.s3.errors import OBJECT_MISSING
+from drengine.store.blobs.s3.options import ACK_LOCAL, S3Options
+from drengine.store.blobs.s3.place import S3Place
+from drengine.store.blobs.s3.reader import Fetcher, ObjectReader
+from drengine.store.blobs.s3.spool import Spool, Spooled
+from drengine.store.blobs.s3.upload import Backlog, Piece, Uploader, Uploads, deletion, next_tail, swap
+from drengine.store.blobs.storage import Abilities, Buffer, Reader, name_parts
+from drengine.store.names import parse_segment_name, source_of
+
+Rows = list[PartRow]
+Removals = list[ObjectRemovalRow]
+
+
+class S3Storage:
+    """Objects at a place. See Storage."""
+
+    abilities = Abilities(append=True)
+
+    def __init__(
+        self,
+        directory: Path,
+        place: str,
+        options: S3Options | None = None,
+        *,
+        client: ObjectClient | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Make no request yet.
+
+        Args:
+            directory: of the store on this host: its spool and cache lie there.
+            place: see S3Place.
+            options: [s3].
+            client: in place of the SDK's (for tests).
+            clock: of decisions to delete.
+
+        Raises:
+            DrengineError: OBJECT_STORE_PLACE, OBJECT_STORE_KEYS.
+        """
+        self.options = options = options or S3Options()
+        self.place = S3Place.parse(place)
+        self.holder = socket.gethostname()
+        self._clock = clock or SystemClock()
+        patience = Patience(total_seconds=options.patience)
+        limited = LimitedClient(
+            client or _sdk(self.place, options, patience),
+            concurrency=options.concurrency,
+            upload=Rate(options.upload_rate),
+            download=Rate(options.download_rate),
+        )
+        self.client: ObjectClient = PatientClient(limited, patience)
+        self._pool = ThreadPoolExecutor(options.concurrency, thread_name_prefix="objects")
+        self._syncs = ThreadPoolExecutor(options.concurrency, thread_name_prefix="syncs")
+        self._spool, self._cache = Spool(directory), Cache(directory, options.cache)
+        self._fetcher = Fetcher(self.client, self._cache, self._pool)
+        self._uploads = Uploads(
+            self.client,
+            patience,
+            self._pool,
+            part_bytes=options.part_size,
+            holder=self.holder,
+            clock=self._clock,
+        )
+        self._index: Index | None = None
+        self._uploader: Uploader | None = None
+
+    def attach(self, index: Index) -> None:
+        """Take the catalogue that says what exists; it must be a connection of this storage's own."""
+        self._index = index
+        self._uploader = Uploader(
+            self._uploads, index, self._spool, self._cache, interval_seconds=self.options.upload_interval
+        )
+
+    @property
+    def index(self) -> Index:
+        """The catalogue."""
+        assert self._index is not None, "a storage is attached before it is used"
+        return self._index
+
+    @property
+    def uploader(self) -> Uploader:
+        """What uploads behind the acknowledgements."""
+        assert self._uploader is not None, "a storage is attached before it is used"
+        return self._uploader
+
+    def create(self, name: str) -> S3Appender:
+        """See Storage: begun in the spool."""
+        name_parts(name)
+        if self.index.parts(source_of(name), name) or self._spool.of_name(name):
+            raise FileExistsError(errno.EEXIST, "the name is taken", name)
+        file = Spooled(name, new_file_token())
+        local = self._spool.create(*file)
+        reader = self._spool.open(*file)
+        assert reader is not None
+        return S3Appender(self, file, local, reader)
+
+    def open(self, name: str) -> Reader:
+        """See Storage: the local file, a copy of it, or its objects."""
+        name_parts(name)
+        rows = self._parts(name)
+        if not rows:
+            return self._unnamed(name)
+        file = rows[0].file
+        for _ in range(2):  # it may become a copy in between
+            if reader := self._spool.open(name, file) or self._cache.open_whole(name, file):
+                return reader
+        if not any(row.object for row in rows):
+            raise OSError(errno.EIO, f"only {rows[0].holder} has it, and did not upload it", name)
+        if parse_segment_name(name):
+            return ObjectReader(self._fetcher, lambda: self._parts(name), rows)
+        return self._whole(name, rows)
+
+    def put(self, name: str, data: Buffer) -> None:
+        """See Storage."""
+        name_parts(name)
+        source, data = source_of(name), bytes(data)
+        piece = Piece(name, new_file_token(), 0, len(data))
+        row = self._uploads.store(piece, lambda begin, length: data[begin : begin + length])
+        with self.index.transaction(source):
+            old = self.index.parts(source, name)
+            changes = swap(self._uploads, row, old)
+            self.index.remove(*changes.remove)
+            self.index.put(*changes.put, *self._uploads.given_up(source))
+        for file in {each.file for each in old}:
+            self._cache.forget(name, file)
+        self._cache.keep_whole(name, piece.file, data)
+
+    def list(self, prefix: str) -> list[str]:
+        """See Storage: what the catalogue names, and what lies in the spool."""
+        if above := prefix.rpartition("/")[0]:
+            name_parts(above)
+        folder, _, rest = prefix.partition("/")
+        source = rest.partition("/")[0] if folder == "segments" and "/" in rest else None
+        named = self.index.part_names(source, prefix)
+        return sorted({*named, *(each.name for each in self._spool.files(prefix))})
+
+    def delete(self, name: str) -> None:
+        """See Storage: decided at once; the objects go later, see `delete_objects`."""
+        name_parts(name)
+        rows, local = self._parts(name), self._spool.of_name(name)
+        if not rows and not local:
+            return
+        deletion(self.index, self._clock, name, local)
+        files = {row.file for row in rows} or {each.file for each in local}
+        for file in files:
+            self.uploader.forget(Spooled(name, file))
+            self._spool.delete(name, file)
+            self._cache.forget(name, file)
+
+    def sync_dir(self, prefix: str) -> None:
+        """See Storage."""
+        name_parts(prefix)
+        self._spool.sync_dir(prefix)
+
+    def sweep(self) -> int:
+        """See Storage; and take on what other processes of this host left to be uploaded."""
+        self.uploader.adopt()
+        return 0
+
+    def free_bytes(self) -> int | None:
+        """See Storage: of the spool's disk."""
+        return self._spool.free_bytes()
+
+    def available_length(self, name: str) -> int:
+        """See Storage."""
+        return end_of(self._parts(name))
+
+    def backlog(self) -> Backlog:
+        """What is acknowledged and not yet in the object store."""
+        return self.uploader.backlog()
+
+    def aside(self) -> Iterator[Spooled]:
+        """Files in the spool whose name is another host's file by now: what this one had when it lost a branch."""
+        for each in self._spool.files(""):
+            rows = self._parts(each.name)
+            if rows and rows[0].file != each.file:
+                yield each
+
+    def forget_copies(self, name: str) -> bool:
+        """Delete the local copies of a file of which the object store has all; whether there were any."""
+        rows = self._parts(name)
+        if not rows or self._cache.open_whole(name, rows[0].file) is None:
+            return False
+        self._cache.forget(name, rows[0].file)
+        return True
+
+    def delete_objects(self, removals: Removals) -> int:
+        """Carry out decisions; how many objects are gone. Whoever calls has seen to it that nobody reads them."""
+        keys = [row.key for row in removals if not row.key.endswith("/")]
+        for row in removals:
+            if row.key.endswith("/"):
+                keys += [found.key for found in self.client.list(row.key)]
+        if keys:
+            self.client.delete(keys)
+        return len(keys)
+
+    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """What the object store lists; for rebuilding and for counting what nobody names."""
+        return self.client.list(prefix)
+
+    def close(self) -> None:
+        """See Storage."""
+        if self._uploader is not None:
+            self._uploader.drain()
+            self._uploader.stop()
+        for pool in (self._pool, self._syncs):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def store_tail(self, file: Spooled, rows: Rows, length: int, reader: LocalReader) -> Changes:
+        """Upload what the object store does not have of a file; what its next transaction must say."""
+        begin, swallowed = next_tail(rows, length)
+        row = self._uploads.store(Piece(*file, begin, length - begin), reader.read_at)
+        changes = swap(self._uploads, row, swallowed)
+        return changes._replace(put=(*changes.put, *self._uploads.given_up(row.source)))
+
+    @contextmanager
+    def syncing(self, local: LocalAppender) -> Iterator[None]:
+        """Sync a local file while the caller does something else."""
+        future = self._syncs.submit(local.sync)
+        try:
+            yield
+        finally:
+            future.result()
+
+    def _parts(self, name: str) -> Rows:
+        return self.index.parts(source_of(name), name)
+
+    def _unnamed(self, name: str) -> Reader:
+        """A file that nothing committed names: the newest one of this host."""
+        local = sorted(self._spool.of_name(name), key=lambda each: self._spool.path(*each).stat().st_mtime_ns)
+        reader = self._spool.open(*local[-1]) if local else None
+        if reader is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return reader
+
+    def _whole(self, name: str, rows: Rows) -> Reader:
+        try:
+            data = self._fetcher.whole(rows)
+        except FileNotFoundError:
+            again = self._parts(name)
+            if again == rows:
+                raise DrengineError(OBJECT_MISSING, f"an object of {name} is not there") from None
+            if not again:
+                raise
+            rows, data = again, self._fetcher.whole(again)
+        self._cache.keep_whole(name, rows[0].file, data)
+        return self._cache.open_whole(name, rows[0].file) or MemoryReader(bytearray(data))
+
+
+class S3Appender:
+    """A file in the spool whose tails become objects. See Appender."""
+
+    def __init__(self, storage: S3Storage, file: Spooled, local: LocalAppender, reader: LocalReader) -> None:
+        self._storage = storage
+        self._file = file
+        self._local, self._reader = local, reader
+        self._length = self._synced = 0
+        self._rows: Rows = []
+        self._is_closed = False
+
+    def append(self, *parts: Buffer) -> None:
+        """See Appender."""
+        self._local.append(*parts)
+        self._length += sum(map(len, parts))
+
+    def sync(self) -> Changes:
+        """See Appender."""
+        if self._storage.options.ack == ACK_LOCAL:
+            self._local.sync()
+            changes = self._named()
+            self._storage.uploader.synced(self._file, self._length)
+        else:
+            with self._storage.syncing(self._local):
+                changes = self._uploaded()
+        self._synced = self._length
+        return changes
+
+    def close(self) -> None:
+        """See Appender."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._reader.close()
+        self._local.close()
+        if self._rows:
+            self._storage.uploader.closed(self._file, self._synced, end_of(self._rows))
+
+    def _named(self) -> Changes:
+        """The row that says which file counts, once."""
+        if self._rows:
+            return NO_CHANGES
+        source, name, file = source_of(self._file.name), self._file.name, self._file.file
+        self._rows = [PartRow(source, name, 0, 0, file, "", b"", self._storage.holder)]
+        return Changes(tuple(self._rows))
+
+    def _uploaded(self) -> Changes:
+        if self._length == end_of(self._rows):
+            return self._named()
+        changes = self._storage.store_tail(self._file, self._rows, self._length, self._reader)
+        put = [row for row in changes.put if isinstance(row, PartRow)]
+        kept = [row for row in self._rows if row not in changes.remove and row.begin < put[0].begin]
+        self._rows = [*kept, *put]
+        return changes
+
+
+def _sdk(place: S3Place, options: S3Options, patience: Patience) -> ObjectClient:
+    from drengine.store.blobs.s3.boto import BotoClient  # noqa: PLC0415 - half a second, and an extra to install
+
+    return BotoClient(place, options, patience)
