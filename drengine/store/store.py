@@ -19,9 +19,10 @@ from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.ownership import make_directory
-from drengine.store.blobs import LocalStorage, Storage
+from drengine.store.blobs import ObjectStorage, Storage
 from drengine.store.blobs.available import StorageName, open_storage
 from drengine.store.blobs.local import UNFINISHED
+from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
 from drengine.store.care.reread import reread_newest
@@ -96,6 +97,7 @@ class Store:
         clock: Clock | None = None,
         storage: Storage | None = None,
         stored_in: StorageName | None = None,
+        storage_options: S3Options | None = None,
         keks: KeyEncryptionKeys | None = None,
     ) -> Store:
         """Make a store in an empty or missing directory and open it; encrypted, if there is a key-encryption key.
@@ -106,7 +108,9 @@ class Store:
             DrengineError: STORAGE_UNAVAILABLE, STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO.
         """
         directory = Path(path)
-        storage = storage or (open_storage(stored_in, directory) if stored_in else None)
+        file = StoreFile(secrets.token_bytes(16), stored_in or StorageName())
+        if storage is None:  # what can't be opened is known before anything is made
+            open_storage(file.storage, directory, options=storage_options).close()
         with os_errors(f"creating a store in {directory}"):
             make_directory(directory)
             _clear_unfinished(directory)
@@ -115,18 +119,12 @@ class Store:
             create_catalogue(directory)
             sync_directory(directory)
             sync_directory(directory.parent)
-        identity = secrets.token_bytes(16)
-        if keks:
-            now_ns = (clock or SystemClock()).now_ns()
-            keys = StoreKeys(storage or LocalStorage(directory), identity, keks, made_ns=now_ns)
-            catalogue = open_catalogue(directory)
-            try:
-                catalogue.seal(keys.store_key(CATALOGUE_KEY))
-            finally:
-                catalogue.close()
+        _begin_storage(directory, file, storage, storage_options, keks, (clock or SystemClock()).now_ns())
         # What is killed before this is no store, and what is one is encrypted if it was to be.
-        write_store_file(directory, StoreFile(identity, stored_in or StorageName()))
-        return Store.open(directory, options=options, clock=clock, storage=storage, keks=keks)
+        write_store_file(directory, file)
+        return Store.open(
+            directory, options=options, clock=clock, storage=storage, storage_options=storage_options, keks=keks
+        )
 
     @staticmethod
     def encrypt(
@@ -136,6 +134,7 @@ class Store:
         options: StoreOptions | None = None,
         clock: Clock | None = None,
         storage: Storage | None = None,
+        storage_options: S3Options | None = None,
     ) -> None:
         """Encrypt what is written to a store from now on, and seal its catalogue; compaction encrypts what is there.
 
@@ -144,7 +143,7 @@ class Store:
         Raises:
             DrengineError: MAINTENANCE_BUSY, BRANCH_BUSY while somebody writes it; KEY_WRONG; STORE_FULL, STORE_IO.
         """
-        with _opened(path, keks, options, clock, storage, may_be_in_clear=True) as store:
+        with _opened(path, keks, options, clock, storage, storage_options, may_be_in_clear=True) as store:
             encrypt_store(store.context)
 
     @staticmethod
@@ -154,6 +153,7 @@ class Store:
         clock: Clock | None = None,
         options: StoreOptions | None = None,
         storage: Storage | None = None,
+        storage_options: S3Options | None = None,
         read_only: bool | None = False,
         keks: KeyEncryptionKeys | None = None,
     ) -> Store:
@@ -164,6 +164,7 @@ class Store:
             clock: time source; the machine's by default.
             options: limits.
             storage: in place of the one that the STORE file names (for tests that make it fail).
+            storage_options: [s3], where that storage is `s3`.
             read_only: change nothing, and manage without permission to write; None: only if this user may not write.
             keks: key-encryption keys, without which an encrypted store is not opened, nor one in clear with them.
 
@@ -171,11 +172,12 @@ class Store:
             DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY,
                 STORAGE_UNAVAILABLE; KEY_NEEDED, KEY_WRONG, KEY_MISSING, STORE_TAMPERED, STORE_IN_CLEAR.
         """
-        return _opened(path, keks, options, clock, storage, read_only=read_only)
+        return _opened(path, keks, options, clock, storage, storage_options, read_only=read_only)
 
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""
         self._context.records.close()
+        self._context.storage.close()
         self._context.locks.close()
         self._context.catalogue.close()
         self._context.place.close()
@@ -570,6 +572,7 @@ class Store:
         options: StoreOptions | None = None,
         clock: Clock | None = None,
         storage: Storage | None = None,
+        storage_options: S3Options | None = None,
         keks: KeyEncryptionKeys | None = None,
     ) -> RebuildReport:
         """Make the catalogue anew from the segments and the newest manifest; the old one is kept aside.
@@ -579,9 +582,12 @@ class Store:
         """
         directory = Path(path)
         options, clock = options or StoreOptions(), clock or SystemClock()
-        storage = storage or open_storage(_stored_in(directory), directory)
-        report = rebuild_catalogue(directory, storage, keks, clock, progress)
-        with Store.open(directory, options=options, clock=clock, storage=storage, keks=keks) as store:
+        found = storage or open_storage(_stored_in(directory), directory, options=storage_options)
+        try:
+            report = rebuild_catalogue(directory, found, keks, clock, progress)
+        finally:
+            found.close()
+        with _opened(directory, keks, options, clock, storage, storage_options) as store:
             finish_rebuild(store.context)
         return report
 
@@ -620,6 +626,7 @@ def _opened(
     options: StoreOptions | None,
     clock: Clock | None,
     storage: Storage | None,
+    storage_options: S3Options | None,
     *,
     read_only: bool | None = False,
     may_be_in_clear: bool = False,
@@ -637,7 +644,11 @@ def _opened(
         # First the catalogue: its rows may say where the storage has its files, and so the keys.
         catalogue = open_catalogue(directory, read_only=read_only)
         opened.callback(catalogue.close)
-        storage = storage or open_storage(stored_in, directory, catalogue)
+        if storage is None:
+            storage = open_storage(stored_in, directory, catalogue, storage_options)
+            opened.callback(storage.close)
+        if isinstance(storage, ObjectStorage) and not read_only:
+            storage.require_claimed(identity)
         keys = StoreKeys(storage, identity, keks)
         if keks and not keys.is_encrypted and not may_be_in_clear:
             raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
@@ -666,6 +677,28 @@ def _opened(
         _confirm_epoch(context)
         opened.pop_all()
         return Store(context)
+
+
+def _begin_storage(
+    directory: Path,
+    file: StoreFile,
+    storage: Storage | None,
+    storage_options: S3Options | None,
+    keks: KeyEncryptionKeys | None,
+    now_ns: int,
+) -> None:
+    """What a new store needs beside its segments before it is one: its keys, and the seal of its catalogue."""
+    with ExitStack() as opened:
+        catalogue = open_catalogue(directory)
+        opened.callback(catalogue.close)
+        if storage is None:
+            storage = open_storage(file.storage, directory, catalogue, storage_options)
+            opened.callback(storage.close)
+        if isinstance(storage, ObjectStorage):
+            storage.claim(file.identity)
+        if keks:
+            keys = StoreKeys(storage, file.identity, keks, made_ns=now_ns)
+            catalogue.seal(keys.store_key(CATALOGUE_KEY))
 
 
 def _confirm_epoch(context: StoreContext) -> None:

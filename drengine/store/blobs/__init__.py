@@ -1,19 +1,23 @@
 """Where a store's files lie: one interface; a local directory and memory behind it, and a wrapper that fails."""
 
 from drengine.store.blobs.faulty import Call, Fault, FaultyStorage, fail_from
+from drengine.store.blobs.index import NO_CHANGES, Changes
 from drengine.store.blobs.local import LocalStorage
 from drengine.store.blobs.memory import MemoryStorage
-from drengine.store.blobs.storage import Abilities, Appender, Buffer, Reader, Storage
+from drengine.store.blobs.storage import Abilities, Appender, Buffer, ObjectStorage, Reader, Storage
 
 __all__ = [
+    "NO_CHANGES",
     "Abilities",
     "Appender",
     "Buffer",
     "Call",
+    "Changes",
     "Fault",
     "FaultyStorage",
     "LocalStorage",
     "MemoryStorage",
+    "ObjectStorage",
     "Reader",
     "Storage",
     "fail_from",

@@ -7,12 +7,18 @@ from typing import NamedTuple
 
 from drengine.model.errors import DrengineError
 from drengine.plugins import Plugins
-from drengine.store.blobs.storage import Storage
+from drengine.store.blobs.index import Index
+from drengine.store.blobs.s3.options import S3Options
+from drengine.store.blobs.storage import ObjectStorage, Storage
 from drengine.store.errors import STORAGE_UNAVAILABLE
 
 LOCAL = "local"
+S3 = "s3"
 STORAGES = Plugins(
-    "drengine.storages", "storage", {LOCAL: "drengine.store.blobs.local:LocalStorage"}, STORAGE_UNAVAILABLE
+    "drengine.storages",
+    "storage",
+    {LOCAL: "drengine.store.blobs.local:LocalStorage", S3: "drengine.store.blobs.s3.storage:S3Storage"},
+    STORAGE_UNAVAILABLE,
 )
 
 
@@ -23,21 +29,25 @@ class StorageName(NamedTuple):
     place: str = ""
 
 
-def open_storage(name: StorageName, directory: Path, index: object = None) -> Storage:
+def open_storage(
+    name: StorageName, directory: Path, index: Index | None = None, options: S3Options | None = None
+) -> Storage:
     """The storage of the store in `directory`.
 
-    A storage is a callable of two arguments, the store's directory and the place. One whose files are named by rows of
-    the catalogue has a method `use_index`, which is given the catalogue (`index`) before anything is asked of it;
-    without an index it goes by what it finds, as a rebuild must.
+    A storage is a callable of two arguments, the store's directory and the place; `s3` takes its options as well. An
+    ObjectStorage is given the catalogue (`index`), or goes by what it finds, as a rebuild must.
 
     Raises:
-        DrengineError: STORAGE_UNAVAILABLE.
+        DrengineError: STORAGE_UNAVAILABLE; of `s3` also OBJECT_STORE_PLACE, OBJECT_STORE_KEYS.
     """
     make = STORAGES.load(name.name)
+    arguments = (directory, name.place, options) if name.name == S3 else (directory, name.place)
     try:
-        storage: Storage = make(directory, name.place)
-        if index is not None and (use_index := getattr(storage, "use_index", None)):
-            use_index(index)
+        storage: Storage = make(*arguments)
+        if index is not None and isinstance(storage, ObjectStorage):
+            storage.use_index(index)
+    except DrengineError:
+        raise
     except Exception as error:  # third-party code may raise anything
         raise DrengineError(STORAGE_UNAVAILABLE, f"storage {name.name!r} at {name.place!r}: {error}") from error
     return storage

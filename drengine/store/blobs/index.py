@@ -69,6 +69,14 @@ NO_CHANGES = Changes()
 class Index(Protocol):
     """The catalogue, as far as a storage needs it. Threads may share it."""
 
+    def another(self) -> Index:
+        """Another connection to the same catalogue."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
     def parts(self, source: str, name: str) -> list[PartRow]:
         """A file's rows, by `begin`."""
         ...
@@ -77,7 +85,7 @@ class Index(Protocol):
         """Names of files that begin with `prefix`, sorted; None: of every source."""
         ...
 
-    def transaction(self, source: str | None = None) -> AbstractContextManager[None]:
+    def transaction(self, source: str | None = None, /) -> AbstractContextManager[None]:
         """All of the block or nothing."""
         ...
 

@@ -8,11 +8,12 @@ Storage that can't append (an object store) says so in its abilities: the store 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass
 from mmap import mmap
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from drengine.store.blobs.index import Changes
+from drengine.store.blobs.index import Changes, Index, ObjectRemovalRow
 
 Buffer = bytes | bytearray | memoryview
 
@@ -131,6 +132,40 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Let go of everything; uploads behind the acknowledgements are waited for, within bounds."""
+        ...
+
+
+@runtime_checkable
+class ObjectStorage(Storage, Protocol):
+    """Storage that several hosts may reach, and whose files the catalogue names (index.py)."""
+
+    def use_index(self, index: Index) -> None:
+        """Take the catalogue that says what exists, before anything is asked; without one it goes by what it finds."""
+        ...
+
+    def claim(self, identity: bytes) -> None:
+        """Take the place for a store that is being made.
+
+        Raises:
+            DrengineError: OBJECT_STORE_TAKEN: something is there.
+        """
+        ...
+
+    def require_claimed(self, identity: bytes) -> None:
+        """Return when the place is this store's and no other's, or does not answer.
+
+        Raises:
+            DrengineError: OBJECT_STORE_TAKEN, OBJECT_MISSING, and what is wrong with place or credentials.
+        """
+        ...
+
+    @property
+    def delete_delay_seconds(self) -> float:
+        """How old a decision to delete objects is before it is carried out."""
+        ...
+
+    def delete_objects(self, removals: Sequence[ObjectRemovalRow]) -> int:
+        """Carry out decisions; how many objects are gone. The caller has seen to it that nobody reads them."""
         ...
 
 

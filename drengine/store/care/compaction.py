@@ -12,7 +12,7 @@ is forgotten. A manifest that knows every retired point is durable before anythi
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ from drengine.crypt.errors import KEY_MISSING, KEY_WRONG, SOURCE_ERASED
 from drengine.crypt.segment import Chain, SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Batch, ExtentKind
-from drengine.store.blobs import Appender, Reader
+from drengine.store.blobs import Appender, Changes, Reader
 from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
+from drengine.store.care.objects import delete_decided
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, STORE_IO, os_errors
@@ -78,6 +79,7 @@ def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[
     report = CompactionReport()
     with context.locks.maintenance(), os_errors("compacting"):
         context.storage.sweep()
+        delete_decided(context)
         manifest_due = True
         for source in context.catalogue.sources():
             if context.keys.is_missing(context.catalogue, source.name):
@@ -192,7 +194,7 @@ def rewrite(
             dead_bytes=0,
             seal=written.seal,
         )
-        _replace(context, row, swapped)
+        _replace(context, row, swapped, written.changes)
     except BaseException as error:
         appender.close()
         # A transaction that failed with STORE_IO may still come to light: then the new file is the one that counts.
@@ -211,12 +213,16 @@ def rewrite(
 
 
 class _Written(NamedTuple):
-    """A new revision: the file's length without and with its seal, its live plain bytes, and the chain's last tag."""
+    """A new revision: the file's length without and with its seal, its live plain bytes, and the chain's last tag.
+
+    `changes` are what the transaction that swaps it in has to change with it.
+    """
 
     length: int
     sealed_length: int
     plain_bytes: int
     seal: bytes
+    changes: list[Changes]
 
 
 def _copy(
@@ -249,12 +255,13 @@ def _copy(
         tables.append(following)
         length += len(record) + len(following) + len(batch.payload)
     seal = codec.pack_seal(header.salt, headers, tables, length, index.last_sequence)
+    changes = []
     if context.storage.abilities.append:
         # Where a seal is found after a crash, the records before it are whole.
-        appender.sync()
+        changes.append(appender.sync())
     appender.append(seal)
-    appender.sync()
-    return _Written(length, length + len(seal), plain_bytes, chain.tag if chain else b"")
+    changes.append(appender.sync())
+    return _Written(length, length + len(seal), plain_bytes, chain.tag if chain else b"", changes)
 
 
 def _sealed(cipher: SegmentCipher | None, number: int, batch: Batch) -> Batch:
@@ -324,10 +331,13 @@ def _reencoded(index: SegmentIndex, number: int, payload: bytes, rows: NDArray[A
     return Batch(table, *encode_frames(frame_lengths(codec.carried_lengths(rows).tolist()), plain, _LEVEL))
 
 
-def _replace(context: StoreContext, old: SegmentRow, new: SegmentRow) -> None:
+def _replace(context: StoreContext, old: SegmentRow, new: SegmentRow, changes: Sequence[Changes] = ()) -> None:
     """Swap a segment's row if it still is what it was."""
     with context.catalogue.transaction(old.source):
         found = context.catalogue.segment(old.source, old.branch, old.segment)
         if found != old:
             raise DrengineError(DAMAGED, f"segment {old.segment} of {old.source!r} changed while it was compacted")
+        for each in changes:
+            context.catalogue.remove(*each.remove)
+            context.catalogue.put(*each.put)
         context.catalogue.put(new)

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
 from drengine.model.errors import DrengineError
+from drengine.store.blobs.index import ObjectRemovalRow, PartRow
 from drengine.store.catalogue.epoch import Epoch
 from drengine.store.catalogue.rows import (
     SIDE_ROLES,
@@ -31,6 +32,7 @@ from drengine.store.catalogue.rows import (
 from drengine.store.errors import FENCED, UNKNOWN_BRANCH, UNKNOWN_SOURCE
 
 _POINTS_AT_ONCE = 32
+_LAST_LETTER = "\U0010ffff"
 
 
 class Fence(NamedTuple):
@@ -203,6 +205,22 @@ class Catalogue(ABC):
         """Files of a branch that are to be removed, or were a moment ago."""
         found = self._select(Tables.REMOVAL, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch)
         return cast("list[RemovalRow]", found)
+
+    def parts(self, source: str, name: str) -> list[PartRow]:
+        """The objects of a file, by where their bytes begin; see blobs/index.py."""
+        found = self._select(Tables.PART, "WHERE source = ? AND name = ? ORDER BY begin", source, name)
+        return cast("list[PartRow]", found)
+
+    def part_names(self, source: str | None, prefix: str) -> list[str]:
+        """Names of files in an object store that begin with `prefix`; None: of every source, and the store's own."""
+        where, keys = "WHERE name >= ? AND name < ?", [prefix, prefix + _LAST_LETTER]
+        if source is not None:
+            where, keys = f"{where} AND source = ?", [*keys, source]
+        return sorted({row.name for row in self._select(Tables.PART, where, *keys)})
+
+    def object_removals(self) -> list[ObjectRemovalRow]:
+        """Objects that are to be deleted, or were a moment ago."""
+        return cast("list[ObjectRemovalRow]", self._select(Tables.OBJECT_REMOVAL, ""))
 
     def grants(self) -> list[GrantRow]:
         """All grants, expired ones too."""

@@ -9,6 +9,7 @@ import msgspec
 import xxhash
 
 from drengine.model.points import Mark, PointKind, RecoveryPoint
+from drengine.store.blobs.index import ObjectRemovalRow, PartRow
 from drengine.store.segments.format import Role, parse_geometry
 
 _geometry = lru_cache(maxsize=16)(parse_geometry)
@@ -171,7 +172,19 @@ class GrantRow(NamedTuple):
     expires_ns: int
 
 
-Row = SourceRow | BranchRow | SegmentRow | PointRow | DamageRow | EpochRow | RemovalRow | GrantRow | HeadRow
+Row = (
+    SourceRow
+    | BranchRow
+    | SegmentRow
+    | PointRow
+    | DamageRow
+    | EpochRow
+    | RemovalRow
+    | GrantRow
+    | HeadRow
+    | PartRow
+    | ObjectRemovalRow
+)
 
 
 class Table(NamedTuple):
@@ -205,10 +218,14 @@ class Tables:
     VERSION_1: ClassVar = (SOURCE, BRANCH, SEGMENT_3, POINT, DAMAGE)
     VERSION_2: ClassVar = (*VERSION_1, EPOCH, REMOVAL)
     VERSION_3: ClassVar = (*VERSION_2, GRANT)
+    PART: ClassVar = Table("part", PartRow, 3)
+    OBJECT_REMOVAL: ClassVar = Table("object_removal", ObjectRemovalRow, 2)
     VERSION_4: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE, EPOCH, REMOVAL, GRANT, HEAD)
+    VERSION_5: ClassVar = (*VERSION_4, PART, OBJECT_REMOVAL)
+    NEWEST: ClassVar = VERSION_5
 
 
-TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.VERSION_4}
+TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.NEWEST}
 
 
 def row_checksum(table: str, values: tuple[Any, ...]) -> int:

@@ -47,13 +47,14 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUSY_SECONDS = 30.0
 _TABLES_OF_VERSION = {
     1: Tables.VERSION_1,
     2: Tables.VERSION_2,
     3: Tables.VERSION_3,
-    SCHEMA_VERSION: Tables.VERSION_4,
+    4: Tables.VERSION_4,
+    SCHEMA_VERSION: Tables.NEWEST,
 }
 
 _NAMES_OF_VERSION = {
@@ -429,11 +430,9 @@ def _put(db: sqlite3.Connection, row: Any) -> None:
 
 _INSERTS = {
     table.name: f"INSERT OR REPLACE INTO {table.name} VALUES ({','.join('?' * (len(table.row._fields) + 1))})"
-    for table in Tables.VERSION_4
+    for table in Tables.NEWEST
 }
-_BY_KEY = {
-    table.name: " AND ".join(f"{field} = ?" for field in table.fields[: table.keys]) for table in Tables.VERSION_4
-}
+_BY_KEY = {table.name: " AND ".join(f"{field} = ?" for field in table.fields[: table.keys]) for table in Tables.NEWEST}
 
 
 def _schema(version: int) -> dict[str, str]:

@@ -24,7 +24,7 @@ from drengine.crypt.segment import Chain, SegmentCipher
 from drengine.model.errors import BAD_EXTENTS, DrengineError
 from drengine.model.extents import EXTENT, OFFSET_MAX, Batch, frames_fault
 from drengine.model.points import Cut, Mark, RecoveryPoint, VolumeGeometry
-from drengine.store.blobs import Appender
+from drengine.store.blobs import Appender, Changes
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, BranchRow, PointRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
@@ -78,6 +78,8 @@ class _Segment:
     extents: int = 0
     headers: list[bytes] = field(default_factory=list)
     tables: list[bytes] = field(default_factory=list)
+    changes: list[Changes] = field(default_factory=list)
+    """What the syncs since the last commit would have it change in the catalogue."""
 
     def row(self) -> SegmentRow:
         return SegmentRow(
@@ -249,7 +251,8 @@ class BranchWriter:
             if points and self._catalogue.damage(self.source):
                 # Until it is known whether they need it: see judge_points below.
                 points = [point._replace(damaged=1) for point in points]
-            self._catalogue.put(row, *(part.row() for part in written), *points)
+            self._catalogue.put(row, *points)
+            self._put_segments(written)
             for number in self._left:
                 left = self._catalogue.segment(self.source, self.branch, number)
                 if left is not None:
@@ -260,8 +263,7 @@ class BranchWriter:
         if any(point.damaged for point in points):
             points = judge_points(self._context, self.source, points)
         finished, self._finished = self._finished, []
-        for part in written:
-            part.is_new = False
+        self._committed_segments(written)
         for part in finished if self.makes_layers else ():
             self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
         return self._committed(points)
@@ -453,25 +455,39 @@ class BranchWriter:
         with self._guarded():
             self._sync([part])
         with self._guarded(ambiguous=True), self._transaction():
-            self._catalogue.put(part.row())
+            self._put_segments([part])
         self._finished = []
+        self._committed_segments([part])
         self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
 
     def _transaction(self) -> AbstractContextManager[None]:
         """One that counts only while the branch's lock is ours."""
         return self._catalogue.transaction(self.source, fence=self._lock.fence)
 
+    def _put_segments(self, parts: list[_Segment]) -> None:
+        for part in parts:
+            for changes in part.changes:
+                self._catalogue.remove(*changes.remove)
+                self._catalogue.put(*changes.put)
+            self._catalogue.put(part.row())
+
+    def _committed_segments(self, parts: list[_Segment]) -> None:
+        """The transaction that names what was synced is durable."""
+        for part in parts:
+            part.is_new = False
+            part.changes.clear()
+            if part.sealed:
+                part.appender.close()
+
     def _sync(self, parts: list[_Segment]) -> None:
         """Make segments and their names durable; those that are already are left alone."""
         fresh = [part for part in parts if not part.synced]
         for part in fresh:
-            part.appender.sync()
+            part.changes.append(part.appender.sync())
         if any(part.is_new for part in fresh):
             self._context.storage.sync_dir(segment_directory(self.source, self.branch))
         for part in fresh:
             part.synced = True
-            if part.sealed:
-                part.appender.close()
 
     @contextmanager
     def _guarded(self, *, ambiguous: bool = False) -> Iterator[None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from drengine.store.blobs import Buffer, FaultyStorage, LocalStorage, MemoryStorage, Storage
+from drengine.store.blobs.s3.options import ACK_LOCAL, ACK_OBJECT, S3Options
+from tests.s3.stores import commit, place, storage_with_catalogue
 from tests.store.blobs.rows import RowStorage
 
 IMPLEMENTATIONS: dict[str, Callable[[Path], Storage]] = {
@@ -19,20 +21,30 @@ IMPLEMENTATIONS: dict[str, Callable[[Path], Storage]] = {
     "a plug-in that lives in tests only": lambda root: RowStorage(root, str(root.parent / "rows.sqlite")),
     "local behind the fault wrapper": lambda root: FaultyStorage(LocalStorage(root)),
 }
+S3_IMPLEMENTATIONS = {
+    f"s3, ack = {ack}, {cache} bytes of cache": S3Options(ack=ack, cache=cache, upload_interval=0.01)
+    for ack, cache in ((ACK_OBJECT, 1 << 30), (ACK_LOCAL, 1 << 30), (ACK_OBJECT, 0))
+}
 BAD_NAMES = ["", "/etc/passwd", "../x", "a/../b", "a/./b", "a//b", "a/", ".", "..", "a\0b", "/"]
 
 
-@pytest.fixture(params=list(IMPLEMENTATIONS))
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+@pytest.fixture(params=[*IMPLEMENTATIONS, *S3_IMPLEMENTATIONS])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     root = tmp_path / "root"
     root.mkdir()
-    return IMPLEMENTATIONS[request.param](root)
+    if options := S3_IMPLEMENTATIONS.get(request.param):
+        server = request.getfixturevalue("s3")
+        made: Storage = storage_with_catalogue(root, place(server.endpoint, server.bucket()), options)
+    else:
+        made = IMPLEMENTATIONS[request.param](root)
+    yield made
+    made.close()
 
 
 def write(storage: Storage, name: str, *parts: Buffer) -> None:
     appender = storage.create(name)
     appender.append(*parts)
-    appender.sync()
+    commit(storage, appender.sync())
     appender.close()
 
 
@@ -53,7 +65,7 @@ def test_what_is_appended_and_synced_is_read_back(storage: Storage) -> None:
 def test_a_file_grows_after_a_sync_where_the_storage_says_so(storage: Storage) -> None:
     appender = storage.create("a/grows")
     appender.append(b"first")
-    appender.sync()
+    commit(storage, appender.sync())
     if not storage.abilities.append:
         with pytest.raises(OSError) as caught:
             appender.append(b"second")
@@ -63,7 +75,7 @@ def test_a_file_grows_after_a_sync_where_the_storage_says_so(storage: Storage) -
     assert read(storage, "a/grows") == b"first"
     reader = storage.open("a/grows")
     appender.append(b" second")
-    appender.sync()
+    commit(storage, appender.sync())
     appender.close()
     assert reader.size() == 12
     assert reader.read_at(0, 100) == b"first second"
@@ -188,5 +200,5 @@ def test_free_space_is_a_number_or_unlimited(storage: Storage) -> None:
 
 def test_the_suite_says_what_it_exercised(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
-        print(f" [storage contract held by: {', '.join(IMPLEMENTATIONS)}]", end="")
+        print(f" [storage contract held by: {', '.join([*IMPLEMENTATIONS, *S3_IMPLEMENTATIONS])}]", end="")
     assert {"local", "memory", "memory without append"} <= IMPLEMENTATIONS.keys()

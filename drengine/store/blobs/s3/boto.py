@@ -14,8 +14,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
@@ -96,13 +94,10 @@ class BotoClient:
         """
         self._place = place
         self._patience = patience or Patience(total_seconds=options.patience)
-        self.clock_skew_seconds: float | None = None
-        """How far the object store's clock was ahead of this host's at the newest answer, to the second."""
         with _errors(place, "preparing"):
             self._s3 = _sdk_client(place, options)
         for operation in ("DeleteObjects", "CompleteMultipartUpload"):
             self._s3.meta.events.register(f"before-call.s3.{operation}", _add_md5)
-        self._s3.meta.events.register("after-call.s3", self._note_clock)
 
     def put(self, key: str, data: Buffer) -> None:
         """See ObjectClient."""
@@ -225,13 +220,6 @@ class BotoClient:
             return hashlib.md5(self.get(key, 0, length), usedforsecurity=False).digest()
         except FileNotFoundError:
             return b""
-
-    def _note_clock(self, parsed: Mapping[str, Any], **_: Any) -> None:
-        said = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-        if said:
-            with suppress(TypeError, ValueError):
-                theirs = parsedate_to_datetime(said)
-                self.clock_skew_seconds = (theirs - datetime.now(theirs.tzinfo)).total_seconds()
 
 
 def _sdk_client(place: S3Place, options: S3Options) -> Any:

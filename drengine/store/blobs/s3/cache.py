@@ -24,6 +24,7 @@ BLOCK_BYTES = 1 << 20
 _FREED_SHARE = 0.1
 """Room is made for so much of the bound at once, so that the folder is rarely walked."""
 _TOUCH_SECONDS = 60.0
+_UNFINISHED_NS_MAX = 3600 * 1_000_000_000
 
 
 class _Copy(NamedTuple):
@@ -73,6 +74,13 @@ class Cache:
             for path in folder.iterdir():
                 if path.name == leaf or path.name.startswith(f"{leaf}."):
                     path.unlink(missing_ok=True)
+
+    def sweep(self) -> int:
+        """Remove copies that somebody died while making; how many there were."""
+        dead = [copy.path for copy in self._copies() if copy.path.name.endswith(UNFINISHED) and _is_old(copy)]
+        for path in dead:
+            path.unlink(missing_ok=True)
+        return len(dead)
 
     def size(self) -> int:
         """Bytes of all copies, as they were found when the folder was last walked, and what came since."""
@@ -148,3 +156,7 @@ class Cache:
             make_directory(self._root)
             self._files = LocalStorage(self._root)
         return self._files
+
+
+def _is_old(copy: _Copy) -> bool:
+    return time.time_ns() - copy.used_ns > _UNFINISHED_NS_MAX

@@ -1,7 +1,7 @@
 """The storage `s3`: files are immutable objects, written to the local spool first and read through a local cache.
 
 What exists is said by the catalogue's rows (blobs/index.py), never by a listing, which serves a rebuild only. The
-catalogue is given after the storage is made: `attach`.
+catalogue is given after the storage is made: `use_index`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,10 @@ from drengine.store.blobs.index import (
 from drengine.store.blobs.local import LocalAppender, LocalReader
 from drengine.store.blobs.memory import MemoryReader
 from drengine.store.blobs.s3.cache import Cache
-from drengine.store.blobs.s3.client import LimitedClient, ObjectClient, ObjectInfo, Patience, PatientClient, Rate
+from drengine.store.blobs.s3.claim import claim, require_claimed
+from drengine.store.blobs.s3.client import LimitedClient, ObjectClient, Patience, PatientClient, Rate
 from drengine.store.blobs.s3.errors import OBJECT_MISSING
+from drengine.store.blobs.s3.listing import ListedIndex
 from drengine.store.blobs.s3.options import ACK_LOCAL, S3Options
 from drengine.store.blobs.s3.place import S3Place
 from drengine.store.blobs.s3.reader import Fetcher, ObjectReader
@@ -39,7 +42,6 @@ from drengine.store.blobs.storage import Abilities, Buffer, Reader, name_parts
 from drengine.store.names import parse_segment_name, source_of
 
 Rows = list[PartRow]
-Removals = list[ObjectRemovalRow]
 
 
 class S3Storage:
@@ -80,6 +82,7 @@ class S3Storage:
             download=Rate(options.download_rate),
         )
         self.client: ObjectClient = PatientClient(limited, patience)
+        self._impatient = limited
         self._pool = ThreadPoolExecutor(options.concurrency, thread_name_prefix="objects")
         self._syncs = ThreadPoolExecutor(options.concurrency, thread_name_prefix="syncs")
         self._spool, self._cache = Spool(directory), Cache(directory, options.cache)
@@ -92,27 +95,43 @@ class S3Storage:
             holder=self.holder,
             clock=self._clock,
         )
+        self._lock = threading.RLock()
         self._index: Index | None = None
+        self._writing: Index | None = None
         self._uploader: Uploader | None = None
 
-    def attach(self, index: Index) -> None:
-        """Take the catalogue that says what exists; it must be a connection of this storage's own."""
+    def use_index(self, index: Index) -> None:
+        """Take the catalogue that says what exists. Writing has a connection of its own, made when it is needed."""
         self._index = index
-        self._uploader = Uploader(
-            self._uploads, index, self._spool, self._cache, interval_seconds=self.options.upload_interval
-        )
+
+    def claim(self, identity: bytes) -> None:
+        """See ObjectStorage."""
+        claim(self.client, str(self.place), identity)
+
+    def require_claimed(self, identity: bytes) -> None:
+        """See ObjectStorage. It does not wait for a place that does not answer."""
+        require_claimed(self._impatient, str(self.place), identity)
 
     @property
     def index(self) -> Index:
-        """The catalogue."""
-        assert self._index is not None, "a storage is attached before it is used"
+        """The catalogue, for reading; without one, what a listing finds."""
+        if self._index is None:
+            self._index = ListedIndex(self.client, self._spool)
         return self._index
 
     @property
     def uploader(self) -> Uploader:
         """What uploads behind the acknowledgements."""
-        assert self._uploader is not None, "a storage is attached before it is used"
-        return self._uploader
+        with self._lock:
+            if self._uploader is None:
+                self._uploader = Uploader(
+                    self._uploads,
+                    self._own_index(),
+                    self._spool,
+                    self._cache,
+                    interval_seconds=self.options.upload_interval,
+                )
+            return self._uploader
 
     def create(self, name: str) -> S3Appender:
         """See Storage: begun in the spool."""
@@ -147,11 +166,12 @@ class S3Storage:
         source, data = source_of(name), bytes(data)
         piece = Piece(name, new_file_token(), 0, len(data))
         row = self._uploads.store(piece, lambda begin, length: data[begin : begin + length])
-        with self.index.transaction(source):
-            old = self.index.parts(source, name)
+        index = self._own_index()
+        with index.transaction(source):
+            old = index.parts(source, name)
             changes = swap(self._uploads, row, old)
-            self.index.remove(*changes.remove)
-            self.index.put(*changes.put, *self._uploads.given_up(source))
+            index.remove(*changes.remove)
+            index.put(*changes.put, *self._uploads.given_up(source))
         for file in {each.file for each in old}:
             self._cache.forget(name, file)
         self._cache.keep_whole(name, piece.file, data)
@@ -171,7 +191,7 @@ class S3Storage:
         rows, local = self._parts(name), self._spool.of_name(name)
         if not rows and not local:
             return
-        deletion(self.index, self._clock, name, local)
+        deletion(self._own_index(), self._clock, name, local)
         files = {row.file for row in rows} or {each.file for each in local}
         for file in files:
             self.uploader.forget(Spooled(name, file))
@@ -186,7 +206,7 @@ class S3Storage:
     def sweep(self) -> int:
         """See Storage; and take on what other processes of this host left to be uploaded."""
         self.uploader.adopt()
-        return 0
+        return self._cache.sweep()
 
     def free_bytes(self) -> int | None:
         """See Storage: of the spool's disk."""
@@ -207,16 +227,13 @@ class S3Storage:
             if rows and rows[0].file != each.file:
                 yield each
 
-    def forget_copies(self, name: str) -> bool:
-        """Delete the local copies of a file of which the object store has all; whether there were any."""
-        rows = self._parts(name)
-        if not rows or self._cache.open_whole(name, rows[0].file) is None:
-            return False
-        self._cache.forget(name, rows[0].file)
-        return True
+    @property
+    def delete_delay_seconds(self) -> float:
+        """See ObjectStorage."""
+        return self.options.delete_delay
 
-    def delete_objects(self, removals: Removals) -> int:
-        """Carry out decisions; how many objects are gone. Whoever calls has seen to it that nobody reads them."""
+    def delete_objects(self, removals: Sequence[ObjectRemovalRow]) -> int:
+        """See ObjectStorage."""
         keys = [row.key for row in removals if not row.key.endswith("/")]
         for row in removals:
             if row.key.endswith("/"):
@@ -225,15 +242,14 @@ class S3Storage:
             self.client.delete(keys)
         return len(keys)
 
-    def objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """What the object store lists; for rebuilding and for counting what nobody names."""
-        return self.client.list(prefix)
-
     def close(self) -> None:
         """See Storage."""
         if self._uploader is not None:
             self._uploader.drain()
             self._uploader.stop()
+        if self._writing is not None:
+            self._writing.close()
+            self._writing = None
         for pool in (self._pool, self._syncs):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -252,6 +268,12 @@ class S3Storage:
             yield
         finally:
             future.result()
+
+    def _own_index(self) -> Index:
+        with self._lock:
+            if self._writing is None:
+                self._writing = self.index.another()
+            return self._writing
 
     def _parts(self, name: str) -> Rows:
         return self.index.parts(source_of(name), name)
