@@ -17,7 +17,7 @@ class Call(NamedTuple):
 
     Attributes:
         number: counted from 1 over all operations.
-        operation: ``create``, ``append``, ``sync``, ``open``, ``read_at``, ``put``, ``list``, ``delete``, ``sync_dir``.
+        operation: ``create``, ``resume``, ``append``, ``sync``, ``open``, ``read_at``, ``put``, ``list``, ``delete``, ``sync_dir``.
         name: of the file (or prefix).
         size: bytes to be written; 0 for other calls.
     """
@@ -80,6 +80,11 @@ class FaultyStorage:
             appender.close()
             fail(fault, name)
         return FaultyAppender(self, name, appender)
+
+    def resume(self, name: str, length: int) -> FaultyAppender:
+        """See Storage."""
+        fail(self.check("resume", name), name)
+        return FaultyAppender(self, name, self.inner.resume(name, length))
 
     def open(self, name: str) -> FaultyReader:
         """See Storage."""

@@ -27,9 +27,9 @@ _FILE = os.O_NOFOLLOW | os.O_CLOEXEC
 class LocalAppender:
     """A file that grows. See Appender."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, length: int = 0) -> None:
         self._descriptor = descriptor
-        self._length = self._begun = 0
+        self._length = self._begun = length
 
     def append(self, *parts: Buffer) -> None:
         """See Appender."""
@@ -121,6 +121,20 @@ class LocalStorage:
                 appender.close()
                 raise
             return appender
+
+    def resume(self, name: str, length: int) -> LocalAppender:
+        """See Storage."""
+        with self._folders(name) as (chain, leaf):
+            descriptor = os.open(leaf, _FILE | os.O_WRONLY | os.O_APPEND, dir_fd=chain[-1])
+        appender = LocalAppender(descriptor, length)
+        try:
+            if os.fstat(descriptor).st_size < length:
+                raise OSError(errno.EINVAL, f"{name} is shorter than {length} bytes")
+            os.ftruncate(descriptor, length)
+        except BaseException:
+            appender.close()
+            raise
+        return appender
 
     def open(self, name: str) -> LocalReader:
         """See Storage."""

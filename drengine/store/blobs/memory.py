@@ -27,6 +27,17 @@ class MemoryStorage:
                 self.files[name] = bytearray()
         return MemoryAppender(self, name)
 
+    def resume(self, name: str, length: int) -> MemoryAppender:
+        """See Storage."""
+        name_parts(name)
+        with self.lock:
+            if name not in self.files:
+                raise FileNotFoundError(errno.ENOENT, "no such file", name)
+            if len(self.files[name]) < length:
+                raise OSError(errno.EINVAL, f"{name} is shorter than {length} bytes")
+            del self.files[name][length:]
+        return MemoryAppender(self, name)
+
     def open(self, name: str) -> MemoryReader:
         """See Storage."""
         name_parts(name)

@@ -91,6 +91,15 @@ class Storage(Protocol):
         """
         ...
 
+    def resume(self, name: str, length: int) -> Appender:
+        """Go on with a file that was begun, cut to its first `length` bytes. Only where the storage can append.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: EINVAL when it is shorter.
+        """
+        ...
+
     def open(self, name: str) -> Reader:
         """Open for reading.
 
@@ -179,3 +188,15 @@ def name_parts(name: str) -> list[str]:
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise OSError(errno.EINVAL, f"{name[:80]!r} is no name inside a store")
     return parts
+
+
+def content(storage: Storage, name: str) -> bytes | None:
+    """All of a small file; None when there is none."""
+    try:
+        reader = storage.open(name)
+    except FileNotFoundError:
+        return None
+    try:
+        return reader.read_at(0, reader.size())
+    finally:
+        reader.close()

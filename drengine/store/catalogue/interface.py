@@ -22,6 +22,7 @@ from drengine.store.catalogue.rows import (
     DamageRow,
     GrantRow,
     HeadRow,
+    MirrorRow,
     PointRow,
     RemovalRow,
     SegmentRow,
@@ -221,6 +222,10 @@ class Catalogue(ABC):
     def object_removals(self) -> list[ObjectRemovalRow]:
         """Objects that are to be deleted, or were a moment ago."""
         return cast("list[ObjectRemovalRow]", self._select(Tables.OBJECT_REMOVAL, ""))
+
+    def mirrored(self) -> dict[str, MirrorRow]:
+        """By source what is known of the original that this is a copy of; under the empty name, of the whole."""
+        return {row.source: row for row in cast("list[MirrorRow]", self._select(Tables.MIRROR, ""))}
 
     def grants(self) -> list[GrantRow]:
         """All grants, expired ones too."""

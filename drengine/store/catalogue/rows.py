@@ -172,6 +172,22 @@ class GrantRow(NamedTuple):
     expires_ns: int
 
 
+class MirrorRow(NamedTuple):
+    """That the store is a copy, and how far: of a source, or with an empty name of the whole (copies.py).
+
+    `state` is COPY, or PARTED once somebody else than the mirror has changed it. `origin` says where the original lay,
+    `lineage` is of its catalogue; at `as_of_ns`, by the mirror's clock, the copy held all that the original held.
+    """
+
+    source: str
+    state: str
+    origin: str
+    lineage: int
+    as_of_ns: int
+
+
+COPY, PARTED = "copy", "parted"
+
 Row = (
     SourceRow
     | BranchRow
@@ -184,6 +200,7 @@ Row = (
     | HeadRow
     | PartRow
     | ObjectRemovalRow
+    | MirrorRow
 )
 
 
@@ -214,6 +231,7 @@ class Tables:
     REMOVAL: ClassVar = Table("removal", RemovalRow, 4)
     GRANT: ClassVar = Table("access_grant", GrantRow, 1)
     HEAD: ClassVar = Table("head", HeadRow, 1)
+    MIRROR: ClassVar = Table("mirror", MirrorRow, 1)
     SEGMENT_3: ClassVar = Table("segment", SegmentRow, 3, later=1)
     VERSION_1: ClassVar = (SOURCE, BRANCH, SEGMENT_3, POINT, DAMAGE)
     VERSION_2: ClassVar = (*VERSION_1, EPOCH, REMOVAL)
@@ -222,7 +240,8 @@ class Tables:
     OBJECT_REMOVAL: ClassVar = Table("object_removal", ObjectRemovalRow, 2)
     VERSION_4: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE, EPOCH, REMOVAL, GRANT, HEAD)
     VERSION_5: ClassVar = (*VERSION_4, PART, OBJECT_REMOVAL)
-    NEWEST: ClassVar = VERSION_5
+    VERSION_6: ClassVar = (*VERSION_5, MIRROR)
+    NEWEST: ClassVar = VERSION_6
 
 
 TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.NEWEST}

@@ -47,13 +47,14 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 BUSY_SECONDS = 30.0
 _TABLES_OF_VERSION = {
     1: Tables.VERSION_1,
     2: Tables.VERSION_2,
     3: Tables.VERSION_3,
     4: Tables.VERSION_4,
+    5: Tables.VERSION_5,
     SCHEMA_VERSION: Tables.NEWEST,
 }
 

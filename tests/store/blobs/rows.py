@@ -29,6 +29,9 @@ class RowStorage:
                 raise FileExistsError(errno.EEXIST, "the name is taken", name)
         return RowAppender(self, name)
 
+    def resume(self, name: str, length: int) -> RowAppender:
+        raise OSError(errno.ENOTSUP, f"{name} takes nothing after its first {length} bytes")
+
     def open(self, name: str) -> RowReader:
         name_parts(name)
         with self._database() as database:

@@ -82,6 +82,26 @@ def test_a_file_grows_after_a_sync_where_the_storage_says_so(storage: Storage) -
     reader.close()
 
 
+def test_a_file_that_was_begun_is_gone_on_with_from_where_it_is_whole(storage: Storage) -> None:
+    if not storage.abilities.append:
+        return
+    write(storage, "a/begun", b"whole and torn")
+    reader = storage.open("a/begun")
+    appender = storage.resume("a/begun", 5)
+    appender.append(b", then more")
+    appender.sync()
+    appender.close()
+    assert read(storage, "a/begun") == b"whole, then more"
+    assert reader.size() == 16
+    reader.close()
+    with pytest.raises(OSError) as caught:
+        storage.resume("a/begun", 17)
+    assert caught.value.errno == errno.EINVAL
+    assert read(storage, "a/begun") == b"whole, then more"
+    with pytest.raises(FileNotFoundError):
+        storage.resume("a/missing", 0)
+
+
 def test_a_taken_name_is_refused_and_left_alone(storage: Storage) -> None:
     write(storage, "a/taken", b"old")
     with pytest.raises(FileExistsError):

@@ -1,0 +1,119 @@
+"""Where a copy goes: a new place, a copy that is there, or a directory that was shipped; never anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from drengine.crypt.kek import KeyEncryptionKeys
+from drengine.model.clock import Clock
+from drengine.model.errors import DrengineError
+from drengine.store.blobs.storage import content
+from drengine.store.catalogue.interface import Catalogue
+from drengine.store.catalogue.opening import replacing
+from drengine.store.catalogue.rows import COPY, MirrorRow
+from drengine.store.catalogue.seal import CATALOGUE_KEY
+from drengine.store.copies import WHOLE
+from drengine.store.errors import MIRROR_PARTED, NOT_ITS_COPY
+from drengine.store.identity import IDENTITY_NAME, read_identity
+from drengine.store.locks.flock import lock_mirror
+from drengine.store.mirror.difference import SourceRows
+from drengine.store.names import STORE_KEYS, manifest_name
+from drengine.store.options import StoreOptions
+from drengine.store.rebuild.manifest import manifest_numbers, write_manifest
+from drengine.store.store import Store
+
+
+@contextmanager
+def opened_copy(
+    origin: Store,
+    destination: Path,
+    *,
+    keks: KeyEncryptionKeys | None = None,
+    options: StoreOptions | None = None,
+    clock: Clock | None = None,
+) -> Iterator[Store]:
+    """The copy of a store at a place, made or taken over if need be; nobody else mirrors to it meanwhile.
+
+    A directory that holds the store as it was earlier, such as a disk that was shipped, is taken over: nothing of it
+    counts until it has been compared with the original.
+
+    Raises:
+        DrengineError: NOT_ITS_COPY, MIRROR_PARTED, MIRROR_BUSY; STORE_EXISTS and others of a store.
+    """
+    if not (destination / IDENTITY_NAME).exists():
+        keyring = content(origin.context.storage, STORE_KEYS)
+        Store.create(
+            destination, identity=origin.identity, keyring=keyring, keks=keks, options=options, clock=clock
+        ).close()
+    if destination.samefile(origin.directory):
+        raise DrengineError(NOT_ITS_COPY, f"{destination} is the store itself")
+    if read_identity(destination) != origin.identity:
+        raise DrengineError(NOT_ITS_COPY, f"{destination} holds another store")
+    with lock_mirror(destination):
+        with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
+            was_shipped = _is_to_be_compared(origin.context.catalogue, copy)
+        if was_shipped:
+            _begin_anew(destination, keks, options, clock)
+        with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
+            yield copy
+
+
+def _is_to_be_compared(origin: Catalogue, copy: Store) -> bool:
+    """Whether what lies there was not put there by a mirror; a store without any content becomes a copy at once.
+
+    Raises:
+        DrengineError: MIRROR_PARTED, NOT_ITS_COPY.
+    """
+    catalogue = copy.context.catalogue
+    row = catalogue.mirrored().get(WHOLE)
+    if row is not None:
+        if row.state != COPY:
+            raise DrengineError(MIRROR_PARTED, f"{copy.directory} has become a store of its own")
+        return False
+    for source in catalogue.sources():
+        _require_older(SourceRows.read(origin, source.name), SourceRows.read(catalogue, source.name), copy.directory)
+    if catalogue.sources():
+        return True
+    with catalogue.transaction():
+        catalogue.put(MirrorRow(WHOLE, COPY, "", 0, 0))
+    return False
+
+
+def _require_older(theirs: SourceRows, mine: SourceRows, destination: Path) -> None:
+    """Return when a source in a directory is the original's at an earlier moment.
+
+    Raises:
+        DrengineError: NOT_ITS_COPY.
+    """
+    name = mine.source.name if mine.source else ""
+    if theirs.source is None or (mine.source and mine.source.generation > theirs.source.generation):
+        raise DrengineError(NOT_ITS_COPY, f"{destination} has a generation of {name!r} that the store does not have")
+    for number, row in mine.branches.items():
+        known = theirs.branches.get(number)
+        same = known and (known.parent, known.base_sequence, known.role, known.created_ns) == (
+            row.parent,
+            row.base_sequence,
+            row.role,
+            row.created_ns,
+        )
+        if not (known and same) or row.durable_sequence > known.durable_sequence:
+            raise DrengineError(
+                NOT_ITS_COPY, f"{destination} has data of branch {number} of {name!r} that the store does not have"
+            )
+
+
+def _begin_anew(
+    destination: Path, keks: KeyEncryptionKeys | None, options: StoreOptions | None, clock: Clock | None
+) -> None:
+    """Put an empty catalogue in the place of the one that was shipped; the segments stay, and are compared one by one."""
+    with Store.open(destination, keks=keks, options=options, clock=clock) as shipped:
+        key = shipped.context.keys.store_key(CATALOGUE_KEY)
+        storage = shipped.context.storage
+    with replacing(destination, key) as made:
+        made.catalogue.put(MirrorRow(WHOLE, COPY, "", 0, 0))
+    with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
+        for number in manifest_numbers(storage):
+            storage.delete(manifest_name(number))
+        write_manifest(copy.context)

@@ -1,0 +1,399 @@
+"""Keeping a second copy of a store: pass by pass, what the original has committed since.
+
+Of each source, in this order, so that a crash at any moment leaves a store that can be recovered from:
+
+1. the original's rows are read, of one moment; keyrings are brought up to date;
+2. the bytes of new records are copied, checked while they pass, and made durable with their names;
+3. ONE transaction of the copy's catalogue puts the rows, and takes away the points that the original has retired;
+4. then, if nobody reads what the original no longer keeps, files that compaction has replaced or removed follow.
+
+So the copy is at every moment a prefix of each source's history, whole at every point that it names. A source of which
+much is missing is brought forward in stages, each ending at a segment, so that none keeps the others waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from drengine.model.errors import DrengineError
+from drengine.store.blobs.storage import content
+from drengine.store.care.compaction import CompactionReport, remove_segments
+from drengine.store.care.scrub import ScrubReport, segment_damage
+from drengine.store.catalogue.rows import COPY, OPEN, BranchRow, DamageRow, MirrorRow, PointRow, SegmentRow
+from drengine.store.copies import LOCAL_BRANCHES, WHOLE, copy_row
+from drengine.store.damage import WHOLE_SEGMENT, judge_points
+from drengine.store.errors import MIRROR_PARTED, ORIGIN_REBUILT, os_errors
+from drengine.store.mirror.carrying import Carried, Carrier
+from drengine.store.mirror.difference import Difference, Key, SourceRows
+from drengine.store.mirror.pace import Pace
+from drengine.store.names import KEYS, STORE_KEYS, segment_directory, segment_name
+from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.rebuild.strays import clear_strays
+from drengine.store.segments.format import Mark, pack_geometry
+from drengine.store.store import Store
+from drengine.store.views.records import SegmentScan
+
+log = logging.getLogger("drengine.mirror")
+
+_NOTE_SECONDS = 10
+"""How often it is noted that a copy is complete, while nothing changes."""
+_SNAPSHOTS_MAX = 5
+"""How often a source is looked at anew in one pass because its files were replaced meanwhile."""
+_MISSING = "the original has no such file"
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorOptions:
+    """How a mirror works.
+
+    Attributes:
+        stage_bytes: what is copied of one source before others have their turn, and the copy is committed.
+        hashes: decode each new record of the copy, and compare its hashes, beside its checksums.
+        accept_rebuilt: take away from the copy what is missing in an original whose catalogue was rebuilt.
+    """
+
+    stage_bytes: int = 256 << 20
+    hashes: bool = False
+    accept_rebuilt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far the copy of a source is behind.
+
+    Attributes:
+        as_of_ns: by the mirror's clock, when the copy last held all that the original held; 0: never.
+        bytes: file bytes of committed records that the copy lacks.
+    """
+
+    as_of_ns: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class PassReport:
+    """What a pass did.
+
+    Attributes:
+        bytes: that were copied.
+        segments: files that were begun, or grew.
+        complete: the copy holds all that the original held when the pass began.
+        damaged: what could not be copied whole, as text for people.
+    """
+
+    bytes: int = 0
+    segments: int = 0
+    complete: bool = True
+    damaged: list[str] = field(default_factory=list)
+
+
+class _Moved(Exception):  # noqa: N818 - it is no error
+    """A file was replaced since the rows were read."""
+
+
+class Mirror:
+    """Keeps one copy of one store. For one thread; `lags` may be read by any."""
+
+    def __init__(self, origin: Store, copy: Store, pace: Pace, options: MirrorOptions | None = None) -> None:
+        """Both stores are open, and stay so."""
+        self._origin = origin.context
+        self._copy = copy.context
+        self._pace = pace
+        self._options = options or MirrorOptions()
+        self._carrier = Carrier(self._origin.storage, self._copy.storage, pace.passed)
+        self._manifest_due = True
+        rows = self._copy.catalogue.mirrored()
+        self._noted_ns = {name: row.as_of_ns for name, row in rows.items()}
+        self.lags = {name: Lag(row.as_of_ns, 0) for name, row in rows.items() if name}
+
+    def close(self) -> None:
+        """Let go of the copy's files."""
+        self._carrier.close()
+
+    def run(self) -> PassReport:
+        """One pass.
+
+        Raises:
+            DrengineError: MIRROR_PARTED, ORIGIN_REBUILT, MAINTENANCE_BUSY; STORE_FULL, STORE_IO, STORE_AWAY and others
+                of either store. What was committed stays; the next pass goes on.
+            Stopped: see Pace.
+        """
+        report = PassReport()
+        self._origin.place.require()
+        with self._copy.locks.maintenance(), os_errors("mirroring"):
+            self._require_copy()
+            as_of_ns = self._origin.clock.now_ns()
+            names = [row.name for row in self._origin.catalogue.sources()]
+            try:
+                for name in sorted(names, key=lambda name: self.lags[name].bytes if name in self.lags else 0):
+                    self._bring_forward(name, report)
+            except BaseException:
+                self._carrier.close()
+                raise
+            if report.complete:
+                self._note_complete(as_of_ns)
+        return report
+
+    def _bring_forward(self, name: str, report: PassReport) -> None:
+        for _ in range(_SNAPSHOTS_MAX):
+            as_of_ns = self._origin.clock.now_ns()
+            with self._origin.catalogue.snapshot():
+                theirs = SourceRows.read(self._origin.catalogue, name)
+                lineage = self._origin.catalogue.epoch(name).lineage
+            if theirs.source is None:
+                return
+            self._copy_keyrings([name])
+            mine = SourceRows.read(self._copy.catalogue, name)
+            difference = Difference.between(theirs, mine)
+            self._require_decided(name, lineage, difference)
+            try:
+                self._carry_and_commit(name, difference, MirrorRow(name, COPY, "", lineage, as_of_ns), report)
+            except _Moved:
+                continue
+            return
+        report.complete = False
+
+    def _carry_and_commit(self, name: str, difference: Difference, noted: MirrorRow, report: PassReport) -> None:
+        behind = difference.bytes_behind
+        self.lags[name] = Lag(self._noted_ns.get(name, 0), behind)
+        # A writer of what was a copy must not find us at its files.
+        with ExitStack() as locks:
+            for branch in sorted({row.branch for row in difference.urgent}):
+                locks.enter_context(self._copy.locks.branch(name, branch))
+            self._require_copy()
+            arrived, damaged, passed = self._carry(difference.urgent, difference.mine, report)
+            is_complete = len(arrived) == len(difference.urgent)
+            self._commit(name, difference, difference.reach(arrived), damaged, noted if is_complete else None)
+        for row in difference.urgent:
+            if (row.branch, row.segment) in arrived and row.state != OPEN:
+                self._carrier.let_go(row)
+                self._copy.layers.segment_closed(name, row.branch, row.segment)
+        if not is_complete:
+            report.complete = False
+            self.lags[name] = Lag(self._noted_ns.get(name, 0), behind - passed)
+            return
+        self.lags[name] = Lag(noted.as_of_ns, 0)
+        self._follow(name, difference, report)
+
+    def _carry(
+        self, rows: Iterable[SegmentRow], mine: SourceRows, report: PassReport
+    ) -> tuple[set[Key], list[SegmentRow], int]:
+        """Copy files, durably, until a stage is full: which have arrived, those that are not whole, and the bytes."""
+        arrived: set[Key] = set()
+        damaged: list[SegmentRow] = []
+        folders: set[str] = set()
+        passed = 0
+        for row in rows:
+            if passed >= self._options.stage_bytes:
+                break
+            key = (row.branch, row.segment)
+            carried = self._carried(row, mine.segments.get(key))
+            if carried.fault:
+                damaged.append(row)
+                what = f"segment {row.segment} of branch {row.branch} of {row.source!r}: {carried.fault}"
+                report.damaged.append(what)
+                log.error("the original is damaged, and so is what was copied of it: %s", what)
+            passed += carried.bytes
+            report.bytes += carried.bytes
+            report.segments += 1
+            arrived.add(key)
+            folders.add(segment_directory(row.source, row.branch))
+        self._carrier.sync()
+        for folder in sorted(folders):
+            self._copy.storage.sync_dir(folder)
+        return arrived, damaged, passed
+
+    def _carried(self, row: SegmentRow, known: SegmentRow | None) -> Carried:
+        """Copy one file; what was not read well is read once more."""
+        try:
+            carried = self._carrier.carry(row, known)
+            if carried.fault:
+                self._carrier.let_go(row)
+                carried = self._carrier.carry(row, known)
+        except FileNotFoundError:
+            fresh = self._origin.catalogue.segment(*row[:3])
+            if fresh is None or fresh.revision != row.revision:
+                raise _Moved from None
+            return Carried(0, _MISSING)
+        return carried
+
+    def _commit(
+        self,
+        name: str,
+        difference: Difference,
+        reached: dict[int, int],
+        damaged: list[SegmentRow],
+        noted: MirrorRow | None,
+    ) -> None:
+        catalogue = self._copy.catalogue
+        put, gone = difference.rows(reached, self._roots(name), self._branch_at(difference.theirs))
+        if not put and not gone and not (noted and self._is_note_due(noted)):
+            return
+        new_points = [row for row in put if isinstance(row, PointRow)]
+        has_damage = bool(damaged or catalogue.damage(name))
+        if has_damage:  # until it is known whether they need it
+            put = [row._replace(damaged=1) if isinstance(row, PointRow) else row for row in put]
+        with catalogue.transaction(name):
+            self._require_copy()
+            catalogue.remove(*gone)
+            catalogue.put(*put)
+            for row in damaged:
+                catalogue.put(*self._damage_of(row))
+            if noted:
+                catalogue.put(noted)
+                self._noted_ns[name] = noted.as_of_ns
+        if has_damage:
+            judge_points(self._copy, name, None if damaged else new_points)
+        self._manifest_due = self._manifest_due or any(isinstance(row, PointRow) for row in gone)
+        if _is_structural(difference, put):
+            self._write_manifest()
+
+    def _damage_of(self, row: SegmentRow) -> list[DamageRow]:
+        """What of a segment of the copy cannot be read."""
+        now_ns = self._copy.clock.now_ns()
+        whole = DamageRow(*row[:3], WHOLE_SEGMENT, row.first_sequence, now_ns, _MISSING)
+        try:
+            self._copy.storage.open(segment_name(*row[:4])).close()
+        except FileNotFoundError:
+            return [whole]
+        return list(segment_damage(self._copy, row, ScrubReport(), lambda: None))
+
+    def _follow(self, name: str, difference: Difference, report: PassReport) -> None:
+        """Let what compaction has replaced or removed follow, unless somebody here reads what is no longer kept there.
+
+        The transaction that took the points away is behind us: who takes a lease from now on does not see them.
+        """
+        if not difference.replaced and not difference.removed:
+            return
+        if self._roots(name) - set(difference.theirs.points):
+            return
+        if self._manifest_due:
+            self._write_manifest()
+        arrived, damaged, _ = self._carry(difference.replaced, difference.mine, report)
+        for row in difference.replaced:
+            old = difference.mine.segments[row.branch, row.segment]
+            if (row.branch, row.segment) not in arrived:
+                report.complete = False
+                continue
+            self._carrier.let_go(row)
+            if row in damaged:  # what we have is better
+                self._copy.storage.delete(segment_name(*row[:4]))
+                continue
+            with self._copy.catalogue.transaction(name):
+                self._require_copy()
+                self._copy.catalogue.put(row)
+            self._carrier.let_go(old)
+            self._copy.storage.delete(segment_name(*old[:4]))
+            self._copy.records.let_go(*row[:3])
+        for row in difference.removed:
+            self._carrier.let_go(row)
+        remove_segments(self._copy, list(difference.removed), CompactionReport())
+        for branch in difference.theirs.branches:
+            clear_strays(self._copy, name, branch)
+
+    def _roots(self, name: str) -> set[Key]:
+        """Positions of the original's branches that somebody at the copy reads, or has grown a branch from."""
+        leased = {
+            (each.branch, each.sequence) for each in self._copy.locks.leased_positions() if each.source == name
+        }
+        local = [row for row in self._copy.catalogue.branches(name) if row.branch >= LOCAL_BRANCHES]
+        points = {row.branch for row in self._copy.catalogue.points(name) if row.branch >= LOCAL_BRANCHES}
+        alive = [row for row in local if not row.closed or row.branch in points]
+        return {key for key in leased | {(row.parent, row.base_sequence) for row in alive} if key[0] < LOCAL_BRANCHES}
+
+    def _branch_at(self, theirs: SourceRows) -> Callable[[BranchRow, int], BranchRow]:
+        """A branch's row at an earlier position, by what the copy's files say."""
+
+        def at(branch: BranchRow, position: int) -> BranchRow:
+            where = branch
+            while position <= where.base_sequence and where.parent:
+                where = theirs.branches[where.parent]
+            row = max(
+                (row for row in theirs.segments.values() if row.branch == where.branch and row.first_sequence <= position),
+                key=lambda row: row.segment,
+            )
+            reader = self._copy.storage.open(segment_name(*row[:4]))
+            try:
+                scan = SegmentScan(reader, self._copy.keys)
+                scan.extend(reader, row.committed_length)
+            finally:
+                reader.close()
+            index, number = scan.index(), position - row.first_sequence
+            mark = index.mark(number) if number < index.record_count else Mark()
+            return branch._replace(
+                durable_sequence=position,
+                durable_epoch=mark.epoch,
+                durable_position=mark.position,
+                geometry=pack_geometry(index.geometry_at(number + 1)),
+            )
+
+        return at
+
+    def _copy_keyrings(self, names: Iterable[str]) -> None:
+        """Durable before any segment that names their keys."""
+        if not self._origin.keys.is_encrypted:
+            return
+        for name in (STORE_KEYS, *(f"{KEYS}/{source}" for source in names)):
+            theirs = content(self._origin.storage, name)
+            if theirs is not None and theirs != content(self._copy.storage, name):
+                self._copy.storage.put(name, theirs)
+
+    def _require_copy(self) -> None:
+        if copy_row(self._copy.catalogue) is None:
+            raise DrengineError(MIRROR_PARTED, f"{self._copy.directory} has become a store of its own")
+
+    def _require_decided(self, name: str, lineage: int, difference: Difference) -> None:
+        """What is gone from an original was decided there, unless its catalogue was rebuilt since.
+
+        Raises:
+            DrengineError: ORIGIN_REBUILT.
+        """
+        noted = self._copy.catalogue.mirrored().get(name)
+        if noted is None or noted.lineage in (0, lineage) or self._options.accept_rebuilt:
+            return
+        theirs, mine = difference.theirs, difference.mine
+        lost = set(mine.points) - set(theirs.points)
+        back = [
+            number
+            for number, row in mine.branches.items()
+            if number not in theirs.branches or theirs.branches[number].durable_sequence < row.durable_sequence
+        ]
+        if lost or back:
+            raise DrengineError(
+                ORIGIN_REBUILT, f"{self._origin.directory} was rebuilt, and lacks {len(lost)} points of {name!r}"
+            )
+
+    def _is_note_due(self, row: MirrorRow) -> bool:
+        return row.as_of_ns - self._noted_ns.get(row.source, 0) >= _NOTE_SECONDS * 1_000_000_000
+
+    def _note_complete(self, as_of_ns: int) -> None:
+        """Note that the copy as a whole is complete as of a moment."""
+        self.lags = {name: Lag(max(lag.as_of_ns, as_of_ns), lag.bytes) for name, lag in self.lags.items()}
+        row = MirrorRow(
+            WHOLE, COPY, str(self._origin.directory), self._origin.catalogue.epoch().lineage, as_of_ns
+        )
+        if self._is_note_due(row):
+            with self._copy.catalogue.transaction():
+                self._require_copy()
+                self._copy.catalogue.put(row)
+            self._noted_ns[WHOLE] = as_of_ns
+
+    def _write_manifest(self) -> None:
+        write_manifest(self._copy)
+        self._manifest_due = False
+
+
+def _is_structural(difference: Difference, put: list[object]) -> bool:
+    """Whether a rebuild of the copy could not know it from the segments."""
+    if difference.mine.source != difference.theirs.source:
+        return True
+    known = difference.mine.branches
+    return any(
+        isinstance(row, BranchRow)
+        and (row.branch not in known or row.closed != known[row.branch].closed)
+        for row in put
+    )
+
