@@ -39,6 +39,10 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.rebuild",
         "Make a lost or damaged catalogue anew; the old one is kept aside. Stop the target first.",
     ),
+    "mirror": Command(
+        "drengine.cli.mirror",
+        "Keep a second copy of a store at another place, which recovers alone: once, or with --follow continuously.",
+    ),
     "pin": Command("drengine.cli.pins", "Keep a point: retention leaves it alone until it is unpinned."),
     "unpin": Command("drengine.cli.pins", "Let retention have a point again."),
     "branches": Command("drengine.cli.branches", "List a source's branches, or close one that is no longer needed."),

@@ -30,10 +30,11 @@ from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping, retain
 from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
 from drengine.store.catalogue.opening import create_catalogue, open_catalogue
-from drengine.store.catalogue.rows import BranchRow, SourceRow
+from drengine.store.catalogue.rows import BranchRow, MirrorRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.catalogue.sqlite import CATALOGUE_NAME, SIDE_SUFFIXES
 from drengine.store.context import StoreContext
+from drengine.store.copies import LOCAL_BRANCHES, copy_row, part, require_own
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import (
     NOT_A_STORE,
@@ -99,16 +100,19 @@ class Store:
         stored_in: StorageName | None = None,
         storage_options: S3Options | None = None,
         keks: KeyEncryptionKeys | None = None,
+        identity: bytes | None = None,
+        keyring: bytes | None = None,
     ) -> Store:
         """Make a store in an empty or missing directory and open it; encrypted, if there is a key-encryption key.
 
         `stored_in` names the storage that holds its segments, the directory itself by default; see `open` for others.
+        A copy of a store takes that one's `identity`, and its own `keyring` where it is encrypted.
 
         Raises:
             DrengineError: STORAGE_UNAVAILABLE, STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO.
         """
         directory = Path(path)
-        file = StoreFile(secrets.token_bytes(16), stored_in or StorageName())
+        file = StoreFile(identity or secrets.token_bytes(16), stored_in or StorageName())
         if storage is None:  # what can't be opened is known before anything is made
             open_storage(file.storage, directory, options=storage_options).close()
         with os_errors(f"creating a store in {directory}"):
@@ -119,7 +123,7 @@ class Store:
             create_catalogue(directory)
             sync_directory(directory)
             sync_directory(directory.parent)
-        _begin_storage(directory, file, storage, storage_options, keks, (clock or SystemClock()).now_ns())
+        _begin_storage(directory, file, storage, storage_options, keks, (clock or SystemClock()).now_ns(), keyring)
         # What is killed before this is no store, and what is one is encrypted if it was to be.
         write_store_file(directory, file)
         return Store.open(
@@ -197,12 +201,12 @@ class Store:
 
     def rotate_key(self, source: str) -> str:
         """Give a source a new data key for what is written from now on; returns its id."""
-        self._require_writable()
+        self._require_own("a new key is its business")
         return rotate_key(self._context, source)
 
     def rewrap_keys(self) -> int:
         """Encrypt every keyring under the newest key-encryption key; how many were not."""
-        self._require_writable()
+        self._require_own("its keys are wrapped there")
         return self._context.keys.rewrap(self._context.locks)
 
     def erase(self, source: str) -> int:
@@ -211,7 +215,7 @@ class Store:
         Raises:
             DrengineError: UNKNOWN_SOURCE, BRANCH_BUSY, MAINTENANCE_BUSY; STORE_IN_CLEAR when some of it is in clear.
         """
-        self._require_writable()
+        self._require_own("erasing a source is its business")
         return erase(self._context, source)
 
     def encryption(self) -> EncryptionStatus:
@@ -277,7 +281,7 @@ class Store:
         known = {row.name: row for row in catalogue.sources()}
         if name in known:
             return SourceInfo(*known[name])
-        self._require_writable()
+        self._require_own(f"{name!r} is new to it")
         with catalogue.transaction():
             known = {row.name: row for row in catalogue.sources()}
             if name not in known:
@@ -359,6 +363,19 @@ class Store:
         if free is not None and free < free_bytes_min:
             raise DrengineError(STORE_FULL, f"{free >> 20} MiB are free, {free_bytes_min >> 20} MiB are kept back")
 
+    @property
+    def copy_of(self) -> MirrorRow | None:
+        """What is known of the original, while the store is a copy that a mirror keeps."""
+        return copy_row(self._context.catalogue)
+
+    def detach(self) -> bool:
+        """Make a copy a store of its own, for good; whether it was a copy."""
+        self._require_writable()
+        with self._context.catalogue.transaction():
+            was = self.copy_of is not None
+            part(self._context.catalogue)
+        return was
+
     def settle(self) -> None:
         """Wait until no other process has a transaction of this store under way.
 
@@ -374,6 +391,8 @@ class Store:
     def close_branch(self, source: str, branch: int) -> None:
         """Let the branch take no more writes. A drill's data goes with the next retention, any other's by policy."""
         self._require_writable()
+        if branch < LOCAL_BRANCHES:
+            self._require_own(f"branch {branch} of {source!r} is its own")
         self._branches.close(source, branch)
 
     def pin(self, point: RecoveryPoint, note: str = "") -> None:
@@ -399,6 +418,7 @@ class Store:
         Raises:
             DrengineError: BRANCH_BUSY while it is written.
         """
+        self._require_own("sources are forgotten there")
         catalogue = self._context.catalogue
         with self._context.locks.branch(source, 1) as lock:
             with catalogue.transaction():
@@ -439,6 +459,8 @@ class Store:
         """
         self._require_writable()
         number = self._context.catalogue.source(source).active_branch if branch is None else branch
+        if number < LOCAL_BRANCHES:
+            self._require_own(f"branch {number} of {source!r} is written there")
         return BranchWriter(self._context, source, number, generation)
 
     def view(self, point: RecoveryPoint) -> View:
@@ -607,12 +629,16 @@ class Store:
             raise
 
     def _set_pin(self, point: RecoveryPoint, pinned: int, note: str) -> None:
-        self._require_writable()
+        self._require_own("points are pinned there")
         catalogue = self._context.catalogue
         with catalogue.transaction(point.source):
             row = self._branches.kept(point)
             catalogue.put(row._replace(pinned=pinned, note=note))
         write_manifest(self._context)
+
+    def _require_own(self, doing: str) -> None:
+        self._require_writable()
+        require_own(self._context.catalogue, doing)
 
     def _require_writable(self) -> None:
         if self._context.read_only:
@@ -686,6 +712,7 @@ def _begin_storage(
     storage_options: S3Options | None,
     keks: KeyEncryptionKeys | None,
     now_ns: int,
+    keyring: bytes | None,
 ) -> None:
     """What a new store needs beside its segments before it is one: its keys, and the seal of its catalogue."""
     with ExitStack() as opened:
@@ -697,7 +724,9 @@ def _begin_storage(
         if isinstance(storage, ObjectStorage):
             storage.claim(file.identity)
         if keks:
-            keys = StoreKeys(storage, file.identity, keks, made_ns=now_ns)
+            if keyring:
+                storage.put(STORE_KEYS, keyring)
+            keys = StoreKeys(storage, file.identity, keks, made_ns=0 if keyring else now_ns)
             catalogue.seal(keys.store_key(CATALOGUE_KEY))
 
 

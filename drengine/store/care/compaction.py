@@ -29,6 +29,7 @@ from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_li
 from drengine.store.care.objects import delete_decided
 from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
+from drengine.store.copies import first_number
 from drengine.store.errors import DAMAGED, STORE_IO, os_errors
 from drengine.store.names import SegmentPlace, parse_segment_name, segment_directory, segment_name
 from drengine.store.rebuild.manifest import write_manifest
@@ -81,12 +82,15 @@ def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[
         context.storage.sweep()
         delete_decided(context)
         manifest_due = True
+        first = first_number(context.catalogue)  # at a copy, the mirror does it to all others
         for source in context.catalogue.sources():
             if context.keys.is_missing(context.catalogue, source.name):
                 report.segments_skipped += 1
                 continue
             roots_of = branch_roots(context.catalogue, source.name, context.locks.leased_positions)
             for roots in roots_of:
+                if roots.branch.branch < first:
+                    continue
                 if manifest_due:
                     write_manifest(context)
                     manifest_due = False
@@ -120,7 +124,7 @@ def _compact_branch(
             report.segments_skipped += 1
         # The newest segment stays: it holds the branch's durable position.
         removable = [entry.row for entry in judged[1:] if not entry.needed and entry.row.state != OPEN]
-    _remove(context, removable, report)
+    remove_segments(context, removable, report)
     removed = {row.segment for row in removable}
     for liveness in reversed(judged):
         row = liveness.row
@@ -142,7 +146,8 @@ def _compact_branch(
             _replace(context, row, row._replace(dead_bytes=dead))
 
 
-def _remove(context: StoreContext, rows: list[SegmentRow], report: CompactionReport) -> None:
+def remove_segments(context: StoreContext, rows: list[SegmentRow], report: CompactionReport) -> None:
+    """Remove segments of one source of which nothing can be seen: first a decision, then the files."""
     if not rows:
         return
     catalogue = context.catalogue

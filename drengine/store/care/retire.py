@@ -9,6 +9,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.store.care.retention import RetentionPolicy, plan
 from drengine.store.catalogue.rows import BranchRow, PointRow
 from drengine.store.context import StoreContext
+from drengine.store.copies import first_number
 from drengine.store.locks import Position
 from drengine.store.rebuild.manifest import write_manifest
 
@@ -48,7 +49,9 @@ def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int
 def _retain_source(context: StoreContext, source: str, keeping: Keeping, now_ns: int) -> list[RecoveryPoint]:
     catalogue, policy = context.catalogue, keeping.policy
     is_retired = keeping.silent_seconds is not None
-    branches, points = catalogue.branches(source), catalogue.points(source)
+    first = first_number(catalogue)  # at a copy, the mirror sees to all others
+    branches = [row for row in catalogue.branches(source) if row.branch >= first]
+    points = [row for row in catalogue.points(source) if row.branch >= first]
     # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
     leases = context.locks.leased_positions()
     kept_alive = {row.branch for row in branches if not _is_over(row, points, leases)}

@@ -11,6 +11,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.store.care.compaction import CompactionReport, rewrite
 from drengine.store.catalogue.rows import OPEN, SEALED, DamageRow, SegmentRow
 from drengine.store.context import StoreContext
+from drengine.store.copies import copy_row
 from drengine.store.damage import WHOLE_SEGMENT, DamagedRange, damage_row, judge_points
 from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, read_errors
 from drengine.store.names import segment_name
@@ -140,7 +141,17 @@ def _remember(context: StoreContext, found: list[DamageRow], looked_at: list[Seg
 
 def _scrub_segment(
     context: StoreContext, row: SegmentRow, report: ScrubReport, yield_to: Callable[[], None]
+) -> list[DamageRow]:
+    found = list(segment_damage(context, row, report, yield_to))
+    if not found and row.state != OPEN and not context.read_only and copy_row(context.catalogue) is None:
+        _repair(context, row, report, yield_to)
+    return found
+
+
+def segment_damage(
+    context: StoreContext, row: SegmentRow, report: ScrubReport, yield_to: Callable[[], None]
 ) -> Iterator[DamageRow]:
+    """Read and hash again everything in a segment; what of it cannot be read."""
     report.segments += 1
     try:
         index = context.records.index(row)
@@ -151,7 +162,6 @@ def _scrub_segment(
         place = (row.source, row.branch, row.segment)
         yield DamageRow(*place, WHOLE_SEGMENT, first, context.clock.now_ns(), error.message)
         return
-    bad = 0
     for number in range(index.record_count):
         yield_to()
         report.records += 1
@@ -159,17 +169,21 @@ def _scrub_segment(
             continue
         address = Address(row.source, row.branch, row.segment, number)
         if faults := _faults(context, address):
-            bad += 1
             context.records.forget(address)
             yield damage_row(context, address, faults[0].reason)
-    if not bad and row.state != OPEN and not context.read_only and not _copies_agree(context, row, index):
-        try:
-            with context.locks.maintenance():
-                rewrite(context, row, None, CompactionReport(), yield_to)
-            report.segments_repaired += 1
-        except DrengineError as error:
-            if error.kind is not MAINTENANCE_BUSY:
-                raise
+
+
+def _repair(context: StoreContext, row: SegmentRow, report: ScrubReport, yield_to: Callable[[], None]) -> None:
+    """Write a whole segment anew of which one of two copies of the index is damaged."""
+    if _copies_agree(context, row, context.records.index(row)):
+        return
+    try:
+        with context.locks.maintenance():
+            rewrite(context, row, None, CompactionReport(), yield_to)
+        report.segments_repaired += 1
+    except DrengineError as error:
+        if error.kind is not MAINTENANCE_BUSY:
+            raise
 
 
 def _readable_records(context: StoreContext, row: SegmentRow) -> int:

@@ -18,7 +18,7 @@ from typing import Self
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.ownership import open_owned
 from drengine.store.catalogue.interface import Fence
-from drengine.store.errors import BRANCH_BUSY, MAINTENANCE_BUSY, os_errors
+from drengine.store.errors import BRANCH_BUSY, MAINTENANCE_BUSY, MIRROR_BUSY, os_errors
 from drengine.store.locks.interface import Holder, Position
 
 LOCKS_DIRECTORY = "locks"
@@ -87,6 +87,14 @@ class FileLocks:
     def maintenance(self) -> FileLock:
         """See `Locks.maintenance`."""
         return self._lock("maintenance.lock", MAINTENANCE_BUSY, "another process maintains the store")
+
+    def mirror(self) -> FileLock:
+        """Become the only process that mirrors into this directory: a copy always has locks of its own host.
+
+        Raises:
+            DrengineError: MIRROR_BUSY.
+        """
+        return self._lock("mirror.lock", MIRROR_BUSY, "another process mirrors into this directory")
 
     def manifests(self) -> FileLock:
         """See `Locks.manifests`."""

@@ -12,6 +12,7 @@ from drengine.model.extents import OFFSET_MAX
 from drengine.model.points import Mark, RecoveryPoint
 from drengine.store.catalogue.rows import ERASED, SIDE_ROLES, BranchRow, PointRow
 from drengine.store.context import StoreContext
+from drengine.store.copies import first_number, part, require_own
 from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
 from drengine.store.log.grants import take_branch
 from drengine.store.rebuild.manifest import write_manifest
@@ -65,6 +66,8 @@ class Branches:
         if role not in SIDE_ROLES:
             raise ValueError(f"a branch beside the active one is no {role!r}")
         catalogue = self._context.catalogue
+        if role != "drill":
+            require_own(catalogue, "what a source had beyond it belongs there")
         mark = self._mark_of(point)
         with catalogue.transaction(point.source):
             source = catalogue.source(point.source)
@@ -95,6 +98,7 @@ class Branches:
                 raise DrengineError(DAMAGED, f"point {point.id} of {point.source!r} has unreadable data")
             row = self._new_row(kept, mark, source.generation + 1, "promoted", label)
             left = catalogue.branch(point.source, source.active_branch)
+            part(catalogue)
             take_branch(catalogue, point.source, left.branch, points=False)
             catalogue.put(
                 row,
@@ -147,10 +151,11 @@ class Branches:
         return row
 
     def _new_row(self, point: PointRow, mark: Mark, generation: int, role: str, label: str) -> BranchRow:
-        number = max(row.branch for row in self._context.catalogue.branches(point.source)) + 1
+        catalogue = self._context.catalogue
+        number = max(row.branch for row in catalogue.branches(point.source)) + 1
         return BranchRow(
             source=point.source,
-            branch=number,
+            branch=max(number, first_number(catalogue)),
             parent=point.branch,
             base_sequence=point.sequence,
             generation=generation,

@@ -17,7 +17,7 @@ from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.copies import WHOLE
 from drengine.store.errors import MIRROR_PARTED, NOT_ITS_COPY
 from drengine.store.identity import IDENTITY_NAME, read_identity
-from drengine.store.locks.flock import lock_mirror
+from drengine.store.locks.flock import FileLocks
 from drengine.store.mirror.difference import SourceRows
 from drengine.store.names import STORE_KEYS, manifest_name
 from drengine.store.options import StoreOptions
@@ -51,7 +51,7 @@ def opened_copy(
         raise DrengineError(NOT_ITS_COPY, f"{destination} is the store itself")
     if read_identity(destination) != origin.identity:
         raise DrengineError(NOT_ITS_COPY, f"{destination} holds another store")
-    with lock_mirror(destination):
+    with FileLocks(destination).mirror():
         with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
             was_shipped = _is_to_be_compared(origin.context.catalogue, copy)
         if was_shipped:
