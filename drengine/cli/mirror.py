@@ -46,8 +46,8 @@ def mirror(
 ) -> None:
     """Keep a second copy of a store at another place, which recovers alone: once, or with --follow continuously.
 
-    A directory that was copied from the store (a disk that was shipped) is taken over: what is there is checked, and only
-    the difference is copied."""
+    A directory that was copied from the store (a disk that was shipped) is taken over: what is there is checked, and
+    only the difference is copied."""
     keks = keks_of(None, store)
     if detach:
         with Store.open(store, keks=keks) as copy:

@@ -156,7 +156,7 @@ MIRROR_PARTED = error_kind(
     "mirror-parted",
     231,
     "What was a copy has become a store of its own, by a promotion or by hand: it is never written over.",
-    "If it is not needed any more, mirror into an empty directory; else the copy is the store now, and the original is not.",
+    "If it is not needed any more, mirror into an empty directory. Else it is the store now, and the original is not.",
     final=True,
 )
 NOT_ITS_COPY = error_kind(

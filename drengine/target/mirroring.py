@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from drengine.crypt.kek import KeyEncryptionKeys
@@ -35,7 +35,7 @@ class MirrorPlan:
     destination: Path
     interval_seconds: float = 1.0
     bytes_per_second: int = 0
-    options: MirrorOptions = MirrorOptions()
+    options: MirrorOptions = field(default_factory=MirrorOptions)
 
 
 class Mirroring:
@@ -96,9 +96,7 @@ class Mirroring:
     def _passes(self, told: Callable[[PassReport], None], *, once: bool) -> None:
         plan = self._plan
         with ExitStack() as opened:
-            copy = opened.enter_context(
-                opened_copy(self._origin, plan.destination, keks=self._keks, clock=self._clock)
-            )
+            copy = opened.enter_context(opened_copy(self._origin, plan.destination, keks=self._keks, clock=self._clock))
             mirror = Mirror(self._origin, copy, Pace(self._clock, plan.bytes_per_second, self._stop), plan.options)
             opened.callback(mirror.close)
             try:

@@ -17,7 +17,8 @@ class Call(NamedTuple):
 
     Attributes:
         number: counted from 1 over all operations.
-        operation: ``create``, ``resume``, ``append``, ``sync``, ``open``, ``read_at``, ``put``, ``list``, ``delete``, ``sync_dir``.
+        operation: ``create``, ``resume``, ``append``, ``sync``, ``open``, ``read_at``, ``put``, ``list``, ``delete``,
+            ``sync_dir``.
         name: of the file (or prefix).
         size: bytes to be written; 0 for other calls.
     """

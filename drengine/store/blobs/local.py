@@ -126,15 +126,12 @@ class LocalStorage:
         """See Storage."""
         with self._folders(name) as (chain, leaf):
             descriptor = os.open(leaf, _FILE | os.O_WRONLY | os.O_APPEND, dir_fd=chain[-1])
-        appender = LocalAppender(descriptor, length)
         try:
-            if os.fstat(descriptor).st_size < length:
-                raise OSError(errno.EINVAL, f"{name} is shorter than {length} bytes")
-            os.ftruncate(descriptor, length)
+            _cut(descriptor, length, name)
         except BaseException:
-            appender.close()
+            os.close(descriptor)
             raise
-        return appender
+        return LocalAppender(descriptor, length)
 
     def open(self, name: str) -> LocalReader:
         """See Storage."""
@@ -252,6 +249,13 @@ class LocalStorage:
             os.close(descriptor)
             raise OSError(errno.ESTALE, f"{self.root} is another directory than before")
         return descriptor
+
+
+def _cut(descriptor: int, length: int, name: str) -> None:
+    """Take what lies behind `length` from a file."""
+    if os.fstat(descriptor).st_size < length:
+        raise OSError(errno.EINVAL, f"{name} is shorter than {length} bytes")
+    os.ftruncate(descriptor, length)
 
 
 def _make_folder(name: str, folder: int) -> bool:

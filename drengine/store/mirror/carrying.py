@@ -119,9 +119,7 @@ class Carrier:
             self._copy.delete(name)
             return self._copy.create(name)
 
-    def _what_is_there(
-        self, name: str, row: SegmentRow, header: SegmentHeader, header_length: int
-    ) -> tuple[int, int]:
+    def _what_is_there(self, name: str, row: SegmentRow, header: SegmentHeader, header_length: int) -> tuple[int, int]:
         """Length and records of a file that no row names: begun before a crash, or shipped."""
         if (file := self._files.get(name)) is not None:
             return file.length, file.number

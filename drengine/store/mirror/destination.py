@@ -107,7 +107,7 @@ def _require_older(theirs: SourceRows, mine: SourceRows, destination: Path) -> N
 def _begin_anew(
     destination: Path, keks: KeyEncryptionKeys | None, options: StoreOptions | None, clock: Clock | None
 ) -> None:
-    """Put an empty catalogue in the place of the one that was shipped; the segments stay, and are compared one by one."""
+    """Put an empty catalogue in the place of the one that was shipped; the segments stay, and are compared."""
     with Store.open(destination, keks=keks, options=options, clock=clock) as shipped:
         key = shipped.context.keys.store_key(CATALOGUE_KEY)
         storage = shipped.context.storage

@@ -1,8 +1,8 @@
 """What a copy of a source lacks, and how far it may be brought with what has arrived. Pure: rows in, rows out.
 
-What the catalogue says of a source grows at its end, and old segments are written anew by compaction. Any older revision
-of a segment shows at every kept point what the newest one shows, so only new records are in a hurry: what compaction
-has replaced or removed follows when there is time for it.
+What the catalogue says of a source grows at its end, and old segments are written anew by compaction. Any older
+revision of a segment shows at every kept point what the newest one shows, so only new records are in a hurry: what
+compaction has replaced or removed follows when there is time for it.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class PassReport:
     damaged: list[str] = field(default_factory=list)
 
 
-class _Moved(Exception):  # noqa: N818 - it is no error
+class _Moved(Exception):
     """A file was replaced since the rows were read."""
 
 
@@ -229,7 +229,7 @@ class Mirror:
         noted: MirrorRow | None,
     ) -> None:
         catalogue = self._copy.catalogue
-        put, gone = difference.rows(reached, self._roots(name), self._branch_at(difference.theirs))
+        put, gone = difference.rows(reached, self._roots(name), self._branch_at(difference))
         if not put and not gone and not (noted and self._is_note_due(noted)):
             return
         new_points = [row for row in put if isinstance(row, PointRow)]
@@ -296,25 +296,29 @@ class Mirror:
 
     def _roots(self, name: str) -> set[Key]:
         """Positions of the original's branches that somebody at the copy reads, or has grown a branch from."""
-        leased = {
-            (each.branch, each.sequence) for each in self._copy.locks.leased_positions() if each.source == name
-        }
+        leased = {(each.branch, each.sequence) for each in self._copy.locks.leased_positions() if each.source == name}
         local = [row for row in self._copy.catalogue.branches(name) if row.branch >= LOCAL_BRANCHES]
         points = {row.branch for row in self._copy.catalogue.points(name) if row.branch >= LOCAL_BRANCHES}
         alive = [row for row in local if not row.closed or row.branch in points]
         return {key for key in leased | {(row.parent, row.base_sequence) for row in alive} if key[0] < LOCAL_BRANCHES}
 
-    def _branch_at(self, theirs: SourceRows) -> Callable[[BranchRow, int], BranchRow]:
+    def _branch_at(self, difference: Difference) -> Callable[[BranchRow, int], BranchRow]:
         """A branch's row at an earlier position, by what the copy's files say."""
 
         def at(branch: BranchRow, position: int) -> BranchRow:
             where = branch
             while position <= where.base_sequence and where.parent:
-                where = theirs.branches[where.parent]
-            row = max(
-                (row for row in theirs.segments.values() if row.branch == where.branch and row.first_sequence <= position),
-                key=lambda row: row.segment,
-            )
+                where = difference.theirs.branches[where.parent]
+            held = [
+                row
+                for row in difference.theirs.segments.values()
+                if row.branch == where.branch and row.first_sequence <= position
+            ]
+            if not held:
+                return branch._replace(durable_sequence=position, durable_epoch=bytes(16), durable_position=0)
+            row = max(held, key=lambda row: row.segment)
+            known = difference.mine.segments.get((row.branch, row.segment))
+            row = known if known and known.last_sequence >= position else row
             reader = self._copy.storage.open(segment_name(*row[:4]))
             try:
                 scan = SegmentScan(reader, self._copy.keys)
@@ -372,9 +376,7 @@ class Mirror:
     def _note_complete(self, as_of_ns: int) -> None:
         """Note that the copy as a whole is complete as of a moment."""
         self.lags = {name: Lag(max(lag.as_of_ns, as_of_ns), lag.bytes) for name, lag in self.lags.items()}
-        row = MirrorRow(
-            WHOLE, COPY, str(self._origin.directory), self._origin.catalogue.epoch().lineage, as_of_ns
-        )
+        row = MirrorRow(WHOLE, COPY, str(self._origin.directory), self._origin.catalogue.epoch().lineage, as_of_ns)
         if self._is_note_due(row):
             with self._copy.catalogue.transaction():
                 self._require_copy()
@@ -392,8 +394,6 @@ def _is_structural(difference: Difference, put: list[object]) -> bool:
         return True
     known = difference.mine.branches
     return any(
-        isinstance(row, BranchRow)
-        and (row.branch not in known or row.closed != known[row.branch].closed)
+        isinstance(row, BranchRow) and (row.branch not in known or row.closed != known[row.branch].closed)
         for row in put
     )
-

@@ -10,7 +10,7 @@ _BURST_SECONDS = 0.25
 """What was not used is kept for no longer than this."""
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
+class Stopped(Exception):
     """The mirror is told to end. What was copied and not committed is gone on with the next time."""
 
 

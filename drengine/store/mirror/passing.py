@@ -110,5 +110,3 @@ def walk(reader: Reader, header: SegmentHeader, header_length: int, until: int) 
         passing.feed(data)
         at += len(data)
     return passing
-
-

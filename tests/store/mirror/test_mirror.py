@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from drengine.model.errors import DrengineError
-from drengine.model.points import PointSelector
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.mirror.destination import opened_copy
 from drengine.store.mirror.mirror import Mirror, MirrorOptions, PassReport
@@ -19,6 +19,13 @@ from tests.clock import ManualClock
 from tests.store.harness import KEKS, TINY, Source, check_head, check_point, scratch, tiny_store
 
 pytestmark = pytest.mark.usefixtures("at_rest")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory: these tests sync a lot."""
+    with scratch() as path:
+        yield path
 
 
 @contextmanager
@@ -79,3 +86,176 @@ def test_passes_bring_only_what_is_new(tmp_path: Path) -> None:
             assert report.bytes < 80_000
             check_copy(tmp_path / "copy", source, points=number + 1)
         assert mirror.run().bytes == 0
+
+
+def thinned(store: Store, source: Source) -> list[str]:
+    """Three points of which retention then keeps the newest, and compaction what that shows."""
+    names = []
+    for fill in b"abc":
+        source.write(1, 0, bytes([fill]) * 60_000, level=None)
+        names.append(source.cut())
+        source.commit()
+        store.context.clock.advance(60)
+    return names
+
+
+def retire(store: Store) -> None:
+    store.retain(RetentionPolicy(0, ()), store.context.clock.now_ns())
+    store.compact()
+
+
+def test_what_somebody_reads_at_the_copy_stays_until_it_was_read(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store, mirrored(store, tmp_path / "copy") as mirror:
+        source = Source(store, root=400_000)
+        names = thinned(store, source)
+        mirror.run()
+        with open_copy(tmp_path / "copy") as copy:
+            point = copy.points("web1")[0]
+            assert point.id == names[0]
+            with copy.view(point) as view:
+                retire(store)
+                assert mirror.run().complete
+                assert view.read(1, 0, 60_000) == b"a" * 60_000
+                copy.context.records.forget_source("web1")
+                assert view.read(1, 0, 60_000) == b"a" * 60_000
+            check_copy(tmp_path / "copy", source, points=2)
+            before = segment_bytes(tmp_path / "copy")
+            assert mirror.run().complete
+            check_copy(tmp_path / "copy", source, points=1)
+            assert segment_bytes(tmp_path / "copy") < before
+        assert segment_bytes(tmp_path / "copy") == segment_bytes(store.directory)
+
+
+def segment_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*.seg"))
+
+
+def test_a_drill_at_the_copy_keeps_its_base_and_does_not_end_the_mirroring(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store, mirrored(store, tmp_path / "copy") as mirror:
+        source = Source(store, root=400_000)
+        names = thinned(store, source)
+        mirror.run()
+        with open_copy(tmp_path / "copy") as copy:
+            info = copy.create_branch(copy.points("web1")[0])
+            with copy.writable("web1", info.number, generation=info.generation) as view:
+                view.write(1, 100_000, b"drilled")
+                view.flush()
+            retire(store)
+            assert mirror.run().complete
+            disk = source.points[names[0]].copy()
+            disk.write(1, 100_000, b"drilled")
+            check_head(copy, "web1", info.number, disk)
+            # The original's own branches have other numbers.
+            made = store.create_branch(store.points("web1")[-1])
+            assert mirror.run().complete
+            assert {each.number for each in copy.branches("web1")} == {1, made.number, info.number}
+            copy.close_branch("web1", info.number)
+            copy.retain(RetentionPolicy(0, ()), store.context.clock.now_ns())
+            copy.compact()
+            assert mirror.run().complete
+        check_copy(tmp_path / "copy", source, points=1)
+
+
+def test_a_promotion_at_the_copy_parts_it_and_the_mirror_leaves_it_alone(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        names = thinned(store, source)
+        with mirrored(store, tmp_path / "copy") as mirror:
+            mirror.run()
+            with open_copy(tmp_path / "copy") as copy:
+                made = copy.promote(copy.points("web1")[-1], expected_generation=1)
+                with copy.writable("web1", made.number, generation=2) as view:
+                    view.write(1, 0, b"recovered")
+                    view.flush()
+            source.write_random(5)
+            source.cut()
+            source.commit()
+            with pytest.raises(DrengineError, match="mirror-parted"):
+                mirror.run()
+        with pytest.raises(DrengineError, match="mirror-parted"), mirrored(store, tmp_path / "copy"):
+            pass
+        disk = source.points[names[-1]].copy()
+        disk.write(1, 0, b"recovered")
+        with open_copy(tmp_path / "copy") as copy:
+            check_head(copy, "web1", made.number, disk)
+            copy.writer("web1", generation=2).close()
+
+
+@pytest.mark.parametrize("doing", ["write", "pin", "source", "close", "forget"])
+def test_only_the_mirror_changes_what_a_copy_has_of_its_original(tmp_path: Path, doing: str) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        thinned(store, source)
+        mirror_once(store, tmp_path / "copy")
+        with open_copy(tmp_path / "copy") as copy:
+            point = copy.points("web1")[-1]
+            steps = {
+                "write": lambda: copy.writer("web1", generation=1),
+                "pin": lambda: copy.pin(point),
+                "source": lambda: copy.ensure_source("web2"),
+                "close": lambda: copy.close_branch("web1", 1),
+                "forget": lambda: copy.forget_empty("web1"),
+            }
+            with pytest.raises(DrengineError, match="store-is-copy"):
+                steps[doing]()
+            assert copy.detach()
+            assert not copy.detach()
+            with pytest.raises(DrengineError, match="mirror-parted"):
+                mirror_once(store, tmp_path / "copy")
+        check_copy(tmp_path / "copy", source, points=3)
+
+
+def test_nothing_but_an_earlier_state_of_the_store_is_written_over(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        thinned(store, Source(store, root=400_000))
+        with pytest.raises(DrengineError, match="not-its-copy"):
+            mirror_once(store, store.directory)
+        (tmp_path / "link").symlink_to(store.directory)
+        with pytest.raises(DrengineError, match="not-its-copy"):
+            mirror_once(store, tmp_path / "link")
+        Store.create(tmp_path / "other").close()
+        with pytest.raises(DrengineError, match="not-its-copy"):
+            mirror_once(store, tmp_path / "other")
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "letter.txt").write_text("dear")
+        with pytest.raises(DrengineError, match="store-exists"):
+            mirror_once(store, tmp_path / "full")
+        mirror_once(store, tmp_path / "copy")
+        with mirrored(store, tmp_path / "copy"), pytest.raises(DrengineError, match="mirror-busy"):
+            mirror_once(store, tmp_path / "copy")
+
+
+def test_a_shipped_disk_is_checked_and_only_the_difference_is_copied(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        for _ in range(4):
+            source.write_random(8)
+            source.cut()
+            source.commit()
+        shutil.copytree(store.directory, tmp_path / "shipped", ignore=shutil.ignore_patterns("*-shm", "lease-*"))
+        source.write(1, 0, b"later" * 1000)
+        source.cut()
+        source.commit()
+        # A disk that was dropped on the way.
+        victim = sorted((tmp_path / "shipped").rglob("*.seg"))[1]
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+        report = mirror_once(store, tmp_path / "shipped")
+        assert report.complete and not report.damaged
+        assert report.bytes < segment_bytes(store.directory) / 2
+        check_copy(tmp_path / "shipped", source, points=5)
+        with open_copy(tmp_path / "shipped") as copy:
+            assert not copy.scrub().records_damaged
+        assert mirror_once(store, tmp_path / "shipped").bytes == 0
+
+
+def test_a_disk_with_data_of_its_own_is_no_shipped_copy(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        thinned(store, source)
+        shutil.copytree(store.directory, tmp_path / "other", ignore=shutil.ignore_patterns("*-shm", "lease-*"))
+        with open_copy(tmp_path / "other") as other:
+            other.promote(other.points("web1")[-1], expected_generation=1)
+        with pytest.raises(DrengineError, match="not-its-copy"):
+            mirror_once(store, tmp_path / "other")
