@@ -251,6 +251,19 @@ def test_a_stores_identity_that_is_damaged(person: Person) -> None:
     person.types("drengine", "verify", "latest")
 
 
+@tries("drengine mirror --detach COPY")
+def test_a_copy_that_is_to_be_the_store(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, copy = str(person.directory / "store"), str(person.directory / "copy")
+    person.types("drengine", "mirror", store, copy)
+    person.meets("store-is-copy", "drengine", "pin", "latest", "--store", copy)
+    person.follows("drengine mirror --detach COPY", copy=copy)
+    person.types("drengine", "pin", "latest", "--store", copy)
+    person.meets("mirror-parted", "drengine", "mirror", store, copy)
+    assert "an empty directory" in person.hint
+    person.types("drengine", "mirror", store, copy + "-2")
+    person.meets("not-its-copy", "drengine", "mirror", store, store)
+
+
 @tries("drengine keys init", "drengine keys status")
 def test_a_store_in_clear_where_an_encrypted_one_is_expected(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     key = person.directory / "store.key"
