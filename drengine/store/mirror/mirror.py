@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
+from drengine.model.points import Mark
 from drengine.store.blobs.storage import content
 from drengine.store.care.compaction import CompactionReport, remove_segments
 from drengine.store.care.scrub import ScrubReport, segment_damage
@@ -32,7 +33,7 @@ from drengine.store.mirror.pace import Pace
 from drengine.store.names import KEYS, STORE_KEYS, segment_directory, segment_name
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
-from drengine.store.segments.format import Mark, pack_geometry
+from drengine.store.segments.format import pack_geometry
 from drengine.store.store import Store
 from drengine.store.views.records import SegmentScan
 
@@ -101,7 +102,6 @@ class Mirror:
         """Both stores are open, and stay so."""
         self._origin = origin.context
         self._copy = copy.context
-        self._pace = pace
         self._options = options or MirrorOptions()
         self._carrier = Carrier(self._origin.storage, self._copy.storage, pace.passed)
         self._manifest_due = True

@@ -19,7 +19,6 @@ from drengine.store.blobs import FaultyStorage, LocalStorage
 from drengine.store.blobs.faulty import Fault, fail_from
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.copies import LOCAL_BRANCHES
-from drengine.store.errors import ORIGIN_REBUILT
 from drengine.store.mirror import Mirror, MirrorOptions, Pace, opened_copy
 from drengine.store.store import Store
 from drengine.store.views.view import View
@@ -36,6 +35,7 @@ class MirrorMachine(StoreMachine):
         super().__init__()
         self.history: dict[str, Disk] = {}
         """What every point showed that there has ever been."""
+        self.was_rebuilt = False
         self.local: dict[int, Disk] = {}
         self.views: list[tuple[View, Disk]] = []
         with opened_copy(self.store, self.path / "c", keks=self.keks, options=TINY, clock=self.clock):
@@ -44,9 +44,7 @@ class MirrorMachine(StoreMachine):
 
     def open_copy(self) -> None:
         self.storage = FaultyStorage(LocalStorage(self.path / "c"))
-        self.copy = Store.open(
-            self.path / "c", options=TINY, clock=self.clock, storage=self.storage, keks=self.keks
-        )
+        self.copy = Store.open(self.path / "c", options=TINY, clock=self.clock, storage=self.storage, keks=self.keks)
         self.mirror: Mirror | None = None
 
     def close_copy(self) -> None:
@@ -66,8 +64,15 @@ class MirrorMachine(StoreMachine):
         if self.mirror is None or self.mirror._origin is not self.store.context:
             if self.mirror:
                 self.mirror.close()
-            self.mirror = Mirror(self.store, self.copy, Pace(self.clock), MirrorOptions(stage_bytes=stage_bytes))
+            # What is gone after a rebuild may have been retired since: the mirror asks, and is told so.
+            options = MirrorOptions(stage_bytes=stage_bytes, accept_rebuilt=self.was_rebuilt)
+            self.mirror = Mirror(self.store, self.copy, Pace(self.clock), options)
         return self.mirror
+
+    @rule()
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.was_rebuilt = True
 
     @initialize()
     def declare(self) -> None:
