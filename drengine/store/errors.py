@@ -146,7 +146,7 @@ STORAGE_UNAVAILABLE = error_kind(
 )
 STORE_IS_COPY = error_kind(
     "store-is-copy",
-    230,
+    248,
     "The store is a copy that a mirror keeps; only the mirror changes it.",
     "Do it at the original. If that is lost: a failover makes the copy a store of its own, and so does "
     "`drengine mirror --detach COPY`.",
@@ -154,24 +154,24 @@ STORE_IS_COPY = error_kind(
 )
 MIRROR_PARTED = error_kind(
     "mirror-parted",
-    231,
+    249,
     "What was a copy has become a store of its own, by a promotion or by hand: it is never written over.",
     "If it is not needed any more, mirror into an empty directory. Else it is the store now, and the original is not.",
     final=True,
 )
 NOT_ITS_COPY = error_kind(
     "not-its-copy",
-    232,
+    250,
     "The destination holds something else than an earlier state of this store.",
     "Choose an empty directory, one that the mirror made, or one with a copy of the store's directory.",
     final=True,
 )
 MIRROR_BUSY = error_kind(
-    "mirror-busy", 233, "Another process mirrors to this place.", "Wait until it ends, or stop it.", retryable=True
+    "mirror-busy", 251, "Another process mirrors to this place.", "Wait until it ends, or stop it.", retryable=True
 )
 ORIGIN_REBUILT = error_kind(
     "origin-rebuilt",
-    234,
+    252,
     "The original's catalogue was rebuilt and lacks what the copy has: nobody decided to remove that.",
     "Look at both with `drengine points`. To go by the original, mirror with --accept-rebuilt; to go by the copy, "
     "fail over to it.",
