@@ -68,6 +68,18 @@ COMMANDS: Mapping[str, Command | Group] = {
             "take": Command("drengine.cli.grant", "Take a grant back; what is open by it ends within seconds."),
         },
     ),
+    "store": Group(
+        "Stores that several targets share: a catalogue in PostgreSQL, segments in a storage that all of them reach.",
+        {
+            "create": Command(
+                "drengine.cli.store.create",
+                "Make an empty store whose catalogue or segments lie elsewhere, and this host's seat of it.",
+            ),
+            "join": Command(
+                "drengine.cli.store.join", "Make a directory of this host a seat of a store that is there."
+            ),
+        },
+    ),
     "target": Group(
         "Receive, keep and serve replicas.",
         {

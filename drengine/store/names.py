@@ -10,6 +10,8 @@ MANIFESTS = "manifests"
 KEYS = "keys"
 STORE_KEYS = f"{KEYS}/STORE"
 """The store's own keyring: of its catalogue's seal, its manifests and its layers. No source is called so."""
+NOTES = "epochs"
+"""In a seat of a shared store: the newest epoch of each partition that was committed there."""
 EPOCH_NAME = f"{SEGMENTS}/epoch"
 _SEGMENT = re.compile(r"segments/([a-z0-9][a-z0-9._-]{0,62})/(\d{8})/(\d{8})\.(\d{4,6})\.seg", re.ASCII)
 _LAYER = re.compile(r"segments/[^/]+/\d{8}/(\d{8})\.L(\d)\.map", re.ASCII)

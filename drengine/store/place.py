@@ -22,8 +22,8 @@ _Stamp = tuple[int, ...]
 class Place:
     """The directory of an open store. Threads may share it."""
 
-    def __init__(self, directory: Path, identity: bytes) -> None:
-        """Remember what lies there now.
+    def __init__(self, directory: Path, identity: bytes, *, has_file: bool = True) -> None:
+        """Remember what lies there now. `has_file`: its catalogue is a file there.
 
         Raises:
             DrengineError: STORE_AWAY, STORE_IO, RESOURCES_EXHAUSTED.
@@ -35,7 +35,7 @@ class Place:
             self._descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._directory_stamp = _inode(directory)
-                self._catalogue_stamp = _inode(directory / CATALOGUE_NAME)
+                self._catalogue_stamp = _inode(directory / CATALOGUE_NAME) if has_file else None
                 self._identity_stamp = _version(directory / IDENTITY_NAME)
             except BaseException:
                 os.close(self._descriptor)
@@ -50,13 +50,14 @@ class Place:
         with os_errors(f"looking at {self._directory}"):
             if _inode(self._directory) != self._directory_stamp:
                 raise self._away("another directory lies there")
-            if _inode(self._directory / CATALOGUE_NAME) != self._catalogue_stamp:
+            stamp = self._catalogue_stamp
+            if stamp is not None and _inode(self._directory / CATALOGUE_NAME) != stamp:
                 raise self._away("its catalogue was replaced")
-            stamp = _version(self._directory / IDENTITY_NAME)
-        if stamp != self._identity_stamp:
+            version = _version(self._directory / IDENTITY_NAME)
+        if version != self._identity_stamp:
             if read_identity(self._directory) != self._identity:
                 raise self._away("another store lies there")
-            self._identity_stamp = stamp
+            self._identity_stamp = version
 
     def require_writable(self) -> None:
         """Return when it lies at its path and may be written.

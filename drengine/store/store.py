@@ -20,7 +20,7 @@ from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.ownership import make_directory
 from drengine.store.blobs import ObjectStorage, Storage
-from drengine.store.blobs.available import StorageName, open_storage
+from drengine.store.blobs.available import LOCAL, StorageName, open_storage
 from drengine.store.blobs.local import UNFINISHED
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
@@ -29,7 +29,7 @@ from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping, retain
 from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
-from drengine.store.catalogue.opening import create_catalogue, open_catalogue
+from drengine.store.catalogue.opening import create_catalogue, finish_catalogue, open_catalogue, shared_store
 from drengine.store.catalogue.rows import BranchRow, MirrorRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.catalogue.sqlite import CATALOGUE_NAME, SIDE_SUFFIXES
@@ -37,6 +37,7 @@ from drengine.store.context import StoreContext
 from drengine.store.copies import LOCAL_BRANCHES, copy_row, part, require_own
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import (
+    CATALOGUE_FOREIGN,
     NOT_A_STORE,
     STORE_EXISTS,
     STORE_FULL,
@@ -48,7 +49,7 @@ from drengine.store.errors import (
 )
 from drengine.store.identity import IDENTITY_NAME, StoreFile, read_store_file, require_directory, write_store_file
 from drengine.store.keys import StoreKeys
-from drengine.store.locks import Lock, Position
+from drengine.store.locks import NOBODY, Holder, Lock, Position
 from drengine.store.locks.flock import LOCKS_DIRECTORY
 from drengine.store.locks.opening import open_locks
 from drengine.store.log.branches import Branches, BranchInfo
@@ -56,7 +57,16 @@ from drengine.store.log.changes import Spans, changed_since
 from drengine.store.log.grants import Grants
 from drengine.store.log.writable import WritableView
 from drengine.store.log.writer import BranchWriter
-from drengine.store.names import EPOCH_NAME, KEYS, MANIFESTS, SEGMENTS, STORE_KEYS, SegmentPlace, segment_directory
+from drengine.store.names import (
+    EPOCH_NAME,
+    KEYS,
+    MANIFESTS,
+    NOTES,
+    SEGMENTS,
+    STORE_KEYS,
+    SegmentPlace,
+    segment_directory,
+)
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place, is_writable
 from drengine.store.rebuild.manifest import write_manifest
@@ -99,36 +109,64 @@ class Store:
         storage: Storage | None = None,
         stored_in: StorageName | None = None,
         storage_options: S3Options | None = None,
+        catalogued_in: str = "",
         keks: KeyEncryptionKeys | None = None,
         identity: bytes | None = None,
         keyring: bytes | None = None,
     ) -> Store:
         """Make a store in an empty or missing directory and open it; encrypted, if there is a key-encryption key.
 
-        `stored_in` names the storage that holds its segments, the directory itself by default; see `open` for others.
+        `stored_in` names the storage that holds its segments, the directory itself by default; `catalogued_in` is the
+        URL of the database of its catalogue, empty for SQLite in the directory; see `open` for others.
         A copy of a store takes that one's `identity`, and its own `keyring` where it is encrypted.
 
         Raises:
-            DrengineError: STORAGE_UNAVAILABLE, STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO.
+            DrengineError: STORAGE_UNAVAILABLE, STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO; those of opening
+                a database.
         """
         directory = Path(path)
-        file = StoreFile(identity or secrets.token_bytes(16), stored_in or StorageName())
+        file = StoreFile(identity or secrets.token_bytes(16), stored_in or StorageName(), catalogued_in)
         if storage is None:  # what can't be opened is known before anything is made
             open_storage(file.storage, directory, options=storage_options).close()
         with os_errors(f"creating a store in {directory}"):
             make_directory(directory)
-            _clear_unfinished(directory)
-            for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS):
-                make_directory(directory / name)
-            create_catalogue(directory)
+            _make_folders(directory)
+            create_catalogue(directory, file)
             sync_directory(directory)
             sync_directory(directory.parent)
         _begin_storage(directory, file, storage, storage_options, keks, (clock or SystemClock()).now_ns(), keyring)
+        finish_catalogue(file)
         # What is killed before this is no store, and what is one is encrypted if it was to be.
         write_store_file(directory, file)
         return Store.open(
             directory, options=options, clock=clock, storage=storage, storage_options=storage_options, keks=keks
         )
+
+    @staticmethod
+    def join(path: Path | str, catalogue: str) -> bytes:
+        """Make an empty or missing directory a seat of a store that targets share; the store's identity.
+
+        Raises:
+            DrengineError: CATALOGUE_FOREIGN where the database has no store, or its segments lie in a directory of the
+                host that made it; STORE_EXISTS, STORE_READ_ONLY, STORE_FULL, STORE_IO; those of opening a database.
+        """
+        directory = Path(path)
+        file = shared_store(catalogue)
+        if file is None:
+            raise DrengineError(CATALOGUE_FOREIGN, "the database holds no store's catalogue")
+        if file.storage.name == LOCAL:
+            raise DrengineError(
+                CATALOGUE_FOREIGN,
+                f"the segments of store {file.identity.hex()} lie in a directory of the host that made it",
+                hint="A store that hosts share keeps its segments in storage that all of them reach.",
+            )
+        with os_errors(f"joining a store in {directory}"):
+            make_directory(directory)
+            _make_folders(directory)
+            sync_directory(directory)
+            sync_directory(directory.parent)
+        write_store_file(directory, file)
+        return file.identity
 
     @staticmethod
     def encrypt(
@@ -160,6 +198,7 @@ class Store:
         storage_options: S3Options | None = None,
         read_only: bool | None = False,
         keks: KeyEncryptionKeys | None = None,
+        holder: Holder = NOBODY,
     ) -> Store:
         """Open an existing store and check its catalogue.
 
@@ -171,12 +210,13 @@ class Store:
             storage_options: [s3], where that storage is `s3`.
             read_only: change nothing, and manage without permission to write; None: only if this user may not write.
             keks: key-encryption keys, without which an encrypted store is not opened, nor one in clear with them.
+            holder: as whom this process holds locks of a store that targets share.
 
         Raises:
             DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY,
                 STORAGE_UNAVAILABLE; KEY_NEEDED, KEY_WRONG, KEY_MISSING, STORE_TAMPERED, STORE_IN_CLEAR.
         """
-        return _opened(path, keks, options, clock, storage, storage_options, read_only=read_only)
+        return _opened(path, keks, options, clock, storage, storage_options, read_only=read_only, holder=holder)
 
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""
@@ -604,9 +644,11 @@ class Store:
         """
         directory = Path(path)
         options, clock = options or StoreOptions(), clock or SystemClock()
-        found = storage or open_storage(_stored_in(directory), directory, options=storage_options)
+        file = _readable_file(directory)
+        name = file.storage if file else StorageName()
+        found = storage or open_storage(name, directory, options=storage_options)
         try:
-            report = rebuild_catalogue(directory, found, keks, clock, progress)
+            report = rebuild_catalogue(directory, file, found, keks, clock, progress)
         finally:
             found.close()
         with _opened(directory, keks, options, clock, storage, storage_options) as store:
@@ -656,11 +698,12 @@ def _opened(
     *,
     read_only: bool | None = False,
     may_be_in_clear: bool = False,
+    holder: Holder = NOBODY,
 ) -> Store:
     """See Store.open and Store.encrypt."""
     directory = Path(path)
     require_directory(directory)
-    identity, stored_in, _ = read_store_file(directory)
+    file = read_store_file(directory)
     options = options or StoreOptions()
     if read_only is None:
         read_only = not is_writable(directory)
@@ -668,27 +711,27 @@ def _opened(
         _close_to_others(directory)
     with ExitStack() as opened:
         # First the catalogue: its rows may say where the storage has its files, and so the keys.
-        catalogue = open_catalogue(directory, read_only=read_only)
+        catalogue = open_catalogue(directory, file, read_only=read_only)
         opened.callback(catalogue.close)
         if storage is None:
-            storage = open_storage(stored_in, directory, catalogue, storage_options)
+            storage = open_storage(file.storage, directory, catalogue, storage_options)
             opened.callback(storage.close)
         if isinstance(storage, ObjectStorage) and not read_only:
-            storage.require_claimed(identity)
-        keys = StoreKeys(storage, identity, keks)
+            storage.require_claimed(file.identity)
+        keys = StoreKeys(storage, file.identity, keks)
         if keks and not keys.is_encrypted and not may_be_in_clear:
             raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
         # One whose encryption was interrupted has keys and no seal yet.
         catalogue.check(b"" if may_be_in_clear else keys.store_key(CATALOGUE_KEY))
-        place = Place(directory, identity)
+        place = Place(directory, file.identity, has_file=not file.catalogue)
         opened.callback(place.close)
-        locks = open_locks(directory)
+        locks = open_locks(directory, file, holder)
         opened.callback(locks.close)
         records = Records(storage, catalogue, options, keys)
         layers = Layers(storage, catalogue, records, options, read_only=read_only, key=keys.store_key("layers"))
         context = StoreContext(
             directory=directory,
-            identity=identity,
+            identity=file.identity,
             place=place,
             read_only=read_only,
             options=options,
@@ -716,7 +759,7 @@ def _begin_storage(
 ) -> None:
     """What a new store needs beside its segments before it is one: its keys, and the seal of its catalogue."""
     with ExitStack() as opened:
-        catalogue = open_catalogue(directory)
+        catalogue = open_catalogue(directory, file)
         opened.callback(catalogue.close)
         if storage is None:
             storage = open_storage(file.storage, directory, catalogue, storage_options)
@@ -733,21 +776,21 @@ def _begin_storage(
 def _confirm_epoch(context: StoreContext) -> None:
     """Where no epoch is noted beside the segments, hold the catalogue against them, and note it."""
     catalogue = context.catalogue
-    if not catalogue.has_epochs or catalogue.noted_epoch() is not None:
+    if catalogue.is_shared or not catalogue.has_epochs or catalogue.noted_epoch() is not None:
         return
     require_current(context, strict=not catalogue.upgraded)
     if not context.read_only:
         catalogue.note_epoch(catalogue.epoch(), sync=True)
 
 
-def _stored_in(directory: Path) -> StorageName:
-    """The storage that the STORE file names; the directory itself where that file is lost."""
+def _readable_file(directory: Path) -> StoreFile | None:
+    """What the STORE file says; None where it is lost: then the store is that of one directory."""
     try:
-        return read_store_file(directory)[1]
+        return read_store_file(directory)
     except DrengineError as error:
         if error.kind not in (NOT_A_STORE, STORE_IDENTITY_DAMAGED):
             raise
-        return StorageName()
+        return None
 
 
 def _close_to_others(directory: Path) -> None:
@@ -763,10 +806,16 @@ def _close_to_others(directory: Path) -> None:
                 path.chmod(stat.S_IMODE(mode) & ~stat.S_IRWXO)
 
 
+def _make_folders(directory: Path) -> None:
+    _clear_unfinished(directory)
+    for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, NOTES):
+        make_directory(directory / name)
+
+
 def _clear_unfinished(directory: Path) -> None:
     """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
     found = sorted(entry for entry in directory.iterdir() if entry.name != "lost+found")  # the root of an ext4
-    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, KEYS, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
+    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, KEYS, NOTES, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
     ours |= {f"{CATALOGUE_NAME}{suffix}" for suffix in SIDE_SUFFIXES}
     epoch = directory / EPOCH_NAME
     made = [epoch, *(directory / f"{STORE_KEYS}{suffix}" for suffix in ("", UNFINISHED))]

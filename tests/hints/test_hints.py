@@ -55,6 +55,7 @@ NOT_TRIED = {
     "`drengine broker config`": "tests/enrolment/test_broker_config.py",
     "`drengine enrol --to {}`": "tests/enrolment",
     "`drengine token create --role broker`": "tests/enrolment",
+    "`drengine store join DIRECTORY --catalogue URL`": "tests/store/shared",
 }
 """Commands of hints that are not typed in the situation, and why that is enough."""
 WORDS = {

@@ -29,6 +29,6 @@ def delete_decided(context: StoreContext) -> int:
     for source, rows in groupby(due, key=lambda row: row.source):
         gone = list(rows)
         storage.delete_objects(gone)
-        with context.catalogue.transaction(source or None):
+        with context.catalogue.transaction(source):
             context.catalogue.remove(*gone)
     return len(due)

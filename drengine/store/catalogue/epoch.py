@@ -47,10 +47,10 @@ def first_epoch() -> Epoch:
 
 
 class EpochNote:
-    """The note of one store; each catalogue connection has its own object."""
+    """The note of one store, or of one partition of it; each catalogue connection has its own object."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / EPOCH_NAME
+    def __init__(self, directory: Path, name: str = EPOCH_NAME) -> None:
+        self._path = directory / name
         self._descriptor = -1
         self._writable = False
 

@@ -49,10 +49,12 @@ class Catalogue(ABC):
     Attributes:
         has_epochs: its transactions are numbered; False where one of the first version is opened only for reading.
         upgraded: opening it brought it from the first version, which knew no epochs.
+        is_shared: hosts share it, so what this one has noted may be little.
     """
 
     has_epochs: bool = True
     upgraded: bool = False
+    is_shared: bool = False
 
     @abstractmethod
     def another(self) -> Catalogue:
@@ -75,7 +77,7 @@ class Catalogue(ABC):
         """All of the block or nothing; durable when it has left.
 
         Args:
-            source: whose rows alone it changes; None: it may change any. Transactions of one source follow each other.
+            source: whose rows alone it changes, empty: the store's own; None: any. Those of a source follow each other.
             fence: a lock that must still be held when it commits.
 
         Raises:

@@ -11,22 +11,71 @@ from drengine.store.catalogue import sqlite
 from drengine.store.catalogue.epoch import EpochNote
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.sqlite import SqliteCatalogue
+from drengine.store.identity import StoreFile
 
 
-def create_catalogue(directory: Path) -> None:
-    """Make the empty catalogue of a store that is being made; durable when the caller has synced the directory."""
-    epoch = SqliteCatalogue.create(directory)
-    EpochNote(directory).write(epoch, sync=True)
+def create_catalogue(directory: Path, file: StoreFile) -> None:
+    """Make the empty catalogue of a store that is being made; durable when the caller has synced the directory.
+
+    Raises:
+        DrengineError: STORE_EXISTS where the database holds one; those of opening one.
+    """
+    if file.catalogue:
+        from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
+
+        database.create(file)
+    else:
+        EpochNote(directory).write(SqliteCatalogue.create(directory), sync=True)
 
 
-def open_catalogue(directory: Path, *, read_only: bool = False) -> Catalogue:
+def shared_store(url: str) -> StoreFile | None:
+    """The store whose catalogue is in a database, as its STORE files say it; None: there is none.
+
+    Raises:
+        DrengineError: CATALOGUE_URL, CATALOGUE_UNAVAILABLE, CATALOGUE_REFUSED, CATALOGUE_UNSUITABLE, STORE_VERSION.
+    """
+    from drengine.store.catalogue.postgres.url import check_url  # noqa: PLC0415 - psycopg is an extra
+
+    check_url(url)
+    from drengine.store.catalogue.postgres import database  # noqa: PLC0415
+
+    return database.look(url)
+
+
+def finish_catalogue(file: StoreFile) -> None:
+    """The store is made, but for its STORE file: others may join it from now on."""
+    if file.catalogue:
+        from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
+
+        database.finish(file)
+
+
+def ensure_catalogue(file: StoreFile) -> None:
+    """Before a rebuild: a database that has lost the store's catalogue gets an empty one."""
+    if file.catalogue:
+        from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
+
+        if database.look(file.catalogue) is None:
+            database.create(file)
+            database.finish(file)
+
+
+def open_catalogue(directory: Path, file: StoreFile, *, read_only: bool = False) -> Catalogue:
     """Connect to a store's catalogue. Its rows can be read at once; before they are relied on, `check` it.
 
     Raises:
         DrengineError: CATALOGUE_DAMAGED, also when it is older than the segments; STORE_VERSION, STORE_READ_ONLY,
-            STORE_IO.
+            STORE_IO; for a database CATALOGUE_URL, CATALOGUE_UNAVAILABLE, CATALOGUE_REFUSED, CATALOGUE_UNSUITABLE,
+            CATALOGUE_FOREIGN.
     """
-    return SqliteCatalogue(directory, read_only=read_only)
+    if not file.catalogue:
+        return SqliteCatalogue(directory, read_only=read_only)
+    from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
+    from drengine.store.catalogue.postgres.catalogue import PostgresCatalogue  # noqa: PLC0415
+
+    if not read_only:
+        database.upgrade(file.catalogue)
+    return PostgresCatalogue(database.Database(file.catalogue, file.identity), directory, read_only=read_only)
 
 
 @dataclass(slots=True)
@@ -43,8 +92,11 @@ class Replacement:
 
 
 @contextmanager
-def replacing(directory: Path, key: bytes) -> Iterator[Replacement]:
+def replacing(directory: Path, file: StoreFile, key: bytes) -> Iterator[Replacement]:
     """Make a store's catalogue anew, sealed if there is a key: it counts when the block has left without an error."""
+    if file.catalogue:
+        yield from _replacing_rows(directory, file, key)
+        return
     sqlite.remove_unfinished(directory)
     SqliteCatalogue.create(directory, sqlite.UNFINISHED_NAME)
     made = Replacement(SqliteCatalogue(directory, name=sqlite.UNFINISHED_NAME))
@@ -61,3 +113,17 @@ def replacing(directory: Path, key: bytes) -> Iterator[Replacement]:
     made.kept_aside = sqlite.take_place(directory)
     note.write(epoch, sync=True)
     note.close()
+
+
+def _replacing_rows(directory: Path, file: StoreFile, key: bytes) -> Iterator[Replacement]:
+    from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
+    from drengine.store.catalogue.postgres.catalogue import PostgresCatalogue  # noqa: PLC0415
+
+    catalogue = PostgresCatalogue(database.Database(file.catalogue, file.identity), directory)
+    try:
+        with catalogue.remaking() as aside:
+            yield Replacement(catalogue, aside)
+            if key:
+                catalogue.seal(key)
+    finally:
+        catalogue.close()

@@ -48,13 +48,14 @@ class Seal:
             return 0
         return int.from_bytes(hmac.digest(self._key, msgspec.msgpack.encode((table, *values)), "sha256"))
 
-    def head(self, sum: int, epoch: Epoch) -> HeadRow:
-        """The head of rows with this sum, at an epoch."""
-        message = msgspec.msgpack.encode((Tables.HEAD.name, *EpochRow(1, *epoch), sum.to_bytes(SUM_BYTES)))
+    def head(self, sum: int, epoch: Epoch, partition: str = "") -> HeadRow:
+        """The head of rows with this sum, at an epoch; of a partition, where there are several."""
+        of = (partition,) if partition else ()
+        message = msgspec.msgpack.encode((Tables.HEAD.name, *EpochRow(1, *epoch), sum.to_bytes(SUM_BYTES), *of))
         tag = hmac.digest(self._key, message, "sha256")
         return HeadRow(1, (sum ^ self._mask(tag)).to_bytes(SUM_BYTES), tag)
 
-    def require(self, found: HeadRow | None, epoch: Epoch) -> int:
+    def require(self, found: HeadRow | None, epoch: Epoch, partition: str = "") -> int:
         """The sum of a head that fits its epoch.
 
         Raises:
@@ -63,7 +64,7 @@ class Seal:
         if found is None or len(found.sum) != SUM_BYTES:
             raise DrengineError(STORE_TAMPERED, "catalogue: its seal is gone")
         total = int.from_bytes(found.sum) ^ self._mask(found.tag)
-        if not hmac.compare_digest(self.head(total, epoch).tag, found.tag):
+        if not hmac.compare_digest(self.head(total, epoch, partition).tag, found.tag):
             raise DrengineError(STORE_TAMPERED, f"catalogue: its seal does not fit transaction {epoch.number}")
         return total
 

@@ -31,6 +31,9 @@ class Holder(NamedTuple):
     addresses: tuple[str, ...] = ()
 
 
+NOBODY = Holder()
+
+
 class Lock(Protocol):
     """A lock that is held until `release`."""
 
@@ -43,7 +46,7 @@ class Lock(Protocol):
         """Return while it is held; cheap, and asks nobody.
 
         Raises:
-            DrengineError: LOCK_LOST.
+            DrengineError: LOCK_LOST, retryable: another process may hold it by now.
         """
         ...
 

@@ -339,6 +339,7 @@ class BranchWriter:
             raise self._failed
         if generation != self._generation:
             raise DrengineError(FENCED, f"generation {generation} is not the writer's, {self._generation}")
+        self._lock.require()
 
     def _require_writable(self) -> None:
         """Read the source's and the branch's rows, unless nobody else has committed anything since they were read."""

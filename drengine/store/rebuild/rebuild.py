@@ -18,14 +18,15 @@ from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
 from drengine.store.blobs import Storage
 from drengine.store.catalogue.interface import Catalogue
-from drengine.store.catalogue.opening import replacing
+from drengine.store.catalogue.opening import ensure_catalogue, replacing
 from drengine.store.catalogue.rows import OPEN, SIDE_ROLES, BranchRow, PointRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
-from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_IDENTITY_DAMAGED, os_errors
-from drengine.store.identity import IDENTITY_NAME, StoreFile, read_identity, write_store_file
+from drengine.store.errors import DAMAGED, NOT_A_STORE, os_errors
+from drengine.store.identity import IDENTITY_NAME, StoreFile, write_store_file
 from drengine.store.keys import StoreKeys
+from drengine.store.locks import Holder
 from drengine.store.locks.flock import LOCKS_DIRECTORY
 from drengine.store.locks.opening import open_locks
 from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
@@ -64,25 +65,32 @@ class RebuildReport:
 
 def rebuild_catalogue(
     directory: Path,
+    file: StoreFile | None,
     storage: Storage,
     keks: KeyEncryptionKeys | None,
     clock: Clock,
     progress: Callable[[int, int], None],
 ) -> RebuildReport:
-    """Write a new catalogue and put it in the old one's place; see `Store.rebuild`."""
+    """Write a new catalogue and put it in the old one's place; see `Store.rebuild`.
+
+    `file`: what the STORE file says, if it can be read.
+    """
     with os_errors(f"rebuilding {directory}"):
         names = storage.list(SEGMENTS)
         places = [place for place in map(parse_segment_name, names) if place]
         if not places and not os.path.exists(directory / IDENTITY_NAME):  # noqa: PTH110 (nor a path too long)
             raise DrengineError(NOT_A_STORE, f"{directory} has neither a {IDENTITY_NAME} file nor segments")
         make_directory(directory / LOCKS_DIRECTORY)
-        locks = open_locks(directory)
+        file = file or _file_of_segments(directory, storage, places)
+        ensure_catalogue(file)
         branches = sorted({(place.source, place.branch) for place in places})
         with ExitStack() as stack:
+            locks = open_locks(directory, file, Holder())
+            stack.callback(locks.close)
             stack.enter_context(locks.maintenance())
             for source, branch in branches:
                 stack.enter_context(locks.branch(source, branch))
-            identity = _identity(directory, storage, places)
+            identity = file.identity
             keys = StoreKeys(storage, identity, keks)
             manifest, newest = newest_manifest(storage, keys)
             if manifest and manifest.store != identity:
@@ -93,7 +101,7 @@ def rebuild_catalogue(
             for name in names:
                 if layer_last(name):
                     storage.delete(name)
-            with replacing(directory, keys.store_key(CATALOGUE_KEY)) as new:
+            with replacing(directory, file, keys.store_key(CATALOGUE_KEY)) as new:
                 _fill(
                     new.catalogue,
                     report,
@@ -120,13 +128,8 @@ def finish_rebuild(context: StoreContext) -> None:
     write_manifest(context)
 
 
-def _identity(directory: Path, storage: Storage, places: list[SegmentPlace]) -> bytes:
-    """The store's identity; from a segment when its own file cannot be read."""
-    try:
-        return read_identity(directory)
-    except DrengineError as error:
-        if error.kind not in (STORE_IDENTITY_DAMAGED, NOT_A_STORE):
-            raise
+def _file_of_segments(directory: Path, storage: Storage, places: list[SegmentPlace]) -> StoreFile:
+    """The STORE file, written anew with the identity that a segment tells."""
     for place in places:
         reader = storage.open(segment_name(*place))
         try:
@@ -135,8 +138,9 @@ def _identity(directory: Path, storage: Storage, places: list[SegmentPlace]) -> 
             if error.kind is not DAMAGED:
                 raise
         else:
-            write_store_file(directory, StoreFile(header.store))
-            return header.store
+            file = StoreFile(header.store)
+            write_store_file(directory, file)
+            return file
         finally:
             reader.close()
     raise DrengineError(NOT_A_STORE, f"no segment in {directory} tells which store it is of")

@@ -1,0 +1,1 @@
+"""`drengine store`: stores that targets share."""

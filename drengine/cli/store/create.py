@@ -1,0 +1,40 @@
+"""`drengine store create`: make a store whose catalogue or segments lie elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drengine.cli.common import JsonOption
+from drengine.ownership import service_warnings
+from drengine.store.blobs.available import LOCAL, StorageName
+from drengine.store.store import Store
+from drengine.target.key import keks_of
+from drengine.terminal import emit_json, note
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def create(
+    directory: Annotated[Path, typer.Argument(help="Missing or empty directory of this host: its seat of the store.")],
+    catalogue: Annotated[
+        str, typer.Option(help="postgresql://USER@HOST/DATABASE, without a password; by default SQLite, in DIRECTORY.")
+    ] = "",
+    storage: Annotated[str, typer.Option(help="Storage that holds the segments; by default DIRECTORY.")] = LOCAL,
+    place: Annotated[str, typer.Option(help="Where in that storage, without a secret.")] = "",
+    json: JsonOption = False,
+) -> None:
+    """Make an empty store; with a catalogue in PostgreSQL and a storage that hosts share, others may join it."""
+    named = StorageName(storage, place)
+    keks = keks_of(None, directory)
+    with Store.create(directory, stored_in=named, catalogued_in=catalogue, keks=keks) as made:
+        identity = made.identity.hex()
+    for line in service_warnings(directory):
+        note(line)
+    if json:
+        emit_json({"store": str(directory), "store_id": identity})
+    else:
+        print(f"made store {identity}, with its seat in {directory}")

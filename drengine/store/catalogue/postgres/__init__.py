@@ -1,0 +1,1 @@
+"""The catalogue in PostgreSQL, for a store that several targets share."""

@@ -1,0 +1,74 @@
+"""SQL of the catalogue, and its values: a text of PostgreSQL holds no NUL, and ours may."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import xxhash
+
+from drengine.store.catalogue.postgres.migrations import VERSION_TABLE
+from drengine.store.catalogue.postgres.partitions import TABLE, Partition
+from drengine.store.catalogue.rows import TABLE_OF, Table, Tables
+
+PARTITIONS = Table(TABLE, Partition, 1)
+KEPT = tuple(table for table in TABLE_OF.values() if table not in (Tables.EPOCH, Tables.HEAD))
+"""The tables of rows; epoch and head are in the partitions here."""
+_COLUMNS = {table.name: ", ".join((*table.fields, "checksum")) for table in (*KEPT, PARTITIONS)}
+SELECT_PARTITION = f"SELECT {_COLUMNS[TABLE]} FROM {TABLE} WHERE source = %s"
+SELECT_PARTITIONS = f"SELECT {_COLUMNS[TABLE]} FROM {TABLE}"
+SELECT_VERSION = f"SELECT version_num FROM {VERSION_TABLE}"
+SELECT_TOKEN = "SELECT token FROM lock WHERE name = %s"
+LOCK_SOURCE = "SELECT pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock(%s)"
+LOCK_STORE = "SELECT pg_advisory_xact_lock(%s)"
+STORE_LOCK = 0x6472656E67696E67
+
+
+def source_lock(source: str) -> int:
+    """The number of the advisory lock of a partition's transactions."""
+    number = xxhash.xxh3_64_intdigest(b"drengine partition\n" + source.encode())
+    return number - (1 << 64) if number >> 63 else number
+
+
+@lru_cache(maxsize=256)
+def select(table: str, where: str) -> str:
+    """Rows of a table, with their checksums; keys stand as ``?`` in `where`."""
+    return f"SELECT {_COLUMNS[table]} FROM {table} {where.replace('?', '%s')}"
+
+
+def _insert(table: Table) -> str:
+    columns = (*table.fields, "checksum")
+    others = ", ".join(f"{name} = excluded.{name}" for name in columns[table.keys :])
+    keys = ", ".join(table.fields[: table.keys])
+    return (
+        f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))}) "
+        f"ON CONFLICT ({keys}) DO UPDATE SET {others}"
+    )
+
+
+def _by_key(table: Table) -> str:
+    return " AND ".join(f"{name} = %s" for name in table.fields[: table.keys])
+
+
+INSERT = {table.name: _insert(table) for table in (*KEPT, PARTITIONS)}
+DELETE = {table.name: f"DELETE FROM {table.name} WHERE {_by_key(table)}" for table in KEPT}
+SELECT_OLD = {table.name: f"SELECT {_COLUMNS[table.name]} FROM {table.name} WHERE {_by_key(table)}" for table in KEPT}
+
+
+def encoded(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values as PostgreSQL takes them: in a text, a backslash is doubled and a NUL becomes a backslash and a zero."""
+    return tuple(
+        value.replace("\\", "\\\\").replace("\0", "\\0")
+        if isinstance(value, str) and ("\\" in value or "\0" in value)
+        else value
+        for value in values
+    )
+
+
+def decoded(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As they were before `encoded`."""
+    return tuple(_decoded(value) if isinstance(value, str) and "\\" in value else value for value in values)
+
+
+def _decoded(text: str) -> str:
+    return "\\".join(part.replace("\\0", "\0") for part in text.split("\\\\"))
