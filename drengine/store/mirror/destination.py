@@ -16,7 +16,7 @@ from drengine.store.catalogue.rows import COPY, MirrorRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.copies import WHOLE
 from drengine.store.errors import MIRROR_PARTED, NOT_ITS_COPY
-from drengine.store.identity import IDENTITY_NAME, read_identity
+from drengine.store.identity import IDENTITY_NAME, read_identity, read_store_file
 from drengine.store.locks.flock import FileLocks
 from drengine.store.mirror.difference import SourceRows
 from drengine.store.names import STORE_KEYS, manifest_name
@@ -111,7 +111,7 @@ def _begin_anew(
     with Store.open(destination, keks=keks, options=options, clock=clock) as shipped:
         key = shipped.context.keys.store_key(CATALOGUE_KEY)
         storage = shipped.context.storage
-    with replacing(destination, key) as made:
+    with replacing(destination, read_store_file(destination), key) as made:
         made.catalogue.put(MirrorRow(WHOLE, COPY, "", 0, 0))
     with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
         for number in manifest_numbers(storage):
