@@ -180,40 +180,40 @@ ORIGIN_REBUILT = error_kind(
 
 CATALOGUE_UNAVAILABLE = error_kind(
     "catalogue-unavailable",
-    230,
+    242,
     "The database of the store's catalogue does not answer, or the connection to it broke; nothing was acknowledged.",
     "See whether PostgreSQL runs and is reached from this host (`psql URL`); replication resumes by itself.",
     retryable=True,
 )
 CATALOGUE_REFUSED = error_kind(
     "catalogue-refused",
-    231,
+    243,
     "PostgreSQL does not let this user in, or has no such database.",
     "Check user and database of the catalogue's URL, pg_hba.conf, and the password: ~/.pgpass of the user that runs "
     "drengine, or PGPASSWORD or PGPASSFILE in its environment.",
 )
 CATALOGUE_UNSUITABLE = error_kind(
     "catalogue-unsuitable",
-    232,
+    244,
     "This PostgreSQL cannot hold a catalogue: too old, another encoding than UTF8, or commits that are not durable.",
     "See docs/operations.md, A store that targets share, for what it must be.",
 )
 CATALOGUE_FOREIGN = error_kind(
     "catalogue-foreign",
-    233,
+    245,
     "The database holds the catalogue of another store, or none where one is expected.",
     "Check the catalogue's URL in the STORE file. One database holds one store: make another one with `createdb`, or "
     "join the store that is there with `drengine store join DIRECTORY --catalogue URL`.",
 )
 CATALOGUE_URL = error_kind(
     "catalogue-url",
-    234,
+    246,
     "The URL of the catalogue cannot be used.",
     "It is postgresql://USER@HOST/DATABASE, without a password: that belongs in ~/.pgpass, PGPASSWORD or PGPASSFILE.",
 )
 LOCK_LOST = error_kind(
     "lock-lost",
-    235,
+    247,
     "The lock under which this was written is somebody else's now, or could not be renewed in time.",
     "Another target has taken over, or the catalogue could not be reached; the agent finds who holds its source.",
     retryable=True,
