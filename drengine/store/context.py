@@ -12,6 +12,7 @@ from drengine.store.keys import StoreKeys
 from drengine.store.locks import Locks
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place
+from drengine.store.targets import Targets
 from drengine.store.views.records import Records
 from drengine.store.views.stack import Layers
 
@@ -28,6 +29,7 @@ class StoreContext:
         keys: what encrypts and decrypts the segments.
         catalogue: the connection for reading and administration; each writer has its own (`Catalogue.another`).
         locks: between this process and the others that use the store.
+        targets: the targets that use it, where there may be several.
     """
 
     directory: Path
@@ -40,5 +42,6 @@ class StoreContext:
     keys: StoreKeys
     catalogue: Catalogue
     locks: Locks
+    targets: Targets
     records: Records
     layers: Layers

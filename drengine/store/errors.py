@@ -138,6 +138,18 @@ RESOURCES_EXHAUSTED = error_kind(
     "Raise the limit (`ulimit -n`, LimitNOFILE= in the unit), or serve fewer at once; it goes on by itself.",
     retryable=True,
 )
+UNKNOWN_TARGET = error_kind(
+    "unknown-target",
+    245,
+    "No target of that name uses the store.",
+    "`drengine targets` lists those that do, where several share one store.",
+)
+TARGET_LIVING = error_kind(
+    "target-living",
+    246,
+    "The target is there: it can't be forgotten.",
+    "Drain it and stop it first: `drengine target drain NAME`.",
+)
 STORAGE_UNAVAILABLE = error_kind(
     "storage-unavailable",
     58,

@@ -45,6 +45,7 @@ from drengine.store.errors import (
     STORE_READ_ONLY,
     TOO_MANY_SOURCES,
     UNKNOWN_POINT,
+    UNKNOWN_SOURCE,
     os_errors,
 )
 from drengine.store.identity import IDENTITY_NAME, StoreFile, read_store_file, require_directory, write_store_file
@@ -74,6 +75,8 @@ from drengine.store.rebuild.rebuild import RebuildReport, finish_rebuild, rebuil
 from drengine.store.rebuild.strays import require_current, set_aside
 from drengine.store.segments.format import parse_geometry
 from drengine.store.stats import StoreStats, store_stats
+from drengine.store.targets import Targets
+from drengine.store.targets.alone import Alone
 from drengine.store.views.records import Address, Records
 from drengine.store.views.stack import Layers
 from drengine.store.views.view import View
@@ -276,6 +279,21 @@ class Store:
     def context(self) -> StoreContext:
         """What the store's parts share (for the store's own tools and tests)."""
         return self._context
+
+    @property
+    def targets(self) -> Targets:
+        """The targets that use it, where there may be several."""
+        return self._context.targets
+
+    def owner(self, source: str) -> Holder | None:
+        """Who writes a source's active branch now; None: nobody, or there is no such source."""
+        try:
+            row = self._context.catalogue.source(source)
+        except DrengineError as error:
+            if error.kind is UNKNOWN_SOURCE:
+                return None
+            raise
+        return self._context.locks.branch_holder(source, row.active_branch)
 
     @property
     def frame_cache_bytes(self) -> int:
@@ -740,6 +758,7 @@ def _opened(
             keys=keys,
             catalogue=catalogue,
             locks=locks,
+            targets=Alone(),
             records=records,
             layers=layers,
         )

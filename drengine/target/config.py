@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import pwd
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.audit.config import AuditOptions
 from drengine.config import (
     ADDRESS,
+    ADDRESSES,
     BAD_CONFIG,
     COUNT,
     DURATION,
@@ -28,12 +31,15 @@ from drengine.config import (
 )
 from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
+from drengine.model.names import check_name
 from drengine.store.care.retention import RetentionPolicy
 from drengine.target.quotas import QuotaOptions, SourceQuotaOptions
 from drengine.transport.files import TlsFiles
+from drengine.wire.fields import ENDPOINTS_MAX
 from drengine.wire.frames import BATCH_FRAME_BYTES_MAX
 
 WORKERS_MAX = 64
+_ANY_HOST = ("0.0.0.0", "::")
 INTERVAL_SECONDS_MIN = 1.0
 
 
@@ -67,6 +73,18 @@ def local_uids(names: tuple[str, ...]) -> frozenset[int]:
 def _replication(address: Address) -> None:
     if address.path:
         raise ValueError("agents connect by TCP: a host and port are needed")
+
+
+def _hosts(addresses: tuple[Address, ...]) -> None:
+    for address in addresses:
+        _replication(address)
+    if len(addresses) > ENDPOINTS_MAX:
+        raise ValueError(f"at most {ENDPOINTS_MAX} are possible")
+
+
+def _target_name(name: str) -> None:
+    if name:
+        check_name(name, what="target")
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,20 @@ class TargetConfig:
     )
     listen: Address = option(
         ADDRESS, default=Address("127.0.0.1", 7440), help="Where agents connect.", check=_replication
+    )
+    name: str = option(
+        TEXT,
+        default="",
+        help="This target's name among those that share a store (docs/operations.md#several-targets); empty: the "
+        "host's.",
+        check=_target_name,
+    )
+    addresses: tuple[Address, ...] = option(
+        ADDRESSES,
+        default=(),
+        help="Where agents reach this target, best first, which other targets of a shared store tell them; absent: "
+        "`listen`, where that is one host's address.",
+        check=_hosts,
     )
     nbd_socket: Path | None = option(
         PATH, default=None, help="Unix socket on which points and branches are served over NBD; absent: none."
@@ -226,6 +258,16 @@ class TargetConfig:
     )
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3, both sides authenticated; needed beyond loopback.")
     maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")
+
+    @property
+    def known_as(self) -> str:
+        """Its name among targets."""
+        return self.name or re.sub(r"[^a-z0-9._-]", "-", platform.node().lower())[:63].strip("-._") or "target"
+
+    @property
+    def reached_at(self) -> tuple[Address, ...]:
+        """Where agents reach it; none where only `listen` could say it, and names no single host."""
+        return self.addresses or (() if self.listen.host in _ANY_HOST or not self.listen.port else (self.listen,))
 
 
 def open_to_everybody(config: TargetConfig) -> list[str]:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from drengine import __version__
 from drengine.audit import FOLDER
 from drengine.audit.auditing import Auditing
 from drengine.enrolment.keeper import keeping
@@ -31,12 +32,14 @@ from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.local import own_users
 from drengine.process.signals import signalled
 from drengine.store.care.retention import RetentionPolicy
+from drengine.store.locks import Holder
 from drengine.store.store import Store
+from drengine.store.targets import Introduction
 from drengine.target import metrics as m
 from drengine.target.access import ExportRules, shown_peer
 from drengine.target.admission import CreditBudget
 from drengine.target.config import TargetConfig, local_uids, open_to_everybody
-from drengine.target.errors import WRONG_STORE
+from drengine.target.errors import NO_ADDRESS, WRONG_STORE
 from drengine.target.exports import ExportName, StoreExports, ViewExport
 from drengine.target.ingest import IngestLimits
 from drengine.target.key import keks_of
@@ -44,6 +47,7 @@ from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
 from drengine.target.members import Members
 from drengine.target.metrics import TargetMetrics
+from drengine.target.ownership import Ownership
 from drengine.target.protection import Protection
 from drengine.target.quotas import Quotas
 from drengine.target.relay import exposition
@@ -158,6 +162,10 @@ class TargetDaemon:
         await asyncio.to_thread(self.sources.load, store)
         readers = self._pool(EXPORT_THREADS, "export")
         self.reception = self._reception(store)
+        self.ownership = self.reception.ownership = self._ownership(store)
+        await asyncio.to_thread(self.ownership.begin)
+        cleanup.push_async_callback(asyncio.to_thread, self.ownership.leave)
+        cleanup.push_async_callback(_end, asyncio.create_task(self.ownership.run()))
         self.members = self._members(store)
         await asyncio.to_thread(self.members.load)
         self.reception.members = self.members
@@ -216,6 +224,16 @@ class TargetDaemon:
             local_users=None if config.allow_plain else config.agent_users,
         )
 
+    def _ownership(self, store: Store) -> Ownership:
+        config = self.config
+        me = Introduction(config.known_as, tuple(map(str, config.reached_at)), str(config.metrics or ""), __version__)
+        if store.targets.is_shared and not me.addresses:
+            raise DrengineError(NO_ADDRESS, f"it listens at {config.listen}, which is no address of one host")
+        reception = self.reception
+        ownership = Ownership(store, me, self.sources, self.metrics, self.clock, lambda: reception.sessions)
+        self.metrics.peers, self.metrics.unowned = lambda: ownership.targets, lambda: ownership.unowned
+        return ownership
+
     def _members(self, store: Store) -> Members:
         return Members(
             PolicyFile(self.config.store),
@@ -242,6 +260,7 @@ class TargetDaemon:
     async def _drain(self, server: Listener) -> None:
         """End all sessions in peace; one that takes too long is abandoned."""
         seconds = self.config.stop_seconds
+        self.ownership.stopping = True
         await self.reception.close(seconds)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(server.wait_closed(), CONNECTIONS_GRACE_SECONDS)
@@ -425,7 +444,8 @@ def open_expected(config: TargetConfig, clock: Clock) -> Store:
         DrengineError: WRONG_STORE when its id is not the expected one; see also Store.open.
     """
     path, store_id = config.store, config.store_id
-    store = Store.open(path, clock=clock, keks=keks_of(config.encryption, path))
+    me = Holder(config.known_as, tuple(map(str, config.reached_at)))
+    store = Store.open(path, clock=clock, keks=keks_of(config.encryption, path), holder=me)
     if store_id and store.identity.hex() != store_id.lower():
         store.close()
         raise DrengineError(WRONG_STORE, f"{path} holds store {store.identity.hex()}, and {store_id[:80]} is expected")

@@ -20,7 +20,7 @@ from drengine.model.grants import Access
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.model.states import ReplicationState
 from drengine.policy.errors import SOURCE_RETIRED
-from drengine.store.errors import FENCED, STORE_IO, TOO_MANY_SOURCES, UNKNOWN_BRANCH, UNKNOWN_POINT
+from drengine.store.errors import BRANCH_BUSY, FENCED, STORE_IO, TOO_MANY_SOURCES, UNKNOWN_BRANCH, UNKNOWN_POINT
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import SourceInfo, Store
 from drengine.target import metrics as m
@@ -29,6 +29,7 @@ from drengine.target.errors import GRANT_MISSING, QUOTA_EXCEEDED, SOURCE_BUSY, S
 from drengine.target.ingest import IngestLimits
 from drengine.target.members import Members
 from drengine.target.metrics import TargetMetrics
+from drengine.target.ownership import Ownership, SentOn
 from drengine.target.quotas import QuotaOptions, Quotas
 from drengine.target.reversal import Reversal
 from drengine.target.session import Replaced, ReplicationSession
@@ -84,6 +85,8 @@ class Reception:
     quotas: Quotas = field(default_factory=lambda: Quotas(QuotaOptions()))
     members: Members | None = None
     """Who was retired; None: nobody."""
+    ownership: Ownership | None = None
+    """Which target has which source; None where there is only this one."""
     local_users: tuple[str, ...] | None = None
     """Without TLS on loopback, whose processes may ship beside root's and ours; None: anybody's."""
     _doors: dict[str, _Door] = field(default_factory=dict)
@@ -104,6 +107,13 @@ class Reception:
         negotiate_version(hello)
         try:
             await self._serve(stream, hello)
+        except SentOn as sent:
+            if "moved" not in hello.abilities:
+                raise
+            log.info("a source is sent on: %s", sent.message, extra={"source": hello.source, "peer": stream.peer})
+            self.metrics.count(m.ENDED, 1, reason_of(sent))
+            with contextlib.suppress(DrengineError):
+                await stream.send(sent.moved)
         except DrengineError as error:
             if error.kind in _AT_THE_DOOR or reason_of(error).startswith(("identity-", "tls-peer-", "local-")):
                 self._note_refused(stream, hello, error)
@@ -182,7 +192,7 @@ class Reception:
         self._closing = True
         living = [*self.sessions.values(), *self.errands.values()]
         for session in living:
-            session.end(None)
+            session.end(self.ownership.relief(session.source) if self.ownership else None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(session.ended.wait() for session in living))
@@ -204,7 +214,8 @@ class Reception:
             require_descriptors(DESCRIPTORS_KEPT)
             grant = await self._require_grant(hello)
             await self._make_way(hello)
-            writer = await asyncio.to_thread(self._open_writer, hello)
+            began = self.clock.monotonic()
+            writer, taken_over = await asyncio.to_thread(self._take, hello)
             try:
                 credit = await self._grant(has_data=writer.durable.sequence > 0)
             except DrengineError:
@@ -225,6 +236,9 @@ class Reception:
             Sources.note_opened(state, stream.peer)
             opened = {"source": hello.source, "peer": stream.peer, "durable": writer.durable.sequence}
             log.info("session opened", extra=opened)
+            if taken_over:
+                self.metrics.count(m.TAKEOVERS)
+                self.metrics.observe(m.TAKEOVER_SECONDS, self.clock.monotonic() - began)
             return session, writer, credit
 
     async def _run(self, session: ReplicationSession, writer: BranchWriter, credit: int) -> None:
@@ -261,6 +275,7 @@ class Reception:
         """A source that has only said HELLO leaves nothing behind, neither in the store nor in metrics."""
         try:
             if await asyncio.to_thread(self.store.forget_empty, source):
+                await asyncio.to_thread(self.store.targets.place, source, "")
                 self.sources.forget(source)
                 self.quotas.forget(source)
                 self._cuts.pop(source, None)
@@ -361,6 +376,29 @@ class Reception:
                 await present.ended.wait()
         except TimeoutError as error:
             raise DrengineError(SOURCE_BUSY, f"the old session of {hello.source!r} does not end") from error
+
+    def _take(self, hello: Hello) -> tuple[BranchWriter, bool]:
+        """The writer of the branch that a session is for; and whether a target had the source that is gone.
+
+        Raises:
+            SentOn: another target has the source, or had better have it; and as `Store.writer`.
+        """
+        ownership = self.ownership
+        if ownership is None or hello.purpose is not Purpose.REPLICATE:
+            return self._open_writer(hello), False
+        taken_over = ownership.require_ours(hello)
+        try:
+            writer = self._open_writer(hello)
+        except DrengineError as error:
+            if error.kind is BRANCH_BUSY:
+                ownership.require_ours(hello)  # another target was quicker: the agent is to hear which one
+            raise
+        try:
+            ownership.took(hello.source)
+        except BaseException:
+            writer.close()
+            raise
+        return writer, taken_over
 
     def _open_writer(self, hello: Hello) -> BranchWriter:
         if hello.purpose is Purpose.PRESERVE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from drengine import __version__
@@ -18,6 +18,7 @@ from drengine.model.clock import Clock
 from drengine.model.grants import Access
 from drengine.model.points import RecoveryPoint
 from drengine.model.states import ReplicationState
+from drengine.store.targets import TargetInfo, TargetState
 from drengine.target.sources import STALLED_BY, Sources, SourceState
 from drengine.telemetry import Family, Kind, Metrics, Sample
 from drengine.transport.credentials import CredentialFamilies, Credentials
@@ -93,6 +94,18 @@ ENDED = Family("target_sessions_ended_total", COUNTER, "Sessions ended, by reaso
 REFUSED = Family("target_peers_refused_total", COUNTER, "Peers turned away before a session.", ("reason",))
 EXPORTS_REFUSED = Family("target_exports_refused_total", COUNTER, "Exports refused to a client.", ("reason",))
 GRANTS = Family("target_grants", GAUGE, "Grants that count now, by what they allow.", ("access",))
+PEER_LIVING = Family(
+    "target_peer_living",
+    GAUGE,
+    "1 while a target that shares the store is heard of, 0 while it is silent; all of them, and this one too.",
+    ("target", "state"),
+)
+UNOWNED = Family(
+    "target_unowned_sources", GAUGE, "Sources whose target is gone and that no other has taken; the same at all."
+)
+TAKEOVERS = Family("target_takeovers_total", COUNTER, "Sources taken over from a target that was gone.")
+GIVEN_AWAY = Family("target_sources_given_away_total", COUNTER, "Sources sent on to another target, to drain or stop.")
+TAKEOVER_SECONDS = Family("target_takeover_seconds", HISTOGRAM, "From HELLO to WELCOME of a source that is taken over.")
 COMMIT_SECONDS = Family("target_commit_seconds", HISTOGRAM, "How long a commit took.")
 ACK_SECONDS = Family("target_ack_seconds", HISTOGRAM, "From receiving a batch or cut to acknowledging it.")
 SCRUBBED = Family("target_scrubbed_bytes_total", COUNTER, "Bytes re-read and re-hashed by scrubs.")
@@ -133,6 +146,8 @@ class TargetMetrics:
         self.frame_cache_bytes: Callable[[], int] = lambda: 0
         self.unanchored: Callable[[], dict[str, int]] = dict
         self.grants: Counter[str] = Counter()
+        self.peers: Callable[[], Sequence[TargetInfo]] = tuple
+        self.unowned: Callable[[], int] = lambda: 0
         self.last_success: dict[str, float] = {}
         self.set_aside = 0
         self._sources = sources
@@ -176,12 +191,18 @@ class TargetMetrics:
             yield Sample(STORE_FREE, figures.free_bytes)
         for family, by_source in ((POINTS, figures.points), (DAMAGED_RANGES, figures.damaged_ranges)):
             for source, count in sorted(by_source.items()):
-                if self._sources.is_known(source):  # it was retired otherwise
+                if self._sources.is_shown(source):  # it was retired otherwise, or another target shows it
                     yield Sample(family, count, (source,))
         store_reason = self.store_reason()
         for reason in ("none", *STALLED_BY.values()):
             yield Sample(STORE_STATE, float(reason == store_reason), (reason,))
         yield Sample(SET_ASIDE, self.set_aside)
+        peers = self.peers()
+        for peer in peers:
+            if peer.state is not TargetState.STOPPED:
+                yield Sample(PEER_LIVING, float(peer.is_living), (peer.name, peer.state.value))
+        if peers:
+            yield Sample(UNOWNED, self.unowned())
         yield from CERTIFICATES.samples(self.credentials)
         yield from KEEPING.samples(self.keepers)
         yield Sample(SESSIONS, self.sessions())

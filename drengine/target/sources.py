@@ -15,6 +15,7 @@ from drengine.model.points import RecoveryPoint
 from drengine.model.states import REASONS, ReplicationState
 from drengine.store.errors import FENCED, RESOURCES_EXHAUSTED, STORE_AWAY, STORE_FULL, STORE_IO, STORE_READ_ONLY
 from drengine.store.store import Store
+from drengine.target.errors import SOURCE_ELSEWHERE
 from drengine.wire.events import MetricSample, Status
 
 _NS = 1_000_000_000
@@ -75,6 +76,8 @@ class Sources:
     """All sources. Changed on the loop, read by scrapes in other threads."""
 
     _states: dict[str, SourceState] = field(default_factory=dict)
+    _hidden: frozenset[str] = frozenset()
+    """Of those that another target shows."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def load(self, store: Store) -> None:
@@ -92,9 +95,19 @@ class Sources:
             state.is_behind = bool(points)
 
     def all(self) -> list[SourceState]:
-        """Every source, by name."""
+        """Every source that this target shows, by name."""
         with self._lock:
-            return [self._states[name] for name in sorted(self._states)]
+            shown = (self._states[name] for name in sorted(self._states))
+            return [state for state in shown if state.connected or state.name not in self._hidden]
+
+    def share(self, names: Iterable[str], elsewhere: frozenset[str]) -> set[str]:
+        """Of these sources another target shows some; here they are shown only while connected.
+
+        Returns those that are to be shown here and are not known well: `take_up` them.
+        """
+        with self._lock:
+            before, self._hidden = self._hidden, elsewhere
+            return {name for name in names if name not in elsewhere and (name in before or name not in self._states)}
 
     def get(self, name: str) -> SourceState:
         """A source's state, made when it is new."""
@@ -104,7 +117,13 @@ class Sources:
     def is_known(self, name: str) -> bool:
         """Whether the store has it, or it is being taken in."""
         with self._lock:
-            return name in self._states
+            return name in self._states or name in self._hidden
+
+    def is_shown(self, name: str) -> bool:
+        """Whether this target shows it."""
+        with self._lock:
+            state = self._states.get(name)
+            return state is not None and (state.connected or name not in self._hidden)
 
     def forget(self, name: str) -> None:
         """The source is gone from the store, and so from all that is shown."""
@@ -157,5 +176,7 @@ class Sources:
             state.state, state.reason = ReplicationState.STOPPED, "fenced"
         elif error and error.kind in STALLED_BY:
             state.state, state.reason = ReplicationState.STALLED, STALLED_BY[error.kind]
+        elif error and error.kind is SOURCE_ELSEWHERE:
+            state.state, state.reason = ReplicationState.DISCONNECTED, "source-elsewhere"
         else:
             state.state, state.reason = ReplicationState.DISCONNECTED, "agent-unreachable"
