@@ -91,6 +91,14 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "drengine.cli.target.init",
                 "Make an empty store, once, in a missing or empty directory; the target itself never makes one.",
             ),
+            "drain": Command(
+                "drengine.cli.target.drain",
+                "Have a target give its sources to the others, without a gap, and take no more until --undo.",
+            ),
+            "forget": Command(
+                "drengine.cli.target.drain",
+                "Take a target that will not come back off the list, and its alerts with it.",
+            ),
             "check-config": Command(
                 "drengine.cli.target.config",
                 "Check a configuration file, with the certificates it names, without starting anything.",
@@ -99,6 +107,10 @@ COMMANDS: Mapping[str, Command | Group] = {
                 "drengine.cli.target.config", "Print a commented configuration file with every option."
             ),
         },
+    ),
+    "targets": Command(
+        "drengine.cli.targets",
+        "Show the targets that share a store: where agents reach them, their sources, when each was last seen.",
     ),
     "hydrate": Command(
         "drengine.cli.hydrate",

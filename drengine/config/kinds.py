@@ -162,8 +162,8 @@ def _address(value: Any) -> Address:
 def _addresses(value: Any) -> tuple[Address, ...]:
     texts = value if isinstance(value, list) else [each.strip() for each in _text(value).split(",")]
     found = tuple(map(_address, texts))
-    if not found or len(set(found)) < len(found):
-        raise ValueError("an address is named twice" if found else "at least one address is needed")
+    if len(set(found)) < len(found):
+        raise ValueError("an address is named twice")
     return found
 
 

@@ -29,6 +29,8 @@ def _host_port(address: Address | None) -> None:
 
 
 def _hosts_ports(addresses: tuple[Address, ...]) -> None:
+    if not addresses:
+        raise ValueError("at least one address is needed")
     for address in addresses:
         _host_port(address)
 

@@ -148,7 +148,7 @@ TARGET_LIVING = error_kind(
     "target-living",
     246,
     "The target is there: it can't be forgotten.",
-    "Drain it and stop it first: `drengine target drain NAME`.",
+    "Stop it first; before that, `drengine target drain NAME` gives its sources away without a gap.",
 )
 STORAGE_UNAVAILABLE = error_kind(
     "storage-unavailable",

@@ -162,10 +162,7 @@ class TargetDaemon:
         await asyncio.to_thread(self.sources.load, store)
         readers = self._pool(EXPORT_THREADS, "export")
         self.reception = self._reception(store)
-        self.ownership = self.reception.ownership = self._ownership(store)
-        await asyncio.to_thread(self.ownership.begin)
-        cleanup.push_async_callback(asyncio.to_thread, self.ownership.leave)
-        cleanup.push_async_callback(_end, asyncio.create_task(self.ownership.run()))
+        await self._share(store)
         self.members = self._members(store)
         await asyncio.to_thread(self.members.load)
         self.reception.members = self.members
@@ -205,6 +202,13 @@ class TargetDaemon:
         self._ready = True
         host, port = server.sockets[0].getsockname()[:2]
         return Addresses((host, port), nbd_address, config.nbd_socket, metrics_port)
+
+    async def _share(self, store: Store) -> None:
+        """Be known to the other targets of the store, until the last session has ended."""
+        self.ownership = self.reception.ownership = self._ownership(store)
+        await asyncio.to_thread(self.ownership.begin)
+        self._cleanup.push_async_callback(asyncio.to_thread, self.ownership.leave)
+        self._cleanup.push_async_callback(_end, asyncio.create_task(self.ownership.run()))
 
     def _reception(self, store: Store) -> Reception:
         config = self.config

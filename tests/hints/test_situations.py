@@ -193,6 +193,12 @@ def test_a_label_that_a_point_may_not_have(person: Person) -> None:
     person.meets("bad-config", "drengine-agent", "cut", "--label", "before the upgrade", "--config", config)
 
 
+@tries("drengine targets")
+def test_a_target_that_is_not_there(person: Person) -> None:
+    person.meets("unknown-target", "drengine", "target", "drain", "nobody")
+    person.follows("drengine targets")
+
+
 @tries("drengine branches")
 def test_a_branch_that_is_not_there(person: Person) -> None:
     with Store.open(person.directory / "store") as store:

@@ -123,6 +123,7 @@ def test_every_metric_has_a_base_unit_and_a_bounded_set_of_labels() -> None:
             "access",
             "sink",
             "folder",
+            "target",
             "version",
         }
         assert family.name.endswith("_total") == (family.kind is m.COUNTER), family.name
