@@ -336,7 +336,7 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
         raise DrengineError(BAD_CONFIG, f"{where}: no volume is named; add a [[volume]] table")
     if len(set(names)) < len(names):
         raise DrengineError(BAD_CONFIG, f"{where}: two volumes have the same name")
-    if not all(each.host for each in config.target):
+    if not config.target or not all(each.host for each in config.target):
         raise DrengineError(BAD_CONFIG, f"{where}: option target: a host and port are needed")
     config.control.check(f"{where}: [control]")
     if config.control.lease and config.control.address is None:
