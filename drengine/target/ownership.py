@@ -141,7 +141,8 @@ class Ownership:
         if not self.is_shared:
             return False
         holder = self.store.owner(hello.source)
-        if holder is not None and holder.name not in ("", self.me.name):
+        # A process that is no target has no addresses: whoever has that one's branch is told so by the lock.
+        if holder is not None and holder.addresses and holder.name != self.me.name:
             raise SentOn(holder, f"target {holder.name!r} has {hello.source!r}")
         placed = self.store.targets.placed_at(hello.source)
         if holder is None and "moved" in hello.abilities:
