@@ -140,13 +140,13 @@ RESOURCES_EXHAUSTED = error_kind(
 )
 UNKNOWN_TARGET = error_kind(
     "unknown-target",
-    245,
+    191,
     "No target of that name uses the store.",
     "`drengine targets` lists those that do, where several share one store.",
 )
 TARGET_LIVING = error_kind(
     "target-living",
-    246,
+    192,
     "The target is there: it can't be forgotten.",
     "Stop it first; before that, `drengine target drain NAME` gives its sources away without a gap.",
 )

@@ -91,14 +91,14 @@ GRANT_MISSING = error_kind(
 )
 SOURCE_ELSEWHERE = error_kind(
     "source-elsewhere",
-    247,
+    193,
     "Another target of this store has the source, or shall have it.",
     "An agent that is told of all targets (`target = [...]` in its file) finds the right one by itself.",
     retryable=True,
 )
 NO_ADDRESS = error_kind(
     "target-without-address",
-    248,
+    194,
     "The store is shared by targets, and this one does not say where agents reach it.",
     "Name it in the target's file: `addresses`, as agents reach it.",
 )
