@@ -8,7 +8,7 @@ interval between two roots is resolved once, from the newest segment to the olde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,12 @@ from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import BranchRow, SegmentRow
 from drengine.store.locks import Position
 from drengine.store.segments.rowset import RowSet, row_set
-from drengine.store.views.extentmap import ZERO_SEGMENT, FlatMap, merge, resolve
+from drengine.store.views.extentmap import FlatMap, Ranges, resolve
 from drengine.store.views.records import Records
 
 _CANDIDATE = 1
-"""Segment number of rows being judged; what covers them is mapped as ZERO_SEGMENT, which joins well."""
+"""Segment number of rows being judged."""
+_COVER_RATIO = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +32,22 @@ class SegmentLiveness:
     """What is live in a segment.
 
     Attributes:
-        rows: all its rows in log order, those that GEOMETRY records imply included.
+        record: the record of each of its rows in log order, those that GEOMETRY records imply included.
         live: one truth value a row.
         needed: some row is live, or a root lies in it.
+        dead_bytes: plain bytes that no root sees and that compaction has not dropped yet.
     """
 
     row: SegmentRow
-    rows: RowSet
+    record: NDArray[np.uint32]
     live: NDArray[np.bool_]
     needed: bool
+    dead_bytes: int
 
     def of_record(self, number: int) -> NDArray[np.bool_]:
         """Truth values of the rows in one BATCH record's table."""
-        begin, end = np.searchsorted(self.rows.record, (number, number + 1))
+        begin, end = np.searchsorted(self.record, (number, number + 1))
         return self.live[begin:end]
-
-    @property
-    def dead_bytes(self) -> int:
-        """Plain bytes that no root sees and that compaction has not dropped yet."""
-        dead = (self.rows.kind == ExtentKind.DATA) & ~self.live
-        return int(self.rows.length[dead].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,32 +90,100 @@ def branch_roots(catalogue: Catalogue, source: str, read_leases: Callable[[], se
     return found
 
 
-def branch_liveness(catalogue: Catalogue, records: Records, roots: BranchRoots) -> Iterator[SegmentLiveness]:
-    """Judge a branch's segments, newest first.
+def branch_liveness(
+    records: Records, roots: BranchRoots, segments: list[SegmentRow], wanted: Wanted | None = None
+) -> Iterator[SegmentLiveness]:
+    """Judge a branch's segments, or those that are wanted of them, newest first.
 
     Raises:
         DrengineError: DAMAGED when an index cannot be read: then nothing older may be judged.
     """
     positions = np.array(roots.positions, dtype=np.int64)
-    cover: dict[int, FlatMap] = {}
+    cover: dict[int, _Cover] = {}
     interval = -1
-    for segment in reversed(catalogue.segments(roots.branch.source, roots.branch.branch)):
+    for number in reversed(range(len(segments))):
+        segment = segments[number]
+        if wanted and not wanted.looked_at[number]:
+            continue
         rows = row_set(records.index(segment))
         live = np.zeros(len(rows), dtype=bool)
         intervals = np.searchsorted(positions, segment.first_sequence + rows.record.astype(np.int64), "left")
         beyond = intervals == len(positions)
         # Committed after the roots were read: live on an open branch, out of everybody's sight on a closed one.
         live[beyond] = not roots.branch.closed
-        for number in np.unique(intervals[~beyond])[::-1].tolist():
-            if number != interval:
-                cover, interval = {}, number
-            _judge(rows, np.flatnonzero(intervals == number), live, cover)
+        for each in np.unique(intervals[~beyond])[::-1].tolist():
+            if each != interval:
+                cover, interval = {}, each
+            _judge(rows, np.flatnonzero(intervals == each), live, cover)
+        if wanted and not wanted.judged[number]:
+            continue
         first, last = np.searchsorted(positions, (segment.first_sequence, segment.last_sequence + 1))
         visible = live & (rows.kind != ExtentKind.DROPPED)
-        yield SegmentLiveness(segment, rows, live, bool(visible.any()) or bool(last > first))
+        dead = (rows.kind == ExtentKind.DATA) & ~live
+        needed = bool(visible.any()) or bool(last > first)
+        yield SegmentLiveness(segment, rows.record.astype(np.uint32), live, needed, int(rows.length[dead].sum()))
 
 
-def _judge(rows: RowSet, numbers: NDArray[np.int64], live: NDArray[np.bool_], cover: dict[int, FlatMap]) -> None:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which segments of a branch must be judged anew, and which must be looked at for that; one truth value each."""
+
+    judged: NDArray[np.bool_]
+    looked_at: NDArray[np.bool_]
+
+
+def to_judge(
+    roots: BranchRoots, known: Sequence[int], segments: list[SegmentRow], due: NDArray[np.bool_]
+) -> Wanted:
+    """What may have changed since the branch was judged by other roots (`known`), and what is `due` anyway.
+
+    What is live in an interval depends on its rows alone. So an interval between two roots that were neighbours
+    before is as it was, and so is a segment that lies in such ones. To judge another segment, all newer ones must be
+    looked at that share an interval with it, which is its newest: of any other it holds the newest rows itself.
+    """
+    new, old = np.array(roots.positions, np.int64), np.array(known, np.int64)
+    place = np.searchsorted(old, new)
+    is_known = np.isin(new, old)
+    follows = np.concatenate(([True], is_known[:-1])) & (np.diff(place, prepend=-1) == 1)
+    beyond = bool(roots.branch.closed) or not len(new) or bool(len(old) and new[-1] < old[-1])
+    changed = np.append(~(is_known & follows), beyond)
+    before = np.concatenate(([0], np.cumsum(changed)))
+    low = np.searchsorted(new, [row.first_sequence for row in segments], "left")
+    high = np.searchsorted(new, [row.last_sequence for row in segments], "left")
+    judged = due | (before[high + 1] > before[low])
+    looked_at = judged.copy()
+    shared = -1
+    for number in range(len(segments)):
+        looked_at[number] |= low[number] == shared
+        if judged[number]:
+            shared = high[number]
+    return Wanted(judged, looked_at)
+
+
+class _Cover:
+    """Which bytes of a volume what is newer covers: few sets of ranges, each at least twice as large as the next.
+
+    So it costs no more to add to it, all in all, than to sort what was added.
+    """
+
+    def __init__(self) -> None:
+        self._sets: list[Ranges] = []
+
+    def left_of(self, flat: FlatMap) -> FlatMap:
+        """The parts of a map that are not covered."""
+        for ranges in self._sets:
+            flat = ranges.left_of(flat)
+        return flat
+
+    def add(self, flat: FlatMap) -> None:
+        """Cover what a map covers, too."""
+        added = Ranges(flat.starts, flat.ends)
+        while self._sets and len(self._sets[-1]) <= _COVER_RATIO * len(added):
+            added = added.joined(self._sets.pop())
+        self._sets.append(added)
+
+
+def _judge(rows: RowSet, numbers: NDArray[np.int64], live: NDArray[np.bool_], cover: dict[int, _Cover]) -> None:
     """Mark which of these rows show past `cover`, and add them to it."""
     for volume in np.unique(rows.volume[numbers]).tolist():
         mine = numbers[rows.volume[numbers] == volume]
@@ -129,13 +194,6 @@ def _judge(rows: RowSet, numbers: NDArray[np.int64], live: NDArray[np.bool_], co
             record=mine,
             plain_offset=np.zeros(len(mine)),
         )
-        seen = merge(cover[volume], flat) if volume in cover else flat
-        live[np.unique(seen.records[seen.segments == _CANDIDATE])] = True
-        nothing = np.zeros(len(seen), dtype=np.uint32)
-        cover[volume] = resolve(
-            seen.starts,
-            seen.lengths,
-            segment=nothing + np.uint32(ZERO_SEGMENT),
-            record=nothing,
-            plain_offset=nothing,
-        )
+        covered = cover.setdefault(volume, _Cover())
+        live[np.unique(covered.left_of(flat).records)] = True
+        covered.add(flat)

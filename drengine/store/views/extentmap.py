@@ -161,7 +161,7 @@ def merge(newer: FlatMap, older: FlatMap) -> FlatMap:
     """One map of both; `newer` wins where they overlap."""
     if not len(newer) or not len(older):
         return newer if len(newer) else older
-    left = _without(older, newer)
+    left = Ranges(newer.starts, newer.ends).left_of(older)
     both = [np.concatenate(pair) for pair in zip(left.columns, newer.columns, strict=True)]
     return coalesce(FlatMap(*both).take(np.argsort(both[0])))
 
@@ -207,19 +207,36 @@ def _paint(first: Index, last: Index, count: int) -> Index:
     return owners
 
 
-def _without(flat: FlatMap, cover: FlatMap) -> FlatMap:
-    """The parts of `flat` that `cover` leaves free."""
-    gap_starts = np.concatenate((np.zeros(1, np.uint64), cover.ends))
-    gap_ends = np.concatenate((cover.starts, np.full(1, np.iinfo(np.uint64).max, np.uint64)))
-    open_gaps = gap_starts < gap_ends
-    gap_starts, gap_ends = gap_starts[open_gaps], gap_ends[open_gaps]
-    ends = flat.ends
-    first = np.searchsorted(gap_ends, flat.starts, "right")
-    counts = np.maximum(np.searchsorted(gap_starts, ends, "left") - first, 0)
-    owners = np.repeat(np.arange(len(flat)), counts)
-    gaps = runs(first, counts)
-    begins = np.maximum(flat.starts[owners], gap_starts[gaps])
-    return _pieces(flat, owners, begins, np.minimum(ends[owners], gap_ends[gaps]) - begins)
+class Ranges:
+    """Ranges of bytes: sorted, disjoint, none touching another. A value, made of sorted disjoint ranges."""
+
+    def __init__(self, starts: U64, ends: U64) -> None:
+        heads = np.concatenate(([True], starts[1:] > ends[:-1])) if len(starts) else np.empty(0, bool)
+        self._starts, self._ends = starts[heads], ends[np.roll(heads, -1)]
+        self._gap_starts = np.concatenate((np.zeros(1, np.uint64), self._ends))
+        self._gap_ends = np.concatenate((self._starts, np.full(1, np.iinfo(np.uint64).max, np.uint64)))
+        if len(starts) and not starts[0]:
+            self._gap_starts, self._gap_ends = self._gap_starts[1:], self._gap_ends[1:]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def joined(self, other: Ranges) -> Ranges:
+        """What lies in either."""
+        starts = np.concatenate((self._starts, other._starts))
+        order = np.argsort(starts, kind="stable")
+        ends = np.concatenate((self._ends, other._ends))[order]
+        return Ranges(starts[order], np.maximum.accumulate(ends))
+
+    def left_of(self, flat: FlatMap) -> FlatMap:
+        """The parts of a map that lie in none of them."""
+        ends = flat.ends
+        first = np.searchsorted(self._gap_ends, flat.starts, "right")
+        counts = np.maximum(np.searchsorted(self._gap_starts, ends, "left") - first, 0)
+        owners = np.repeat(np.arange(len(flat)), counts)
+        gaps = runs(first, counts)
+        begins = np.maximum(flat.starts[owners], self._gap_starts[gaps])
+        return _pieces(flat, owners, begins, np.minimum(ends[owners], self._gap_ends[gaps]) - begins)
 
 
 def _pieces(rows: FlatMap, owners: Index, begins: U64, lengths: U64) -> FlatMap:

@@ -1,0 +1,204 @@
+"""What is measured of a store of one size. Each function answers figures by name; times are in seconds."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sqlite3
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.growth.shape import BRANCH, GENERATION, MIB, NOW_NS, NS, Shape, fill, mark, name_of
+from benchmarks.growth.synthetic import SyntheticStorage
+from drengine.fleet.look import _in_store
+from drengine.model.clock import SystemClock
+from drengine.model.points import Cut, PointKind, PointSelector
+from drengine.store.care.retention import RetentionPolicy
+from drengine.store.catalogue.rows import PointRow
+from drengine.store.options import StoreOptions
+from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.store import Store
+from drengine.target.metrics import TargetMetrics
+from drengine.target.sources import Sources
+
+Figures = dict[str, float]
+PASS_SECONDS = 60
+"""From one pass of retention to the next; so many points of each source have come in between."""
+OPTIONS = replace(StoreOptions(), compact_dead_fraction=2.0)
+"""Nothing is written anew: what rewriting costs depends on what died, not on the size of the store."""
+
+
+class Clock(SystemClock):
+    """The machine's, but that it is the moment at which the sources are looked at."""
+
+    def __init__(self) -> None:
+        self.later_ns = 0
+
+    def now_ns(self) -> int:
+        """See Clock."""
+        return NOW_NS + self.later_ns
+
+
+class Site:
+    """A store of so many sources in a directory, and what is asked of it."""
+
+    def __init__(self, directory: Path, shape: Shape, sources: int, samples: int) -> None:
+        """Make it. `samples`: of how many sources something is measured that is done for one at a time."""
+        self.path = directory / f"store-{sources}"
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.shape = shape
+        self.names = [name_of(number) for number in range(sources)]
+        self.sampled = self.names[:: max(1, sources // samples)][:samples]
+        self.clock = Clock()
+        with Store.create(self.path) as store:
+            fill(store.context.catalogue, shape, sources)
+            identity = store.identity
+        for name in self.names:
+            (self.path / "locks" / f"branch-{name}-{BRANCH:08d}.lock").touch()
+        self.storage = SyntheticStorage(self.path, identity, shape, frozenset(self.names))
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        """The store, opened as a target does."""
+        with Store.open(self.path, storage=self.storage, options=OPTIONS, clock=self.clock) as store:
+            yield store
+
+    def requests(self, work: Callable[[], Any], name: str) -> Figures:
+        """How long something takes, and what it asks of the storage."""
+        before = self.storage.requests
+        seconds = timed(work)
+        asked = self.storage.requests.since(before)
+        return {f"{name}_seconds": seconds, **{f"{name}_{what}": count for what, count in asked.items()}}
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that it takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def measure(directory: Path, shape: Shape, sources: int, samples: int = 10, *, compacts: bool = True) -> Figures:
+    """Everything, of one size; in a process of its own, because of the memory."""
+    site = Site(directory, shape, sources, samples)
+    idle = _resident_bytes()
+    found: Figures = {
+        "sources": sources,
+        "rows": sources * sum(1 for _ in shape.rows(name_of(0))),
+        "segments": sources * len(shape.spans),
+        "points": sources * len(shape.ages),
+        "stored_bytes": float(sources * shape.stored_bytes),
+        "catalogue_bytes": (site.path / "catalogue.sqlite").stat().st_size,
+    }
+    found["reference_commit_seconds"] = _reference(site.path)
+    with _noted(found, "open_seconds"):
+        opened = site.opened()
+        store = opened.__enter__()
+    try:
+        found |= _starting(site, store)
+        found |= _writing(site, store)
+        found |= _reading(site, store)
+        found |= _passes(site, store, compacts=compacts)
+        found["resident_bytes"] = _resident_bytes() - idle
+    finally:
+        opened.__exit__(None, None, None)
+    shutil.rmtree(site.path)
+    return found
+
+
+def _starting(site: Site, store: Store) -> Figures:
+    """What a target and the commands ask for first, and again and again."""
+    sources = Sources()
+    found = {"load_seconds": timed(lambda: sources.load(store))}
+    metrics = TargetMetrics(sources, site.clock)
+    found["figures_seconds"] = timed(store.stats)
+    found["fleet_seconds"] = timed(lambda: _in_store(store))
+    page = metrics.metrics.render()
+    found["metrics_seconds"], found["metrics_bytes"] = timed(metrics.metrics.render), len(page)
+    found["set_aside_seconds"] = timed(store.set_aside)
+    return found
+
+
+def _writing(site: Site, store: Store) -> Figures:
+    """Taking sources over, and commits of one small batch and a point."""
+    cut = Cut(NOW_NS, PointKind.WRITE_ORDER, "")
+    writers, took, commits = [], [], []
+    try:
+        for name in site.sampled:
+            begun = time.perf_counter()
+            writers.append(store.writer(name, generation=GENERATION))
+            took.append(time.perf_counter() - begun)
+        for number in range(1, 11):
+            for writer in writers:
+                sequence = site.shape.head + number
+                writer.append_cut(sequence, mark(sequence), cut, generation=GENERATION)
+                commits.append(timed(lambda writer=writer: writer.commit(generation=GENERATION)))
+    finally:
+        for writer in writers:
+            # What it has not committed keeps it from sealing its segment, and so from making all layers.
+            writer.append_cut(sequence + 1, mark(sequence + 1), cut, generation=GENERATION)
+            writer.close()
+    return {"takeover_seconds": statistics.median(took), "commit_seconds": statistics.median(commits)}
+
+
+def _reading(site: Site, store: Store) -> Figures:
+    """Opening a point of one source: without any layer, then by a process that has opened none."""
+    source = site.sampled[-1]
+    found: Figures = {}
+
+    def open_newest(held: Store) -> None:
+        held.view(held.find_point(source, PointSelector())).close()
+
+    found |= site.requests(lambda: open_newest(store), "first_point")
+    with site.opened() as fresh:
+        found |= site.requests(lambda: open_newest(fresh), "point")
+        found["point_again_seconds"] = timed(lambda: open_newest(fresh))
+    return found
+
+
+def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
+    """A turn of maintenance, as much later as two turns are apart."""
+    found = site.requests(lambda: write_manifest(store.context), "manifest")
+    young: list[PointRow] = []
+    for name in site.names:
+        young += site.shape.younger(name, PASS_SECONDS)
+    with store.context.catalogue.transaction():
+        store.context.catalogue.put(*young)
+    site.clock.later_ns += PASS_SECONDS * NS
+    found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns()), "retention")
+    if compacts:
+        found |= site.requests(store.compact, "compaction")
+    return found
+
+
+def _reference(directory: Path) -> float:
+    """Of a bare SQLite database: a transaction of one small row, on the same disk."""
+    path = directory / "reference.sqlite"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("CREATE TABLE one (number INTEGER PRIMARY KEY, data BLOB)")
+    seconds = [
+        timed(lambda number=number: db.execute("INSERT INTO one VALUES (?, ?)", (number, bytes(200))))
+        for number in range(50)
+    ]
+    db.close()
+    path.unlink()
+    return statistics.median(seconds)
+
+
+@contextmanager
+def _noted(found: Figures, name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    found[name] = time.perf_counter() - begun
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()

@@ -1,0 +1,189 @@
+"""What one synthetic source has in a store: the rows that a real one makes in a week under the default retention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from drengine.model.extents import EXTENT, FRAME
+from drengine.model.points import Mark, PointKind, VolumeGeometry
+from drengine.store.care.retention import RetentionPolicy, plan
+from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.rows import SEALED, BranchRow, PointRow, SegmentRow, SourceRow
+from drengine.store.segments.format import CHECKSUM, CUT_FIXED, FOOTER, HEADER, RECORD, pack_geometry
+
+GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
+NS = 1_000_000_000
+NOW_NS = 1_800_000_000 * NS
+"""The moment at which the sources are looked at; a whole hour, so that runs thin the same points."""
+BRANCH, VOLUME, GENERATION = 1, 1, 1
+SEGMENT_BYTES = 64 * MIB
+COPY_RECORD_BYTES = MIB
+COPY_EXTENT_BYTES = 64 * KIB
+CHANGE_EXTENT_BYTES = 8 * KIB
+_DAY_SECONDS = 86_400
+_CANDIDATES = ((1, 720), (60, 7200), (600, 26 * 3600), (3600, 8 * _DAY_SECONDS))
+"""Points among which the retention's own plan chooses: one each so many seconds, up to such an age."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A segment of a source: `copy` says that it belongs to the initial copy, of one record a MiB."""
+
+    segment: int
+    first_sequence: int
+    records: int
+    copy: bool
+
+    @property
+    def last_sequence(self) -> int:
+        """Position of its last record."""
+        return self.first_sequence + self.records - 1
+
+    def plain_lengths(self, batch_bytes: int) -> list[int]:
+        """Plain bytes of each record; 0 for a cut."""
+        return [COPY_RECORD_BYTES] * self.records if self.copy else [batch_bytes, 0] * (self.records // 2)
+
+    @property
+    def extent_bytes(self) -> int:
+        """Of each extent, which has a frame of its own."""
+        return COPY_EXTENT_BYTES if self.copy else CHANGE_EXTENT_BYTES
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A source that was copied once and has changed evenly since: each second one batch and one point.
+
+    Attributes:
+        copied_bytes: of the initial copy, also the size of the volume.
+        changed_bytes: what the last `days` days wrote, as it is stored.
+    """
+
+    copied_bytes: int = 72 * GIB
+    changed_bytes: int = 30 * GIB + 400 * MIB
+    days: int = 7
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all segments, about."""
+        return self.copied_bytes + self.changed_bytes
+
+    @property
+    def batch_bytes(self) -> int:
+        """Written each second, in extents at random places."""
+        return max(1, self.changed_bytes // (self.days * _DAY_SECONDS) // CHANGE_EXTENT_BYTES) * CHANGE_EXTENT_BYTES
+
+    @property
+    def volumes(self) -> tuple[VolumeGeometry, ...]:
+        """Its one disk."""
+        return (VolumeGeometry(VOLUME, "data", "8c1f42f0-5a2e-4f0b-9d3c-0123456789ab", self.copied_bytes),)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Its segments, oldest first, all sealed: the next writer begins another one."""
+        copies = self.copied_bytes // SEGMENT_BYTES
+        each = SEGMENT_BYTES // COPY_RECORD_BYTES
+        found = [Span(number + 1, 1 + number * each, each, True) for number in range(copies)]
+        seconds = SEGMENT_BYTES // self.batch_bytes
+        first = copies * each + 1
+        for number in range(self.changed_bytes // SEGMENT_BYTES):
+            found.append(Span(copies + number + 1, first, 2 * seconds, False))
+            first += 2 * seconds
+        return found
+
+    @property
+    def head(self) -> int:
+        """Its newest position, a point."""
+        return self.spans[-1].last_sequence
+
+    @cached_property
+    def ages(self) -> list[int]:
+        """Ages of the points that the default retention keeps, in seconds, oldest first."""
+        candidates = {age for every, until in _CANDIDATES for age in range(0, until, every) if 2 * age < self.head}
+        points = [self._point("any", age).value() for age in candidates]
+        gone = {point.sequence for point in plan(points, NOW_NS, RetentionPolicy())}
+        return sorted((age for age in candidates if self.head - 2 * age not in gone), reverse=True)
+
+    def lengths(self, span: Span, source: str) -> tuple[int, int]:
+        """Where a segment's records end, and how long its file is."""
+        tail = 1 + len(source) + len(pack_geometry(self.volumes))
+        plain = span.plain_lengths(self.batch_bytes)
+        rows, cuts = sum(plain) // span.extent_bytes, plain.count(0)
+        index = len(plain) * RECORD.size + rows * (EXTENT.size + FRAME.size) + cuts * CUT_FIXED.size
+        end = HEADER.size + tail + CHECKSUM.size + index + sum(plain)
+        return end, end + index + FOOTER.size
+
+    def rows(self, source: str) -> Iterator[SourceRow | BranchRow | SegmentRow | PointRow]:
+        """All rows of a source."""
+        yield SourceRow(source, GENERATION, BRANCH)
+        yield BranchRow(
+            source=source,
+            branch=BRANCH,
+            parent=0,
+            base_sequence=0,
+            generation=GENERATION,
+            role="trunk",
+            label="",
+            closed=0,
+            created_ns=NOW_NS - self.days * _DAY_SECONDS * NS,
+            superseded_ns=0,
+            durable_sequence=self.head,
+            durable_epoch=mark(self.head).epoch,
+            durable_position=mark(self.head).position,
+            geometry=pack_geometry(self.volumes),
+        )
+        for span in self.spans:
+            committed, length = self.lengths(span, source)
+            yield SegmentRow(
+                source=source,
+                branch=BRANCH,
+                segment=span.segment,
+                revision=1,
+                state=SEALED,
+                first_sequence=span.first_sequence,
+                last_sequence=span.last_sequence,
+                committed_length=committed,
+                length=length,
+                plain_bytes=sum(span.plain_lengths(self.batch_bytes)),
+                dead_bytes=0,
+            )
+        yield from (self._point(source, age) for age in self.ages)
+
+    def younger(self, source: str, seconds: int) -> list[PointRow]:
+        """The points of the next so many seconds: what a pass finds at its next turn. They show no new data."""
+        return [self._point(source, -age) for age in range(1, seconds + 1)]
+
+    def _point(self, source: str, age: int) -> PointRow:
+        moment_ns = NOW_NS - age * NS
+        return PointRow(
+            source=source,
+            branch=BRANCH,
+            sequence=self.head - 2 * age,
+            time_ns=moment_ns - NS // 20,
+            received_ns=moment_ns,
+            kind=PointKind.WRITE_ORDER.value,
+            label="",
+            geometry=pack_geometry(self.volumes),
+            verified_ns=0,
+            damaged=0,
+            pinned=0,
+            note="",
+        )
+
+
+def mark(sequence: int) -> Mark:
+    """The mark that a position has."""
+    return Mark(b"growth-simulated", sequence)
+
+
+def name_of(number: int) -> str:
+    """A source's name."""
+    return f"server-{number:04d}"
+
+
+def fill(catalogue: Catalogue, shape: Shape, sources: int) -> None:
+    """Put the rows of so many sources into an empty catalogue."""
+    with catalogue.transaction():
+        for number in range(sources):
+            catalogue.put(*shape.rows(name_of(number)))
