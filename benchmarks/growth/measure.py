@@ -10,16 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.growth.shape import BRANCH, GENERATION, MIB, NOW_NS, NS, Shape, fill, mark, name_of
+import numpy as np
+
+from benchmarks.growth.shape import BRANCH, GENERATION, NOW, NS, Shape, fill, mark, name_of
 from benchmarks.growth.synthetic import SyntheticStorage
 from drengine.fleet.look import _in_store
 from drengine.model.clock import SystemClock
 from drengine.model.points import Cut, PointKind, PointSelector
+from drengine.store.care.liveness import BranchRoots, to_judge
 from drengine.store.care.retention import RetentionPolicy
-from drengine.store.catalogue.rows import PointRow
+from drengine.store.catalogue.rows import BranchRow, JudgementRow, pack_roots
 from drengine.store.options import StoreOptions
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.store import Store
@@ -29,6 +33,8 @@ from drengine.target.sources import Sources
 Figures = dict[str, float]
 PASS_SECONDS = 60
 """From one pass of retention to the next; so many points of each source have come in between."""
+COMPACTION_SECONDS = 300
+DAY_SECONDS = 86_400
 OPTIONS = replace(StoreOptions(), compact_dead_fraction=2.0)
 """Nothing is written anew: what rewriting costs depends on what died, not on the size of the store."""
 
@@ -41,7 +47,7 @@ class Clock(SystemClock):
 
     def now_ns(self) -> int:
         """See Clock."""
-        return NOW_NS + self.later_ns
+        return NOW * NS + self.later_ns
 
 
 class Site:
@@ -91,7 +97,8 @@ def measure(directory: Path, shape: Shape, sources: int, samples: int = 10, *, c
         "sources": sources,
         "rows": sources * sum(1 for _ in shape.rows(name_of(0))),
         "segments": sources * len(shape.spans),
-        "points": sources * len(shape.ages),
+        "points": sources * len(shape.kept_now),
+        "indexes_read_a_day": sources * indexes_read_a_day(shape),
         "stored_bytes": float(sources * shape.stored_bytes),
         "catalogue_bytes": (site.path / "catalogue.sqlite").stat().st_size,
     }
@@ -126,7 +133,7 @@ def _starting(site: Site, store: Store) -> Figures:
 
 def _writing(site: Site, store: Store) -> Figures:
     """Taking sources over, and commits of one small batch and a point."""
-    cut = Cut(NOW_NS, PointKind.WRITE_ORDER, "")
+    cut = Cut(NOW * NS, PointKind.WRITE_ORDER, "")
     writers, took, commits = [], [], []
     try:
         for name in site.sampled:
@@ -137,7 +144,7 @@ def _writing(site: Site, store: Store) -> Figures:
             for writer in writers:
                 sequence = site.shape.head + number
                 writer.append_cut(sequence, mark(sequence), cut, generation=GENERATION)
-                commits.append(timed(lambda writer=writer: writer.commit(generation=GENERATION)))
+                commits.append(timed(partial(writer.commit, generation=GENERATION)))
     finally:
         for writer in writers:
             # What it has not committed keeps it from sealing its segment, and so from making all layers.
@@ -163,16 +170,35 @@ def _reading(site: Site, store: Store) -> Figures:
 
 def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
     """A turn of maintenance, as much later as two turns are apart."""
-    found = site.requests(lambda: write_manifest(store.context), "manifest")
-    young: list[PointRow] = []
-    for name in site.names:
-        young += site.shape.younger(name, PASS_SECONDS)
-    with store.context.catalogue.transaction():
-        store.context.catalogue.put(*young)
+    catalogue = store.context.catalogue
+    found = site.requests(lambda: write_manifest(store.context, site.sampled[0]), "manifest")
+    roots = pack_roots(roots_at(site.shape, NOW))
+    with catalogue.transaction():
+        for name in site.names:
+            catalogue.put(JudgementRow(name, BRANCH, roots))
+            catalogue.put(*(site.shape.point(name, NOW + age) for age in range(1, PASS_SECONDS + 1)))
     site.clock.later_ns += PASS_SECONDS * NS
     found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns()), "retention")
     if compacts:
         found |= site.requests(store.compact, "compaction")
+    return found
+
+
+def roots_at(shape: Shape, now: int) -> list[int]:
+    """What compaction looks from: the kept points and the head."""
+    return sorted({*map(shape.position, shape.kept(now)), min(shape.position(now), shape.head)})
+
+
+def indexes_read_a_day(shape: Shape) -> int:
+    """How many indexes of segments the passes of the last day looked at, by compaction's own rule."""
+    found, before = 0, roots_at(shape, NOW - DAY_SECONDS)
+    for now in range(NOW - DAY_SECONDS + COMPACTION_SECONDS, NOW + 1, COMPACTION_SECONDS):
+        head, roots = shape.position(now), roots_at(shape, now)
+        segments = [row for row in shape.segments("any") if row.first_sequence <= head]
+        branch = next(row for row in shape.rows("any") if isinstance(row, BranchRow))
+        wanted = to_judge(BranchRoots(branch, roots), before, segments, np.zeros(len(segments), bool))
+        found += int(wanted.looked_at.sum())
+        before = roots
     return found
 
 
@@ -184,8 +210,7 @@ def _reference(directory: Path) -> float:
     db.execute("PRAGMA synchronous = FULL")
     db.execute("CREATE TABLE one (number INTEGER PRIMARY KEY, data BLOB)")
     seconds = [
-        timed(lambda number=number: db.execute("INSERT INTO one VALUES (?, ?)", (number, bytes(200))))
-        for number in range(50)
+        timed(partial(db.execute, "INSERT INTO one VALUES (?, ?)", (number, bytes(200)))) for number in range(50)
     ]
     db.close()
     path.unlink()

@@ -12,10 +12,18 @@ Results = Mapping[int, Mapping[str, float]]
 """Figures by number of sources."""
 
 PLOTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "start": ("Start of a target, and what it asks again and again", "seconds", ("open", "load", "figures", "fleet", "set_aside")),
+    "start": (
+        "Start of a target, and what it asks again and again",
+        "seconds",
+        ("open", "load", "figures", "fleet", "set_aside"),
+    ),
     "passes": ("A turn of maintenance", "seconds", ("retention", "compaction", "manifest")),
     "one": ("Of one source in a store of many", "seconds", ("commit", "takeover", "point", "reference_commit")),
-    "written": ("Written by a turn of maintenance", "bytes", ("retention_written", "compaction_written", "manifest_written")),
+    "written": (
+        "Written by a turn of maintenance",
+        "bytes",
+        ("retention_written", "compaction_written", "manifest_written"),
+    ),
     "size": ("Catalogue, memory of the process, page of metrics", "bytes", ("catalogue", "resident", "metrics")),
 }
 """By file: title, unit (which ends a figure's name), and figures."""
@@ -39,7 +47,9 @@ def _draw(path: Path, title: str, unit: str, names: Sequence[str], now: Results,
             sizes = [size for size in sorted(results) if results[size].get(key)]
             if sizes:
                 label = f"{name.replace('_', ' ')}{' (before)' if results is before else ''}"
-                axes.plot(sizes, [results[size][key] for size in sizes], style, color=colour, label=label, linewidth=1.3)
+                axes.plot(
+                    sizes, [results[size][key] for size in sizes], style, color=colour, label=label, linewidth=1.3
+                )
     axes.set(xscale="log", yscale="log", xlabel="sources", ylabel=unit, title=title)
     axes.grid(visible=True, which="major", color="#dde2e6", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

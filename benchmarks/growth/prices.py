@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.growth.shape import SEGMENT_BYTES, Shape
+from drengine.store.options import StoreOptions
 
 DAY_SECONDS = 86_400
 MONTH_DAYS = 30
-RETENTION_SECONDS, COMPACTION_SECONDS = 60, 300
-"""From one pass to the next, by default."""
+READS_PER_INDEX = 3
+"""A segment's header, footer and index are read to judge what is live in it."""
 LAYERS_PER_SEGMENT = 1 + 1 / 16 + 1 / 256
 """A map for each segment, and one of each level for 16, 256 of them."""
 
@@ -19,7 +20,7 @@ LAYERS_PER_SEGMENT = 1 + 1 / 16 + 1 / 256
 class Prices:
     """US dollars. Of S3 Standard in us-east-1, as AWS listed them in 2025; nothing here asks AWS.
 
-    S3 on Outposts is paid by the capacity that was ordered, not by requests: there the rates of requests are what counts.
+    S3 on Outposts is paid by the capacity that was ordered, not by requests: there the rate of requests is what counts.
     """
 
     per_1000_puts: float = 0.005
@@ -53,21 +54,19 @@ class Policy:
 
 
 def requests_a_day(figures: Mapping[str, float], shape: Shape, policy: Policy) -> dict[str, float]:
-    """Objects kept, and requests a day: those of the stream by calculation, those of the passes as measured."""
+    """Objects kept, and requests a day: of the stream and of manifests by their rates, of compaction by its rule."""
     sources = figures["sources"]
     segments_day = sources * shape.changed_bytes / shape.days / SEGMENT_BYTES
     uploads = segments_day * (SEGMENT_BYTES / policy.part_bytes + 2)
     layers = segments_day * LAYERS_PER_SEGMENT
     tails = sources * policy.commits_second * DAY_SECONDS if policy.acks_objects else 0.0
-    passes = {"retention": DAY_SECONDS / RETENTION_SECONDS, "compaction": DAY_SECONDS / COMPACTION_SECONDS}
-    puts = {name: figures.get(f"{name}_puts", 0) * times for name, times in passes.items()}
-    reads = {name: figures.get(f"{name}_reads", 0) * times for name, times in passes.items()}
+    puts = sources * DAY_SECONDS / StoreOptions().manifest_seconds
+    reads = figures["indexes_read_a_day"] * READS_PER_INDEX
     return {
         "objects": figures["segments"] * (1 + LAYERS_PER_SEGMENT),
         "puts_of_commits": tails,
         "puts_of_segments": uploads + layers,
-        "puts_of_passes": sum(puts.values()),
-        "gets_of_passes": sum(reads.values()),
-        "puts": tails + uploads + layers + sum(puts.values()),
-        "gets": sum(reads.values()),
+        "puts_of_manifests": puts,
+        "puts": tails + uploads + layers + puts,
+        "gets": reads,
     }

@@ -9,22 +9,22 @@ from functools import cached_property
 from drengine.model.extents import EXTENT, FRAME
 from drengine.model.points import Mark, PointKind, VolumeGeometry
 from drengine.store.care.retention import RetentionPolicy, plan
-from drengine.store.catalogue.database import Catalogue
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import SEALED, BranchRow, PointRow, SegmentRow, SourceRow
 from drengine.store.segments.format import CHECKSUM, CUT_FIXED, FOOTER, HEADER, RECORD, pack_geometry
 
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
 NS = 1_000_000_000
-NOW_NS = 1_800_000_000 * NS
-"""The moment at which the sources are looked at; a whole hour, so that runs thin the same points."""
+NOW = 1_800_000_000
+"""The moment at which the sources are looked at; a whole hour, so that runs thin the same points. Seconds."""
 BRANCH, VOLUME, GENERATION = 1, 1, 1
 SEGMENT_BYTES = 64 * MIB
 COPY_RECORD_BYTES = MIB
 COPY_EXTENT_BYTES = 64 * KIB
 CHANGE_EXTENT_BYTES = 8 * KIB
 _DAY_SECONDS = 86_400
-_CANDIDATES = ((1, 720), (60, 7200), (600, 26 * 3600), (3600, 8 * _DAY_SECONDS))
-"""Points among which the retention's own plan chooses: one each so many seconds, up to such an age."""
+_LEFT = ((1, 720), (600, 4800), (3600, 26 * 3600), (_DAY_SECONDS, 8 * _DAY_SECONDS))
+"""One point each so many seconds, up to such an age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,24 @@ class Shape:
         """Its newest position, a point."""
         return self.spans[-1].last_sequence
 
-    @cached_property
-    def ages(self) -> list[int]:
-        """Ages of the points that the default retention keeps, in seconds, oldest first."""
-        candidates = {age for every, until in _CANDIDATES for age in range(0, until, every) if 2 * age < self.head}
-        points = [self._point("any", age).value() for age in candidates]
-        gone = {point.sequence for point in plan(points, NOW_NS, RetentionPolicy())}
-        return sorted((age for age in candidates if self.head - 2 * age not in gone), reverse=True)
+    def kept(self, now: int) -> list[int]:
+        """The moments, in seconds, whose points the default retention keeps at a moment; oldest first.
+
+        It chooses among those that its earlier turns have left: of older ones the first of each period.
+        """
+        begun = NOW - (self.head - 1) // 2
+        moments: list[int] = []
+        for every, until in _LEFT:
+            first = max(begun, now - until)
+            moments += range(-(-first // every) * every, now + 1, every)
+        moments = sorted(set(moments))
+        points = [self.point("any", moment).value() for moment in moments]
+        gone = {point.sequence for point in plan(points, now * NS, RetentionPolicy())}
+        return [moment for moment in moments if self.position(moment) not in gone]
+
+    def position(self, moment: int) -> int:
+        """Of the point of a moment, in seconds."""
+        return self.head - 2 * (NOW - moment)
 
     def lengths(self, span: Span, source: str) -> tuple[int, int]:
         """Where a segment's records end, and how long its file is."""
@@ -126,13 +137,18 @@ class Shape:
             role="trunk",
             label="",
             closed=0,
-            created_ns=NOW_NS - self.days * _DAY_SECONDS * NS,
+            created_ns=(NOW - self.days * _DAY_SECONDS) * NS,
             superseded_ns=0,
             durable_sequence=self.head,
             durable_epoch=mark(self.head).epoch,
             durable_position=mark(self.head).position,
             geometry=pack_geometry(self.volumes),
         )
+        yield from self.segments(source)
+        yield from (self.point(source, moment) for moment in self.kept_now)
+
+    def segments(self, source: str) -> Iterator[SegmentRow]:
+        """Rows of its segments."""
         for span in self.spans:
             committed, length = self.lengths(span, source)
             yield SegmentRow(
@@ -148,20 +164,20 @@ class Shape:
                 plain_bytes=sum(span.plain_lengths(self.batch_bytes)),
                 dead_bytes=0,
             )
-        yield from (self._point(source, age) for age in self.ages)
 
-    def younger(self, source: str, seconds: int) -> list[PointRow]:
-        """The points of the next so many seconds: what a pass finds at its next turn. They show no new data."""
-        return [self._point(source, -age) for age in range(1, seconds + 1)]
+    @cached_property
+    def kept_now(self) -> list[int]:
+        """As `kept`, at the moment at which the sources are looked at."""
+        return self.kept(NOW)
 
-    def _point(self, source: str, age: int) -> PointRow:
-        moment_ns = NOW_NS - age * NS
+    def point(self, source: str, moment: int) -> PointRow:
+        """The point of a moment; those after NOW show no new data."""
         return PointRow(
             source=source,
             branch=BRANCH,
-            sequence=self.head - 2 * age,
-            time_ns=moment_ns - NS // 20,
-            received_ns=moment_ns,
+            sequence=self.position(moment),
+            time_ns=moment * NS - NS // 20,
+            received_ns=moment * NS,
             kind=PointKind.WRITE_ORDER.value,
             label="",
             geometry=pack_geometry(self.volumes),

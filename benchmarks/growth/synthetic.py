@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +93,16 @@ class SyntheticStorage:
             return _Counted(self, self._inner.open(name))
         return SyntheticSegment(self, self._identity, self._shape, place, span)
 
+    def resume(self, name: str, length: int) -> Appender:
+        """See Storage."""
+        self.count("create")
+        return self._inner.resume(name, length)
+
+    def available_length(self, name: str) -> int:
+        """See Storage."""
+        span = self._span(parse_segment_name(name))
+        return SEGMENT_BYTES if span else self._inner.available_length(name)
+
     def put(self, name: str, data: Buffer) -> None:
         """See Storage."""
         self.count("put", written=len(data))
@@ -127,6 +137,9 @@ class SyntheticStorage:
         """See Storage."""
         self.count("sweep")
         return self._inner.sweep()
+
+    def close(self) -> None:
+        """See Storage."""
 
     def free_bytes(self) -> int | None:
         """See Storage."""
@@ -200,25 +213,24 @@ class SyntheticSegment:
     def _seal(self) -> bytes:
         """The index and the footer."""
         headers, tables = [], []
-        pack = partial(codec.pack_record, self._header.salt, generation=GENERATION, time_ns=NS)
+        cut = codec.pack_cut(Cut(NS, PointKind.WRITE_ORDER, ""))
         places = self._offsets()
         for number, plain in enumerate(self._span.plain_lengths(self._shape.batch_bytes)):
             sequence = self._span.first_sequence + number
-            at = {"number": number, "sequence": sequence, "mark": mark(sequence)}
-            if plain:
-                rows = _rows(next(places), self._span.extent_bytes)
-                frames = _frame(self._span.extent_bytes) * len(rows)
-                packed = pack(
-                    type=RecordType.BATCH,
-                    table=rows.tobytes(),
-                    frames=frames,
-                    plain_length=plain,
-                    payload_length=plain,
-                    **at,
-                )
-            else:
-                cut = codec.pack_cut(Cut(NS, PointKind.WRITE_ORDER, ""))
-                packed = pack(type=RecordType.CUT, table=cut, **at)
+            rows = _rows(next(places), self._span.extent_bytes) if plain else None
+            packed = codec.pack_record(
+                self._header.salt,
+                type=RecordType.CUT if rows is None else RecordType.BATCH,
+                number=number,
+                sequence=sequence,
+                generation=GENERATION,
+                mark=mark(sequence),
+                time_ns=NS,
+                table=cut if rows is None else rows.tobytes(),
+                frames=b"" if rows is None else _frame(self._span.extent_bytes) * len(rows),
+                plain_length=plain,
+                payload_length=plain,
+            )
             headers.append(packed[0])
             tables.append(packed[1])
         return codec.pack_seal(self._header.salt, headers, tables, self._end, self._span.last_sequence)

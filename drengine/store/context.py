@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from drengine.model.clock import Clock
@@ -30,6 +30,7 @@ class StoreContext:
         catalogue: the connection for reading and administration; each writer has its own (`Catalogue.another`).
         locks: between this process and the others that use the store.
         targets: the targets that use it, where there may be several.
+        manifests_ns: when this process last wrote a manifest of a source, by its clock.
     """
 
     directory: Path
@@ -45,3 +46,4 @@ class StoreContext:
     targets: Targets
     records: Records
     layers: Layers
+    manifests_ns: dict[str, int] = field(default_factory=dict)

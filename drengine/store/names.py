@@ -15,7 +15,7 @@ NOTES = "epochs"
 EPOCH_NAME = f"{SEGMENTS}/epoch"
 _SEGMENT = re.compile(r"segments/([a-z0-9][a-z0-9._-]{0,62})/(\d{8})/(\d{8})\.(\d{4,6})\.seg", re.ASCII)
 _LAYER = re.compile(r"segments/[^/]+/\d{8}/(\d{8})\.L(\d)\.map", re.ASCII)
-_MANIFEST = re.compile(r"manifests/(\d{8})", re.ASCII)
+_MANIFEST = re.compile(r"manifests/(?:sources/([a-z0-9][a-z0-9._-]{0,62})/)?(\d{8})", re.ASCII)
 
 
 class SegmentPlace(NamedTuple):
@@ -48,9 +48,21 @@ def layer_last(name: str) -> int:
     return int(match[1]) + 16 ** int(match[2]) - 1 if match else 0
 
 
-def manifest_name(number: int) -> str:
+class ManifestPlace(NamedTuple):
+    """What a manifest's name says; `source` is empty in one of a whole store, as early versions wrote them."""
+
+    source: str
+    number: int
+
+
+def manifests_of(source: str) -> str:
+    """What the names of a source's manifests begin with; without a source, those of the whole store."""
+    return f"{MANIFESTS}/sources/{source}/" if source else f"{MANIFESTS}/0"
+
+
+def manifest_name(source: str, number: int) -> str:
     """A manifest's file."""
-    return f"{MANIFESTS}/{number:08d}"
+    return f"{MANIFESTS}/sources/{source}/{number:08d}" if source else f"{MANIFESTS}/{number:08d}"
 
 
 def keys_name(source: str) -> str:
@@ -72,7 +84,7 @@ def parse_segment_name(name: str) -> SegmentPlace | None:
     return SegmentPlace(match[1], int(match[2]), int(match[3]), int(match[4])) if match else None
 
 
-def parse_manifest_name(name: str) -> int | None:
-    """A manifest's number, or None when the name is not a manifest's."""
+def parse_manifest_name(name: str) -> ManifestPlace | None:
+    """What a name says, or None when it is not a manifest's."""
     match = _MANIFEST.fullmatch(name)
-    return int(match[1]) if match else None
+    return ManifestPlace(match[1] or "", int(match[2])) if match else None

@@ -20,7 +20,8 @@ class StoreOptions:
         compact_dead_fraction: a segment is rewritten when this part of its plain bytes is dead.
         merge_mappings_max: a merged layer is made only of so many mappings (28 bytes each); beyond, a view looks
             through the smaller ones.
-        manifests_kept: newest manifests kept.
+        manifests_kept: newest manifests kept of each source.
+        manifest_seconds: retention alone writes a source's manifest no sooner than this after the last one.
     """
 
     segment_bytes_max: int = 64 << 20
@@ -33,3 +34,4 @@ class StoreOptions:
     compact_dead_fraction: float = 0.25
     merge_mappings_max: int = 4 << 20
     manifests_kept: int = 3
+    manifest_seconds: float = 600.0

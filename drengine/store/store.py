@@ -70,7 +70,7 @@ from drengine.store.names import (
 )
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place, is_writable
-from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.rebuild.manifest import forget_manifests, write_manifest
 from drengine.store.rebuild.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
 from drengine.store.rebuild.strays import require_current, set_aside
 from drengine.store.segments.format import parse_geometry
@@ -487,6 +487,7 @@ class Store:
                 if catalogue.segments(source, 1) or self._context.storage.list(f"{segment_directory(source, 1)}/"):
                     return False
                 catalogue.remove(row, *branches)
+            forget_manifests(self._context, source)
             lock.remove()
         return True
 
@@ -655,7 +656,7 @@ class Store:
         storage_options: S3Options | None = None,
         keks: KeyEncryptionKeys | None = None,
     ) -> RebuildReport:
-        """Make the catalogue anew from the segments and the newest manifest; the old one is kept aside.
+        """Make the catalogue anew from the segments and the newest manifests; the old one is kept aside.
 
         Raises:
             DrengineError: NOT_A_STORE, STORE_VERSION, BRANCH_BUSY or MAINTENANCE_BUSY while somebody uses the store.
@@ -694,7 +695,7 @@ class Store:
         with catalogue.transaction(point.source):
             row = self._branches.kept(point)
             catalogue.put(row._replace(pinned=pinned, note=note))
-        write_manifest(self._context)
+        write_manifest(self._context, point.source)
 
     def _require_own(self, doing: str) -> None:
         self._require_writable()

@@ -22,8 +22,8 @@ from drengine.store.store import Store
 from drengine.wire.payload import digest, make_batch
 from tests.clock import ManualClock
 
-TINY = StoreOptions(segment_bytes_max=60_000, segment_extents_max=40, write_buffer_bytes=70_000)
-"""A few blocks span several segments."""
+TINY = StoreOptions(segment_bytes_max=60_000, segment_extents_max=40, write_buffer_bytes=70_000, manifest_seconds=0.0)
+"""A few blocks span several segments, and a rebuild knows what was retired."""
 
 EPOCH = b"test-epoch-16byt"
 MEMORY_DIRECTORY = Path("/dev/shm")

@@ -34,8 +34,8 @@ from drengine.store.catalogue.rows import row_checksum
 from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.errors import BRANCH_BUSY, DAMAGED
 from drengine.store.keys import StoreKeys
-from drengine.store.names import keys_name
-from drengine.store.rebuild.manifest import newest_manifest, pack_manifest
+from drengine.store.names import keys_name, manifest_name
+from drengine.store.rebuild.manifest import newest_manifests, pack_manifest
 from drengine.store.segments import format as codec
 from drengine.store.segments.format import CHECKSUM, RECORD, SegmentIndex
 from drengine.store.store import Store
@@ -467,12 +467,14 @@ def test_a_forged_manifest_is_none(place: Path) -> None:
     storage, keys = LocalStorage(place), keys_of(place)
     with Store.open(place, options=SAMPLE_OPTIONS) as store:
         store.pin(newest(store))
-    manifest, is_newest = newest_manifest(storage, keys)
-    assert manifest is not None and is_newest
+        identity, source = store.identity, newest(store).source
+    known, unreadable = newest_manifests(storage, identity, keys)
+    manifest = known[source].manifest
+    assert unreadable == []
     for key in (b"", b"another key"):
-        storage.put(f"manifests/{manifest.number + 1:08d}", pack_manifest(manifest, key))
-        found, is_newest = newest_manifest(storage, keys)
-        assert found == manifest and not is_newest
+        forged = manifest_name(source, manifest.number + 1)
+        storage.put(forged, pack_manifest(manifest, key))
+        assert newest_manifests(storage, identity, keys) == (known, [forged])
 
 
 # ---- keys ----

@@ -17,7 +17,7 @@ from drengine.model.extents import EXTENT, FRAME
 from drengine.model.points import PointSelector
 from drengine.store.catalogue.epoch import EPOCH_MAGIC, EPOCH_SLOT
 from drengine.store.catalogue.sqlite import APPLICATION_ID, SCHEMA_VERSION
-from drengine.store.rebuild.manifest import MANIFEST_MAGIC, MANIFEST_MAGIC_WITH_TAG
+from drengine.store.rebuild.manifest import MANIFEST_MAGIC, MANIFEST_MAGIC_WITH_TAG, OLD_MAGIC, OLD_MAGIC_WITH_TAG
 from drengine.store.segments import format as codec
 from drengine.store.store import Store
 from tests.store.harness import encrypted
@@ -76,9 +76,11 @@ def test_the_documents_constants_are_the_codes():
     assert "`DRSEG\\r\\n\\x1a`" in DOCUMENT and codec.HEADER_MAGIC == b"DRSEG\r\n\x1a"
     assert "`DRec`" in DOCUMENT and codec.RECORD_MAGIC == b"DRec"
     assert "`DRSEAL\\x1a\\n`" in DOCUMENT and codec.FOOTER_MAGIC == b"DRSEAL\x1a\n"
-    assert "`DRMAN\\x01\\r\\n`" in DOCUMENT and MANIFEST_MAGIC == b"DRMAN\x01\r\n"
+    assert "`DRMAN\\x03\\r\\n`" in DOCUMENT and MANIFEST_MAGIC == b"DRMAN\x03\r\n"
     assert "`DREPOCH\\n`" in DOCUMENT and EPOCH_MAGIC == b"DREPOCH\n"
-    assert "`DRMAN\\x02\\r\\n`" in DOCUMENT and MANIFEST_MAGIC_WITH_TAG == b"DRMAN\x02\r\n"
+    assert "`DRMAN\\x04\\r\\n`" in DOCUMENT and MANIFEST_MAGIC_WITH_TAG == b"DRMAN\x04\r\n"
+    assert "`DRMAN\\x01\\r\\n`" in DOCUMENT and OLD_MAGIC == b"DRMAN\x01\r\n"
+    assert "`DRMAN\\x02\\r\\n`" in DOCUMENT and OLD_MAGIC_WITH_TAG == b"DRMAN\x02\r\n"
     assert "`DRKEYS\\x01\\n`" in DOCUMENT and KEYRING_MAGIC == b"DRKEYS\x01\n"
     assert f"0x{APPLICATION_ID:08X}" in DOCUMENT and f"user version {SCHEMA_VERSION}" in DOCUMENT
     for kind in codec.RecordType:

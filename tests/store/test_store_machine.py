@@ -203,7 +203,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.end_writer(kill=True)
         self.store.close()
         report = Store.rebuild(self.path / "s", options=TINY, clock=self.clock)
-        assert report.lost == [] or report.manifest_number == 0, report
+        assert report.lost == [] or report.manifests == 0, report
         self.store = Store.open(self.path / "s", options=TINY, clock=self.clock)
         row = self.store.context.catalogue.branch("web1", self.branch)
         sequence, _ = self.durable[self.branch]

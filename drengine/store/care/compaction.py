@@ -6,12 +6,16 @@ encrypted store what is rewritten is encrypted under the newest data key, and se
 in which nothing is live is removed whole. Order of a rewrite: new file synced, its name synced, one
 transaction that swaps the revision, old file deleted. Order of a removal: in one transaction its rows leave the
 catalogue and the decision to remove its file is recorded; a manifest says so durably; the file is deleted; the decision
-is forgotten. A manifest that knows every retired point is durable before anything else.
+is forgotten. A manifest that knows every retired point of a source is durable before anything of it is taken away.
+
+A pass reads the indexes of those segments alone of which something may have died since the last one: the catalogue
+keeps by which roots each branch was judged.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,9 +29,18 @@ from drengine.crypt.segment import Chain, SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Batch, ExtentKind
 from drengine.store.blobs import Appender, Changes, Reader
-from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots
+from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots, to_judge
 from drengine.store.care.objects import delete_decided
-from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, RemovalRow, SegmentRow
+from drengine.store.catalogue.rows import (
+    CUT_OFF,
+    OPEN,
+    SEALED,
+    JudgementRow,
+    RemovalRow,
+    SegmentRow,
+    pack_roots,
+    unpack_roots,
+)
 from drengine.store.context import StoreContext
 from drengine.store.copies import first_number
 from drengine.store.errors import DAMAGED, STORE_IO, os_errors
@@ -66,6 +79,28 @@ class CompactionReport:
     complete: bool = True
 
 
+@dataclass(slots=True)
+class _Pass:
+    """A compaction under way.
+
+    Attributes:
+        bytes_max, yield_to: see `compact`.
+        manifest_of: the source of which a manifest was written since it was begun.
+    """
+
+    context: StoreContext
+    bytes_max: int | None
+    yield_to: Callable[[], None]
+    report: CompactionReport = field(default_factory=CompactionReport)
+    manifest_of: str = ""
+
+    def before_taking(self, source: str) -> None:
+        """A manifest that knows every retired point is durable before anything of a source is taken away."""
+        if self.manifest_of != source:
+            write_manifest(self.context, source)
+            self.manifest_of = source
+
+
 def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[[], None]) -> CompactionReport:
     """Give back space.
 
@@ -77,77 +112,121 @@ def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[
     Raises:
         DrengineError: MAINTENANCE_BUSY; STORE_FULL, STORE_IO: what was being rewritten is still there as it was.
     """
-    report = CompactionReport()
+    going = _Pass(context, bytes_max, yield_to)
+    report = going.report
     with context.locks.maintenance(), os_errors("compacting"):
         context.storage.sweep()
         delete_decided(context)
-        manifest_due = True
         first = first_number(context.catalogue)  # at a copy, the mirror does it to all others
-        for source in context.catalogue.sources():
-            if context.keys.is_missing(context.catalogue, source.name):
+        branches = {source.name: context.catalogue.branches(source.name) for source in context.catalogue.sources()}
+        leases = defaultdict(list)
+        for lease in context.locks.leased_positions():
+            leases[lease.source].append(lease)
+        for source, mine in branches.items():
+            if context.keys.is_missing(context.catalogue, source):
                 report.segments_skipped += 1
                 continue
-            roots_of = branch_roots(context.catalogue, source.name, context.locks.leased_positions)
-            for roots in roots_of:
+            for roots in branch_roots(context.catalogue, mine, leases[source]):
                 if roots.branch.branch < first:
                     continue
-                if manifest_due:
-                    write_manifest(context)
-                    manifest_due = False
-                _compact_branch(context, roots, report, bytes_max=bytes_max, yield_to=yield_to)
-                report.set_aside += clear_strays(context, roots.branch.source, roots.branch.branch)
+                _compact_branch(going, roots)
+                report.set_aside += clear_strays(context, source, roots.branch.branch)
                 if not report.complete:
                     return report
     return report
 
 
-def _compact_branch(
-    context: StoreContext,
-    roots: BranchRoots,
-    report: CompactionReport,
-    *,
-    bytes_max: int | None,
-    yield_to: Callable[[], None],
-) -> None:
-    catalogue, branch = context.catalogue, roots.branch
-    judged: list[SegmentLiveness] = []
+def _compact_branch(going: _Pass, roots: BranchRoots) -> None:
+    context, report = going.context, going.report
+    source, branch = roots.branch.source, roots.branch.branch
+    segments = context.catalogue.segments(source, branch)
+    known = context.catalogue.judgement(source, branch)
     if roots.dead:
-        removable = [row for row in catalogue.segments(branch.source, branch.branch) if row.state != OPEN]
-    else:
-        try:
-            for liveness in branch_liveness(catalogue, context.records, roots):
-                yield_to()
-                judged.append(liveness)
-        except DrengineError as error:
-            if error.kind not in _UNREADABLE:
-                raise
-            report.segments_skipped += 1
-        # The newest segment stays: it holds the branch's durable position.
-        removable = [entry.row for entry in judged[1:] if not entry.needed and entry.row.state != OPEN]
-    remove_segments(context, removable, report)
+        _remove(going, [row for row in segments if row.state != OPEN], *([known] if known else []))
+        return
+    judged, is_whole = _judged(going, roots, segments, unpack_roots(known.roots) if known else [])
+    # The newest segment stays: it holds the branch's durable position.
+    newest = segments[-1].segment if segments else 0
+    removable = [
+        entry.row for entry in judged if not entry.needed and entry.row.state != OPEN and entry.row.segment != newest
+    ]
+    _remove(going, removable)
     removed = {row.segment for row in removable}
+    told: list[SegmentLiveness] = []
     for liveness in reversed(judged):
         row = liveness.row
         if row.segment in removed or row.state == OPEN:
             continue
-        dead, fraction = liveness.dead_bytes, context.options.compact_dead_fraction
-        in_clear = context.keys.is_encrypted and not row.seal
-        if row.state == CUT_OFF or in_clear or (dead and dead >= fraction * row.plain_bytes):
-            if bytes_max is not None and report.bytes_written >= bytes_max:
+        if _is_due(context, row, liveness.dead_bytes):
+            if going.bytes_max is not None and report.bytes_written >= going.bytes_max:
                 report.complete = False
-                return
+                break
             try:
-                rewrite(context, row, liveness, report, yield_to)
+                going.before_taking(source)
+                rewrite(context, row, liveness, report, going.yield_to)
+                continue
             except DrengineError as error:
                 if error.kind not in _UNREADABLE:
                     raise
                 report.segments_skipped += 1
-        elif dead != row.dead_bytes:
-            _replace(context, row, row._replace(dead_bytes=dead))
+        if liveness.dead_bytes != row.dead_bytes:
+            told.append(liveness)
+    judgement = JudgementRow(source, branch, pack_roots(roots.positions))
+    is_new = is_whole and report.complete and segments and judgement != known
+    _note(context, source, told, [judgement] if is_new else [])
 
 
-def remove_segments(context: StoreContext, rows: list[SegmentRow], report: CompactionReport) -> None:
-    """Remove segments of one source of which nothing can be seen: first a decision, then the files."""
+def _judged(
+    going: _Pass, roots: BranchRoots, segments: list[SegmentRow], known: list[int]
+) -> tuple[list[SegmentLiveness], bool]:
+    """What may have become dead since the branch was judged by other roots, newest first; and whether that is all."""
+    due = np.array([_is_due(going.context, row, row.dead_bytes) for row in segments], bool)
+    found: list[SegmentLiveness] = []
+    try:
+        for liveness in branch_liveness(going.context.records, roots, segments, to_judge(roots, known, segments, due)):
+            going.yield_to()
+            found.append(liveness)
+    except DrengineError as error:
+        if error.kind not in _UNREADABLE:
+            raise
+        going.report.segments_skipped += 1
+        return found, False
+    return found, True
+
+
+def _is_due(context: StoreContext, row: SegmentRow, dead_bytes: int) -> bool:
+    """Whether a segment of which so much is dead is to be written anew."""
+    in_clear = context.keys.is_encrypted and not row.seal
+    worthwhile = bool(dead_bytes) and dead_bytes >= context.options.compact_dead_fraction * row.plain_bytes
+    return row.state == CUT_OFF or in_clear or worthwhile
+
+
+def _note(context: StoreContext, source: str, told: list[SegmentLiveness], judgements: list[JudgementRow]) -> None:
+    """Remember what is dead in segments that stay as they are, and by which roots it was judged."""
+    catalogue = context.catalogue
+    if not told and not judgements:
+        return
+    with catalogue.transaction(source):
+        for liveness in told:
+            row = liveness.row
+            if catalogue.segment(row.source, row.branch, row.segment) == row:
+                catalogue.put(row._replace(dead_bytes=liveness.dead_bytes))
+        catalogue.put(*judgements)
+
+
+def _remove(going: _Pass, rows: list[SegmentRow], *others: JudgementRow) -> None:
+    if rows:
+        going.before_taking(rows[0].source)
+        remove_segments(going.context, rows, going.report, *others)
+
+
+def remove_segments(
+    context: StoreContext, rows: list[SegmentRow], report: CompactionReport, *others: JudgementRow
+) -> None:
+    """Remove segments of one source of which nothing can be seen: first a decision, then the files.
+
+    A manifest that knows every retired point of the source must be durable. `others` go with their rows.
+    """
     if not rows:
         return
     catalogue = context.catalogue
@@ -155,10 +234,10 @@ def remove_segments(context: StoreContext, rows: list[SegmentRow], report: Compa
     with catalogue.transaction(rows[0].source):
         damage = catalogue.damage(rows[0].source)
         gone = {(row.branch, row.segment) for row in rows}
-        catalogue.remove(*rows, *(bad for bad in damage if (bad.branch, bad.segment) in gone))
+        catalogue.remove(*others, *rows, *(bad for bad in damage if (bad.branch, bad.segment) in gone))
         catalogue.put(*removals)
     # A rebuild from now on knows that they were not lost.
-    write_manifest(context)
+    write_manifest(context, rows[0].source)
     for row in rows:
         context.storage.delete(segment_name(row.source, row.branch, row.segment, row.revision))
         context.records.let_go(row.source, row.branch, row.segment)
@@ -196,7 +275,7 @@ def rewrite(
             committed_length=written.length,
             length=written.sealed_length,
             plain_bytes=written.plain_bytes,
-            dead_bytes=0,
+            dead_bytes=0 if liveness else row.dead_bytes,
             seal=written.seal,
         )
         _replace(context, row, swapped, written.changes)

@@ -13,7 +13,7 @@ from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import WHOLE_SEGMENT, record_damage
 from drengine.store.names import STORE_KEYS, keys_name
-from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.rebuild.manifest import write_manifest, write_manifests
 from drengine.store.views.records import ERASED_REASON
 
 
@@ -70,7 +70,7 @@ def encrypt_store(context: StoreContext) -> None:
             keys.encrypt(context.clock.now_ns())
         if catalogue.head() is None:
             catalogue.seal(keys.store_key(CATALOGUE_KEY))
-            write_manifest(context)
+            write_manifests(context)
 
 
 def rotate_key(context: StoreContext, source: str) -> str:
@@ -103,7 +103,7 @@ def erase(context: StoreContext, source: str) -> int:
         gone = [DamageRow(*row[:3], WHOLE_SEGMENT, row.first_sequence, now_ns, ERASED_REASON) for row in rows]
         context.records.forget_source(source)
         record_damage(context, gone)
-        write_manifest(context)
+        write_manifest(context, source)
     return sum(not key.erased_ns for key in old.keys)
 
 

@@ -8,7 +8,7 @@ interval between two roots is resolved once, from the newest segment to the olde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,17 +63,18 @@ class BranchRoots:
         return not self.positions and bool(self.branch.closed)
 
 
-def branch_roots(catalogue: Catalogue, source: str, read_leases: Callable[[], set[Position]]) -> list[BranchRoots]:
+def branch_roots(catalogue: Catalogue, branches: list[BranchRow], leases: Iterable[Position]) -> list[BranchRoots]:
     """Roots of every branch of a source, children first.
 
-    Heads are read before leases: a reader of a head takes its lease first and then looks whether the head has moved.
+    The branches must have been read before the leases: a reader of a head takes its lease first and then looks whether
+    the head has moved. What was written behind a head since then counts as live. And points must not be retired between
+    this and the end of what it is done for.
     """
-    branches = catalogue.branches(source)
     positions: dict[int, set[int]] = {row.branch: set() for row in branches}
-    for lease in read_leases():
-        if lease.source == source and lease.branch in positions:
+    for lease in leases:
+        if lease.branch in positions:
             positions[lease.branch].add(lease.sequence)
-    for point in catalogue.points(source):
+    for point in catalogue.points(branches[0].source) if branches else ():
         positions[point.branch].add(point.sequence)
     found = []
     for row in sorted(branches, key=lambda row: -row.branch):
@@ -132,9 +133,7 @@ class Wanted:
     looked_at: NDArray[np.bool_]
 
 
-def to_judge(
-    roots: BranchRoots, known: Sequence[int], segments: list[SegmentRow], due: NDArray[np.bool_]
-) -> Wanted:
+def to_judge(roots: BranchRoots, known: Sequence[int], segments: list[SegmentRow], due: NDArray[np.bool_]) -> Wanted:
     """What may have changed since the branch was judged by other roots (`known`), and what is `due` anyway.
 
     What is live in an interval depends on its rows alone. So an interval between two roots that were neighbours

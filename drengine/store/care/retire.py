@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from drengine.store.catalogue.rows import BranchRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.copies import first_number
 from drengine.store.locks import Position
-from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.rebuild.manifest import is_manifest_old, write_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +39,31 @@ def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int
     """
     removed: list[RecoveryPoint] = []
     with context.locks.maintenance():
+        # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
+        leases = defaultdict(set)
+        for lease in context.locks.leased_positions():
+            leases[lease.source].add(lease)
         for source in context.catalogue.sources():
             with context.catalogue.transaction(source.name):
-                removed += _retain_source(context, source.name, keeping(source.name), now_ns)
-        if removed:
-            write_manifest(context)
+                retired = _retain_source(context, source.name, keeping(source.name), leases[source.name], now_ns)
+            # Compaction writes one before it takes anything away: here it keeps a rebuild from what is long retired.
+            if retired and is_manifest_old(context, source.name):
+                write_manifest(context, source.name)
+            removed += retired
     return removed
 
 
-def _retain_source(context: StoreContext, source: str, keeping: Keeping, now_ns: int) -> list[RecoveryPoint]:
+def _retain_source(
+    context: StoreContext, source: str, keeping: Keeping, leases: set[Position], now_ns: int
+) -> list[RecoveryPoint]:
     catalogue, policy = context.catalogue, keeping.policy
     is_retired = keeping.silent_seconds is not None
     first = first_number(catalogue)  # at a copy, the mirror sees to all others
     branches = [row for row in catalogue.branches(source) if row.branch >= first]
     points = [row for row in catalogue.points(source) if row.branch >= first]
-    # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
-    leases = context.locks.leased_positions()
     kept_alive = {row.branch for row in branches if not _is_over(row, points, leases)}
     bases = {(row.parent, row.base_sequence) for row in branches if row.branch in kept_alive}
-    leased = {(lease.branch, lease.sequence) for lease in leases if lease.source == source}
+    leased = {(lease.branch, lease.sequence) for lease in leases}
     protected = {f"{branch}-{sequence}" for branch, sequence in bases | leased}
     by_policy = plan(
         [row.value() for row in points],
@@ -84,7 +91,7 @@ def _is_over(branch: BranchRow, points: list[PointRow], leases: set[Position]) -
     """Whether it is closed, not being read, and has no point that is kept."""
     if not branch.closed:
         return False
-    leased = any(lease.source == branch.source and lease.branch == branch.branch for lease in leases)
+    leased = any(lease.branch == branch.branch for lease in leases)
     return not leased and not any(point.branch == branch.branch for point in points)
 
 

@@ -22,6 +22,7 @@ from drengine.store.catalogue.rows import (
     DamageRow,
     GrantRow,
     HeadRow,
+    JudgementRow,
     MirrorRow,
     PointRow,
     RemovalRow,
@@ -228,6 +229,11 @@ class Catalogue(ABC):
     def mirrored(self) -> dict[str, MirrorRow]:
         """By source what is known of the original that this is a copy of; under the empty name, of the whole."""
         return {row.source: row for row in cast("list[MirrorRow]", self._select(Tables.MIRROR, ""))}
+
+    def judgement(self, source: str, branch: int) -> JudgementRow | None:
+        """By which roots a branch was last judged; None: it never was."""
+        found = self._select(Tables.JUDGEMENT, "WHERE source = ? AND branch = ?", source, branch)
+        return cast(JudgementRow, found[0]) if found else None
 
     def grants(self) -> list[GrantRow]:
         """All grants, expired ones too."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -188,6 +190,28 @@ class MirrorRow(NamedTuple):
 
 COPY, PARTED = "copy", "parted"
 
+
+class JudgementRow(NamedTuple):
+    """By which roots a branch was last judged whole (care/liveness.py): its `dead_bytes` are as of these.
+
+    `roots` are the positions, packed by `pack_roots`. Derived: without it the branch is judged anew.
+    """
+
+    source: str
+    branch: int
+    roots: bytes
+
+
+def pack_roots(positions: Sequence[int]) -> bytes:
+    """Ascending positions, as MessagePack of the steps between them."""
+    return msgspec.msgpack.encode([after - before for before, after in pairwise([0, *positions])])
+
+
+def unpack_roots(roots: bytes) -> list[int]:
+    """Positions that were packed."""
+    return list(accumulate(msgspec.msgpack.decode(roots, type=list[int])))
+
+
 Row = (
     SourceRow
     | BranchRow
@@ -201,6 +225,7 @@ Row = (
     | PartRow
     | ObjectRemovalRow
     | MirrorRow
+    | JudgementRow
 )
 
 
@@ -232,6 +257,7 @@ class Tables:
     GRANT: ClassVar = Table("access_grant", GrantRow, 1)
     HEAD: ClassVar = Table("head", HeadRow, 1)
     MIRROR: ClassVar = Table("mirror", MirrorRow, 1)
+    JUDGEMENT: ClassVar = Table("judgement", JudgementRow, 2)
     SEGMENT_3: ClassVar = Table("segment", SegmentRow, 3, later=1)
     VERSION_1: ClassVar = (SOURCE, BRANCH, SEGMENT_3, POINT, DAMAGE)
     VERSION_2: ClassVar = (*VERSION_1, EPOCH, REMOVAL)
@@ -241,7 +267,8 @@ class Tables:
     VERSION_4: ClassVar = (SOURCE, BRANCH, SEGMENT, POINT, DAMAGE, EPOCH, REMOVAL, GRANT, HEAD)
     VERSION_5: ClassVar = (*VERSION_4, PART, OBJECT_REMOVAL)
     VERSION_6: ClassVar = (*VERSION_5, MIRROR)
-    NEWEST: ClassVar = VERSION_6
+    VERSION_7: ClassVar = (*VERSION_6, JUDGEMENT)
+    NEWEST: ClassVar = VERSION_7
 
 
 TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.NEWEST}

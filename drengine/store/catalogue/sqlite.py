@@ -47,7 +47,7 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 BUSY_SECONDS = 30.0
 _TABLES_OF_VERSION = {
     1: Tables.VERSION_1,
@@ -55,6 +55,7 @@ _TABLES_OF_VERSION = {
     3: Tables.VERSION_3,
     4: Tables.VERSION_4,
     5: Tables.VERSION_5,
+    6: Tables.VERSION_6,
     SCHEMA_VERSION: Tables.NEWEST,
 }
 

@@ -73,7 +73,7 @@ class Branches:
             source = catalogue.source(point.source)
             row = self._new_row(self.kept(point), mark, source.generation, role, label)
             catalogue.put(row)
-        write_manifest(self._context)
+        write_manifest(self._context, point.source)
         return _info(row, source.active_branch)
 
     def promote(
@@ -106,7 +106,7 @@ class Branches:
                 source._replace(generation=row.generation, active_branch=row.branch),
             )
         # A catalogue lost from now on must not bring the old generation back.
-        write_manifest(self._context)
+        write_manifest(self._context, point.source)
         return _info(row, row.branch)
 
     def close(self, source: str, branch: int) -> None:
@@ -118,7 +118,7 @@ class Branches:
                 raise DrengineError(POINT_IN_USE, f"branch {branch} is the active one of {source!r}")
             catalogue.put(catalogue.branch(source, branch)._replace(closed=1))
             take_branch(catalogue, source, branch, points=True)
-        write_manifest(self._context)
+        write_manifest(self._context, source)
 
     def ancestry_points(self, source: str) -> Iterator[PointRow]:
         """Points of the active branch and of what it grew from, newest first."""

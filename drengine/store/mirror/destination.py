@@ -19,9 +19,8 @@ from drengine.store.errors import MIRROR_PARTED, NOT_ITS_COPY
 from drengine.store.identity import IDENTITY_NAME, read_identity, read_store_file
 from drengine.store.locks.flock import FileLocks
 from drengine.store.mirror.difference import SourceRows
-from drengine.store.names import STORE_KEYS, manifest_name
+from drengine.store.names import MANIFESTS, STORE_KEYS
 from drengine.store.options import StoreOptions
-from drengine.store.rebuild.manifest import manifest_numbers, write_manifest
 from drengine.store.store import Store
 
 
@@ -113,7 +112,5 @@ def _begin_anew(
         storage = shipped.context.storage
     with replacing(destination, read_store_file(destination), key) as made:
         made.catalogue.put(MirrorRow(WHOLE, COPY, "", 0, 0))
-    with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
-        for number in manifest_numbers(storage):
-            storage.delete(manifest_name(number))
-        write_manifest(copy.context)
+    for name in storage.list(f"{MANIFESTS}/"):
+        storage.delete(name)

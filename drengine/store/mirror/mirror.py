@@ -104,7 +104,8 @@ class Mirror:
         self._copy = copy.context
         self._options = options or MirrorOptions()
         self._carrier = Carrier(self._origin.storage, self._copy.storage, pace.passed)
-        self._manifest_due = True
+        self._has_manifest: set[str] = set()
+        """Sources whose newest manifest knows every point that is gone."""
         rows = self._copy.catalogue.mirrored()
         self._noted_ns = {name: row.as_of_ns for name, row in rows.items()}
         self.lags = {name: Lag(row.as_of_ns, 0) for name, row in rows.items() if name}
@@ -247,9 +248,10 @@ class Mirror:
                 self._noted_ns[name] = noted.as_of_ns
         if has_damage:
             judge_points(self._copy, name, None if damaged else new_points)
-        self._manifest_due = self._manifest_due or any(isinstance(row, PointRow) for row in gone)
+        if any(isinstance(row, PointRow) for row in gone):
+            self._has_manifest.discard(name)
         if _is_structural(difference, put):
-            self._write_manifest()
+            self._write_manifest(name)
 
     def _damage_of(self, row: SegmentRow) -> list[DamageRow]:
         """What of a segment of the copy cannot be read."""
@@ -270,8 +272,8 @@ class Mirror:
             return
         if self._roots(name) - set(difference.theirs.points):
             return
-        if self._manifest_due:
-            self._write_manifest()
+        if name not in self._has_manifest:
+            self._write_manifest(name)
         arrived, damaged, _ = self._carry(difference.replaced, difference.mine, report)
         for row in difference.replaced:
             old = difference.mine.segments[row.branch, row.segment]
@@ -383,9 +385,9 @@ class Mirror:
                 self._copy.catalogue.put(row)
             self._noted_ns[WHOLE] = as_of_ns
 
-    def _write_manifest(self) -> None:
-        write_manifest(self._copy)
-        self._manifest_due = False
+    def _write_manifest(self, name: str) -> None:
+        write_manifest(self._copy, name)
+        self._has_manifest.add(name)
 
 
 def _is_structural(difference: Difference, put: list[object]) -> bool:

@@ -1,16 +1,19 @@
 """Manifests: what a rebuild of the catalogue could not know from the segments alone.
 
-A manifest is a checksummed snapshot of the catalogue. One is made durable before any data is removed, and before a
-promotion, a branch or a pin is reported as done; so a rebuild neither brings back what was retired nor
-takes a deliberate removal for a loss. The newest readable one counts; a few are kept. In an encrypted store it bears
-a tag under a key of the store instead of the checksum alone.
+A manifest is a checksummed snapshot of what the catalogue says of one source. One is made durable before any data of
+the source is removed, and before a promotion, a branch or a pin is reported as done; so a rebuild neither brings back
+what was retired nor takes a deliberate removal for a loss. Of each source the newest readable one counts; a few are
+kept. In an encrypted store it bears a tag under a key of the store instead of the checksum alone.
+
+Early versions wrote manifests of the whole store. Such a one speaks for the sources that have none of their own. The
+first manifest that is written beside it gives every source one, and then it goes.
 """
 
 from __future__ import annotations
 
 import hmac
-from contextlib import suppress
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
@@ -23,12 +26,22 @@ from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow, Segmen
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, os_errors, read_errors
 from drengine.store.keys import StoreKeys
-from drengine.store.names import MANIFESTS, manifest_name, parse_manifest_name
+from drengine.store.names import MANIFESTS, ManifestPlace, manifest_name, manifests_of, parse_manifest_name
 
-MANIFEST_MAGIC = b"DRMAN\x01\r\n"
-MANIFEST_MAGIC_WITH_TAG = b"DRMAN\x02\r\n"
+MANIFEST_MAGIC = b"DRMAN\x03\r\n"
+MANIFEST_MAGIC_WITH_TAG = b"DRMAN\x04\r\n"
+OLD_MAGIC = b"DRMAN\x01\r\n"
+OLD_MAGIC_WITH_TAG = b"DRMAN\x02\r\n"
+"""Of manifests of a whole store."""
 MANIFEST_TAG_BYTES = 32
 MANIFEST_BYTES_MAX = 256 << 20
+_MAGICS = {
+    (False, False): MANIFEST_MAGIC,
+    (False, True): MANIFEST_MAGIC_WITH_TAG,
+    (True, False): OLD_MAGIC,
+    (True, True): OLD_MAGIC_WITH_TAG,
+}
+"""By whether it is of a whole store, and whether there is a key."""
 _PURPOSE = "manifest"
 _SEED = 0x6D616E69666573
 
@@ -66,7 +79,10 @@ class SourceState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """The snapshot. `lineage` and `epoch` say which transaction it shows; both are 0 in those from before epochs."""
+    """The snapshot: `sources` has one, or in an old one all that the store had.
+
+    `lineage` and `epoch` say which transaction it shows; both are 0 in those from before epochs.
+    """
 
     store: bytes
     number: int
@@ -74,6 +90,11 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     sources: list[SourceState]
     lineage: int = 0
     epoch: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Of its sources."""
+        return [state.source().name for state in self.sources]
 
     def is_newer_than(self, epoch: Epoch) -> bool:
         """Whether it shows a later transaction of this catalogue, or one of another catalogue."""
@@ -90,67 +111,127 @@ def point_rows(state: BranchState) -> list[PointRow]:
     return [PointRow(*row) for row in state.points]
 
 
-def take_snapshot(catalogue: Catalogue, store: bytes, number: int, now_ns: int) -> Manifest:
-    """The catalogue as it is now."""
-    with catalogue.snapshot():
-        sources = []
-        for source in catalogue.sources():
-            branches = []
-            for branch in catalogue.branches(source.name):
-                rows = catalogue.segments(source.name, branch.branch)
-                points = [list(point) for point in catalogue.points(source.name, branch.branch)]
-                following = rows[-1].segment + 1 if rows else 1
-                branches.append(BranchState(list(branch), points, _ranges(rows), following))
-            damage = [list(row) for row in catalogue.damage(source.name)]
-            sources.append(SourceState(list(source), branches, damage))
-        epoch = catalogue.epoch()
-    return Manifest(store, number, now_ns, sources, epoch.lineage, epoch.number)
+class Known(NamedTuple):
+    """What the newest readable manifest says of a source, and which transaction it shows."""
+
+    state: SourceState
+    manifest: Manifest
 
 
-def write_manifest(context: StoreContext) -> Manifest:
-    """Make a snapshot durable under the next number and drop the oldest ones.
+def take_snapshot(catalogue: Catalogue, store: bytes, source: str, number: int, now_ns: int) -> Manifest:
+    """What the catalogue says of a source now.
 
     Raises:
-        DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY.
+        DrengineError: UNKNOWN_SOURCE.
+    """
+    with catalogue.snapshot():
+        row, branches = catalogue.source(source), []
+        for branch in catalogue.branches(source):
+            rows = catalogue.segments(source, branch.branch)
+            points = [list(point) for point in catalogue.points(source, branch.branch)]
+            following = rows[-1].segment + 1 if rows else 1
+            branches.append(BranchState(list(branch), points, _ranges(rows), following))
+        damage = [list(row) for row in catalogue.damage(source)]
+        epoch = catalogue.epoch(source)
+    return Manifest(store, number, now_ns, [SourceState(list(row), branches, damage)], epoch.lineage, epoch.number)
+
+
+def write_manifest(context: StoreContext, source: str) -> None:
+    """Make a snapshot of a source durable under its next number and drop its oldest ones.
+
+    Raises:
+        DrengineError: STORE_FULL, STORE_IO, STORE_READ_ONLY; UNKNOWN_SOURCE.
     """
     with context.locks.manifests(), os_errors("writing a manifest"):
-        numbers = manifest_numbers(context.storage)
-        number = max(numbers, default=0) + 1
-        manifest = take_snapshot(context.catalogue, context.identity, number, context.clock.now_ns())
-        context.storage.put(manifest_name(number), pack_manifest(manifest, context.keys.store_key(_PURPOSE)))
-        for old in sorted(numbers)[: -(context.options.manifests_kept - 1) or None]:
-            context.storage.delete(manifest_name(old))
-    return manifest
+        if _numbers(context.storage, ""):
+            _replace_old(context)
+        else:
+            _write(context, source)
 
 
-def newest_manifest(storage: Storage, keys: StoreKeys) -> tuple[Manifest | None, bool]:
-    """The newest readable manifest, and whether it is the newest there is."""
-    numbers = sorted(manifest_numbers(storage), reverse=True)
-    for number in numbers:
-        with suppress(DrengineError, FileNotFoundError):
-            return read_manifest(storage, number, keys), number == numbers[0]
-    return None, not numbers
+def is_manifest_old(context: StoreContext, source: str) -> bool:
+    """Whether this process has written none of a source for as long as the options allow."""
+    age_ns = context.clock.now_ns() - context.manifests_ns.get(source, 0)
+    return not 0 <= age_ns < context.options.manifest_seconds * 1_000_000_000
 
 
-def read_manifest(storage: Storage, number: int, keys: StoreKeys) -> Manifest:
+def write_manifests(context: StoreContext) -> None:
+    """Write one of every source, see `write_manifest`."""
+    for source in context.catalogue.sources():
+        write_manifest(context, source.name)
+
+
+def forget_manifests(context: StoreContext, source: str) -> None:
+    """Remove those of a source that is no more."""
+    with context.locks.manifests(), os_errors("removing manifests"):
+        for number in _numbers(context.storage, source):
+            context.storage.delete(manifest_name(source, number))
+
+
+def _write(context: StoreContext, source: str) -> None:
+    numbers = _numbers(context.storage, source)
+    number = max(numbers, default=0) + 1
+    now_ns = context.clock.now_ns()
+    manifest = take_snapshot(context.catalogue, context.identity, source, number, now_ns)
+    context.storage.put(manifest_name(source, number), pack_manifest(manifest, context.keys.store_key(_PURPOSE)))
+    context.manifests_ns[source] = now_ns
+    for old in numbers[: -(context.options.manifests_kept - 1) or None]:
+        context.storage.delete(manifest_name(source, old))
+
+
+def _replace_old(context: StoreContext) -> None:
+    """Give every source a manifest of its own in place of those of the whole store."""
+    for each in context.catalogue.sources():
+        _write(context, each.name)
+    for number in _numbers(context.storage, ""):
+        context.storage.delete(manifest_name("", number))
+
+
+def newest_manifests(storage: Storage, store: bytes, keys: StoreKeys) -> tuple[dict[str, Known], list[str]]:
+    """What is known of each source; and the names of manifests that are the newest of their kind and not readable."""
+    places = sorted(filter(None, map(parse_manifest_name, storage.list(f"{MANIFESTS}/"))), reverse=True)
+    known: dict[str, Known] = {}
+    unreadable = []
+    # Those of a whole store come last: they speak for the sources that have none of their own.
+    for _, group in groupby(places, key=lambda place: place.source):
+        for number, place in enumerate(group):
+            if manifest := _readable(storage, place, store, keys):
+                for state in manifest.sources:
+                    known.setdefault(state.source().name, Known(state, manifest))
+                break
+            if not number:
+                unreadable.append(manifest_name(*place))
+    return known, unreadable
+
+
+def _readable(storage: Storage, place: ManifestPlace, store: bytes, keys: StoreKeys) -> Manifest | None:
+    try:
+        manifest = read_manifest(storage, place, keys)
+    except (DrengineError, FileNotFoundError):
+        return None
+    is_ours = manifest.store == store and (not place.source or manifest.names == [place.source])
+    return manifest if is_ours else None
+
+
+def read_manifest(storage: Storage, place: ManifestPlace, keys: StoreKeys) -> Manifest:
     """One manifest.
 
     Raises:
         DrengineError: DAMAGED.
     """
-    with read_errors(manifest_name(number)):
-        reader = storage.open(manifest_name(number))
+    with read_errors(manifest_name(*place)):
+        reader = storage.open(manifest_name(*place))
         try:
             data = reader.read_at(0, min(reader.size(), MANIFEST_BYTES_MAX))
         finally:
             reader.close()
-    return parse_manifest(data, keys.store_key(_PURPOSE))
+    return parse_manifest(data, keys.store_key(_PURPOSE), is_old=not place.source)
 
 
-def manifest_numbers(storage: Storage) -> list[int]:
-    """Numbers of the manifests that are there."""
-    found = (parse_manifest_name(name) for name in storage.list(MANIFESTS))
-    return [number for number in found if number is not None]
+def _numbers(storage: Storage, source: str) -> list[int]:
+    """Numbers of the manifests of a source, or of the whole store ("") ascending."""
+    found = filter(None, map(parse_manifest_name, storage.list(manifests_of(source))))
+    return sorted(place.number for place in found if place.source == source)
 
 
 def pack_manifest(manifest: Manifest, key: bytes = b"") -> bytes:
@@ -161,15 +242,15 @@ def pack_manifest(manifest: Manifest, key: bytes = b"") -> bytes:
     return body + xxhash.xxh3_64_intdigest(body, _SEED).to_bytes(8, "little")
 
 
-def parse_manifest(data: bytes, key: bytes = b"") -> Manifest:
-    """Check and decode a manifest; where there is a key, one without its tag is none.
+def parse_manifest(data: bytes, key: bytes = b"", *, is_old: bool = False) -> Manifest:
+    """Check and decode a manifest, of a whole store if it is old; where there is a key, one without its tag is none.
 
     Raises:
         DrengineError: DAMAGED.
     """
     body, found = data[:-8], data[-8:]
     expected = xxhash.xxh3_64_intdigest(body, _SEED).to_bytes(8, "little")
-    magic = MANIFEST_MAGIC_WITH_TAG if key else MANIFEST_MAGIC
+    magic = _MAGICS[is_old, bool(key)]
     if not body.startswith(magic) or found != expected:
         raise DrengineError(DAMAGED, "a manifest fails its checksum")
     if key:

@@ -1,4 +1,4 @@
-"""Making a lost or damaged catalogue anew from the segments and the newest manifest.
+"""Making a lost or damaged catalogue anew from the segments and the newest manifests.
 
 The new catalogue is written beside the old one and takes its place in one step (sqlite.py); the old one is kept.
 Layers are derived data: all of them are made again.
@@ -7,7 +7,7 @@ Layers are derived data: all of them are made again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +32,11 @@ from drengine.store.locks.opening import open_locks
 from drengine.store.names import SEGMENTS, SegmentPlace, layer_last, parse_segment_name, segment_name
 from drengine.store.rebuild.manifest import (
     BranchState,
-    Manifest,
+    Known,
     branch_row,
-    newest_manifest,
+    newest_manifests,
     point_rows,
-    write_manifest,
+    write_manifests,
 )
 from drengine.store.rebuild.salvage import SalvagedBranch, salvage_branch
 from drengine.store.segments.format import Role
@@ -50,7 +50,7 @@ class RebuildReport:
     Attributes:
         sources, branches, segments, points: how many are in the new catalogue.
         lost: what is missing or unreadable, as text for people.
-        manifest_number: the manifest that was used; 0 when none was readable.
+        manifests: of how many sources a readable manifest was there.
         kept_aside: where the old catalogue is now; empty when there was none.
     """
 
@@ -59,7 +59,7 @@ class RebuildReport:
     segments: int = 0
     points: int = 0
     lost: list[str] = field(default_factory=list)
-    manifest_number: int = 0
+    manifests: int = 0
     kept_aside: str = ""
 
 
@@ -92,12 +92,9 @@ def rebuild_catalogue(
                 stack.enter_context(locks.branch(source, branch))
             identity = file.identity
             keys = StoreKeys(storage, identity, keks)
-            manifest, newest = newest_manifest(storage, keys)
-            if manifest and manifest.store != identity:
-                manifest, newest = None, False
-            report = RebuildReport(manifest_number=manifest.number if manifest else 0)
-            if not newest:
-                report.lost.append("the newest manifest is not readable: retired points may come back as damaged")
+            known, unreadable = newest_manifests(storage, identity, keys)
+            report = RebuildReport(manifests=len(known))
+            report.lost += [f"{name} is not readable: retired points may come back as damaged" for name in unreadable]
             for name in names:
                 if layer_last(name):
                     storage.delete(name)
@@ -109,7 +106,7 @@ def rebuild_catalogue(
                     keys,
                     identity=identity,
                     places=places,
-                    manifest=manifest,
+                    manifests=known,
                     now_ns=clock.now_ns(),
                     progress=progress,
                 )
@@ -125,7 +122,7 @@ def finish_rebuild(context: StoreContext) -> None:
             if closed:
                 context.layers.segment_closed(source.name, branch.branch, closed[-1].segment)
         judge_points(context, source.name)
-    write_manifest(context)
+    write_manifests(context)
 
 
 def _file_of_segments(directory: Path, storage: Storage, places: list[SegmentPlace]) -> StoreFile:
@@ -154,15 +151,15 @@ def _fill(
     *,
     identity: bytes,
     places: list[SegmentPlace],
-    manifest: Manifest | None,
+    manifests: Mapping[str, Known],
     now_ns: int,
     progress: Callable[[int, int], None],
 ) -> None:
     known: dict[str, dict[int, BranchState]] = {}
     source_rows: dict[str, SourceRow] = {}
-    for state in manifest.sources if manifest else []:
-        source_rows[state.source().name] = state.source()
-        known[state.source().name] = {branch_row(branch).branch: branch for branch in state.branches}
+    for name, (state, _) in manifests.items():
+        source_rows[name] = state.source()
+        known[name] = {branch_row(branch).branch: branch for branch in state.branches}
         catalogue.put(*state.damage_rows())
     names = sorted({place.source for place in places} | set(source_rows))
     for done, name in enumerate(names):

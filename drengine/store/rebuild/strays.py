@@ -28,7 +28,7 @@ from drengine.store.names import (
     segment_directory,
     segment_name,
 )
-from drengine.store.rebuild.manifest import newest_manifest, write_manifest
+from drengine.store.rebuild.manifest import newest_manifests, write_manifest
 from drengine.store.segments.format import HEADER, HEADER_MAGIC
 from drengine.store.views.records import SegmentScan
 
@@ -99,7 +99,7 @@ def clear_strays(context: StoreContext, source: str, branch: int) -> list[Segmen
             may_go = RemovalRow(*place) in decided or _has_another_revision(context, rows.get(place.segment))
             (going if may_go else kept).append(place)
     if going:
-        write_manifest(context)
+        write_manifest(context, source)
     for place in going:
         context.storage.delete(segment_name(*place))
     _forget_removals(catalogue, decided)
@@ -127,9 +127,11 @@ def require_current(context: StoreContext, *, strict: bool) -> None:
     Raises:
         DrengineError: CATALOGUE_DAMAGED.
     """
-    manifest, _ = newest_manifest(context.storage, context.keys)
-    if manifest and manifest.store == context.identity and manifest.is_newer_than(context.catalogue.epoch()):
-        raise DrengineError(CATALOGUE_DAMAGED, f"the catalogue is older than manifest {manifest.number}")
+    for name, (_, manifest) in newest_manifests(context.storage, context.identity, context.keys)[0].items():
+        if manifest.is_newer_than(context.catalogue.epoch(name)):
+            raise DrengineError(
+                CATALOGUE_DAMAGED, f"the catalogue is older than manifest {manifest.number} of {name!r}"
+            )
     known = {
         (source.name, branch.branch)
         for source in context.catalogue.sources()
