@@ -177,6 +177,7 @@ def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
         for name in site.names:
             catalogue.put(JudgementRow(name, BRANCH, roots))
             catalogue.put(*(site.shape.point(name, NOW + age) for age in range(1, PASS_SECONDS + 1)))
+    store.context.manifests_ns.clear()  # as if it were time for all of them: the dearest turn of ten
     site.clock.later_ns += PASS_SECONDS * NS
     found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns()), "retention")
     if compacts:
