@@ -9,7 +9,6 @@ from benchmarks.growth.shape import SEGMENT_BYTES, Shape
 from drengine.store.options import StoreOptions
 
 DAY_SECONDS = 86_400
-MONTH_DAYS = 30
 READS_PER_INDEX = 3
 """A segment's header, footer and index are read to judge what is live in it."""
 LAYERS_PER_SEGMENT = 1 + 1 / 16 + 1 / 256

@@ -11,13 +11,10 @@ import pytest
 
 from drengine.store.blobs import FaultyStorage, LocalStorage
 from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots, to_judge
-from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.rows import SegmentRow, pack_roots, unpack_roots
 from drengine.store.store import Store
 from tests.clock import ManualClock
 from tests.store.harness import TINY, Source, scratch, tiny_store
-
-KEEP_NONE = RetentionPolicy(0, ())
 
 
 def state_of(store: Store, source: str, branch: int) -> tuple[BranchRoots, list[SegmentRow]]:
