@@ -76,7 +76,7 @@ from drengine.store.rebuild.strays import require_current, set_aside
 from drengine.store.segments.format import parse_geometry
 from drengine.store.stats import StoreStats, store_stats
 from drengine.store.targets import Targets
-from drengine.store.targets.alone import Alone
+from drengine.store.targets.opening import open_targets
 from drengine.store.views.records import Address, Records
 from drengine.store.views.stack import Layers
 from drengine.store.views.view import View
@@ -226,6 +226,7 @@ class Store:
         self._context.records.close()
         self._context.storage.close()
         self._context.locks.close()
+        self._context.targets.close()
         self._context.catalogue.close()
         self._context.place.close()
 
@@ -746,6 +747,8 @@ def _opened(
         opened.callback(place.close)
         locks = open_locks(directory, file, holder)
         opened.callback(locks.close)
+        targets = open_targets(file)
+        opened.callback(targets.close)
         records = Records(storage, catalogue, options, keys)
         layers = Layers(storage, catalogue, records, options, read_only=read_only, key=keys.store_key("layers"))
         context = StoreContext(
@@ -759,7 +762,7 @@ def _opened(
             keys=keys,
             catalogue=catalogue,
             locks=locks,
-            targets=Alone(),
+            targets=targets,
             records=records,
             layers=layers,
         )

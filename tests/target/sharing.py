@@ -117,6 +117,9 @@ class Directory:
         else:
             self._between.places.pop(source, None)
 
+    def close(self) -> None:
+        pass
+
     def _require(self, name: str) -> None:
         if name not in self._between.known:
             raise DrengineError(UNKNOWN_TARGET, name)

@@ -146,7 +146,7 @@ async def test_draining_moves_every_source_without_a_gap_and_undoing_it_lets_new
             assert next_one.welcome.durable_sequence == lasts[number]
         assert isinstance(await targets.ask("a", "new"), Moved)
         directory.drain("a", False)
-        await until(lambda: not targets.sites["a"].daemon.ownership.is_draining)
+        await until(lambda: all(each.takes_sources for each in targets.sites["b"].daemon.ownership.targets))
         assert await targets.join("b", "new") and targets.between.places["new"] == "a"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -20,8 +19,8 @@ from drengine.model.errors import DrengineError, ErrorKind
 from drengine.store.catalogue.interface import Fence
 from drengine.store.catalogue.postgres import statements
 from drengine.store.catalogue.postgres.database import Database
-from drengine.store.catalogue.postgres.link import Link
-from drengine.store.errors import BRANCH_BUSY, CATALOGUE_UNAVAILABLE, LOCK_LOST, MAINTENANCE_BUSY
+from drengine.store.catalogue.postgres.link import Link, SharedLink
+from drengine.store.errors import BRANCH_BUSY, LOCK_LOST, MAINTENANCE_BUSY
 from drengine.store.locks.interface import Holder, Lock, Position
 
 LOCK_SECONDS = 10.0
@@ -137,8 +136,7 @@ class PostgresLocks:
         """`holder`: this process, as others are told; `seconds`: for how long a lock lives without being renewed."""
         self._holder = holder
         self._seconds = seconds
-        self._link = database.link()
-        self._asking = threading.Lock()
+        self._link = SharedLink(database.link())
         self._renewing: Link = database.link()
         self._guard = threading.Lock()
         """Of what follows."""
@@ -154,7 +152,9 @@ class PostgresLocks:
 
     def branch_holder(self, source: str, branch: int) -> Holder | None:
         """See `Locks.branch_holder`."""
-        found = self._ask(lambda connection: connection.execute(_HOLDER, (branch_name(source, branch),)).fetchone())
+        found = self._link.ask(
+            lambda connection: connection.execute(_HOLDER, (branch_name(source, branch),)).fetchone()
+        )
         return Holder(found[0], tuple(found[1])) if found else None
 
     def maintenance(self) -> Lock:
@@ -172,7 +172,7 @@ class PostgresLocks:
     def lease(self, position: Position) -> Lock:
         """See `Locks.lease`."""
         values = (position.source, position.branch, position.sequence, self._holder.name, self._seconds)
-        (id,) = self._ask(lambda connection: connection.execute(_LEASE, values).fetchone())
+        (id,) = self._link.ask(lambda connection: connection.execute(_LEASE, values).fetchall())[0]
         with self._guard:
             self._leases.add(id)
         self._renew_always()
@@ -180,7 +180,7 @@ class PostgresLocks:
 
     def leased_positions(self) -> set[Position]:
         """See `Locks.leased_positions`."""
-        return {Position(*row) for row in self._ask(lambda connection: connection.execute(_LEASED).fetchall())}
+        return {Position(*row) for row in self._link.ask(lambda connection: connection.execute(_LEASED).fetchall())}
 
     def close(self) -> None:
         """See `Locks.close`. What is held still ends by itself, in time."""
@@ -195,7 +195,7 @@ class PostgresLocks:
         with self._guard:
             self._held.pop(fence, None)
         with suppress(DrengineError):
-            self._ask(lambda connection: connection.execute(statement, fence))
+            self._link.ask(lambda connection: connection.execute(statement, fence))
 
     def end_lease(self, id: int) -> None:
         """Let go of a lease; where that can't be said, it ends in time."""
@@ -204,12 +204,12 @@ class PostgresLocks:
             self._leases.discard(id)
         if known:
             with suppress(DrengineError):
-                self._ask(lambda connection: connection.execute(_END_LEASE, (id,)))
+                self._link.ask(lambda connection: connection.execute(_END_LEASE, (id,)))
 
     def _acquire(self, name: str, kind: ErrorKind, busy: str, source: str | None = None) -> PostgresLock:
         lock = self._try(name, source)
         if lock is None:
-            found = self._ask(lambda connection: connection.execute(_HOLDER, (name,)).fetchone())
+            found = self._link.ask(lambda connection: connection.execute(_HOLDER, (name,)).fetchone())
             raise DrengineError(kind, f"{busy}: {found[0]}" if found else busy)
         return lock
 
@@ -231,7 +231,7 @@ class PostgresLocks:
                 return connection.execute(_ACQUIRE, values).fetchone()
 
         asked = time.monotonic()
-        found = self._ask(acquire)
+        found = self._link.ask(acquire)
         if found is None:
             return None
         lock = PostgresLock(self, Fence(name, found[0]), self._until(asked))
@@ -243,19 +243,6 @@ class PostgresLocks:
     def _until(self, asked: float) -> float:
         """When a lock that was asked for at `asked` is given up."""
         return asked + self._seconds * (1 - DRIFT)
-
-    def _ask(self, ask: Callable[[psycopg.Connection[Any]], Any]) -> Any:
-        """Ask the server; once more on another connection, where this one proves to be broken."""
-        with self._asking:
-            may_be_broken = self._link.is_open
-            while True:
-                try:
-                    with self._link.errors():
-                        return ask(self._link.connection())
-                except DrengineError as error:
-                    if not may_be_broken or error.kind is not CATALOGUE_UNAVAILABLE:
-                        raise
-                    may_be_broken = False
 
     def _renew_always(self) -> None:
         with self._guard:

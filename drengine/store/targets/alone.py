@@ -44,6 +44,9 @@ class Alone:
     def place(self, source: str, target: str) -> None:
         """See `Targets.place`."""
 
+    def close(self) -> None:
+        """See `Targets.close`."""
+
 
 def _nobody(name: str) -> DrengineError:
     return DrengineError(UNKNOWN_TARGET, f"{name[:80]!r} is no target of this store: only one can use it")

@@ -120,3 +120,7 @@ class Targets(Protocol):
     def place(self, source: str, target: str) -> None:
         """A target has taken a source; with an empty name, there is no such source any more."""
         ...
+
+    def close(self) -> None:
+        """Let go of it; harmless when done twice."""
+        ...

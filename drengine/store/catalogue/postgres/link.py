@@ -5,10 +5,11 @@ A server that does not answer is not asked again for a moment, so that nobody wa
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
@@ -26,6 +27,8 @@ from drengine.store.errors import (
     STORE_IO,
     STORE_READ_ONLY,
 )
+
+T = TypeVar("T")
 
 SCHEMA = "drengine_catalogue"
 """A schema of its own: the database may hold other things, the registry of the orchestrators for one."""
@@ -181,6 +184,35 @@ class Link:
     def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
             self.warnings.append(notice.message_primary or "a warning")
+
+
+class SharedLink:
+    """A connection that threads share, for single questions whose repetition does no harm."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._asking = threading.Lock()
+
+    def ask(self, question: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """The answer; asked once more on another connection, where this one proves to be broken.
+
+        Raises:
+            DrengineError: CATALOGUE_UNAVAILABLE, and as `Link.connection`.
+        """
+        with self._asking:
+            may_be_broken = self._link.is_open
+            while True:
+                try:
+                    with self._link.errors():
+                        return question(self._link.connection())
+                except DrengineError as error:
+                    if not may_be_broken or error.kind is not CATALOGUE_UNAVAILABLE:
+                        raise
+                    may_be_broken = False
+
+    def close(self) -> None:
+        """Give it up for good; harmless when done twice."""
+        self._link.close()
 
 
 def _require_suitable(connection: psycopg.Connection[Any]) -> None:

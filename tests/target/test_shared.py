@@ -1,0 +1,278 @@
+"""Several targets of one store with a catalogue in a real PostgreSQL: the directory, locks that end, faults 79, 80."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from drengine.cli.main import app
+from drengine.config import Address
+from drengine.model.errors import DrengineError
+from drengine.store.catalogue.postgres.link import SCHEMA
+from drengine.store.errors import BRANCH_BUSY, LOCK_LOST, TARGET_LIVING, UNKNOWN_TARGET
+from drengine.store.locks import Holder
+from drengine.store.locks import postgres as locks
+from drengine.store.log.writer import BranchWriter
+from drengine.store.store import Store
+from drengine.store.targets import Introduction, TargetState
+from drengine.target import ownership
+from drengine.target.config import MaintenanceOptions, TargetConfig
+from drengine.target.daemon import TargetDaemon
+from drengine.terminal import main
+from drengine.wire.events import Moved, Refuse
+from tests.postgres import Postgres
+from tests.system.test_hang_up import free_port
+from tests.target.agent import VOLUMES, Agent, Site, data_batch, mark
+from tests.target.sharing import Targets
+from tests.target.test_ownership import OFFERS_NOT, told, until
+
+pytestmark = pytest.mark.timeout(120)
+LOCK_SECONDS = 1.0
+A, B = (Introduction(name, (f"{name}.example:7440",), f"{name}.example:9464", "1") for name in "ab")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks end soon, and targets report often."""
+    monkeypatch.setattr(locks, "LOCK_SECONDS", LOCK_SECONDS)
+    monkeypatch.setattr(locks.PostgresLocks.__init__, "__kwdefaults__", {"seconds": LOCK_SECONDS})
+    monkeypatch.setattr(ownership, "REPORT_SECONDS", 0.05)
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> str:
+    return postgres.fresh_database()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, url: str) -> Path:
+    """A store whose segments lie in one directory, which all targets of a test use."""
+    Store.create(tmp_path / "store", catalogued_in=url).close()
+    return tmp_path / "store"
+
+
+class Shared(Targets):
+    """Targets whose locks and directory are the database's."""
+
+    async def start(self, name: str) -> Site:
+        address = Address("127.0.0.1", free_port())
+        store = Store.open(self.folder, holder=Holder(name, (str(address),)))
+        quiet = MaintenanceOptions(retention_interval=1e6, compaction_interval=1e6)
+        config = TargetConfig(store=self.folder, name=name, listen=address, maintenance=quiet, free_space_min=0)
+        daemon = TargetDaemon(config, store=store)
+        where = await daemon.start()
+        site = self.sites[name] = Site(daemon, where.replication, store, config, where.nbd)
+        return site
+
+
+@asynccontextmanager
+async def shared(folder: Path, *names: str) -> AsyncIterator[Shared]:
+    targets = Shared(folder)
+    try:
+        for name in names:
+            await targets.start(name)
+        yield targets
+    finally:
+        for name in list(targets.sites):
+            with contextlib.suppress(DrengineError):
+                await targets.stop(name)
+
+
+def aged(url: str, name: str, seconds: float) -> None:
+    """A target was not heard of for so long."""
+    with psycopg.connect(url) as connection:
+        ago = f"UPDATE {SCHEMA}.target SET seen = clock_timestamp() - %s * interval '1 second' WHERE name = %s"
+        connection.execute(ago, (seconds, name))
+
+
+def refused(doing: Callable[[], object]) -> object:
+    with pytest.raises(DrengineError) as error:
+        doing()
+    return error.value.kind
+
+
+def test_the_directory_of_targets(folder: Path, url: str) -> None:
+    with Store.open(folder) as one, Store.open(folder) as other:
+        assert one.targets.is_shared
+        assert [each.name for each in one.targets.report(A)] == ["a"]
+        assert [each.name for each in other.targets.report(B)] == ["a", "b"]
+        (a, _) = one.targets.all()
+        assert (a.addresses, a.metrics, a.version) == (A.addresses, A.metrics, A.version)
+        assert a.is_living and a.takes_sources and a.sources == 0
+
+        assert one.targets.placed_at("shop") == ""
+        one.targets.place("shop", "a")
+        one.targets.place("bank", "a")
+        other.targets.place("bank", "b")
+        assert one.targets.placed() == {"shop": "a", "bank": "b"}
+        assert [each.sources for each in one.targets.all()] == [1, 1]
+        one.targets.place("bank", "")
+        assert other.targets.placed() == {"shop": "a"}
+
+        other.targets.drain("a", True)
+        assert one.targets.report(A)[0].state is TargetState.DRAINING, "also when it reports again"
+        other.targets.drain("a", False)
+        assert one.targets.all()[0].state is TargetState.SERVING
+
+        assert refused(lambda: other.targets.forget("a")) is TARGET_LIVING
+        aged(url, "a", 60)
+        assert not other.targets.all()[0].is_living
+        assert 59 < other.targets.all()[0].seen_seconds < 120
+        other.targets.forget("a")
+        one.targets.leave("b")
+        assert [(each.name, each.state) for each in other.targets.all()] == [("b", TargetState.STOPPED)]
+        assert refused(lambda: other.targets.forget("a")) is UNKNOWN_TARGET
+        assert refused(lambda: other.targets.drain("a", True)) is UNKNOWN_TARGET
+
+
+def test_threads_share_the_directory(folder: Path) -> None:
+    with Store.open(folder) as store:
+        troubles: list[Exception] = []
+
+        def work(number: int) -> None:
+            try:
+                for turn in range(20):
+                    store.targets.place(f"shop{number}", f"t{turn}")
+                    assert store.targets.placed_at(f"shop{number}") == f"t{turn}"
+            except Exception as error:
+                troubles.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not troubles
+
+
+@pytest.mark.fault(79)
+def test_of_two_targets_that_believe_to_own_a_source_one_appends(folder: Path) -> None:
+    with Store.open(folder, holder=Holder("a", A.addresses)) as one, Store.open(folder) as other:
+        one.ensure_source("shop")
+        stale = one.writer("shop", generation=1)
+        stale.append_geometry(1, mark(1), VOLUMES, generation=1)
+        stale.commit(generation=1)
+        assert refused(lambda: other.writer("shop", generation=1)) is BRANCH_BUSY
+        assert other.owner("shop") == Holder("a", A.addresses)
+        one.context.locks.close()  # it renews no more, and does not know it yet
+        fresh = taken(other)
+        assert fresh.durable.sequence == 1
+        stale._lock.until = float("inf")  # its clock stands still
+        stale.append_batch(2, mark(2), data_batch([(0, b"stale")]), generation=1)
+        assert refused(lambda: stale.commit(generation=1)) is LOCK_LOST
+        fresh.append_batch(2, mark(2), data_batch([(0, b"fresh")]), generation=1)
+        assert fresh.commit(generation=1).sequence == 2
+        stale.close()
+        fresh.close()
+        with other.head_view("shop") as view:
+            assert bytes(view.read(1, 0, 5)) == b"fresh"
+
+
+def taken(store: Store) -> BranchWriter:
+    """A writer of the branch, once the lock of before is over."""
+    while True:
+        try:
+            return store.writer("shop", generation=1)
+        except DrengineError as error:
+            assert error.kind is BRANCH_BUSY, error
+
+
+async def test_a_source_is_moved_and_taken_over_by_the_locks_of_the_database(folder: Path) -> None:
+    async with shared(folder, "a", "b") as targets:
+        agent = await targets.ask("a")
+        assert isinstance(agent, Agent)
+        await agent.declare()
+        last = await agent.cut()
+        await agent.acknowledged(last)
+        moved = await targets.ask("b")
+        assert isinstance(moved, Moved) and moved.owner == "a"
+        assert isinstance(await targets.ask("b", abilities=OFFERS_NOT), Refuse)
+        site = targets.sites["a"]
+        site.store.context.locks.close()  # as when it is killed: nothing is renewed
+
+        async def taken_over() -> bool:
+            answer = await targets.ask("b", abilities=OFFERS_NOT, instance=b"j" * 16)
+            return isinstance(answer, Agent) and answer.welcome.durable_sequence == last
+
+        async with asyncio.timeout(20):
+            while not await taken_over():  # noqa: ASYNC110 - the server's clock decides
+                await asyncio.sleep(0.05)
+        assert targets.sites["b"].store.targets.placed() == {"shop": "b"}
+
+
+@pytest.mark.fault(80)
+async def test_a_target_cut_off_from_the_catalogue_ends_its_sessions_and_acknowledges_nothing_more(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shared(folder, "a", "b") as targets:
+        agent = await targets.ask("a")
+        assert isinstance(agent, Agent)
+        await agent.declare()
+        await agent.acknowledged(await agent.cut())
+        known = agent.acks[-1]
+        site = targets.sites["a"]
+
+        def cut_off(*_: object, **__: object) -> object:
+            raise psycopg.OperationalError("the network is gone")
+
+        # From here on nothing reaches the database; b has its connections already.
+        real = psycopg.connect
+        monkeypatch.setattr(psycopg, "connect", cut_off)
+        for link in links_of(site):
+            link.drop()
+        for _ in range(3):
+            with contextlib.suppress(DrengineError, OSError):
+                await agent.write(0, b"x" * 4096)
+                await agent.cut()
+        await agent.ended()
+        assert agent.acks[-1] == known, "nothing is acknowledged that the catalogue did not take"
+        refusal = next(event for event in agent.events if isinstance(event, Refuse))
+        assert refusal.retryable and refusal.code in ("catalogue-unavailable", "lock-lost")
+        monkeypatch.setattr(psycopg, "connect", real)
+        async with asyncio.timeout(20):
+            while not isinstance(answer := await targets.ask("b", abilities=OFFERS_NOT), Agent):
+                assert isinstance(answer, Refuse)
+                await asyncio.sleep(0.05)
+        assert answer.welcome.durable_sequence == known
+
+
+def links_of(site: Site) -> list[object]:
+    """Every connection of a target with the database that its sessions and locks use."""
+    found: list[object] = []
+    context = site.store.context
+    found += [context.locks._link._link, context.locks._renewing]
+    for session in site.daemon.reception.sessions.values():
+        assert session._ingest
+        found.append(session._ingest._writer._catalogue._link)
+    return found
+
+
+async def test_draining_by_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with shared(folder, "a", "b") as targets:
+        await until(lambda: all(len(site.daemon.ownership.targets) == 2 for site in targets.sites.values()))
+        agent = await targets.ask("a")
+        assert isinstance(agent, Agent)
+        await agent.acknowledged(await agent.declare())
+        words = ["--store", str(folder), "--json"]
+        drained = asyncio.create_task(asyncio.to_thread(main, app, ["target", "drain", "a", *words]))
+        assert (await told(agent)).owner == "b"
+        assert await drained == 0
+        assert json.loads(capsys.readouterr()[0]) == {"target": "a", "draining": True, "sources_left": []}
+        assert await asyncio.to_thread(main, app, ["targets", *words]) == 0
+        shown = {each["name"]: each["state"] for each in json.loads(capsys.readouterr()[0])["targets"]}
+        assert shown == {"a": "draining", "b": "serving"}
+        assert await asyncio.to_thread(main, app, ["targets", "--store", str(folder)]) == 0
+        assert "draining" in capsys.readouterr()[0]
+        assert await asyncio.to_thread(main, app, ["target", "drain", "a", "--undo", *words]) == 0
+        capsys.readouterr()
+        assert await asyncio.to_thread(main, app, ["target", "forget", "b", *words]) == TARGET_LIVING.exit_code
+        await targets.stop("b")
+        assert await asyncio.to_thread(main, app, ["target", "forget", "b", *words]) == 0
