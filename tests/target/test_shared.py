@@ -142,7 +142,7 @@ def test_threads_share_the_directory(folder: Path) -> None:
                 for turn in range(20):
                     store.targets.place(f"shop{number}", f"t{turn}")
                     assert store.targets.placed_at(f"shop{number}") == f"t{turn}"
-            except Exception as error:
+            except (DrengineError, AssertionError) as error:
                 troubles.append(error)
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
