@@ -7,10 +7,13 @@ copy's own. The first promotion parts the copy from its original, in the promoti
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from drengine.model.errors import DrengineError
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import COPY, PARTED, MirrorRow
 from drengine.store.errors import STORE_IS_COPY
+from drengine.store.identity import read_store_file, write_store_file
 
 LOCAL_BRANCHES = 50_000_000
 """Branches that are made at a copy have this number or a greater one."""
@@ -34,10 +37,21 @@ def require_own(catalogue: Catalogue, doing: str) -> None:
         raise DrengineError(STORE_IS_COPY, f"the store is a copy of {row.origin}: {doing}")
 
 
-def part(catalogue: Catalogue) -> None:
-    """Make a copy a store of its own, inside a transaction; the mirror refuses it from then on."""
+def part(catalogue: Catalogue, directory: Path) -> None:
+    """Make a copy a store of its own, inside a transaction; the mirror refuses it from then on.
+
+    Its STORE file says so first: a catalogue that is lost in between and made anew is not a copy's.
+    """
     if row := copy_row(catalogue):
+        mark(directory, is_copy=False)
         catalogue.put(row._replace(state=PARTED))
+
+
+def mark(directory: Path, *, is_copy: bool) -> None:
+    """Have the STORE file say what the store is."""
+    file = read_store_file(directory)
+    if file.is_copy != is_copy:
+        write_store_file(directory, file._replace(is_copy=is_copy))
 
 
 def first_number(catalogue: Catalogue) -> int:

@@ -158,7 +158,7 @@ STORAGE_UNAVAILABLE = error_kind(
 )
 STORE_IS_COPY = error_kind(
     "store-is-copy",
-    248,
+    253,
     "The store is a copy that a mirror keeps; only the mirror changes it.",
     "Do it at the original. If that is lost: a failover makes the copy a store of its own, and so does "
     "`drengine mirror --detach COPY`.",

@@ -26,6 +26,8 @@ VERSION_WITH_STORAGE = 2
 """Of a STORE file that names another storage than the directory itself: what does not know of any must not open it."""
 VERSION_WITH_CATALOGUE = 3
 """... of one that names a catalogue elsewhere."""
+VERSION_OF_COPY = 4
+"""... of one that says that the store is a copy, which only a mirror may change."""
 
 
 class StoreFile(NamedTuple):
@@ -35,15 +37,19 @@ class StoreFile(NamedTuple):
         identity: 16 bytes that name the store.
         storage: which storage holds its segments.
         catalogue: URL of its catalogue's database, without a secret; empty: SQLite, in the directory.
+        is_copy: a mirror keeps it (copies.py). The catalogue decides; this serves whoever makes that anew.
     """
 
     identity: bytes
     storage: StorageName = StorageName()
     catalogue: str = ""
+    is_copy: bool = False
 
     @property
     def version(self) -> int:
         """Of the file: what does not know all of it must not open the store."""
+        if self.is_copy:
+            return VERSION_OF_COPY
         if self.catalogue:
             return VERSION_WITH_CATALOGUE
         return VERSION if self.storage.name == LOCAL else VERSION_WITH_STORAGE
@@ -58,11 +64,12 @@ class Identity(msgspec.Struct, frozen=True, omit_defaults=True):
     storage: str = LOCAL
     place: str = ""
     catalogue: str = ""
+    copy: bool = False
 
 
 def write_store_file(directory: Path, file: StoreFile) -> None:
     """Write the STORE file: from then on the directory is a store. Atomic and durable."""
-    fields = Identity(FORMAT_NAME, file.version, file.identity.hex(), *file.storage, file.catalogue)
+    fields = Identity(FORMAT_NAME, file.version, file.identity.hex(), *file.storage, file.catalogue, file.is_copy)
     line = msgspec.json.encode(fields)
     data = line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n"
     with os_errors(f"writing {directory / IDENTITY_NAME}"):
@@ -101,7 +108,8 @@ def read_store_file(directory: Path) -> StoreFile:
         raise damaged
     try:
         identity = msgspec.json.decode(lines[0], type=Identity)
-        found = StoreFile(bytes.fromhex(identity.id), StorageName(identity.storage, identity.place), identity.catalogue)
+        storage = StorageName(identity.storage, identity.place)
+        found = StoreFile(bytes.fromhex(identity.id), storage, identity.catalogue, identity.copy)
     except (msgspec.DecodeError, ValueError) as error:
         raise damaged from error
     if identity.format != FORMAT_NAME:

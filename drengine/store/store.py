@@ -432,7 +432,7 @@ class Store:
         self._require_writable()
         with self._context.catalogue.transaction():
             was = self.copy_of is not None
-            part(self._context.catalogue)
+            part(self._context.catalogue, self.directory)
         return was
 
     def settle(self) -> None:

@@ -98,7 +98,7 @@ class Branches:
                 raise DrengineError(DAMAGED, f"point {point.id} of {point.source!r} has unreadable data")
             row = self._new_row(kept, mark, source.generation + 1, "promoted", label)
             left = catalogue.branch(point.source, source.active_branch)
-            part(catalogue)
+            part(catalogue, self._context.directory)
             take_branch(catalogue, point.source, left.branch, points=False)
             catalogue.put(
                 row,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from drengine.model.errors import DrengineError
-from drengine.store.blobs import Appender, Reader, Storage
+from drengine.store.blobs import Appender, Changes, Reader, Storage
+from drengine.store.blobs.storage import ObjectStorage
 from drengine.store.catalogue.rows import SEALED, SegmentRow
 from drengine.store.errors import DAMAGED
 from drengine.store.mirror.difference import file_length
@@ -23,6 +24,10 @@ from drengine.store.views.records import read_header
 
 _SECTOR_BYTES = 4096
 _UNREADABLE = (errno.EIO, errno.EILSEQ)
+
+
+class NotYetThere(Exception):
+    """The object store does not have all that is committed of a file; the host that wrote it uploads it still."""
 
 
 class Carried(NamedTuple):
@@ -60,6 +65,7 @@ class Carrier:
 
         Raises:
             FileNotFoundError: the original has no such file (any more).
+            NotYetThere: the original is not uploaded so far.
             OSError: of either storage.
         """
         name, until = segment_name(*row[:4]), file_length(row)
@@ -71,6 +77,8 @@ class Carrier:
                 if error.kind is not DAMAGED:
                     raise
                 return self._carry_unread(reader, name, until, error.message)
+            if isinstance(self._origin, ObjectStorage) and reader.size() < until:
+                raise NotYetThere(name)
             file = self._taken_up(name, row, known, header, header_length)
             begin = file.length
             fault = self._pass_on(reader, file, row, header, max(header_length, file.length))
@@ -78,12 +86,14 @@ class Carrier:
             reader.close()
         return Carried(until - begin, fault)
 
-    def sync(self) -> None:
-        """Make what was copied durable; files that grow no more are let go by `close`."""
-        for file in self._files.values():
+    def sync(self) -> dict[str, Changes]:
+        """Make what was copied durable; by file, what the transaction that commits it has to change with it."""
+        changes = {}
+        for name, file in self._files.items():
             if not file.is_synced:
-                file.appender.sync()
+                changes[name] = file.appender.sync()
                 file.is_synced = True
+        return changes
 
     def let_go(self, row: SegmentRow) -> None:
         """A file that grows no more."""

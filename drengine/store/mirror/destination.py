@@ -14,7 +14,7 @@ from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.opening import replacing
 from drengine.store.catalogue.rows import COPY, MirrorRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
-from drengine.store.copies import WHOLE
+from drengine.store.copies import WHOLE, mark
 from drengine.store.errors import MIRROR_PARTED, NOT_ITS_COPY
 from drengine.store.identity import IDENTITY_NAME, read_identity, read_store_file
 from drengine.store.locks.flock import FileLocks
@@ -55,6 +55,7 @@ def opened_copy(
             was_shipped = _is_to_be_compared(origin.context.catalogue, copy)
         if was_shipped:
             _begin_anew(destination, keks, options, clock)
+        mark(destination, is_copy=True)
         with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
             yield copy
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
 from drengine.model.points import Mark
+from drengine.store.blobs import Changes
 from drengine.store.blobs.storage import content
 from drengine.store.care.compaction import CompactionReport, remove_segments
 from drengine.store.care.scrub import ScrubReport, segment_damage
@@ -27,7 +28,7 @@ from drengine.store.catalogue.rows import COPY, OPEN, BranchRow, DamageRow, Mirr
 from drengine.store.copies import LOCAL_BRANCHES, WHOLE, copy_row
 from drengine.store.damage import WHOLE_SEGMENT, judge_points
 from drengine.store.errors import MIRROR_PARTED, ORIGIN_REBUILT, os_errors
-from drengine.store.mirror.carrying import Carried, Carrier
+from drengine.store.mirror.carrying import Carried, Carrier, NotYetThere
 from drengine.store.mirror.difference import Difference, Key, SourceRows
 from drengine.store.mirror.pace import Pace
 from drengine.store.names import KEYS, STORE_KEYS, segment_directory, segment_name
@@ -89,6 +90,23 @@ class PassReport:
     segments: int = 0
     complete: bool = True
     damaged: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Stage:
+    """What has been copied of a source in one go.
+
+    Attributes:
+        bytes: how much.
+        arrived: segments that are there as the original's rows say.
+        damaged: those that are not whole.
+        changes: by file, what is to be committed with it.
+    """
+
+    bytes: int = 0
+    arrived: set[Key] = field(default_factory=set)
+    damaged: list[SegmentRow] = field(default_factory=list)
+    changes: dict[str, Changes] = field(default_factory=dict)
 
 
 class _Moved(Exception):
@@ -165,47 +183,45 @@ class Mirror:
             for branch in sorted({row.branch for row in difference.urgent}):
                 locks.enter_context(self._copy.locks.branch(name, branch))
             self._require_copy()
-            arrived, damaged, passed = self._carry(difference.urgent, difference.mine, report)
-            is_complete = len(arrived) == len(difference.urgent)
-            self._commit(name, difference, difference.reach(arrived), damaged, noted if is_complete else None)
+            stage = self._carry(difference.urgent, difference.mine, report)
+            is_complete = len(stage.arrived) == len(difference.urgent)
+            self._commit(name, difference, stage, noted if is_complete else None)
         for row in difference.urgent:
-            if (row.branch, row.segment) in arrived and row.state != OPEN:
+            if (row.branch, row.segment) in stage.arrived and row.state != OPEN:
                 self._carrier.let_go(row)
                 self._copy.layers.segment_closed(name, row.branch, row.segment)
         if not is_complete:
             report.complete = False
-            self.lags[name] = Lag(self._noted_ns.get(name, 0), behind - passed)
+            self.lags[name] = Lag(self._noted_ns.get(name, 0), behind - stage.bytes)
             return
         self.lags[name] = Lag(noted.as_of_ns, 0)
         self._follow(name, difference, report)
 
-    def _carry(
-        self, rows: Iterable[SegmentRow], mine: SourceRows, report: PassReport
-    ) -> tuple[set[Key], list[SegmentRow], int]:
-        """Copy files, durably, until a stage is full: which have arrived, those that are not whole, and the bytes."""
-        arrived: set[Key] = set()
-        damaged: list[SegmentRow] = []
-        folders: set[str] = set()
-        passed = 0
+    def _carry(self, rows: Iterable[SegmentRow], mine: SourceRows, report: PassReport) -> _Stage:
+        """Copy files, durably, until a stage is full."""
+        stage, folders = _Stage(), set()
         for row in rows:
-            if passed >= self._options.stage_bytes:
+            if stage.bytes >= self._options.stage_bytes:
                 break
             key = (row.branch, row.segment)
-            carried = self._carried(row, mine.segments.get(key))
+            try:
+                carried = self._carried(row, mine.segments.get(key))
+            except NotYetThere:
+                continue
             if carried.fault:
-                damaged.append(row)
+                stage.damaged.append(row)
                 what = f"segment {row.segment} of branch {row.branch} of {row.source!r}: {carried.fault}"
                 report.damaged.append(what)
                 log.error("the original is damaged, and so is what was copied of it: %s", what)
-            passed += carried.bytes
+            stage.bytes += carried.bytes
             report.bytes += carried.bytes
             report.segments += 1
-            arrived.add(key)
+            stage.arrived.add(key)
             folders.add(segment_directory(row.source, row.branch))
-        self._carrier.sync()
+        stage.changes = self._carrier.sync()
         for folder in sorted(folders):
             self._copy.storage.sync_dir(folder)
-        return arrived, damaged, passed
+        return stage
 
     def _carried(self, row: SegmentRow, known: SegmentRow | None) -> Carried:
         """Copy one file; what was not read well is read once more."""
@@ -225,13 +241,13 @@ class Mirror:
         self,
         name: str,
         difference: Difference,
-        reached: dict[int, int],
-        damaged: list[SegmentRow],
+        stage: _Stage,
         noted: MirrorRow | None,
     ) -> None:
-        catalogue = self._copy.catalogue
+        catalogue, damaged = self._copy.catalogue, stage.damaged
+        reached = difference.reach(stage.arrived)
         put, gone = difference.rows(reached, self._roots(name), self._branch_at(difference))
-        if not put and not gone and not (noted and self._is_note_due(noted)):
+        if not put and not gone and not stage.changes and not (noted and self._is_note_due(noted)):
             return
         new_points = [row for row in put if isinstance(row, PointRow)]
         has_damage = bool(damaged or catalogue.damage(name))
@@ -241,6 +257,7 @@ class Mirror:
             self._require_copy()
             catalogue.remove(*gone)
             catalogue.put(*put)
+            self._apply(stage.changes.values())
             for row in damaged:
                 catalogue.put(*self._damage_of(row))
             if noted:
@@ -252,6 +269,12 @@ class Mirror:
             self._has_manifest.discard(name)
         if _is_structural(difference, put):
             self._write_manifest(name)
+
+    def _apply(self, changes: Iterable[Changes]) -> None:
+        """What storage keeps in the catalogue about the files that are committed."""
+        for each in changes:
+            self._copy.catalogue.remove(*each.remove)
+            self._copy.catalogue.put(*each.put)
 
     def _damage_of(self, row: SegmentRow) -> list[DamageRow]:
         """What of a segment of the copy cannot be read."""
@@ -274,19 +297,21 @@ class Mirror:
             return
         if name not in self._has_manifest:
             self._write_manifest(name)
-        arrived, damaged, _ = self._carry(difference.replaced, difference.mine, report)
+        stage = self._carry(difference.replaced, difference.mine, report)
         for row in difference.replaced:
             old = difference.mine.segments[row.branch, row.segment]
-            if (row.branch, row.segment) not in arrived:
+            if (row.branch, row.segment) not in stage.arrived:
                 report.complete = False
                 continue
-            self._carrier.let_go(row)
-            if row in damaged:  # what we have is better
+            if row in stage.damaged:  # what we have is better
+                self._carrier.let_go(row)
                 self._copy.storage.delete(segment_name(*row[:4]))
                 continue
             with self._copy.catalogue.transaction(name):
                 self._require_copy()
                 self._copy.catalogue.put(row)
+                self._apply([stage.changes[segment_name(*row[:4])]])
+            self._carrier.let_go(row)
             self._carrier.let_go(old)
             self._copy.storage.delete(segment_name(*old[:4]))
             self._copy.records.let_go(*row[:3])
@@ -355,12 +380,14 @@ class Mirror:
         """What is gone from an original was decided there, unless its catalogue was rebuilt since.
 
         Raises:
-            DrengineError: ORIGIN_REBUILT.
+            DrengineError: ORIGIN_REBUILT; MIRROR_PARTED.
         """
+        theirs, mine = difference.theirs, difference.mine
+        if mine.source and theirs.source and mine.source.generation > theirs.source.generation:
+            raise DrengineError(MIRROR_PARTED, f"{name!r} was promoted in {self._copy.directory}, not in the original")
         noted = self._copy.catalogue.mirrored().get(name)
         if noted is None or noted.lineage in (0, lineage) or self._options.accept_rebuilt:
             return
-        theirs, mine = difference.theirs, difference.mine
         lost = set(mine.points) - set(theirs.points)
         back = [
             number

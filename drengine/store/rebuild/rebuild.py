@@ -19,9 +19,10 @@ from drengine.ownership import make_directory
 from drengine.store.blobs import Storage
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.opening import ensure_catalogue, replacing
-from drengine.store.catalogue.rows import OPEN, SIDE_ROLES, BranchRow, PointRow, SourceRow
+from drengine.store.catalogue.rows import COPY, OPEN, SIDE_ROLES, BranchRow, MirrorRow, PointRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
+from drengine.store.copies import WHOLE
 from drengine.store.damage import judge_points
 from drengine.store.errors import DAMAGED, NOT_A_STORE, os_errors
 from drengine.store.identity import IDENTITY_NAME, StoreFile, write_store_file
@@ -99,6 +100,8 @@ def rebuild_catalogue(
                 if layer_last(name):
                     storage.delete(name)
             with replacing(directory, file, keys.store_key(CATALOGUE_KEY)) as new:
+                if file.is_copy:
+                    new.catalogue.put(MirrorRow(WHOLE, COPY, "", 0, 0))
                 _fill(
                     new.catalogue,
                     report,

@@ -88,12 +88,17 @@ def test_a_file_that_was_begun_is_gone_on_with_from_where_it_is_whole(storage: S
     write(storage, "a/begun", b"whole and torn")
     reader = storage.open("a/begun")
     appender = storage.resume("a/begun", 5)
-    appender.append(b", then more")
-    appender.sync()
-    appender.close()
-    assert read(storage, "a/begun") == b"whole, then more"
-    assert reader.size() == 16
     reader.close()
+    appender.append(b", then more")
+    commit(storage, appender.sync())
+    assert read(storage, "a/begun") == b"whole, then more"
+    appender.append(b", and more")
+    commit(storage, appender.sync())
+    appender.close()
+    assert read(storage, "a/begun") == b"whole, then more, and more"
+    appender = storage.resume("a/begun", 16)
+    commit(storage, appender.sync())
+    appender.close()
     with pytest.raises(OSError) as caught:
         storage.resume("a/begun", 17)
     assert caught.value.errno == errno.EINVAL

@@ -125,6 +125,14 @@ class MirrorMachine(StoreMachine):
         self.close_copy()
         self.open_copy()
 
+    @rule()
+    def rebuild_copy(self) -> None:
+        self.close_copy()
+        report = Store.rebuild(self.path / "c", options=TINY, clock=self.clock, keks=self.keks)
+        assert report.lost == [] or report.manifest_number == 0, report
+        self.open_copy()
+        assert self.copy.copy_of
+
     @precondition(lambda self: len(self.views) < 3)
     @rule(data=st.data())
     def read_copy(self, data) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +42,7 @@ from drengine.store.blobs.storage import Abilities, Buffer, Reader, name_parts
 from drengine.store.names import parse_segment_name, source_of
 
 Rows = list[PartRow]
+_COPY_BYTES = 1 << 20
 
 
 class S3Storage:
@@ -143,6 +144,24 @@ class S3Storage:
         reader = self._spool.open(*file)
         assert reader is not None
         return S3Appender(self, file, local, reader)
+
+    def resume(self, name: str, length: int) -> S3Appender:
+        """See Storage: another file with the same beginning, which takes the old one's place with its first sync."""
+        name_parts(name)
+        old, spooled = self._parts(name), self._spool.of_name(name)
+        reader = self.open(name)
+        try:
+            if reader.size() < length:
+                raise OSError(errno.EINVAL, f"{name} is shorter than {length} bytes")
+            file = Spooled(name, new_file_token())
+            local = self._spool.create(*file)
+            for at in range(0, length, _COPY_BYTES):
+                local.append(reader.read_at(at, min(_COPY_BYTES, length - at)))
+        finally:
+            reader.close()
+        mine = self._spool.open(*file)
+        assert mine is not None
+        return S3Appender(self, file, local, mine, length=length, instead_of=(old, spooled))
 
     def open(self, name: str) -> Reader:
         """See Storage: the local file, a copy of it, or its objects."""
@@ -253,6 +272,19 @@ class S3Storage:
         for pool in (self._pool, self._syncs):
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def forget(self, spooled: Iterable[Spooled]) -> None:
+        """Remove local files that others have taken the place of."""
+        for file in spooled:
+            self.uploader.forget(file)
+            self._spool.delete(*file)
+            self._cache.forget(*file)
+
+    def taken_over(self, changes: Changes, old: Rows) -> Changes:
+        """The changes of a file's first sync, when it takes the place of another of its name."""
+        row = next(row for row in changes.put if isinstance(row, PartRow))
+        gone = swap(self._uploads, row, old)
+        return Changes((*changes.put, *gone.put[1:]), (*changes.remove, *gone.remove))
+
     def store_tail(self, file: Spooled, rows: Rows, length: int, reader: LocalReader) -> Changes:
         """Upload what the object store does not have of a file; what its next transaction must say."""
         begin, swallowed = next_tail(rows, length)
@@ -303,11 +335,22 @@ class S3Storage:
 class S3Appender:
     """A file in the spool whose tails become objects. See Appender."""
 
-    def __init__(self, storage: S3Storage, file: Spooled, local: LocalAppender, reader: LocalReader) -> None:
+    def __init__(
+        self,
+        storage: S3Storage,
+        file: Spooled,
+        local: LocalAppender,
+        reader: LocalReader,
+        *,
+        length: int = 0,
+        instead_of: tuple[Rows, list[Spooled]] = ([], []),
+    ) -> None:
+        """`length` of it is there already; it takes the place of another file, with those rows and local files."""
         self._storage = storage
         self._file = file
         self._local, self._reader = local, reader
-        self._length = self._synced = 0
+        self._length, self._synced = length, 0
+        self._old_rows, self._old_files = instead_of
         self._rows: Rows = []
         self._is_closed = False
 
@@ -318,6 +361,9 @@ class S3Appender:
 
     def sync(self) -> Changes:
         """See Appender."""
+        is_first = not self._synced and not self._rows
+        if not is_first:
+            self._forget_old()
         if self._storage.options.ack == ACK_LOCAL:
             self._local.sync()
             changes = self._named()
@@ -326,7 +372,12 @@ class S3Appender:
             with self._storage.syncing(self._local):
                 changes = self._uploaded()
         self._synced = self._length
-        return changes
+        return self._storage.taken_over(changes, self._old_rows) if is_first and self._old_rows else changes
+
+    def _forget_old(self) -> None:
+        """What this file has taken the place of is committed to be gone."""
+        self._storage.forget(self._old_files)
+        self._old_files = []
 
     def close(self) -> None:
         """See Appender."""
@@ -336,6 +387,7 @@ class S3Appender:
         self._reader.close()
         self._local.close()
         if self._rows:
+            self._forget_old()
             self._storage.uploader.closed(self._file, self._synced, end_of(self._rows))
 
     def _named(self) -> Changes:
