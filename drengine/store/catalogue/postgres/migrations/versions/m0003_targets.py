@@ -2,14 +2,14 @@
 
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 _NAME = 'text COLLATE "C" NOT NULL'
 
 
 def upgrade() -> None:
-    """From version 0001."""
+    """From 0002."""
     op.execute(
         f"CREATE TABLE target (name {_NAME} PRIMARY KEY, addresses text[] NOT NULL, metrics text NOT NULL, "
         "version text NOT NULL, draining boolean NOT NULL, stopped boolean NOT NULL, seen timestamptz NOT NULL) "
