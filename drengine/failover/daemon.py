@@ -18,12 +18,15 @@ from drengine.audit.auditing import Auditing
 from drengine.control.broker import embedded_broker
 from drengine.enrolment.keeper import Keeper, keeping
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.duties import Duty
 from drengine.failover.engine import Engine, open_engine
 from drengine.failover.options import RunOptions
 from drengine.failover.reading.reader import read_runbook
 from drengine.failover.registry.errors import LEASE_HELD, RUN_ACTIVE
 from drengine.failover.registry.values import StoredRunbook, Unheld
-from drengine.failover.run import RunRecord
+from drengine.failover.report.collect import keep_report_of
+from drengine.failover.report.keep import is_missing
+from drengine.failover.run import RunRecord, RunState
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.schedule import due_ns
 from drengine.failover.watching import ReadinessWatch
@@ -41,6 +44,8 @@ log = logging.getLogger("drengine.orchestrator")
 PICTURE_SECONDS = 1.0
 SCHEDULE_SECONDS = 5.0
 TAKE_UP_SECONDS = 2.0
+REPORTS_SECONDS, REPORTS_MAX = 5.0, 50
+"""How often the newest runs' reports are looked for, and of how many."""
 TAKEN_AGAIN_SECONDS_MAX = 600.0
 """A run that is taken up again and again, because whoever does so dies of it, is taken up ever more seldom."""
 SCHEDULER = "schedule"
@@ -55,6 +60,8 @@ class Orchestrator:
         self.engine = engine
         self.keepers: tuple[Keeper, ...] = ()
         """What keeps our certificates fresh."""
+        self.duties: list[Duty] = []
+        """What one of the site's orchestrators does for all."""
         self.credentials: list[Credentials] = []  # of what else is served
         self.watch = ReadinessWatch(engine)
         self.discovered_at: float | None = None
@@ -69,7 +76,7 @@ class Orchestrator:
 
     async def run(self) -> None:
         """Until cancelled; runs under way are then left to whoever goes on with them."""
-        works = (self._keep_picture, self._keep_schedule, self._keep_taking_up, self.watch.run)
+        works = (self._keep_picture, self._keep_schedule, self._keep_taking_up, self._keep_reports, self.watch.run)
         tasks = [asyncio.create_task(work()) for work in works]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -124,6 +131,13 @@ class Orchestrator:
             end = f"{ended.state.value} {ended.outcome.value}".strip()
             log.info("%s of %s: %s", run.mode.value, run.runbook, end, extra={"run": run.id, "reason": ended.reason})
 
+    def duty(self, name: str) -> Duty:
+        """A duty that this daemon does whenever no other one does."""
+        engine = self.engine
+        made = Duty(engine.registry, engine.site.clock, name, owner=engine.owner, seconds=engine.config.lease)
+        self.duties.append(made)
+        return made
+
     # ---- the parties -----------------------------------------------------------------------------------------
 
     async def _keep_picture(self) -> None:
@@ -168,6 +182,21 @@ class Orchestrator:
         self._rests = {id: each for id, each in self._rests.items() if now < each[0] + TAKEN_AGAIN_SECONDS_MAX}
         self._rests[run] = now + seconds, min(2 * seconds, TAKEN_AGAIN_SECONDS_MAX)
         return False
+
+    # ---- reports of what others carried out --------------------------------------------------------------------
+
+    async def _keep_reports(self) -> None:
+        while True:
+            await self.engine.site.clock.sleep(REPORTS_SECONDS)
+            await _unless_unavailable(self._fetch_reports)
+
+    async def _fetch_reports(self) -> None:
+        """Each keeps every report: that of a run elsewhere too, and that of one whose executor died at its end."""
+        engine = self.engine
+        for run in await asyncio.to_thread(engine.registry.runs, limit=REPORTS_MAX):
+            over = run.state in (RunState.FINISHED, RunState.STOPPED) and run.id not in self._running
+            if over and await asyncio.to_thread(is_missing, engine.config.reports, run):
+                await keep_report_of(engine.registry, engine.config.reports, run.id, engine.site.clock.now_ns())
 
     # ---- drills by themselves --------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from drengine.audit import FOLDER, AuditLog
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.approvals import Subject, subject_of, text_sha256
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.doors import door_of
 from drengine.failover.drivers.available import load_drivers
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.executor import Executor, Watcher
@@ -261,7 +262,7 @@ async def open_engine(
         registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
         try:
             async with _agents(config, clock, audit) as agents:
-                door = Door.of(config.state, clock, config.oidc)
+                door = door_of(config, clock, registry)
                 site = Site(
                     store=store,
                     agents=agents,
@@ -272,7 +273,7 @@ async def open_engine(
                     preflight=Preflight(config, registry, door, agents),
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-                notifier = await asyncio.to_thread(open_notifier, config.notifications)
+                notifier = await asyncio.to_thread(open_notifier, config.notifications, memory=registry)
                 loop = asyncio.get_running_loop()
                 try:
                     yield Engine(config, registry, site, agents, owner, door, notifier, loop)

@@ -71,6 +71,7 @@ class Snapshot:
         aborted_by, rollback_by, resumed_by: who asked for it since it was last heeded; empty: nobody.
         forced_by: who resumed a run that was blocked with the word to go on unfenced; empty: nobody.
         despite: checks of the preflight past which somebody who resumed the run said that it goes on.
+        resumptions: how often a person went on with it, or gave it another plan.
         newest_request: number of the newest request that this snapshot has seen.
         approvals: those that count, by step.
         digest: of what would be approved now; empty where nothing is known but the journal.
@@ -85,6 +86,7 @@ class Snapshot:
     resumed_by: str = ""
     forced_by: str = ""
     despite: tuple[str, ...] = ()
+    resumptions: int = 0
     newest_request: int = 0
     approvals: Mapping[str, Request] = field(default_factory=dict)
     digest: str = ""
@@ -177,6 +179,7 @@ def observe(
         resumed_by=_asked(new, RequestKind.RESUME),
         forced_by=forced_by,
         despite=tuple(each for entry in entries for each in entry.payload.get("despite", ())),
+        resumptions=sum(entry.payload.get("decision") in (RESUMED, REPLANNED, ROLLBACK) for entry in entries),
         newest_request=max((each.seq for each in requests), default=0),
         approvals=approvals_of(planned, requests, subject, digest) if subject else {},
         digest=digest,

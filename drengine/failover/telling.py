@@ -1,6 +1,8 @@
-"""What people are told of a run: that it waits, is blocked, has failed or ended. Each once."""
+"""What people are told of a run: that it waits, is blocked, has failed or ended. Each once, whoever executes it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from drengine.failover.decide import Action, Decision, Reason
 from drengine.failover.executor import Watcher
@@ -11,17 +13,18 @@ from drengine.notifications import Notice, Notifier, Topic
 
 def telling(notifier: Notifier, watch: Watcher) -> Watcher:
     """`watch`, and a notice whenever a person has to act or the run is over."""
-    told: set[tuple[Topic, str]] = set()
+    told: set[str] = set()
 
     def watch_and_tell(run: RunRecord, snapshot: Snapshot, decision: Decision) -> None:
         watch(run, snapshot, decision)
         notice = _notice(run, snapshot, decision)
         if notice is None:
             return
-        key = (notice.topic, decision.cause)
-        if key not in told:
-            told.add(key)
-            notifier.notify(notice)
+        # Whoever resumes it wants to hear of the same end again; whoever takes it up from a dead executor does not.
+        state = f"{notice.topic}:{decision.cause}:{snapshot.resumptions}"
+        if state not in told:
+            told.add(state)
+            notifier.notify(replace(notice, about=f"run:{run.id}", state=state))
 
     return watch_and_tell
 

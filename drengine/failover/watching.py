@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from drengine.failover.engine import Engine
 from drengine.failover.options import RunOptions
@@ -71,10 +72,11 @@ class ReadinessWatch:
         self.newest = {**self.newest, found.runbook: found}
         then = {each.id for each in before.checks if each.blocks} if before and before.mode is found.mode else set()
         blocked = [each for each in found.checks if each.blocks]
+        state = " ".join(sorted(each.id for each in blocked))
         if {each.id for each in blocked} != then:
             notice = _notice(found, blocked)
             log.log(logging.INFO if found.ready else logging.WARNING, "%s", notice.title)
-            self._engine.notifier.notify(notice)
+            self._engine.notifier.notify(replace(notice, about=f"ready:{found.runbook}", state=f"{found.mode} {state}"))
 
 
 def _notice(found: Readiness, blocked: list[Checked]) -> Notice:

@@ -13,6 +13,7 @@ import msgspec
 from drengine.audit import FOLDER, AuditLog
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.doors import door_of
 from drengine.failover.engine import Engine
 from drengine.failover.registry import Registry
 from drengine.failover.witness import Witness
@@ -22,7 +23,7 @@ from drengine.fleet.expected import issued_in
 from drengine.fleet.look import Parts, look
 from drengine.fleet.offer import offered
 from drengine.fleet.rings import Progress, is_older, rings_of
-from drengine.fleet.rollout import Rollout, RolloutFiles, State, foreseen, new_id, rollout_answer
+from drengine.fleet.rollout import Rollout, Rollouts, State, foreseen, new_id, rollout_answer
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -165,12 +166,12 @@ class FleetOrders:
         )
         if dry_run:
             return rollout_answer(foreseen(rollout, sources))
-        with self._rollouts.locked("change"):
-            if self._is_running():
-                raise DrengineError(ROLLOUT_ACTIVE, f"{self._rollouts.newest().id} is under way")
+        with self._rollouts.changing() as change:
+            if change.rollout is not None and change.rollout.state is State.RUNNING:
+                raise DrengineError(ROLLOUT_ACTIVE, f"{change.rollout.id} is under way")
             details = {"version": version, "sha256": found.sha256, "rings": [ring.name for ring in parts]}
             self.witness.governed(self.who, "fleet.upgrade", rollout.id, details)
-            self._rollouts.keep(rollout)
+            change.rollout = rollout
         return rollout_answer(rollout)
 
     def rollout(self) -> RolloutAnswer:
@@ -200,26 +201,20 @@ class FleetOrders:
 
     def _set_state(self, state: State, did: str) -> RolloutAnswer:
         permit(self.who, Action.GOVERN)
-        with self._rollouts.locked("change"):
-            rollout = self._rollouts.newest()
+        with self._rollouts.changing() as change:
+            if change.rollout is None:
+                raise DrengineError(UNKNOWN_ROLLOUT, "no upgrade of the fleet was begun yet")
+            rollout = change.rollout
             if rollout.state is not state and (state is State.RUNNING or rollout.state is State.RUNNING):
                 self.witness.governed(self.who, did, rollout.id, {})
                 message = f"{self.who.name} stopped it" if state is State.STOPPED else ""
                 rollout = msgspec.structs.replace(rollout, state=state, message=message)
-                self._rollouts.keep(rollout)
+                change.rollout = rollout
         return rollout_answer(rollout)
 
-    def _is_running(self) -> bool:
-        try:
-            return self._rollouts.newest().state is State.RUNNING
-        except DrengineError as error:
-            if error.kind is not UNKNOWN_ROLLOUT:
-                raise
-            return False
-
     @property
-    def _rollouts(self) -> RolloutFiles:
-        return RolloutFiles(self.parts.config.state)
+    def _rollouts(self) -> Rollouts:
+        return Rollouts(self.parts.registry)
 
     # ---- retiring --------------------------------------------------------------------------------------------
 
@@ -297,24 +292,24 @@ async def open_fleet(
     """
     clock = clock or SystemClock()
     await asyncio.to_thread(make_directory, config.state)
-    who = await asyncio.to_thread(know, Door.of(config.state, clock, config.oidc))
-    permit(who, Action.LOOK)
     audit = await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
     troubles: dict[str, str] = {}
     async with AsyncExitStack() as stack:
         store: Store | None = None
         registry: Registry | None = None
         try:
+            registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
+            stack.push_async_callback(asyncio.to_thread, registry.close)
+        except DrengineError as error:
+            troubles["registry"] = f"{error.message} [{error.kind.id}]"
+        who = await asyncio.to_thread(know, door_of(config, clock, registry))
+        permit(who, Action.LOOK)
+        try:
             keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
             opened = await asyncio.to_thread(Store.open, config.store, clock=clock, read_only=True, keks=keks)
             store = stack.enter_context(opened)
         except DrengineError as error:
             troubles["store"] = f"{error.message} [{error.kind.id}]"
-        try:
-            registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)
-            stack.push_async_callback(asyncio.to_thread, registry.close)
-        except DrengineError as error:
-            troubles["registry"] = f"{error.message} [{error.kind.id}]"
         agents: BrokerAgents | NoAgents = NoAgents()
         if config.broker.address is not None:
             agents = await stack.enter_async_context(BrokerAgents(config.broker, clock=clock, audit=audit))

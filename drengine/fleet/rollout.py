@@ -1,4 +1,4 @@
-"""An upgrade of the fleet, ring by ring: kept in a file, carried out by one process at a time, gone on with by any.
+"""An upgrade of the fleet, ring by ring: kept in the registry, done by one process at a time, gone on with by any.
 
 What is next is decided by `step`, which is pure; the executor looks, keeps what was decided, and then gives the orders.
 A killed executor leaves agents that were ordered: whoever goes on orders them again, which an agent that has the
@@ -10,35 +10,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import fcntl
 import logging
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
 from drengine.control.errors import BROKER_UNREACHABLE
 from drengine.control.messages import Verb
-from drengine.durable import replace_durably
 from drengine.failover.daemon import Orchestrator
+from drengine.failover.duties import Duty, duty_lease
+from drengine.failover.registry import Registry
 from drengine.fleet.answers import AgentAnswer, FleetAnswer, RingAnswer, RolloutAnswer, SourceAnswer
 from drengine.fleet.errors import ROLLOUT_ACTIVE, ROLLOUT_UNUSABLE, UNKNOWN_ROLLOUT
 from drengine.fleet.look import Parts, look
 from drengine.fleet.rings import Phase, Progress, Ring, Wanted, judged, unfit
 from drengine.model.errors import DrengineError
 from drengine.notifications import SILENT, Notice, Notifier, Topic
-from drengine.ownership import make_directory, open_owned
 
 log = logging.getLogger("drengine.orchestrator")
 
-FOLDER = "rollouts"
+DOCUMENT, DUTY = "rollout", "upgrades"
+NO_REGISTRY = "it lies in the registry, which can't be read: `drengine fleet` says why"
 LOOK_SECONDS = 1.0
-KEPT_MAX = 50
 _NS = 1_000_000_000
 
 
@@ -148,73 +147,58 @@ def _is_over(ring: Ring, agents: Mapping[str, Progress]) -> bool:
     return all(agents[name].phase in (Phase.DONE, Phase.SKIPPED) for name in ring.sources)
 
 
-class RolloutFiles:
-    """Rollouts in an orchestrator's state directory, each in a file that is replaced whole."""
+class Rollouts:
+    """The newest rollout, in the registry, so that any orchestrator can carry it out."""
 
-    def __init__(self, state: Path) -> None:
-        self._folder = state / FOLDER
+    def __init__(self, registry: Registry | None) -> None:
+        """Raises ROLLOUT_UNUSABLE where there is no registry."""
+        if registry is None:
+            raise DrengineError(ROLLOUT_UNUSABLE, NO_REGISTRY)
+        self._registry, self._document = registry, registry.document(DOCUMENT)
 
     def newest(self) -> Rollout:
         """The one that was begun last.
 
         Raises:
-            DrengineError: UNKNOWN_ROLLOUT, ROLLOUT_UNUSABLE.
+            DrengineError: UNKNOWN_ROLLOUT, ROLLOUT_UNUSABLE, REGISTRY_UNAVAILABLE.
         """
-        names = sorted(self._folder.glob("*.json"))
-        if not names:
-            raise DrengineError(UNKNOWN_ROLLOUT, "no upgrade of the fleet was begun yet")
-        try:
-            return msgspec.json.decode(names[-1].read_bytes(), type=Rollout)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DrengineError(ROLLOUT_UNUSABLE, f"{names[-1]}: {error}") from error
+        return self._read(self._document.read())
 
-    def keep(self, rollout: Rollout) -> None:
-        """Make it durable: as it was, or as it is.
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Change]:
+        """The newest one, while nobody else changes it; another is kept when that is left.
 
         Raises:
-            DrengineError: ROLLOUT_UNUSABLE.
+            DrengineError: ROLLOUT_UNUSABLE, REGISTRY_UNAVAILABLE.
         """
-        try:
-            make_directory(self._folder)
-            replace_durably(self._folder / f"{rollout.id}.json", msgspec.json.encode(rollout))
-            for old in sorted(self._folder.glob("*.json"))[:-KEPT_MAX]:
-                old.unlink(missing_ok=True)
-        except OSError as error:
-            raise DrengineError(ROLLOUT_UNUSABLE, f"{self._folder}: {error.strerror}") from error
+        with self._document.changing() as draft:
+            change = Change(self._read(draft.content) if draft.content else None)
+            yield change
+            if change.rollout is not None:
+                draft.content = msgspec.json.encode(change.rollout)
 
     def is_left(self) -> bool:
         """Whether nobody carries one out now.
 
         Raises:
-            DrengineError: ROLLOUT_UNUSABLE.
+            DrengineError: REGISTRY_UNAVAILABLE.
         """
-        try:
-            with self.locked("execute"):
-                return True
-        except DrengineError as error:
-            if error.kind is not ROLLOUT_ACTIVE:
-                raise
-            return False
+        return not self._registry.is_held(duty_lease(DUTY))
 
-    @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """While nobody else changes one (`change`), or carries one out (`execute`).
+    def _read(self, content: bytes | None) -> Rollout:
+        if not content:
+            raise DrengineError(UNKNOWN_ROLLOUT, "no upgrade of the fleet was begun yet")
+        try:
+            return msgspec.json.decode(content, type=Rollout)
+        except msgspec.MsgspecError as error:
+            raise DrengineError(ROLLOUT_UNUSABLE, f"{self._document.where}: {error}") from error
 
-        Raises:
-            DrengineError: ROLLOUT_ACTIVE for `execute`; ROLLOUT_UNUSABLE.
-        """
-        try:
-            make_directory(self._folder)
-            descriptor = open_owned(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DrengineError(ROLLOUT_UNUSABLE, f"{self._folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if name == "execute" else 0))
-            yield
-        except BlockingIOError as error:
-            raise DrengineError(ROLLOUT_ACTIVE, "another process carries an upgrade out") from error
-        finally:
-            os.close(descriptor)
+
+@dataclass(slots=True)
+class Change:
+    """The newest rollout as it is, None for none, and as it shall be."""
+
+    rollout: Rollout | None
 
 
 @dataclass
@@ -222,37 +206,50 @@ class Executor:
     """Carries the newest rollout out. Belongs to one event loop; `watch` is told of each change."""
 
     parts: Parts
+    duty: Duty
     watch: Callable[[RolloutAnswer], object] = lambda _: None
 
     async def run(self) -> Rollout:
         """Until it is done or stopped.
 
         Raises:
-            DrengineError: UNKNOWN_ROLLOUT, ROLLOUT_ACTIVE, ROLLOUT_UNUSABLE.
+            DrengineError: UNKNOWN_ROLLOUT; ROLLOUT_ACTIVE, another carries it out; ROLLOUT_UNUSABLE.
         """
-        files, clock = RolloutFiles(self.parts.config.state), self.parts.clock
+        rollouts, clock = Rollouts(self.parts.registry), self.parts.clock
         giving: dict[asyncio.Task[str], str] = {}
-        with files.locked("execute"):
-            rollout, orders = resumed(files.newest(), clock.now_ns())
-            try:
-                while True:
-                    for name in orders:
-                        giving[asyncio.create_task(self._order(rollout, name))] = name
-                    fleet = await asyncio.to_thread(look, self.parts)
-                    refused = {giving.pop(task): task.result() for task in list(giving) if task.done()}
-                    with files.locked("change"):
-                        if files.newest().state is not State.RUNNING:
-                            return files.newest()
-                        rollout, orders = self._next(rollout, fleet, refused)
-                        files.keep(rollout)
-                    self.watch(rollout_answer(rollout))
-                    if rollout.state is not State.RUNNING:
-                        return rollout
-                    await clock.sleep(LOOK_SECONDS)
-            finally:
-                for task in giving:
-                    task.cancel()
-                await asyncio.gather(*giving, return_exceptions=True)
+        await self._require_duty()
+        rollout, orders = resumed(await asyncio.to_thread(rollouts.newest), clock.now_ns())
+        try:
+            while True:
+                for name in orders:
+                    giving[asyncio.create_task(self._order(rollout, name))] = name
+                fleet = await asyncio.to_thread(look, self.parts)
+                refused = {giving.pop(task): task.result() for task in list(giving) if task.done()}
+                await self._require_duty()
+                rollout, orders = await asyncio.to_thread(self._kept, rollouts, rollout, fleet, refused)
+                self.watch(rollout_answer(rollout))
+                if rollout.state is not State.RUNNING:
+                    return rollout
+                await clock.sleep(LOOK_SECONDS)
+        finally:
+            for task in giving:
+                task.cancel()
+            await asyncio.gather(*giving, return_exceptions=True)
+            await self.duty.leave()
+
+    async def _require_duty(self) -> None:
+        if not await self.duty.take():
+            raise DrengineError(ROLLOUT_ACTIVE, "another process carries an upgrade out")
+
+    def _kept(
+        self, rollouts: Rollouts, rollout: Rollout, fleet: FleetAnswer, refused: Mapping[str, str]
+    ) -> tuple[Rollout, list[str]]:
+        """What holds now, kept, and who is to be ordered next; nobody where somebody has stopped it meanwhile."""
+        with rollouts.changing() as change:
+            if change.rollout is not None and change.rollout.state is not State.RUNNING:
+                return change.rollout, []
+            change.rollout, orders = self._next(rollout, fleet, refused)
+            return change.rollout, orders
 
     def _next(self, rollout: Rollout, fleet: FleetAnswer, refused: Mapping[str, str]) -> tuple[Rollout, list[str]]:
         now_ns = self.parts.clock.now_ns()
@@ -282,26 +279,40 @@ class Executor:
         return "" if answer.ok else f"{answer.message} [{answer.code}]"
 
 
+def duty_of(parts: Parts) -> Duty:
+    """Of a process that carries one rollout out for a person.
+
+    Raises:
+        DrengineError: ROLLOUT_UNUSABLE.
+    """
+    if parts.registry is None:
+        raise DrengineError(ROLLOUT_UNUSABLE, NO_REGISTRY)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    return Duty(parts.registry, parts.clock, DUTY, owner=owner, seconds=parts.config.lease)
+
+
 @asynccontextmanager
 async def keep_rollouts(orchestrator: Orchestrator) -> AsyncIterator[None]:
-    """Carry out what somebody has ordered, also after a restart, until left."""
+    """Carry out what somebody has ordered, also after a restart or where another orchestrator died, until left."""
     engine = orchestrator.engine
     parts = Parts(engine.config, engine.site.clock, engine.site.store, engine.registry, engine.agents)
-    carrying = asyncio.create_task(_carry(parts, engine.notifier))
+    duty = orchestrator.duty(DUTY)
+    carrying = asyncio.create_task(_carry(parts, duty, engine.notifier))
     try:
         yield
     finally:
         carrying.cancel()
         await asyncio.gather(carrying, return_exceptions=True)
+        await duty.leave()
 
 
-async def _carry(parts: Parts, notifier: Notifier = SILENT) -> None:
-    files = RolloutFiles(parts.config.state)
+async def _carry(parts: Parts, duty: Duty, notifier: Notifier = SILENT) -> None:
+    rollouts = Rollouts(parts.registry)
     while True:
         await parts.clock.sleep(LOOK_SECONDS)
         try:
-            if (await asyncio.to_thread(files.newest)).state is State.RUNNING:
-                ended = await Executor(parts).run()
+            if (await asyncio.to_thread(rollouts.newest)).state is State.RUNNING:
+                ended = await Executor(parts, duty).run()
                 log.info("upgrade to %s: %s", ended.version, ended.message or ended.state.value)
                 notifier.notify(_notice(ended))
         except DrengineError as error:
@@ -313,7 +324,8 @@ async def _carry(parts: Parts, notifier: Notifier = SILENT) -> None:
 
 def _notice(ended: Rollout) -> Notice:
     title = f"agents' upgrade to {ended.version} {'is through' if ended.state is State.DONE else 'has stopped'}"
-    return Notice(Topic.UPGRADE, title, f"{ended.message}\n\ndrengine fleet upgrade --status".strip())
+    text = f"{ended.message}\n\ndrengine fleet upgrade --status".strip()
+    return Notice(Topic.UPGRADE, title, text, about="upgrade", state=f"{ended.id} {ended.state.value} {ended.message}")
 
 
 def rollout_answer(rollout: Rollout, *, is_left: bool = False) -> RolloutAnswer:

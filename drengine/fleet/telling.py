@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from drengine.control.messages import AgentReport, PartyKind, Verb
 from drengine.failover.daemon import Orchestrator
+from drengine.failover.duties import Duty
 from drengine.fleet.look import Parts
 from drengine.model.errors import DrengineError
 from drengine.policy.kept import PolicyFile
@@ -54,15 +55,17 @@ async def keep_policies(orchestrator: Orchestrator) -> AsyncIterator[None]:
     """Have every agent go by the policy that holds, until left."""
     engine = orchestrator.engine
     parts = Parts(engine.config, engine.site.clock, engine.site.store, engine.registry, engine.agents)
-    keeping = asyncio.create_task(_keep(parts))
+    duty = orchestrator.duty("policies")
+    keeping = asyncio.create_task(_keep(parts, duty))
     try:
         yield
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+        await duty.leave()
 
 
-async def _keep(parts: Parts) -> None:
+async def _keep(parts: Parts, duty: Duty) -> None:
     telling: dict[tuple[str, str], asyncio.Task[float]] = {}
     again_at: dict[tuple[str, str], float] = {}
     failed = ""
@@ -71,6 +74,8 @@ async def _keep(parts: Parts) -> None:
         now = parts.clock.monotonic()
         for which in [which for which, task in telling.items() if task.done()]:
             again_at[which] = now + telling.pop(which).result()
+        if not await duty.take():
+            continue
         try:
             all_due, failed = await asyncio.to_thread(lambda: list(_all_due(parts))), ""
         except DrengineError as error:

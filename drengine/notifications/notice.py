@@ -27,8 +27,16 @@ class Topic(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One thing to tell: a line, and more of it."""
+    """One thing to tell.
+
+    Attributes:
+        title, text: a line, and more of it.
+        about, state: names a thing and how it stands; told only where that is not what people were told last, by
+            whichever orchestrator. Empty: told in any case.
+    """
 
     topic: Topic
     title: str
     text: str = ""
+    about: str = ""
+    state: str = ""

@@ -13,7 +13,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from drengine.config import BAD_CONFIG
 from drengine.model.errors import DrengineError, error_kind
@@ -34,6 +34,19 @@ AGAIN_SECONDS = 2.0
 """Before the second try; each further wait is twice as long."""
 END_SECONDS = 15.0
 
+
+class Memory(Protocol):
+    """Knows what people were told."""
+
+    def told(self, about: str) -> str:
+        """What they were told last about a thing."""
+        ...
+
+    def note_told(self, about: str, state: str) -> None:
+        """Note what they were told."""
+        ...
+
+
 Send = Callable[[Notice], bool]
 """Sends a notice to one place; whether it was taken."""
 
@@ -42,9 +55,16 @@ class Notifier:
     """Where notices go. Threads may share it."""
 
     def __init__(
-        self, places: Mapping[str, Send], about: frozenset[str], tries: int, *, again_seconds: float = AGAIN_SECONDS
+        self,
+        places: Mapping[str, Send],
+        about: frozenset[str],
+        tries: int,
+        *,
+        again_seconds: float = AGAIN_SECONDS,
+        memory: Memory | None = None,
     ) -> None:
-        """`places` by what they may be called in a log."""
+        """`places` by what they may be called in a log; `memory` is shared by all who tell of the same things."""
+        self._memory = memory
         self.counts: Counter[str] = Counter()
         """Notices by what became of them: sent, failed, dropped; one at each place."""
         self._places = dict(places)
@@ -87,8 +107,29 @@ class Notifier:
 
     def _work(self) -> None:
         while (notice := self._queue.get()) is not None:
+            if self._was_told(notice):
+                continue
             for name, send in self._places.items():
                 self._deliver(name, send, notice)
+            self._note_told(notice)
+
+    def _was_told(self, notice: Notice) -> bool:
+        """Where nobody can say, people are rather told twice than never."""
+        if self._memory is None or not notice.about:
+            return False
+        try:
+            return self._memory.told(notice.about) == notice.state
+        except DrengineError as error:
+            log.warning("whether people were told already is not known: %s", error.message)
+            return False
+
+    def _note_told(self, notice: Notice) -> None:
+        if self._memory is None or not notice.about:
+            return
+        try:
+            self._memory.note_told(notice.about, notice.state)
+        except DrengineError as error:
+            log.warning("another orchestrator may tell it again: %s", error.message, extra={"notice": notice.title})
 
     def _deliver(self, name: str, send: Send, notice: Notice) -> None:
         for number in range(1, self._tries + 1):
@@ -113,7 +154,7 @@ SILENT = Notifier({}, frozenset(), 1)
 """Tells nobody."""
 
 
-def open_notifier(options: NotificationOptions, *, strict: bool = False) -> Notifier:
+def open_notifier(options: NotificationOptions, *, strict: bool = False, memory: Memory | None = None) -> Notifier:
     """The notifier that the options ask for. What can't be used of them is logged and left out: nobody's failover may
     stand still for it.
 
@@ -130,7 +171,7 @@ def open_notifier(options: NotificationOptions, *, strict: bool = False) -> Noti
             log.warning("notifications: %s; %s", error.message, error.hint)
         else:
             places[f"{name} ({number})"] = send
-    return Notifier(places, frozenset(options.about), options.tries)
+    return Notifier(places, frozenset(options.about), options.tries, memory=memory)
 
 
 def _place(url: str, timeout_seconds: float) -> tuple[str, Send]:

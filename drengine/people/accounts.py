@@ -1,12 +1,12 @@
-"""Accounts and tokens, in one small file that only the orchestrator's user can read.
+"""Accounts and tokens, in one small document: a file that only the orchestrator's user can read, or a row of the
+registry that several orchestrators share.
 
-Passwords are kept as argon2id hashes, tokens as SHA-256 of their 256 random bits. Whoever can write the file is an
-admin. Every change takes turns by a lock and replaces the file whole; a running orchestrator sees it at once.
+Passwords are kept as argon2id hashes, tokens as SHA-256 of their 256 random bits. Whoever can write it is an
+admin. Changes take turns and replace it whole; running orchestrators see it at once.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
@@ -17,11 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from drengine.durable import replace_durably
+from drengine.documents import Document, FileDocument
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
-from drengine.ownership import make_directory, open_owned
 from drengine.people.errors import ACCOUNTS_UNUSABLE, BAD_ACCOUNT, NOT_SIGNED_IN
 from drengine.people.roles import Person, Role
 
@@ -72,11 +71,11 @@ class _Kept(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Accounts:
-    """The accounts of one orchestrator; threads may share it."""
+    """The accounts of one orchestrator, or of all that share a registry; threads may share it."""
 
-    def __init__(self, file: Path, clock: Clock) -> None:
-        self._file, self._clock = file, clock
-        self._read: tuple[tuple[int, ...], _Kept] | None = None
+    def __init__(self, document: Document, clock: Clock) -> None:
+        self._document, self._clock = document, clock
+        self._read: tuple[bytes, _Kept] | None = None
 
     # ---- looking ---------------------------------------------------------------------------------------------
 
@@ -191,50 +190,45 @@ class Accounts:
                 raise DrengineError(BAD_ACCOUNT, f"there is no token {id[:40]!r}")
             return kept.tokens.pop(id)
 
-    # ---- the file --------------------------------------------------------------------------------------------
+    # ---- the document ----------------------------------------------------------------------------------------
 
     def _kept(self) -> _Kept:
-        """What the file holds, read again when it has changed."""
-        with _explained(self._file):
-            try:
-                found = self._file.stat()
-            except FileNotFoundError:
+        """What is kept now, decoded when it is another."""
+        with _explained(self._document.where):
+            content, read = self._document.read(), self._read
+            if content is None:
                 return _Kept()
-            stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-            if self._read is None or self._read[0] != stamp:
-                if found.st_mode & 0o077 or found.st_uid not in (0, os.geteuid(), self._file.parent.stat().st_uid):
-                    message = f"{self._file} may be read or written by others than its owner"
-                    raise DrengineError(
-                        ACCOUNTS_UNUSABLE, message, hint="Give it mode 0600, after a look at who is in it."
-                    )
-                self._read = stamp, msgspec.json.decode(self._file.read_bytes(), type=_Kept)
-            return self._read[1]
+            if read is None or read[0] != content:
+                read = self._read = content, msgspec.json.decode(content, type=_Kept)
+            return read[1]
 
     @contextmanager
     def _changing(self) -> Iterator[_Kept]:
-        """What the file holds, to be changed; kept if nothing is raised."""
-        with _explained(self._file):
-            make_directory(self._file.parent)
-            lock = open_owned(
-                self._file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                kept = self._kept()
-                changed = _Kept(accounts=dict(kept.accounts), tokens=dict(kept.tokens))
-                yield changed
-                replace_durably(self._file, msgspec.json.format(msgspec.json.encode(changed)))
-            finally:
-                os.close(lock)
+        """What is kept, to be changed; kept if nothing is raised."""
+        with _explained(self._document.where), self._document.changing() as draft:
+            kept = msgspec.json.decode(draft.content, type=_Kept) if draft.content is not None else _Kept()
+            yield kept
+            draft.content = msgspec.json.format(msgspec.json.encode(kept))
+
+
+def accounts_file(path: Path) -> FileDocument:
+    """Of an orchestrator that shares no registry; refused where others than its owner could have changed it."""
+
+    def check(found: os.stat_result) -> None:
+        if found.st_mode & 0o077 or found.st_uid not in (0, os.geteuid(), path.parent.stat().st_uid):
+            message = f"{path} may be read or written by others than its owner"
+            raise DrengineError(ACCOUNTS_UNUSABLE, message, hint="Give it mode 0600, after a look at who is in it.")
+
+    return FileDocument(path, check)
 
 
 @contextmanager
-def _explained(file: Path) -> Iterator[None]:
+def _explained(where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, msgspec.MsgspecError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise DrengineError(ACCOUNTS_UNUSABLE, f"{file}: {why}") from error
+        raise DrengineError(ACCOUNTS_UNUSABLE, f"{where}: {why}") from error
 
 
 def _known(kept: _Kept, name: str) -> Account:

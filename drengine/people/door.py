@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from drengine.audit import FOLDER, AuditLog, Refusals
 from drengine.config import BAD_CONFIG
+from drengine.documents import Document
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
-from drengine.people.accounts import LOGIN, PROGRAM, TOKEN_PREFIX, Accounts, Token
+from drengine.people.accounts import LOGIN, PROGRAM, TOKEN_PREFIX, Accounts, Token, accounts_file
 from drengine.people.local import person_of_user
 from drengine.people.oidc import OidcOptions
 from drengine.people.passwords import Passwords
@@ -38,14 +39,17 @@ class Door:
     provider: Provider | None = None
 
     @staticmethod
-    def of(state: Path, clock: Clock, oidc: OidcOptions | None = None) -> Door:
+    def of(state: Path, clock: Clock, oidc: OidcOptions | None = None, people: Document | None = None) -> Door:
         """The door of a state directory, which is made if it is missing.
+
+        `people` holds the accounts where orchestrators share them; else they lie in the state directory.
 
         Raises:
             DrengineError: BAD_CONFIG when `oidc` names a provider and the extra is missing.
         """
         make_directory(state)
-        accounts, audit = Accounts(state / FILE, clock), AuditLog.open(state / FOLDER, clock=clock)
+        accounts = Accounts(people or accounts_file(state / FILE), clock)
+        audit = AuditLog.open(state / FOLDER, clock=clock)
         provider = _provider(oidc, clock) if oidc and oidc.issuer else None
         refusals, owner = Refusals(audit, clock=clock), state.stat().st_uid
         return Door(accounts, Passwords(accounts, clock), owner, audit, refusals, provider)

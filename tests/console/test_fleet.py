@@ -10,10 +10,11 @@ import pytest
 
 from drengine.console.client import Client
 from drengine.console.fleet_client import RemoteFleet
-from drengine.fleet.errors import ROLLOUT_ACTIVE, UNKNOWN_ROLLOUT, UPGRADE_IMPOSSIBLE
+from drengine.failover.duties import duty_lease
+from drengine.fleet.errors import UNKNOWN_ROLLOUT, UPGRADE_IMPOSSIBLE
 from drengine.fleet.orders import orders_of
 from drengine.fleet.rings import Progress, Ring
-from drengine.fleet.rollout import Rollout, RolloutFiles
+from drengine.fleet.rollout import DUTY, Rollout, Rollouts
 from drengine.model.errors import DrengineError
 from drengine.people.errors import NOT_PERMITTED
 from drengine.policy.errors import BAD_POLICY
@@ -104,13 +105,12 @@ def test_an_upgrade_is_shown_stopped_and_refused_where_it_can_not_be(api: Api) -
     with pytest.raises(DrengineError) as refused:
         there.upgrade("9.9", "", ["rest"], limit_seconds=60, at_once=1)
     assert refused.value.kind is UPGRADE_IMPOSSIBLE
-    files = RolloutFiles(api.engine.config.state)
-    files.keep(Rollout("x", "9.9", "0" * 64, 1, (Ring("rest", ("shop",)),), {"shop": Progress()}, "bob", 0, 60.0, 1))
+    registry, ring = api.engine.registry, Ring("rest", ("shop",))
+    with Rollouts(registry).changing() as change:
+        change.rollout = Rollout("x", "9.9", "0" * 64, 1, (ring,), {"shop": Progress()}, "bob", 0, 60.0, 1)
     assert (there.rollout().state, there.rollout().is_left) == ("running", True)
-    with files.locked("execute"):
-        assert there.rollout().is_left is False
-        with pytest.raises(DrengineError) as refused, files.locked("execute"):
-            pass
-        assert refused.value.kind is ROLLOUT_ACTIVE
+    lease = registry.acquire_lease(duty_lease(DUTY), "another", 60)
+    assert there.rollout().is_left is False
+    registry.release_lease(lease)
     assert there.stop_rollout().state == "stopped"
     assert there.resume_rollout().state == "running"

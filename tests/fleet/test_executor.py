@@ -25,12 +25,13 @@ from drengine.control.party import Party
 from drengine.enrolment.handout import AGENT_FILE
 from drengine.enrolment.messages import AgentAnswer
 from drengine.failover.config import FleetOptions, OrchestratorConfig
+from drengine.failover.registry import Registry
 from drengine.failover.witness import Witness
 from drengine.fleet.answers import RolloutAnswer
 from drengine.fleet.errors import DOWNGRADE, ROLLOUT_ACTIVE, UPGRADE_IMPOSSIBLE
 from drengine.fleet.look import Parts, look
 from drengine.fleet.orders import FleetOrders
-from drengine.fleet.rollout import Executor, RolloutFiles, State, _carry, rollout_answer
+from drengine.fleet.rollout import Executor, Rollouts, State, _carry, duty_of, rollout_answer
 from drengine.identity.names import Identity, Role
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
@@ -88,7 +89,7 @@ class World:
         return await asyncio.to_thread(lambda: self.orders().upgrade(VERSION, "", rings, **given))
 
     async def carried(self) -> RolloutAnswer:
-        return rollout_answer(await Executor(self.parts).run())
+        return rollout_answer(await Executor(self.parts, duty_of(self.parts)).run())
 
     def ordered(self) -> set[str]:
         return {name for name, host in self.hosts.items() if host.orders}
@@ -123,7 +124,8 @@ async def world(folder: Path, *hosts: Host) -> AsyncIterator[World]:
             running = asyncio.create_task(made.run())
             stack.push_async_callback(_ended, running)
         await until(lambda: all(agents.is_online(host.name) for host in hosts) and len(agents.reports()) == len(hosts))
-        yield World(Parts(config, SystemClock(), None, None, agents), {host.name: host for host in hosts}, folder)
+        registry = stack.enter_context(contextlib.closing(Registry.open(config.registry_url, clock=SystemClock())))
+        yield World(Parts(config, SystemClock(), None, registry, agents), {host.name: host for host in hosts}, folder)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
@@ -187,10 +189,10 @@ def _told(here: World, name: str) -> tuple[str, str, str]:
 async def test_an_executor_that_is_killed_is_gone_on_with_and_two_are_never_at_work(tmp_path: Path) -> None:
     async with world(tmp_path, Host("a", "deaf"), Host("b")) as here:
         await here.begin("a", "b")
-        first = asyncio.create_task(Executor(here.parts).run())
+        first = asyncio.create_task(Executor(here.parts, duty_of(here.parts)).run())
         await until(lambda: here.ordered() == {"a"})
         with pytest.raises(DrengineError) as refused:
-            await Executor(here.parts).run()
+            await Executor(here.parts, duty_of(here.parts)).run()
         assert refused.value.kind is ROLLOUT_ACTIVE
         with pytest.raises(DrengineError) as refused:
             await here.begin("b")
@@ -198,7 +200,7 @@ async def test_an_executor_that_is_killed_is_gone_on_with_and_two_are_never_at_w
         assert not (await asyncio.to_thread(here.orders().rollout)).is_left
         await _ended(first)
         assert (await asyncio.to_thread(here.orders().rollout)).is_left
-        assert RolloutFiles(here.parts.config.state).newest().state is State.RUNNING
+        assert Rollouts(here.parts.registry).newest().state is State.RUNNING
         here.hosts["a"].becomes = "well"
         done = await here.carried()
         assert (done.state, set(phases(done).values())) == ("done", {"done"})
@@ -238,8 +240,8 @@ async def test_an_orchestrator_that_runs_carries_out_what_was_ordered_or_left(tm
         told: list[Notice] = []
         topics, send = frozenset({Topic.UPGRADE}), lambda notice: not told.append(notice)
         notifier = Notifier({"list": send}, topics, 1)
-        carrying = asyncio.create_task(_carry(here.parts, notifier))
-        newest = RolloutFiles(here.parts.config.state).newest
+        carrying = asyncio.create_task(_carry(here.parts, duty_of(here.parts), notifier))
+        newest = Rollouts(here.parts.registry).newest
         await here.begin("a", "b")
         await until(lambda: newest().state is State.STOPPED)
         here.hosts["b"].becomes = "well"

@@ -11,6 +11,8 @@ import msgspec
 from drengine.control.agents import NoAgents
 from drengine.control.messages import AgentReport, Answer, PartyKind, Verb
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.duties import Duty
+from drengine.failover.registry import Registry
 from drengine.fleet.look import Parts
 from drengine.fleet.telling import AGAIN_SECONDS, LOOK_SECONDS, REFUSED_SECONDS, _keep
 from drengine.policy.kept import PolicyFile
@@ -67,7 +69,10 @@ async def test_each_agent_is_told_what_concerns_it_once_and_again_when_that_chan
     site.online.discard("web")
     (tmp_path / "store").mkdir()
     config = OrchestratorConfig(store=tmp_path / "store", state=tmp_path / "state")
-    keeping = asyncio.create_task(_keep(Parts(config, clock, None, None, site)))
+    registry = Registry.open(config.registry_url, clock=clock)
+    duty = Duty(registry, clock, "policies", owner="one", seconds=15.0)
+    assert await duty.take()
+    keeping = asyncio.create_task(_keep(Parts(config, clock, None, None, site), duty))
     await passed(clock, 3)
     assert site.told == [], "nothing is decided, and they have nothing"
     decide(tmp_path / "store", **{"shop": {"bandwidth": "1MiB/s", "ring": "x"}, "*": {"cuts": "quiet"}})
@@ -90,3 +95,4 @@ async def test_each_agent_is_told_what_concerns_it_once_and_again_when_that_chan
     assert not keeping.done()
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+    registry.close()

@@ -24,11 +24,12 @@ from drengine.control.agents import BrokerAgents
 from drengine.control.broker import embedded_broker
 from drengine.control.config import OrchestratorBrokerOptions
 from drengine.failover.config import OrchestratorConfig
+from drengine.failover.registry import Registry
 from drengine.failover.witness import Witness
 from drengine.fleet.answers import RolloutAnswer, SourceAnswer
 from drengine.fleet.look import Parts, look
 from drengine.fleet.orders import FleetOrders
-from drengine.fleet.rollout import Executor, rollout_answer
+from drengine.fleet.rollout import Executor, duty_of, rollout_answer
 from drengine.identity.names import Role
 from drengine.model.clock import SystemClock
 from drengine.store.store import Store
@@ -95,7 +96,7 @@ class Outpost:
             lambda: self.orders.upgrade(version, "", rings or ("rest",), limit_seconds=limit_seconds, at_once=2)
         )
         assert begun.state == "running"
-        return rollout_answer(await Executor(self.parts).run())
+        return rollout_answer(await Executor(self.parts, duty_of(self.parts)).run())
 
 
 @contextlib.asynccontextmanager
@@ -121,8 +122,9 @@ async def outpost(folder: Path) -> AsyncIterator[Outpost]:
         config = OrchestratorConfig(store=folder / "store", state=folder / "state", broker=options)
         try:
             async with embedded_broker(address, files=places["broker"].files), BrokerAgents(options) as agents:
-                with Store.open(folder / "store", read_only=True) as store:
-                    parts = Parts(config, SystemClock(), store, None, agents)
+                registry = Registry.open(config.registry_url, clock=SystemClock())
+                with Store.open(folder / "store", read_only=True) as store, contextlib.closing(registry):
+                    parts = Parts(config, SystemClock(), store, registry, agents)
                     yield Outpost(site, parts, handed_out, f"127.0.0.1:{ports[0]}", str(address), folder)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -271,7 +273,7 @@ async def test_an_agent_that_is_killed_in_an_upgrade_comes_back_old_or_new(
             assert told["state"] in ("installed", "failed")
             if ended.state == "stopped":  # it was killed before it had installed anything
                 assert (await off(here.orders.resume_rollout)).state == "running"
-                assert (await Executor(here.parts).run()).state == "done"
+                assert (await Executor(here.parts, duty_of(here.parts)).run()).state == "done"
                 assert await off(lambda: runs(there)) == digest(programs["new"])
 
 

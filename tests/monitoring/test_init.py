@@ -19,7 +19,7 @@ from drengine.model.errors import DrengineError
 from drengine.monitoring.discovery import target_groups
 from drengine.monitoring.files import ASIDE, LIST, State, Wanted, write_files
 from drengine.monitoring.options import MonitoringOptions
-from drengine.people.accounts import Accounts
+from drengine.people.accounts import Accounts, accounts_file
 from drengine.people.door import FILE
 from drengine.people.roles import Role
 from tests.console.rig import Api, served
@@ -69,7 +69,7 @@ def test_a_second_run_changes_nothing(site: Site) -> None:
     before = site.files
     assert set(site.init("--runbook", str(site.book)).values()) == {"unchanged"}
     assert site.files == before
-    assert len(Accounts(site.state / FILE, SystemClock()).tokens()) == 1
+    assert len(Accounts(accounts_file(site.state / FILE), SystemClock()).tokens()) == 1
 
 
 def test_each_runbooks_promise_is_in_the_rules(site: Site) -> None:
@@ -105,11 +105,11 @@ def test_the_token_counts_as_a_viewers_and_nobody_else_reads_it(site: Site) -> N
     site.init()
     file = site.out / "drengine.token"
     assert file.stat().st_mode & 0o007 == 0
-    person = Accounts(site.state / FILE, SystemClock()).bearer(file.read_text())
+    person = Accounts(accounts_file(site.state / FILE), SystemClock()).bearer(file.read_text())
     assert (person.name, person.roles) == ("prometheus", {Role.VIEWER})
     file.write_text("drengine_unknown_token")
     assert site.init()["drengine.token"] == "updated"
-    assert Accounts(site.state / FILE, SystemClock()).bearer(file.read_text()).name == "prometheus"
+    assert Accounts(accounts_file(site.state / FILE), SystemClock()).bearer(file.read_text()).name == "prometheus"
 
 
 def test_what_a_person_changed_stays_and_is_told(site: Site) -> None:

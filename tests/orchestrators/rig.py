@@ -109,9 +109,9 @@ class Daemon:
         except OSError:
             return False
 
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
+    def ask(self, method: str, path: str, body: Any = None, *, token: str = "") -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self.rest, timeout=30)
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         try:
             connection.request(method, f"/api/v1{path}", json.dumps(body) if body is not None else None, headers)
             answer = connection.getresponse()

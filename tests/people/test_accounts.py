@@ -12,7 +12,7 @@ import pytest
 from drengine.audit.verify import read_entries
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
-from drengine.people.accounts import Accounts
+from drengine.people.accounts import Accounts, accounts_file
 from drengine.people.door import FILE, Door
 from drengine.people.errors import ACCOUNTS_UNUSABLE, BAD_ACCOUNT, NOT_SIGNED_IN, SIGN_IN_FAILED, SIGN_IN_LIMIT
 from drengine.people.passwords import ACCOUNT_FAILURES, FORGIVE_SECONDS, PEER_FAILURES, PEERS_MAX, hash_password
@@ -74,7 +74,7 @@ def test_what_is_nearly_a_token_is_none(door: Door, spoil: object) -> None:
 
 def test_the_file_holds_no_secret_and_is_its_owners_alone(door: Door) -> None:
     _, text = door.sign_in("ann", PASSWORD, "unix", 60.0)
-    file = next(Path(door.accounts._file).parent.glob(FILE))
+    file = next(Path(door.accounts._document.where).parent.glob(FILE))
     content = file.read_text()
     assert text.rpartition("_")[2] not in content and PASSWORD not in content
     assert file.stat().st_mode & 0o777 == 0o600
@@ -170,7 +170,7 @@ def test_a_role_may_what_the_table_of_the_page_says(role: Role, action: Action) 
 
 def test_an_account_of_another_orchestrator_is_unknown_here(door: Door, tmp_path: Path) -> None:
     _, text = door.accounts.issue("ann", 60.0)
-    other = Accounts(tmp_path / "other" / FILE, SystemClock())
+    other = Accounts(accounts_file(tmp_path / "other" / FILE), SystemClock())
     other.add("ann", (Role.ADMIN,))
     assert refusal(lambda: other.bearer(text)) == NOT_SIGNED_IN.id
 

@@ -14,7 +14,7 @@ from drengine.console.fleet_client import RemoteFleet
 from drengine.failover.config import load_orchestrator_config
 from drengine.fleet.answers import RolloutAnswer
 from drengine.fleet.orders import FleetOrders, open_fleet
-from drengine.fleet.rollout import Executor, rollout_answer
+from drengine.fleet.rollout import Executor, duty_of, rollout_answer
 from drengine.fleet.telling import tell_policies
 
 LOOK_SECONDS = 0.5
@@ -52,7 +52,7 @@ def carry_rollout(
         if not carry:
             return rollout
         if isinstance(desk, FleetOrders):
-            return rollout_answer(await Executor(desk.parts, watch).run())
+            return rollout_answer(await Executor(desk.parts, duty_of(desk.parts), watch).run())
         while rollout.state == "running":
             watch(rollout)
             await asyncio.sleep(LOOK_SECONDS)

@@ -16,6 +16,7 @@ from drengine.cli.monitoring.token import keep_token
 from drengine.cli.run_options import RegistryOptions
 from drengine.config import ADDRESS, Address, parse_duration
 from drengine.failover.config import OrchestratorConfig, load_orchestrator_config
+from drengine.failover.doors import open_people
 from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.registry import Registry
 from drengine.failover.registry.values import StoredRunbook
@@ -87,7 +88,8 @@ def init(
     if ca is not None:
         wanted[CA_FILE] = Wanted(ca)
     states = write_files(folder, wanted, force=options.force, dry_run=options.dry_run)
-    states[TOKEN_FILE] = keep_token(config.state, folder / TOKEN_FILE, dry_run=options.dry_run)
+    with open_people(config, SystemClock()) as people:
+        states[TOKEN_FILE] = keep_token(people, config.state, folder / TOKEN_FILE, dry_run=options.dry_run)
     _tell(folder, states, promises, list(_to_do(config, options, folder, states)), options)
 
 

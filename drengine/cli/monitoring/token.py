@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 from drengine.audit import recorded
+from drengine.documents import Document
 from drengine.durable import replace_durably
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.monitoring.files import MONITORING_FILES, State
 from drengine.people.accounts import Accounts
-from drengine.people.door import FILE
 from drengine.people.roles import Role
 
 ACCOUNT = "prometheus"
@@ -21,13 +21,15 @@ TOKEN_SECONDS = 365 * 86400.0
 RENEW_SECONDS = 90 * 86400.0
 
 
-def keep_token(state: Path, file: Path, *, dry_run: bool) -> State:
+def keep_token(people: Document, state: Path, file: Path, *, dry_run: bool) -> State:
     """Make the account and its token, or a new one where that in the file counts for less than 90 days more.
+
+    `people` holds the accounts, `state` the audit log.
 
     Raises:
         DrengineError: MONITORING_FILES, ACCOUNTS_UNUSABLE, BAD_ACCOUNT.
     """
-    accounts = Accounts(state / FILE, SystemClock())
+    accounts = Accounts(people, SystemClock())
     present = _read(file)
     if present and _counts_long(accounts, present):
         return State.UNCHANGED

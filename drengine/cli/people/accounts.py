@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +15,9 @@ from drengine.cli.common import JsonOption
 from drengine.cli.run_options import RegistryOptions
 from drengine.config.kinds import parse_duration
 from drengine.failover.config import OrchestratorConfig, load_orchestrator_config
+from drengine.failover.doors import open_people
 from drengine.model.clock import SystemClock
 from drengine.people.accounts import Account, Accounts
-from drengine.people.door import FILE
 from drengine.people.passwords import hash_password
 from drengine.people.roles import Role
 from drengine.terminal import emit_json, human_time, note, show_table
@@ -55,8 +56,8 @@ def add(
 ) -> None:
     """Make an account. A user of this host of the same name has its roles, too."""
     password = "" if no_password else hash_password(read_password(password_file, confirm=True))
-    with _recorded(options, "user.add", name, roles=role or []):
-        made = _accounts(options).add(name, tuple(role or ()), password)
+    with _changing(options, "user.add", name, roles=role or []) as accounts:
+        made = accounts.add(name, tuple(role or ()), password)
     _tell(options, made)
 
 
@@ -64,8 +65,8 @@ def add(
 @grouped
 def remove(name: NameArgument, *, options: AccountOptions) -> None:
     """Remove an account; its tokens count no more from this moment on."""
-    with _recorded(options, "user.remove", name):
-        _accounts(options).remove(name)
+    with _changing(options, "user.remove", name) as accounts:
+        accounts.remove(name)
     _say(options, {"removed": name}, f"{name} is removed")
 
 
@@ -73,8 +74,8 @@ def remove(name: NameArgument, *, options: AccountOptions) -> None:
 @grouped
 def list_accounts(*, options: AccountOptions) -> None:
     """List the accounts with their roles, and the tokens that count."""
-    accounts = _accounts(options)
-    found, tokens = accounts.all(), accounts.tokens()
+    with _accounts(options) as accounts:
+        found, tokens = accounts.all(), accounts.tokens()
     if options.json:
         told = [
             {name: getattr(each, name) for name in ("id", "account", "machine", "note", "expires_ns")}
@@ -99,8 +100,8 @@ def list_accounts(*, options: AccountOptions) -> None:
 def password(name: NameArgument, password_file: PasswordFileOption = None, *, options: AccountOptions) -> None:
     """Set an account's password; its logins end, tokens of programs stay."""
     hashed = hash_password(read_password(password_file, confirm=True))
-    with _recorded(options, "user.password", name):
-        changed = _accounts(options).change(name, password=hashed)
+    with _changing(options, "user.password", name) as accounts:
+        changed = accounts.change(name, password=hashed)
     _tell(options, changed)
 
 
@@ -113,8 +114,8 @@ def role(
     options: AccountOptions,
 ) -> None:
     """Give an account other roles, at once."""
-    with _recorded(options, "user.role", name, roles=roles or []):
-        changed = _accounts(options).change(name, roles=tuple(roles or ()))
+    with _changing(options, "user.role", name, roles=roles or []) as accounts:
+        changed = accounts.change(name, roles=tuple(roles or ()))
     _tell(options, changed)
 
 
@@ -132,8 +133,8 @@ def create_token(
         seconds = parse_duration(ttl)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    with _recorded(options, "token.create", name, ttl=ttl, note=comment):
-        token, text = _accounts(options).issue(name, seconds, machine=True, note=comment)
+    with _changing(options, "token.create", name, ttl=ttl, note=comment) as accounts:
+        token, text = accounts.issue(name, seconds, machine=True, note=comment)
     told = {"id": token.id, "account": name, "token": text, "expires_ns": token.expires_ns}
     _say(options, told, text)
     note(f"token {token.id} of {name} counts until {human_time(token.expires_ns)[:19]}")
@@ -147,8 +148,8 @@ def revoke_token(
     options: AccountOptions,
 ) -> None:
     """End a token: it counts no more from this moment on."""
-    with _recorded(options, "token.revoke", id):
-        token = _accounts(options).revoke(id)
+    with _changing(options, "token.revoke", id) as accounts:
+        token = accounts.revoke(id)
     _say(options, {"revoked": id, "account": token.account}, f"token {id} of {token.account} counts no more")
 
 
@@ -168,12 +169,17 @@ def configured(options: RegistryOptions) -> OrchestratorConfig:
     return load_orchestrator_config(options.config, {**unused, **options.given()})
 
 
-def _accounts(options: RegistryOptions) -> Accounts:
-    return Accounts(configured(options).state / FILE, SystemClock())
+@contextmanager
+def _accounts(options: RegistryOptions) -> Iterator[Accounts]:
+    with open_people(configured(options), SystemClock()) as people:
+        yield Accounts(people, SystemClock())
 
 
-def _recorded(options: RegistryOptions, did: str, on: str, **details: Any) -> AbstractContextManager[None]:
-    return recorded(configured(options).state, did, on, **details)
+@contextmanager
+def _changing(options: RegistryOptions, did: str, on: str, **details: Any) -> Iterator[Accounts]:
+    """The accounts; that they are changed is in the audit log."""
+    with _accounts(options) as accounts, recorded(configured(options).state, did, on, **details):
+        yield accounts
 
 
 def _shown(account: Account) -> dict[str, Any]:

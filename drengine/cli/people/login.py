@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -12,6 +14,8 @@ from drengine.cli.people.accounts import PasswordFileOption, configured, read_pa
 from drengine.cli.people.browser import sign_in
 from drengine.cli.run_options import LookOptions
 from drengine.console.client import Client
+from drengine.failover.config import OrchestratorConfig
+from drengine.failover.doors import open_people
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
 from drengine.people.door import Door
@@ -50,8 +54,9 @@ def login(
         made = Login(name=name, token=told["token"], expires_ns=told["expires_ns"])
     else:
         config = configured(options)
-        place, door = place_of(config.state), Door.of(config.state, SystemClock())
-        token, text = door.sign_in(name, password, "unix", config.login_ttl)
+        place = place_of(config.state)
+        with _door(config) as door:
+            token, text = door.sign_in(name, password, "unix", config.login_ttl)
         made = Login(name=name, token=text, expires_ns=token.expires_ns)
     Logins().keep(place, made)
     if json:
@@ -64,17 +69,23 @@ def login(
 @grouped
 def logout(*, options: LookOptions) -> None:
     """Sign out: the token counts no more, and commands act as the user of this host again."""
-    state = None if options.url else configured(options).state
-    found = Logins().forget(options.url if state is None else place_of(state))
+    config = None if options.url else configured(options)
+    found = Logins().forget(options.url if config is None else place_of(config.state))
     if found is None:
         note("nobody was signed in")
         return
-    if state is None:
+    if config is None:
         Client(options.url, token=found.token, cacert=options.cacert).ask("POST", "/logout")
     else:
-        door = Door.of(state, SystemClock(), configured(options).oidc)
-        door.sign_out(door.by_bearer(found.token))
+        with _door(config) as door:
+            door.sign_out(door.by_bearer(found.token))
     print(f"{found.name} is signed out")
+
+
+@contextmanager
+def _door(config: OrchestratorConfig) -> Iterator[Door]:
+    with open_people(config, SystemClock()) as people:
+        yield Door.of(config.state, SystemClock(), config.oidc, people)
 
 
 def _by_browser(options: LookOptions) -> tuple[str, Login]:
@@ -96,5 +107,6 @@ def _by_browser(options: LookOptions) -> tuple[str, Login]:
     if options.url:
         who = str(Client(options.url, token=token, cacert=options.cacert).ask("GET", "/me")["name"])
     else:
-        who = Door.of(config.state, SystemClock(), config.oidc).by_bearer(token).name
+        with _door(config) as door:
+            who = door.by_bearer(token).name
     return place, Login(name=who, token=token, expires_ns=SystemClock().now_ns() + int(seconds * 1e9))

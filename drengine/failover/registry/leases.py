@@ -92,6 +92,12 @@ def check_token(connection: Connection, name: str, token: int) -> None:
         raise DrengineError(LEASE_LOST, f"{name}: token {token} counts no more, {taken}")
 
 
+def is_held(connection: Connection, name: str, now_ns: int) -> bool:
+    """Whether somebody holds it now."""
+    found = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
+    return found is not None and bool(found["owner"]) and is_alive(found, now_ns)
+
+
 def _locked(connection: Connection, name: str) -> RowMapping | None:
     return connection.execute(select(leases).where(leases.c.name == name).with_for_update()).mappings().one_or_none()
 

@@ -15,9 +15,11 @@ from sqlalchemy.exc import IntegrityError
 from drengine.audit import AuditLog
 from drengine.control.foreign import Unreadable, decode
 from drengine.control.messages import AgentReport, PartyKind, Presence
+from drengine.documents import Document
 from drengine.failover.errors import BAD_APPROVAL
 from drengine.failover.registry import leases
 from drengine.failover.registry.database import Database
+from drengine.failover.registry.documents import RegistryDocument
 from drengine.failover.registry.errors import RUN_ACTIVE, UNKNOWN_RUN
 from drengine.failover.registry.tables import (
     current_runbooks,
@@ -28,6 +30,7 @@ from drengine.failover.registry.tables import (
     runbooks,
     runs,
     schedules,
+    told,
 )
 from drengine.failover.registry.tables import leases as leased
 from drengine.failover.registry.values import Party, RunCount, StoredRunbook, Unheld
@@ -441,6 +444,29 @@ class Registry:
             )
             for row in rows
         ]
+
+    # What orchestrators share
+
+    def document(self, name: str, before: Document | None = None) -> Document:
+        """A document that is kept here; see RegistryDocument."""
+        return RegistryDocument(self._database, name, before)
+
+    def told(self, about: str) -> str:
+        """What people were told last about something; empty for nothing."""
+        with self._database.reading() as connection:
+            return connection.execute(select(told.c.state).where(told.c.about == about)).scalar() or ""
+
+    def note_told(self, about: str, state: str) -> None:
+        """Note what people were told."""
+        with self._database.writing() as connection:
+            row = {"about": about, "state": state, "at_ns": self._database.now_ns(connection)}
+            _put_once(connection, told, row, ("about",))
+            connection.execute(update(told).where(told.c.about == about).values(row))
+
+    def is_held(self, name: str) -> bool:
+        """Whether somebody holds a lease now."""
+        with self._database.reading() as connection:
+            return leases.is_held(connection, name, self._database.now_ns(connection))
 
     # Schedules
 

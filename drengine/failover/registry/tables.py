@@ -129,7 +129,8 @@ documents = Table(
 told = Table(
     "told",
     metadata,
-    Column("what", Text, primary_key=True),
+    Column("about", Text, primary_key=True),
+    Column("state", Text, nullable=False),
     Column("at_ns", BigInteger, nullable=False),
 )
-"""Notices that reached people, so that no other orchestrator sends them again."""
+"""What people were told last about a thing, so that no other orchestrator tells them again."""

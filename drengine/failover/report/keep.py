@@ -15,6 +15,7 @@ from drengine.durable import replace_durably
 from drengine.failover.report.errors import REPORT_UNAVAILABLE
 from drengine.failover.report.page import report_page
 from drengine.failover.report.values import Report, ReportSummary, report_json
+from drengine.failover.run import RunRecord
 from drengine.model.errors import ACCESS_DENIED, DrengineError
 from drengine.ownership import barrier, make_directory
 
@@ -122,6 +123,15 @@ def is_kept(directory: Path, run: str, form: Form) -> bool:
         return report_path(directory, run, form).exists()
     except DrengineError:
         return False
+
+
+def is_missing(directory: Path, run: RunRecord) -> bool:
+    """Whether no report of how a run ended, or stopped, is kept here."""
+    try:
+        kept_ns = report_path(directory, run.id, Form.HTML).stat().st_mtime_ns
+    except OSError:
+        return True
+    return kept_ns < run.finished_ns
 
 
 def report_path(directory: Path, run: str, form: Form) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from drengine.cli.main import app
 from drengine.model.clock import SystemClock
 from drengine.ownership import make_directory
-from drengine.people.accounts import Accounts
+from drengine.people.accounts import Accounts, accounts_file
 from drengine.people.door import FILE
 from drengine.terminal import main
 from tests.persons import EVERYBODY
@@ -59,7 +59,7 @@ class Typed:
     @property
     def accounts(self) -> Accounts:
         make_directory(self.directory / "state")
-        return Accounts(self.directory / "state" / FILE, SystemClock())
+        return Accounts(accounts_file(self.directory / "state" / FILE), SystemClock())
 
     def know(self, name: str) -> str:
         """There is such an account; nobody begins what nobody may approve."""

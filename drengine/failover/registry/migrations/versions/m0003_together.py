@@ -17,7 +17,12 @@ def upgrade() -> None:
         Column("text", Text, nullable=False),
         Column("at_ns", BigInteger, nullable=False),
     )
-    op.create_table("told", Column("what", Text, primary_key=True), Column("at_ns", BigInteger, nullable=False))
+    op.create_table(
+        "told",
+        Column("about", Text, primary_key=True),
+        Column("state", Text, nullable=False),
+        Column("at_ns", BigInteger, nullable=False),
+    )
     if _COUNTED not in inspect(op.get_bind()).get_table_names():
         op.create_table(_COUNTED, Column("version", Integer, primary_key=True))
     op.execute(f"DELETE FROM {_COUNTED}")

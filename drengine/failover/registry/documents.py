@@ -1,0 +1,51 @@
+"""Documents that lie in the registry, so that every orchestrator has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from drengine.documents import Document, Draft
+from drengine.failover.registry.database import Database
+from drengine.failover.registry.tables import documents
+
+
+class RegistryDocument:
+    """One of them. Reading and changing raise REGISTRY_UNAVAILABLE."""
+
+    def __init__(self, database: Database, name: str, before: Document | None = None) -> None:
+        """`before`: where it lay before it was kept here; what that holds is taken over."""
+        self.where = f"{name} in registry {database.shown}"
+        self._database, self._name, self._before = database, name, before
+
+    def read(self) -> bytes | None:
+        """See Document."""
+        with self._database.reading() as connection:
+            found = connection.execute(select(documents.c.text).where(documents.c.name == self._name)).scalar()
+        return found.encode() if found is not None else self._formerly()
+
+    @contextmanager
+    def changing(self) -> Iterator[Draft]:
+        """See Document: one transaction, so a registry that is left in the middle holds what it held."""
+        with self._database.writing() as connection:
+            chosen = documents.c.name == self._name
+            locked = select(documents.c.text).where(chosen).with_for_update()
+            found = connection.execute(locked).scalar()
+            if found is None:
+                row = {"name": self._name, "text": "", "at_ns": 0}
+                try:
+                    with connection.begin_nested():
+                        connection.execute(insert(documents).values(row))
+                except IntegrityError:
+                    pass  # somebody was faster
+                found = connection.execute(locked).scalar()
+            draft = Draft(found.encode() if found else self._formerly())
+            yield draft
+            values = {"text": (draft.content or b"").decode(), "at_ns": self._database.now_ns(connection)}
+            connection.execute(update(documents).where(chosen).values(values))
+
+    def _formerly(self) -> bytes | None:
+        return self._before.read() if self._before is not None else None
