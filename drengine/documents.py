@@ -47,11 +47,9 @@ class Nothing:
         """See Document."""
         return None
 
-    @contextmanager
-    def changing(self) -> Iterator[Draft]:
-        """See Document; nothing is kept."""
+    def changing(self) -> AbstractContextManager[Draft]:
+        """See Document; raises OSError."""
         raise OSError(errno.EROFS, "it can't be changed now")
-        yield Draft(None)
 
 
 class FileDocument:
