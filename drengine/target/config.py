@@ -33,6 +33,7 @@ from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.store.care.retention import RetentionPolicy
+from drengine.target.mirroring import MirrorSection
 from drengine.target.quotas import QuotaOptions, SourceQuotaOptions
 from drengine.transport.files import TlsFiles
 from drengine.wire.fields import ENDPOINTS_MAX
@@ -258,6 +259,7 @@ class TargetConfig:
     )
     tls: TlsOptions = section(TlsOptions, help="TLS 1.3, both sides authenticated; needed beyond loopback.")
     maintenance: MaintenanceOptions = section(MaintenanceOptions, help="What the store does by itself.")
+    mirror: MirrorSection = section(MirrorSection, help="A second copy of the store (docs/operations.md).")
 
     @property
     def known_as(self) -> str:

@@ -47,6 +47,7 @@ from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
 from drengine.target.members import Members
 from drengine.target.metrics import TargetMetrics
+from drengine.target.mirroring import Mirroring
 from drengine.target.ownership import Ownership
 from drengine.target.protection import Protection
 from drengine.target.quotas import Quotas
@@ -175,6 +176,7 @@ class TargetDaemon:
         self.metrics.store_reason = lambda: self.watch.reason
         cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
 
+        self._begin_mirroring(store)
         nbd_address = await self._serve_nbd(store, readers)
         cleanup.push_async_callback(_end, asyncio.create_task(self._watch_grants()))
         if store.is_encrypted:
@@ -209,6 +211,20 @@ class TargetDaemon:
         await asyncio.to_thread(self.ownership.begin)
         self._cleanup.push_async_callback(asyncio.to_thread, self.ownership.leave)
         self._cleanup.push_async_callback(_end, asyncio.create_task(self.ownership.run()))
+
+    def _begin_mirroring(self, store: Store) -> None:
+        if (plan := self.config.mirror.plan()) is None:
+            return
+        keks = keks_of(self.config.encryption, self.config.store) if store.is_encrypted else None
+        mirroring = self.metrics.mirroring = Mirroring(store, plan, keks, self.clock)
+        following = asyncio.create_task(mirroring.follow())
+        following.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+        async def end() -> None:
+            mirroring.stop()
+            await asyncio.gather(following, return_exceptions=True)
+
+        self._cleanup.push_async_callback(end)
 
     def _reception(self, store: Store) -> Reception:
         config = self.config

@@ -19,6 +19,7 @@ from drengine.model.grants import Access
 from drengine.model.points import RecoveryPoint
 from drengine.model.states import ReplicationState
 from drengine.store.targets import TargetInfo, TargetState
+from drengine.target import mirroring
 from drengine.target.sources import STALLED_BY, Sources, SourceState
 from drengine.telemetry import Family, Kind, Metrics, Sample
 from drengine.transport.credentials import CredentialFamilies, Credentials
@@ -118,6 +119,7 @@ FAMILIES: tuple[Family, ...] = (
     *(value for value in list(globals().values()) if isinstance(value, Family)),
     *CERTIFICATES.all,
     *KEEPING.both,
+    *mirroring.FAMILIES,
 )
 
 
@@ -150,6 +152,7 @@ class TargetMetrics:
         self.unowned: Callable[[], int] = lambda: 0
         self.last_success: dict[str, float] = {}
         self.set_aside = 0
+        self.mirroring: mirroring.Mirroring | None = None
         self._sources = sources
         self._clock = clock
         self._lock = threading.Lock()
@@ -174,9 +177,9 @@ class TargetMetrics:
         self.metrics.count(SENT, count, (network,))
 
     def _counts(self) -> Iterable[Sample]:
-        """Nothing is counted elsewhere; what was counted of sources that are gone ends here."""
+        """What is counted elsewhere; what was counted of sources that are gone ends here."""
         self.metrics.keep("source", {state.name for state in self._sources.all()})
-        return ()
+        return self.mirroring.counts() if self.mirroring else ()
 
     def _gauges(self) -> Iterable[Sample]:
         now_ns = self._clock.now_ns()
@@ -197,6 +200,8 @@ class TargetMetrics:
         for reason in ("none", *STALLED_BY.values()):
             yield Sample(STORE_STATE, float(reason == store_reason), (reason,))
         yield Sample(SET_ASIDE, self.set_aside)
+        if self.mirroring:
+            yield from self.mirroring.gauges([state.name for state in self._sources.all()])
         peers = self.peers()
         for peer in peers:
             if peer.state is not TargetState.STOPPED:

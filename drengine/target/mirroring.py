@@ -5,21 +5,59 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drengine.config import DURATION, PATH, SIZE, option
 from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.mirror import Lag, Mirror, MirrorOptions, Pace, PassReport, Stopped, opened_copy
 from drengine.store.store import Store
+from drengine.telemetry.metrics import Family, Kind, Sample
 
 log = logging.getLogger("drengine.mirror")
 
 RETRY_SECONDS = 5.0
 """From a failed pass to the next."""
+
+LAG = Family(
+    "target_mirror_lag_seconds",
+    Kind.GAUGE,
+    "Seconds since the second copy last held all that the store held of the source; grows while it is out of reach.",
+    ("source",),
+)
+BEHIND = Family(
+    "target_mirror_behind_bytes",
+    Kind.GAUGE,
+    "Committed bytes that the second copy lacks, as the mirror last looked.",
+    ("source",),
+)
+WORKING = Family("target_mirror_working", Kind.GAUGE, "1 while the mirror works, 0 while an error keeps it.")
+COPIED = Family("target_mirror_copied_bytes_total", Kind.COUNTER, "Bytes that the mirror has copied.")
+FAMILIES = (LAG, BEHIND, WORKING, COPIED)
+
+
+@dataclass(frozen=True)
+class MirrorSection:
+    """[mirror]"""
+
+    destination: Path | None = option(
+        PATH,
+        default=None,
+        help="Directory of the store's second copy, on another disk or mounted from another site; absent: none. "
+        "`drengine mirror STORE DESTINATION` makes it, once: what is not there may be not mounted.",
+    )
+    interval: float = option(DURATION, default=1.0, help="From a pass to the next. The copy lags by it.")
+    limit: int = option(SIZE, default=0, help="What is copied a second at most, in bytes; 0: no limit.")
+
+    def plan(self) -> MirrorPlan | None:
+        """What is to be mirrored; None: nothing."""
+        if self.destination is None:
+            return None
+        return MirrorPlan(self.destination, self.interval, self.limit, may_make=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +68,15 @@ class MirrorPlan:
         destination: the copy's directory.
         interval_seconds: from the end of a pass to the next.
         bytes_per_second: what is copied at most; 0: no bound.
+        options: see MirrorOptions.
+        may_make: the copy is made where there is none.
     """
 
     destination: Path
     interval_seconds: float = 1.0
     bytes_per_second: int = 0
     options: MirrorOptions = field(default_factory=MirrorOptions)
+    may_make: bool = True
 
 
 class Mirroring:
@@ -44,20 +85,37 @@ class Mirroring:
     Attributes:
         reason: id of the error that keeps it from mirroring now; ``none``: nothing does.
         lags: how far each source's copy is behind.
+        copied_bytes: since it began.
     """
 
     def __init__(self, origin: Store, plan: MirrorPlan, keks: KeyEncryptionKeys | None, clock: Clock) -> None:
         self.reason = "none"
         self.lags: dict[str, Lag] = {}
+        self.copied_bytes = 0
         self._origin = origin
         self._plan = plan
+        self._may_make = plan.may_make
         self._keks = keks
         self._clock = clock
+        self._began_ns = clock.now_ns()
         self._stop = threading.Event()
 
     def stop(self) -> None:
         """Have it end soon: within a chunk of what is being copied."""
         self._stop.set()
+
+    def gauges(self, sources: Iterable[str]) -> Iterator[Sample]:
+        """How far behind the copy is, also of sources that it has never seen."""
+        now_ns = self._clock.now_ns()
+        for source in sources:
+            lag = self.lags.get(source, Lag(0, 0))
+            yield Sample(LAG, max(now_ns - (lag.as_of_ns or self._began_ns), 0) / 1e9, (source,))
+            yield Sample(BEHIND, lag.bytes, (source,))
+        yield Sample(WORKING, float(self.reason == "none"))
+
+    def counts(self) -> Iterator[Sample]:
+        """What was copied."""
+        yield Sample(COPIED, self.copied_bytes)
 
     async def follow(self, told: Callable[[PassReport], None] = lambda report: None) -> None:
         """Mirror until `stop`; errors that may pass are waited out.
@@ -69,11 +127,11 @@ class Mirroring:
             try:
                 await asyncio.to_thread(self._passes, told, once=False)
             except DrengineError as error:
-                if error.kind.final:
-                    raise
                 if error.kind.id != self.reason:
                     log.warning("the mirror waits: %s", error.message, extra={"reason": error.kind.id})
                 self.reason = error.kind.id
+                if error.kind.final:
+                    raise
                 await asyncio.to_thread(self._stop.wait, RETRY_SECONDS)
 
     def once(self) -> PassReport:
@@ -96,7 +154,10 @@ class Mirroring:
     def _passes(self, told: Callable[[PassReport], None], *, once: bool) -> None:
         plan = self._plan
         with ExitStack() as opened:
-            copy = opened.enter_context(opened_copy(self._origin, plan.destination, keks=self._keks, clock=self._clock))
+            copy = opened.enter_context(
+                opened_copy(self._origin, plan.destination, keks=self._keks, clock=self._clock, may_make=self._may_make)
+            )
+            self._may_make = False  # what is gone later may be mounted no more
             mirror = Mirror(self._origin, copy, Pace(self._clock, plan.bytes_per_second, self._stop), plan.options)
             opened.callback(mirror.close)
             try:
@@ -104,6 +165,7 @@ class Mirroring:
                     self.lags = mirror.lags
                     report = mirror.run()
                     self.reason, self.lags = "none", mirror.lags
+                    self.copied_bytes += report.bytes
                     told(report)
                     if report.complete and once:
                         return

@@ -18,6 +18,7 @@ FACTORS = {
     "DrengineReplicationBroken": 100,  # 9 s
     "DrengineScrubOverdue": DAY_SECONDS,  # 14 s
     "DrengineStoreFillsSoon": 60,  # over 6 minutes, and 72 ahead
+    "DrengineMirrorBehind": 60,  # 5 s
     "DrengineAuthoritySilent": 90,  # 40 s; a healthy authority may be silent for 20
     "DrengineStoreDamaged": 120,  # over 30 s
     "DrengineMaintenanceFailing": 120,  # over 30 s

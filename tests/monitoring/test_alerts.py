@@ -92,6 +92,7 @@ CASES = (
         ("target_store_bytes", "500"),
         ("target_store_free_min_bytes", "100"),
     ),
+    gauge("DrengineMirrorBehind", 'target_mirror_lag_seconds{source="shop"}', "2", "400"),
     gauge("DrengineStoreUnusable", 'target_store_state{reason="target-full"}', "0", "1"),
     gauge("DrengineCertificateExpires", 'agent_certificate_expiry_seconds{source="shop",role="target"}', "9e6", "6e5"),
     gauge("DrengineRenewalFails", 'target_renewal_overdue_seconds{folder="/f"}', "0", "60"),

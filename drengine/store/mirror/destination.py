@@ -32,6 +32,7 @@ def opened_copy(
     keks: KeyEncryptionKeys | None = None,
     options: StoreOptions | None = None,
     clock: Clock | None = None,
+    may_make: bool = True,
 ) -> Iterator[Store]:
     """The copy of a store at a place, made or taken over if need be; nobody else mirrors to it meanwhile.
 
@@ -39,17 +40,18 @@ def opened_copy(
     counts until it has been compared with the original.
 
     Raises:
-        DrengineError: NOT_ITS_COPY, MIRROR_PARTED, MIRROR_BUSY; STORE_EXISTS and others of a store.
+        DrengineError: NOT_ITS_COPY, MIRROR_PARTED, MIRROR_BUSY; STORE_EXISTS and others of a store; NOT_A_STORE where
+            there is none and none may be made.
     """
-    if not (destination / IDENTITY_NAME).exists():
+    if may_make and not (destination / IDENTITY_NAME).exists():
         keyring = content(origin.context.storage, STORE_KEYS)
         Store.create(
             destination, identity=origin.identity, keyring=keyring, keks=keks, options=options, clock=clock
         ).close()
-    if destination.samefile(origin.directory):
-        raise DrengineError(NOT_ITS_COPY, f"{destination} is the store itself")
     if read_identity(destination) != origin.identity:
         raise DrengineError(NOT_ITS_COPY, f"{destination} holds another store")
+    if destination.samefile(origin.directory):
+        raise DrengineError(NOT_ITS_COPY, f"{destination} is the store itself")
     with FileLocks(destination).mirror():
         with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
             was_shipped = _is_to_be_compared(origin.context.catalogue, copy)

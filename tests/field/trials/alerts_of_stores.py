@@ -17,14 +17,20 @@ PAUSE_SECONDS = 0.25
 FILL_SECONDS = 120.0
 HASTY = {"retention_interval": "1s", "compaction_interval": "1s"}
 RINGS = frozenset(
-    {"DrengineMaintenanceFailing", "DrengineScrubOverdue", "DrengineStoreDamaged", "DrengineStoreFillsSoon"}
+    {
+        "DrengineMaintenanceFailing",
+        "DrengineMirrorBehind",
+        "DrengineScrubOverdue",
+        "DrengineStoreDamaged",
+        "DrengineStoreFillsSoon",
+    }
 )
 """What rings and ends here."""
 
 
 @trial(seconds_max=420)
 def alerts_of_a_store_ring_and_end(ground: Ground) -> None:
-    """A store fills, is never scrubbed, rots, goes away: alerts ring, and end by space, a scrub, repair, its return."""
+    """A store fills, is never scrubbed, rots, it or its copy goes away: alerts ring, and end by what mends it."""
     ground.needs_root()
     ground.needs("prometheus", "mount")
     disk = ground.enter(ground.mounted(Path("tmpfs"), "disk", "-t", "tmpfs", "-o", DISK))
@@ -32,7 +38,7 @@ def alerts_of_a_store_ring_and_end(ground: Ground) -> None:
     site.start()
     site.start_prometheus()
     site.until_value('up{job="drengine-target"}', 1)
-    rung = [*_filling(site, disk), *_unscrubbed(site), *_rotten(site), *_uncared(site, disk)]
+    rung = [*_filling(site, disk), *_unscrubbed(site), *_rotten(site), *_uncared(site, disk), *_behind(site, disk)]
     assert set(rung) == RINGS
     ground.measured["alerts that rang and ended"] = len(rung)
 
@@ -84,3 +90,15 @@ def _uncared(site: Watched, disk: Path) -> list[str]:
         site.pair.store.rename(disk / "away")
     (disk / "away").rename(site.pair.store)
     return site.ended("DrengineMaintenanceFailing")
+
+
+def _behind(site: Watched, disk: Path) -> list[str]:
+    """The place of the second copy is not mounted, and is again."""
+    copy, away = disk / "copy", disk / "copy-away"
+    site.ground.drengine("mirror", site.pair.store, copy)
+    site.restart_target(mirror={"destination": str(copy), "interval": "100ms"})
+    site.until_value("min(drengine_target_mirror_working)", 1)
+    with site.rings("DrengineMirrorBehind"):
+        copy.rename(away)
+    away.rename(copy)
+    return site.ended("DrengineMirrorBehind")
