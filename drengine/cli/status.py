@@ -23,6 +23,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
     with open_store(store, read_only=True) as opened:
         stats = opened.stats()
         sources: list[dict[str, Any]] = []
+        written = opened.written_branches()
         for each in stats.sources:
             try:
                 newest = opened.find_point(each.name, PointSelector())
@@ -34,7 +35,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
                     "source": each.name,
                     "generation": each.generation,
                     "active_branch": active,
-                    "being_written": opened.is_being_written(each.name, active),
+                    "being_written": (each.name, active) in written,
                     "volumes": {v.name: v.size_bytes for v in newest.geometry} if newest else {},
                     "newest_point": newest.id if newest else None,
                     "newest_point_time_ns": newest.shown_ns if newest else None,

@@ -144,8 +144,9 @@ def _in_store(store: Store) -> dict[str, _InStore]:
     except DrengineError as error:
         if error.kind is STORE_AWAY:
             raise
+    written = store.written_branches()
     return {
-        info.name: _InStore(_newest(store, info.name), store.is_being_written(info.name, info.active_branch))
+        info.name: _InStore(_newest(store, info.name), (info.name, info.active_branch) in written)
         for info in store.sources()
     }
 

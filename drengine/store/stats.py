@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from drengine.store.catalogue.rows import OPEN
 from drengine.store.context import StoreContext
 from drengine.store.errors import os_errors
 
@@ -69,28 +68,25 @@ class StoreStats:
 
 
 def store_stats(context: StoreContext) -> StoreStats:
-    """Read the catalogue and ask the storage for its free space."""
+    """Ask the catalogue how much each source has, and the storage for its free space."""
     catalogue = context.catalogue
     sources = []
     for source in catalogue.sources():
-        branches = catalogue.branches(source.name)
-        segments = [row for branch in branches for row in catalogue.segments(source.name, branch.branch)]
-        points = catalogue.points(source.name)
-        active = [point.time_ns for point in points if point.branch == source.active_branch]
+        usage, newest = catalogue.usage(source.name), catalogue.newest_point(source.name, source.active_branch)
         sources.append(
             SourceStats(
                 name=source.name,
                 generation=source.generation,
-                branches=len(branches),
-                segments=len(segments),
-                stored_bytes=sum(row.committed_length if row.state == OPEN else row.length for row in segments),
-                plain_bytes=sum(row.plain_bytes for row in segments),
-                dead_bytes=sum(row.dead_bytes for row in segments),
-                points=len(points),
-                points_damaged=sum(point.damaged for point in points),
-                points_pinned=sum(point.pinned for point in points),
+                branches=len(catalogue.branches(source.name)),
+                segments=usage.segments,
+                stored_bytes=usage.stored_bytes,
+                plain_bytes=usage.plain_bytes,
+                dead_bytes=usage.dead_bytes,
+                points=usage.points,
+                points_damaged=usage.points_damaged,
+                points_pinned=usage.points_pinned,
                 records_damaged=len(catalogue.damage(source.name)),
-                newest_point_ns=active[-1] if active else 0,
+                newest_point_ns=newest.time_ns if newest else 0,
             )
         )
     with os_errors("asking for free space"):

@@ -337,16 +337,15 @@ class Store:
         """
         check_name(name, what="source")
         catalogue = self._context.catalogue
-        known = {row.name: row for row in catalogue.sources()}
-        if name in known:
-            return SourceInfo(*known[name])
+        if known := catalogue.known_source(name):
+            return SourceInfo(*known)
         self._require_own(f"{name!r} is new to it")
         with catalogue.transaction():
-            known = {row.name: row for row in catalogue.sources()}
-            if name not in known:
-                if len(known) >= sources_max:
-                    raise DrengineError(TOO_MANY_SOURCES, f"{name!r} is new, and {len(known)} sources are known")
-                known[name] = SourceRow(name, generation, 1)
+            known = catalogue.known_source(name)
+            if known is None:
+                if (count := catalogue.source_count()) >= sources_max:
+                    raise DrengineError(TOO_MANY_SOURCES, f"{name!r} is new, and {count} sources are known")
+                known = SourceRow(name, generation, 1)
                 trunk = BranchRow(
                     source=name,
                     branch=1,
@@ -363,8 +362,8 @@ class Store:
                     durable_position=0,
                     geometry=b"",
                 )
-                catalogue.put(known[name], trunk)
-        return SourceInfo(*known[name])
+                catalogue.put(known, trunk)
+        return SourceInfo(*known)
 
     def branches(self, source: str) -> list[BranchInfo]:
         """All branches of a source, by number."""
@@ -471,6 +470,16 @@ class Store:
         self._context.catalogue.source(source)
         return [row.value() for row in self._context.catalogue.points(source, branch)]
 
+    def newest_point(self, source: str) -> RecoveryPoint | None:
+        """The newest point of a source's active branch, damaged or not.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE.
+        """
+        catalogue = self._context.catalogue
+        row = catalogue.newest_point(source, catalogue.source(source).active_branch)
+        return row.value() if row else None
+
     def forget_empty(self, source: str) -> bool:
         """Forget a source that has never made anything durable; whether it was one.
 
@@ -481,7 +490,7 @@ class Store:
         catalogue = self._context.catalogue
         with self._context.locks.branch(source, 1) as lock:
             with catalogue.transaction():
-                row = next((each for each in catalogue.sources() if each.name == source), None)
+                row = catalogue.known_source(source)
                 branches = catalogue.branches(source)
                 if row is None or [(each.branch, each.durable_sequence) for each in branches] != [(1, 0)]:
                     return False
@@ -638,9 +647,9 @@ class Store:
         """Sizes and counts, from the catalogue alone."""
         return store_stats(self._context)
 
-    def is_being_written(self, source: str, branch: int) -> bool:
-        """Whether a process is a branch's writer now."""
-        return self._context.locks.branch_holder(source, branch) is not None
+    def written_branches(self) -> set[tuple[str, int]]:
+        """Branches that a process writes now, by source and number."""
+        return set(self._context.locks.branch_holders())
 
     def set_aside(self) -> list[SegmentPlace]:
         """Segment files that the catalogue does not name and that have no writer; see strays.py."""

@@ -25,6 +25,8 @@ from drengine.target.metrics import StoreFigures, TargetMetrics
 log = logging.getLogger("drengine.target")
 
 FIGURES_SECONDS = 10.0
+FIGURES_REST = 20
+"""Gathering them takes a twentieth of the time at most."""
 REMOVING = frozenset({"retention", "compaction"})
 YIELD_SECONDS = 0.02
 YIELDS_MAX = 50
@@ -141,6 +143,7 @@ class Maintenance:
         if wait_first:
             await self.clock.sleep(seconds)
         while not self._stop.is_set():
+            begun = self.clock.monotonic()
             if task in REMOVING:
                 async with self._turn:
                     done = await self.run_once(task, work)
@@ -148,7 +151,9 @@ class Maintenance:
                 done = await self.run_once(task, work)
             if done and task == "scrub":
                 await self.on_scrubbed()
-            await self.clock.sleep(seconds)
+            # Figures are for looking at: in a large store they may not take what the work needs.
+            rest = FIGURES_REST * (self.clock.monotonic() - begun) if task == "figures" else 0.0
+            await self.clock.sleep(max(seconds, rest))
 
     def _yield(self) -> None:
         """Called between two records of a long task."""

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
 from drengine.model.states import REASONS, ReplicationState
-from drengine.store.errors import FENCED, RESOURCES_EXHAUSTED, STORE_AWAY, STORE_FULL, STORE_IO, STORE_READ_ONLY
+from drengine.store.errors import (
+    FENCED,
+    RESOURCES_EXHAUSTED,
+    STORE_AWAY,
+    STORE_FULL,
+    STORE_IO,
+    STORE_READ_ONLY,
+    UNKNOWN_SOURCE,
+)
 from drengine.store.store import Store
 from drengine.target.errors import SOURCE_ELSEWHERE
 from drengine.wire.events import MetricSample, Status
@@ -87,12 +95,15 @@ class Sources:
 
     def take_up(self, store: Store, name: str) -> None:
         """Take up what the store knows of one source; nothing where it does not know it."""
-        info = next((each for each in store.sources() if each.name == name), None)
-        points = store.points(name, branch=info.active_branch) if info else []
-        if info is not None:
-            state = self.get(name)
-            self.note_points(state, points)
-            state.is_behind = bool(points)
+        try:
+            newest = store.newest_point(name)
+        except DrengineError as error:
+            if error.kind is not UNKNOWN_SOURCE:
+                raise
+            return
+        state = self.get(name)
+        self.note_points(state, [newest] if newest else [])
+        state.is_behind = newest is not None
 
     def all(self) -> list[SourceState]:
         """Every source that this target shows, by name."""

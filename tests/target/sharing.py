@@ -71,6 +71,9 @@ class NamedLocks(FileLocks):
     def branch_holder(self, source: str, branch: int) -> Holder | None:
         return self._between.held.get((source, branch))
 
+    def branch_holders(self) -> dict[tuple[str, int], Holder]:
+        return dict(self._between.held)
+
 
 class Directory:
     """The directory of targets, as one of them reaches it."""

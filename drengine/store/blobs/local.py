@@ -216,9 +216,10 @@ class LocalStorage:
             self._folders(f"{above}/any" if above else "any"),
         ):
             for folder, folders, files in os.walk(self.root / above, onerror=_raise_unless_missing):
-                relative = Path(folder).relative_to(self.root)
-                folders[:] = [part for part in folders if _may_hold(f"{relative / part}/", prefix)]
-                yield from (name for part in files if (name := str(relative / part)).startswith(prefix))
+                relative = str(Path(folder).relative_to(self.root))
+                begin = "" if relative == "." else f"{relative}/"
+                folders[:] = [part for part in folders if _may_hold(f"{begin}{part}/", prefix)]
+                yield from (name for part in files if (name := f"{begin}{part}").startswith(prefix))
 
     @contextmanager
     def _folders(self, name: str, *, make: bool = False) -> Iterator[tuple[Sequence[int], str]]:

@@ -17,6 +17,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.blobs.index import ObjectRemovalRow, PartRow
 from drengine.store.catalogue.epoch import Epoch
 from drengine.store.catalogue.rows import (
+    OPEN,
     SIDE_ROLES,
     BranchRow,
     DamageRow,
@@ -42,6 +43,18 @@ class Fence(NamedTuple):
 
     name: str
     token: int
+
+
+class Usage(NamedTuple):
+    """How much a source has: segments, their bytes as in SegmentRow, and points."""
+
+    segments: int
+    stored_bytes: int
+    plain_bytes: int
+    dead_bytes: int
+    points: int
+    points_damaged: int
+    points_pinned: int
 
 
 class Catalogue(ABC):
@@ -127,6 +140,20 @@ class Catalogue(ABC):
     def _values(self, table: Table, where: str = "", *keys: Any) -> list[tuple[Any, ...]]:
         """Rows of a table, without their checksums, which were checked. Keys stand as ``?`` in `where`."""
 
+    @abstractmethod
+    def _added_up(self, table: Table, sums: str, where: str, *keys: Any) -> tuple[int, ...]:
+        """Sums over rows, added up where they lie, so that none is read and checked; of none at all each is 0."""
+
+    def usage(self, source: str) -> Usage:
+        """How much a source has, for figures: nothing is decided by them."""
+        stored = f"sum(CASE state WHEN '{OPEN}' THEN committed_length ELSE length END)"
+        segments = self._added_up(
+            Tables.SEGMENT, f"count(*), {stored}, sum(plain_bytes), sum(dead_bytes)", "WHERE source = ?", source
+        )
+        damaged = "sum(CASE damaged WHEN 0 THEN 0 ELSE 1 END)"
+        points = self._added_up(Tables.POINT, f"count(*), {damaged}, sum(pinned)", "WHERE source = ?", source)
+        return Usage(*segments, *points)
+
     def sources(self) -> list[SourceRow]:
         """All sources, by name."""
         return cast("list[SourceRow]", self._select(Tables.SOURCE, "ORDER BY name"))
@@ -137,10 +164,19 @@ class Catalogue(ABC):
         Raises:
             DrengineError: UNKNOWN_SOURCE.
         """
-        found = self._select(Tables.SOURCE, "WHERE name = ?", name)
-        if not found:
+        found = self.known_source(name)
+        if found is None:
             raise DrengineError(UNKNOWN_SOURCE, f"the store holds no source {name[:80]!r}")
-        return cast(SourceRow, found[0])
+        return found
+
+    def known_source(self, name: str) -> SourceRow | None:
+        """One source, or None."""
+        found = self._select(Tables.SOURCE, "WHERE name = ?", name)
+        return cast(SourceRow, found[0]) if found else None
+
+    def source_count(self) -> int:
+        """How many sources there are."""
+        return self._added_up(Tables.SOURCE, "count(*)", "")[0]
 
     def branches(self, source: str) -> list[BranchRow]:
         """All branches of a source, by number."""
@@ -194,6 +230,12 @@ class Catalogue(ABC):
             if len(found) < _POINTS_AT_ONCE:
                 return
             until = found[-1].sequence - 1
+
+    def newest_point(self, source: str, branch: int) -> PointRow | None:
+        """The newest point of a branch, damaged or not."""
+        where = "WHERE source = ? AND branch = ? ORDER BY sequence DESC LIMIT 1"
+        found = self._select(Tables.POINT, where, source, branch)
+        return cast(PointRow, found[0]) if found else None
 
     def point(self, source: str, branch: int, sequence: int) -> PointRow | None:
         """One point, or None."""

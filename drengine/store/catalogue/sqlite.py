@@ -337,6 +337,12 @@ class SqliteCatalogue(Catalogue):
         found = self._select(Tables.HEAD, "")
         return cast(HeadRow, found[0]) if found else None
 
+    def _added_up(self, table: Table, sums: str, where: str, *keys: Any) -> tuple[int, ...]:
+        """See `Catalogue._added_up`."""
+        with self._lock, self._errors():
+            found = self._db.execute(f"SELECT {sums} FROM {table.name} {where}", keys).fetchone()
+        return tuple(value or 0 for value in found)
+
     def _values(self, table: Table, where: str = "", *keys: Any) -> list[tuple[Any, ...]]:
         if table.name not in self._tables:
             return []

@@ -25,6 +25,7 @@ LOCKS_DIRECTORY = "locks"
 _LEASE_PREFIX = "lease-"
 _UNFINISHED = ".new"
 _LEASE_ATTEMPTS = 16
+_BRANCH_LOCK = re.compile(r"branch-(.+)-(\d{8})\.lock")
 _LEASE = re.compile(_LEASE_PREFIX + r"(.+)-(\d{1,19})-(\d{1,19})-[0-9a-f]+")
 
 
@@ -77,12 +78,16 @@ class FileLocks:
         """Asked of the kernel, because trying the lock would get in a writer's way."""
         try:
             inode = (self._directory / _branch_lock(source, branch)).stat().st_ino
-            locks = Path("/proc/locks").read_text(encoding="ascii")
         except OSError:
             return None
-        held = (line.split() for line in locks.splitlines() if " FLOCK " in line)
-        is_held = any(fields[5].rpartition(":")[2] == str(inode) for fields in held if "->" not in fields)
-        return Holder() if is_held else None
+        return Holder() if inode in _locked_inodes() else None
+
+    def branch_holders(self) -> dict[tuple[str, int], Holder]:
+        """See `Locks.branch_holders`."""
+        locked = _locked_inodes()
+        with os_errors("reading locks"), os.scandir(self._directory) as entries:
+            names = [_BRANCH_LOCK.fullmatch(entry.name) for entry in entries if entry.inode() in locked]
+        return {(name[1], int(name[2])): Holder() for name in names if name}
 
     def maintenance(self) -> FileLock:
         """See `Locks.maintenance`."""
@@ -121,7 +126,9 @@ class FileLocks:
         """See `Locks.leased_positions`; files of dead processes are removed."""
         positions = set()
         with os_errors("reading leases"):
-            for path in sorted(self._directory.glob(f"{_LEASE_PREFIX}*")):
+            with os.scandir(self._directory) as entries:
+                names = [entry.name for entry in entries if entry.name.startswith(_LEASE_PREFIX)]
+            for path in (self._directory / name for name in sorted(names)):
                 try:
                     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
@@ -187,6 +194,16 @@ def _leased(name: str) -> set[Position]:
     """What a lease's file names; nothing while it is being made, or when it is no lease's name."""
     match = _LEASE.fullmatch(name)
     return {Position(match[1], int(match[2]), int(match[3]))} if match else set()
+
+
+def _locked_inodes() -> set[int]:
+    """Files that anybody on this host holds a lock of."""
+    try:
+        locks = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return set()
+    held = (line.split() for line in locks.splitlines() if " FLOCK " in line)
+    return {int(fields[5].rpartition(":")[2]) for fields in held if "->" not in fields}
 
 
 def _branch_lock(source: str, branch: int) -> str:

@@ -84,6 +84,10 @@ class Locks(Protocol):
         """Who writes a branch now; None: nobody. It gets in nobody's way."""
         ...
 
+    def branch_holders(self) -> dict[tuple[str, int], Holder]:
+        """Who writes each branch that has a writer now, by source and branch; as one question for all."""
+        ...
+
     def maintenance(self) -> Lock:
         """Become the only process that removes data from the store.
 

@@ -46,6 +46,7 @@ _RENEW = (
 _RELEASE = "UPDATE lock SET expires = '-infinity' WHERE name = %s AND token = %s"
 _REMOVE = "DELETE FROM lock WHERE name = %s AND token = %s"
 _HOLDER = "SELECT holder, addresses FROM lock WHERE name = %s AND expires > clock_timestamp()"
+_HOLDERS = "SELECT name, holder, addresses FROM lock WHERE name LIKE 'branch/%' AND expires > clock_timestamp()"
 _LEASE = (
     "INSERT INTO lease (id, source, branch, sequence, holder, expires) "
     "VALUES (nextval('token'), %s, %s, %s, %s, clock_timestamp() + %s * interval '1 second') RETURNING id"
@@ -156,6 +157,12 @@ class PostgresLocks:
             lambda connection: connection.execute(_HOLDER, (branch_name(source, branch),)).fetchone()
         )
         return Holder(found[0], tuple(found[1])) if found else None
+
+    def branch_holders(self) -> dict[tuple[str, int], Holder]:
+        """See `Locks.branch_holders`."""
+        found = self._ask(lambda connection: connection.execute(_HOLDERS).fetchall())
+        names = [name.split("/") for name, _, _ in found]
+        return {(each[1], int(each[2])): Holder(row[1], tuple(row[2])) for each, row in zip(names, found, strict=True)}
 
     def maintenance(self) -> Lock:
         """See `Locks.maintenance`."""

@@ -12,7 +12,8 @@ counted and shown, and a rebuild looks at it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Reader
@@ -36,9 +37,11 @@ from drengine.store.views.records import SegmentScan
 def set_aside(context: StoreContext) -> list[SegmentPlace]:
     """Files that no row names and that have no writer, in all branches; those that may go are among them."""
     found = []
-    for source, branch in sorted(_branches_on_disk(context)):
-        unnamed = unnamed_segments(context, context.catalogue, source, branch)
+    for (source, branch), listed in groupby(sorted(_segments_on_disk(context)), key=lambda place: place[:2]):
         rows = context.catalogue.segments(source, branch)
+        if {place[2:] for place in listed} <= {(row.segment, row.revision) for row in rows}:
+            continue
+        unnamed = unnamed_segments(context, context.catalogue, source, branch)  # what was only just listed may be gone
         newest = max((row.segment for row in rows), default=0)
         if any(place.segment > newest for place in unnamed) and context.locks.branch_holder(source, branch):
             unnamed = [place for place in unnamed if place.segment <= newest]
@@ -154,9 +157,12 @@ def require_current(context: StoreContext, *, strict: bool) -> None:
             )
 
 
+def _segments_on_disk(context: StoreContext) -> Iterable[SegmentPlace]:
+    return filter(None, map(parse_segment_name, context.storage.list(f"{SEGMENTS}/")))
+
+
 def _branches_on_disk(context: StoreContext) -> set[tuple[str, int]]:
-    places = map(parse_segment_name, context.storage.list(f"{SEGMENTS}/"))
-    return {(place.source, place.branch) for place in places if place}
+    return {(place.source, place.branch) for place in _segments_on_disk(context)}
 
 
 def _was_never_committed(context: StoreContext, place: SegmentPlace) -> bool:

@@ -253,6 +253,14 @@ class PostgresCatalogue(Catalogue):
             found = self._rows(statement, statements.encoded(keys))
         return [_checked(table, values) for values in found]
 
+    def _added_up(self, table: Table, sums: str, where: str, *keys: Any) -> tuple[int, ...]:
+        """See `Catalogue._added_up`."""
+        statement = f"SELECT {sums} FROM {table.name} {where.replace('?', '%s')}"
+        with self._lock:
+            self._flush()
+            found = self._rows(statement, statements.encoded(keys))
+        return tuple(int(value or 0) for value in found[0])
+
     def _take(self, rows: Iterable[Any], *, put: bool) -> None:
         with self._lock:
             if not self._under_way:
