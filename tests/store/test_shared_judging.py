@@ -39,3 +39,18 @@ def test_a_compaction_after_which_nothing_changed_reads_no_segment(
             opened = [call for call in storage.calls if call.operation == "open" and call.name.endswith(".seg")]
             assert bool(opened) == wanted
             assert store.points("web1") == kept
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_writers_of_all_branches_are_told_at_once(postgres: Postgres, tmp_path: Path, is_shared: bool) -> None:
+    url = postgres.fresh_database() if is_shared else ""
+    with Store.create(tmp_path / "store", options=TINY, clock=ManualClock(), catalogued_in=url) as store:
+        assert store.written_branches() == set()
+        sources = [Source(store, name, root=10_000) for name in ("web-1", "web-1-1", "db")]
+        assert store.written_branches() == {("web-1", 1), ("web-1-1", 1), ("db", 1)}
+        for name, branch in store.written_branches():
+            assert store.context.locks.branch_holders()[name, branch] == store.context.locks.branch_holder(name, branch)
+        sources[0].writer.close()
+        assert store.written_branches() == {("web-1-1", 1), ("db", 1)}
+        for source in sources[1:]:
+            source.writer.close()

@@ -160,7 +160,7 @@ class PostgresLocks:
 
     def branch_holders(self) -> dict[tuple[str, int], Holder]:
         """See `Locks.branch_holders`."""
-        found = self._ask(lambda connection: connection.execute(_HOLDERS).fetchall())
+        found = self._link.ask(lambda connection: connection.execute(_HOLDERS).fetchall())
         names = [name.split("/") for name, _, _ in found]
         return {(each[1], int(each[2])): Holder(row[1], tuple(row[2])) for each, row in zip(names, found, strict=True)}
 
