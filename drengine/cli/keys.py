@@ -16,7 +16,7 @@ from drengine.crypt.options import read_key_file, write_key_file
 from drengine.model.errors import DrengineError
 from drengine.ownership import service_warnings
 from drengine.store.store import Store
-from drengine.target.key import keks_of
+from drengine.target.key import keks_of, s3_of
 from drengine.terminal import emit_json, human_age, human_bytes, note, show_table
 
 app = typer.Typer(add_completion=False)
@@ -47,7 +47,7 @@ def init(store: StoreOption, json: JsonOption = False) -> None:
     Stop the target first."""
     keks = _required(store)
     with recorded(store, "keys.init", "store", key=keks.newest.id):
-        Store.encrypt(store, keks)
+        Store.encrypt(store, keks, storage_options=s3_of(None, store))
     _show_status(store, json=json)
 
 
@@ -111,7 +111,8 @@ def rewrap(
     No data is written. The older key is not needed afterwards. The newest one is `key_file`; the one before it is in
     `previous_key_files`, or given here."""
     older = [read_key_file(path, store) for path in previous or []]
-    with Store.open(store, keks=_required(store).with_older(older)) as opened:
+    keks = _required(store).with_older(older)
+    with Store.open(store, keks=keks, storage_options=s3_of(None, store)) as opened:
         with recorded(store, "keys.rewrap", "store", head=opened.head):
             count = opened.rewrap_keys()
         kek = opened.encryption().kek

@@ -78,6 +78,14 @@ COMMANDS: Mapping[str, Command | Group] = {
             "join": Command(
                 "drengine.cli.store.join", "Make a directory of this host a seat of a store that is there."
             ),
+            "check": Command(
+                "drengine.cli.store.objects",
+                "Try everything that a store needs of a bucket; of a store, also whether its objects are all there.",
+            ),
+            "place": Command(
+                "drengine.cli.store.objects",
+                "Correct where a store's objects are: another endpoint or region, or a bucket that has all of them.",
+            ),
         },
     ),
     "target": Group(

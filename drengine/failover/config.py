@@ -17,6 +17,7 @@ from drengine.model.grants import SECRET_MARK
 from drengine.monitoring.options import MonitoringOptions
 from drengine.notifications.options import NotificationOptions
 from drengine.people.oidc import OidcOptions
+from drengine.store.blobs.s3.options import S3Options
 from drengine.transport.files import TlsFiles
 from drengine.transport.networks import is_loopback
 
@@ -136,6 +137,9 @@ class OrchestratorConfig:
     audit: AuditOptions = section(AuditOptions, help="The audit log, in the folder `audit` of `state`.")
     encryption: EncryptionOptions = section(
         EncryptionOptions, help="The key of the store, where it is encrypted: as in the target's file."
+    )
+    s3: S3Options = section(
+        S3Options, help="How the objects of a store in an object store are reached: as in the target's file."
     )
     oidc: OidcOptions = section(OidcOptions, help="An OpenID Connect provider whose people may sign in.")
     monitoring: MonitoringOptions = section(

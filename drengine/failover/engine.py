@@ -48,7 +48,7 @@ from drengine.ownership import make_directory
 from drengine.people.door import Door
 from drengine.people.roles import Person
 from drengine.store.store import Store
-from drengine.target.key import keks_of
+from drengine.target.key import keks_of, s3_of
 
 LEASE_MARGIN_SECONDS = 1.0
 
@@ -256,7 +256,8 @@ async def open_engine(
     clock = clock or SystemClock()
     keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
     # The store first: whoever has mistyped it is left no state directory.
-    with await asyncio.to_thread(Store.open, config.store, clock=clock, keks=keks) as store:
+    options = s3_of(config.s3, config.store)
+    with await asyncio.to_thread(Store.open, config.store, clock=clock, keks=keks, storage_options=options) as store:
         make_directory(config.state)
         audit = audit or await asyncio.to_thread(AuditLog.open, config.state / FOLDER, clock=clock)
         registry = await asyncio.to_thread(Registry.open, config.registry_url, clock=clock, audit=audit)

@@ -35,7 +35,7 @@ from drengine.policy.kept import Policy, PolicyFile, Retired
 from drengine.policy.settings import check_pattern, check_setting
 from drengine.store.errors import UNKNOWN_SOURCE
 from drengine.store.store import Store
-from drengine.target.key import keks_of
+from drengine.target.key import keks_of, s3_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,10 @@ async def open_fleet(
         permit(who, Action.LOOK)
         try:
             keks = await asyncio.to_thread(keks_of, config.encryption, config.store)
-            opened = await asyncio.to_thread(Store.open, config.store, clock=clock, read_only=True, keks=keks)
+            options = s3_of(config.s3, config.store)
+            opened = await asyncio.to_thread(
+                Store.open, config.store, clock=clock, read_only=True, keks=keks, storage_options=options
+            )
             store = stack.enter_context(opened)
         except DrengineError as error:
             troubles["store"] = f"{error.message} [{error.kind.id}]"

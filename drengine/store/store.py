@@ -19,12 +19,13 @@ from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.ownership import make_directory
-from drengine.store.blobs import ObjectStorage, Storage
+from drengine.store.blobs import Backlog, ObjectStorage, Storage
 from drengine.store.blobs.available import LOCAL, StorageName, open_storage
 from drengine.store.blobs.local import UNFINISHED
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
+from drengine.store.care.objects import ObjectReport, compare_objects
 from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping, retain
@@ -71,7 +72,7 @@ from drengine.store.names import (
 from drengine.store.options import StoreOptions
 from drengine.store.place import Place, is_writable
 from drengine.store.rebuild.manifest import forget_manifests, write_manifest
-from drengine.store.rebuild.rebuild import RebuildReport, finish_rebuild, rebuild_catalogue
+from drengine.store.rebuild.rebuild import RebuildReport, finish_rebuild, join_place, rebuild_catalogue
 from drengine.store.rebuild.strays import require_current, set_aside
 from drengine.store.segments.format import parse_geometry
 from drengine.store.stats import StoreStats, store_stats
@@ -655,6 +656,15 @@ class Store:
         """Segment files that the catalogue does not name and that have no writer; see strays.py."""
         return set_aside(self._context)
 
+    def compare_objects(self) -> ObjectReport:
+        """Hold the catalogue against the object store; see objects.compare_objects."""
+        return compare_objects(self._context)
+
+    def upload_backlog(self) -> Backlog:
+        """What this process has acknowledged and not uploaded yet; nothing where there is no object store."""
+        storage = self._context.storage
+        return storage.backlog() if isinstance(storage, ObjectStorage) else Backlog()
+
     @staticmethod
     def rebuild(
         path: Path | str,
@@ -664,25 +674,48 @@ class Store:
         clock: Clock | None = None,
         storage: Storage | None = None,
         storage_options: S3Options | None = None,
+        stored_in: StorageName | None = None,
         keks: KeyEncryptionKeys | None = None,
     ) -> RebuildReport:
         """Make the catalogue anew from the segments and the newest manifests; the old one is kept aside.
 
+        With `stored_in` the directory may be lost as well: it is made anew for the store that is there.
+
         Raises:
-            DrengineError: NOT_A_STORE, STORE_VERSION, BRANCH_BUSY or MAINTENANCE_BUSY while somebody uses the store.
+            DrengineError: NOT_A_STORE, STORE_VERSION, BRANCH_BUSY or MAINTENANCE_BUSY while somebody uses the store;
+                OBJECT_STORE_TAKEN, STORE_EXISTS.
         """
         directory = Path(path)
         options, clock = options or StoreOptions(), clock or SystemClock()
         file = _readable_file(directory)
-        name = file.storage if file else StorageName()
+        name = stored_in or (file.storage if file else StorageName())
         found = storage or open_storage(name, directory, options=storage_options)
         try:
+            if stored_in:
+                file = join_place(directory, StoreFile(b"", stored_in), found)
             report = rebuild_catalogue(directory, file, found, keks, clock, progress)
         finally:
             found.close()
         with _opened(directory, keks, options, clock, storage, storage_options) as store:
             finish_rebuild(store.context)
         return report
+
+    @staticmethod
+    def move(path: Path | str, stored_in: StorageName, storage_options: S3Options | None = None) -> None:
+        """Note that a store's objects are at another place by now, which it must have claimed.
+
+        Raises:
+            DrengineError: NOT_A_STORE; STORE_EXISTS when it is a store of another kind; OBJECT_STORE_TAKEN and others.
+        """
+        directory = Path(path)
+        file = read_store_file(directory)
+        if file.storage.name != stored_in.name:
+            raise DrengineError(STORE_EXISTS, f"{directory} keeps its data in storage {file.storage.name!r}")
+        storage = open_storage(stored_in, directory, options=storage_options)
+        try:
+            join_place(directory, file._replace(storage=stored_in), storage)
+        finally:
+            storage.close()
 
     def _on_damage(self, address: Address, reason: str) -> None:
         with suppress(DrengineError):

@@ -32,6 +32,7 @@ from drengine.config import (
 from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
+from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.retention import RetentionPolicy
 from drengine.target.mirroring import MirrorSection
 from drengine.target.quotas import QuotaOptions, SourceQuotaOptions
@@ -252,6 +253,9 @@ class TargetConfig:
     audit: AuditOptions = section(AuditOptions, help="The audit log, in the store's folder `audit`.")
     encryption: EncryptionOptions = section(
         EncryptionOptions, help="Encryption of the store at rest (docs/security.md); without a key it is in clear."
+    )
+    s3: S3Options = section(
+        S3Options, help="How the objects of a store in an object store are reached, and what is kept of them here."
     )
     quotas: QuotaOptions = section(QuotaOptions, help="What each source may take at most.")
     quota: tuple[SourceQuotaOptions, ...] = tables(

@@ -42,7 +42,7 @@ from drengine.target.config import TargetConfig, local_uids, open_to_everybody
 from drengine.target.errors import NO_ADDRESS, WRONG_STORE
 from drengine.target.exports import ExportName, StoreExports, ViewExport
 from drengine.target.ingest import IngestLimits
-from drengine.target.key import keks_of
+from drengine.target.key import keks_of, s3_of
 from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
 from drengine.target.members import Members
@@ -465,7 +465,8 @@ def open_expected(config: TargetConfig, clock: Clock) -> Store:
     """
     path, store_id = config.store, config.store_id
     me = Holder(config.known_as, tuple(map(str, config.reached_at)))
-    store = Store.open(path, clock=clock, keks=keks_of(config.encryption, path), holder=me)
+    keks, options = keks_of(config.encryption, path), s3_of(config.s3, path)
+    store = Store.open(path, clock=clock, keks=keks, storage_options=options, holder=me)
     if store_id and store.identity.hex() != store_id.lower():
         store.close()
         raise DrengineError(WRONG_STORE, f"{path} holds store {store.identity.hex()}, and {store_id[:80]} is expected")

@@ -52,7 +52,7 @@ def test_a_command_finds_store_or_file(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(CONFIG_VARIABLE, str(folder / chosen))
     assert names & {"store", "config", "log", "ca"}, f"`drengine {name}` takes nothing from {CONFIG_VARIABLE}"
     if "config" in names:
-        wanted = "target.toml" if name.startswith(("target ", "source ")) else "orchestrator.toml"
+        wanted = "target.toml" if name.startswith(("target ", "source ", "store ")) else "orchestrator.toml"
         assert _value(command, "config") == folder / wanted
     elif "store" in names:
         assert _value(command, "store") == folder / "store"

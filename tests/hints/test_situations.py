@@ -20,12 +20,16 @@ from drengine.cli.main import app
 from drengine.config.bandwidth import BandwidthSchedule
 from drengine.model.errors import error_kinds
 from drengine.process import find_marked
+from drengine.store.blobs.s3.errors import OBJECT_STORE_AWAY, OBJECT_STORE_REGION
 from drengine.store.care.retention import RetentionPolicy
+from drengine.store.identity import read_store_file, write_store_file
 from drengine.store.store import Store
 from drengine.terminal import main
 from drengine_agent.cli.main import commands as agent_app
 from tests.failover.engine.disks import disks_served
 from tests.recovery.replica import make
+from tests.s3.server import S3Server
+from tests.s3.stores import place
 
 pytestmark = pytest.mark.timeout(120)
 TRIED: dict[str, Callable[..., None]] = {}
@@ -153,6 +157,23 @@ def person(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 
 # --- points and stores
+
+
+@tries("drengine store check", "drengine store place --store DIR PLACE")
+def test_an_object_store_that_is_not_where_it_was(person: Person, s3: S3Server, bucket: str) -> None:
+    """The endpoint's port is wrong, as a region could be; the hints lead to what is wrong and to its mending."""
+    directory = str(person.directory / "objects")
+    right, wrong = place(s3.endpoint, bucket), place("http://127.0.0.1:9", bucket)
+    person.types("drengine", "store", "create", directory, "--storage", "s3", "--place", right)
+    file = read_store_file(Path(directory))
+    write_store_file(Path(directory), file._replace(storage=file.storage._replace(place=wrong)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRENGINE_STORE", directory)
+        person.meets("object-store-away", "drengine", "store", "check")
+        person.follows("drengine store check", exit_code=OBJECT_STORE_AWAY.exit_code)
+        person.hint = OBJECT_STORE_REGION.hint
+        person.follows("drengine store place --store DIR PLACE", dir=directory, place=right)
+        person.types("drengine", "store", "check")
 
 
 @tries("drengine status")

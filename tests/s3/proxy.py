@@ -203,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         lengths = [value for name, value in headers if name.lower() == "content-length"]
         length = int(lengths[0]) if self.command == "HEAD" and lengths else len(body)
         with suppress(OSError):
-            self.send_response(status)
+            self.send_response_only(status)
             for name, value in headers:
                 if name.lower() not in _HOP_BY_HOP:
                     self.send_header(name, value)

@@ -11,7 +11,7 @@ from drengine.cli.common import JsonOption
 from drengine.ownership import service_warnings
 from drengine.store.blobs.available import LOCAL, StorageName
 from drengine.store.store import Store
-from drengine.target.key import keks_of
+from drengine.target.key import keks_of, s3_of
 from drengine.terminal import emit_json, note
 
 app = typer.Typer(add_completion=False)
@@ -23,14 +23,21 @@ def create(
     catalogue: Annotated[
         str, typer.Option(help="postgresql://USER@HOST/DATABASE, without a password; by default SQLite, in DIRECTORY.")
     ] = "",
-    storage: Annotated[str, typer.Option(help="Storage that holds the segments; by default DIRECTORY.")] = LOCAL,
-    place: Annotated[str, typer.Option(help="Where in that storage, without a secret.")] = "",
+    storage: Annotated[
+        str, typer.Option(help="Storage that holds the segments: `s3`, or a plug-in's; by default DIRECTORY.")
+    ] = LOCAL,
+    place: Annotated[
+        str,
+        typer.Option(
+            help="Where in that storage, without a secret: s3://BUCKET/PREFIX?endpoint=URL&region=NAME&style=path."
+        ),
+    ] = "",
     json: JsonOption = False,
 ) -> None:
     """Make an empty store; with a catalogue in PostgreSQL and a storage that hosts share, others may join it."""
     named = StorageName(storage, place)
-    keks = keks_of(None, directory)
-    with Store.create(directory, stored_in=named, catalogued_in=catalogue, keks=keks) as made:
+    keks, options = keks_of(None, directory), s3_of(None, directory)
+    with Store.create(directory, stored_in=named, storage_options=options, catalogued_in=catalogue, keks=keks) as made:
         identity = made.identity.hex()
     for line in service_warnings(directory):
         note(line)

@@ -4,12 +4,13 @@ from drengine.store.blobs.faulty import Call, Fault, FaultyStorage, fail_from
 from drengine.store.blobs.index import NO_CHANGES, Changes
 from drengine.store.blobs.local import LocalStorage
 from drengine.store.blobs.memory import MemoryStorage
-from drengine.store.blobs.storage import Abilities, Appender, Buffer, ObjectStorage, Reader, Storage
+from drengine.store.blobs.storage import Abilities, Appender, Backlog, Buffer, ObjectStorage, Reader, Storage
 
 __all__ = [
     "NO_CHANGES",
     "Abilities",
     "Appender",
+    "Backlog",
     "Buffer",
     "Call",
     "Changes",

@@ -20,6 +20,13 @@ STORAGES = Plugins(
     {LOCAL: "drengine.store.blobs.local:LocalStorage", S3: "drengine.store.blobs.s3.storage:S3Storage"},
     STORAGE_UNAVAILABLE,
 )
+TRIALS = Plugins(
+    "drengine.storage_trials",
+    "trial of a storage",
+    {S3: "drengine.store.blobs.s3.trial:try_place"},
+    STORAGE_UNAVAILABLE,
+)
+"""What tries a place before it is used."""
 
 
 class StorageName(NamedTuple):

@@ -81,6 +81,10 @@ class Index(Protocol):
         """A file's rows, by `begin`."""
         ...
 
+    def all_parts(self) -> list[PartRow]:
+        """The rows of all files."""
+        ...
+
     def part_names(self, source: str | None, prefix: str) -> list[str]:
         """Names of files that begin with `prefix`, sorted; None: of every source."""
         ...

@@ -8,12 +8,13 @@ Storage that can't append (an object store) says so in its abilities: the store 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from mmap import mmap
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from drengine.store.blobs.index import Changes, Index, ObjectRemovalRow
+from drengine.model.errors import DrengineError
+from drengine.store.blobs.index import Changes, Index, ObjectRemovalRow, PartRow
 
 Buffer = bytes | bytearray | memoryview
 
@@ -144,6 +145,40 @@ class Storage(Protocol):
         ...
 
 
+class Backlog(NamedTuple):
+    """What is acknowledged and not yet in the object store.
+
+    Attributes:
+        bytes, files: how much.
+        oldest_ns: since when the oldest of it waits; 0: nothing does.
+        failing: why the newest try failed; None when it did not.
+    """
+
+    bytes: int = 0
+    files: int = 0
+    oldest_ns: int = 0
+    failing: DrengineError | None = None
+
+
+class Trial(NamedTuple):
+    """One thing that was tried.
+
+    Attributes:
+        name: what.
+        detail: what was found, or measured.
+        error: why it failed; None when it did not.
+    """
+
+    name: str
+    detail: str
+    error: DrengineError | None = None
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether it went well."""
+        return self.error is None
+
+
 @runtime_checkable
 class ObjectStorage(Storage, Protocol):
     """Storage that several hosts may reach, and whose files the catalogue names (index.py)."""
@@ -158,6 +193,14 @@ class ObjectStorage(Storage, Protocol):
         Raises:
             DrengineError: OBJECT_STORE_TAKEN: something is there.
         """
+        ...
+
+    def identities(self) -> list[bytes]:
+        """The stores that have claimed the place; one, unless something went wrong."""
+        ...
+
+    def found_parts(self) -> list[PartRow]:
+        """The rows of all files, as its index has them: for a catalogue that is made anew."""
         ...
 
     def require_claimed(self, identity: bytes) -> None:
@@ -175,6 +218,22 @@ class ObjectStorage(Storage, Protocol):
 
     def delete_objects(self, removals: Sequence[ObjectRemovalRow]) -> int:
         """Carry out decisions; how many objects are gone. The caller has seen to it that nobody reads them."""
+        ...
+
+    def objects(self) -> dict[str, int]:
+        """The objects of files that a listing finds, by key, and their sizes."""
+        ...
+
+    def size_of(self, key: str) -> int | None:
+        """An object's size; None when it is not there."""
+        ...
+
+    def backlog(self) -> Backlog:
+        """What this host has acknowledged or taken on, and not uploaded yet."""
+        ...
+
+    def aside(self) -> Iterator[tuple[str, str]]:
+        """Local files, by name and token, that count no more, because another host has written that name since."""
         ...
 
 

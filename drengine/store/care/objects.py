@@ -1,7 +1,8 @@
-"""Deleting objects about which it was decided, once nobody can be reading them."""
+"""A store's objects: deleting those about which it was decided, and holding the catalogue against what is there."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from drengine.store.blobs import ObjectStorage
@@ -32,3 +33,52 @@ def delete_decided(context: StoreContext) -> int:
         with context.catalogue.transaction(source):
             context.catalogue.remove(*gone)
     return len(due)
+
+
+@dataclass(slots=True)
+class ObjectReport:
+    """The catalogue beside the object store.
+
+    Attributes:
+        named: objects that the catalogue names.
+        missing: those of them that are not there, or are shorter than it says: their keys.
+        unnamed, unnamed_bytes: objects that it neither names nor decided about. They stay: a rebuild looks at them.
+        decided: objects and files that are to be deleted.
+        aside: files in this host's spool that count no more, because another host has written the branch since.
+        waiting_bytes: what is acknowledged and was not uploaded from this host.
+    """
+
+    named: int = 0
+    missing: list[str] = field(default_factory=list)
+    unnamed: int = 0
+    unnamed_bytes: int = 0
+    decided: int = 0
+    aside: list[str] = field(default_factory=list)
+    waiting_bytes: int = 0
+
+
+def compare_objects(context: StoreContext) -> ObjectReport:
+    """Hold the catalogue against a listing; what the listing lacks is asked for by its key.
+
+    Raises:
+        DrengineError: what is wrong with the object store.
+    """
+    report, storage = ObjectReport(), context.storage
+    if not isinstance(storage, ObjectStorage):
+        return report
+    listed = storage.objects()
+    with context.catalogue.snapshot():
+        named = {row.key: row.length for row in context.catalogue.all_parts() if row.object}
+        decided = {row.key for row in context.catalogue.object_removals()}
+    report.named, report.decided = len(named), len(decided)
+    for key, length in sorted(named.items()):
+        if listed.get(key) != length and storage.size_of(key) != length:
+            report.missing.append(key)
+    for key, size in listed.items():
+        folder = key.rpartition("/")[0] + "/"
+        if key not in named and key not in decided and folder not in decided:
+            report.unnamed += 1
+            report.unnamed_bytes += size
+    report.aside = [f"{name}.{file}" for name, file in storage.aside()]
+    report.waiting_bytes = storage.backlog().bytes
+    return report

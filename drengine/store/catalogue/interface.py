@@ -264,6 +264,10 @@ class Catalogue(ABC):
             where, keys = f"{where} AND source = ?", [*keys, source]
         return sorted({row.name for row in self._select(Tables.PART, where, *keys)})
 
+    def all_parts(self) -> list[PartRow]:
+        """The objects of all files."""
+        return cast("list[PartRow]", self._select(Tables.PART, ""))
+
     def object_removals(self) -> list[ObjectRemovalRow]:
         """Objects that are to be deleted, or were a moment ago."""
         return cast("list[ObjectRemovalRow]", self._select(Tables.OBJECT_REMOVAL, ""))

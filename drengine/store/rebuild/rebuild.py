@@ -16,7 +16,8 @@ from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.ownership import make_directory
-from drengine.store.blobs import Storage
+from drengine.store.blobs import ObjectStorage, Storage
+from drengine.store.blobs.s3.errors import OBJECT_STORE_TAKEN
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.opening import ensure_catalogue, replacing
 from drengine.store.catalogue.rows import COPY, OPEN, SIDE_ROLES, BranchRow, MirrorRow, PointRow, SourceRow
@@ -24,8 +25,8 @@ from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.copies import WHOLE
 from drengine.store.damage import judge_points
-from drengine.store.errors import DAMAGED, NOT_A_STORE, os_errors
-from drengine.store.identity import IDENTITY_NAME, StoreFile, write_store_file
+from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_EXISTS, os_errors
+from drengine.store.identity import IDENTITY_NAME, StoreFile, read_store_file, write_store_file
 from drengine.store.keys import StoreKeys
 from drengine.store.locks import Holder
 from drengine.store.locks.flock import LOCKS_DIRECTORY
@@ -113,8 +114,41 @@ def rebuild_catalogue(
                     now_ns=clock.now_ns(),
                     progress=progress,
                 )
+                if isinstance(storage, ObjectStorage):
+                    new.catalogue.put(*storage.found_parts())
             report.kept_aside = new.kept_aside
     return report
+
+
+def join_place(directory: Path, file: StoreFile, storage: Storage) -> StoreFile:
+    """Make a directory one of the store that has claimed a place, or correct the place where it is one; as it is then.
+
+    `file` says the place, and which store is expected there; any, where its identity is empty.
+
+    Raises:
+        DrengineError: OBJECT_STORE_TAKEN, NOT_A_STORE; STORE_EXISTS where the directory is another store's.
+    """
+    place = file.storage.place
+    found = storage.identities() if isinstance(storage, ObjectStorage) else []
+    if not found:
+        raise DrengineError(NOT_A_STORE, f"no store has claimed {place}")
+    if len(found) > 1 or file.identity not in (b"", found[0]):
+        raise DrengineError(OBJECT_STORE_TAKEN, f"{place} is of store {found[0].hex()}; claims there: {len(found)}")
+    with os_errors(f"making {directory}"):
+        for folder in (directory, directory / LOCKS_DIRECTORY, directory / SEGMENTS):
+            make_directory(folder)
+    try:
+        known = read_store_file(directory)
+    except DrengineError as error:
+        if error.kind is not NOT_A_STORE:
+            raise
+    else:
+        if known.identity != found[0]:
+            raise DrengineError(STORE_EXISTS, f"{directory} is store {known.identity.hex()}")
+        file = file._replace(catalogue=known.catalogue)
+    file = file._replace(identity=found[0])
+    write_store_file(directory, file)
+    return file
 
 
 def finish_rebuild(context: StoreContext) -> None:

@@ -14,6 +14,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
@@ -189,6 +191,17 @@ class BotoClient:
         """See ObjectClient."""
         with suppress(FileNotFoundError), _errors(self._place, f"giving up the upload of {key}"):
             self._s3.abort_multipart_upload(UploadId=upload, **self._at(key))
+
+    def clock_skew_seconds(self) -> float:
+        """How far the object store's clock is ahead of this host's, to the second; 0 where it does not say."""
+        with _errors(self._place, "asking for the time"):
+            answer = self._s3.list_objects_v2(Bucket=self._place.bucket, Prefix=self._place.prefix, MaxKeys=1)
+        said = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        try:
+            theirs = parsedate_to_datetime(said).replace(tzinfo=UTC)  # HTTP knows no other zone
+        except (TypeError, ValueError):
+            return 0.0
+        return (theirs - datetime.now(UTC)).total_seconds()
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._place.bucket, "Key": self._place.prefix + key}

@@ -36,7 +36,7 @@ OBJECT_STORE_REGION = error_kind(
     "object-store-region",
     234,
     "The bucket is in another region than the requests were signed for.",
-    "Correct `region=` in the storage's place: `drengine store place`.",
+    "Correct the region: `drengine store place --store DIR PLACE`, or the bucket that it names.",
 )
 OBJECT_STORE_PLACE = error_kind(
     "object-store-place",

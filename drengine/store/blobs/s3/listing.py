@@ -19,8 +19,9 @@ class ListedIndex:
     was stored last. Which of them was committed is for the segments' own checks to say.
     """
 
-    def __init__(self, client: ObjectClient, spool: Spool) -> None:
-        self._client, self._spool = client, spool
+    def __init__(self, client: ObjectClient, spool: Spool, holder: str) -> None:
+        """`holder` is this host, whose spool it is."""
+        self._client, self._spool, self._holder = client, spool, holder
         self._rows: dict[str, list[PartRow]] | None = None
 
     def another(self) -> ListedIndex:
@@ -40,10 +41,9 @@ class ListedIndex:
         del source
         return sorted(name for name in self._found() if name.startswith(prefix))
 
-    def rows(self) -> Iterator[PartRow]:
-        """Every row."""
-        for rows in self._found().values():
-            yield from rows
+    def all_parts(self) -> list[PartRow]:
+        """See Index."""
+        return [row for rows in self._found().values() for row in rows]
 
     @contextmanager
     def transaction(self, source: str | None = None, /) -> Iterator[None]:
@@ -80,7 +80,7 @@ class ListedIndex:
             files.setdefault(key.name, {}).setdefault(key.file, []).append((each.changed_ns, row))
         for local in self._spool.files(""):
             size = self._spool.path(*local).stat().st_size
-            row = PartRow(source_of(local.name), local.name, 0, 0, local.file, "", b"", "")
+            row = PartRow(source_of(local.name), local.name, 0, 0, local.file, "", b"", self._holder)
             files.setdefault(local.name, {}).setdefault(local.file, []).append((0, row._replace(length=size)))
         found = {}
         for name, by_file in files.items():

@@ -25,11 +25,13 @@ from drengine.store.blobs.index import (
     PartRow,
     end_of,
     new_file_token,
+    parse_key,
 )
 from drengine.store.blobs.local import LocalAppender, LocalReader
 from drengine.store.blobs.memory import MemoryReader
+from drengine.store.blobs.s3.boto import BotoClient
 from drengine.store.blobs.s3.cache import Cache
-from drengine.store.blobs.s3.claim import claim, require_claimed
+from drengine.store.blobs.s3.claim import claim, identities, require_claimed
 from drengine.store.blobs.s3.client import LimitedClient, ObjectClient, Patience, PatientClient, Rate
 from drengine.store.blobs.s3.errors import OBJECT_MISSING
 from drengine.store.blobs.s3.listing import ListedIndex
@@ -37,8 +39,8 @@ from drengine.store.blobs.s3.options import ACK_LOCAL, S3Options
 from drengine.store.blobs.s3.place import S3Place
 from drengine.store.blobs.s3.reader import Fetcher, ObjectReader
 from drengine.store.blobs.s3.spool import Spool, Spooled
-from drengine.store.blobs.s3.upload import Backlog, Piece, Uploader, Uploads, deletion, next_tail, swap
-from drengine.store.blobs.storage import Abilities, Buffer, Reader, name_parts
+from drengine.store.blobs.s3.upload import Piece, Uploader, Uploads, deletion, next_tail, swap
+from drengine.store.blobs.storage import Abilities, Backlog, Buffer, Reader, name_parts
 from drengine.store.names import parse_segment_name, source_of
 
 Rows = list[PartRow]
@@ -77,7 +79,7 @@ class S3Storage:
         self._clock = clock or SystemClock()
         patience = Patience(total_seconds=options.patience)
         limited = LimitedClient(
-            client or _sdk(self.place, options, patience),
+            client or BotoClient(self.place, options, patience),
             concurrency=options.concurrency,
             upload=Rate(options.upload_rate),
             download=Rate(options.download_rate),
@@ -105,6 +107,14 @@ class S3Storage:
         """Take the catalogue that says what exists. Writing has a connection of its own, made when it is needed."""
         self._index = index
 
+    def found_parts(self) -> Rows:
+        """See ObjectStorage."""
+        return self.index.all_parts()
+
+    def identities(self) -> list[bytes]:
+        """See ObjectStorage."""
+        return [bytes.fromhex(each) for each in identities(self.client)]
+
     def claim(self, identity: bytes) -> None:
         """See ObjectStorage."""
         claim(self.client, str(self.place), identity)
@@ -117,7 +127,7 @@ class S3Storage:
     def index(self) -> Index:
         """The catalogue, for reading; without one, what a listing finds."""
         if self._index is None:
-            self._index = ListedIndex(self.client, self._spool)
+            self._index = ListedIndex(self.client, self._spool, self.holder)
         return self._index
 
     @property
@@ -236,11 +246,11 @@ class S3Storage:
         return end_of(self._parts(name))
 
     def backlog(self) -> Backlog:
-        """What is acknowledged and not yet in the object store."""
-        return self.uploader.backlog()
+        """See ObjectStorage."""
+        return self.uploader.backlog() if self._uploader else Backlog()
 
-    def aside(self) -> Iterator[Spooled]:
-        """Files in the spool whose name is another host's file by now: what this one had when it lost a branch."""
+    def aside(self) -> Iterator[tuple[str, str]]:
+        """See ObjectStorage."""
         for each in self._spool.files(""):
             rows = self._parts(each.name)
             if rows and rows[0].file != each.file:
@@ -260,6 +270,17 @@ class S3Storage:
         if keys:
             self.client.delete(keys)
         return len(keys)
+
+    def objects(self) -> dict[str, int]:
+        """See ObjectStorage."""
+        return {found.key: found.size for found in self.client.list("") if parse_key(found.key)}
+
+    def size_of(self, key: str) -> int | None:
+        """See ObjectStorage."""
+        try:
+            return self.client.head(key)
+        except FileNotFoundError:
+            return None
 
     def close(self) -> None:
         """See Storage."""
@@ -406,9 +427,3 @@ class S3Appender:
         kept = [row for row in self._rows if row not in changes.remove and row.begin < put[0].begin]
         self._rows = [*kept, *put]
         return changes
-
-
-def _sdk(place: S3Place, options: S3Options, patience: Patience) -> ObjectClient:
-    from drengine.store.blobs.s3.boto import BotoClient  # noqa: PLC0415 - half a second, and an extra to install
-
-    return BotoClient(place, options, patience)

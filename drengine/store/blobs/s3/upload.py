@@ -34,7 +34,7 @@ from drengine.store.blobs.s3.cache import Cache
 from drengine.store.blobs.s3.client import ObjectClient, Patience
 from drengine.store.blobs.s3.errors import OBJECT_DAMAGED, OBJECT_STORE_AWAY, NeverSent
 from drengine.store.blobs.s3.spool import Spool, Spooled
-from drengine.store.blobs.storage import Buffer
+from drengine.store.blobs.storage import Backlog, Buffer
 from drengine.store.names import source_of
 
 TAIL_BYTES_MAX = 256 << 10
@@ -175,21 +175,6 @@ class _Job:
     closed: bool = False
     due: float = 0.0
     pause: float = 0.0
-
-
-class Backlog(NamedTuple):
-    """What is acknowledged and not yet in the object store.
-
-    Attributes:
-        bytes, files: how much.
-        oldest_ns: since when the oldest of it waits; 0: nothing does.
-        failing: why the newest try failed; None when it did not.
-    """
-
-    bytes: int
-    files: int
-    oldest_ns: int
-    failing: DrengineError | None
 
 
 class Uploader:
