@@ -37,22 +37,26 @@ def points(
     with open_store(store, read_only=True) as opened:
         name = pick_source(opened, source)
         found = opened.points(name, branch=branch)
+        uploaded = {each: opened.uploaded_sequence(name, each) for each in {point.branch for point in found}}
+    answers = [point_answer(point, uploaded[point.branch]) for point in found]
     if json:
-        emit_json([point_answer(point) for point in found])
+        emit_json(answers)
         return
     if not found:
         note(f"{name} has no recovery point yet")
         return
-    shown = found if all_points else found[-SHOWN:]
+    shown = answers if all_points else answers[-SHOWN:]
     if len(shown) < len(found):
         note(f"the newest {len(shown)} of {len(found)} points; --all shows the rest")
     now_ns = time.time_ns()
     show_table(
         ("point", "time", "age", "kind", "verified", "size", "lag", "pinned", "label"),
-        [_row(point_answer(point), now_ns) for point in shown],
+        [_row(each, now_ns) for each in shown],
         title=f"Recovery points of {name}",
     )
-    for each in shown[-1].geometry:
+    if missing := [each.id for each in shown if each.uploaded is False]:
+        note(f"only this host has the points from {missing[0]} on: the object store has them with the next uploads")
+    for each in found[-1].geometry:
         if each.sector_bytes != SECTOR_BYTES:
             note(f"{each.name} lies on a disk with sectors of {each.sector_bytes} bytes")
 

@@ -30,6 +30,8 @@ class PointAnswer:
         verified_ns: when all of it was last read again and hashed; 0: each batch was when it was received.
         damaged: it needs data that can't be read.
         erased: ... because the key of that data was forgotten.
+        uploaded: the object store has all of it, so that it is there without this host; None: there is no object store,
+            or nobody asked.
         lag_seconds: from the moment that it shows until it was durable here; 0 where the clocks disagree.
     """
 
@@ -48,11 +50,12 @@ class PointAnswer:
     size_bytes: int
     lag_seconds: float
     pinned: bool
+    uploaded: bool | None
     volumes: list[VolumeAnswer]
 
 
-def point_answer(point: RecoveryPoint) -> PointAnswer:
-    """A recovery point."""
+def point_answer(point: RecoveryPoint, uploaded_sequence: int | None = None) -> PointAnswer:
+    """A recovery point; `uploaded_sequence` of its branch, see Store."""
     return PointAnswer(
         id=point.id,
         source=point.source,
@@ -69,6 +72,7 @@ def point_answer(point: RecoveryPoint) -> PointAnswer:
         size_bytes=point.size_bytes,
         lag_seconds=max(0.0, (point.received_ns - point.time_ns) / 1e9),
         pinned=point.pinned,
+        uploaded=None if uploaded_sequence is None else point.sequence <= uploaded_sequence,
         volumes=[
             VolumeAnswer(
                 volume=each.volume,

@@ -25,7 +25,7 @@ from drengine.store.blobs.local import UNFINISHED
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
-from drengine.store.care.objects import ObjectReport, compare_objects
+from drengine.store.care.objects import ObjectReport, compare_objects, uploaded_sequence
 from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping, retain
@@ -659,6 +659,10 @@ class Store:
     def compare_objects(self) -> ObjectReport:
         """Hold the catalogue against the object store; see objects.compare_objects."""
         return compare_objects(self._context)
+
+    def uploaded_sequence(self, source: str, branch: int) -> int | None:
+        """The newest position of a branch that the object store has whole; None where there is no object store."""
+        return uploaded_sequence(self._context, source, branch)
 
     def upload_backlog(self) -> Backlog:
         """What this process has acknowledged and not uploaded yet; nothing where there is no object store."""

@@ -173,6 +173,7 @@ class TargetDaemon:
         self.maintenance.start()
         cleanup.push_async_callback(self.maintenance.stop)
         self.watch = StoreWatch(store, self.clock, self._ingest_limits.free_bytes_min, self.reception.end_all)
+        self.metrics.uploads = store.upload_backlog
         self.metrics.store_reason = lambda: self.watch.reason
         cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
 

@@ -18,6 +18,7 @@ from drengine.model.clock import Clock
 from drengine.model.grants import Access
 from drengine.model.points import RecoveryPoint
 from drengine.model.states import ReplicationState
+from drengine.store.blobs import Backlog
 from drengine.store.targets import TargetInfo, TargetState
 from drengine.target import mirroring
 from drengine.target.sources import STALLED_BY, Sources, SourceState
@@ -67,6 +68,14 @@ SET_ASIDE = Family(
     "target_store_set_aside_segments",
     GAUGE,
     "Segment files that the catalogue does not name and that nothing removes; counted at each compaction.",
+)
+UPLOAD_BACKLOG = Family(
+    "target_upload_backlog_bytes", GAUGE, "Bytes acknowledged here that the object store does not have yet."
+)
+UPLOAD_LAG = Family(
+    "target_upload_lag_seconds",
+    GAUGE,
+    "Seconds since the oldest of them was acknowledged: what is lost with this host; 0: nothing.",
 )
 SESSIONS = Family("target_sessions", GAUGE, "Sessions open now.")
 NBD_CONNECTIONS = Family("target_nbd_connections", GAUGE, "NBD connections open now.")
@@ -153,6 +162,7 @@ class TargetMetrics:
         self.last_success: dict[str, float] = {}
         self.set_aside = 0
         self.mirroring: mirroring.Mirroring | None = None
+        self.uploads: Callable[[], Backlog] = Backlog
         self._sources = sources
         self._clock = clock
         self._lock = threading.Lock()
@@ -202,6 +212,9 @@ class TargetMetrics:
         yield Sample(SET_ASIDE, self.set_aside)
         if self.mirroring:
             yield from self.mirroring.gauges([state.name for state in self._sources.all()])
+        uploads = self.uploads()
+        yield Sample(UPLOAD_BACKLOG, uploads.bytes)
+        yield Sample(UPLOAD_LAG, max(0.0, (now_ns - uploads.oldest_ns) / 1e9) if uploads.oldest_ns else 0.0)
         peers = self.peers()
         for peer in peers:
             if peer.state is not TargetState.STOPPED:

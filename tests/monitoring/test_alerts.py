@@ -94,6 +94,7 @@ CASES = (
     ),
     gauge("DrengineMirrorBehind", 'target_mirror_lag_seconds{source="shop"}', "2", "400"),
     gauge("DrengineStoreUnusable", 'target_store_state{reason="target-full"}', "0", "1"),
+    gauge("DrengineUploadsLag", "target_upload_lag_seconds", "2", "400"),
     gauge("DrengineCertificateExpires", 'agent_certificate_expiry_seconds{source="shop",role="target"}', "9e6", "6e5"),
     gauge("DrengineRenewalFails", 'target_renewal_overdue_seconds{folder="/f"}', "0", "60"),
     gauge("DrengineAuthoritySilent", 'orchestrator_authority_silent_seconds{folder="/f"}', "1", "4000"),

@@ -10,8 +10,12 @@ from drengine.store.blobs.available import S3, StorageName
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.blobs.s3.storage import S3Storage
 from drengine.store.catalogue.opening import create_catalogue, open_catalogue
+from drengine.store.identity import StoreFile
 from drengine.store.names import SEGMENTS
 from tests.s3.server import OWNER, REGION, Keys
+
+FILE = StoreFile(bytes(16))
+"""Of no store: its catalogue lies in the directory."""
 
 
 def use_keys(keys: Keys = OWNER) -> None:
@@ -35,9 +39,9 @@ def storage_with_catalogue(directory: Path, where: str, options: S3Options | Non
     """A storage and the SQLite catalogue that names its objects, without a store around them."""
     if not (directory / SEGMENTS).is_dir():
         (directory / SEGMENTS).mkdir(parents=True)
-        create_catalogue(directory)
+        create_catalogue(directory, FILE)
     storage = S3Storage(directory, where, options)
-    storage.use_index(open_catalogue(directory))
+    storage.use_index(open_catalogue(directory, FILE))
     return storage
 
 

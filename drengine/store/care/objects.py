@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from drengine.model.errors import DrengineError
 from drengine.store.blobs import ObjectStorage
+from drengine.store.blobs.index import PartRow, end_of
+from drengine.store.catalogue.rows import SegmentRow
 from drengine.store.context import StoreContext
+from drengine.store.names import segment_directory, segment_name
 
 AT_ONCE = 10_000
 
@@ -33,6 +37,39 @@ def delete_decided(context: StoreContext) -> int:
         with context.catalogue.transaction(source):
             context.catalogue.remove(*gone)
     return len(due)
+
+
+def uploaded_sequence(context: StoreContext, source: str, branch: int) -> int | None:
+    """The newest position of a branch before which the object store has every byte; None where there is none.
+
+    What a branch grew from counts: a history that the object store does not have is not there with it.
+    """
+    if not isinstance(context.storage, ObjectStorage):
+        return None
+    row = context.catalogue.branch(source, branch)
+    if row.parent:
+        base = uploaded_sequence(context, source, row.parent)
+        if base is not None and base < row.base_sequence:
+            return base
+    prefix = f"{segment_directory(source, branch)}/"
+    parts: dict[str, list[PartRow]] = {}
+    for part in context.catalogue.parts_below(source, prefix):
+        parts.setdefault(part.name, []).append(part)
+    for segment in context.catalogue.segments(source, branch):
+        available = end_of(parts.get(segment_name(*segment[:4]), []))
+        if available < segment.committed_length:
+            return segment.first_sequence - 1 + _whole_records(context, segment, available)
+    return row.durable_sequence
+
+
+def _whole_records(context: StoreContext, segment: SegmentRow, length: int) -> int:
+    """How many records of a segment lie in its first bytes; none where it can't be told."""
+    try:
+        index = context.records.index(segment)
+    except DrengineError:
+        return 0
+    ends = (sum(index.payload_range(number)) for number in range(index.record_count))
+    return sum(end <= length for end in ends)
 
 
 @dataclass(slots=True)

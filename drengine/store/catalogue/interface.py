@@ -259,10 +259,14 @@ class Catalogue(ABC):
 
     def part_names(self, source: str | None, prefix: str) -> list[str]:
         """Names of files in an object store that begin with `prefix`; None: of every source, and the store's own."""
+        return sorted({row.name for row in self.parts_below(source, prefix)})
+
+    def parts_below(self, source: str | None, prefix: str) -> list[PartRow]:
+        """The objects of files whose names begin with `prefix`, of a source or of all."""
         where, keys = "WHERE name >= ? AND name < ?", [prefix, prefix + _LAST_LETTER]
         if source is not None:
             where, keys = f"{where} AND source = ?", [*keys, source]
-        return sorted({row.name for row in self._select(Tables.PART, where, *keys)})
+        return cast("list[PartRow]", self._select(Tables.PART, where, *keys))
 
     def all_parts(self) -> list[PartRow]:
         """The objects of all files."""

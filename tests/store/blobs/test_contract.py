@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from drengine.store.blobs import Buffer, FaultyStorage, LocalStorage, MemoryStorage, Storage
+from drengine.store.blobs import Buffer, FaultyStorage, LocalStorage, MemoryStorage, ObjectStorage, Storage
 from drengine.store.blobs.s3.options import ACK_LOCAL, ACK_OBJECT, S3Options
+from drengine.store.blobs.s3.storage import S3Storage
 from tests.s3.stores import commit, place, storage_with_catalogue
 from tests.store.blobs.rows import RowStorage
 
@@ -39,6 +40,10 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
         made = IMPLEMENTATIONS[request.param](root)
     yield made
     made.close()
+
+
+def test_what_keeps_objects_says_so(storage: Storage) -> None:
+    assert isinstance(storage, ObjectStorage) == isinstance(storage, S3Storage)
 
 
 def write(storage: Storage, name: str, *parts: Buffer) -> None:

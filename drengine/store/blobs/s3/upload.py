@@ -209,8 +209,11 @@ class Uploader:
             self._begin()
 
     def forget(self, file: Spooled) -> None:
-        """The file is deleted."""
+        """The file is deleted, or written on: leave it alone from now on."""
         with self._changed:
+            self._jobs.pop(file, None)
+            while file in self._running:
+                self._changed.wait()
             self._jobs.pop(file, None)
 
     def adopt(self) -> int:
