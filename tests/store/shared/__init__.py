@@ -1,0 +1,1 @@
+"""Stores whose catalogue is in PostgreSQL, beside those in SQLite."""
