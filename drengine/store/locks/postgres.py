@@ -29,7 +29,10 @@ RENEWALS = 4
 """How often it is renewed in that time."""
 DRIFT = 0.1
 """By so much of its time a holder gives it up earlier than its row ends: clocks do not run alike."""
+SILENT_SECONDS = 2
+"""Who is silent so long in a transaction is not waited for, once its lock is free to take."""
 _POLL_SECONDS = 0.02
+_PATIENCE = f"SET LOCAL lock_timeout = '{SILENT_SECONDS}s'"
 
 _ACQUIRE = (
     "INSERT INTO lock (name, holder, addresses, token, expires) "
@@ -76,7 +79,7 @@ class PostgresLock:
 
     def require(self) -> None:
         """See `Lock.require`."""
-        if self._is_released or time.monotonic() >= self.until:
+        if self._is_released or self._locks.monotonic() >= self.until:
             raise DrengineError(LOCK_LOST, f"{self._fence.name} was not renewed in time")
 
     def release(self) -> None:
@@ -133,10 +136,18 @@ class PostgresLease:
 class PostgresLocks:
     """The locks of a shared store, as one process has them; see `Locks`. Threads may share it."""
 
-    def __init__(self, database: Database, holder: Holder, *, seconds: float = LOCK_SECONDS) -> None:
+    def __init__(
+        self,
+        database: Database,
+        holder: Holder,
+        *,
+        seconds: float = LOCK_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`holder`: this process, as others are told; `seconds`: for how long a lock lives without being renewed."""
         self._holder = holder
         self._seconds = seconds
+        self.monotonic = monotonic
         self._link = SharedLink(database.link())
         self._renewing: Link = database.link()
         self._guard = threading.Lock()
@@ -230,15 +241,24 @@ class PostgresLocks:
         values = (name, self._holder.name, list(self._holder.addresses), self._seconds)
 
         def acquire(connection: psycopg.Connection[Any]) -> tuple[Any, ...] | None:
+            if connection.execute(_HOLDER, (name,)).fetchone():
+                return None
             with connection.transaction():
                 if source is not None:
                     # Alone with the source: no transaction that relies on the lock of before is under way.
-                    locks = (statements.STORE_LOCK, statements.source_lock(source))
-                    connection.execute(statements.LOCK_SOURCE, locks)
+                    connection.execute(_PATIENCE)
+                    connection.execute(statements.LOCK_SOURCE, (statements.STORE_LOCK, statements.source_lock(source)))
                 return connection.execute(_ACQUIRE, values).fetchone()
 
-        asked = time.monotonic()
-        found = self._link.ask(acquire)
+        asked = self.monotonic()
+        try:
+            found = self._link.ask(acquire)
+        except DrengineError as error:
+            if source is None or error.kind is not MAINTENANCE_BUSY:
+                raise
+            asked = self.monotonic()
+            self._end_silent(source)
+            found = self._link.ask(acquire)
         if found is None:
             return None
         lock = PostgresLock(self, Fence(name, found[0]), self._until(asked))
@@ -246,6 +266,11 @@ class PostgresLocks:
             self._held[Fence(name, found[0])] = lock
         self._renew_always()
         return lock
+
+    def _end_silent(self, source: str) -> None:
+        """End sessions that hang in a transaction of a source: their process is stopped, or its host is gone."""
+        locks = [statements.STORE_LOCK, statements.source_lock(source)]
+        self._link.ask(lambda connection: connection.execute(statements.END_SILENT, (locks, SILENT_SECONDS)))
 
     def _until(self, asked: float) -> float:
         """When a lock that was asked for at `asked` is given up."""
@@ -270,7 +295,7 @@ class PostgresLocks:
         """
         with self._guard:
             held, leases = dict(self._held), sorted(self._leases)
-        asked = time.monotonic()
+        asked = self.monotonic()
         with self._renewing.errors():
             connection = self._renewing.connection()
             with connection.pipeline():
@@ -278,7 +303,7 @@ class PostgresLocks:
                 renewed = connection.execute(_RENEW, (self._seconds, names, tokens))
                 connection.execute(_RENEW_LEASES, (self._seconds, leases))
                 connection.execute(_END_LEASES)
-                found = {Fence(*row) for row in renewed.fetchall()}
+            found = {Fence(*row) for row in renewed.fetchall()}
         for fence, lock in held.items():
             lock.until = self._until(asked) if fence in found else 0.0
 

@@ -41,7 +41,7 @@ class Proxy:
         self._moment: Moment | None = None
         self._act: Callable[[], None] = lambda: None
         self._is_armed = False
-        self.happened = False
+        self._happened = threading.Event()
         self.seen: list[bytes] = []
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -56,7 +56,8 @@ class Proxy:
     def arm(self, moment: Moment | None, act: Callable[[], None] = lambda: None) -> None:
         """From now on count; at the moment do `act`, then cut the connection. Without a moment: only count."""
         with self._guard:
-            self._moment, self._act, self._is_armed, self.happened, self.seen = moment, act, True, False, []
+            self._moment, self._act, self._is_armed, self.seen = moment, act, True, []
+            self._happened.clear()
 
     def disarm(self) -> None:
         """Hand on what comes."""
@@ -103,7 +104,11 @@ class Proxy:
     def happen(self) -> None:
         """The moment has come."""
         self._act()
-        self.happened = True
+        self._happened.set()
+
+    def has_happened(self) -> bool:
+        """Whether it came, and was acted on, in a time that is enough."""
+        return self._happened.wait(30)
 
 
 class _Session:

@@ -2,7 +2,8 @@
 
 A transaction takes advisory locks: shared for the store and exclusive for its source, or exclusive for the store. So
 those of one source follow each other, and those of different sources run side by side. What it writes waits until it
-reads again or ends; its begin and its end are one round trip each.
+reads again or ends; its begin and its end are one round trip each. What a pipeline found is fetched after its end:
+a server that waits for the rest of one ends no session that is silent.
 
 An ambiguous COMMIT (the connection broke before its answer) is resolved by looking: each commit leaves a random stamp
 in its partition. What cannot be told is reported as an error: never as done.
@@ -302,7 +303,7 @@ class PostgresCatalogue(Catalogue):
                     partitions = _cursor(connection, statements.SELECT_PARTITION, (source,))
                 version = _cursor(connection, statements.SELECT_VERSION)
                 token = _cursor(connection, statements.SELECT_TOKEN, (fence.name if fence else "",))
-                return partitions.fetchall(), version.fetchall(), token.fetchall()
+            return partitions.fetchall(), version.fetchall(), token.fetchall()
 
         self._link.warnings.clear()
         partitions, version, token = self._ask(begin, pin=True)
@@ -393,7 +394,8 @@ class PostgresCatalogue(Catalogue):
             with connection.pipeline():
                 connection.execute("BEGIN")
                 connection.execute(statements.LOCK_STORE, (statements.STORE_LOCK,))
-                return _cursor(connection, statements.SELECT_PARTITION, (name,)).fetchall()
+                found = _cursor(connection, statements.SELECT_PARTITION, (name,))
+            return found.fetchall()
 
         self._pinned = None
         until = time.monotonic() + RESOLVE_SECONDS
@@ -448,7 +450,7 @@ class PostgresCatalogue(Catalogue):
                     key: _cursor(connection, statements.SELECT_OLD[key[0].name], statements.encoded(key[1]))
                     for key in keys
                 }
-                return {key: cursor.fetchall() for key, cursor in asked.items()}
+            return {key: cursor.fetchall() for key, cursor in asked.items()}
 
         found = self._ask(old)
         now = {key: _checked(key[0], rows[0]) if rows else None for key, rows in found.items()}

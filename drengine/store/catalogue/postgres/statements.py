@@ -21,6 +21,12 @@ SELECT_VERSION = f"SELECT version_num FROM {VERSION_TABLE}"
 SELECT_TOKEN = "SELECT token FROM lock WHERE name = %s"
 LOCK_SOURCE = "SELECT pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock(%s)"
 LOCK_STORE = "SELECT pg_advisory_xact_lock(%s)"
+END_SILENT = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory' "
+    "AND objsubid = 1 AND granted AND ((classid::bigint << 32) | objid::bigint) = ANY(%s) "
+    "AND wait_event_type = 'Client' AND state_change < clock_timestamp() - %s * interval '1 second'"
+)
+"""Ends the sessions that have these advisory locks, and whose clients have been silent for so long."""
 STORE_LOCK = 0x6472656E67696E67
 
 
