@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
+from drengine.model.errors import DrengineError
 from drengine.store.catalogue import sqlite
 from drengine.store.catalogue.epoch import EpochNote
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.sqlite import SqliteCatalogue
+from drengine.store.errors import CATALOGUE_UNAVAILABLE
 from drengine.store.identity import StoreFile
 
 
@@ -21,9 +24,7 @@ def create_catalogue(directory: Path, file: StoreFile) -> None:
         DrengineError: STORE_EXISTS where the database holds one; those of opening one.
     """
     if file.catalogue:
-        from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
-
-        database.create(file)
+        _postgres().create(file)
     else:
         EpochNote(directory).write(SqliteCatalogue.create(directory), sync=True)
 
@@ -34,30 +35,20 @@ def shared_store(url: str) -> StoreFile | None:
     Raises:
         DrengineError: CATALOGUE_URL, CATALOGUE_UNAVAILABLE, CATALOGUE_REFUSED, CATALOGUE_UNSUITABLE, STORE_VERSION.
     """
-    from drengine.store.catalogue.postgres.url import check_url  # noqa: PLC0415 - psycopg is an extra
-
-    check_url(url)
-    from drengine.store.catalogue.postgres import database  # noqa: PLC0415
-
-    return database.look(url)
+    found: StoreFile | None = _postgres().look(url)
+    return found
 
 
 def finish_catalogue(file: StoreFile) -> None:
     """The store is made, but for its STORE file: others may join it from now on."""
     if file.catalogue:
-        from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
-
-        database.finish(file)
+        _postgres().finish(file)
 
 
 def ensure_catalogue(file: StoreFile) -> None:
     """Before a rebuild: a database that has lost the store's catalogue gets an empty one."""
     if file.catalogue:
-        from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
-
-        if database.look(file.catalogue) is None:
-            database.create(file)
-            database.finish(file)
+        _postgres().ensure(file)
 
 
 def open_catalogue(directory: Path, file: StoreFile, *, read_only: bool = False) -> Catalogue:
@@ -70,12 +61,8 @@ def open_catalogue(directory: Path, file: StoreFile, *, read_only: bool = False)
     """
     if not file.catalogue:
         return SqliteCatalogue(directory, read_only=read_only)
-    from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
-    from drengine.store.catalogue.postgres.catalogue import PostgresCatalogue  # noqa: PLC0415
-
-    if not read_only:
-        database.upgrade(file.catalogue)
-    return PostgresCatalogue(database.Database(file.catalogue, file.identity), directory, read_only=read_only)
+    catalogue: Catalogue = _postgres().open_one(directory, file, read_only=read_only)
+    return catalogue
 
 
 @dataclass(slots=True)
@@ -95,7 +82,8 @@ class Replacement:
 def replacing(directory: Path, file: StoreFile, key: bytes) -> Iterator[Replacement]:
     """Make a store's catalogue anew, sealed if there is a key: it counts when the block has left without an error."""
     if file.catalogue:
-        yield from _replacing_rows(directory, file, key)
+        with _postgres().remaking(directory, file, key) as (catalogue, aside):
+            yield Replacement(catalogue, aside)
         return
     sqlite.remove_unfinished(directory)
     SqliteCatalogue.create(directory, sqlite.UNFINISHED_NAME)
@@ -115,15 +103,16 @@ def replacing(directory: Path, file: StoreFile, key: bytes) -> Iterator[Replacem
     note.close()
 
 
-def _replacing_rows(directory: Path, file: StoreFile, key: bytes) -> Iterator[Replacement]:
-    from drengine.store.catalogue.postgres import database  # noqa: PLC0415 - psycopg is an extra
-    from drengine.store.catalogue.postgres.catalogue import PostgresCatalogue  # noqa: PLC0415
+def _postgres() -> ModuleType:
+    """The one door to what needs psycopg, which is an extra.
 
-    catalogue = PostgresCatalogue(database.Database(file.catalogue, file.identity), directory)
+    Raises:
+        DrengineError: CATALOGUE_UNAVAILABLE: it is not installed.
+    """
     try:
-        with catalogue.remaking() as aside:
-            yield Replacement(catalogue, aside)
-            if key:
-                catalogue.seal(key)
-    finally:
-        catalogue.close()
+        from drengine.store.catalogue.postgres import shared  # noqa: PLC0415
+    except ImportError as error:
+        raise DrengineError(
+            CATALOGUE_UNAVAILABLE, f"psycopg is not installed here: {error}", hint="Install drengine[postgres]."
+        ) from error
+    return shared

@@ -7,8 +7,11 @@ transaction that relies on a lock checks (catalogue/interface.py).
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +24,7 @@ from drengine.store.catalogue.postgres import statements
 from drengine.store.catalogue.postgres.database import Database
 from drengine.store.catalogue.postgres.link import Link, SharedLink
 from drengine.store.errors import BRANCH_BUSY, LOCK_LOST, MAINTENANCE_BUSY
+from drengine.store.identity import StoreFile
 from drengine.store.locks.interface import Holder, Lock, Position
 
 LOCK_SECONDS = 10.0
@@ -306,6 +310,12 @@ class PostgresLocks:
             found = {Fence(*row) for row in renewed.fetchall()}
         for fence, lock in held.items():
             lock.until = self._until(asked) if fence in found else 0.0
+
+
+def locks_of(file: StoreFile, holder: Holder) -> PostgresLocks:
+    """The locks of a store that hosts share, as its STORE file says where they are."""
+    name = holder.name or f"process {os.getpid()} of {socket.gethostname()}"
+    return PostgresLocks(Database(file.catalogue, file.identity), holder._replace(name=name))
 
 
 def branch_name(source: str, branch: int) -> str:

@@ -11,7 +11,6 @@ def open_targets(file: StoreFile) -> Targets:
     """Of a store whose catalogue is elsewhere, the one that lies there."""
     if not file.catalogue:
         return Alone()
-    from drengine.store.catalogue.postgres.database import Database  # noqa: PLC0415 - psycopg is an extra
-    from drengine.store.targets.postgres import PostgresTargets  # noqa: PLC0415
+    from drengine.store.targets.postgres import targets_of  # noqa: PLC0415 - psycopg is an extra
 
-    return PostgresTargets(Database(file.catalogue, file.identity))
+    return targets_of(file)

@@ -11,6 +11,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.catalogue.postgres.database import Database
 from drengine.store.catalogue.postgres.link import SharedLink
 from drengine.store.errors import TARGET_LIVING, UNKNOWN_TARGET
+from drengine.store.identity import StoreFile
 from drengine.store.targets.interface import Introduction, TargetInfo, TargetState
 
 _REPORT = (
@@ -111,3 +112,8 @@ def _state(draining: bool, stopped: bool) -> TargetState:
 
 def _unknown(name: str) -> DrengineError:
     return DrengineError(UNKNOWN_TARGET, f"{name[:80]!r} has never used this store")
+
+
+def targets_of(file: StoreFile) -> PostgresTargets:
+    """The directory of a store that hosts share, as its STORE file says where it is."""
+    return PostgresTargets(Database(file.catalogue, file.identity))

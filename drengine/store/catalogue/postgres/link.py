@@ -102,7 +102,7 @@ class Link:
         """Nothing is opened yet; `prepare` looks at each new connection before it is used.
 
         Raises:
-            DrengineError: CATALOGUE_URL, CATALOGUE_UNAVAILABLE where psycopg is not installed.
+            DrengineError: CATALOGUE_URL.
         """
         self._settings = connection_settings(url)
         self._prepare = prepare

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
 from drengine.model.errors import DrengineError
-from drengine.store.errors import CATALOGUE_UNAVAILABLE, CATALOGUE_URL
+from drengine.store.errors import CATALOGUE_URL
 
 _SCHEMES = ("postgresql://", "postgres://")
 _SECRET = frozenset({"password", "sslpassword"})
@@ -21,28 +24,12 @@ _DEFAULTS = {
 """So that a server or a network that is gone is noticed within seconds."""
 
 
-def check_url(url: str) -> None:
-    """Return when a URL names a database of PostgreSQL and holds no secret.
-
-    Raises:
-        DrengineError: CATALOGUE_URL; CATALOGUE_UNAVAILABLE where psycopg is not installed.
-    """
-    connection_settings(url)
-
-
 def connection_settings(url: str) -> dict[str, Any]:
     """What libpq is told.
 
     Raises:
-        DrengineError: as `check_url`.
+        DrengineError: CATALOGUE_URL: it names no database of PostgreSQL, or holds a secret.
     """
-    try:
-        from psycopg import ProgrammingError  # noqa: PLC0415 - an extra
-        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
-    except ImportError as error:
-        raise DrengineError(
-            CATALOGUE_UNAVAILABLE, "psycopg is not installed here", hint="Install drengine[postgres]."
-        ) from error
     if not url.startswith(_SCHEMES) or "\0" in url:
         raise DrengineError(CATALOGUE_URL, "the catalogue's URL does not begin with postgresql://")
     try:
