@@ -339,6 +339,9 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
     if not config.target or not all(each.host for each in config.target):
         raise DrengineError(BAD_CONFIG, f"{where}: option target: a host and port are needed")
     config.control.check(f"{where}: [control]")
+    if config.control.lease and config.control.more_addresses:
+        told = f"{where}: option control.lease needs one broker, and control.more_addresses names others"
+        raise DrengineError(BAD_CONFIG, told, hint="The silence of a broker that an agent has left is no evidence.")
     if config.control.lease and config.control.address is None:
         raise DrengineError(BAD_CONFIG, f"{where}: option control.lease needs a broker, at control.address")
     config.tls.files(f"{where}: [tls]")

@@ -17,6 +17,7 @@ from drengine.control.messages import PartyKind
 from drengine.enrolment.keeper import Keeper
 from drengine.enrolment.metrics import KeepingFamilies
 from drengine.failover.daemon import Orchestrator
+from drengine.failover.duties import Duty
 from drengine.failover.engine import Engine
 from drengine.failover.readiness import Readiness
 from drengine.failover.reading.reader import read_runbook
@@ -132,6 +133,18 @@ NOTIFICATIONS = Family(
     "Notices of this process, one for each place they go to: sent, failed after all tries, dropped.",
     ("outcome",),
 )
+DUTY = Family(
+    "orchestrator_duty",
+    GAUGE,
+    "1 while this orchestrator does for the site what one of several does: `policies` (telling agents their policy), "
+    "`upgrades` (while an upgrade of agents is carried out); else 0.",
+    ("duty",),
+)
+TAKEN_UP = Family(
+    "orchestrator_runs_taken_up_total",
+    Kind.COUNTER,
+    "Runs that this process took up, because whoever executed them died, was cut off or handed them over.",
+)
 CERTIFICATES = CredentialFamilies.of("orchestrator")
 KEEPING = KeepingFamilies.of("orchestrator")
 
@@ -148,6 +161,8 @@ class OrchestratorMetrics:
     def __init__(self, engine: Engine, credentials: Sequence[Credentials] = ()) -> None:
         self.keepers: tuple[Keeper, ...] = ()
         self.discovered_at: Callable[[], float | None] = lambda: None
+        self.duties: Sequence[Duty] = ()
+        self.taken_up: Callable[[], int] = lambda: 0
         self.readiness: Callable[[], Mapping[str, Readiness]] = dict
         self._engine, self._credentials = engine, credentials
         self._read: dict[tuple[str, ...], Told] = {}
@@ -156,6 +171,7 @@ class OrchestratorMetrics:
         self.metrics = Metrics(FAMILIES, self._gauges, self._counts)
 
     def _counts(self) -> Iterator[Sample]:
+        yield Sample(TAKEN_UP, self.taken_up())
         for reason, count in list(self._engine.agents.dropped.items()):
             yield Sample(DROPPED, count, (reason.value,))
         for outcome in ("sent", "failed", "dropped"):
@@ -170,6 +186,8 @@ class OrchestratorMetrics:
         yield from CERTIFICATES.samples((*engine.agents.credentials, *self._credentials))
         yield from KEEPING.samples(self.keepers)
         yield from self._ready()
+        for duty in self.duties:
+            yield Sample(DUTY, float(duty.is_ours), (duty.name,))
         stored = engine.registry.runbooks()
         runs = engine.registry.runs(limit=RUNS_READ_MAX)
         self._read = {_key(run): self._look(run) for run in runs}
@@ -312,6 +330,7 @@ async def serve_metrics(orchestrator: Orchestrator) -> AsyncIterator[int]:
         return
     made = OrchestratorMetrics(orchestrator.engine, orchestrator.credentials)
     made.keepers = orchestrator.keepers
+    made.duties, made.taken_up = orchestrator.duties, lambda: orchestrator.taken_up
     made.readiness = lambda: orchestrator.watch.newest
     made.discovered_at = lambda: orchestrator.discovered_at
     metrics = made.metrics

@@ -92,6 +92,7 @@ class BrokerAgents:
             DrengineError: BAD_CONFIG, BAD_NAME, BAD_TLS_FILES.
         """
         self._site = options.site
+        self._is_one_broker = len(options.addresses) == 1
         self._clock = clock or SystemClock()
         self._known: dict[str, _Known] = {}
         self._waiting: dict[str, list[_Waiting]] = {}
@@ -164,8 +165,11 @@ class BrokerAgents:
 
         It ends at the newest moment for which that is proved: a message of our own, sent then, has come back after
         everything else. None where no report is known, or we don't see the broker. This is the silence after which
-        an agent with a lease has fenced itself (docs/control.md).
+        an agent with a lease has fenced itself (docs/control.md). Where the broker has several addresses it is None as
+        well: the agent may be heard at another one, so that its silence here proves nothing.
         """
+        if not self._is_one_broker:
+            return None
         known = self._known.get(name)
         if known is None or known.report is None or not self.link.is_connected:
             return None

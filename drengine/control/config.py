@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drengine.config import ADDRESS, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, WORDS, Address, choice, option
+from drengine.config import ADDRESS, ADDRESSES, BAD_CONFIG, DURATION, FLAG, PATH, TEXT, WORDS, Address, choice, option
 from drengine.control.messages import Verb
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -40,6 +40,12 @@ class BrokerOptions:
 
     address: Address | None = option(
         ADDRESS, default=None, help="The MQTT broker's HOST:PORT; absent: no control messages."
+    )
+    more_addresses: tuple[Address, ...] = option(
+        ADDRESSES,
+        default=(),
+        help="Further addresses of the same broker, where it is a cluster or has a standby: when one is not reached, "
+        "or a connection is lost, the next is tried, in turn.",
     )
     site: str = option(
         TEXT,
@@ -87,10 +93,15 @@ class BrokerOptions:
             raise DrengineError(BAD_CONFIG, f"{where}: signed orders need certificate, key and ca")
         if self.address is None:
             return
-        if not self.address.host:
+        if not all(each.host for each in self.addresses):
             raise DrengineError(BAD_CONFIG, f"{where}: the broker's address is a host and a port")
-        if not (self.certificate or self.allow_plain or _is_local(self.address.host)):
+        if not (self.certificate or self.allow_plain or all(_is_local(each.host) for each in self.addresses)):
             raise DrengineError(BAD_CONFIG, f"{where}: a broker beyond loopback needs certificate, key and ca")
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All addresses, in the order in which they are tried; none without a broker."""
+        return () if self.address is None else (self.address, *self.more_addresses)
 
     def tls_files(self, where: str = "the broker's section") -> TlsFiles | None:
         """The certificate files; None for a plain connection.

@@ -77,6 +77,7 @@ class Link:
         self._random = random
         self.credentials = _credentials(options, clock)
         self._peers = PeerRules(lambda: self.credentials.identity if self.credentials else None)
+        self._turn = 0  # which address is tried
         self._client: MqttClient | None = None
         self._connected = asyncio.Event()
         self._made = asyncio.Event()
@@ -145,6 +146,7 @@ class Link:
             attempts = 1 if self.connections > before else attempts + 1
             if attempts == 1:
                 log.warning("the broker %s is not reachable: %s", self._where, self.detail)
+            self._turn = (self._turn + 1) % len(self._options.addresses)
             ceiling = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2 ** min(attempts, 8))
             await self._clock.sleep(self._random.uniform(BACKOFF_SECONDS_MIN, ceiling))
 
@@ -202,9 +204,8 @@ class Link:
             log.exception("a message on %s could not be taken", message.topic)
 
     def _new_client(self, kind: type[MqttClient]) -> MqttClient:
-        assert self._options.address is not None
         return kind(
-            self._options.address,
+            self._options.addresses[self._turn],
             self._client_id,
             tls=self.credentials.context() if self.credentials else None,
             keepalive_seconds=max(1, round(self._options.keepalive)),
@@ -223,7 +224,8 @@ class Link:
 
     @property
     def _where(self) -> str:
-        return str(self._options.address or "(none)")
+        addresses = self._options.addresses
+        return str(addresses[self._turn]) if addresses else "(none)"
 
 
 def _client_kind() -> type[MqttClient]:

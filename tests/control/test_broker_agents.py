@@ -165,3 +165,53 @@ async def test_a_report_that_is_too_long_is_shortened_and_keeps_what_decisions_r
         await until(lambda: "shop" in agents.reports(), "its report")
         kept = agents.reports()["shop"].details
         assert (kept["lease_seconds"], kept["shortened"], "hint" in kept) == (30.0, True, False)
+
+
+@pytest.mark.fault(49)
+async def test_of_several_addresses_the_next_is_tried_whenever_one_is_lost(tmp_path: Path) -> None:
+    """A broker with a standby that takes its place: here two that share nothing, and everybody goes over."""
+    brokers = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        brokers.append(Mosquitto(tmp_path / name))
+    options = options_for(brokers[0].port, more_addresses=(Address("127.0.0.1", brokers[1].port),))
+    brokers[1].start()
+    async with orchestrator(options) as agents, party(options, Worker(tmp_path)):
+        await until(lambda: agents.is_online("shop"), "both at the second, as the first is away")
+        for gone, back in ((1, 0), (0, 1)):
+            brokers[back].start()
+            brokers[gone].kill()
+            await until(lambda: not agents.is_online("shop"), "the loss")
+            await until(lambda: agents.is_online("shop"), "both at the other one")
+            answer = await agents.command("shop", Verb.SYNC, {}, generation=1, id=f"to-{back}", timeout_seconds=30)
+            assert answer.ok
+            assert agents.report_age_seconds("shop") is None, "it may be heard elsewhere: no evidence of any silence"
+    for broker in brokers:
+        broker.kill()
+
+
+async def test_two_orchestrators_who_ask_the_same_at_once_each_get_their_answer(
+    broker: BrokerOptions, tmp_path: Path
+) -> None:
+    """One took a run up from the other, which was only asleep: the order's id is the same, what was sent is not."""
+    worker = Worker(tmp_path)
+    worker.hold.clear()
+    async with orchestrator(broker) as one, orchestrator(broker) as two, party(broker, worker):
+        await until(lambda: one.is_online("shop") and two.is_online("shop"))
+        seen: list[str] = []
+
+        async def ask(who: str) -> Answer:
+            agents = {"one": one, "two": two}[who]
+            return await agents.command(
+                "shop", Verb.SYNC, {"by": "run"}, generation=1, id="run.sync:shop.1", timeout_seconds=30,
+                progress=lambda _: seen.append(who),
+            )  # fmt: skip
+
+        asking = [asyncio.create_task(ask(who)) for who in ("one", "two")]
+        await until(lambda: set(seen) == {"one", "two"}, "both hear how far it is")
+        worker.hold.set()
+        answers = await asyncio.gather(*asking)
+        assert [each.result["count"] for each in answers] == [1, 1]
+        assert worker.done() == ["run.sync:shop.1"], "it was done once"
+        other = await two.command("shop", Verb.SYNC, {}, generation=1, id="another", timeout_seconds=30)
+        assert other.result["count"] == 2

@@ -33,6 +33,15 @@ _POSTGRES = (
     f"-c lock_timeout={int(BUSY_SECONDS * 1000)} -c statement_timeout={int(BUSY_SECONDS * 2000)} "
     f"-c idle_in_transaction_session_timeout={int(BUSY_SECONDS * 1000)} -c timezone=UTC"
 )
+_NOTICES_LOSS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 3,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 8000,
+    "target_session_attrs": "read-write",
+}
+"""A server that is cut off is noticed within seconds; of several hosts in a URL the one is used that may be written."""
 
 
 class Database:
@@ -182,5 +191,5 @@ def _server_engine(url: URL) -> Engine:
     return create_engine(
         url,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": 10, "options": _POSTGRES, "application_name": "drengine"},
+        connect_args={**_NOTICES_LOSS, "options": _POSTGRES, "application_name": "drengine"},
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,10 +21,12 @@ from drengine.durable import replace_durably
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
-from drengine.model.grants import Access
+from drengine.model.grants import Access, Grant
 from drengine.ownership import make_directory
 
 SECRET_BYTES = 16
+CUT_OFF_SECONDS = 3.0
+"""Within which a target ends connections whose grant was taken back (it looks every second)."""
 _log = logging.getLogger("drengine.failover")
 
 
@@ -38,7 +41,18 @@ def let_use_disks(context: StepContext, instance: str, source: str, branch: int,
     if not place.exists():
         make_directory(place.parent)
         replace_durably(place, secrets.token_hex(SECRET_BYTES).encode())
-    give(source, branch, Access.WRITE, secret=secret_of(context, instance), instance=instance)
+    secret = secret_of(context, instance)
+    # An orchestrator of another host may have launched it before it died: its workload is cut off before ours begins.
+    others = context.site.store.grants.take(lambda grant: _is_others(grant, instance, secret))
+    give(source, branch, Access.WRITE, secret=secret, instance=instance)
+    if others:
+        _record(context, "grant.take", f"{source}#{branch}", instance=instance, why="launched elsewhere before")
+        context.say(f"what another host launched as {instance} is cut off from its disks")
+        time.sleep(CUT_OFF_SECONDS)
+
+
+def _is_others(grant: Grant, instance: str, secret: str) -> bool:
+    return grant.instance == instance and not grant.holder and not grant.is_opened_by(secret)
 
 
 def secret_of(context: StepContext, instance: str) -> str:

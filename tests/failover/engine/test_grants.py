@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 from drengine.audit import FOLDER
 from drengine.audit.verify import read_entries
 from drengine.failover.drivers.driver import Instance, LaunchRequest
-from drengine.failover.run import Outcome
+from drengine.failover.drivers.errors import LAUNCH_FAILED
+from drengine.failover.run import Outcome, RequestKind
 from drengine.failover.runbook.values import Mode
+from drengine.failover.steps import grants
 from drengine.failover.steps.workloads import instance_name
+from drengine.model.errors import DrengineError
 from drengine.model.grants import Access
 from tests.failover.engine.keeper import MemoryKeeper
-from tests.failover.engine.runs import carry_out, way_home
+from tests.failover.engine.runs import carry_out, create, executor, way_home
 from tests.failover.engine.world import World, runbook
 
 pytestmark = pytest.mark.timeout(120)
@@ -78,3 +82,29 @@ async def test_a_recovery_host_is_named_and_gets_no_secret(tmp_path: Path) -> No
     assert grant.holder == "host/r1" and grant.instance == instance_name(record.id, "shop")
     assert request.disks[0].uri.endswith(f"#{grant.branch}~")
     assert list((tmp_path / "instances").glob("*.capability")) == []
+
+
+async def test_what_an_orchestrator_of_another_host_has_launched_is_cut_off_before_it_is_launched_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grants, "CUT_OFF_SECONDS", 0.0)
+    world, keeper, book = World(tmp_path), MemoryKeeper(), runbook()
+    begun = world.driver.launch
+
+    def launch(request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
+        begun(request, progress)
+        raise DrengineError(LAUNCH_FAILED, "the host is gone; its workload may not be")
+
+    monkeypatch.setattr(world.driver, "launch", launch)
+    run = create(keeper, Mode.FAILOVER, book)
+    await executor(world, keeper, book).execute(run)
+    (theirs,) = world.store.grants.living()
+    monkeypatch.setattr(world.driver, "launch", begun)
+    world.driver.running.clear()  # nothing runs on the host that takes over
+    elsewhere = dataclasses.replace(world.site(), directory=tmp_path / "elsewhere")
+    keeper.request(run, RequestKind.RESUME, "", "ann")
+    record = await executor(world, keeper, book, owner="two", site=elsewhere).execute(run)
+    assert record.outcome is Outcome.COMPLETED
+    (ours,) = world.store.grants.living()
+    assert ours.instance == theirs.instance and ours.secret_digest != theirs.secret_digest
+    assert ours.is_opened_by((tmp_path / "elsewhere" / f"{ours.instance}.capability").read_text())
