@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from drengine.model.errors import DrengineError
+from drengine_agent.config import parse_config
 from drengine_agent.fencing.lease import SelfFencing
 from tests.clock import ManualClock
 
@@ -124,3 +126,13 @@ async def test_a_new_process_waits_for_its_first_report_to_come_back() -> None:
     source.lease.confirm(source.clock.monotonic())
     await asyncio.wait_for(begun, 5)
     source.task.cancel()
+
+
+def test_a_lease_and_several_addresses_of_a_broker_exclude_each_other() -> None:
+    """An orchestrator that sees another one of the brokers would take the source's silence there for its fence."""
+    control = {"address": "127.0.0.1:1883", "more_addresses": ["127.0.0.1:1884"]}
+    values = {"source": "shop", "target": "127.0.0.1:10809", "volume": [{"name": "d", "path": "/dev/x"}]}
+    parse_config({**values, "control": control})
+    with pytest.raises(DrengineError, match="lease needs one broker") as refused:
+        parse_config({**values, "control": {**control, "lease": "30s"}})
+    assert "no evidence" in refused.value.hint
