@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 import stat
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -221,6 +221,15 @@ class Store:
                 STORAGE_UNAVAILABLE; KEY_NEEDED, KEY_WRONG, KEY_MISSING, STORE_TAMPERED, STORE_IN_CLEAR.
         """
         return _opened(path, keks, options, clock, storage, storage_options, read_only=read_only, holder=holder)
+
+    @contextmanager
+    def aside(self) -> Iterator[Store]:
+        """The same store over a catalogue connection of its own, for work that nobody else is to wait for."""
+        catalogue = self._context.catalogue.another()
+        try:
+            yield Store(replace(self._context, catalogue=catalogue))
+        finally:
+            catalogue.close()
 
     def close(self) -> None:
         """Close it; writers and views must have been closed before."""

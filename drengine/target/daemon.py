@@ -169,7 +169,9 @@ class TargetDaemon:
         self.reception.members = self.members
         cleanup.push_async_callback(_end, asyncio.create_task(self.members.run()))
         self.metrics.sessions = lambda: len(self.reception.sessions)
-        self.maintenance = self._maintenance(store)
+        # Several targets wait for each other's transactions: no session is to wait with maintenance.
+        aside = cleanup.enter_context(store.aside()) if store.targets.is_shared else store
+        self.maintenance = self._maintenance(aside)
         self.maintenance.start()
         cleanup.push_async_callback(self.maintenance.stop)
         self.watch = StoreWatch(store, self.clock, self._ingest_limits.free_bytes_min, self.reception.end_all)
@@ -211,7 +213,8 @@ class TargetDaemon:
         self.ownership = self.reception.ownership = self._ownership(store)
         await asyncio.to_thread(self.ownership.begin)
         self._cleanup.push_async_callback(asyncio.to_thread, self.ownership.leave)
-        self._cleanup.push_async_callback(_end, asyncio.create_task(self.ownership.run()))
+        for task in (self.ownership.run(), self.ownership.watch()):
+            self._cleanup.push_async_callback(_end, asyncio.create_task(task))
 
     def _begin_mirroring(self, store: Store) -> None:
         if (plan := self.config.mirror.plan()) is None:

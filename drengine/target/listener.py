@@ -333,6 +333,8 @@ class Reception:
     def _require_open(self) -> None:
         if self._closing:
             raise DrengineError(TARGET_BUSY, "the target is stopping")
+        if self.ownership is not None and (trouble := self.ownership.trouble):
+            raise DrengineError(trouble.kind, trouble.message, hint=trouble.hint)
 
     async def _grant(self, *, has_data: bool) -> int:
         """Credit for a session. Sources of which there is nothing yet make way for one that `has_data`."""

@@ -29,6 +29,7 @@ from drengine.wire.events import Endpoint, Hello, Moved
 log = logging.getLogger("drengine.target")
 
 REPORT_SECONDS = 1.0
+WATCH_SECONDS = 0.25
 PLACES_EVERY_REPORTS = 5
 """How often it is looked where all sources are: for what is shown only."""
 DRAINED_AT_ONCE = 4
@@ -195,6 +196,13 @@ class Ownership:
                 self._give_away()
             reports += 1
             await self.clock.sleep(REPORT_SECONDS)
+
+    async def watch(self) -> None:
+        """End sessions whose lock is over, until cancelled: also while nobody answers what is asked."""
+        while self.is_shared:
+            for session in list(self.sessions().values()):
+                session.end_if_lost()
+            await self.clock.sleep(WATCH_SECONDS)
 
     def begin(self) -> None:
         """Report and look for the first time. Blocks.

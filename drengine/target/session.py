@@ -17,6 +17,7 @@ from concurrent.futures import Executor
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.damage import DamagedRange
+from drengine.store.errors import LOCK_LOST
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
 from drengine.target import metrics as m
@@ -80,6 +81,7 @@ class ReplicationSession(AdmittedAgent):
         self._metrics = metrics
         self._clock = clock
         self._ingest: Ingest | None = None
+        self._writer: BranchWriter | None = None
         self._outbox: deque[Event] = deque()
         self._to_send = asyncio.Event()
         self._progress = asyncio.Event()
@@ -112,6 +114,7 @@ class ReplicationSession(AdmittedAgent):
             credit_bytes=credit_bytes,
         )
         self.state.durable_sequence = writer.durable.sequence
+        self._writer = writer
         self._ingest = Ingest(
             store,
             writer,
@@ -131,6 +134,7 @@ class ReplicationSession(AdmittedAgent):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._say_that_it_is_lost()
             # What arrived is worth keeping, and the writer must be free before anyone is let in again.
             await asyncio.shield(self._loop.run_in_executor(None, self._ingest.finish))
         cause = next((why for done in [self._ending, *tasks] if (why := _failure(done))), None)
@@ -139,6 +143,22 @@ class ReplicationSession(AdmittedAgent):
         if cause:
             raise cause
         log.info("session ended", extra={"source": self.source})
+
+    def end_if_lost(self) -> None:
+        """End the session once the source's lock is over here: somebody else may have it."""
+        try:
+            if self._writer is not None:
+                self._writer.require_held()
+        except DrengineError as error:
+            self.end(error)
+
+    async def _say_that_it_is_lost(self) -> None:
+        """Tell the agent at once: what is under way may wait long for a store that is out of reach."""
+        why = _failure(self._ending)
+        if why is not None and why.kind is LOCK_LOST:
+            with contextlib.suppress(DrengineError, TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await self._stream.refuse(why)
 
     @property
     def is_empty(self) -> bool:

@@ -69,6 +69,8 @@ RUN = 'runbook="shop",mode="failover",run="r1"'
 CASES = (
     Case("DrengineOrchestratorGone", "1", "0", 'up{job="drengine-orchestrator",instance="a:1"}'),
     Case("DrengineTargetGone", "1", "0", 'up{job="drengine-target",instance="a:1"}'),
+    gauge("DrengineTargetSilent", 'target_peer_living{target="t2",state="serving"}', "1", "0"),
+    gauge("DrengineSourceUnowned", "target_unowned_sources", "0", "3"),
     gauge("DrengineDiscoverySilent", "orchestrator_discovery_age_seconds", "5", "900"),
     gauge("DrengineReplicationLagging", 'target_replication_lag_seconds{source="shop"}', "0", "70"),
     gauge("DrengineReplicationBroken", 'target_replication_lag_seconds{source="shop"}', "0", "1000"),

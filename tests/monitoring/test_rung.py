@@ -18,6 +18,8 @@ TRIALS = (monitoring, alerts_of_certificates, alerts_of_runs, alerts_of_sources,
 NEVER_ENDS = {
     "DrengineWatchdog": "It always rings; it ends with Prometheus itself, and nobody is left to ask then.",
     "DrengineUploadsLag": "The trials keep their data on disks; in tests/s3/test_lag.py the figure rises and falls.",
+    "DrengineTargetSilent": "The trials have one target; in tests/target/test_ownership.py the figure falls.",
+    "DrengineSourceUnowned": "As DrengineTargetSilent; there it rises.",
 }
 """Alerts that no trial brings about and ends, with the reason."""
 

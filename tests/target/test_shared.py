@@ -255,6 +255,55 @@ def links_of(site: Site) -> list[object]:
     return found
 
 
+def test_a_target_that_comes_back_takes_its_locks_at_once(folder: Path) -> None:
+    """Its process of before was killed, or could not say that it let go."""
+    me = Holder("a", A.addresses)
+    with Store.open(folder, holder=me) as before, Store.open(folder, holder=me) as after:
+        before.ensure_source("shop")
+        killed = before.writer("shop", generation=1)
+        with Store.open(folder, holder=Holder("b", B.addresses)) as other:
+            assert refused(lambda: other.writer("shop", generation=1)) is BRANCH_BUSY
+        with contextlib.closing(after.writer("shop", generation=1)) as writer:
+            assert refused(lambda: after.writer("shop", generation=1)) is BRANCH_BUSY, "of one process one writes"
+
+            def go_on() -> None:
+                killed.append_geometry(1, mark(1), VOLUMES, generation=1)
+                killed.commit(generation=1)
+
+            assert refused(go_on) is LOCK_LOST
+            writer.append_geometry(1, mark(1), VOLUMES, generation=1)
+            assert writer.commit(generation=1).sequence == 1
+        killed.close()
+
+
+async def test_a_session_whose_lock_is_over_ends_while_its_commit_hangs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shared(folder, "a", "b") as targets:
+        agent = await targets.ask("a")
+        assert isinstance(agent, Agent)
+        await agent.acknowledged(await agent.declare())
+        site = targets.sites["a"]
+        hanging = threading.Event()
+        session = site.daemon.reception.sessions["shop"]
+        assert session._writer is not None
+
+        def hangs(**_: object) -> None:
+            hanging.wait(60)
+            raise DrengineError(LOCK_LOST, "at last")
+
+        monkeypatch.setattr(session._writer, "commit", hangs)
+        site.store.context.locks._closed.set()  # nothing is renewed any more
+        await agent.cut()
+        try:
+            refusal = await agent.refused()
+            assert (refusal.code, refusal.retryable) == ("lock-lost", True)
+            assert not hanging.is_set()
+        finally:
+            monkeypatch.undo()
+            hanging.set()
+
+
 async def test_draining_by_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with shared(folder, "a", "b") as targets:
         await until(lambda: all(len(site.daemon.ownership.targets) == 2 for site in targets.sites.values()))

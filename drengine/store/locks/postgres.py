@@ -42,7 +42,12 @@ _ACQUIRE = (
     "INSERT INTO lock (name, holder, addresses, token, expires) "
     "VALUES (%s, %s, %s, nextval('token'), clock_timestamp() + %s * interval '1 second') "
     "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, addresses = excluded.addresses, "
-    "token = excluded.token, expires = excluded.expires WHERE lock.expires <= clock_timestamp() RETURNING token"
+    "token = excluded.token, expires = excluded.expires "
+    "WHERE lock.expires <= clock_timestamp() OR (lock.holder = %s AND lock.token <> ALL (%s)) RETURNING token"
+)
+"""Also one of this holder's that this process does not know: it could not be released, or is of a process that died."""
+_TAKEN = (
+    "SELECT 1 FROM lock WHERE name = %s AND expires > clock_timestamp() AND NOT (holder = %s AND token <> ALL (%s))"
 )
 _RENEW = (
     "UPDATE lock SET expires = clock_timestamp() + %s * interval '1 second' "
@@ -242,16 +247,19 @@ class PostgresLocks:
             time.sleep(_POLL_SECONDS)
 
     def _try(self, name: str, source: str | None) -> PostgresLock | None:
-        values = (name, self._holder.name, list(self._holder.addresses), self._seconds)
+        holder = self._holder
+        with self._guard:
+            known = (holder.name, [fence.token for fence in self._held if fence.name == name])
 
         def acquire(connection: psycopg.Connection[Any]) -> tuple[Any, ...] | None:
-            if connection.execute(_HOLDER, (name,)).fetchone():
+            if connection.execute(_TAKEN, (name, *known)).fetchone():
                 return None
             with connection.transaction():
                 if source is not None:
                     # Alone with the source: no transaction that relies on the lock of before is under way.
                     connection.execute(_PATIENCE)
                     connection.execute(statements.LOCK_SOURCE, (statements.STORE_LOCK, statements.source_lock(source)))
+                values = (name, holder.name, list(holder.addresses), self._seconds, *known)
                 return connection.execute(_ACQUIRE, values).fetchone()
 
         asked = self.monotonic()

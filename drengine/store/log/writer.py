@@ -268,6 +268,14 @@ class BranchWriter:
             self._context.layers.segment_closed(self.source, self.branch, part.header.segment)
         return self._committed(points)
 
+    def require_held(self) -> None:
+        """Return while the branch's lock is held, as far as is known here; asks nobody, from any thread.
+
+        Raises:
+            DrengineError: LOCK_LOST.
+        """
+        self._lock.require()
+
     def require_current(self) -> None:
         """Whether this writer's generation still is the newest; cheap when nothing changed in the catalogue.
 
