@@ -42,8 +42,8 @@ A, B = (Introduction(name, (f"{name}.example:7440",), f"{name}.example:9464", "1
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks end soon, and targets report often."""
-    monkeypatch.setattr(locks, "LOCK_SECONDS", LOCK_SECONDS)
-    monkeypatch.setattr(locks.PostgresLocks.__init__, "__kwdefaults__", {"seconds": LOCK_SECONDS})
+    usual = locks.PostgresLocks.__init__.__kwdefaults__ or {}
+    monkeypatch.setattr(locks.PostgresLocks.__init__, "__kwdefaults__", {**usual, "seconds": LOCK_SECONDS})
     monkeypatch.setattr(ownership, "REPORT_SECONDS", 0.05)
 
 
@@ -261,16 +261,12 @@ def test_a_target_that_comes_back_takes_its_locks_at_once(folder: Path) -> None:
     with Store.open(folder, holder=me) as before, Store.open(folder, holder=me) as after:
         before.ensure_source("shop")
         killed = before.writer("shop", generation=1)
+        killed.append_geometry(1, mark(1), VOLUMES, generation=1)
         with Store.open(folder, holder=Holder("b", B.addresses)) as other:
             assert refused(lambda: other.writer("shop", generation=1)) is BRANCH_BUSY
         with contextlib.closing(after.writer("shop", generation=1)) as writer:
             assert refused(lambda: after.writer("shop", generation=1)) is BRANCH_BUSY, "of one process one writes"
-
-            def go_on() -> None:
-                killed.append_geometry(1, mark(1), VOLUMES, generation=1)
-                killed.commit(generation=1)
-
-            assert refused(go_on) is LOCK_LOST
+            assert refused(lambda: killed.commit(generation=1)) is LOCK_LOST
             writer.append_geometry(1, mark(1), VOLUMES, generation=1)
             assert writer.commit(generation=1).sequence == 1
         killed.close()
