@@ -13,6 +13,7 @@ class ManualClock(Clock):
     def __init__(self, now_ns: int = 1_700_000_000_000_000_000) -> None:
         self._now_ns = now_ns
         self._monotonic = 0.0
+        self.boot = "a boot"
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
 
     def now_ns(self) -> int:
@@ -20,6 +21,9 @@ class ManualClock(Clock):
 
     def monotonic(self) -> float:
         return self._monotonic
+
+    def since_boot(self) -> tuple[str, int]:
+        return self.boot, int(self._monotonic * 1e9)
 
     async def sleep(self, seconds: float) -> None:
         future = asyncio.get_running_loop().create_future()

@@ -45,6 +45,10 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "pin": Command("drengine.cli.pins", "Keep a point: retention leaves it alone until it is unpinned."),
     "unpin": Command("drengine.cli.pins", "Let retention have a point again."),
+    "lock": Command(
+        "drengine.cli.lock",
+        "Lock a point: nobody, no role and no command can remove it before its time. A lock can only be made longer.",
+    ),
     "branches": Command("drengine.cli.branches", "List a source's branches, or close one that is no longer needed."),
     "source": Group(
         "The sources that a store knows.",

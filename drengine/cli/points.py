@@ -37,8 +37,9 @@ def points(
     with open_store(store, read_only=True) as opened:
         name = pick_source(opened, source)
         found = opened.points(name, branch=branch)
+        locked = opened.locked_seconds(name)
         uploaded = {each: opened.uploaded_sequence(name, each) for each in {point.branch for point in found}}
-    answers = [point_answer(point, uploaded[point.branch]) for point in found]
+    answers = [point_answer(point, uploaded[point.branch], locked.get(point.id, 0)) for point in found]
     if json:
         emit_json(answers)
         return
@@ -50,7 +51,7 @@ def points(
         note(f"the newest {len(shown)} of {len(found)} points; --all shows the rest")
     now_ns = time.time_ns()
     show_table(
-        ("point", "time", "age", "kind", "verified", "size", "lag", "pinned", "label"),
+        ("point", "time", "age", "kind", "verified", "size", "lag", "pinned", "locked", "label"),
         [_row(each, now_ns) for each in shown],
         title=f"Recovery points of {name}",
     )
@@ -72,5 +73,6 @@ def _row(point: PointAnswer, now_ns: int) -> tuple[str, ...]:
         human_bytes(point.size_bytes),
         human_duration(point.lag_seconds),
         "yes" if point.pinned else "",
+        f"for {human_duration(point.locked_seconds)}" if point.locked_seconds else "",
         point.label,
     )

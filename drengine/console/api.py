@@ -386,7 +386,8 @@ async def list_points(
 ) -> list[PointAnswer]:
     """List a source's recovery points, newest first."""
     found = await off(lambda: engine.site.store.points(source, branch=branch))
-    return [point_answer(each) for each in found[: -limit - 1 : -1]]
+    locked = await off(lambda: engine.site.store.locked_seconds(source))
+    return [point_answer(each, locked_seconds=locked.get(each.id, 0)) for each in found[: -limit - 1 : -1]]
 
 
 @router.get("/sources/{source}/points/{point}")

@@ -17,9 +17,18 @@ class Clock(Protocol):
         """Seconds that never go back; for durations and time-outs."""
         ...
 
+    def since_boot(self) -> tuple[str, int]:
+        """A random name of this boot of the host, and nanoseconds since it, also those in which the host slept."""
+        return _boot(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
     async def sleep(self, seconds: float) -> None:
         """Let others run for so long."""
         ...
+
+
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - as it is read everywhere
+        return file.read().strip()
 
 
 class SystemClock(Clock):

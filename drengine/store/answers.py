@@ -32,6 +32,7 @@ class PointAnswer:
         erased: ... because the key of that data was forgotten.
         uploaded: the object store has all of it, so that it is there without this host; None: there is no object store,
             or nobody asked.
+        locked_seconds: for how long nobody can remove it (care/locking.py).
         lag_seconds: from the moment that it shows until it was durable here; 0 where the clocks disagree.
     """
 
@@ -50,12 +51,13 @@ class PointAnswer:
     size_bytes: int
     lag_seconds: float
     pinned: bool
+    locked_seconds: int
     uploaded: bool | None
     volumes: list[VolumeAnswer]
 
 
-def point_answer(point: RecoveryPoint, uploaded_sequence: int | None = None) -> PointAnswer:
-    """A recovery point; `uploaded_sequence` of its branch, see Store."""
+def point_answer(point: RecoveryPoint, uploaded_sequence: int | None = None, locked_seconds: int = 0) -> PointAnswer:
+    """A recovery point; `uploaded_sequence` of its branch and `locked_seconds` as Store tells them."""
     return PointAnswer(
         id=point.id,
         source=point.source,
@@ -72,6 +74,7 @@ def point_answer(point: RecoveryPoint, uploaded_sequence: int | None = None) -> 
         size_bytes=point.size_bytes,
         lag_seconds=max(0.0, (point.received_ns - point.time_ns) / 1e9),
         pinned=point.pinned,
+        locked_seconds=locked_seconds,
         uploaded=None if uploaded_sequence is None else point.sequence <= uploaded_sequence,
         volumes=[
             VolumeAnswer(

@@ -156,6 +156,19 @@ STORAGE_UNAVAILABLE = error_kind(
     "The storage that the STORE file names is not installed here, or can't be opened.",
     "Install the package that brings it, in the environment that runs drengine; see docs/format.md, STORE.",
 )
+BAD_LOCK = error_kind(
+    "bad-lock",
+    228,
+    "The retention lock cannot be understood.",
+    "Write `7d` for every point, or `every 1h for 7d` for one an hour; units s, m, h, d, w, up to 100 years.",
+)
+POINT_LOCKED = error_kind(
+    "point-locked",
+    229,
+    "Points are under a retention lock: nobody can remove them before their time.",
+    "See for how long with `drengine points`; a lock can be made longer, never shorter.",
+    final=True,
+)
 STORE_IS_COPY = error_kind(
     "store-is-copy",
     253,

@@ -25,6 +25,7 @@ from drengine.store.blobs.local import UNFINISHED
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
+from drengine.store.care.locking import lock_point, seconds_left
 from drengine.store.care.objects import ObjectReport, compare_objects, uploaded_sequence
 from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
@@ -470,6 +471,22 @@ class Store:
     def unpin(self, point: RecoveryPoint) -> None:
         """Leave a point to the retention policy again."""
         self._set_pin(point, 0, "")
+
+    def lock(self, point: RecoveryPoint, seconds: int) -> int:
+        """Let nobody remove a point for so long; returns for how long it is locked now. See care/locking.py.
+
+        Raises:
+            DrengineError: UNKNOWN_POINT, BAD_LOCK.
+        """
+        self._require_own("points are locked there")
+        left = lock_point(self._context, self._branches.kept(point), seconds)
+        write_manifest(self._context, point.source)
+        return left
+
+    def locked_seconds(self, source: str) -> dict[str, int]:
+        """By id, for how long points are locked."""
+        left = seconds_left(self._context, source)
+        return {f"{branch}-{sequence}": seconds for (branch, sequence), seconds in left.items()}
 
     def points(self, source: str, *, branch: int | None = None) -> list[RecoveryPoint]:
         """Recovery points, by branch and then oldest first.

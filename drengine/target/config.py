@@ -33,6 +33,7 @@ from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.store.blobs.s3.options import S3Options
+from drengine.store.care.locking import LockPolicy
 from drengine.store.care.retention import RetentionPolicy
 from drengine.target.mirroring import MirrorSection
 from drengine.target.quotas import QuotaOptions, SourceQuotaOptions
@@ -130,6 +131,13 @@ class MaintenanceOptions:
         default=str(RetentionPolicy()),
         help="How long points are kept. The newest verified point and pinned ones are never removed.",
         check=RetentionPolicy.parse,
+    )
+    lock: str = option(
+        TEXT,
+        default="",
+        help="Which points nobody can remove before their time, no role and no command (docs/security.md): `7d`: every "
+        "point, for so long; `every 1h for 7d`: one an hour. Empty: none from now on; what is locked stays so.",
+        check=LockPolicy.parse,
     )
     retention_interval: float = option(
         DURATION, default=60.0, help="From one thinning of points to the next.", check=_interval

@@ -14,7 +14,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drengine import __version__
@@ -31,7 +31,9 @@ from drengine.policy.kept import PolicyFile
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.local import own_users
 from drengine.process.signals import signalled
+from drengine.store.care.locking import LockPolicy
 from drengine.store.care.retention import RetentionPolicy
+from drengine.store.care.retire import Keeping
 from drengine.store.locks import Holder
 from drengine.store.store import Store
 from drengine.store.targets import Introduction
@@ -356,13 +358,16 @@ class TargetDaemon:
             return True
         return False
 
+    def _keeping(self, source: str) -> Keeping:
+        return replace(self.members.keeping(source), lock=LockPolicy.parse(self.config.maintenance.lock))
+
     def _maintenance(self, store: Store) -> Maintenance:
         options = self.config.maintenance
         return Maintenance(
             store,
             self.metrics,
             self.clock,
-            self.members.keeping,
+            self._keeping,
             options.retention_interval,
             options.compaction_interval,
             options.scrub_interval,

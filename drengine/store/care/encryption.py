@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from drengine.crypt.errors import KEY_MISSING, STORE_IN_CLEAR
 from drengine.crypt.keyring import DataKey, Keyring
 from drengine.model.errors import DrengineError
+from drengine.store.care.locking import require_unlocked
 from drengine.store.catalogue.rows import DamageRow, SegmentRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
@@ -90,6 +91,7 @@ def erase(context: StoreContext, source: str) -> int:
         locks.enter_context(context.locks.maintenance())
         for branch in catalogue.branches(source):
             locks.enter_context(context.locks.branch(source, branch.branch))
+        require_unlocked(context, source, "its keys are not forgotten")
         rows = _segments(context, source)
         if clear := sum(not row.seal for row in rows):
             raise DrengineError(

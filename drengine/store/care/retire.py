@@ -7,6 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from drengine.model.points import RecoveryPoint
+from drengine.store.care.locking import (
+    Key,
+    LockPolicy,
+    advance,
+    apply_policy,
+    held,
+    lock_due,
+    lock_rows_of,
+    reading_ns,
+)
 from drengine.store.care.retention import RetentionPolicy, plan
 from drengine.store.catalogue.rows import BranchRow, PointRow
 from drengine.store.context import StoreContext
@@ -22,15 +32,17 @@ class Keeping:
     Attributes:
         policy: how long, and how densely.
         silent_seconds: for how long the source is retired, so that all of its points go in the end; None: it is not.
+        lock: which points are locked from now on; None: as the store knows it.
     """
 
     policy: RetentionPolicy
     silent_seconds: float | None = None
+    lock: LockPolicy | None = None
 
 
 def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int) -> list[RecoveryPoint]:
-    """Retire points by each source's policy; never a pinned or leased one, a branch's base, or a branch's newest
-    undamaged one, unless the source is retired.
+    """Retire points by each source's policy; never a locked one, nor, unless the source is retired, a pinned or leased
+    one, a branch's base, or a branch's newest undamaged one.
 
     What a promotion left behind is closed when its last own point has gone; a closed drill's points go at once.
 
@@ -43,9 +55,15 @@ def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int
         leases = defaultdict(set)
         for lease in context.locks.leased_positions():
             leases[lease.source].add(lease)
-        for source in context.catalogue.sources():
+        sources = context.catalogue.sources()
+        each_keeping = {source.name: keeping(source.name) for source in sources}
+        may_lock = any(each.lock and each.lock.for_seconds for each in each_keeping.values())
+        if may_lock or context.catalogue.clocks():
+            advance(context.catalogue, context.clock)
+        for source in sources:
             with context.catalogue.transaction(source.name):
-                retired = _retain_source(context, source.name, keeping(source.name), leases[source.name], now_ns)
+                mine = each_keeping[source.name]
+                retired = _retain_source(context, source.name, mine, leases[source.name], now_ns)
             # Compaction writes one before it takes anything away: here it keeps a rebuild from what is long retired.
             if retired and is_manifest_old(context, source.name):
                 write_manifest(context, source.name)
@@ -64,7 +82,8 @@ def _retain_source(
     kept_alive = {row.branch for row in branches if not _is_over(row, points, leases)}
     bases = {(row.parent, row.base_sequence) for row in branches if row.branch in kept_alive}
     leased = {(lease.branch, lease.sequence) for lease in leases}
-    protected = {f"{branch}-{sequence}" for branch, sequence in bases | leased}
+    locked = _locked(context, source, keeping, points)
+    protected = {f"{branch}-{sequence}" for branch, sequence in bases | leased | locked}
     by_policy = plan(
         [row.value() for row in points],
         now_ns,
@@ -80,11 +99,24 @@ def _retain_source(
         if row.branch in closed_drills and not row.pinned and value.id not in protected:
             going[value.id] = value
     staying = [row for row in points if f"{row.branch}-{row.sequence}" not in going]
-    catalogue.remove(*(row for row in points if f"{row.branch}-{row.sequence}" in going))
+    gone = [row for row in points if f"{row.branch}-{row.sequence}" in going]
+    catalogue.remove(*gone, *lock_rows_of(catalogue, source, gone))
     for branch in branches:
         if branch.superseded_ns and not branch.closed and _outlived(branch, branches, staying, policy, now_ns):
             catalogue.put(branch._replace(closed=1))
     return [going[key] for key in sorted(going, key=lambda key: (going[key].branch, going[key].sequence))]
+
+
+def _locked(context: StoreContext, source: str, keeping: Keeping, points: list[PointRow]) -> set[Key]:
+    """Points that are locked, those included that are to be from now on."""
+    catalogue = context.catalogue
+    if not catalogue.clocks() and not catalogue.point_locks(source):
+        return set()
+    now = reading_ns(catalogue, context.clock)
+    if keeping.lock is not None:
+        apply_policy(catalogue, source, keeping.lock, now)
+    lock_due(catalogue, source, points, now)
+    return held(catalogue, source, now)
 
 
 def _is_over(branch: BranchRow, points: list[PointRow], leases: set[Position]) -> bool:

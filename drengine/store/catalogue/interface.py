@@ -20,11 +20,14 @@ from drengine.store.catalogue.rows import (
     OPEN,
     SIDE_ROLES,
     BranchRow,
+    ClockRow,
     DamageRow,
     GrantRow,
     HeadRow,
     JudgementRow,
+    LockPolicyRow,
     MirrorRow,
+    PointLockRow,
     PointRow,
     RemovalRow,
     SegmentRow,
@@ -284,6 +287,19 @@ class Catalogue(ABC):
         """By which roots a branch was last judged; None: it never was."""
         found = self._select(Tables.JUDGEMENT, "WHERE source = ? AND branch = ?", source, branch)
         return cast(JudgementRow, found[0]) if found else None
+
+    def point_locks(self, source: str) -> list[PointLockRow]:
+        """Points of a source that are locked, or were."""
+        return cast("list[PointLockRow]", self._select(Tables.POINT_LOCK, "WHERE source = ?", source))
+
+    def lock_policy(self, source: str) -> LockPolicyRow:
+        """Which points of a source are locked."""
+        found = self._select(Tables.LOCK_POLICY, "WHERE source = ?", source)
+        return cast(LockPolicyRow, found[0]) if found else LockPolicyRow(source, 0, 0)
+
+    def clocks(self) -> dict[str, ClockRow]:
+        """What the compliance clock said, by boot; empty where nothing was ever locked."""
+        return {row.boot: row for row in cast("list[ClockRow]", self._select(Tables.CLOCK, ""))}
 
     def grants(self) -> list[GrantRow]:
         """All grants, expired ones too."""

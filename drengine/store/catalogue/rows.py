@@ -191,6 +191,35 @@ class MirrorRow(NamedTuple):
 COPY, PARTED = "copy", "parted"
 
 
+class PointLockRow(NamedTuple):
+    """A point that nobody may remove before its time, by the compliance clock (care/locking.py).
+
+    It was locked at `made_ns`. The row stays when its time is over, so that no point is locked by policy twice.
+    """
+
+    source: str
+    branch: int
+    sequence: int
+    made_ns: int
+    until_ns: int
+
+
+class LockPolicyRow(NamedTuple):
+    """Which points of a source are locked: one in each `every_seconds` (0: all), for so long; 0: none from now on."""
+
+    source: str
+    every_seconds: int
+    for_seconds: int
+
+
+class ClockRow(NamedTuple):
+    """What the compliance clock said so long after a boot of a host, named by its random id."""
+
+    boot: str
+    since_boot_ns: int
+    reading_ns: int
+
+
 class JudgementRow(NamedTuple):
     """By which roots a branch was last judged whole (care/liveness.py): its `dead_bytes` are as of these.
 
@@ -225,6 +254,9 @@ Row = (
     | PartRow
     | ObjectRemovalRow
     | MirrorRow
+    | PointLockRow
+    | LockPolicyRow
+    | ClockRow
     | JudgementRow
 )
 
@@ -268,7 +300,11 @@ class Tables:
     VERSION_5: ClassVar = (*VERSION_4, PART, OBJECT_REMOVAL)
     VERSION_6: ClassVar = (*VERSION_5, MIRROR)
     VERSION_7: ClassVar = (*VERSION_6, JUDGEMENT)
-    NEWEST: ClassVar = VERSION_7
+    POINT_LOCK: ClassVar = Table("point_lock", PointLockRow, 3)
+    LOCK_POLICY: ClassVar = Table("lock_policy", LockPolicyRow, 1)
+    CLOCK: ClassVar = Table("clock", ClockRow, 1)
+    VERSION_8: ClassVar = (*VERSION_7, POINT_LOCK, LOCK_POLICY, CLOCK)
+    NEWEST: ClassVar = VERSION_8
 
 
 TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.NEWEST}

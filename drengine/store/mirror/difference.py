@@ -27,6 +27,7 @@ class SourceRows:
     branches: dict[int, BranchRow] = field(default_factory=dict)
     segments: dict[Key, SegmentRow] = field(default_factory=dict)
     points: dict[Key, PointRow] = field(default_factory=dict)
+    locked_seconds: dict[Key, int] = field(default_factory=dict)
 
     @staticmethod
     def read(catalogue: Catalogue, name: str) -> SourceRows:
@@ -93,6 +94,11 @@ class Difference:
                 replaced.append(row)
         removed = [row for key, row in sorted(mine.segments.items()) if key not in theirs.segments]
         return Difference(theirs, mine, tuple(urgent), tuple(replaced), tuple(removed))
+
+    @property
+    def name(self) -> str:
+        """Of the source."""
+        return self.theirs.source.name if self.theirs.source else ""
 
     @property
     def bytes_behind(self) -> int:

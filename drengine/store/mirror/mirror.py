@@ -23,8 +23,18 @@ from drengine.model.points import Mark
 from drengine.store.blobs import Changes
 from drengine.store.blobs.storage import content
 from drengine.store.care.compaction import CompactionReport, remove_segments
+from drengine.store.care.locking import advance, held, lock_rows_of, reading_ns, seconds_left
 from drengine.store.care.scrub import ScrubReport, segment_damage
-from drengine.store.catalogue.rows import COPY, OPEN, BranchRow, DamageRow, MirrorRow, PointRow, SegmentRow
+from drengine.store.catalogue.rows import (
+    COPY,
+    OPEN,
+    BranchRow,
+    DamageRow,
+    MirrorRow,
+    PointLockRow,
+    PointRow,
+    SegmentRow,
+)
 from drengine.store.copies import LOCAL_BRANCHES, WHOLE, copy_row
 from drengine.store.damage import WHOLE_SEGMENT, judge_points
 from drengine.store.errors import MIRROR_PARTED, ORIGIN_REBUILT, os_errors
@@ -40,6 +50,8 @@ from drengine.store.views.records import SegmentScan
 
 log = logging.getLogger("drengine.mirror")
 
+_LOCK_SLACK_NS = 60_000_000_000
+"""What a lock may be shorter than it could be, so that it is not written again at each pass."""
 _NOTE_SECONDS = 10
 """How often it is noted that a copy is complete, while nothing changes."""
 _SNAPSHOTS_MAX = 5
@@ -161,6 +173,7 @@ class Mirror:
             as_of_ns = self._origin.clock.now_ns()
             with self._origin.catalogue.snapshot():
                 theirs = SourceRows.read(self._origin.catalogue, name)
+                theirs.locked_seconds = seconds_left(self._origin, name)
                 lineage = self._origin.catalogue.epoch(name).lineage
             if theirs.source is None:
                 return
@@ -247,6 +260,8 @@ class Mirror:
         catalogue, damaged = self._copy.catalogue, stage.damaged
         reached = difference.reach(stage.arrived)
         put, gone = difference.rows(reached, self._roots(name), self._branch_at(difference))
+        put += self._locks(difference, reached)
+        gone += lock_rows_of(catalogue, name, [row for row in gone if isinstance(row, PointRow)])
         if not put and not gone and not stage.changes and not (noted and self._is_note_due(noted)):
             return
         new_points = [row for row in put if isinstance(row, PointRow)]
@@ -269,6 +284,21 @@ class Mirror:
             self._has_manifest.discard(name)
         if _is_structural(difference, put):
             self._write_manifest(name)
+
+    def _locks(self, difference: Difference, reached: dict[int, int]) -> list[PointLockRow]:
+        """Points are locked here for as long as they are at the original, by the clock of the copy; never for less."""
+        mine = {(row.branch, row.sequence): row for row in self._copy.catalogue.point_locks(difference.name)}
+        if not difference.theirs.locked_seconds and not mine:
+            return []
+        now_ns = reading_ns(self._copy.catalogue, self._copy.clock)
+        rows = []
+        for key, seconds in difference.theirs.locked_seconds.items():
+            until_ns = now_ns + seconds * 1_000_000_000
+            known = mine.get(key)
+            is_shorter = known is None or known.until_ns < until_ns - _LOCK_SLACK_NS
+            if key in difference.theirs.points and key[1] <= reached.get(key[0], -1) and is_shorter:
+                rows.append(PointLockRow(difference.name, *key, known.made_ns if known else now_ns, until_ns))
+        return rows
 
     def _apply(self, changes: Iterable[Changes]) -> None:
         """What storage keeps in the catalogue about the files that are committed."""
@@ -322,10 +352,12 @@ class Mirror:
             clear_strays(self._copy, name, branch)
 
     def _roots(self, name: str) -> set[Key]:
-        """Positions of the original's branches that somebody at the copy reads, or has grown a branch from."""
+        """Points that are locked here, and positions that somebody here reads, or has grown a branch from."""
         leased = {(each.branch, each.sequence) for each in self._copy.locks.leased_positions() if each.source == name}
         local = [row for row in self._copy.catalogue.branches(name) if row.branch >= LOCAL_BRANCHES]
         points = {row.branch for row in self._copy.catalogue.points(name) if row.branch >= LOCAL_BRANCHES}
+        now_ns = reading_ns(self._copy.catalogue, self._copy.clock)
+        leased |= held(self._copy.catalogue, name, now_ns)
         alive = [row for row in local if not row.closed or row.branch in points]
         return {key for key in leased | {(row.parent, row.base_sequence) for row in alive} if key[0] < LOCAL_BRANCHES}
 
@@ -369,8 +401,21 @@ class Mirror:
             return
         for name in (STORE_KEYS, *(f"{KEYS}/{source}" for source in names)):
             theirs = content(self._origin.storage, name)
-            if theirs is not None and theirs != content(self._copy.storage, name):
+            if theirs is None or theirs == content(self._copy.storage, name):
+                continue
+            if not self._forgets_locked(name.removeprefix(f"{KEYS}/")):
                 self._copy.storage.put(name, theirs)
+
+    def _forgets_locked(self, source: str) -> bool:
+        """Whether an original's keyring lacks keys that points need which are locked here."""
+        now_ns = reading_ns(self._copy.catalogue, self._copy.clock)
+        if not held(self._copy.catalogue, source, now_ns):
+            return False
+        theirs = {key.id for key in self._origin.keys.reread(source).keys if not key.erased_ns}
+        lost = any(key.id not in theirs for key in self._copy.keys.reread(source).keys if not key.erased_ns)
+        if lost:
+            log.error("keys of locked points were forgotten in the original; the copy keeps them: %s", source)
+        return lost
 
     def _require_copy(self) -> None:
         if copy_row(self._copy.catalogue) is None:
@@ -407,6 +452,8 @@ class Mirror:
         self.lags = {name: Lag(max(lag.as_of_ns, as_of_ns), lag.bytes) for name, lag in self.lags.items()}
         row = MirrorRow(WHOLE, COPY, str(self._origin.directory), self._origin.catalogue.epoch().lineage, as_of_ns)
         if self._is_note_due(row):
+            if self._copy.catalogue.clocks() or self._origin.catalogue.clocks():
+                advance(self._copy.catalogue, self._copy.clock)
             with self._copy.catalogue.transaction():
                 self._require_copy()
                 self._copy.catalogue.put(row)

@@ -22,7 +22,15 @@ from drengine.model.errors import DrengineError
 from drengine.store.blobs import Storage
 from drengine.store.catalogue.epoch import Epoch
 from drengine.store.catalogue.interface import Catalogue
-from drengine.store.catalogue.rows import BranchRow, DamageRow, PointRow, SegmentRow, SourceRow
+from drengine.store.catalogue.rows import (
+    BranchRow,
+    DamageRow,
+    LockPolicyRow,
+    PointLockRow,
+    PointRow,
+    SegmentRow,
+    SourceRow,
+)
 from drengine.store.context import StoreContext
 from drengine.store.errors import DAMAGED, os_errors, read_errors
 from drengine.store.keys import StoreKeys
@@ -63,11 +71,19 @@ class BranchState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SourceState(msgspec.Struct, frozen=True, array_like=True):
-    """A source and its branches."""
+    """A source and its branches; `reading_ns` is what the compliance clock said (care/locking.py)."""
 
     row: list[Any]
     branches: list[BranchState]
     damage: list[list[Any]]
+    locks: list[list[Any]] = []
+    lock_policy: list[Any] = []
+    reading_ns: int = 0
+
+    def lock_rows(self) -> list[PointLockRow | LockPolicyRow]:
+        """Points that are locked, and which will be."""
+        policy = [LockPolicyRow(*self.lock_policy)] if self.lock_policy else []
+        return [*policy, *(PointLockRow(*row) for row in self.locks)]
 
     def source(self) -> SourceRow:
         """The source's row."""
@@ -133,7 +149,11 @@ def take_snapshot(catalogue: Catalogue, store: bytes, source: str, number: int, 
             branches.append(BranchState(list(branch), points, _ranges(rows), following))
         damage = [list(row) for row in catalogue.damage(source)]
         epoch = catalogue.epoch(source)
-    return Manifest(store, number, now_ns, [SourceState(list(row), branches, damage)], epoch.lineage, epoch.number)
+        locks = [list(each) for each in catalogue.point_locks(source)]
+        policy = list(catalogue.lock_policy(source))
+        reading_ns = max((each.reading_ns for each in catalogue.clocks().values()), default=0)
+    state = SourceState(list(row), branches, damage, locks, policy, reading_ns)
+    return Manifest(store, number, now_ns, [state], epoch.lineage, epoch.number)
 
 
 def write_manifest(context: StoreContext, source: str) -> None:

@@ -20,7 +20,7 @@ from drengine.store.blobs import ObjectStorage, Storage
 from drengine.store.blobs.s3.errors import OBJECT_STORE_TAKEN
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.opening import ensure_catalogue, replacing
-from drengine.store.catalogue.rows import COPY, OPEN, SIDE_ROLES, BranchRow, MirrorRow, PointRow, SourceRow
+from drengine.store.catalogue.rows import COPY, OPEN, SIDE_ROLES, BranchRow, ClockRow, MirrorRow, PointRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.copies import WHOLE
@@ -43,6 +43,9 @@ from drengine.store.rebuild.manifest import (
 from drengine.store.rebuild.salvage import SalvagedBranch, salvage_branch
 from drengine.store.segments.format import Role
 from drengine.store.views.records import read_header
+
+_BEFORE = "before a rebuild"
+"""In place of a boot's name: what the compliance clock said at least."""
 
 
 @dataclass(slots=True)
@@ -197,7 +200,9 @@ def _fill(
     for name, (state, _) in manifests.items():
         source_rows[name] = state.source()
         known[name] = {branch_row(branch).branch: branch for branch in state.branches}
-        catalogue.put(*state.damage_rows())
+        catalogue.put(*state.damage_rows(), *state.lock_rows())
+    if any(state.locks for state, _ in manifests.values()):
+        catalogue.put(ClockRow(_BEFORE, 0, max(state.reading_ns for state, _ in manifests.values())))
     names = sorted({place.source for place in places} | set(source_rows))
     for done, name in enumerate(names):
         mine = [place for place in places if place.source == name]

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from drengine.model.errors import DrengineError
+from drengine.store.care.locking import seconds_left
 from drengine.store.care.retention import RetentionPolicy
+from drengine.store.context import StoreContext
 from drengine.store.mirror.destination import opened_copy
 from drengine.store.mirror.mirror import Mirror, MirrorOptions, PassReport
 from drengine.store.mirror.pace import Pace
@@ -259,3 +261,32 @@ def test_a_disk_with_data_of_its_own_is_no_shipped_copy(tmp_path: Path) -> None:
             other.promote(other.points("web1")[-1], expected_generation=1)
         with pytest.raises(DrengineError, match="not-its-copy"):
             mirror_once(store, tmp_path / "other")
+
+
+def test_a_locked_point_stays_at_the_copy_whatever_becomes_of_the_original(tmp_path: Path) -> None:
+    clock = ManualClock()
+    with Store.create(tmp_path / "store", options=TINY, clock=clock) as store:
+        source = Source(store, root=400_000)
+        names = thinned(store, source)
+        store.lock(source.point(names[0]), 86_400)
+        with mirrored(store, tmp_path / "copy") as mirror:
+            mirror.run()
+            copy = mirror._copy
+            assert locked(copy) == {names[0]: 86_400}
+            # Somebody with the original's files in his hands takes the point away there, and its data.
+            catalogue = store.context.catalogue
+            with catalogue.transaction():
+                catalogue.remove(*catalogue.point_locks("web1"))
+            retire(store)
+            assert names[0] not in [point.id for point in store.points("web1")]
+            clock.jump_wall(1000 * 86_400)
+            assert mirror.run().complete
+            check_copy(tmp_path / "copy", source, points=2)
+            clock.advance(86_500)
+            assert mirror.run().complete
+            check_copy(tmp_path / "copy", source, points=1)
+            assert locked(copy) == {}
+
+
+def locked(context: StoreContext) -> dict[str, int]:
+    return {f"{branch}-{sequence}": left for (branch, sequence), left in seconds_left(context, "web1").items()}

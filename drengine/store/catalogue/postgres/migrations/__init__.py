@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NEWEST = "0003"
+NEWEST = "0004"
 VERSIONS = Path(__file__).parent / "versions"
 VERSION_TABLE = "catalogue_version"
