@@ -1,0 +1,1 @@
+"""What lies in deploy/: the trial as a whole, and the AWS side."""
