@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from xxhash import xxh3_128_digest
 
@@ -25,6 +25,7 @@ from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.crypt.options import EncryptionOptions, load_keks, write_key_file
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
+from drengine.store.blobs.available import S3, StorageName
 from drengine.store.store import Store
 from drengine_agent.daemon.client import ask
 from drengine_agent.daemon.state import StateDirectory
@@ -34,6 +35,14 @@ KEY_FILE = "kek"
 COMPARED_BYTES = 4 << 20
 _TICKS = os.sysconf("SC_CLK_TCK")
 _T = TypeVar("_T")
+
+
+class Objects(NamedTuple):
+    """A store in an object store: where, what an acknowledgement stands for, and the bytes of its cache."""
+
+    place: str
+    ack: str
+    cache: str = "10GiB"
 
 
 class SiteFailedError(RuntimeError):
@@ -150,7 +159,14 @@ class Site:
         self._peaks = peaks
         self._running: list[Process] = []
 
-    def start_target(self, *, tls: Mapping[str, str] | None = None, encrypted: bool = False, **options: str) -> Target:
+    def start_target(
+        self,
+        *,
+        tls: Mapping[str, str] | None = None,
+        encrypted: bool = False,
+        objects: Objects | None = None,
+        **options: str,
+    ) -> Target:
         """A target daemon with a new store, once it listens. `tls` is that section of its configuration."""
         port = free_port()
         nbd = self.folder / "points.sock"
@@ -166,8 +182,10 @@ class Site:
             write_key_file(self.folder / KEY_FILE)
             text += f'[encryption]\nkey_file = "{self.folder / KEY_FILE}"\n'
         text += "[tls]\n" + "".join(f'{name} = "{value}"\n' for name, value in tls.items()) if tls else ""
+        text += f'[s3]\nack = "{objects.ack}"\ncache = "{objects.cache}"\n' if objects else ""
         config.write_text(text)
-        Store.create(self.folder / "store", keks=_keks(self.folder / "store")).close()
+        stored_in = StorageName(S3, objects.place) if objects else None
+        Store.create(self.folder / "store", stored_in=stored_in, keks=_keks(self.folder / "store")).close()
         return self._run_target(config, port, nbd)
 
     def kill_target(self, target: Target) -> Target:

@@ -28,6 +28,7 @@ WORKS = (
     "failback",
     "recovery_time",
     "encryption",
+    "object_store",
 )
 
 

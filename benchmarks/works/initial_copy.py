@@ -7,7 +7,7 @@ import time
 from benchmarks.bench import Bench
 from benchmarks.peers import NBDCOPY, copies
 from benchmarks.results import Contestant, Measured, Share, Table, contest
-from benchmarks.site import check_replica
+from benchmarks.site import Objects, check_replica
 
 OURS, OURS_RAW = "drengine", "drengine, uncompressed"
 
@@ -33,10 +33,10 @@ def measure(bench: Bench) -> list[Table]:
     ]
 
 
-def copy_once(bench: Bench, *, compression: str, encrypted: bool = False) -> Measured:
+def copy_once(bench: Bench, *, compression: str, encrypted: bool = False, objects: Objects | None = None) -> Measured:
     """One initial copy by scan, agent and target in processes of their own."""
     with bench.site(bench.fresh("copy")) as here:
-        target = here.start_target(encrypted=encrypted)
+        target = here.start_target(encrypted=encrypted, objects=objects)
         agent = here.start_agent(target, "source", {"disk": bench.image}, paused=True, compression=compression)
         agent_cpu, target_cpu = agent.cpu_seconds(), target.cpu_seconds()
         since_ns, begun = time.time_ns(), time.perf_counter()

@@ -12,7 +12,7 @@ import time
 from benchmarks.bench import GIB, MIB, Bench
 from benchmarks.peers import require, uri
 from benchmarks.results import Figure, Table
-from benchmarks.site import Agent, Site, SiteFailedError, Target
+from benchmarks.site import Agent, Objects, Site, SiteFailedError, Target
 from drengine.nbd.client import NbdClient
 
 RATE = 5000
@@ -65,11 +65,11 @@ def measure(bench: Bench) -> list[Table]:
     ]
 
 
-def probe_lag(bench: Bench, seconds: float, *, encrypted: bool) -> list[float]:
+def probe_lag(bench: Bench, seconds: float, *, encrypted: bool = False, objects: Objects | None = None) -> list[float]:
     """Lags under load, in milliseconds, with a store in clear or an encrypted one."""
     require("fio")
     with bench.site(bench.fresh("lag")) as here:
-        target, agent = _start(bench, here, encrypted=encrypted)
+        target, agent = _start(bench, here, encrypted=encrypted, objects=objects)
         load = _start_load(agent, seconds)
         try:
             time.sleep(1.0)
@@ -78,11 +78,13 @@ def probe_lag(bench: Bench, seconds: float, *, encrypted: bool) -> list[float]:
             load.communicate()
 
 
-def _start(bench: Bench, here: Site, *, encrypted: bool = False) -> tuple[Target, Agent]:
+def _start(
+    bench: Bench, here: Site, *, encrypted: bool = False, objects: Objects | None = None
+) -> tuple[Target, Agent]:
     disk = bench.folder / "lag" / "disk.img"
     with disk.open("wb") as file:
         file.truncate(256 * MIB if bench.quick else GIB)
-    target = here.start_target(encrypted=encrypted)
+    target = here.start_target(encrypted=encrypted, objects=objects)
     since_ns = time.time_ns()
     agent = here.start_agent(target, "source", {"disk": disk}, tracker="nbd")
     target.wait_point("source", since_ns)

@@ -244,6 +244,14 @@ LOCK_LOST = error_kind(
     retryable=True,
 )
 
+STORAGE_MISMATCH = error_kind(
+    "storage-mismatch",
+    209,
+    "The configuration speaks of an object store, and this store keeps its data elsewhere.",
+    "Remove [s3] from the configuration, or name the directory of the store whose data is in the object store. "
+    "Nothing was changed.",
+)
+
 _BY_ERRNO: dict[int, ErrorKind] = {
     errno.ENOSPC: STORE_FULL,
     errno.EDQUOT: STORE_FULL,

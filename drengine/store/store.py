@@ -20,7 +20,7 @@ from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.ownership import make_directory
 from drengine.store.blobs import Backlog, ObjectStorage, Storage
-from drengine.store.blobs.available import LOCAL, StorageName, open_storage
+from drengine.store.blobs.available import LOCAL, S3, StorageName, open_storage
 from drengine.store.blobs.local import UNFINISHED
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
@@ -31,6 +31,7 @@ from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping, retain
 from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
+from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.opening import create_catalogue, finish_catalogue, open_catalogue, shared_store
 from drengine.store.catalogue.rows import BranchRow, MirrorRow, SourceRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
@@ -41,6 +42,7 @@ from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, reco
 from drengine.store.errors import (
     CATALOGUE_FOREIGN,
     NOT_A_STORE,
+    STORAGE_MISMATCH,
     STORE_EXISTS,
     STORE_FULL,
     STORE_IDENTITY_DAMAGED,
@@ -805,11 +807,8 @@ def _opened(
         # First the catalogue: its rows may say where the storage has its files, and so the keys.
         catalogue = open_catalogue(directory, file, read_only=read_only)
         opened.callback(catalogue.close)
-        if storage is None:
-            storage = open_storage(file.storage, directory, catalogue, storage_options)
-            opened.callback(storage.close)
-        if isinstance(storage, ObjectStorage) and not read_only:
-            storage.require_claimed(file.identity)
+        storage = storage or _opened_storage(directory, file, catalogue, storage_options, read_only=read_only)
+        opened.callback(storage.close)
         keys = StoreKeys(storage, file.identity, keks)
         if keks and not keys.is_encrypted and not may_be_in_clear:
             raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
@@ -841,6 +840,23 @@ def _opened(
         _confirm_epoch(context)
         opened.pop_all()
         return Store(context)
+
+
+def _opened_storage(
+    directory: Path, file: StoreFile, catalogue: Catalogue, options: S3Options | None, *, read_only: bool
+) -> Storage:
+    """The storage that the STORE file names, whose place is this store's and no other's."""
+    if options not in (None, S3Options()) and file.storage.name != S3:
+        kept = f"in storage {file.storage.name!r}"
+        raise DrengineError(STORAGE_MISMATCH, f"[s3] is configured, and {directory} keeps its data {kept}")
+    storage = open_storage(file.storage, directory, catalogue, options)
+    if isinstance(storage, ObjectStorage) and not read_only:
+        try:
+            storage.require_claimed(file.identity)
+        except BaseException:
+            storage.close()
+            raise
+    return storage
 
 
 def _begin_storage(

@@ -177,7 +177,6 @@ class TargetDaemon:
         self.maintenance.start()
         cleanup.push_async_callback(self.maintenance.stop)
         self.watch = StoreWatch(store, self.clock, self._ingest_limits.free_bytes_min, self.reception.end_all)
-        self.metrics.uploads = store.upload_backlog
         self.metrics.store_reason = lambda: self.watch.reason
         cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
 
@@ -393,6 +392,7 @@ class TargetDaemon:
         self._cleanup.push_async_callback(server.close, NBD_GRACE_SECONDS)
         self.metrics.nbd_connections = lambda: server.connections
         self.metrics.frame_cache_bytes = lambda: store.frame_cache_bytes
+        self.metrics.uploads = store.upload_backlog
         if config.nbd_socket is not None:
             await server.start_unix(config.nbd_socket, users=local_uids(config.local_users))
         if config.nbd_listen is None:

@@ -105,15 +105,17 @@ def replicate(store: Store, seed: int, say: Callable[[int], None], *, records: i
     store.ensure_source(SOURCE)
     writer = store.writer(SOURCE, generation=1)
     done = 0
-    while records is None or done < records:
-        for _ in range(chosen.randint(1, 6)):
-            append_next(writer, seed)
-            done += 1
-        say(writer.commit(generation=1).sequence)
-        if chosen.random() < 0.1:
-            store.retain(KEEP_NONE, SystemClock().now_ns())
-            store.compact()
-    writer.close()
+    try:
+        while records is None or done < records:
+            for _ in range(chosen.randint(1, 6)):
+                append_next(writer, seed)
+                done += 1
+            say(writer.commit(generation=1).sequence)
+            if chosen.random() < 0.1:
+                store.retain(KEEP_NONE, SystemClock().now_ns())
+                store.compact()
+    finally:
+        writer.close()
 
 
 def main() -> None:

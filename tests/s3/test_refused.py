@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
+from botocore.awsrequest import AWSResponse
 
 from drengine.cli.main import app
 from drengine.model.errors import DrengineError, ErrorKind
+from drengine.store.blobs.s3.boto import BotoClient
 from drengine.store.blobs.s3.errors import (
     OBJECT_STORE_AWAY,
     OBJECT_STORE_BUSY,
@@ -23,6 +29,7 @@ from drengine.store.blobs.s3.errors import (
 )
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.blobs.s3.place import S3Place
+from drengine.store.errors import STORAGE_MISMATCH
 from drengine.store.store import Store
 from drengine.terminal import main
 from tests.s3.proxy import Fault, Way, fault_proxy, nth
@@ -152,6 +159,57 @@ def test_a_place_that_is_none(text: str) -> None:
 )
 def test_a_place_is_written_as_it_was_read(text: str) -> None:
     assert str(S3Place.parse(text)) == text
+
+
+def test_a_local_store_with_the_options_of_an_object_store(tmp_path: Path) -> None:
+    """What `ack` promises would not be held."""
+    Store.create(tmp_path / "store").close()
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    with pytest.raises(DrengineError) as caught:
+        Store.open(tmp_path / "store", storage_options=S3Options(patience=7.0))
+    assert caught.value.kind is STORAGE_MISMATCH
+    assert before == {path: path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    Store.open(tmp_path / "store", storage_options=S3Options()).close()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "endpoint", "host", "scope"),
+    [
+        (
+            "arn:aws:s3-outposts:us-east-1:123456789012:outpost/op-01ac5d28a6a232904/accesspoint/replicas",
+            "",
+            "replicas-123456789012.op-01ac5d28a6a232904.s3-outposts.us-east-1.amazonaws.com",
+            "us-east-1/s3-outposts",
+        ),
+        (
+            "arn:aws:s3:eu-central-1:123456789012:accesspoint/replicas",
+            "",
+            "replicas-123456789012.s3-accesspoint.eu-central-1.amazonaws.com",
+            "eu-central-1/s3",
+        ),
+        ("bucket", "https://s3.example&style=virtual", "bucket.s3.example", "eu-1/s3"),
+        ("bucket", "https://s3.example&style=path", "s3.example", "eu-1/s3"),
+    ],
+)
+def test_requests_are_addressed_and_signed_for_what_the_place_names(
+    bucket: str, endpoint: str, host: str, scope: str
+) -> None:
+    use_keys()
+    where = f"s3://{bucket}/store" + (f"?endpoint={endpoint}&region=eu-1" if endpoint else "")
+    client = BotoClient(S3Place.parse(where), S3Options())
+    sent: list[Any] = []
+
+    def answer(request: Any, **_: Any) -> Any:
+        sent.append(request)
+        headers = {"ETag": f'"{hashlib.md5(b"data").hexdigest()}"'}
+        return AWSResponse(request.url, 200, headers, urllib3.HTTPResponse(io.BytesIO(), preload_content=False))
+
+    client._s3.meta.events.register("before-send.s3", answer)
+    client.put("name", b"data")
+    (request,) = sent
+    assert urllib.parse.urlsplit(request.url).hostname == host
+    assert f"/{scope}/aws4_request" in request.headers["Authorization"].decode()
+    assert request.headers["Content-MD5"]
 
 
 def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
