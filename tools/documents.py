@@ -25,6 +25,7 @@ from drengine.monitoring.dashboard import dashboard
 from drengine.monitoring.rules import rules_text
 from drengine.telemetry import Family
 from drengine.transport.causes import CAUSES
+from tools.aws_rights import rights
 from tools.command_tree import PROGRAMS, Command, commands_of
 
 ROOT = Path(__file__).parent.parent
@@ -222,6 +223,7 @@ DOCUMENTS = {
     "docs/runbook.schema.json": runbook_schema,
     "docs/run.schema.json": run_schema,
     "deploy/grafana/drengine.json": dashboard,
+    "deploy/terraform/policies/rights.json": rights,
     "deploy/prometheus/drengine.rules.yml": rules_text,
 }
 

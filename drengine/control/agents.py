@@ -22,7 +22,7 @@ from drengine.control.link import Link
 from drengine.control.message import Message
 from drengine.control.messages import AgentReport, Answer, Command, PartyKind, Presence, Verb
 from drengine.control.seals import BadSealError, Purpose, Sealed, Seals, unsealed
-from drengine.control.topics import Leaf, Topic, everyone, parse_topic
+from drengine.control.topics import HEARD_BY_ORCHESTRATORS, Leaf, Topic, everyone, parse_topic
 from drengine.control.witness import OrderWitness
 from drengine.identity.names import Identity, Role
 from drengine.model.clock import Clock, SystemClock
@@ -110,7 +110,7 @@ class BrokerAgents:
         self.link = Link(
             options,
             client_id=f"orchestrator-{self._own.name}",
-            filters=[everyone(self._site, leaf) for leaf in (Leaf.PRESENCE, Leaf.REPORT, Leaf.ANSWER)],
+            filters=[everyone(self._site, leaf) for leaf in HEARD_BY_ORCHESTRATORS],
             receive=self._receive,
             greeting=self._greeting,
             clock=self._clock,

@@ -27,6 +27,9 @@ class Leaf(enum.StrEnum):
     ANSWER = "answer"
 
 
+HEARD_BY_ORCHESTRATORS = (Leaf.PRESENCE, Leaf.REPORT, Leaf.ANSWER)
+
+
 def check_party_name(name: str) -> str:
     """Return `name` if a party may bear it.
 

@@ -35,7 +35,8 @@ ACL_FILE, CONFIGURATION_FILE = "drengine.acl", "drengine.conf"
 DEFAULT_FOLDER = Path("/etc/mosquitto/drengine")
 COMMAND_SECONDS = 30.0
 AGAIN_SECONDS = 5.0
-_LEAVES = {"write": ("presence", "report", "answer"), "read": ("presence", "report", "command")}
+LEAVES = {"write": ("presence", "report", "answer"), "read": ("presence", "report", "command")}
+"""What a party may say and hear of its own topics."""
 _ORCHESTRATOR = (
     "read drengine/{site}/#",
     "write drengine/{site}/+/+/command",
@@ -140,7 +141,7 @@ def access_list(site: str, parties: Iterable[EnrolledParty]) -> str:
 def _topics(site: str, role: Role, name: str) -> list[str]:
     if role is Role.ORCHESTRATOR:
         return [each.format(site=site) for each in _ORCHESTRATOR]
-    return [f"{mode} drengine/{site}/{role}/{name}/{leaf}" for mode, leaves in _LEAVES.items() for leaf in leaves]
+    return [f"{mode} drengine/{site}/{role}/{name}/{leaf}" for mode, leaves in LEAVES.items() for leaf in leaves]
 
 
 @dataclass(frozen=True)
