@@ -74,6 +74,8 @@ class Daemon:
     signal: str = "SIGKILL"
     places: str = ""
     extra: str = ""
+    url: str = ""
+    """Of the registry; empty: the rig's."""
     rest: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -85,7 +87,7 @@ class Daemon:
         self.folder.mkdir(exist_ok=True)
         config = self.folder / "orchestrator.toml"
         config.write_text(
-            f'store = "{self.rig.store}"\nstate = "{self.folder}/state"\nregistry = "{self.rig.url}"\n'
+            f'store = "{self.rig.store}"\nstate = "{self.folder}/state"\nregistry = "{self.url or self.rig.url}"\n'
             f'export = "unix:{self.rig.folder}/nbd"\nlease = "{LEASE_SECONDS}s"\nrest = "127.0.0.1:{self.rest}"\n'
             f"{self.extra}"
         )

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from drengine.failover.steps.programs import STEP_MARK
+from drengine.process import find_marked
 from tests.orchestrators.rig import Rig, rig, until
 from tests.orchestrators.test_takeover import begin, judge
+from tests.orchestrators.wire import wire
 from tests.postgres import CONNECTIONS_MAX, Postgres
 from tests.system.postgres import Server, as_postgres, skip_unless_installed
 
@@ -41,12 +44,44 @@ def finished(site: Rig, run: str) -> None:
     judge(site, run)
 
 
+@pytest.mark.campaign
 def test_a_server_that_is_killed_and_comes_back_ends_no_run(tmp_path: Path) -> None:
     with Postgres() as server, rig(tmp_path, server.fresh_database()) as site:
         run = under_way(site)
         server.kill()
         server.start()
         finished(site, run)
+
+
+@pytest.mark.fault(60)
+def test_an_executor_that_is_cut_off_gives_up_before_another_begins(tmp_path: Path, postgres: Postgres) -> None:
+    """The kernel closes nothing: only its own clock tells the one that is cut off."""
+    name = postgres.database()
+    with rig(tmp_path, postgres.url(name)) as site, wire(postgres.port) as cable:
+        one = site.add("one", url=f"postgresql://postgres@/{name}?host=127.0.0.1:{cable.port}")
+        site.ready()
+        site.effects_take("30")
+        run = begin(site)
+        until(lambda: "begin before" in site.ledger(), "its first program")
+        cable.cut()
+        marked = lambda: find_marked(STEP_MARK, f"{run}/all.before.1")  # noqa: E731
+        until(lambda: not marked(), "its program is ended")
+        lease = one_lease(site, run)
+        assert site.owners(run)[-1] in lease, "nobody else was at work when it gave up"
+        site.effects_take("0.2")
+        site.add("two")
+        assert site.ends(run).outcome.value == "completed"
+        judge(site, run)
+        cable.mend()
+        until(one.answers, "it is there again")
+        assert len(set(site.owners(run))) == 2
+
+
+def one_lease(site: Rig, run: str) -> str:
+    """Who holds a run's lease."""
+    with site.registry._database.reading() as connection:
+        found = connection.exec_driver_sql(f"SELECT owner FROM leases WHERE name = 'run:{run}'").scalar()
+    return str(found)
 
 
 def test_a_standby_that_takes_over_goes_on_with_every_run(tmp_path: Path) -> None:

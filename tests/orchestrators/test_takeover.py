@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import signal
+import time
 
 import pytest
 
@@ -34,14 +35,14 @@ def begin(site: Rig, mode: str = "failover") -> str:
     return run
 
 
-def judge(site: Rig, run: str) -> None:
+def judge(site: Rig, run: str, effects: tuple[str, ...] = EFFECTS) -> None:
     """What has to hold however often an executor died."""
     record = site.run_of(run)
     assert (record.state, record.outcome) == (RunState.FINISHED, Outcome.COMPLETED), site.results(run)
     ledger = site.ledger()
     assert not [line for line in ledger if line.startswith("OVERLAP")], ledger
     assert ledger.count(f"launch {run}") == 1, ledger
-    for effect in EFFECTS:
+    for effect in effects:
         assert ledger.count(f"end {effect}") >= 1, ledger
     with Store.open(site.store, read_only=True) as store:
         assert store.source("shop").generation == 2
@@ -70,6 +71,41 @@ def test_killed_once_at_every_step_a_failover_ends_as_if_it_had_never_been(site:
     run = killed_everywhere(site, places)
     assert site.met() == {f"{step}{each.lstrip('*')}" for step in site.results(run) for each in places.split(",")}
     assert {place.rpartition(".")[0] for place in PLACES} == set(site.results(run))
+
+
+@pytest.mark.campaign
+@pytest.mark.fault(57, 60)
+@pytest.mark.timeout(900)
+def test_drills_end_well_while_orchestrators_are_killed_and_stopped_at_random(site: Rig) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for name in ("one", "two", "three"):
+        site.add(name)
+    site.ready()
+    for number in range(10):
+        site.keep_alive()
+        site.ready()
+        run = begin(site, "drill")
+        deaths = 0
+        while site.run_of(run).state not in (RunState.FINISHED, RunState.STOPPED):
+            time.sleep(chance.uniform(0.1, 2 * LEASE_SECONDS))
+            victim = chance.choice(site.daemons)
+            deaths += 1
+            if chance.random() < 0.5:
+                victim.send(signal.SIGKILL)
+            else:
+                victim.send(signal.SIGSTOP)
+                time.sleep(chance.uniform(0.5, 2 * LEASE_SECONDS))
+                victim.send(signal.SIGCONT)
+            site.keep_alive()
+        record, ledger = site.run_of(run), site.ledger()
+        assert record.outcome is Outcome.COMPLETED, (number, site.results(run))
+        assert ledger.count(f"launch {run}") == 1, "launched once"
+        assert not [line for line in ledger if line.startswith("OVERLAP")], ledger
+        entries = site.registry.entries(run)
+        assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
+        print(f"{run}: {deaths} deaths, {len(set(site.owners(run)))} executors")
 
 
 def killed_everywhere(site: Rig, places: str) -> str:

@@ -91,6 +91,7 @@ def test_accounts_and_tokens_are_everyones(site: Rig) -> None:
     assert [each.name for each in Accounts(site.registry.document("people"), SystemClock()).all()] == ["ann"]
 
 
+@pytest.mark.campaign  # it waits for the wall clock; tests/failover/test_daemon.py owns one
 @pytest.mark.timeout(300)
 def test_a_due_drill_runs_once_and_an_abort_at_one_ends_what_the_other_executes(site: Rig) -> None:
     one, two = site.add("one"), site.add("two")
