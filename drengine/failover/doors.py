@@ -9,7 +9,7 @@ from drengine.documents import Document, Nothing
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.registry import Registry
 from drengine.model.clock import Clock
-from drengine.people.accounts import accounts_file
+from drengine.people.accounts import accounts_file, explained
 from drengine.people.door import FILE, Door
 
 PEOPLE = "people"
@@ -24,7 +24,12 @@ def people_of(config: OrchestratorConfig, registry: Registry | None) -> Document
     file = accounts_file(config.state / FILE)
     if not config.registry.startswith(SERVER):
         return file
-    return registry.document(PEOPLE, file) if registry is not None else Nothing(PEOPLE)
+    if registry is None:
+        return Nothing(PEOPLE)
+    shared = registry.document(PEOPLE)
+    with explained(file.where):
+        shared.take_over(file)
+    return shared
 
 
 @contextmanager

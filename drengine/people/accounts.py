@@ -194,7 +194,7 @@ class Accounts:
 
     def _kept(self) -> _Kept:
         """What is kept now, decoded when it is another."""
-        with _explained(self._document.where):
+        with explained(self._document.where):
             content, read = self._document.read(), self._read
             if content is None:
                 return _Kept()
@@ -205,7 +205,7 @@ class Accounts:
     @contextmanager
     def _changing(self) -> Iterator[_Kept]:
         """What is kept, to be changed; kept if nothing is raised."""
-        with _explained(self._document.where), self._document.changing() as draft:
+        with explained(self._document.where), self._document.changing() as draft:
             kept = msgspec.json.decode(draft.content, type=_Kept) if draft.content is not None else _Kept()
             yield kept
             draft.content = msgspec.json.format(msgspec.json.encode(kept))
@@ -223,7 +223,8 @@ def accounts_file(path: Path) -> FileDocument:
 
 
 @contextmanager
-def _explained(where: str) -> Iterator[None]:
+def explained(where: str) -> Iterator[None]:
+    """Failures of a document of accounts are ACCOUNTS_UNUSABLE."""
     try:
         yield
     except (OSError, msgspec.MsgspecError) as error:

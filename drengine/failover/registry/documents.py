@@ -16,16 +16,22 @@ from drengine.failover.registry.tables import documents
 class RegistryDocument:
     """One of them. Reading and changing raise REGISTRY_UNAVAILABLE."""
 
-    def __init__(self, database: Database, name: str, before: Document | None = None) -> None:
-        """`before`: where it lay before it was kept here; what that holds is taken over."""
+    def __init__(self, database: Database, name: str) -> None:
         self.where = f"{name} in registry {database.shown}"
-        self._database, self._name, self._before = database, name, before
+        self._database, self._name = database, name
+
+    def take_over(self, before: Document) -> None:
+        """Keep what lay elsewhere, unless something is kept here already."""
+        content = before.read() if self.read() is None else None
+        if content is not None:
+            with self.changing() as draft:
+                draft.content = draft.content or content
 
     def read(self) -> bytes | None:
         """See Document."""
         with self._database.reading() as connection:
             found = connection.execute(select(documents.c.text).where(documents.c.name == self._name)).scalar()
-        return found.encode() if found is not None else self._formerly()
+        return found.encode() if found else None
 
     @contextmanager
     def changing(self) -> Iterator[Draft]:
@@ -42,10 +48,7 @@ class RegistryDocument:
                 except IntegrityError:
                     pass  # somebody was faster
                 found = connection.execute(locked).scalar()
-            draft = Draft(found.encode() if found else self._formerly())
+            draft = Draft(found.encode() if found else None)
             yield draft
             values = {"text": (draft.content or b"").decode(), "at_ns": self._database.now_ns(connection)}
             connection.execute(update(documents).where(chosen).values(values))
-
-    def _formerly(self) -> bytes | None:
-        return self._before.read() if self._before is not None else None

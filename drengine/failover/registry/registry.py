@@ -15,7 +15,6 @@ from sqlalchemy.exc import IntegrityError
 from drengine.audit import AuditLog
 from drengine.control.foreign import Unreadable, decode
 from drengine.control.messages import AgentReport, PartyKind, Presence
-from drengine.documents import Document
 from drengine.failover.errors import BAD_APPROVAL
 from drengine.failover.registry import leases
 from drengine.failover.registry.database import Database
@@ -447,9 +446,9 @@ class Registry:
 
     # What orchestrators share
 
-    def document(self, name: str, before: Document | None = None) -> Document:
-        """A document that is kept here; see RegistryDocument."""
-        return RegistryDocument(self._database, name, before)
+    def document(self, name: str) -> RegistryDocument:
+        """A document that is kept here."""
+        return RegistryDocument(self._database, name)
 
     def told(self, about: str) -> str:
         """What people were told last about something; empty for nothing."""
