@@ -82,9 +82,8 @@ def test_drills_end_well_while_orchestrators_are_killed_and_stopped_at_random(si
     chance = random.Random(seed)
     for name in ("one", "two", "three"):
         site.add(name)
-    site.ready()
+    site.effects_take("0.7")
     for number in range(10):
-        site.keep_alive()
         site.ready()
         run = begin(site, "drill")
         deaths = 0
@@ -93,12 +92,12 @@ def test_drills_end_well_while_orchestrators_are_killed_and_stopped_at_random(si
             victim = chance.choice(site.daemons)
             deaths += 1
             if chance.random() < 0.5:
-                victim.send(signal.SIGKILL)
+                victim.end()
+                victim.start()
             else:
                 victim.send(signal.SIGSTOP)
                 time.sleep(chance.uniform(0.5, 2 * LEASE_SECONDS))
                 victim.send(signal.SIGCONT)
-            site.keep_alive()
         record, ledger = site.run_of(run), site.ledger()
         assert record.outcome is Outcome.COMPLETED, (number, site.results(run))
         assert ledger.count(f"launch {run}") == 1, "launched once"
