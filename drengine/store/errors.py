@@ -160,7 +160,7 @@ BAD_LOCK = error_kind(
     "bad-lock",
     228,
     "The retention lock cannot be understood.",
-    "Write `7d` for every point, or `every 1h for 7d` for one an hour; units s, m, h, d, w, up to 100 years.",
+    'Write "7d" for every point, or "every 1h for 7d" for one an hour; units s, m, h, d, w, up to 100 years.',
 )
 POINT_LOCKED = error_kind(
     "point-locked",
