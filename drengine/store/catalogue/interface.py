@@ -9,7 +9,7 @@ everybody's way. Threads may share a connection, which does one thing at a time;
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
@@ -118,6 +118,10 @@ class Catalogue(ABC):
     @abstractmethod
     def epoch(self, source: str = "") -> Epoch:
         """The newest transaction of a source's partition; without a source, of the store's."""
+
+    def state_of(self, source: str) -> Hashable:
+        """A value that changes whenever anything that the catalogue says of a source changes."""
+        return self.epoch(source)
 
     @abstractmethod
     def noted_epoch(self, source: str = "") -> Epoch | None:

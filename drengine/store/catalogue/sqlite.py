@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -63,6 +63,12 @@ _TABLES_OF_VERSION = {
 _NAMES_OF_VERSION = {
     version: frozenset(table.name for table in tables) for version, tables in _TABLES_OF_VERSION.items()
 }
+
+_TABLES_OF_SOURCES = {
+    version: [table for table in tables if table.fields[0] == "source" or table is Tables.SOURCE]
+    for version, tables in _TABLES_OF_VERSION.items()
+}
+"""Those whose key begins with the source's name."""
 
 _TYPES: dict[type[Any], str] = {int: "INTEGER", str: "TEXT", bytes: "BLOB"}
 
@@ -274,6 +280,16 @@ class SqliteCatalogue(Catalogue):
             raise DrengineError(CATALOGUE_DAMAGED, "catalogue: it does not say which transaction was its newest")
         row = cast(EpochRow, found[0])
         return Epoch(row.lineage, row.number)
+
+    def state_of(self, source: str) -> Hashable:
+        """See Catalogue: of the rows' checksums, because there is one epoch for all sources."""
+        found = []
+        with self._lock, self._errors():
+            for table in _TABLES_OF_SOURCES[self.version]:
+                column = table.fields[0]
+                query = f"SELECT count(*), total(checksum), sum(checksum & 0xffffffff) FROM {table.name}"
+                found.append(self._db.execute(f"{query} WHERE {column} = ?", (source,)).fetchone())
+        return tuple(found)
 
     def noted_epoch(self, source: str = "") -> Epoch | None:
         """The newest transaction that is known beside the segments; None when nothing readable says it."""

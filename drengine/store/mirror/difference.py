@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drengine.store.catalogue.interface import Catalogue
-from drengine.store.catalogue.rows import SEALED, SIDE_ROLES, BranchRow, PointRow, SegmentRow, SourceRow
+from drengine.store.catalogue.rows import OPEN, SEALED, SIDE_ROLES, BranchRow, PointRow, SegmentRow, SourceRow
 from drengine.store.copies import LOCAL_BRANCHES
 
 Key = tuple[int, int]
@@ -104,6 +104,17 @@ class Difference:
     def bytes_behind(self) -> int:
         """File bytes of new records that the copy lacks."""
         return sum(missing_bytes(row, self.mine.segments.get((row.branch, row.segment))) for row in self.urgent)
+
+    @property
+    def grown(self) -> list[SegmentRow]:
+        """Segments that were closed here and have other records there: a rebuild found more, or a target lost some."""
+        return [
+            row
+            for key, row in self.theirs.segments.items()
+            if (known := self.mine.segments.get(key))
+            and known.state != OPEN
+            and known.last_sequence != row.last_sequence
+        ]
 
     def reach(self, arrived: Collection[Key]) -> dict[int, int]:
         """Up to which position of each branch the copy may go, once these urgent segments have arrived.

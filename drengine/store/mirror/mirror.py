@@ -14,7 +14,7 @@ much is missing is brought forward in stages, each ending at a segment, so that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -41,7 +41,7 @@ from drengine.store.errors import MIRROR_PARTED, ORIGIN_REBUILT, os_errors
 from drengine.store.mirror.carrying import Carried, Carrier, NotYetThere
 from drengine.store.mirror.difference import Difference, Key, SourceRows
 from drengine.store.mirror.pace import Pace
-from drengine.store.names import KEYS, STORE_KEYS, segment_directory, segment_name
+from drengine.store.names import KEYS, STORE_KEYS, layer_last, segment_directory, segment_name
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
 from drengine.store.segments.format import pack_geometry
@@ -52,6 +52,8 @@ log = logging.getLogger("drengine.mirror")
 
 _LOCK_SLACK_NS = 60_000_000_000
 """What a lock may be shorter than it could be, so that it is not written again at each pass."""
+_KEYRINGS_SECONDS = 60
+"""How often keyrings are compared, whatever else changes."""
 _NOTE_SECONDS = 10
 """How often it is noted that a copy is complete, while nothing changes."""
 _SNAPSHOTS_MAX = 5
@@ -134,6 +136,9 @@ class Mirror:
         self._copy = copy.context
         self._options = options or MirrorOptions()
         self._carrier = Carrier(self._origin.storage, self._copy.storage, pace.passed)
+        self._settled: dict[str, Hashable] = {}
+        """The state of each original source of which nothing was left to do."""
+        self._keyrings_ns = 0
         self._has_manifest: set[str] = set()
         """Sources whose newest manifest knows every point that is gone."""
         rows = self._copy.catalogue.mirrored()
@@ -158,6 +163,9 @@ class Mirror:
             self._require_copy()
             as_of_ns = self._origin.clock.now_ns()
             names = [row.name for row in self._origin.catalogue.sources()]
+            if as_of_ns - self._keyrings_ns >= _KEYRINGS_SECONDS * 1_000_000_000:
+                self._copy_keyrings(names)  # wrapped anew, they change and nothing else does
+                self._keyrings_ns = as_of_ns
             try:
                 for name in sorted(names, key=lambda name: self.lags[name].bytes if name in self.lags else 0):
                     self._bring_forward(name, report)
@@ -172,6 +180,10 @@ class Mirror:
         for _ in range(_SNAPSHOTS_MAX):
             as_of_ns = self._origin.clock.now_ns()
             with self._origin.catalogue.snapshot():
+                state = self._origin.catalogue.state_of(name)
+                if self._settled.get(name, self) == state:
+                    self.lags[name] = Lag(as_of_ns, 0)
+                    return
                 theirs = SourceRows.read(self._origin.catalogue, name)
                 theirs.locked_seconds = seconds_left(self._origin, name)
                 lineage = self._origin.catalogue.epoch(name).lineage
@@ -182,13 +194,16 @@ class Mirror:
             difference = Difference.between(theirs, mine)
             self._require_decided(name, lineage, difference)
             try:
-                self._carry_and_commit(name, difference, MirrorRow(name, COPY, "", lineage, as_of_ns), report)
+                noted = MirrorRow(name, COPY, "", lineage, as_of_ns)
+                if self._carry_and_commit(name, difference, noted, report):
+                    self._settled[name] = state
             except _Moved:
                 continue
             return
         report.complete = False
 
-    def _carry_and_commit(self, name: str, difference: Difference, noted: MirrorRow, report: PassReport) -> None:
+    def _carry_and_commit(self, name: str, difference: Difference, noted: MirrorRow, report: PassReport) -> bool:
+        """Whether nothing was left to do."""
         behind = difference.bytes_behind
         self.lags[name] = Lag(self._noted_ns.get(name, 0), behind)
         # A writer of what was a copy must not find us at its files.
@@ -197,8 +212,11 @@ class Mirror:
                 locks.enter_context(self._copy.locks.branch(name, branch))
             self._require_copy()
             stage = self._carry(difference.urgent, difference.mine, report)
+            grown = difference.grown
+            self._forget_layers(grown)
             is_complete = len(stage.arrived) == len(difference.urgent)
-            self._commit(name, difference, stage, noted if is_complete else None)
+            is_same = not self._commit(name, difference, stage, noted if is_complete else None)
+            self._forget_layers(grown)  # whoever had read the old row in between
         for row in difference.urgent:
             if (row.branch, row.segment) in stage.arrived and row.state != OPEN:
                 self._carrier.let_go(row)
@@ -206,9 +224,11 @@ class Mirror:
         if not is_complete:
             report.complete = False
             self.lags[name] = Lag(self._noted_ns.get(name, 0), behind - stage.bytes)
-            return
+            return False
         self.lags[name] = Lag(noted.as_of_ns, 0)
         self._follow(name, difference, report)
+        is_clean = not difference.replaced and not difference.removed
+        return is_same and is_clean and difference.mine.points.keys() <= difference.theirs.points.keys()
 
     def _carry(self, rows: Iterable[SegmentRow], mine: SourceRows, report: PassReport) -> _Stage:
         """Copy files, durably, until a stage is full."""
@@ -236,6 +256,14 @@ class Mirror:
             self._copy.storage.sync_dir(folder)
         return stage
 
+    def _forget_layers(self, rows: Iterable[SegmentRow]) -> None:
+        """Layers of segments that were closed and have other records now, and of groups that hold these."""
+        for row in rows:
+            for name in self._copy.storage.list(f"{segment_directory(row.source, row.branch)}/"):
+                if layer_last(name) >= row.segment:
+                    self._copy.storage.delete(name)
+            self._copy.layers.forget(row.source, row.branch)
+
     def _carried(self, row: SegmentRow, known: SegmentRow | None) -> Carried:
         """Copy one file; what was not read well is read once more."""
         try:
@@ -256,18 +284,20 @@ class Mirror:
         difference: Difference,
         stage: _Stage,
         noted: MirrorRow | None,
-    ) -> None:
+    ) -> bool:
+        """Whether anything of the source was changed."""
         catalogue, damaged = self._copy.catalogue, stage.damaged
         reached = difference.reach(stage.arrived)
         put, gone = difference.rows(reached, self._roots(name), self._branch_at(difference))
         put += self._locks(difference, reached)
         gone += lock_rows_of(catalogue, name, [row for row in gone if isinstance(row, PointRow)])
         if not put and not gone and not stage.changes and not (noted and self._is_note_due(noted)):
-            return
-        new_points = [row for row in put if isinstance(row, PointRow)]
+            return False
+        is_changed = bool(put or gone or stage.changes)
         has_damage = bool(damaged or catalogue.damage(name))
         if has_damage:  # until it is known whether they need it
             put = [row._replace(damaged=1) if isinstance(row, PointRow) else row for row in put]
+        new_points = [row for row in put if isinstance(row, PointRow)]
         with catalogue.transaction(name):
             self._require_copy()
             catalogue.remove(*gone)
@@ -284,6 +314,7 @@ class Mirror:
             self._has_manifest.discard(name)
         if _is_structural(difference, put):
             self._write_manifest(name)
+        return is_changed
 
     def _locks(self, difference: Difference, reached: dict[int, int]) -> list[PointLockRow]:
         """Points are locked here for as long as they are at the original, by the clock of the copy; never for less."""

@@ -20,10 +20,20 @@ from drengine.store.blobs import ObjectStorage, Storage
 from drengine.store.blobs.s3.errors import OBJECT_STORE_TAKEN
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.opening import ensure_catalogue, replacing
-from drengine.store.catalogue.rows import COPY, OPEN, SIDE_ROLES, BranchRow, ClockRow, MirrorRow, PointRow, SourceRow
+from drengine.store.catalogue.rows import (
+    COPY,
+    CUT_OFF,
+    OPEN,
+    SIDE_ROLES,
+    BranchRow,
+    ClockRow,
+    MirrorRow,
+    PointRow,
+    SourceRow,
+)
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
-from drengine.store.copies import WHOLE
+from drengine.store.copies import LOCAL_BRANCHES, WHOLE, copy_row
 from drengine.store.damage import judge_points
 from drengine.store.errors import DAMAGED, NOT_A_STORE, STORE_EXISTS, os_errors
 from drengine.store.identity import IDENTITY_NAME, StoreFile, read_store_file, write_store_file
@@ -223,7 +233,11 @@ def _fill(
             row = _branch_row(name, number, old, found, now_ns)
             rows.append(row)
             points = _points(found, seen)
-            catalogue.put(row, *found.segments, *found.damage, *points)
+            segments = found.segments
+            if copy_row(catalogue) and number < LOCAL_BRANCHES and segments and segments[-1].state == CUT_OFF:
+                # The mirror goes on with it: nothing may be derived from it as if it were all.
+                segments = [*segments[:-1], segments[-1]._replace(state=OPEN)]
+            catalogue.put(row, *segments, *found.damage, *points)
             if keys.is_encrypted and (clear := sum(not segment.seal for segment in found.segments)):
                 report.lost.append(
                     f"{clear} segments of branch {number} of {name!r} are in clear: anybody may have written them"
