@@ -347,7 +347,7 @@ async def test_orders_and_answers_that_are_not_believed_are_in_the_audit_log(
         async with orchestrator(site.options(one.port, BOSS), audit=audit) as agents:
             with pytest.raises(DrengineError, match="not believed"):
                 await agents.command(
-                    "shop", Verb.FENCE, {}, generation=1, id="1", timeout_seconds=2, approver="person:ann"
+                    "shop", Verb.FENCE, {}, generation=1, id="1", timeout_seconds=6, approver="person:ann"
                 )
             async with party(site.options(one.port, SHOP), Worker(tmp_path)):
                 await agents.command("shop", Verb.FENCE, {}, generation=1, id="2", timeout_seconds=30)
