@@ -150,6 +150,12 @@ TARGET_LIVING = error_kind(
     "The target is there: it can't be forgotten.",
     "Stop it first; before that, `drengine target drain NAME` gives its sources away without a gap.",
 )
+TARGET_NAME_TAKEN = error_kind(
+    "target-name-taken",
+    173,
+    "Another target of this store has this name, and is there.",
+    "Give each target a name of its own by the option `name`: machines that were cloned are called alike.",
+)
 STORAGE_UNAVAILABLE = error_kind(
     "storage-unavailable",
     58,

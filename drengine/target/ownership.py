@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from drengine.config import ADDRESS
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.store.errors import TARGET_NAME_TAKEN
 from drengine.store.locks import Holder
 from drengine.store.store import Store
-from drengine.store.targets import Introduction, TargetInfo, TargetState
+from drengine.store.targets import SILENT_SECONDS, Introduction, TargetInfo, TargetState
 from drengine.target import metrics as m
 from drengine.target.errors import SOURCE_ELSEWHERE
 from drengine.target.metrics import TargetMetrics
@@ -208,12 +210,23 @@ class Ownership:
         """Report and look for the first time. Blocks.
 
         Raises:
-            DrengineError: the catalogue can't be reached.
+            DrengineError: TARGET_NAME_TAKEN; the catalogue can't be reached.
         """
         if self.is_shared:
-            self._known, places = self._ask(True)
+            self._known, places = self._introduced()
             self._places = places or {}
             self.sources.share(self._places, self._elsewhere())
+
+    def _introduced(self) -> tuple[Sequence[TargetInfo], Mapping[str, str] | None]:
+        """The first report. One that was killed and comes back at another address is not taken for its own twin."""
+        deadline = self.clock.monotonic() + SILENT_SECONDS + REPORT_SECONDS
+        while True:
+            try:
+                return self._ask(True)
+            except DrengineError as error:
+                if error.kind is not TARGET_NAME_TAKEN or self.clock.monotonic() > deadline:
+                    raise
+            time.sleep(WATCH_SECONDS)
 
     def leave(self) -> None:
         """Tell the others that this target has ended in order. Blocks; never raises."""

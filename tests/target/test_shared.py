@@ -17,12 +17,12 @@ from drengine.cli.main import app
 from drengine.config import Address
 from drengine.model.errors import DrengineError
 from drengine.store.catalogue.postgres.link import SCHEMA
-from drengine.store.errors import BRANCH_BUSY, LOCK_LOST, TARGET_LIVING, UNKNOWN_TARGET
+from drengine.store.errors import BRANCH_BUSY, LOCK_LOST, TARGET_LIVING, TARGET_NAME_TAKEN, UNKNOWN_TARGET
 from drengine.store.locks import Holder
 from drengine.store.locks import postgres as locks
 from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
-from drengine.store.targets import Introduction, TargetState
+from drengine.store.targets import SILENT_SECONDS, Introduction, TargetState
 from drengine.target import ownership
 from drengine.target.config import MaintenanceOptions, TargetConfig
 from drengine.target.daemon import TargetDaemon
@@ -131,6 +131,29 @@ def test_the_directory_of_targets(folder: Path, url: str) -> None:
         assert [(each.name, each.state) for each in other.targets.all()] == [("b", TargetState.STOPPED)]
         assert refused(lambda: other.targets.forget("a")) is UNKNOWN_TARGET
         assert refused(lambda: other.targets.drain("a", True)) is UNKNOWN_TARGET
+
+
+def test_a_twin_is_refused_and_one_that_moved_or_came_back_is_not(folder: Path, url: str) -> None:
+    """Two hosts of one image have one name: they would take each other's locks for their own earlier ones."""
+    moved = A._replace(addresses=("elsewhere.example:7440",))
+    with Store.open(folder) as one, Store.open(folder) as other:
+        one.targets.report(A)
+        assert refused(lambda: other.targets.report(moved)) is TARGET_NAME_TAKEN
+        assert one.targets.report(A)[0].addresses == A.addresses, "the first one is not disturbed"
+        assert other.targets.report(A)[0].addresses == A.addresses, "a new process at the same address"
+        aged(url, "a", SILENT_SECONDS)
+        assert other.targets.report(moved)[0].addresses == moved.addresses
+        other.targets.leave("a")
+        assert one.targets.report(A)[0].addresses == A.addresses
+
+
+async def test_a_target_whose_name_is_taken_does_not_start(folder: Path) -> None:
+    async with shared(folder, "a") as targets:
+        twin = Shared(folder)
+        with pytest.raises(DrengineError) as error:
+            await twin.start("a")
+        assert error.value.kind is TARGET_NAME_TAKEN
+        assert targets.sites["a"].daemon.ownership.trouble is None
 
 
 def test_threads_share_the_directory(folder: Path) -> None:

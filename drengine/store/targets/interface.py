@@ -14,6 +14,9 @@ from typing import NamedTuple, Protocol
 LIVING_SECONDS = 10.0
 """A target that has not been heard of for so long is gone."""
 
+SILENT_SECONDS = 3.0
+"""One that comes back at other addresses is believed to be the same once nothing was heard of it for so long."""
+
 
 class TargetState(enum.StrEnum):
     """What a target does with sources."""
@@ -81,7 +84,7 @@ class Targets(Protocol):
         """Say that this target is there, and learn how all stand, by name.
 
         Raises:
-            DrengineError: the catalogue can't be reached.
+            DrengineError: TARGET_NAME_TAKEN; the catalogue can't be reached.
         """
         ...
 

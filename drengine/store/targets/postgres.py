@@ -10,15 +10,17 @@ import psycopg
 from drengine.model.errors import DrengineError
 from drengine.store.catalogue.postgres.database import Database
 from drengine.store.catalogue.postgres.link import SharedLink
-from drengine.store.errors import TARGET_LIVING, UNKNOWN_TARGET
+from drengine.store.errors import TARGET_LIVING, TARGET_NAME_TAKEN, UNKNOWN_TARGET
 from drengine.store.identity import StoreFile
-from drengine.store.targets.interface import Introduction, TargetInfo, TargetState
+from drengine.store.targets.interface import SILENT_SECONDS, Introduction, TargetInfo, TargetState
 
 _REPORT = (
     "INSERT INTO target (name, addresses, metrics, version, draining, stopped, seen) "
     "VALUES (%s, %s, %s, %s, false, false, clock_timestamp()) ON CONFLICT (name) DO UPDATE SET "
     "addresses = excluded.addresses, metrics = excluded.metrics, version = excluded.version, stopped = false, "
-    "seen = excluded.seen"
+    "seen = excluded.seen "
+    "WHERE target.stopped OR target.addresses = excluded.addresses "
+    "OR target.seen < clock_timestamp() - make_interval(secs => %s)"
 )
 _ALL = (
     "SELECT name, addresses, metrics, version, draining, stopped, "
@@ -48,10 +50,11 @@ class PostgresTargets:
 
     def report(self, me: Introduction) -> list[TargetInfo]:
         """See `Targets.report`."""
-        values = me.name, list(me.addresses), me.metrics, me.version
+        values = me.name, list(me.addresses), me.metrics, me.version, SILENT_SECONDS
 
         def ask(connection: _Connection) -> list[TargetInfo]:
-            connection.execute(_REPORT, values)
+            if not connection.execute(_REPORT, values).rowcount:
+                raise DrengineError(TARGET_NAME_TAKEN, f"another target is called {me.name!r} and answers elsewhere")
             return _all(connection)
 
         return self._link.ask(ask)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ from drengine.store.blobs.s3.options import S3Options
 from drengine.store.blobs.s3.place import S3Place
 from drengine.store.blobs.storage import Buffer
 from drengine.store.errors import STORE_FULL
+
+logging.getLogger("botocore").setLevel(logging.WARNING)  # else each start tells where credentials were found
 
 CONNECT_SECONDS = 5.0
 _KEYS_AT_ONCE = 1000
