@@ -29,6 +29,7 @@ WORKS = (
     "recovery_time",
     "encryption",
     "object_store",
+    "catalogue_commits",
 )
 
 

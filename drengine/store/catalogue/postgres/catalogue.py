@@ -33,7 +33,6 @@ from drengine.store.catalogue.postgres.migrations import NEWEST
 from drengine.store.catalogue.postgres.partitions import (
     ROOT,
     STAMP_BYTES,
-    TABLE,
     Partition,
     named,
     note_name,
@@ -291,29 +290,30 @@ class PostgresCatalogue(Catalogue):
         if self._pinned:
             raise ValueError("a snapshot can't become a transaction")
 
-        def begin(connection: psycopg.Connection[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        name = fence.name if fence else ""
+
+        def begin(connection: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
             with connection.pipeline():
                 connection.execute("BEGIN")
                 if source is None:
                     connection.execute(statements.LOCK_STORE, (statements.STORE_LOCK,))
-                    partitions = _cursor(connection, statements.SELECT_PARTITIONS)
+                    found = _cursor(connection, statements.BEGIN_STORE, (name,))
                 else:
                     locks = (statements.STORE_LOCK, statements.source_lock(source))
                     connection.execute(statements.LOCK_SOURCE, locks)
-                    partitions = _cursor(connection, statements.SELECT_PARTITION, (source,))
-                version = _cursor(connection, statements.SELECT_VERSION)
-                token = _cursor(connection, statements.SELECT_TOKEN, (fence.name if fence else "",))
-            return partitions.fetchall(), version.fetchall(), token.fetchall()
+                    found = _cursor(connection, statements.BEGIN_SOURCE, (name, source))
+            return found.fetchall()
 
         self._link.warnings.clear()
-        partitions, version, token = self._ask(begin, pin=True)
-        if version != [(NEWEST,)]:
+        found = self._ask(begin, pin=True)
+        version, token = found[0][:2]
+        if version != NEWEST:
             raise DrengineError(STORE_VERSION, f"the catalogue has version {version}, this program knows {NEWEST}")
-        if fence and token != [(fence.token,)]:
+        if fence and token != fence.token:
             raise DrengineError(LOCK_LOST, f"{fence.name} is somebody else's: its token {fence.token} counts no more")
-        found = [Partition(*_checked(statements.PARTITIONS, values)) for values in partitions]
-        self._before = {each.source: each for each in found}
-        self._judge(found, is_whole=source is None)
+        there = [Partition(*_checked(statements.PARTITIONS, row[2:])) for row in found if row[2] is not None]
+        self._before = {each.source: each for each in there}
+        self._judge(there, is_whole=source is None)
 
     def _judge(self, found: list[Partition], *, is_whole: bool) -> None:
         """At the begin of a transaction: whether it may build on what is there; and whether others were here."""
@@ -363,13 +363,10 @@ class PostgresCatalogue(Catalogue):
             return {}
         self._sum_up()
         after = {name: self._sealed(self._before[name]) for name in self._changed}
-        closing = [self._statement(row, put=put) for row, put in self._pending]
+        closing = [*self._pending, *((each, True) for each in after.values())]
         self._pending = []
-        for each in after.values():
-            values = (*each, row_checksum(TABLE, tuple(each)))
-            closing.append((statements.INSERT[TABLE], values))
         try:
-            self._execute([*closing, ("COMMIT", ())])
+            self._execute([*statements.changes(closing), ("COMMIT", ())])
         except DrengineError as error:
             if self._pinned and not self._pinned.closed:
                 raise
@@ -428,15 +425,8 @@ class PostgresCatalogue(Catalogue):
         if not self._pending:
             return
         self._sum_up()
-        waiting = [self._statement(row, put=put) for row, put in self._pending]
-        self._pending = []
-        self._execute(waiting)
-
-    def _statement(self, row: Any, *, put: bool) -> tuple[str, tuple[Any, ...]]:
-        table = TABLE_OF[type(row)]
-        if put:
-            return statements.INSERT[table.name], (*statements.encoded(row), row_checksum(table.name, tuple(row)))
-        return statements.DELETE[table.name], statements.encoded(tuple(row)[: table.keys])
+        waiting, self._pending = self._pending, []
+        self._execute(statements.changes(waiting))
 
     def _sum_up(self) -> None:
         """Reckon by what the rows that wait change the sums: that takes the rows that they replace."""
@@ -522,12 +512,12 @@ class PostgresCatalogue(Catalogue):
     def _rows(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._ask(lambda connection: _cursor(connection, statement, values).fetchall())
 
-    def _execute(self, closing: list[tuple[str, tuple[Any, ...]]]) -> None:
+    def _execute(self, orders: list[statements.Order]) -> None:
         """Carry out statements of the transaction that is open, in one round trip."""
 
         def execute(connection: psycopg.Connection[Any]) -> None:
             with connection.pipeline():
-                for statement, values in closing:
+                for statement, values in orders:
                     connection.execute(statement, values)
 
         self._ask(execute)
