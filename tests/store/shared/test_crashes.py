@@ -10,7 +10,7 @@ import pytest
 
 from drengine.model.errors import DrengineError
 from drengine.store.catalogue.postgres import catalogue as postgres_catalogue
-from drengine.store.catalogue.postgres import link
+from drengine.store.catalogue.postgres import link, statements
 from drengine.store.errors import CATALOGUE_DAMAGED, CATALOGUE_UNAVAILABLE
 from drengine.store.identity import StoreFile, read_store_file, write_store_file
 from drengine.store.store import Store
@@ -209,6 +209,6 @@ def _put_back(store: Store, number: int) -> None:
     catalogue = store.context.catalogue
     assert isinstance(catalogue, postgres_catalogue.PostgresCatalogue)
     partition = catalogue._partition("web1")._replace(number=number)
-    values = (*partition, postgres_catalogue.row_checksum(postgres_catalogue.TABLE, tuple(partition)))
+    ((statement, values),) = statements.changes([(partition, True)])
     with catalogue._link.errors():
-        catalogue._link.connection().execute(postgres_catalogue.statements.INSERT[postgres_catalogue.TABLE], values)
+        catalogue._link.connection().execute(statement, values)
