@@ -39,6 +39,8 @@ NOT_TYPED: dict[str, str] = {
     r"docs/control.md: apt-get install ": "installs from the distribution",
     r"docs/control.md: drengine (token|enrol|broker) ": "Debian's Mosquitto: tests/enrolment/test_broker_config.py",
     r"docs/operations.md: (touch /run/disk; nbdfuse|mount )": "attaches a loop device: tests/field and tests/nbd",
+    r"docs/operations.md: create(user|db) ": "wants a server of PostgreSQL: tests/store/shared",
+    r"docs/operations.md: drengine store (create|join) ": "wants PostgreSQL: tests/store/shared/test_commands.py",
     r"docs/drivers.md: drengine-agent standby run ": "wants root and a broker: tests/agent/standby",
     r"docs/install.md: podman ": "wants a container image: tests/packages/test_image.py",
     r"docs/install.md: (drengine token|\./drengine-agent standby) ": "wants systemd: tests/packages, tests/agent",
