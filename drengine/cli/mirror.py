@@ -17,7 +17,7 @@ from drengine.process.signals import ask_on_signals
 from drengine.store.errors import DAMAGED
 from drengine.store.mirror import MirrorOptions, PassReport
 from drengine.store.store import Store
-from drengine.target.key import keks_of
+from drengine.target.key import keks_of, s3_of
 from drengine.target.mirroring import Mirroring, MirrorPlan
 from drengine.telemetry import setup_logging
 from drengine.terminal import emit_json, human_bytes, note
@@ -34,6 +34,10 @@ def mirror(
     destination: Annotated[
         Path | None, typer.Argument(metavar="DESTINATION", help="Directory of the copy: missing, empty, or a copy.")
     ] = None,
+    place: Annotated[
+        str,
+        typer.Option("--place", help="Where the copy's segments lie, if not in DESTINATION: s3://BUCKET/PREFIX?..."),
+    ] = "",
     follow: Annotated[bool, typer.Option("--follow", help="Go on until interrupted, pass after pass.")] = False,
     interval: Annotated[str, typer.Option("--interval", help="From a pass to the next.")] = "1s",
     limit: Annotated[str, typer.Option("--limit", help="Bytes a second at most, such as 20MiB.")] = "",
@@ -50,7 +54,7 @@ def mirror(
     only the difference is copied."""
     keks = keks_of(None, store)
     if detach:
-        with Store.open(store, keks=keks) as copy:
+        with Store.open(store, keks=keks, storage_options=s3_of(None, store)) as copy:
             was_copy = copy.detach()
         note(f"{store} is a store of its own now" if was_copy else f"{store} is no copy")
         return
@@ -61,9 +65,11 @@ def mirror(
         _read("--interval", parse_duration, interval),
         int(_read("--limit", parse_size, limit)) if limit else 0,
         MirrorOptions(hashes=hashes, accept_rebuilt=accept_rebuilt),
+        place=place,
+        storage_options=s3_of(None, destination),
     )
     setup_logging()
-    with Store.open(store, read_only=None, keks=keks) as origin:
+    with Store.open(store, read_only=None, keks=keks, storage_options=s3_of(None, store)) as origin:
         mirroring = Mirroring(origin, plan, keks, SystemClock())
         asyncio.run(_follow(mirroring, json=json) if follow else _once(mirroring, json=json))
 

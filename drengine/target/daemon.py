@@ -218,7 +218,7 @@ class TargetDaemon:
             self._cleanup.push_async_callback(_end, asyncio.create_task(task))
 
     def _begin_mirroring(self, store: Store) -> None:
-        if (plan := self.config.mirror.plan()) is None:
+        if (plan := self.config.mirror.plan(self.config.s3)) is None:
             return
         keks = keks_of(self.config.encryption, self.config.store) if store.is_encrypted else None
         mirroring = self.metrics.mirroring = Mirroring(store, plan, keks, self.clock)

@@ -7,13 +7,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from drengine.config import DURATION, PATH, SIZE, option
+from drengine.config import DURATION, PATH, SIZE, TEXT, option
 from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.store.blobs.s3.options import ACK_OBJECT, S3Options
 from drengine.store.mirror import Lag, Mirror, MirrorOptions, Pace, PassReport, Stopped, opened_copy
 from drengine.store.store import Store
 from drengine.telemetry.metrics import Family, Kind, Sample
@@ -50,14 +51,22 @@ class MirrorSection:
         help="Directory of the store's second copy, on another disk or mounted from another site; absent: none. "
         "`drengine mirror STORE DESTINATION` makes it, once: what is not there may be not mounted.",
     )
+    place: str = option(
+        TEXT,
+        default="",
+        help="Where the copy's segments lie, if not in the directory: another bucket, as `s3://...` (docs/format.md). "
+        "It is reached as [s3] says.",
+    )
     interval: float = option(DURATION, default=1.0, help="From a pass to the next. The copy lags by it.")
     limit: int = option(SIZE, default=0, help="What is copied a second at most, in bytes; 0: no limit.")
 
-    def plan(self) -> MirrorPlan | None:
-        """What is to be mirrored; None: nothing."""
+    def plan(self, reached: S3Options | None = None) -> MirrorPlan | None:
+        """What is to be mirrored; None: nothing. `reached`: how object stores are."""
         if self.destination is None:
             return None
-        return MirrorPlan(self.destination, self.interval, self.limit, may_make=False)
+        return MirrorPlan(
+            self.destination, self.interval, self.limit, may_make=False, place=self.place, storage_options=reached
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,8 @@ class MirrorPlan:
         bytes_per_second: what is copied at most; 0: no bound.
         options: see MirrorOptions.
         may_make: the copy is made where there is none.
+        place: where its segments lie, if not in the directory.
+        storage_options: how that is reached; what is mirrored there counts when it is there.
     """
 
     destination: Path
@@ -77,6 +88,8 @@ class MirrorPlan:
     bytes_per_second: int = 0
     options: MirrorOptions = field(default_factory=MirrorOptions)
     may_make: bool = True
+    place: str = ""
+    storage_options: S3Options | None = None
 
 
 class Mirroring:
@@ -155,7 +168,15 @@ class Mirroring:
         plan = self._plan
         with ExitStack() as opened:
             copy = opened.enter_context(
-                opened_copy(self._origin, plan.destination, keks=self._keks, clock=self._clock, may_make=self._may_make)
+                opened_copy(
+                    self._origin,
+                    plan.destination,
+                    keks=self._keks,
+                    clock=self._clock,
+                    may_make=self._may_make,
+                    place=plan.place,
+                    storage_options=replace(plan.storage_options or S3Options(), ack=ACK_OBJECT),
+                )
             )
             self._may_make = False  # what is gone later may be mounted no more
             mirror = Mirror(self._origin, copy, Pace(self._clock, plan.bytes_per_second, self._stop), plan.options)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.store.blobs import ObjectStorage
+from drengine.store.blobs.available import S3, StorageName
+from drengine.store.blobs.s3.options import S3Options
 from drengine.store.blobs.storage import content
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.opening import replacing
@@ -33,8 +37,12 @@ def opened_copy(
     options: StoreOptions | None = None,
     clock: Clock | None = None,
     may_make: bool = True,
+    place: str = "",
+    storage_options: S3Options | None = None,
 ) -> Iterator[Store]:
     """The copy of a store at a place, made or taken over if need be; nobody else mirrors to it meanwhile.
+
+    With `place` its segments and manifests lie in an object store, and only the rest in the directory.
 
     A directory that holds the store as it was earlier, such as a disk that was shipped, is taken over: nothing of it
     counts until it has been compared with the original.
@@ -46,19 +54,32 @@ def opened_copy(
     if may_make and not (destination / IDENTITY_NAME).exists():
         keyring = content(origin.context.storage, STORE_KEYS)
         Store.create(
-            destination, identity=origin.identity, keyring=keyring, keks=keks, options=options, clock=clock
+            destination,
+            identity=origin.identity,
+            keyring=keyring,
+            keks=keks,
+            options=options,
+            clock=clock,
+            stored_in=StorageName(S3, place) if place else None,
+            storage_options=storage_options,
         ).close()
     if read_identity(destination) != origin.identity:
         raise DrengineError(NOT_ITS_COPY, f"{destination} holds another store")
     if destination.samefile(origin.directory):
         raise DrengineError(NOT_ITS_COPY, f"{destination} is the store itself")
+    found = read_store_file(destination).storage
+    if place and found != StorageName(S3, place):
+        raise DrengineError(NOT_ITS_COPY, f"{destination} has its segments elsewhere: {found.place or found.name}")
+    reopened = partial(
+        Store.open, destination, keks=keks, options=options, clock=clock, storage_options=storage_options
+    )
     with FileLocks(destination).mirror():
-        with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
+        with reopened() as copy:
             was_shipped = _is_to_be_compared(origin.context.catalogue, copy)
         if was_shipped:
-            _begin_anew(destination, keks, options, clock)
+            _begin_anew(destination, reopened)
         mark(destination, is_copy=True)
-        with Store.open(destination, keks=keks, options=options, clock=clock) as copy:
+        with reopened() as copy:
             yield copy
 
 
@@ -76,8 +97,9 @@ def _is_to_be_compared(origin: Catalogue, copy: Store) -> bool:
         return False
     for source in catalogue.sources():
         _require_older(SourceRows.read(origin, source.name), SourceRows.read(catalogue, source.name), copy.directory)
-    if catalogue.sources():
+    if catalogue.sources() and not isinstance(copy.context.storage, ObjectStorage):
         return True
+    # What lies in an object store is known by its rows, which a rebuild has made from it.
     with catalogue.transaction():
         catalogue.put(MirrorRow(WHOLE, COPY, "", 0, 0))
     return False
@@ -106,11 +128,9 @@ def _require_older(theirs: SourceRows, mine: SourceRows, destination: Path) -> N
             )
 
 
-def _begin_anew(
-    destination: Path, keks: KeyEncryptionKeys | None, options: StoreOptions | None, clock: Clock | None
-) -> None:
+def _begin_anew(destination: Path, reopened: Callable[[], Store]) -> None:
     """Put an empty catalogue in the place of the one that was shipped; the segments stay, and are compared."""
-    with Store.open(destination, keks=keks, options=options, clock=clock) as shipped:
+    with reopened() as shipped:
         key = shipped.context.keys.store_key(CATALOGUE_KEY)
         storage = shipped.context.storage
     with replacing(destination, read_store_file(destination), key) as made:

@@ -24,6 +24,7 @@ from drengine.store.blobs import Changes
 from drengine.store.blobs.storage import content
 from drengine.store.care.compaction import CompactionReport, remove_segments
 from drengine.store.care.locking import advance, held, lock_rows_of, reading_ns, seconds_left
+from drengine.store.care.objects import delete_decided
 from drengine.store.care.scrub import ScrubReport, segment_damage
 from drengine.store.catalogue.rows import (
     COPY,
@@ -483,6 +484,7 @@ class Mirror:
         self.lags = {name: Lag(max(lag.as_of_ns, as_of_ns), lag.bytes) for name, lag in self.lags.items()}
         row = MirrorRow(WHOLE, COPY, str(self._origin.directory), self._origin.catalogue.epoch().lineage, as_of_ns)
         if self._is_note_due(row):
+            delete_decided(self._copy)
             if self._copy.catalogue.clocks() or self._origin.catalogue.clocks():
                 advance(self._copy.catalogue, self._copy.clock)
             with self._copy.catalogue.transaction():
