@@ -250,6 +250,13 @@ LOCK_LOST = error_kind(
     retryable=True,
 )
 
+NOT_UPLOADED = error_kind(
+    "not-uploaded",
+    224,
+    "Only the host that received this data has it: it has not uploaded it yet (ack `local`).",
+    "Wait until it has, choose an older point (`drengine points`), or open it at that host.",
+    retryable=True,
+)
 STORAGE_MISMATCH = error_kind(
     "storage-mismatch",
     209,

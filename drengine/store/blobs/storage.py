@@ -228,6 +228,10 @@ class ObjectStorage(Storage, Protocol):
         """An object's size; None when it is not there."""
         ...
 
+    def reachable_length(self, name: str) -> int:
+        """Bytes of a file, from its beginning, that this host can read: from its own disk or the object store."""
+        ...
+
     def backlog(self) -> Backlog:
         """What this host has acknowledged or taken on, and not uploaded yet."""
         ...

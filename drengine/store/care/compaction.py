@@ -43,7 +43,7 @@ from drengine.store.catalogue.rows import (
 )
 from drengine.store.context import StoreContext
 from drengine.store.copies import first_number
-from drengine.store.errors import DAMAGED, STORE_IO, os_errors
+from drengine.store.errors import DAMAGED, NOT_UPLOADED, STORE_IO, os_errors
 from drengine.store.names import SegmentPlace, parse_segment_name, segment_directory, segment_name
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
@@ -53,7 +53,7 @@ from drengine.store.views.records import decode_record, opened_record, record_fa
 from drengine.wire.payload import encode_frames, frame_lengths
 
 _LEVEL = 3
-_UNREADABLE = (DAMAGED, KEY_MISSING, KEY_WRONG, SOURCE_ERASED)
+_UNREADABLE = (DAMAGED, NOT_UPLOADED, KEY_MISSING, KEY_WRONG, SOURCE_ERASED)
 """What leaves a segment as it is: nothing is taken away that can't be read."""
 
 

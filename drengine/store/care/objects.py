@@ -11,6 +11,7 @@ from drengine.store.blobs.index import PartRow, end_of
 from drengine.store.catalogue.rows import SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.names import segment_directory, segment_name
+from drengine.store.views.records import SegmentScan
 
 AT_ONCE = 10_000
 
@@ -65,8 +66,14 @@ def uploaded_sequence(context: StoreContext, source: str, branch: int) -> int | 
 def _whole_records(context: StoreContext, segment: SegmentRow, length: int) -> int:
     """How many records of a segment lie in its first bytes; none where it can't be told."""
     try:
-        index = context.records.index(segment)
-    except DrengineError:
+        reader = context.storage.open(segment_name(*segment[:4]))
+        try:
+            scan = SegmentScan(reader, context.keys)
+            scan.extend(reader, length)
+            index = scan.index()
+        finally:
+            reader.close()
+    except (OSError, DrengineError):
         return 0
     ends = (sum(index.payload_range(number)) for number in range(index.record_count))
     return sum(end <= length for end in ends)

@@ -13,7 +13,7 @@ from drengine.store.catalogue.rows import OPEN, SEALED, DamageRow, SegmentRow
 from drengine.store.context import StoreContext
 from drengine.store.copies import copy_row
 from drengine.store.damage import WHOLE_SEGMENT, DamagedRange, damage_row, judge_points
-from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, read_errors
+from drengine.store.errors import DAMAGED, MAINTENANCE_BUSY, NOT_UPLOADED, read_errors
 from drengine.store.names import segment_name
 from drengine.store.segments.format import RecordType, SegmentIndex
 from drengine.store.views.records import Address, RecordFault, read_sealed
@@ -109,18 +109,25 @@ def scrub(context: StoreContext, progress: Progress, yield_to: Callable[[], None
     ]
     total = sum(row.committed_length for row in parts)
     found: list[DamageRow] = []
+    looked_at: list[SegmentRow] = []
     for row in parts:
         fresh = catalogue.segment(row.source, row.branch, row.segment)
         if fresh is None:
             continue
-        found += _scrub_segment(context, fresh, report, yield_to)
+        try:
+            found += _scrub_segment(context, fresh, report, yield_to)
+        except DrengineError as error:
+            if error.kind is not NOT_UPLOADED:  # the host that has it looks at it
+                raise
+            continue
+        looked_at.append(row)
         report.bytes_read += fresh.committed_length
         progress(report.bytes_read, total)
     report.records_damaged = [
         f"{Address(row.source, row.branch, row.segment, row.record)}: {row.reason}" for row in found
     ]
     if not context.read_only:
-        _remember(context, found, parts)
+        _remember(context, found, looked_at)
     for source in catalogue.sources():
         damaged = [point for point in catalogue.points(source.name) if point.damaged]
         report.points_damaged += [(point.source, point.value().id) for point in damaged]

@@ -20,7 +20,7 @@ from drengine.store.blobs import Reader
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import SEALED, RemovalRow, SegmentRow
 from drengine.store.context import StoreContext
-from drengine.store.errors import BRANCH_BUSY, CATALOGUE_DAMAGED, DAMAGED, read_errors
+from drengine.store.errors import BRANCH_BUSY, CATALOGUE_DAMAGED, DAMAGED, NOT_UPLOADED, read_errors
 from drengine.store.names import (
     SEGMENTS,
     SegmentPlace,
@@ -230,7 +230,7 @@ def _judged(context: StoreContext, name: str, judge: Callable[[Reader], bool], *
     except FileNotFoundError:
         return missing
     except DrengineError as error:
-        if error.kind is not DAMAGED:
+        if error.kind not in (DAMAGED, NOT_UPLOADED):
             raise
         return False
 

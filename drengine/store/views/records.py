@@ -21,10 +21,10 @@ from drengine.crypt.segment import SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, FRAME, Batch, Codec, ExtentKind, Frame
 from drengine.process.descriptors import descriptors_free
-from drengine.store.blobs import Reader, Storage
+from drengine.store.blobs import ObjectStorage, Reader, Storage
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import SEALED, SegmentRow
-from drengine.store.errors import DAMAGED, read_errors
+from drengine.store.errors import DAMAGED, NOT_UPLOADED, read_errors
 from drengine.store.keys import StoreKeys
 from drengine.store.names import segment_name
 from drengine.store.options import StoreOptions
@@ -493,6 +493,19 @@ class Records:
         return fresh
 
     def _read_index(self, row: SegmentRow, count: int | None) -> SegmentIndex:
+        try:
+            return self._read_index_here(row, count)
+        except DrengineError as error:
+            name = segment_name(row.source, row.branch, row.segment, row.revision)
+            if error.kind is DAMAGED and not self._is_reachable(name, row.committed_length):
+                raise DrengineError(NOT_UPLOADED, f"the host that wrote {name} did not upload all of it") from error
+            raise
+
+    def _is_reachable(self, name: str, length: int) -> bool:
+        """Whether so much of a file should be here or in an object store, so that what lacks is damage."""
+        return not isinstance(self._storage, ObjectStorage) or self._storage.reachable_length(name) >= length
+
+    def _read_index_here(self, row: SegmentRow, count: int | None) -> SegmentIndex:
         name = segment_name(row.source, row.branch, row.segment, row.revision)
         with read_errors(name):
             reader = self._storage.open(name)

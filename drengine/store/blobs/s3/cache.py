@@ -120,6 +120,7 @@ class Cache:
             finally:
                 appender.close()
         except OSError:
+            self._files = None  # somebody may have deleted the folder itself
             return
         self._grew(len(data))
 

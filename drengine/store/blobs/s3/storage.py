@@ -41,6 +41,7 @@ from drengine.store.blobs.s3.reader import Fetcher, ObjectReader
 from drengine.store.blobs.s3.spool import Spool, Spooled
 from drengine.store.blobs.s3.upload import Piece, Uploader, Uploads, deletion, next_tail, swap
 from drengine.store.blobs.storage import Abilities, Backlog, Buffer, Reader, name_parts
+from drengine.store.errors import NOT_UPLOADED
 from drengine.store.names import parse_segment_name, source_of
 
 Rows = list[PartRow]
@@ -184,7 +185,7 @@ class S3Storage:
             if reader := self._spool.open(name, file) or self._cache.open_whole(name, file):
                 return reader
         if not any(row.object for row in rows):
-            raise OSError(errno.EIO, f"only {rows[0].holder} has it, and did not upload it", name)
+            raise DrengineError(NOT_UPLOADED, f"only {rows[0].holder} has {name}, and did not upload it yet")
         if parse_segment_name(name):
             return ObjectReader(self._fetcher, lambda: self._parts(name), rows)
         return self._whole(name, rows)
@@ -244,6 +245,16 @@ class S3Storage:
     def available_length(self, name: str) -> int:
         """See Storage."""
         return end_of(self._parts(name))
+
+    def reachable_length(self, name: str) -> int:
+        """See ObjectStorage."""
+        rows = self._parts(name)
+        if not rows or (reader := self._spool.open(name, rows[0].file)) is None:
+            return end_of(rows)
+        try:
+            return max(reader.size(), end_of(rows))
+        finally:
+            reader.close()
 
     def backlog(self) -> Backlog:
         """See ObjectStorage."""

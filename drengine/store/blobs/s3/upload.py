@@ -240,16 +240,17 @@ class Uploader:
             return Backlog(sum(job.length - job.available for job in behind), len(behind), oldest, self._failing)
 
     def drain(self, seconds: float = _DRAIN_SECONDS) -> bool:
-        """Wait until nothing is left to do; whether that is so."""
+        """Wait until nothing is left to do, or a try fails; whether nothing is left."""
         deadline = time.monotonic() + seconds
         with self._changed:
+            self._failing = None
             for job in self._jobs.values():
                 job.due = 0.0
             self._changed.notify_all()
-            while self._jobs or self._running:
-                if not self._threads or not self._changed.wait(deadline - time.monotonic()):
-                    return False
-        return True
+            while (self._jobs or self._running) and self._failing is None and self._threads:
+                if not self._changed.wait(deadline - time.monotonic()):
+                    break
+            return not self._jobs and not self._running
 
     def stop(self) -> None:
         """End the threads; what is left waits in the spool for `adopt`."""
