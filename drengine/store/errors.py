@@ -252,7 +252,7 @@ LOCK_LOST = error_kind(
 
 NOT_UPLOADED = error_kind(
     "not-uploaded",
-    224,
+    199,
     "Only the host that received this data has it: it has not uploaded it yet (ack `local`).",
     "Wait until it has, choose an older point (`drengine points`), or open it at that host.",
     retryable=True,
