@@ -21,7 +21,7 @@ from benchmarks.growth.synthetic import SyntheticStorage
 from drengine.fleet.look import _in_store
 from drengine.model.clock import SystemClock
 from drengine.model.points import Cut, PointKind, PointSelector
-from drengine.store.care.liveness import BranchRoots, to_judge
+from drengine.store.care.liveness import BranchRoots, branch_roots, to_judge
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.rows import BranchRow, JudgementRow, pack_roots
 from drengine.store.options import StoreOptions
@@ -75,9 +75,9 @@ class Site:
             yield store
 
     def requests(self, work: Callable[[], Any], name: str) -> Figures:
-        """How long something takes, and what it asks of the storage."""
-        before = self.storage.requests
-        seconds = timed(work)
+        """How long something takes, without making segments up, and what it asks of the storage."""
+        before, made = self.storage.requests, self.storage.made_seconds
+        seconds = timed(work) - (self.storage.made_seconds - made)
         asked = self.storage.requests.since(before)
         return {f"{name}_seconds": seconds, **{f"{name}_{what}": count for what, count in asked.items()}}
 
@@ -169,20 +169,46 @@ def _reading(site: Site, store: Store) -> Figures:
 
 
 def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
-    """A turn of maintenance, as much later as two turns are apart."""
-    catalogue = store.context.catalogue
-    found = site.requests(lambda: write_manifest(store.context, site.sampled[0]), "manifest")
-    roots = pack_roots(roots_at(site.shape, NOW))
+    """Turns of maintenance, as much later as two turns are apart.
+
+    Of retention a turn at which no manifest is due, and one at which that of every source is: one of ten. Of compaction
+    one at which nothing has changed, which is what it costs to find that out, and then what it costs to judge one
+    source again at the dearest turn of an hour, when points of ten minutes and of an hour go.
+    """
+    catalogue, context = store.context.catalogue, store.context
+    found = site.requests(lambda: write_manifest(context, site.sampled[0]), "manifest")
+    for turn, name in enumerate(("retention", "retention_with_manifests")):
+        with catalogue.transaction():
+            for source in site.names:
+                begun = turn * PASS_SECONDS + 1
+                catalogue.put(*(site.shape.point(source, NOW + age) for age in range(begun, begun + PASS_SECONDS)))
+        now_ns = context.clock.now_ns()
+        context.manifests_ns.update(dict.fromkeys(site.names, 0 if turn else now_ns))
+        site.clock.later_ns += PASS_SECONDS * NS
+        found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns()), name)
+    if not compacts:
+        return found
+    before, now = (pack_roots(roots) for roots in (roots_at(site.shape, NOW), _roots(store, site.names[-1])))
     with catalogue.transaction():
-        for name in site.names:
-            catalogue.put(JudgementRow(name, BRANCH, roots))
-            catalogue.put(*(site.shape.point(name, NOW + age) for age in range(1, PASS_SECONDS + 1)))
-    store.context.manifests_ns.clear()  # as if it were time for all of them: the dearest turn of ten
-    site.clock.later_ns += PASS_SECONDS * NS
-    found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns()), "retention")
-    if compacts:
-        found |= site.requests(store.compact, "compaction")
-    return found
+        for source in site.names:
+            catalogue.put(JudgementRow(source, BRANCH, now))
+        for source in site.sampled:  # these have another head: they wrote
+            catalogue.put(JudgementRow(source, BRANCH, pack_roots(_roots(store, source))))
+    found |= site.requests(store.compact, "compaction")
+    judged = site.sampled[: max(1, len(site.sampled) // 3)]
+    with catalogue.transaction():
+        for source in judged:
+            catalogue.put(JudgementRow(source, BRANCH, before))
+    again = site.requests(store.compact, "judging")
+    seconds = (again.pop("judging_seconds") - found["compaction_seconds"]) / len(judged)
+    return found | {"judging_seconds": max(0.0, seconds), "judging_opens": again["judging_opens"] / len(judged)}
+
+
+def _roots(store: Store, source: str) -> list[int]:
+    """What compaction looks from now."""
+    catalogue = store.context.catalogue
+    (roots,) = branch_roots(catalogue, catalogue.branches(source), ())
+    return roots.positions
 
 
 def roots_at(shape: Shape, now: int) -> list[int]:
