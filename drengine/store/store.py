@@ -205,6 +205,7 @@ class Store:
         storage_options: S3Options | None = None,
         read_only: bool | None = False,
         keks: KeyEncryptionKeys | None = None,
+        checks_all: bool = True,
         holder: Holder = NOBODY,
     ) -> Store:
         """Open an existing store and check its catalogue.
@@ -217,13 +218,25 @@ class Store:
             storage_options: [s3], where that storage is `s3`.
             read_only: change nothing, and manage without permission to write; None: only if this user may not write.
             keks: key-encryption keys, without which an encrypted store is not opened, nor one in clear with them.
+            checks_all: False leaves it to each read of a catalogue in clear to check its rows: for looking at a large
+                store in a hurry.
             holder: as whom this process holds locks of a store that targets share.
 
         Raises:
             DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY,
                 STORAGE_UNAVAILABLE; KEY_NEEDED, KEY_WRONG, KEY_MISSING, STORE_TAMPERED, STORE_IN_CLEAR.
         """
-        return _opened(path, keks, options, clock, storage, storage_options, read_only=read_only, holder=holder)
+        return _opened(
+            path,
+            keks,
+            options,
+            clock,
+            storage,
+            storage_options,
+            read_only=read_only,
+            checks_all=checks_all,
+            holder=holder,
+        )
 
     @contextmanager
     def aside(self) -> Iterator[Store]:
@@ -792,6 +805,7 @@ def _opened(
     *,
     read_only: bool | None = False,
     may_be_in_clear: bool = False,
+    checks_all: bool = True,
     holder: Holder = NOBODY,
 ) -> Store:
     """See Store.open and Store.encrypt."""
@@ -813,7 +827,7 @@ def _opened(
         if keks and not keys.is_encrypted and not may_be_in_clear:
             raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
         # One whose encryption was interrupted has keys and no seal yet.
-        catalogue.check(b"" if may_be_in_clear else keys.store_key(CATALOGUE_KEY))
+        catalogue.check(b"" if may_be_in_clear else keys.store_key(CATALOGUE_KEY), every_row=checks_all)
         place = Place(directory, file.identity, has_file=not file.catalogue)
         opened.callback(place.close)
         locks = open_locks(directory, file, holder)

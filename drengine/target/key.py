@@ -51,10 +51,18 @@ def s3_of(given: S3Options | None, store: Path) -> S3Options:
 def open_with_key(store: Path, *, read_only: bool | None) -> Store:
     """Open a store with the key and the options that the environment or this host's target names for it, if any.
 
+    To look at one in clear it is not read whole before: each row is checked when it is read.
+
     Raises:
         DrengineError: as Store.open; KEY_UNUSABLE.
     """
-    return Store.open(store, read_only=read_only, keks=keks_of(None, store), storage_options=s3_of(None, store))
+    return Store.open(
+        store,
+        read_only=read_only,
+        keks=keks_of(None, store),
+        storage_options=s3_of(None, store),
+        checks_all=read_only is not True,
+    )
 
 
 def _chosen(store: Path, name: str, options: type[T]) -> T | None:

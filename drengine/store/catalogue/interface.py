@@ -82,8 +82,10 @@ class Catalogue(ABC):
         """Close the connection."""
 
     @abstractmethod
-    def check(self, key: bytes = b"") -> None:
+    def check(self, key: bytes = b"", *, every_row: bool = True) -> None:
         """Check every row's checksum, and the seal if this is its key; from then on transactions keep the seal.
+
+        `every_row`: False leaves rows in clear to those who read them.
 
         Raises:
             DrengineError: CATALOGUE_DAMAGED, STORE_TAMPERED.
