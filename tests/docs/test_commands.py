@@ -293,7 +293,7 @@ def drivers(story: Story, command: Typed) -> None:
 def security(story: Story, command: Typed) -> None:
     """On a machine that keeps the CA; a host's folder stands for the host."""
     text = command.text
-    if text.startswith("drengine grant"):
+    if text.startswith(("drengine grant", "drengine lock", "drengine points")):
         story.machine.write(".environment", f"export DRENGINE_STORE={STORE}\n")
         story.must(text)
         return None

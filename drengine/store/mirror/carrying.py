@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,7 +73,7 @@ class Carrier:
         reader = self._origin.open(name)
         try:
             try:
-                header, header_length = read_header(reader)
+                header, header_length = self._header(reader, name, row, known)
             except DrengineError as error:
                 if error.kind is not DAMAGED:
                     raise
@@ -105,6 +106,20 @@ class Carrier:
         for file in self._files.values():
             file.appender.close()
         self._files.clear()
+
+    def _header(
+        self, reader: Reader, name: str, row: SegmentRow, known: SegmentRow | None
+    ) -> tuple[SegmentHeader, int]:
+        """The segment's header: from the copy, where that is what goes on."""
+        if known is None or known.revision != row.revision:
+            return read_header(reader)
+        with suppress(FileNotFoundError):
+            mine = self._copy.open(name)
+            try:
+                return read_header(mine)
+            finally:
+                mine.close()
+        return read_header(reader)
 
     def _taken_up(
         self, name: str, row: SegmentRow, known: SegmentRow | None, header: SegmentHeader, header_length: int

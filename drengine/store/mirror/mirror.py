@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from drengine.model.errors import DrengineError
@@ -37,7 +37,7 @@ from drengine.store.catalogue.rows import (
     SegmentRow,
 )
 from drengine.store.copies import LOCAL_BRANCHES, WHOLE, copy_row
-from drengine.store.damage import WHOLE_SEGMENT, judge_points
+from drengine.store.damage import WHOLE_SEGMENT, judge_points, record_damage
 from drengine.store.errors import MIRROR_PARTED, ORIGIN_REBUILT, os_errors
 from drengine.store.mirror.carrying import Carried, Carrier, NotYetThere
 from drengine.store.mirror.difference import Difference, Key, SourceRows
@@ -247,6 +247,7 @@ class Mirror:
                 what = f"segment {row.segment} of branch {row.branch} of {row.source!r}: {carried.fault}"
                 report.damaged.append(what)
                 log.error("the original is damaged, and so is what was copied of it: %s", what)
+                self._tell_original(row)
             stage.bytes += carried.bytes
             report.bytes += carried.bytes
             report.segments += 1
@@ -256,6 +257,11 @@ class Mirror:
         for folder in sorted(folders):
             self._copy.storage.sync_dir(folder)
         return stage
+
+    def _tell_original(self, row: SegmentRow) -> None:
+        """Have the original remember what of a segment cannot be read, so that its source sends it again."""
+        with suppress(DrengineError):
+            record_damage(self._origin, list(segment_damage(self._origin, row, ScrubReport(), lambda: None)))
 
     def _forget_layers(self, rows: Iterable[SegmentRow]) -> None:
         """Layers of segments that were closed and have other records now, and of groups that hold these."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from drengine.store.care.retention import RetentionPolicy
 from drengine.store.context import StoreContext
 from drengine.store.mirror.destination import opened_copy
 from drengine.store.mirror.mirror import Mirror, MirrorOptions, PassReport
-from drengine.store.mirror.pace import Pace
+from drengine.store.mirror.pace import Pace, Stopped
 from drengine.store.store import Store
 from tests.clock import ManualClock
 from tests.store.harness import KEKS, TINY, Source, check_head, check_point, scratch, tiny_store
@@ -290,3 +291,94 @@ def test_a_locked_point_stays_at_the_copy_whatever_becomes_of_the_original(tmp_p
 
 def locked(context: StoreContext) -> dict[str, int]:
     return {f"{branch}-{sequence}": left for (branch, sequence), left in seconds_left(context, "web1").items()}
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_in_the_original_never_reaches_a_good_copy(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store, mirrored(store, tmp_path / "copy") as mirror:
+        source = Source(store, root=400_000)
+        thinned(store, source)
+        mirror.run()
+        for file in store.directory.rglob("*.seg"):
+            flip(file, file.stat().st_size // 2)
+        assert store.scrub().records_damaged
+        source.write(1, 300_000, b"later")
+        source.cut()
+        source.commit()
+        assert mirror.run().complete
+        check_copy(tmp_path / "copy", source, points=4)
+        with open_copy(tmp_path / "copy") as copy:
+            assert not copy.scrub().records_damaged
+            assert all(copy.verify(point).intact for point in copy.points("web1"))
+
+
+def test_what_cannot_be_copied_whole_is_told_marked_and_asked_for_again(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store, mirrored(store, tmp_path / "copy") as mirror:
+        source = Source(store, root=400_000)
+        names = thinned(store, source)
+        first = min(store.directory.rglob("*.seg"))
+        flip(first, first.stat().st_size // 2)
+        store.context.records.forget_source("web1")
+        report = mirror.run()
+        assert report.complete and len(report.damaged) == 1
+        with open_copy(tmp_path / "copy") as copy:
+            marked = {point.id: point.damaged for point in copy.points("web1")}
+            assert marked[names[0]] and not marked[names[-1]], marked
+            with copy.view(copy.points("web1")[-1]) as view:
+                assert view.read(1, 0, 60_000) == b"c" * 60_000
+        assert store.context.catalogue.damage("web1"), "the original knows it, and asks its source"
+        assert [point.damaged for point in store.points("web1")] == list(marked.values())
+        # A copy that is damaged itself says so in points, too; new points that do not need it are whole.
+        source.write(1, 0, b"d" * 60_000, level=None)
+        source.cut()
+        source.commit()
+        assert mirror.run().complete
+        with open_copy(tmp_path / "copy", read_only=True) as copy:
+            assert not copy.points("web1")[-1].damaged
+
+
+def test_a_file_that_the_original_has_lost_is_missing_in_the_copy_and_nothing_else(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        names = thinned(store, source)
+        min(store.directory.rglob("*.seg")).unlink()
+        report = mirror_once(store, tmp_path / "copy")
+        assert report.complete and "no such file" in report.damaged[0]
+        with open_copy(tmp_path / "copy") as copy:
+            assert [point.id for point in copy.points("web1")] == names
+            assert copy.points("web1")[0].damaged
+
+
+def test_a_bandwidth_limit_is_kept_and_the_mirror_ends_within_a_chunk(tmp_path: Path) -> None:
+    class Counted(ManualClock):
+        """Goes on by what is waited for."""
+
+    stop, clock = threading.Event(), Counted()
+    waits: list[float] = []
+
+    class Waiting:
+        def wait(self, seconds: float) -> bool:
+            waits.append(seconds)
+            clock.advance(seconds)
+            return stop.is_set()
+
+        def is_set(self) -> bool:
+            return stop.is_set()
+
+    pace = Pace(clock, 1000, Waiting())  # type: ignore[arg-type]
+    for _ in range(50):
+        pace.passed(100)
+    assert 4.5 <= clock.monotonic() <= 5.5
+    clock.advance(1000)
+    began = clock.monotonic()
+    for _ in range(50):
+        pace.passed(100)
+    assert clock.monotonic() - began >= 4.5, "what was not used long ago is not used now"
+    stop.set()
+    with pytest.raises(Stopped):
+        pace.passed(1)
