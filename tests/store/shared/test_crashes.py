@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from benchmarks.devices import until
 from drengine.model.errors import DrengineError
 from drengine.store.catalogue.postgres import catalogue as postgres_catalogue
 from drengine.store.catalogue.postgres import link, statements
@@ -175,6 +177,24 @@ def test_a_server_that_is_back_in_time_is_asked_what_became_of_the_commit(
         one.proxy.arm(Moment(last, answered=True), restart)
         assert one.commit()
         assert one.points() > one.before
+
+
+def test_a_commit_that_is_on_no_synchronous_standby_is_not_reported_when_somebody_ends_the_wait(
+    bench: Callable[..., Bench],
+) -> None:
+    with postgres_server() as server:
+        one = bench(server=server)
+        server.server.ask("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        server.server.ask("SELECT pg_reload_conf()")
+        cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        until(lambda: "nobody" in server.server.ask("SHOW synchronous_standby_names"), "it waits for a standby")
+        waiting = threading.Thread(target=lambda: until(lambda: server.server.ask(cancel) != "0", "a commit waits"))
+        waiting.start()
+        assert not one.commit()
+        waiting.join()
+        server.server.ask("ALTER SYSTEM RESET synchronous_standby_names")
+        server.server.ask("SELECT pg_reload_conf()")
+        one.points()
 
 
 def test_a_failover_that_loses_a_commit_is_told_and_not_gone_on_with(postgres: Postgres, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ import pytest
 from benchmarks.devices import until
 from drengine.model.errors import DrengineError
 from drengine.store.errors import LOCK_LOST
+from drengine.store.locks.postgres import LOCK_SECONDS, PostgresLocks
 from drengine.store.store import Store
 from tests.clock import ManualClock
 from tests.postgres import Postgres
@@ -151,6 +153,25 @@ def test_who_lost_its_lock_commits_nothing_and_the_next_one_is_not_in_its_way(ur
         other.commit()
         other.check()
         other.writer.close()
+
+
+@pytest.mark.fault(80)
+def test_a_writer_whose_lock_could_not_be_renewed_in_time_appends_and_commits_nothing(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with Store.create(path, options=TINY, clock=ManualClock(), catalogued_in=url) as store:
+        source = Source(store, data=100_000)
+        source.write_random(2)
+        source.commit()
+        source.write_random(1)
+        locks = store.context.locks
+        assert isinstance(locks, PostgresLocks)
+        locks.monotonic = lambda: time.monotonic() + LOCK_SECONDS
+        for refused in (source.write_random, source.commit):
+            with pytest.raises(DrengineError) as lost:
+                refused()
+            assert lost.value.kind is LOCK_LOST
+        source.writer.close()
+        assert store.branches(SOURCE)[0].durable_sequence == source.writer.durable.sequence
 
 
 @pytest.mark.parametrize(("mode", "winner", "loser"), [("promote", "2", "fenced"), ("compact", "done", None)])
