@@ -5,6 +5,7 @@ A server that does not answer is not asked again for a moment, so that nobody wa
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from drengine.store.errors import (
 )
 
 T = TypeVar("T")
+
+logging.getLogger("psycopg").setLevel(logging.ERROR)  # a connection that broke is told by us
 
 SCHEMA = "drengine_catalogue"
 """A schema of its own: the database may hold other things, the registry of the orchestrators for one."""
