@@ -20,6 +20,8 @@ import os
 import random
 import secrets
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -213,6 +215,8 @@ class Campaign:
     def _start(self, name: str) -> None:
         words = ["drengine.cli.main", "target", "run", "--config", f"{name}.toml"]
         self._processes[name] = self._site.start(name, *words, prefix=self._switch.inside(name))
+        # One that begins while PostgreSQL is away ends, and is started again by its unit: nobody does so here.
+        self._site.wait(f"{name} listens", lambda: _answers(address_of(name), PORT))
 
     # ---- blows -----------------------------------------------------------------------------------------------
 
@@ -366,8 +370,6 @@ class Campaign:
 
 
 def _answers(host: str, port: int) -> bool:
-    import socket
-
     try:
         socket.create_connection((host, port), 1).close()
     except OSError:
@@ -427,6 +429,7 @@ def main() -> int:
         words = ["--kills", str(asked.kills), "--seed", str(asked.seed), "--minutes", str(asked.minutes)]
         with namespaces() as inside:
             return subprocess.call([*inside, sys.executable, "-m", "tests.soak.targets", *words])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"seed {asked.seed}", flush=True)
     try:
         figures = campaign(asked.seed, asked.kills, asked.minutes * 60, lambda line: print(line, flush=True))

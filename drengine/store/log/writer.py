@@ -29,6 +29,7 @@ from drengine.store.catalogue.rows import CUT_OFF, OPEN, SEALED, BranchRow, Poin
 from drengine.store.context import StoreContext
 from drengine.store.damage import judge_points
 from drengine.store.errors import FENCED, SEQUENCE_GAP, STORE_FULL, STORE_IO, os_errors
+from drengine.store.log.cutback import cut_back
 from drengine.store.names import segment_directory, segment_name
 from drengine.store.rebuild.strays import abandon
 from drengine.store.segments import format as codec
@@ -305,14 +306,18 @@ class BranchWriter:
 
     def _take_over(self, source: str, branch: int) -> BranchRow:
         _, row = self._catalogue.require_writable(source, branch, self._generation)
-        rows = self._catalogue.segments(source, branch)
         self._context.keys.require(self._catalogue, source)
+        newest = max((part.segment for part in self._catalogue.segments(source, branch)), default=0)
+        with os_errors("looking for what another host did not upload"):
+            row = cut_back(self._context, self._catalogue, row, self._lock.fence)
+        rows = self._catalogue.segments(source, branch)
         unfinished = [part._replace(state=CUT_OFF) for part in rows if part.state == OPEN]
         if unfinished:
             with self._catalogue.transaction(source, fence=self._lock.fence):
                 self._catalogue.put(*unfinished)
         with os_errors("clearing unfinished segments"):
-            self._next_segment = abandon(self._context, self._catalogue, source, branch)
+            # Nor is the number of a segment given out again that was just cut off.
+            self._next_segment = max(newest + 1, abandon(self._context, self._catalogue, source, branch))
         return row
 
     def _revert(self) -> None:

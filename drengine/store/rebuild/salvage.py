@@ -157,7 +157,7 @@ def _join(
         reported = any(bad.segment == previous for bad in result.damage)
         if header.first_sequence > begin and not explained and not reported:
             lose(previous + 1 if between else previous, begin, "positions are missing from the log")
-        _take(result, item, now_ns)
+        add_records(result, item.index, item.revision, item.sealed_length)
         expected, previous = item.index.last_sequence + 1, number
     return previous
 
@@ -253,21 +253,24 @@ def _keep_until(found: dict[int, _Found], number: int, item: _Found, limit: int)
         del found[number]
 
 
-def _take(result: SalvagedBranch, item: _Found, now_ns: int) -> None:
-    """Add a segment's row and points, and move the branch's state to its end."""
-    index, header = item.index, item.index.header
+def add_records(result: SalvagedBranch, index: SegmentIndex, revision: int, sealed_length: int = 0) -> None:
+    """Add the row and points of a segment's records, and move the branch's state to their end.
+
+    `sealed_length`: of its file, where that is whole; 0: it ends with these records.
+    """
+    header = index.header
     tables = [index.table(n) for n in range(index.record_count) if index.type(n) == RecordType.BATCH]
     result.segments.append(
         SegmentRow(
             source=header.source,
             branch=header.branch,
             segment=header.segment,
-            revision=item.revision,
-            state=SEALED if item.sealed_length else CUT_OFF,
+            revision=revision,
+            state=SEALED if sealed_length else CUT_OFF,
             first_sequence=header.first_sequence,
             last_sequence=index.last_sequence,
             committed_length=index.length,
-            length=item.sealed_length or index.length,
+            length=sealed_length or index.length,
             plain_bytes=sum(live_plain_bytes(table) for table in tables),
             dead_bytes=0,
             seal=index.seal,
