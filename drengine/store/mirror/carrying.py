@@ -87,6 +87,32 @@ class Carrier:
             reader.close()
         return Carried(until - begin, fault)
 
+    def whole(self, row: SegmentRow) -> bytes | None:
+        """All of a closed segment's file, if the original has it whole and as it was written.
+
+        Raises:
+            OSError: of the original's storage.
+        """
+        try:
+            reader = self._origin.open(segment_name(*row[:4]))
+        except FileNotFoundError:
+            return None
+        try:
+            header, header_length = read_header(reader)
+            data = bytearray(reader.read_at(0, file_length(row)))
+        except DrengineError:
+            return None
+        finally:
+            reader.close()
+        self._passed(len(data))
+        passing = PassingRecords(header, header_length, 0)
+        passing.feed(data[header_length : row.committed_length])
+        fault = passing.fault
+        if row.state == SEALED:
+            fault = fault or seal_fault(header, bytes(data[row.committed_length :]), row.length)
+        is_whole = not fault and passing.whole_until == row.committed_length and len(data) == file_length(row)
+        return bytes(data) if is_whole else None
+
     def sync(self) -> dict[str, Changes]:
         """Make what was copied durable; by file, what the transaction that commits it has to change with it."""
         changes = {}

@@ -47,7 +47,7 @@ from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
 from drengine.store.segments.format import pack_geometry
 from drengine.store.store import Store
-from drengine.store.views.records import SegmentScan
+from drengine.store.views.records import ERASED_REASON, SegmentScan
 
 log = logging.getLogger("drengine.mirror")
 
@@ -140,6 +140,8 @@ class Mirror:
         self._settled: dict[str, Hashable] = {}
         """The state of each original source of which nothing was left to do."""
         self._keyrings_ns = 0
+        self._tried: set[tuple[object, ...]] = set()
+        """Segments of the copy that were damaged, and tried to be healed."""
         self._has_manifest: set[str] = set()
         """Sources whose newest manifest knows every point that is gone."""
         rows = self._copy.catalogue.mirrored()
@@ -182,7 +184,7 @@ class Mirror:
             as_of_ns = self._origin.clock.now_ns()
             with self._origin.catalogue.snapshot():
                 state = self._origin.catalogue.state_of(name)
-                if self._settled.get(name, self) == state:
+                if self._settled.get(name, self) == state and not self._copy.catalogue.damage(name):
                     self.lags[name] = Lag(as_of_ns, 0)
                     return
                 theirs = SourceRows.read(self._origin.catalogue, name)
@@ -228,6 +230,7 @@ class Mirror:
             return False
         self.lags[name] = Lag(noted.as_of_ns, 0)
         self._follow(name, difference, report)
+        self._heal(name, difference)
         is_clean = not difference.replaced and not difference.removed
         return is_same and is_clean and difference.mine.points.keys() <= difference.theirs.points.keys()
 
@@ -388,6 +391,27 @@ class Mirror:
         remove_segments(self._copy, list(difference.removed), CompactionReport())
         for branch in difference.theirs.branches:
             clear_strays(self._copy, name, branch)
+
+    def _heal(self, name: str, difference: Difference) -> None:
+        """Copy anew, in one piece, what has become unreadable in the copy and is whole in the original; tried once."""
+        damage = [row for row in self._copy.catalogue.damage(name) if row.reason != ERASED_REASON]
+        healed: set[Key] = set()
+        for key in sorted({(row.branch, row.segment) for row in damage}):
+            theirs, mine = difference.theirs.segments.get(key), self._copy.catalogue.segment(name, *key)
+            if theirs is None or mine is None or mine.state == OPEN or mine[:4] in self._tried:
+                continue
+            if theirs != mine._replace(dead_bytes=theirs.dead_bytes):
+                continue
+            self._tried.add(mine[:4])
+            if (data := self._carrier.whole(theirs)) is not None:
+                self._copy.storage.put(segment_name(*mine[:4]), data)
+                healed.add(key)
+        if healed:
+            log.info("what was damaged in the copy is whole again", extra={"source": name, "segments": len(healed)})
+            self._copy.records.forget_source(name)
+            with self._copy.catalogue.transaction(name):
+                self._copy.catalogue.remove(*(row for row in damage if (row.branch, row.segment) in healed))
+            judge_points(self._copy, name)
 
     def _roots(self, name: str) -> set[Key]:
         """Points that are locked here, and positions that somebody here reads, or has grown a branch from."""

@@ -382,3 +382,24 @@ def test_a_bandwidth_limit_is_kept_and_the_mirror_ends_within_a_chunk(tmp_path: 
     stop.set()
     with pytest.raises(Stopped):
         pace.passed(1)
+
+
+@pytest.mark.parametrize("how", ["a bit", "all of it"])
+def test_what_becomes_unreadable_in_the_copy_is_copied_anew(tmp_path: Path, how: str) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        thinned(store, source)
+        mirror_once(store, tmp_path / "copy")
+        victim = min((tmp_path / "copy").rglob("*.seg"))
+        if how == "a bit":
+            flip(victim, victim.stat().st_size // 2)
+        else:
+            victim.unlink()
+        with open_copy(tmp_path / "copy") as copy:
+            assert copy.scrub().records_damaged
+            assert any(point.damaged for point in copy.points("web1"))
+        assert mirror_once(store, tmp_path / "copy").complete
+        with open_copy(tmp_path / "copy") as copy:
+            assert not any(point.damaged for point in copy.points("web1"))
+            assert not copy.scrub().records_damaged
+        check_copy(tmp_path / "copy", source, points=3)
