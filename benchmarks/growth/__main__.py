@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("growth-results"), help="folder of the results")
     parser.add_argument("--scratch", type=Path, default=None, help="folder on the disk to measure (2 GiB)")
     parser.add_argument("--before", type=Path, default=None, help="results of an earlier version, drawn beside")
+    parser.add_argument("--catalogue", default="", help="URL of an empty PostgreSQL database; else SQLite")
     parser.add_argument("--no-compaction", action="store_true", help="leave the passes of compaction out")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="drengine-growth-", dir=options.scratch) as folder:
         for sources in options.sources or (QUICK_SIZES if options.quick else SIZES):
             with ProcessPoolExecutor(1, mp_context=spawn) as process:
-                task = process.submit(measure, Path(folder), shape, sources, compacts=not options.no_compaction)
+                compacts, url = not options.no_compaction, options.catalogue
+                task = process.submit(measure, Path(folder), shape, sources, compacts=compacts, catalogue=url)
                 results[sources] = task.result()
             for name, value in results[sources].items():
                 print(f"{sources:5} sources  {name:28} {value:,.6g}", flush=True)

@@ -53,15 +53,18 @@ class Clock(SystemClock):
 class Site:
     """A store of so many sources in a directory, and what is asked of it."""
 
-    def __init__(self, directory: Path, shape: Shape, sources: int, samples: int) -> None:
-        """Make it. `samples`: of how many sources something is measured that is done for one at a time."""
+    def __init__(self, directory: Path, shape: Shape, sources: int, samples: int, catalogue: str = "") -> None:
+        """Make it. `samples`: of how many sources something is measured that is done for one at a time.
+
+        `catalogue`: URL of an empty database of PostgreSQL; empty: SQLite.
+        """
         self.path = directory / f"store-{sources}"
         shutil.rmtree(self.path, ignore_errors=True)
         self.shape = shape
         self.names = [name_of(number) for number in range(sources)]
         self.sampled = self.names[:: max(1, sources // samples)][:samples]
         self.clock = Clock()
-        with Store.create(self.path) as store:
+        with Store.create(self.path, catalogued_in=catalogue) as store:
             fill(store.context.catalogue, shape, sources)
             identity = store.identity
         for name in self.names:
@@ -89,9 +92,11 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(directory: Path, shape: Shape, sources: int, samples: int = 10, *, compacts: bool = True) -> Figures:
+def measure(
+    directory: Path, shape: Shape, sources: int, samples: int = 10, *, compacts: bool = True, catalogue: str = ""
+) -> Figures:
     """Everything, of one size; in a process of its own, because of the memory."""
-    site = Site(directory, shape, sources, samples)
+    site = Site(directory, shape, sources, samples, catalogue)
     idle = _resident_bytes()
     found: Figures = {
         "sources": sources,
@@ -100,7 +105,7 @@ def measure(directory: Path, shape: Shape, sources: int, samples: int = 10, *, c
         "points": sources * len(shape.kept_now),
         "indexes_read_a_day": sources * indexes_read_a_day(shape),
         "stored_bytes": float(sources * shape.stored_bytes),
-        "catalogue_bytes": (site.path / "catalogue.sqlite").stat().st_size,
+        "catalogue_bytes": 0 if catalogue else (site.path / "catalogue.sqlite").stat().st_size,
     }
     found["reference_commit_seconds"] = _reference(site.path)
     with _noted(found, "open_seconds"):
@@ -190,10 +195,10 @@ def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
         return found
     before, now = (pack_roots(roots) for roots in (roots_at(site.shape, NOW), _roots(store, site.names[-1])))
     with catalogue.transaction():
-        for source in site.names:
-            catalogue.put(JudgementRow(source, BRANCH, now))
-        for source in site.sampled:  # these have another head: they wrote
-            catalogue.put(JudgementRow(source, BRANCH, pack_roots(_roots(store, source))))
+        catalogue.put(*(JudgementRow(source, BRANCH, now) for source in site.names if source not in site.sampled))
+    heads = [JudgementRow(source, BRANCH, pack_roots(_roots(store, source))) for source in site.sampled]
+    with catalogue.transaction():
+        catalogue.put(*heads)  # these wrote: they have another head
     found |= site.requests(store.compact, "compaction")
     judged = site.sampled[: max(1, len(site.sampled) // 3)]
     with catalogue.transaction():

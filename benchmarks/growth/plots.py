@@ -17,12 +17,12 @@ PLOTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "seconds",
         ("open", "load", "figures", "fleet", "set_aside"),
     ),
-    "passes": ("A turn of maintenance", "seconds", ("retention", "compaction", "manifest")),
+    "passes": ("A turn of maintenance", "seconds", ("retention", "retention_with_manifests", "compaction", "judging")),
     "one": ("Of one source in a store of many", "seconds", ("commit", "takeover", "point", "reference_commit")),
     "written": (
         "Written by a turn of maintenance",
         "bytes",
-        ("retention_written", "compaction_written", "manifest_written"),
+        ("retention_with_manifests_written", "manifest_written"),
     ),
     "size": ("Catalogue, memory of the process, page of metrics", "bytes", ("catalogue", "resident", "metrics")),
 }

@@ -200,6 +200,6 @@ def name_of(number: int) -> str:
 
 def fill(catalogue: Catalogue, shape: Shape, sources: int) -> None:
     """Put the rows of so many sources into an empty catalogue."""
-    with catalogue.transaction():
-        for number in range(sources):
+    for number in range(sources):
+        with catalogue.transaction():
             catalogue.put(*shape.rows(name_of(number)))
