@@ -9,7 +9,7 @@ BUILDER ?= podman
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 3
 
-.PHONY: help demo test campaigns check bench soak live postgres crash field fuzz agent packages image packaged ansible lock docs clean oracle
+.PHONY: help demo test campaigns check bench soak targets live postgres crash field fuzz agent packages image packaged ansible lock docs clean oracle
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -44,6 +44,8 @@ bench: $(VENV)/.bench ## measure beside the peers; results in bench-results/ (AR
 soak: $(VENV)/.test ## kill agent and target again and again under load (ARGS="--seed N --kills 200")
 	@$(PY) -m tests.soak $(ARGS)
 
+targets: $(VENV)/.test ## kill and cut off targets of one store again and again (as root; ARGS="--seed N --kills 200")
+	@$(PY) -m tests.soak.targets $(ARGS)
 live: $(VENV)/.test ## SIGKILL an agent that tracks live disks again and again under load, as root (ARGS="--kills 100")
 	@$(PY) -m tests.soak.live $(ARGS)
 

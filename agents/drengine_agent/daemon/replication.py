@@ -319,6 +319,8 @@ class Replication:
             if ended.reason == "fenced":
                 await self._stand_down(str(ended))
             elif ended.retryable:
+                # It can't go on now, and says so: another one is asked first.
+                self.uplink.route.failed(self.uplink.route.best)
                 await self._back_off(ended.reason, str(ended))
             else:
                 self._halt(ended.reason, str(ended))
