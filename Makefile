@@ -46,6 +46,7 @@ soak: $(VENV)/.test ## kill agent and target again and again under load (ARGS="-
 
 targets: $(VENV)/.test ## kill and cut off targets of one store again and again (as root; ARGS="--seed N --kills 200")
 	@$(PY) -m tests.soak.targets $(ARGS)
+
 live: $(VENV)/.test ## SIGKILL an agent that tracks live disks again and again under load, as root (ARGS="--kills 100")
 	@$(PY) -m tests.soak.live $(ARGS)
 
