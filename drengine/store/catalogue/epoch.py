@@ -16,6 +16,7 @@ import fcntl
 import os
 import secrets
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,9 @@ EPOCH_SLOT = struct.Struct("<8sQQQ")
 EPOCH_MAGIC = b"DREPOCH\n"
 EPOCH_SLOTS = 2
 _LINEAGE_BITS = 63  # SQLite's integers are signed
+TURN_SECONDS = 1.0
+"""For so long a note waits for another process's."""
+_PAUSE_SECONDS = 0.001
 _NOTE_BYTES = EPOCH_SLOT.size * EPOCH_SLOTS
 
 
@@ -69,7 +73,7 @@ class EpochNote:
         """
         with suppress(OSError):
             descriptor = self._open(write=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _take_turn(descriptor)
             try:
                 noted = parse_note(os.pread(descriptor, _NOTE_BYTES, 0))
                 if noted is None or noted.lineage != epoch.lineage:
@@ -105,6 +109,24 @@ class EpochNote:
             self.close()
             self._descriptor, self._writable = descriptor, write
         return self._descriptor
+
+
+def _take_turn(descriptor: int) -> None:
+    """Wait for another process's note, but not for one that is stopped in the midst of it.
+
+    Raises:
+        BlockingIOError: it is.
+    """
+    until = time.monotonic() + TURN_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def pack_slot(epoch: Epoch) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 
 from drengine.crypt.errors import KEY_NEEDED, STORE_TAMPERED
 from drengine.model.errors import DrengineError, ErrorKind
+from drengine.store.catalogue import epoch
 from drengine.store.catalogue.interface import Catalogue, Fence
 from drengine.store.catalogue.opening import create_catalogue, finish_catalogue, open_catalogue, replacing
 from drengine.store.catalogue.rows import OPEN, SEALED, BranchRow, PointRow, SegmentRow, SourceRow
 from drengine.store.errors import FENCED, LOCK_LOST, STORE_READ_ONLY, UNKNOWN_BRANCH, UNKNOWN_SOURCE
 from drengine.store.identity import StoreFile
-from drengine.store.names import NOTES, SEGMENTS
+from drengine.store.names import EPOCH_NAME, NOTES, SEGMENTS
 from tests.postgres import Postgres
 
 KEY = bytes(range(32))
@@ -230,6 +232,24 @@ def test_every_value_comes_back_as_it_was(opened: Opener, label: str, number: in
         one.put(row)
     assert one.branch("web1", 1) == row
     one.close()
+
+
+def test_a_process_that_is_stopped_while_it_notes_an_epoch_is_in_nobodys_way(
+    opened: Opener, file: StoreFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch, "TURN_SECONDS", 0.01)
+    one = opened()
+    begin(one, "web1")
+    before = one.noted_epoch("web1")
+    note = tmp_path / ("epochs/web1" if file.catalogue else EPOCH_NAME)
+    with note.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with one.transaction("web1"):
+            one.put(branch("web1", 1))
+    assert one.noted_epoch("web1") == before, "it is behind, and never ahead"
+    with one.transaction("web1"):
+        one.put(branch("web1", 2))
+    assert one.noted_epoch("web1") == one.epoch("web1")
 
 
 def test_in_postgresql_a_transaction_relies_on_a_lock_by_its_token(postgres: Postgres, tmp_path: Path) -> None:
