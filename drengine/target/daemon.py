@@ -171,16 +171,7 @@ class TargetDaemon:
         self.reception.members = self.members
         cleanup.push_async_callback(_end, asyncio.create_task(self.members.run()))
         self.metrics.sessions = lambda: len(self.reception.sessions)
-        # Several targets wait for each other's transactions: no session is to wait with maintenance.
-        aside = cleanup.enter_context(store.aside()) if store.targets.is_shared else store
-        self.maintenance = self._maintenance(aside)
-        self.maintenance.start()
-        cleanup.push_async_callback(self.maintenance.stop)
-        self.watch = StoreWatch(store, self.clock, self._ingest_limits.free_bytes_min, self.reception.end_all)
-        self.metrics.store_reason = lambda: self.watch.reason
-        cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
-
-        self._begin_mirroring(store)
+        self._tend(store)
         nbd_address = await self._serve_nbd(store, readers)
         cleanup.push_async_callback(_end, asyncio.create_task(self._watch_grants()))
         if store.is_encrypted:
@@ -208,6 +199,18 @@ class TargetDaemon:
         self._ready = True
         host, port = server.sockets[0].getsockname()[:2]
         return Addresses((host, port), nbd_address, config.nbd_socket, metrics_port)
+
+    def _tend(self, store: Store) -> None:
+        """What goes on beside sessions and exports: maintenance, looking whether the store is usable, a second copy."""
+        # Several targets wait for each other's transactions: no session is to wait with maintenance.
+        aside = self._cleanup.enter_context(store.aside()) if store.targets.is_shared else store
+        self.maintenance = self._maintenance(aside)
+        self.maintenance.start()
+        self._cleanup.push_async_callback(self.maintenance.stop)
+        self.watch = StoreWatch(store, self.clock, self._ingest_limits.free_bytes_min, self.reception.end_all)
+        self.metrics.store_reason = lambda: self.watch.reason
+        self._cleanup.push_async_callback(_end, asyncio.create_task(self.watch.run()))
+        self._begin_mirroring(store)
 
     async def _share(self, store: Store) -> None:
         """Be known to the other targets of the store, until the last session has ended."""
