@@ -8,7 +8,7 @@ import typer
 
 from drengine.audit import recorded
 from drengine.cli.common import JsonOption, PointArgument, SourceOption, StoreOption, open_store, pick_point
-from drengine.store.care.locking import LockPolicy
+from drengine.store.care.lock_policy import LockPolicy
 from drengine.terminal import emit_json, human_duration
 
 app = typer.Typer(add_completion=False)

@@ -33,9 +33,8 @@ from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.store.blobs.s3.options import S3Options
-from drengine.store.care.locking import LockPolicy
+from drengine.store.care.lock_policy import LockPolicy
 from drengine.store.care.retention import RetentionPolicy
-from drengine.target.mirroring import MirrorSection
 from drengine.target.quotas import QuotaOptions, SourceQuotaOptions
 from drengine.transport.files import TlsFiles
 from drengine.wire.fields import ENDPOINTS_MAX
@@ -154,6 +153,26 @@ class MaintenanceOptions:
         help="From one re-reading and re-hashing of everything stored to the next.",
         check=_interval,
     )
+
+
+@dataclass(frozen=True)
+class MirrorSection:
+    """[mirror]"""
+
+    destination: Path | None = option(
+        PATH,
+        default=None,
+        help="Directory of the store's second copy, on another disk or mounted from another site; absent: none. "
+        "`drengine mirror STORE DESTINATION` makes it, once: what is not there may be not mounted.",
+    )
+    place: str = option(
+        TEXT,
+        default="",
+        help="Where the copy's segments lie, if not in the directory: another bucket, as `s3://...` (docs/format.md). "
+        "It is reached as [s3] says.",
+    )
+    interval: float = option(DURATION, default=1.0, help="From a pass to the next. The copy lags by it.")
+    limit: int = option(SIZE, default=0, help="What is copied a second at most, in bytes; 0: no limit.")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from drengine.policy.kept import PolicyFile
 from drengine.process.descriptors import raise_descriptor_limit
 from drengine.process.local import own_users
 from drengine.process.signals import signalled
-from drengine.store.care.locking import LockPolicy
+from drengine.store.care.lock_policy import LockPolicy
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping
 from drengine.store.locks import Holder
@@ -49,7 +49,7 @@ from drengine.target.listener import Reception
 from drengine.target.maintenance import Maintenance
 from drengine.target.members import Members
 from drengine.target.metrics import TargetMetrics
-from drengine.target.mirroring import Mirroring
+from drengine.target.mirroring import Mirroring, MirrorPlan
 from drengine.target.ownership import Ownership
 from drengine.target.protection import Protection
 from drengine.target.quotas import Quotas
@@ -221,7 +221,7 @@ class TargetDaemon:
             self._cleanup.push_async_callback(_end, asyncio.create_task(task))
 
     def _begin_mirroring(self, store: Store) -> None:
-        if (plan := self.config.mirror.plan(self.config.s3)) is None:
+        if (plan := MirrorPlan.of(self.config.mirror, self.config.s3)) is None:
             return
         keks = keks_of(self.config.encryption, self.config.store) if store.is_encrypted else None
         mirroring = self.metrics.mirroring = Mirroring(store, plan, keks, self.clock)

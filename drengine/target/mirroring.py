@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from drengine.config import DURATION, PATH, SIZE, TEXT, option
 from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.store.blobs.s3.options import ACK_OBJECT, S3Options
 from drengine.store.mirror import Lag, Mirror, MirrorOptions, Pace, PassReport, Stopped, opened_copy
 from drengine.store.store import Store
+from drengine.target.config import MirrorSection
 from drengine.telemetry.metrics import Family, Kind, Sample
 
 log = logging.getLogger("drengine.mirror")
@@ -41,34 +41,6 @@ COPIED = Family("target_mirror_copied_bytes_total", Kind.COUNTER, "Bytes that th
 FAMILIES = (LAG, BEHIND, WORKING, COPIED)
 
 
-@dataclass(frozen=True)
-class MirrorSection:
-    """[mirror]"""
-
-    destination: Path | None = option(
-        PATH,
-        default=None,
-        help="Directory of the store's second copy, on another disk or mounted from another site; absent: none. "
-        "`drengine mirror STORE DESTINATION` makes it, once: what is not there may be not mounted.",
-    )
-    place: str = option(
-        TEXT,
-        default="",
-        help="Where the copy's segments lie, if not in the directory: another bucket, as `s3://...` (docs/format.md). "
-        "It is reached as [s3] says.",
-    )
-    interval: float = option(DURATION, default=1.0, help="From a pass to the next. The copy lags by it.")
-    limit: int = option(SIZE, default=0, help="What is copied a second at most, in bytes; 0: no limit.")
-
-    def plan(self, reached: S3Options | None = None) -> MirrorPlan | None:
-        """What is to be mirrored; None: nothing. `reached`: how object stores are."""
-        if self.destination is None:
-            return None
-        return MirrorPlan(
-            self.destination, self.interval, self.limit, may_make=False, place=self.place, storage_options=reached
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class MirrorPlan:
     """What is mirrored whereto, and how.
@@ -90,6 +62,20 @@ class MirrorPlan:
     may_make: bool = True
     place: str = ""
     storage_options: S3Options | None = None
+
+    @staticmethod
+    def of(section: MirrorSection, reached: S3Options | None = None) -> MirrorPlan | None:
+        """What [mirror] says; None: nothing is to be mirrored. `reached`: how object stores are."""
+        if section.destination is None:
+            return None
+        return MirrorPlan(
+            section.destination,
+            section.interval,
+            section.limit,
+            may_make=False,
+            place=section.place,
+            storage_options=reached,
+        )
 
 
 class Mirroring:

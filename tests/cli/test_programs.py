@@ -107,6 +107,18 @@ def test_a_small_command_imports_nothing_large() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("line", ["points --help", "runs --help", "target check-config --help", "ca list --help"])
+def test_a_command_imports_the_store_only_to_open_one(line: str) -> None:
+    """The options of every program are read by every command; what they configure is not loaded for it."""
+    program = (
+        "import sys; from drengine.terminal import main; from drengine.cli.main import app;"
+        f"assert main(app, {line.split()}) == 0;"
+        "print(sorted({'numpy', 'sqlite3', 'drengine.store.store', 'drengine.store.context'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 READING = ["points", "status", "verify latest", "pin latest", "unpin latest", "scrub", "rebuild", "branches"]
 READING += ["export latest", "restore latest --to {tmp}/out.img"]
 READING += ["runs --state {tmp}/state", "run show last --state {tmp}/state"]

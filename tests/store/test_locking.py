@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from drengine.model.errors import DrengineError
-from drengine.store.care.locking import LockPolicy
+from drengine.store.care.lock_policy import LockPolicy
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping
 from drengine.store.store import Store

@@ -8,50 +8,22 @@ lock can be made longer, never shorter; it holds a point, and so all that shows 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.store.care.lock_policy import SECONDS_MAX, LockPolicy
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import ClockRow, LockPolicyRow, PointLockRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import BAD_LOCK, POINT_LOCKED
 
 _NS = 1_000_000_000
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_SECONDS_MAX = 100 * 366 * 86400
-_POLICY = re.compile(r"(?:every\s+(\d{1,10})\s*([smhdw])\s+for\s+)?(\d{1,10})\s*([smhdw])", re.ASCII)
 _BOOTS_KEPT = 16
 
 Key = tuple[int, int]
 """Branch and sequence of a point."""
-
-
-@dataclass(frozen=True, slots=True)
-class LockPolicy:
-    """Which points are locked: one in each `every_seconds` (0: all), for `for_seconds` (0: none)."""
-
-    every_seconds: int = 0
-    for_seconds: int = 0
-
-    @staticmethod
-    def parse(text: str) -> LockPolicy:
-        """``7d``: every point; ``every 1h for 7d``: one an hour; empty: none.
-
-        Raises:
-            DrengineError: BAD_LOCK.
-        """
-        if not text.strip():
-            return LockPolicy()
-        match = _POLICY.fullmatch(text.strip().lower())
-        every = int(match[1]) * _UNITS[match[2]] if match and match[1] else 0
-        seconds = int(match[3]) * _UNITS[match[4]] if match else 0
-        if not match or not 0 < seconds <= _SECONDS_MAX or every > seconds:
-            raise DrengineError(BAD_LOCK, f"{text[:80]!r} is no lock policy")
-        return LockPolicy(every, seconds)
 
 
 def reading_ns(catalogue: Catalogue, clock: Clock) -> int:
@@ -128,7 +100,7 @@ def lock_point(context: StoreContext, point: PointRow, seconds: int) -> int:
     Raises:
         DrengineError: BAD_LOCK.
     """
-    if not 0 < seconds <= _SECONDS_MAX:
+    if not 0 < seconds <= SECONDS_MAX:
         raise DrengineError(BAD_LOCK, f"{seconds} seconds are out of range")
     catalogue = context.catalogue
     now_ns = advance(catalogue, context.clock)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from drengine.model.points import RecoveryPoint
+from drengine.store.care.lock_policy import LockPolicy
 from drengine.store.care.locking import (
     Key,
-    LockPolicy,
     advance,
     apply_policy,
     held,
