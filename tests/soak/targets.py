@@ -258,7 +258,7 @@ class Campaign:
                 self._site.run(*words)
                 return lambda: self._site.run(*words, "--undo")
         if self._random.random() < 0.5:
-            self._postgres.stop()
+            self._postgres.server.__exit__(None, None, None)
         else:
             self._postgres.kill()
         time.sleep(self._random.uniform(0.0, 4.0))
