@@ -10,15 +10,14 @@ from __future__ import annotations
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pytest
 
+from tests.memory import scratch_folder
 from tests.system.postgres import Server, initialise, skip_unless_installed
 
 CONNECTIONS_MAX = 200
@@ -37,7 +36,7 @@ class Postgres:
         """`settings`: more of them, as `name=value`; `listen`: addresses beside the unix socket."""
         self._programs = skip_unless_installed()
         self._settings = (f"listen_addresses={listen}", f"max_connections={CONNECTIONS_MAX}", *settings)
-        self.folder = Path(tempfile.mkdtemp(prefix="drengine-postgres-"))
+        self.folder = scratch_folder("drengine-postgres-")
         self.folder.chmod(0o755)
         places = [self.folder / name for name in ("data", "log", "sockets")]
         for place in places:

@@ -77,10 +77,12 @@ COMMANDS: Mapping[str, Command | Group] = {
         {
             "create": Command(
                 "drengine.cli.store.create",
-                "Make an empty store whose catalogue or segments lie elsewhere, and this host's seat of it.",
+                "Make an empty store; with a catalogue in PostgreSQL and a storage that hosts share, others may join "
+                "it.",
             ),
             "join": Command(
-                "drengine.cli.store.join", "Make a directory of this host a seat of a store that is there."
+                "drengine.cli.store.join",
+                "Make a directory of this host a seat of a store that is there already; nothing of the store changes.",
             ),
             "check": Command(
                 "drengine.cli.store.objects",

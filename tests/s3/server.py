@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from benchmarks.devices import until
+from tests.memory import scratch_folder
 
 REGION = "us-east-1"
 _GRPC_OFFSET = 10000
@@ -140,7 +140,7 @@ class S3Server:
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """A server that goes away with its data."""
-    directory = Path(tempfile.mkdtemp(prefix="drengine-s3-"))
+    directory = scratch_folder("drengine-s3-")
     try:
         with S3Server(directory) as server:
             yield server

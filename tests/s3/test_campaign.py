@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -38,7 +39,13 @@ from tests.store import test_faults
 from tests.store.test_faults import SMALL, STREAM
 
 SEED = 20261130
-KILLS = 8
+
+
+def short_or_whole(short: int, whole: int) -> list[Any]:
+    """`make test` takes a sample; `make campaigns` all of it."""
+    return [pytest.param(short, id="short"), pytest.param(whole, id="whole", marks=pytest.mark.campaign)]
+
+
 ANY = (BROKEN, LOST_REPLY, INTERNAL, APPLIED_AND_FAILED, SLOW_DOWN, Fault(delay_seconds=0.03))
 ONLY_FOR = {"GetObject": TRUNCATED, "PutObject": SHORT, "UploadPart": SHORT}
 
@@ -91,14 +98,15 @@ def acknowledged(child: subprocess.Popen[str], count: int) -> int:
 @pytest.mark.fault(16)
 @pytest.mark.fault(81)
 @pytest.mark.parametrize("ack", [ACK_OBJECT, ACK_LOCAL])
+@pytest.mark.parametrize("kills", short_or_whole(3, 8))
 def test_a_writer_that_is_killed_while_the_object_store_fails_loses_nothing(
-    tmp_path: Path, s3: S3Server, bucket: str, ack: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, s3: S3Server, bucket: str, ack: str, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After each kill the store is opened where it was; under `object` it is also rebuilt as if the host were lost."""
     chosen, newest = random.Random(SEED), 0
     with fault_proxy(s3) as proxy:
         Store.create(tmp_path / "store", stored_in=stored_in(proxy.endpoint, bucket), options=OPTIONS).close()
-        for kill in range(KILLS):
+        for kill in range(kills):
             proxy.plan = random_faults(SEED + kill)
             with writing(tmp_path / "store", ack) as child:
                 newest = max(newest, acknowledged(child, chosen.choice((1, 2, 5, 20))))
@@ -115,14 +123,15 @@ def test_a_writer_that_is_killed_while_the_object_store_fails_loses_nothing(
         assert_written_once(proxy)
         requests = len(proxy.log)
     with capsys.disabled():
-        print(f" [seed {SEED}: {KILLS} kills, {newest} positions, {requests} requests]", end="")
-    assert newest > KILLS
+        print(f" [seed {SEED}: {kills} kills, {newest} positions, {requests} requests]", end="")
+    assert newest > kills
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.fault(81)
+@pytest.mark.parametrize("kills", short_or_whole(2, 5))
 def test_an_object_store_that_is_killed_again_and_again_only_delays(
-    tmp_path: Path, s3_of_its_own: S3Server, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, s3_of_its_own: S3Server, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, chosen, newest = s3_of_its_own, random.Random(SEED), 0
     with fault_proxy(server) as proxy:
@@ -130,7 +139,7 @@ def test_an_object_store_that_is_killed_again_and_again_only_delays(
         Store.create(tmp_path / "store", stored_in=where, options=OPTIONS).close()
         with writing(tmp_path / "store", ACK_OBJECT) as child:
             assert child.stdout
-            for _ in range(5):
+            for _ in range(kills):
                 killing = threading.Timer(chosen.uniform(0.05, 0.4), server.kill)
                 killing.start()
                 killing.join()
@@ -142,7 +151,7 @@ def test_an_object_store_that_is_killed_again_and_again_only_delays(
             check(store, SEED, newest)
             assert not store.compare_objects().missing
     with capsys.disabled():
-        print(f" [seed {SEED}: 5 kills of the server, {newest} positions]", end="")
+        print(f" [seed {SEED}: {kills} kills of the server, {newest} positions]", end="")
 
 
 def fail_nth(number: int, fault: Fault, *, count: int = 1) -> Plan:
@@ -166,13 +175,14 @@ EVERY = (BROKEN, LOST_REPLY, INTERNAL, APPLIED_AND_FAILED, SLOW_DOWN, TRUNCATED,
 @pytest.mark.fault(14)
 @pytest.mark.fault(15)
 @pytest.mark.fault(81)
+@pytest.mark.parametrize("stride", short_or_whole(5, 1))
 def test_each_request_of_a_life_fails_once_and_the_life_is_the_same(
-    tmp_path: Path, s3: S3Server, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, s3: S3Server, stride: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     patient = S3Options(patience=5.0, delete_delay=0.0)
-    lives = number = 0
+    lives, number = 0, 1 - stride
     while True:
-        number += 1
+        number += stride
         with fault_proxy(s3) as proxy:
             path, where = tmp_path / str(number), stored_in(proxy.endpoint, s3.bucket())
             with Store.create(path, options=SMALL, stored_in=where, storage_options=patient) as store:
@@ -189,7 +199,7 @@ def test_each_request_of_a_life_fails_once_and_the_life_is_the_same(
                 break
     with capsys.disabled():
         print(f" [{lives} lives, each with another request failing]", end="")
-    assert lives > 20
+    assert lives > 20 // stride
 
 
 @pytest.mark.timeout(300)

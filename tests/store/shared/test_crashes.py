@@ -104,10 +104,18 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_catalogue, "RESOLVE_SECONDS", 0.5)
 
 
-@pytest.mark.parametrize("is_encrypted", [False, True], ids=["clear", "encrypted"])
+@pytest.mark.parametrize(
+    ("is_encrypted", "is_whole"),
+    [
+        pytest.param(False, False, id="clear"),
+        pytest.param(True, False, id="encrypted"),
+        pytest.param(False, True, id="each-message", marks=pytest.mark.campaign),
+    ],
+)
 def test_a_connection_cut_at_any_message_of_a_commit_leaves_what_was_reported(
-    bench: Callable[..., Bench], is_encrypted: bool
+    bench: Callable[..., Bench], is_encrypted: bool, is_whole: bool
 ) -> None:
+    """At each end of a round trip; as a campaign also within them, where the server has only a part of a request."""
     whole = bench(is_encrypted=is_encrypted)
     whole.proxy.arm(None)
     assert whole.commit()
@@ -115,8 +123,7 @@ def test_a_connection_cut_at_any_message_of_a_commit_leaves_what_was_reported(
     whole.close()
     ends = [number for number, kind in enumerate(messages, 1) if kind == SYNC]
     moments = [Moment(number, answered=True) for number in ends]
-    # Each message once in clear; the seal adds round trips, and their ends are enough.
-    moments += [Moment(number, answered=False) for number in (ends if is_encrypted else range(1, len(messages) + 1))]
+    moments += [Moment(number, answered=False) for number in (range(1, len(messages) + 1) if is_whole else ends)]
     assert len(messages) > 15
     one = bench(is_encrypted=is_encrypted)
     outcomes = set()
@@ -133,17 +140,22 @@ def test_a_connection_cut_at_any_message_of_a_commit_leaves_what_was_reported(
     assert outcomes >= {(False, False), (False, True), (True, True)}
 
 
+@pytest.mark.parametrize(
+    "is_whole", [pytest.param(False, id="ends"), pytest.param(True, id="each-step", marks=pytest.mark.campaign)]
+)
 def test_a_server_killed_at_any_step_of_a_commit_leaves_what_was_reported(
-    bench: Callable[..., Bench], tmp_path: Path
+    bench: Callable[..., Bench], is_whole: bool
 ) -> None:
+    """At the first step and at the last, the COMMIT; as a campaign at each."""
     with postgres_server() as server:
         whole = bench(server=server)
         whole.proxy.arm(None)
         assert whole.commit()
         syncs = [number for number, kind in enumerate(whole.proxy.seen, 1) if kind == SYNC]
+        steps = syncs if is_whole else [syncs[0], syncs[-1]]
         whole.close()
         outcomes = set()
-        for moment in [Moment(number, answered) for number in syncs for answered in (False, True)]:
+        for moment in [Moment(number, answered) for number in steps for answered in (False, True)]:
             one = bench(server=server)
             one.proxy.arm(moment, server.kill)
             reported = one.commit()
