@@ -100,6 +100,8 @@ class S3Server:
                     *("-filer", f"-filer.port={ports['filer']}"),
                     *("-s3", f"-s3.port={ports['s3']}", f"-s3.config={self._config}"),
                     *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+                    # Started again, it elects itself only after this time; its own is 10 s.
+                    "-master.electionTimeout=1s",
                     *("-master.volumeSizeLimitMB=64", "-volume.max=200"),
                 ],
                 stdin=subprocess.DEVNULL,
