@@ -186,6 +186,7 @@ class LockMachine(RuleBasedStateMachine):
         self.source = Source(self.store, root=100_000)
         self.ran = 0.0
         """How long the host has run in all."""
+        self.boots = 0
         self.until: dict[str, float] = {}
 
     def teardown(self) -> None:
@@ -214,10 +215,12 @@ class LockMachine(RuleBasedStateMachine):
 
     @rule(name=st.text("ab", min_size=1, max_size=3), since=st.sampled_from([0, 1, DAY, 1000 * DAY]))
     def boot(self, name: str, since: int) -> None:
-        self.store.close()
-        self.clock.boot, self.clock._monotonic = f"{name} {self.ran}", float(since)
-        self.store = Store.open(self.path / "s", options=TINY, clock=self.clock)
         self.source.writer.close()
+        self.store.close()
+        # No boot has the identity of another: one that came again further on would be the same, running.
+        self.boots += 1
+        self.clock.boot, self.clock._monotonic = f"{name} {self.boots}", float(since)
+        self.store = Store.open(self.path / "s", options=TINY, clock=self.clock)
         self.source.store = self.store
         self.source.writer = self.store.writer("web1", generation=1)
 
