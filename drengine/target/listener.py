@@ -50,6 +50,9 @@ _AT_THE_DOOR = (GRANT_MISSING, QUOTA_EXCEEDED, SOURCE_RETIRED, TOO_MANY_SOURCES)
 REPLACE_SECONDS = 10.0
 """How long an old session may take to end when a newer one takes its place."""
 
+LOOK_SECONDS = 0.25
+"""How often it is looked meanwhile whether the old one's lock is over."""
+
 PROBE_SECONDS = 3.0
 """How long an agent may take to answer when another one wants its place (fault 41)."""
 
@@ -362,20 +365,25 @@ class Reception:
     async def _make_way(self, hello: Hello) -> None:
         """Decide between a new session and the present one.
 
+        A session whose lock is over is not waited for: it may hang at what is out of reach, and another target may
+        have the source by now.
+
         Raises:
-            DrengineError: SOURCE_BUSY.
+            DrengineError: SOURCE_BUSY, LOCK_LOST.
         """
         present = self.errands.get(_place(hello)) if hello.purpose else self.sessions.get(hello.source)
         choice = decide_admission(hello.instance, present.instance if present else None)
         if present is None or choice is Admission.ADMIT:
             return
+        present.require_held()
         if choice is Admission.PROBE and await present.is_alive():
             log.error("two agents ship one source: the newcomer is refused", extra={"source": hello.source})
             raise DrengineError(SOURCE_BUSY, f"another living agent ships {hello.source!r}")
         present.end(Replaced())
         try:
             async with asyncio.timeout(REPLACE_SECONDS):
-                await present.ended.wait()
+                while not await present.has_ended(LOOK_SECONDS):
+                    present.require_held()
         except TimeoutError as error:
             raise DrengineError(SOURCE_BUSY, f"the old session of {hello.source!r} does not end") from error
 

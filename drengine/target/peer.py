@@ -6,6 +6,7 @@ What the agent wants (to ship, or to read a point) is for subclasses: they ask f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 
@@ -49,6 +50,20 @@ class AdmittedAgent:
             else:
                 self._ending.set_exception(cause)
                 self._ending.exception()  # who has failed already does not look at it
+
+    async def has_ended(self, seconds: float) -> bool:
+        """Whether the session is over; waits so long for that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.ended.wait()
+        return self.ended.is_set()
+
+    def require_held(self) -> None:
+        """Return while nobody else may have what the session writes.
+
+        Raises:
+            DrengineError: LOCK_LOST.
+        """
 
     async def is_alive(self) -> bool:
         """Whether the agent still answers, in time."""

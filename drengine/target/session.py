@@ -137,6 +137,7 @@ class ReplicationSession(AdmittedAgent):
             await self._say_that_it_is_lost()
             # What arrived is worth keeping, and the writer must be free before anyone is let in again.
             await asyncio.shield(self._loop.run_in_executor(None, self._ingest.finish))
+            self._writer = None  # its lock is let go, not lost
         cause = next((why for done in [self._ending, *tasks] if (why := _failure(done))), None)
         Sources.note_closed(self.state, goodbye=cause is None, error=cause)
         await self._say_last(None if cause else Goodbye())
@@ -144,11 +145,15 @@ class ReplicationSession(AdmittedAgent):
             raise cause
         log.info("session ended", extra={"source": self.source})
 
+    def require_held(self) -> None:
+        """See `AdmittedAgent.require_held`."""
+        if self._writer is not None:
+            self._writer.require_held()
+
     def end_if_lost(self) -> None:
         """End the session once the source's lock is over here: somebody else may have it."""
         try:
-            if self._writer is not None:
-                self._writer.require_held()
+            self.require_held()
         except DrengineError as error:
             self.end(error)
 

@@ -295,8 +295,9 @@ def test_a_target_that_comes_back_takes_its_locks_at_once(folder: Path) -> None:
         killed.close()
 
 
+@pytest.mark.parametrize("comes_back_early", [True, False], ids=["before it is over", "after"])
 async def test_a_session_whose_lock_is_over_ends_while_its_commit_hangs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, comes_back_early: bool
 ) -> None:
     async with shared(folder, "a", "b") as targets:
         agent = await targets.ask("a")
@@ -315,8 +316,12 @@ async def test_a_session_whose_lock_is_over_ends_while_its_commit_hangs(
         site.store.context.locks._closed.set()  # nothing is renewed any more
         await agent.cut()
         try:
-            refusal = await agent.refused()
-            assert (refusal.code, refusal.retryable) == ("lock-lost", True)
+            if not comes_back_early:
+                refusal = await agent.refused()
+                assert (refusal.code, refusal.retryable) == ("lock-lost", True)
+            answer = await targets.ask("a")
+            assert isinstance(answer, Refuse)
+            assert (answer.code, answer.retryable) == ("lock-lost", True), "it is not kept waiting for the old session"
             assert not hanging.is_set()
         finally:
             monkeypatch.undo()
