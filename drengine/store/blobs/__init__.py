@@ -4,7 +4,17 @@ from drengine.store.blobs.faulty import Call, Fault, FaultyStorage, fail_from
 from drengine.store.blobs.index import NO_CHANGES, Changes
 from drengine.store.blobs.local import LocalStorage
 from drengine.store.blobs.memory import MemoryStorage
-from drengine.store.blobs.storage import Abilities, Appender, Backlog, Buffer, ObjectStorage, Reader, Storage
+from drengine.store.blobs.storage import (
+    Abilities,
+    Appender,
+    Backlog,
+    Buffer,
+    ObjectStorage,
+    Reader,
+    Storage,
+    has_copies,
+    past_copies,
+)
 
 __all__ = [
     "NO_CHANGES",
@@ -22,4 +32,6 @@ __all__ = [
     "Reader",
     "Storage",
     "fail_from",
+    "has_copies",
+    "past_copies",
 ]

@@ -8,14 +8,16 @@ Storage that can't append (an object store) says so in its abilities: the store 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from mmap import mmap
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from drengine.model.errors import DrengineError
 from drengine.store.blobs.index import Changes, Index, ObjectRemovalRow, PartRow
+from drengine.store.errors import DAMAGED
 
+T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
@@ -232,6 +234,10 @@ class ObjectStorage(Storage, Protocol):
         """Bytes of a file, from its beginning, that this host can read: from its own disk or the object store."""
         ...
 
+    def forget_copies(self, name: str) -> None:
+        """Read what the object store has of a file from there the next time, whatever this host has of it."""
+        ...
+
     def backlog(self) -> Backlog:
         """What this host has acknowledged or taken on, and not uploaded yet."""
         ...
@@ -251,6 +257,26 @@ def name_parts(name: str) -> list[str]:
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise OSError(errno.EINVAL, f"{name[:80]!r} is no name inside a store")
     return parts
+
+
+def past_copies(storage: Storage, name: str, read: Callable[[], T]) -> T:
+    """What `read` makes of a file; once more where it finds damage that may be a local copy's, and not the object's.
+
+    Raises:
+        DrengineError: DAMAGED: so is the file itself; and whatever `read` raises.
+    """
+    try:
+        return read()
+    except DrengineError as error:
+        if error.kind is not DAMAGED or not has_copies(storage):
+            raise
+        storage.forget_copies(name)
+        return read()
+
+
+def has_copies(storage: Storage) -> TypeGuard[ObjectStorage]:
+    """Whether what is read may come from copies that can be forgotten."""
+    return isinstance(storage, ObjectStorage)
 
 
 def content(storage: Storage, name: str) -> bytes | None:

@@ -28,7 +28,7 @@ from drengine.crypt.errors import KEY_MISSING, KEY_WRONG, SOURCE_ERASED
 from drengine.crypt.segment import Chain, SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Batch, ExtentKind
-from drengine.store.blobs import Appender, Changes, Reader
+from drengine.store.blobs import Appender, Changes, Reader, past_copies
 from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots, to_judge
 from drengine.store.care.objects import delete_decided
 from drengine.store.catalogue.rows import (
@@ -259,8 +259,19 @@ def rewrite(
     Raises:
         DrengineError: DAMAGED when something live cannot be read: the segment is left as it was.
     """
+    name = segment_name(row.source, row.branch, row.segment, row.revision)
+    past_copies(context.storage, name, lambda: _rewrite(context, row, name, liveness, report, yield_to))
+
+
+def _rewrite(
+    context: StoreContext,
+    row: SegmentRow,
+    old_name: str,
+    liveness: SegmentLiveness | None,
+    report: CompactionReport,
+    yield_to: Callable[[], None],
+) -> None:
     index = context.records.index(row)
-    old_name = segment_name(row.source, row.branch, row.segment, row.revision)
     revision = _next_revision(context, row)
     new_name = segment_name(row.source, row.branch, row.segment, revision)
     header = context.keys.sealed(replace(index.header, revision=revision, salt=secrets.randbits(64)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BATCH_PLAIN_BYTES_MAX
 from drengine.model.points import RecoveryPoint
+from drengine.store.blobs import has_copies
 from drengine.store.care.compaction import CompactionReport, rewrite
 from drengine.store.catalogue.rows import OPEN, SEALED, DamageRow, SegmentRow
 from drengine.store.context import StoreContext
@@ -202,8 +203,17 @@ def _readable_records(context: StoreContext, row: SegmentRow) -> int:
 
 
 def _copies_agree(context: StoreContext, row: SegmentRow, index: SegmentIndex) -> bool:
-    """Whether a sealed segment's index is intact on disk and repeats what its records say."""
+    """Whether a sealed segment's index is intact in storage and repeats what its records say."""
     name = segment_name(row.source, row.branch, row.segment, index.header.revision)
+    if _agree(context, row, index, name):
+        return True
+    if not has_copies(context.storage):
+        return False
+    context.storage.forget_copies(name)
+    return _agree(context, row, index, name)
+
+
+def _agree(context: StoreContext, row: SegmentRow, index: SegmentIndex, name: str) -> bool:
     with read_errors(name):
         reader = context.storage.open(name)
         try:

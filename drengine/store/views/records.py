@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from drengine.crypt.segment import SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BLOCK_BYTES, FRAME, Batch, Codec, ExtentKind, Frame
 from drengine.process.descriptors import descriptors_free
-from drengine.store.blobs import ObjectStorage, Reader, Storage
+from drengine.store.blobs import ObjectStorage, Reader, Storage, has_copies, past_copies
 from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import SEALED, SegmentRow
 from drengine.store.errors import DAMAGED, NOT_UPLOADED, read_errors
@@ -36,6 +36,7 @@ from drengine.store.views.extentmap import Index
 from drengine.store.views.gather import Places, frame_parts, reads
 from drengine.wire.payload import Buffer, decode_frame, decode_many, digest
 
+T = TypeVar("T")
 _HEAD_BYTES = 4096
 _READ_ATTEMPTS = 3
 _FRAME_COST_BYTES = 256
@@ -231,6 +232,9 @@ class Records:
 
     def parts(self, address: Address, start: int, length: int) -> list[memoryview]:
         """As `read`, by frame and without a copy: what lies in the cache, which nobody may change."""
+        return self._past_copies(address, lambda: self._parts(address, start, length))
+
+    def _parts(self, address: Address, start: int, length: int) -> list[memoryview]:
         segment = self._segment(address)
         wanted = list(self._wanted(segment, address, start, length))
         found = {each.row: self._frames.get((segment.key, each.row)) for each in wanted}
@@ -257,11 +261,16 @@ class Records:
         if part is None or address.record >= part.index.record_count or self._is_stale():
             return None
         parts: list[memoryview] = []
-        for wanted in self._wanted(part, address, start, length):
-            found = self._part_now(part, address, wanted)
-            if found is None:
-                return None
-            parts.append(found)
+        try:
+            for wanted in self._wanted(part, address, start, length):
+                found = self._part_now(part, address, wanted)
+                if found is None:
+                    return None
+                parts.append(found)
+        except DrengineError as error:
+            if error.kind is DAMAGED and has_copies(self._storage):
+                return None  # `read` may have it from elsewhere
+            raise
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
     def gather(self, source: str, places: Places, targets: Sequence[memoryview], target_bytes: int) -> None:
@@ -273,9 +282,12 @@ class Records:
             DrengineError: DAMAGED, STORE_IO; of which piece is not said, and parts of others may have been copied.
         """
         for branch, segment, mine in places.by_segment():
-            record = int(mine.records.max())
-            part = self._segment(Address(source, branch, segment, record))
-            self._gather(part, Address(source, branch, segment, record), mine, targets, target_bytes)
+            address = Address(source, branch, segment, int(mine.records.max()))
+            gather = partial(self._gather_from, address, mine, targets, target_bytes)
+            self._past_copies(address, gather)
+
+    def _gather_from(self, address: Address, mine: Places, targets: Sequence[memoryview], target_bytes: int) -> None:
+        self._gather(self._segment(address), address, mine, targets, target_bytes)
 
     def _gather(
         self, part: _OpenSegment, address: Address, mine: Places, targets: Sequence[memoryview], target_bytes: int
@@ -437,6 +449,12 @@ class Records:
         Raises:
             DrengineError: DAMAGED when not even its table can be read; STORE_IO.
         """
+        found = self._past_copies(address, lambda: self._faults(address))
+        if any(fault.reason != ERASED_REASON for fault in found) and self._forget_copies(address):
+            return self._faults(address)
+        return found
+
+    def _faults(self, address: Address) -> list[RecordFault]:
         row = self._catalogue.segment(*address[:3])
         if row is None:
             raise DrengineError(DAMAGED, f"{address}: the segment is not there")
@@ -485,6 +503,24 @@ class Records:
             cache.forget_all(lambda key: isinstance(key, tuple) and key[0] == source)
         self._frames.forget_all(lambda _: True)  # which also keeps windows, whose keys tell no source
 
+    def _past_copies(self, address: Address, read: Callable[[], T]) -> T:
+        """What `read` finds in a record's segment; see blobs.past_copies."""
+        try:
+            return read()
+        except DrengineError as error:
+            if error.kind is not DAMAGED or not self._forget_copies(address):
+                raise
+        return read()
+
+    def _forget_copies(self, address: Address) -> bool:
+        """Have a record's segment opened anew, past local copies; whether there may be any."""
+        row = self._catalogue.segment(*address[:3])
+        if row is None or not has_copies(self._storage):
+            return False
+        self._storage.forget_copies(segment_name(*address[:3], row.revision))
+        self.let_go(*address[:3])
+        return True
+
     def _again(self, row: SegmentRow) -> SegmentRow:
         """The row after a compaction may have swapped the file."""
         fresh = self._catalogue.segment(row.source, row.branch, row.segment)
@@ -493,10 +529,10 @@ class Records:
         return fresh
 
     def _read_index(self, row: SegmentRow, count: int | None) -> SegmentIndex:
+        name = segment_name(row.source, row.branch, row.segment, row.revision)
         try:
-            return self._read_index_here(row, count)
+            return past_copies(self._storage, name, lambda: self._read_index_here(row, count))
         except DrengineError as error:
-            name = segment_name(row.source, row.branch, row.segment, row.revision)
             if error.kind is DAMAGED and not self._is_reachable(name, row.committed_length):
                 raise DrengineError(NOT_UPLOADED, f"the host that wrote {name} did not upload all of it") from error
             raise

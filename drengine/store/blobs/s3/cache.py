@@ -75,6 +75,11 @@ class Cache:
                 if path.name == leaf or path.name.startswith(f"{leaf}."):
                     path.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Delete all copies."""
+        for copy in list(self._copies()):
+            copy.path.unlink(missing_ok=True)
+
     def sweep(self) -> int:
         """Remove copies that somebody died while making; how many there were."""
         dead = [copy.path for copy in self._copies() if copy.path.name.endswith(UNFINISHED) and _is_old(copy)]

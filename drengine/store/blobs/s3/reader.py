@@ -7,7 +7,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import xxhash
+
 from drengine.store.blobs.index import PartRow, contiguous, end_of
+from drengine.store.blobs.local import LocalReader
 from drengine.store.blobs.s3.cache import BLOCK_BYTES, Cache
 from drengine.store.blobs.s3.client import ObjectClient
 from drengine.store.blobs.storage import Buffer
@@ -86,6 +89,21 @@ class Fetcher:
             return
 
 
+def holds(reader: LocalReader, rows: list[PartRow]) -> bool:
+    """Whether a local file has what was uploaded of it."""
+    try:
+        return all(_digest(reader, row) == row.digest for row in contiguous(rows) if row.digest)
+    except OSError:
+        return False
+
+
+def _digest(reader: LocalReader, row: PartRow) -> bytes:
+    hasher = xxhash.xxh3_128()
+    for begin in range(row.begin, row.end, BLOCK_BYTES):
+        hasher.update(reader.read_at(begin, min(BLOCK_BYTES, row.end - begin)))
+    return hasher.digest()
+
+
 class ObjectReader:
     """A file in the object store being read. See Reader."""
 
@@ -154,3 +172,32 @@ class ObjectReader:
             return False
         self._rows, self._end = contiguous(rows), end_of(rows)
         return True
+
+
+class DistrustedReader:
+    """A local file that has rotted: only what the object store does not have (yet) comes from it. See Reader."""
+
+    def __init__(self, objects: ObjectReader, local: LocalReader) -> None:
+        self._objects, self._local = objects, local
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See Reader."""
+        data = self._objects.read_at(offset, length)
+        missing = length - len(data)
+        return data + self._local.read_at(offset + len(data), missing) if missing else data
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """See Reader."""
+        return self._objects.read_now(offset, length)
+
+    def size(self) -> int:
+        """See Reader."""
+        return max(self._objects.size(), self._local.size())
+
+    def map(self) -> bytes:
+        """See Reader."""
+        return self.read_at(0, self.size())
+
+    def close(self) -> None:
+        """See Reader."""
+        self._local.close()

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from drengine.store.blobs.s3.errors import OBJECT_MISSING
 from drengine.store.blobs.s3.listing import ListedIndex
 from drengine.store.blobs.s3.options import ACK_LOCAL, S3Options
 from drengine.store.blobs.s3.place import S3Place
-from drengine.store.blobs.s3.reader import Fetcher, ObjectReader
+from drengine.store.blobs.s3.reader import DistrustedReader, Fetcher, ObjectReader, holds
 from drengine.store.blobs.s3.spool import Spool, Spooled
 from drengine.store.blobs.s3.upload import Piece, Uploader, Uploads, deletion, next_tail, swap
 from drengine.store.blobs.storage import Abilities, Backlog, Buffer, Reader, name_parts
@@ -46,6 +47,8 @@ from drengine.store.names import parse_segment_name, source_of
 
 Rows = list[PartRow]
 _COPY_BYTES = 1 << 20
+_FETCHED_SECONDS = 60.0
+"""Copies so young are not forgotten again: damage that they show is the object's."""
 
 
 class S3Storage:
@@ -103,6 +106,8 @@ class S3Storage:
         self._index: Index | None = None
         self._writing: Index | None = None
         self._uploader: Uploader | None = None
+        self._forgotten: dict[Spooled, float] = {}
+        """Whose copies were forgotten, and when; what the spool has of them is not believed from then on."""
 
     def use_index(self, index: Index) -> None:
         """Take the catalogue that says what exists. Writing has a connection of its own, made when it is needed."""
@@ -126,8 +131,9 @@ class S3Storage:
 
     @property
     def index(self) -> Index:
-        """The catalogue, for reading; without one, what a listing finds."""
+        """The catalogue, for reading; without one, what a listing finds: that knows no digests, so no copy counts."""
         if self._index is None:
+            self._cache.clear()
             self._index = ListedIndex(self.client, self._spool, self.holder)
         return self._index
 
@@ -161,6 +167,10 @@ class S3Storage:
         name_parts(name)
         old, spooled = self._parts(name), self._spool.of_name(name)
         reader = self.open(name)
+        if isinstance(reader, LocalReader) and not holds(reader, old):
+            reader.close()
+            self.forget_copies(name)
+            reader = self.open(name)
         try:
             if reader.size() < length:
                 raise OSError(errno.EINVAL, f"{name} is shorter than {length} bytes")
@@ -181,14 +191,18 @@ class S3Storage:
         if not rows:
             return self._unnamed(name)
         file = rows[0].file
+        is_segment = parse_segment_name(name) is not None
+        objects = ObjectReader(self._fetcher, lambda: self._parts(name), rows)
         for _ in range(2):  # it may become a copy in between
-            if reader := self._spool.open(name, file) or self._cache.open_whole(name, file):
-                return reader
+            if local := self._spool.open(name, file):
+                return DistrustedReader(objects, local) if (name, file) in self._forgotten else local
+            if copy := self._cache.open_whole(name, file):
+                if is_segment or holds(copy, rows):  # of segments only what is used is checked, by whoever uses it
+                    return copy
+                copy.close()
         if not any(row.object for row in rows):
             raise DrengineError(NOT_UPLOADED, f"only {rows[0].holder} has {name}, and did not upload it yet")
-        if parse_segment_name(name):
-            return ObjectReader(self._fetcher, lambda: self._parts(name), rows)
-        return self._whole(name, rows)
+        return objects if is_segment else self._whole(name, rows)
 
     def put(self, name: str, data: Buffer) -> None:
         """See Storage."""
@@ -255,6 +269,17 @@ class S3Storage:
             return max(reader.size(), end_of(rows))
         finally:
             reader.close()
+
+    def forget_copies(self, name: str) -> None:
+        """See ObjectStorage. What was fetched since it was last asked to is what the object store has."""
+        rows = self._parts(name)
+        if not rows:
+            return
+        file, now = Spooled(name, rows[0].file), time.monotonic()
+        with self._lock:
+            if now > self._forgotten.get(file, -_FETCHED_SECONDS) + _FETCHED_SECONDS:
+                self._cache.forget(*file)
+                self._forgotten[file] = now
 
     def backlog(self) -> Backlog:
         """See ObjectStorage."""
