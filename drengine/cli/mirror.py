@@ -41,7 +41,7 @@ def mirror(
     follow: Annotated[bool, typer.Option("--follow", help="Go on until interrupted, pass after pass.")] = False,
     interval: Annotated[str, typer.Option("--interval", help="From a pass to the next.")] = "1s",
     limit: Annotated[str, typer.Option("--limit", help="Bytes a second at most, such as 20MiB.")] = "",
-    hashes: Annotated[bool, typer.Option("--hashes", help="Compare every hash, beside the checksums.")] = False,
+    hashes: Annotated[bool, typer.Option("--hashes", help="Compare every hash of what is copied, too.")] = False,
     accept_rebuilt: Annotated[
         bool, typer.Option("--accept-rebuilt", help="Go by an original that was rebuilt, also where it lacks points.")
     ] = False,

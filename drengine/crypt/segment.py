@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+from copy import copy
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -47,6 +48,13 @@ class SegmentCipher:
         self._frames = AESGCM(keys[:KEY_BYTES])
         self._digests = algorithms.AES(keys[KEY_BYTES : 2 * KEY_BYTES])
         self._chain = keys[2 * KEY_BYTES :]
+        self._first = 0
+
+    def behind(self, records: int) -> SegmentCipher:
+        """The same for whoever numbers the file's records from a later one on."""
+        behind = copy(self)
+        behind._first = self._first + records
+        return behind
 
     def seal_frames(self, record: int, frames: bytes, payload: Buffer) -> tuple[bytes, bytearray]:
         """A record's frame table and payload, encrypted."""
@@ -57,7 +65,7 @@ class SegmentCipher:
         for number, (plain_length, length, codec, *_) in enumerate(FRAME.iter_unpack(frames)):
             begin, end = end, end + length + FRAME_TAG_BYTES
             row = _ROW.pack(plain_length, length + FRAME_TAG_BYTES, codec, AES_256_GCM, 0, 0)
-            nonce = _NONCE.pack(record, number)
+            nonce = _NONCE.pack(self._first + record, number)
             self._frames.encrypt_into(nonce, plain[at : at + length], row, view[begin:end])
             rows.append(row + xxh3_64_intdigest(view[begin:end]).to_bytes(8, "little"))
             at += length
@@ -73,7 +81,7 @@ class SegmentCipher:
             stored: its bytes.
         """
         try:
-            return self._frames.decrypt(_NONCE.pack(record, number), stored, row[: _ROW.size])
+            return self._frames.decrypt(_NONCE.pack(self._first + record, number), stored, row[: _ROW.size])
         except InvalidTag:
             return None
 
@@ -83,7 +91,7 @@ class SegmentCipher:
         A digest of plain bytes in clear would tell whoever has the disk which blocks he knows already.
         """
         rows = np.frombuffer(table, dtype="<u8").reshape(-1, EXTENT.size // 8).copy()
-        counter = Cipher(self._digests, modes.CTR(_COUNTER.pack(record))).encryptor()
+        counter = Cipher(self._digests, modes.CTR(_COUNTER.pack(self._first + record))).encryptor()
         stream = np.frombuffer(counter.update(bytes(TAG_BYTES * len(rows))), dtype="<u8").reshape(-1, TAG_BYTES // 8)
         data = rows[:, :1] >> 32 == ExtentKind.DATA  # the volume, then the kind and zeros
         rows[:, _DIGEST_AT:] ^= stream if data.all() else stream * data

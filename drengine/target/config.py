@@ -173,6 +173,7 @@ class MirrorSection:
     )
     interval: float = option(DURATION, default=1.0, help="From a pass to the next. The copy lags by it.")
     limit: int = option(SIZE, default=0, help="What is copied a second at most, in bytes; 0: no limit.")
+    hashes: bool = option(FLAG, default=False, help="Compare every hash of what is copied, beside the checksums.")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class MirrorPlan:
             section.destination,
             section.interval,
             section.limit,
+            MirrorOptions(hashes=section.hashes),
             may_make=False,
             place=section.place,
             storage_options=reached,

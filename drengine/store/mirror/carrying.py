@@ -12,13 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from drengine.crypt.errors import SOURCE_ERASED
 from drengine.model.errors import DrengineError
 from drengine.store.blobs import Appender, Changes, Reader, Storage
 from drengine.store.blobs.storage import ObjectStorage
 from drengine.store.catalogue.rows import SEALED, SegmentRow
 from drengine.store.errors import DAMAGED
+from drengine.store.keys import StoreKeys
 from drengine.store.mirror.difference import file_length
-from drengine.store.mirror.passing import CHUNK_BYTES, PassingRecords, seal_fault, walk
+from drengine.store.mirror.passing import CHUNK_BYTES, Hashed, PassingRecords, seal_fault, walk
 from drengine.store.names import segment_name
 from drengine.store.segments.format import SegmentHeader
 from drengine.store.views.records import read_header
@@ -54,11 +56,15 @@ class Carrier:
     Open segments' files stay open between passes, because they grow in each.
     """
 
-    def __init__(self, origin: Storage, copy: Storage, passed: Callable[[int], None]) -> None:
-        """`passed` is told of each bytes that pass; it may wait, or raise to end it."""
+    def __init__(
+        self, origin: Storage, copy: Storage, keys: StoreKeys, passed: Callable[[int], None], *, hashes: bool
+    ) -> None:
+        """`passed` is told of each bytes that pass; it may wait, or raise to end it. `keys`: of the original."""
         self._origin = origin
         self._copy = copy
+        self._keys = keys
         self._passed = passed
+        self._hashes = hashes
         self._files: dict[str, _File] = {}
 
     def carry(self, row: SegmentRow, known: SegmentRow | None) -> Carried:
@@ -88,7 +94,7 @@ class Carrier:
         return Carried(until - begin, fault)
 
     def whole(self, row: SegmentRow) -> bytes | None:
-        """All of a closed segment's file, if the original has it whole and as it was written.
+        """All of a closed segment's file, if the original has it whole, with every hash, and as it was written.
 
         Raises:
             OSError: of the original's storage.
@@ -100,12 +106,12 @@ class Carrier:
         try:
             header, header_length = read_header(reader)
             data = bytearray(reader.read_at(0, file_length(row)))
+            passing = PassingRecords(header, header_length, 0, self._hashed(header))
         except DrengineError:
             return None
         finally:
             reader.close()
         self._passed(len(data))
-        passing = PassingRecords(header, header_length, 0)
         passing.feed(data[header_length : row.committed_length])
         fault = passing.fault
         if row.state == SEALED:
@@ -163,6 +169,15 @@ class Carrier:
         file.is_synced = False
         return file
 
+    def _hashed(self, header: SegmentHeader) -> Hashed | None:
+        """How hashes are compared in a segment; None where its key was forgotten, so that nobody can."""
+        try:
+            return Hashed(self._keys.cipher(header))
+        except DrengineError as error:
+            if error.kind is not SOURCE_ERASED:
+                raise
+            return None
+
     def _created(self, name: str) -> Appender:
         try:
             return self._copy.create(name)
@@ -182,7 +197,13 @@ class Carrier:
             expected = header.pack()
             if reader.read_at(0, len(expected)) != expected:
                 return 0, 0
-            passing = walk(reader, header, header_length, min(reader.size(), row.committed_length))
+            passing = walk(
+                reader,
+                header,
+                header_length,
+                min(reader.size(), row.committed_length),
+                self._hashed(header) if self._hashes else None,
+            )
             if row.state == SEALED and passing.whole_until == row.committed_length and reader.size() >= row.length:
                 tail = reader.read_at(row.committed_length, row.length - row.committed_length)
                 if not seal_fault(header, tail, row.length):
@@ -193,7 +214,8 @@ class Carrier:
 
     def _pass_on(self, reader: Reader, file: _File, row: SegmentRow, header: SegmentHeader, checked_from: int) -> str:
         """Copy the rest; returns what is wrong with it."""
-        passing = PassingRecords(header, checked_from, file.number)
+        hashed = self._hashed(header) if self._hashes else None
+        passing = PassingRecords(header, checked_from, file.number, hashed)
         until, tail, fault = file_length(row), bytearray(), ""
         while file.length < until:
             data, lost = _read(reader, file.length, min(CHUNK_BYTES, until - file.length))

@@ -68,7 +68,7 @@ class MirrorOptions:
 
     Attributes:
         stage_bytes: what is copied of one source before others have their turn, and the copy is committed.
-        hashes: decode each new record of the copy, and compare its hashes, beside its checksums.
+        hashes: decode each record that is copied, and compare its hashes, beside its checksums.
         accept_rebuilt: take away from the copy what is missing in an original whose catalogue was rebuilt.
     """
 
@@ -136,7 +136,13 @@ class Mirror:
         self._origin = origin.context
         self._copy = copy.context
         self._options = options or MirrorOptions()
-        self._carrier = Carrier(self._origin.storage, self._copy.storage, pace.passed)
+        self._carrier = Carrier(
+            self._origin.storage,
+            self._copy.storage,
+            self._origin.keys,
+            pace.passed,
+            hashes=self._options.hashes,
+        )
         self._settled: dict[str, Hashable] = {}
         """The state of each original source of which nothing was left to do."""
         self._keyrings_ns = 0

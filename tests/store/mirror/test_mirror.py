@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from drengine.model.errors import DrengineError
+from drengine.model.extents import Batch
 from drengine.store.care.locking import seconds_left
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.context import StoreContext
@@ -19,7 +20,7 @@ from drengine.store.mirror.mirror import Mirror, MirrorOptions, PassReport
 from drengine.store.mirror.pace import Pace, Stopped
 from drengine.store.store import Store
 from tests.clock import ManualClock
-from tests.store.harness import KEKS, TINY, Source, check_head, check_point, scratch, tiny_store
+from tests.store.harness import KEKS, TINY, Source, batch, check_head, check_point, mark, scratch, tiny_store
 
 pytestmark = pytest.mark.usefixtures("at_rest")
 
@@ -351,6 +352,68 @@ def test_a_file_that_the_original_has_lost_is_missing_in_the_copy_and_nothing_el
         assert report.complete and "no such file" in report.damaged[0]
         with open_copy(tmp_path / "copy") as copy:
             assert [point.id for point in copy.points("web1")] == names
+            assert copy.points("web1")[0].damaged
+
+
+def forge(source: Source, fill: bytes) -> None:
+    """A write whose bytes are not what its agent hashed; all checksums, which the target makes, are right."""
+    honest, other = batch((1, 0, fill * 60_000)), batch((1, 0, fill.swapcase() * 60_000))
+    forged = Batch(honest.table, other.frames, other.payload)
+    source.writer.append_batch(source.next, mark(source.next), forged, generation=source.generation)
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_hashes_find_what_checksums_do_not_and_no_good_point_shows_it(tmp_path: Path, *, hashes: bool) -> None:
+    with tiny_store(tmp_path) as store, mirrored(store, tmp_path / "copy", hashes=hashes) as mirror:
+        source = Source(store, root=400_000)
+        source.write_random(3)
+        good = source.cut()
+        source.commit()
+        report = mirror.run()
+        assert report.complete and not report.damaged
+        source.write_random(2)
+        forge(source, b"a")
+        bad = source.cut()
+        source.write(1, 0, b"c" * 60_000)
+        later = source.cut()
+        source.commit()
+        report = mirror.run()
+        assert report.complete
+        # Without them, a copy is no better than its original: the difference is what they are for.
+        assert ["do not match their hashes" in text for text in report.damaged] == [True] * hashes
+        with open_copy(tmp_path / "copy", read_only=True) as copy:
+            marked = {point.id: point.damaged for point in copy.points("web1")}
+            assert marked == {good: False, bad: hashes, later: False}
+            check_point(copy, copy.points("web1")[2], source.points[later])
+        assert bool(store.context.catalogue.damage("web1")) == hashes, "the original knows it, and asks its source"
+        assert mirror.run().complete
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_shipped_disk_is_hashed_too(tmp_path: Path, *, hashes: bool) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        forge(source, b"a")
+        bad = source.cut()
+        source.commit()
+        shutil.copytree(store.directory, tmp_path / "shipped", ignore=shutil.ignore_patterns("*-shm", "lease-*"))
+        assert bool(mirror_once(store, tmp_path / "shipped", hashes=hashes).damaged) == hashes
+        with open_copy(tmp_path / "shipped", read_only=True) as copy:
+            assert {point.id: point.damaged for point in copy.points("web1")} == {bad: hashes}
+
+
+def test_what_is_damaged_in_the_copy_is_not_healed_with_bytes_that_fail_their_hashes(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        source = Source(store, root=400_000)
+        forge(source, b"a")
+        source.cut()
+        source.commit()
+        thinned(store, source)  # the segment is closed
+        assert not mirror_once(store, tmp_path / "copy").damaged
+        with open_copy(tmp_path / "copy") as copy:
+            assert copy.scrub().records_damaged
+        assert mirror_once(store, tmp_path / "copy").complete
+        with open_copy(tmp_path / "copy") as copy:
             assert copy.points("web1")[0].damaged
 
 
