@@ -26,6 +26,7 @@ from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
 from drengine.store.care.locking import lock_point, seconds_left
+from drengine.store.care.looks import Looks
 from drengine.store.care.objects import ObjectReport, compare_objects, uploaded_sequence
 from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
@@ -649,18 +650,26 @@ class Store:
         """
         return WritableView(self._context, self.writer(source, generation=generation, branch=branch))
 
-    def compact(self, *, bytes_max: int | None = None, yield_to: Callable[[], None] = lambda: None) -> CompactionReport:
+    def compact(
+        self,
+        *,
+        bytes_max: int | None = None,
+        yield_to: Callable[[], None] = lambda: None,
+        looks: Looks | None = None,
+    ) -> CompactionReport:
         """Give back the space of what can be seen no more; see compaction.compact."""
         self._require_writable()
-        return compact(self._context, bytes_max=bytes_max, yield_to=yield_to)
+        return compact(self._context, bytes_max=bytes_max, yield_to=yield_to, looks=looks)
 
-    def retain(self, keeping: RetentionPolicy | Callable[[str], Keeping], now_ns: int) -> list[RecoveryPoint]:
+    def retain(
+        self, keeping: RetentionPolicy | Callable[[str], Keeping], now_ns: int, looks: Looks | None = None
+    ) -> list[RecoveryPoint]:
         """Retire points by policy, one for all or one for each source, and return them; `compact` then gives back
         their space. See retire.retain.
         """
         self._require_writable()
         for_each = (lambda source: Keeping(keeping)) if isinstance(keeping, RetentionPolicy) else keeping
-        return retain(self._context, for_each, now_ns)
+        return retain(self._context, for_each, now_ns, looks)
 
     def verify(self, point: RecoveryPoint, progress: Progress = lambda done, total: None) -> VerifyReport:
         """Read and hash again everything that a point shows, and note when, or that it is damaged.

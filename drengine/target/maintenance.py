@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.store.care.looks import Looks
 from drengine.store.care.retire import Keeping
 from drengine.store.errors import MAINTENANCE_BUSY
 from drengine.store.names import segment_name
@@ -59,6 +60,7 @@ class Maintenance:
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Retention and compaction exclude each other in the store: here they queue instead of failing."""
+    _looks: Looks = field(default_factory=Looks)
 
     def start(self) -> None:
         """Begin, on the running loop. The first scrub comes after an interval, the others at once."""
@@ -98,12 +100,12 @@ class Maintenance:
 
     def retain(self) -> None:
         """Thin the points."""
-        removed = self.store.retain(self.keeping, self.clock.now_ns())
+        removed = self.store.retain(self.keeping, self.clock.now_ns(), self._looks)
         self.metrics.count(m.RETIRED, len(removed))
 
     def compact(self) -> None:
         """Give back space."""
-        report = self.store.compact(yield_to=self._yield)
+        report = self.store.compact(yield_to=self._yield, looks=self._looks)
         self.metrics.count(m.FREED, max(0, report.bytes_freed))
         if report.set_aside and len(report.set_aside) != self.metrics.set_aside:
             log.warning(

@@ -9,14 +9,16 @@ catalogue and the decision to remove its file is recorded; a manifest says so du
 is forgotten. A manifest that knows every retired point of a source is durable before anything of it is taken away.
 
 A pass reads the indexes of those segments alone of which something may have died since the last one: the catalogue
-keeps by which roots each branch was judged.
+keeps by which roots each branch was judged. A process that maintains a store for long passes over sources of which
+nothing has changed since nothing was to be done (looks.py).
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,13 +30,22 @@ from drengine.crypt.errors import KEY_MISSING, KEY_WRONG, SOURCE_ERASED
 from drengine.crypt.segment import Chain, SegmentCipher
 from drengine.model.errors import DrengineError
 from drengine.model.extents import NO_DIGEST, Batch, ExtentKind
-from drengine.store.blobs import Appender, Changes, Reader, past_copies
-from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots, to_judge
+from drengine.store.blobs import Appender, Changes, ObjectStorage, Reader, past_copies
+from drengine.store.care.liveness import (
+    BranchRoots,
+    SegmentLiveness,
+    branch_liveness,
+    branch_roots,
+    first_changed,
+    to_judge,
+)
+from drengine.store.care.looks import WHOLE_SECONDS, Looks
 from drengine.store.care.objects import delete_decided
 from drengine.store.catalogue.rows import (
     CUT_OFF,
     OPEN,
     SEALED,
+    BranchRow,
     JudgementRow,
     RemovalRow,
     SegmentRow,
@@ -44,6 +55,7 @@ from drengine.store.catalogue.rows import (
 from drengine.store.context import StoreContext
 from drengine.store.copies import first_number
 from drengine.store.errors import DAMAGED, NOT_UPLOADED, STORE_IO, os_errors
+from drengine.store.locks import Position
 from drengine.store.names import SegmentPlace, parse_segment_name, segment_directory, segment_name
 from drengine.store.rebuild.manifest import write_manifest
 from drengine.store.rebuild.strays import clear_strays
@@ -84,15 +96,25 @@ class _Pass:
     """A compaction under way.
 
     Attributes:
-        bytes_max, yield_to: see `compact`.
+        bytes_max, yield_to, looks: see `compact`.
         manifest_of: the source of which a manifest was written since it was begun.
     """
 
     context: StoreContext
     bytes_max: int | None
     yield_to: Callable[[], None]
+    looks: Looks
     report: CompactionReport = field(default_factory=CompactionReport)
     manifest_of: str = ""
+
+    def sweep(self) -> None:
+        """Remove what interrupted writing left. To find that, all of a local store is walked through; of an object store
+        only the spool, where there may also be what is to be uploaded.
+        """
+        now, storage = self.context.clock.monotonic(), self.context.storage
+        if isinstance(storage, ObjectStorage) or now - self.looks.swept >= WHOLE_SECONDS:
+            storage.sweep()
+            self.looks.swept = now
 
     def before_taking(self, source: str) -> None:
         """A manifest that knows every retired point is durable before anything of a source is taken away."""
@@ -101,24 +123,29 @@ class _Pass:
             self.manifest_of = source
 
 
-def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[[], None]) -> CompactionReport:
+def compact(
+    context: StoreContext, *, bytes_max: int | None, yield_to: Callable[[], None], looks: Looks | None = None
+) -> CompactionReport:
     """Give back space.
 
     Args:
         context: the open store.
         bytes_max: stop after writing about so many bytes; None for no bound.
         yield_to: called between records, so that ingest goes first; it may sleep or raise.
+        looks: sources of which it knows that nothing is to be done are passed over.
 
     Raises:
         DrengineError: MAINTENANCE_BUSY; STORE_FULL, STORE_IO: what was being rewritten is still there as it was.
     """
-    going = _Pass(context, bytes_max, yield_to)
+    going = _Pass(context, bytes_max, yield_to, looks or Looks())
     report = going.report
     with context.locks.maintenance(), os_errors("compacting"):
-        context.storage.sweep()
+        going.sweep()
         delete_decided(context)
-        first = first_number(context.catalogue)  # at a copy, the mirror does it to all others
-        branches = {source.name: context.catalogue.branches(source.name) for source in context.catalogue.sources()}
+        sources = [source.name for source in context.catalogue.sources()]
+        going.looks.forget_others(frozenset(sources))
+        states = {source: context.catalogue.state_of(source) for source in sources}  # before anything is decided by it
+        branches = {source: context.catalogue.branches(source) for source in sources}
         leases = defaultdict(list)
         for lease in context.locks.leased_positions():
             leases[lease.source].append(lease)
@@ -126,25 +153,55 @@ def compact(context: StoreContext, *, bytes_max: int | None, yield_to: Callable[
             if context.keys.is_missing(context.catalogue, source):
                 report.segments_skipped += 1
                 continue
-            for roots in branch_roots(context.catalogue, mine, leases[source]):
-                if roots.branch.branch < first:
-                    continue
-                _compact_branch(going, roots)
-                report.set_aside += clear_strays(context, source, roots.branch.branch)
-                if not report.complete:
-                    return report
+            _compact_source(going, states[source], mine, leases[source])
+            if not report.complete:
+                return report
     return report
+
+
+def _compact_source(going: _Pass, state: Hashable, branches: list[BranchRow], leases: list[Position]) -> None:
+    """Look at a source, unless all is as it was when nothing was to be done."""
+    context, looks, report = going.context, going.looks, going.report
+    source = branches[0].source if branches else ""
+    first = first_number(context.catalogue)  # at a copy, the mirror does it to all others
+    given = (state, frozenset(leases), first, context.keys.is_encrypted)
+    looked, known = looks.strays.get(source, (-math.inf, []))
+    now = context.clock.monotonic()
+    is_recent = now - looked < WHOLE_SECONDS
+    if is_recent and looks.compaction.pop(source, None) == given:
+        looks.compaction[source] = given
+        report.set_aside += known
+        return
+    skipped, found, is_settled = report.segments_skipped, list[SegmentPlace](), True
+    for roots in branch_roots(context.catalogue, branches, leases):
+        number = roots.branch.branch
+        if number < first:
+            continue
+        _compact_branch(going, roots)
+        if is_recent and report.segments_skipped == skipped and not context.catalogue.removals(source, number):
+            found += [place for place in known if place.branch == number]
+        else:
+            found += clear_strays(context, source, number)
+            is_settled = is_settled and not context.catalogue.removals(source, number)
+        if not report.complete:
+            break
+    report.set_aside += found
+    if report.complete:
+        looks.strays[source] = (looked if is_recent else now), found
+        if is_settled and report.segments_skipped == skipped:
+            looks.compaction[source] = given
 
 
 def _compact_branch(going: _Pass, roots: BranchRoots) -> None:
     context, report = going.context, going.report
     source, branch = roots.branch.source, roots.branch.branch
-    segments = context.catalogue.segments(source, branch)
     known = context.catalogue.judgement(source, branch)
+    known_roots = unpack_roots(known.roots) if known else []
+    segments = _to_look_at(context, roots, known_roots)
     if roots.dead:
         _remove(going, [row for row in segments if row.state != OPEN], *([known] if known else []))
         return
-    judged, is_whole = _judged(going, roots, segments, unpack_roots(known.roots) if known else [])
+    judged, is_whole = _judged(going, roots, segments, known_roots)
     # The newest segment stays: it holds the branch's durable position.
     newest = segments[-1].segment if segments else 0
     removable = [
@@ -174,6 +231,17 @@ def _compact_branch(going: _Pass, roots: BranchRoots) -> None:
     judgement = JudgementRow(source, branch, pack_roots(roots.positions))
     is_new = is_whole and report.complete and segments and judgement != known
     _note(context, source, told, [judgement] if is_new else [])
+
+
+def _to_look_at(context: StoreContext, roots: BranchRoots, known: list[int]) -> list[SegmentRow]:
+    """Rows of a branch from where something may have changed, so always its newest; or all."""
+    catalogue, source, branch = context.catalogue, roots.branch.source, roots.branch.branch
+    begin = first_changed(roots, known)
+    if begin and not catalogue.segments_due(
+        source, branch, context.options.compact_dead_fraction, sealed=context.keys.is_encrypted
+    ):
+        return catalogue.segments(source, branch, since=begin)
+    return catalogue.segments(source, branch)
 
 
 def _judged(

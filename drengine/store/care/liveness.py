@@ -140,12 +140,7 @@ def to_judge(roots: BranchRoots, known: Sequence[int], segments: list[SegmentRow
     before is as it was, and so is a segment that lies in such ones. To judge another segment, all newer ones must be
     looked at that share an interval with it, which is its newest: of any other it holds the newest rows itself.
     """
-    new, old = np.array(roots.positions, np.int64), np.array(known, np.int64)
-    place = np.searchsorted(old, new)
-    is_known = np.isin(new, old)
-    follows = np.concatenate(([True], is_known[:-1])) & (np.diff(place, prepend=-1) == 1)
-    beyond = bool(roots.branch.closed) or not len(new) or bool(len(old) and new[-1] < old[-1])
-    changed = np.append(~(is_known & follows), beyond)
+    new, changed = np.array(roots.positions, np.int64), _changed(roots, known)
     before = np.concatenate(([0], np.cumsum(changed)))
     low = np.searchsorted(new, [row.first_sequence for row in segments], "left")
     high = np.searchsorted(new, [row.last_sequence for row in segments], "left")
@@ -157,6 +152,27 @@ def to_judge(roots: BranchRoots, known: Sequence[int], segments: list[SegmentRow
         if judged[number]:
             shared = high[number]
     return Wanted(judged, looked_at)
+
+
+def first_changed(roots: BranchRoots, known: Sequence[int]) -> int:
+    """The position from which on something may have changed since the branch was judged by other roots: not behind
+    the last root. 0: anything may have.
+    """
+    changed = _changed(roots, known)
+    if changed[-1]:
+        return 0
+    first = int(np.argmax(changed)) if changed.any() else len(roots.positions) - 1
+    return roots.positions[first - 1] + 1 if first else 0
+
+
+def _changed(roots: BranchRoots, known: Sequence[int]) -> NDArray[np.bool_]:
+    """Of the interval up to each root, and of what lies behind the last: whether it may not be as it was."""
+    new, old = np.array(roots.positions, np.int64), np.array(known, np.int64)
+    place = np.searchsorted(old, new)
+    is_known = np.isin(new, old)
+    follows = np.concatenate(([True], is_known[:-1])) & (np.diff(place, prepend=-1) == 1)
+    beyond = bool(roots.branch.closed) or not len(new) or bool(len(old) and new[-1] < old[-1])
+    return np.append(~(is_known & follows), beyond)
 
 
 class _Cover:

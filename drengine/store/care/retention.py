@@ -12,12 +12,14 @@ plan carried out every minute ends where one carried out once a week would.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from operator import neg
+from typing import Protocol, TypeVar
 
 from drengine.model.errors import DrengineError, error_kind
-from drengine.model.points import RecoveryPoint
 
 BAD_RETENTION = error_kind(
     "bad-retention",
@@ -32,6 +34,28 @@ _SECONDS_MAX = 100 * 366 * 86400
 _ALL = re.compile(r"all\s+for\s+(\d{1,10})\s*([smhdw])", re.ASCII)
 _EVERY = re.compile(r"every\s+(\d{1,10})\s*([smhdw])\s+for\s+(\d{1,10})\s*([smhdw])", re.ASCII)
 _NS = 1_000_000_000
+
+
+class Dated(Protocol):
+    """What is asked of a point: see RecoveryPoint. Rows of the catalogue answer it too."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def branch(self) -> int: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def time_ns(self) -> int: ...
+    @property
+    def received_ns(self) -> int: ...
+    @property
+    def damaged(self) -> int: ...
+    @property
+    def pinned(self) -> int: ...
+
+
+P = TypeVar("P", bound=Dated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,49 +126,50 @@ class RetentionPolicy:
 
 
 def plan(
-    points: Iterable[RecoveryPoint],
+    points: Iterable[P],
     now_ns: int,
     policy: RetentionPolicy,
     *,
     protected: Collection[str] = (),
     ended_branches: Collection[int] = (),
     silent_seconds: float = 0.0,
-) -> list[RecoveryPoint]:
+) -> list[P]:
     """Points to remove, by branch and sequence. Never a pinned or protected one, nor a branch's newest undamaged one.
 
     Args:
         points: all points of ONE source, in any order.
-        now_ns: the target's wall clock; it only bounds a newest point whose time lies in the future.
+        now_ns: the target's wall clock; it only bounds a newest point whose time lies in the future. So the same
+            points are planned for in the same way at each moment after they have come.
         policy: what to keep.
         protected: ids (RecoveryPoint.id) of points that are leased or that branches grow from.
         ended_branches: branches that take no more writes: there even the newest point may go when its time is up.
         silent_seconds: for how long it is certain that nothing was to come any more: all points are older by that.
     """
     kept = sorted(points, key=lambda point: (point.branch, point.sequence))
-    removed: list[RecoveryPoint] = []
+    removed: list[P] = []
     # A point that goes may have stood between two of one bucket, where a clock had jumped: then these are thinned, too.
     while going := _going(kept, now_ns, policy, protected, ended_branches, int(silent_seconds * _NS)):
         removed += going
-        gone = {point.id for point in going}
-        kept = [point for point in kept if point.id not in gone]
+        gone = {(point.branch, point.sequence) for point in going}
+        kept = [point for point in kept if (point.branch, point.sequence) not in gone]
     return sorted(removed, key=lambda point: (point.branch, point.sequence))
 
 
 def _going(
-    kept: list[RecoveryPoint],
+    kept: list[P],
     now_ns: int,
     policy: RetentionPolicy,
     protected: Collection[str],
     ended_branches: Collection[int],
     silent_ns: int,
-) -> list[RecoveryPoint]:
+) -> list[P]:
     """One round of `plan` over points by branch and sequence."""
     if not kept:
         return []
     received_ns = min(now_ns, max(point.received_ns for point in kept))
     # The newest on the source's own clock: the last point of whichever branch was written last.
     newest = max(kept, key=lambda point: (min(point.received_ns, now_ns), point.branch, point.sequence))
-    removed: list[RecoveryPoint] = []
+    removed: list[P] = []
     for branch, group in groupby(kept, key=lambda point: point.branch):
         mine = list(group)
         ages = _ages_ns(mine, received_ns + silent_ns, newest.time_ns + silent_ns)
@@ -157,7 +182,7 @@ def _going(
     return removed
 
 
-def _ages_ns(points: list[RecoveryPoint], received_ns: int, time_ns: int) -> list[int]:
+def _ages_ns(points: Sequence[Dated], received_ns: int, time_ns: int) -> list[int]:
     """Age of each point of a branch (oldest first), never less than that of a newer one.
 
     A clock on which a point lies after the newest one has been set back in between: it does not count.
@@ -165,27 +190,29 @@ def _ages_ns(points: list[RecoveryPoint], received_ns: int, time_ns: int) -> lis
     ages: list[int] = []
     age = 0
     for point in reversed(points):
-        since_ns = [each for each in (received_ns - point.received_ns, time_ns - point.time_ns) if each >= 0]
-        age = max(age, min(since_ns, default=0))
+        since_ns, other_ns = received_ns - point.received_ns, time_ns - point.time_ns
+        if since_ns < 0 or 0 <= other_ns < since_ns:
+            since_ns = other_ns
+        age = max(age, since_ns)
         ages.append(age)
     return ages[::-1]
 
 
-def _staying(points: list[RecoveryPoint], ages_ns: list[int], policy: RetentionPolicy) -> set[int]:
+def _staying(points: Sequence[Dated], ages_ns: list[int], policy: RetentionPolicy) -> set[int]:
     """Sequences of the points of a branch (oldest first) that the policy keeps."""
 
-    def bucket(entry: tuple[RecoveryPoint, int]) -> tuple[int, int]:
-        """Consecutive points of one bucket are thinned to one. Period 0: keep all; -1: keep none."""
+    def bucket(entry: tuple[Dated, int]) -> tuple[int, int]:
+        """Consecutive points of one bucket are thinned to one. Period -1: keep none."""
         point, age_ns = entry
-        if age_ns <= policy.keep_all_seconds * _NS:
-            return 0, point.sequence
         for step in policy.steps:
             if age_ns <= step.for_seconds * _NS:
                 return step.every_seconds, point.received_ns // (step.every_seconds * _NS)
         return -1, 0
 
-    staying = set()
-    for (period, _), group in groupby(zip(points, ages_ns, strict=True), key=bucket):
+    # Ages descend: from here on all are kept, and they are most.
+    young = bisect_left(ages_ns, -policy.keep_all_seconds * _NS, key=neg)
+    staying = {point.sequence for point in points[young:]}
+    for (period, _), group in groupby(zip(points[:young], ages_ns[:young], strict=True), key=bucket):
         if period >= 0:
             members = [point for point, _ in group]
             staying.add(next((point for point in members if not point.damaged), members[0]).sequence)

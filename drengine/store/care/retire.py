@@ -17,6 +17,7 @@ from drengine.store.care.locking import (
     lock_rows_of,
     reading_ns,
 )
+from drengine.store.care.looks import Looks
 from drengine.store.care.retention import RetentionPolicy, plan
 from drengine.store.catalogue.rows import BranchRow, PointRow
 from drengine.store.context import StoreContext
@@ -40,15 +41,19 @@ class Keeping:
     lock: LockPolicy | None = None
 
 
-def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int) -> list[RecoveryPoint]:
+def retain(
+    context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int, looks: Looks | None = None
+) -> list[RecoveryPoint]:
     """Retire points by each source's policy; never a locked one, nor, unless the source is retired, a pinned or leased
     one, a branch's base, or a branch's newest undamaged one.
 
     What a promotion left behind is closed when its last own point has gone; a closed drill's points go at once.
+    Sources of which `looks` knows that nothing is to be done are passed over.
 
     Raises:
         DrengineError: MAINTENANCE_BUSY, STORE_FULL, STORE_IO.
     """
+    looks = looks or Looks()
     removed: list[RecoveryPoint] = []
     with context.locks.maintenance():
         # A reader takes its lease before it looks whether the point is there: what it saw is leased when data goes.
@@ -56,14 +61,13 @@ def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int
         for lease in context.locks.leased_positions():
             leases[lease.source].add(lease)
         sources = context.catalogue.sources()
+        looks.forget_others(frozenset(source.name for source in sources))
         each_keeping = {source.name: keeping(source.name) for source in sources}
         may_lock = any(each.lock and each.lock.for_seconds for each in each_keeping.values())
         if may_lock or context.catalogue.clocks():
             advance(context.catalogue, context.clock)
         for source in sources:
-            with context.catalogue.transaction(source.name):
-                mine = each_keeping[source.name]
-                retired = _retain_source(context, source.name, mine, leases[source.name], now_ns)
+            retired = _look_at(context, source.name, each_keeping[source.name], leases[source.name], now_ns, looks)
             # Compaction writes one before it takes anything away: here it keeps a rebuild from what is long retired.
             if retired and is_manifest_old(context, source.name):
                 write_manifest(context, source.name)
@@ -71,21 +75,51 @@ def retain(context: StoreContext, keeping: Callable[[str], Keeping], now_ns: int
     return removed
 
 
+def _look_at(
+    context: StoreContext, source: str, keeping: Keeping, leases: set[Position], now_ns: int, looks: Looks
+) -> list[RecoveryPoint]:
+    """Retire points of a source, unless all is as it was when nothing was to be done."""
+    catalogue = context.catalogue
+    first = first_number(catalogue)  # at a copy, the mirror sees to all others
+    given = (keeping, frozenset(leases), first)
+    known, latest_ns = looks.retention.get(source, (None, 0))
+    if known == (catalogue.state_of(source), given) and now_ns >= latest_ns:
+        return []
+    with catalogue.transaction(source):
+        # As it is before anything is retired: what is retired may bring about that more is, at the next look.
+        state = catalogue.state_of(source)
+        points = [row for row in catalogue.points(source) if row.branch >= first]
+        latest_ns = max((row.received_ns for row in points), default=0)
+        retired = _retain_source(context, source, keeping, leases, points, now_ns)
+        # A lock ends, and the next one is due, by a clock of their own.
+        locks = bool(keeping.lock and keeping.lock.for_seconds) or bool(catalogue.lock_policy(source).for_seconds)
+        is_settled = not locks and not catalogue.point_locks(source) and now_ns >= latest_ns
+    if is_settled:
+        looks.retention[source] = (state, given), latest_ns
+    else:
+        looks.retention.pop(source, None)
+    return retired
+
+
 def _retain_source(
-    context: StoreContext, source: str, keeping: Keeping, leases: set[Position], now_ns: int
+    context: StoreContext,
+    source: str,
+    keeping: Keeping,
+    leases: set[Position],
+    points: list[PointRow],
+    now_ns: int,
 ) -> list[RecoveryPoint]:
     catalogue, policy = context.catalogue, keeping.policy
     is_retired = keeping.silent_seconds is not None
-    first = first_number(catalogue)  # at a copy, the mirror sees to all others
+    first = first_number(catalogue)
     branches = [row for row in catalogue.branches(source) if row.branch >= first]
-    points = [row for row in catalogue.points(source) if row.branch >= first]
     kept_alive = {row.branch for row in branches if not _is_over(row, points, leases)}
     bases = {(row.parent, row.base_sequence) for row in branches if row.branch in kept_alive}
     leased = {(lease.branch, lease.sequence) for lease in leases}
     locked = _locked(context, source, keeping, points)
     protected = {f"{branch}-{sequence}" for branch, sequence in bases | leased | locked}
     by_policy = plan(
-        [row.value() for row in points],
+        points,
         now_ns,
         policy,
         protected=protected,
@@ -93,18 +127,17 @@ def _retain_source(
         silent_seconds=keeping.silent_seconds or 0.0,
     )
     closed_drills = {row.branch for row in branches if row.closed and row.role == "drill"}
-    going = {point.id: point for point in by_policy}
+    going = {(row.branch, row.sequence) for row in by_policy}
     for row in points:
-        value = row.value()
-        if row.branch in closed_drills and not row.pinned and value.id not in protected:
-            going[value.id] = value
-    staying = [row for row in points if f"{row.branch}-{row.sequence}" not in going]
-    gone = [row for row in points if f"{row.branch}-{row.sequence}" in going]
+        if row.branch in closed_drills and not row.pinned and row.id not in protected:
+            going.add((row.branch, row.sequence))
+    staying = [row for row in points if (row.branch, row.sequence) not in going]
+    gone = [row for row in points if (row.branch, row.sequence) in going]
     catalogue.remove(*gone, *lock_rows_of(catalogue, source, gone))
     for branch in branches:
         if branch.superseded_ns and not branch.closed and _outlived(branch, branches, staying, policy, now_ns):
             catalogue.put(branch._replace(closed=1))
-    return [going[key] for key in sorted(going, key=lambda key: (going[key].branch, going[key].sequence))]
+    return [row.value() for row in gone]
 
 
 def _locked(context: StoreContext, source: str, keeping: Keeping, points: list[PointRow]) -> set[Key]:

@@ -17,6 +17,7 @@ from drengine.model.errors import DrengineError
 from drengine.store.blobs.index import ObjectRemovalRow, PartRow
 from drengine.store.catalogue.epoch import Epoch
 from drengine.store.catalogue.rows import (
+    CUT_OFF,
     OPEN,
     SIDE_ROLES,
     BranchRow,
@@ -202,12 +203,19 @@ class Catalogue(ABC):
             raise DrengineError(UNKNOWN_BRANCH, f"source {source!r} has no branch {branch}")
         return cast(BranchRow, found[0])
 
-    def segments(self, source: str, branch: int) -> list[SegmentRow]:
-        """All segments of a branch, oldest first."""
-        return cast(
-            "list[SegmentRow]",
-            self._select(Tables.SEGMENT, "WHERE source = ? AND branch = ? ORDER BY segment", source, branch),
-        )
+    def segments(self, source: str, branch: int, since: int | None = None) -> list[SegmentRow]:
+        """All segments of a branch, oldest first; or those that reach to a position, or begin behind it."""
+        where, keys = "WHERE source = ? AND branch = ?", [source, branch]
+        if since is not None:
+            where, keys = f"{where} AND last_sequence >= ?", [*keys, since]
+        return cast("list[SegmentRow]", self._select(Tables.SEGMENT, f"{where} ORDER BY segment", *keys))
+
+    def segments_due(self, source: str, branch: int, dead_fraction: float, *, sealed: bool) -> int:
+        """How many segments of a branch are to be written anew: cut off, for so much of them dead, or not sealed."""
+        due = f"state = '{CUT_OFF}' OR (dead_bytes > 0 AND dead_bytes >= ? * plain_bytes)"
+        due = f"{due} OR length(seal) = 0" if sealed else due
+        where = f"WHERE source = ? AND branch = ? AND ({due})"
+        return self._added_up(Tables.SEGMENT, "count(*)", where, source, branch, dead_fraction)[0]
 
     def segment(self, source: str, branch: int, segment: int) -> SegmentRow | None:
         """One segment, or None."""

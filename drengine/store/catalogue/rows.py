@@ -97,6 +97,11 @@ class PointRow(NamedTuple):
     pinned: int
     note: str
 
+    @property
+    def id(self) -> str:
+        """See RecoveryPoint."""
+        return f"{self.branch}-{self.sequence}"
+
     def value(self) -> RecoveryPoint:
         """As the model's value."""
         return RecoveryPoint(

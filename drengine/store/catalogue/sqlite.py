@@ -286,12 +286,25 @@ class SqliteCatalogue(Catalogue):
     def state_of(self, source: str) -> Hashable:
         """See Catalogue: of the rows' checksums, because there is one epoch for all sources."""
         found = []
-        with self._lock, self._errors():
+        with self._lock, self._one_moment():
             for table in _TABLES_OF_SOURCES[self.version]:
                 column = table.fields[0]
                 query = f"SELECT count(*), total(checksum), sum(checksum & 0xffffffff) FROM {table.name}"
                 found.append(self._db.execute(f"{query} WHERE {column} = ?", (source,)).fetchone())
         return tuple(found)
+
+    @contextmanager
+    def _one_moment(self) -> Iterator[None]:
+        """What the block's statements read is of one moment, and nobody waits for them."""
+        with self._errors():
+            if self._depth:
+                yield
+                return
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.execute("ROLLBACK")
 
     def noted_epoch(self, source: str = "") -> Epoch | None:
         """The newest transaction that is known beside the segments; None when nothing readable says it."""
