@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from drengine.store.blobs import FaultyStorage, LocalStorage
-from drengine.store.care.liveness import BranchRoots, SegmentLiveness, branch_liveness, branch_roots, to_judge
+from drengine.store.care.liveness import (
+    BranchRoots,
+    SegmentLiveness,
+    branch_liveness,
+    branch_roots,
+    first_changed,
+    to_judge,
+)
 from drengine.store.catalogue.rows import SegmentRow, pack_roots, unpack_roots
 from drengine.store.store import Store
 from tests.clock import ManualClock
@@ -61,6 +68,16 @@ def test_what_is_not_judged_again_is_as_it_was_and_the_rest_as_by_judging_all(tm
             due = np.array([dice.random() < 0.1 for _ in segments], bool)
             wanted = to_judge(now, roots.positions, segments, due)
             everything = judged(store, now, segments)
+            none_due = np.zeros(len(segments), bool)
+            changed = to_judge(now, roots.positions, segments, none_due)
+            part = store.context.catalogue.segments("web1", 1, since=first_changed(now, roots.positions))
+            assert part[-1:] == segments[-1:]
+            some = branch_liveness(
+                store.context.records, now, part, to_judge(now, roots.positions, part, none_due[: len(part)])
+            )
+            in_part = {each.row.segment: each for each in some}
+            assert set(in_part) == {row.segment for row, again in zip(segments, changed.judged, strict=True) if again}
+            assert all(is_the_same(each, everything[number]) for number, each in in_part.items())
             found = {each.row.segment: each for each in branch_liveness(store.context.records, now, segments, wanted)}
             assert set(found) == {row.segment for row, again in zip(segments, wanted.judged, strict=True) if again}
             for number, whole in everything.items():

@@ -108,8 +108,8 @@ class _Pass:
     manifest_of: str = ""
 
     def sweep(self) -> None:
-        """Remove what interrupted writing left. To find that, all of a local store is walked through; of an object store
-        only the spool, where there may also be what is to be uploaded.
+        """Remove what interrupted writing left: a local store is walked through for that. An object store has but a
+        spool, which may also hold what is to be uploaded.
         """
         now, storage = self.context.clock.monotonic(), self.context.storage
         if isinstance(storage, ObjectStorage) or now - self.looks.swept >= WHOLE_SECONDS:
