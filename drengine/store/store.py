@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import secrets
-import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from drengine.crypt.errors import STORE_IN_CLEAR
 from drengine.crypt.kek import KeyEncryptionKeys
-from drengine.durable import ASIDE, sync_directory
+from drengine.durable import sync_directory
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.ownership import make_directory
 from drengine.store.blobs import Backlog, ObjectStorage, Storage
-from drengine.store.blobs.available import LOCAL, S3, StorageName, open_storage
-from drengine.store.blobs.local import UNFINISHED
+from drengine.store.blobs.available import LOCAL, StorageName, open_storage
 from drengine.store.blobs.s3.options import S3Options
 from drengine.store.care.compaction import CompactionReport, compact
 from drengine.store.care.encryption import EncryptionStatus, encrypt_store, encryption_status, erase, rotate_key
@@ -32,58 +29,41 @@ from drengine.store.care.reread import reread_newest
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping, retain
 from drengine.store.care.scrub import Progress, ScrubReport, VerifyReport, scrub, verify
-from drengine.store.catalogue.interface import Catalogue
-from drengine.store.catalogue.opening import create_catalogue, finish_catalogue, open_catalogue, shared_store
+from drengine.store.catalogue.opening import create_catalogue, finish_catalogue, shared_store
 from drengine.store.catalogue.rows import BranchRow, MirrorRow, SourceRow
-from drengine.store.catalogue.seal import CATALOGUE_KEY
-from drengine.store.catalogue.sqlite import CATALOGUE_NAME, SIDE_SUFFIXES
 from drengine.store.context import StoreContext
 from drengine.store.copies import LOCAL_BRANCHES, copy_row, part, require_own
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import (
     CATALOGUE_FOREIGN,
-    NOT_A_STORE,
-    STORAGE_MISMATCH,
     STORE_EXISTS,
     STORE_FULL,
-    STORE_IDENTITY_DAMAGED,
     STORE_READ_ONLY,
     TOO_MANY_SOURCES,
     UNKNOWN_POINT,
     UNKNOWN_SOURCE,
     os_errors,
 )
-from drengine.store.identity import IDENTITY_NAME, StoreFile, read_store_file, require_directory, write_store_file
-from drengine.store.keys import StoreKeys
+from drengine.store.identity import StoreFile, read_store_file, write_store_file
 from drengine.store.locks import NOBODY, Holder, Lock, Position
-from drengine.store.locks.flock import LOCKS_DIRECTORY
-from drengine.store.locks.opening import open_locks
 from drengine.store.log.branches import Branches, BranchInfo
 from drengine.store.log.changes import Spans, changed_since
 from drengine.store.log.grants import Grants
 from drengine.store.log.writable import WritableView
 from drengine.store.log.writer import BranchWriter
 from drengine.store.names import (
-    EPOCH_NAME,
-    KEYS,
-    MANIFESTS,
-    NOTES,
-    SEGMENTS,
-    STORE_KEYS,
     SegmentPlace,
     segment_directory,
 )
+from drengine.store.opening import begin_storage, make_folders, open_context, readable_file
 from drengine.store.options import StoreOptions
-from drengine.store.place import Place, is_writable
 from drengine.store.rebuild.manifest import forget_manifests, write_manifest
 from drengine.store.rebuild.rebuild import RebuildReport, finish_rebuild, join_place, rebuild_catalogue
-from drengine.store.rebuild.strays import require_current, set_aside
+from drengine.store.rebuild.strays import set_aside
 from drengine.store.segments.format import parse_geometry
 from drengine.store.stats import StoreStats, store_stats
 from drengine.store.targets import Targets
-from drengine.store.targets.opening import open_targets
-from drengine.store.views.records import Address, Records
-from drengine.store.views.stack import Layers
+from drengine.store.views.records import Address
 from drengine.store.views.view import View
 
 
@@ -138,11 +118,11 @@ class Store:
             open_storage(file.storage, directory, options=storage_options).close()
         with os_errors(f"creating a store in {directory}"):
             make_directory(directory)
-            _make_folders(directory)
+            make_folders(directory)
             create_catalogue(directory, file)
             sync_directory(directory)
             sync_directory(directory.parent)
-        _begin_storage(directory, file, storage, storage_options, keks, (clock or SystemClock()).now_ns(), keyring)
+        begin_storage(directory, file, storage, storage_options, keks, (clock or SystemClock()).now_ns(), keyring)
         finish_catalogue(file)
         # What is killed before this is no store, and what is one is encrypted if it was to be.
         write_store_file(directory, file)
@@ -170,7 +150,7 @@ class Store:
             )
         with os_errors(f"joining a store in {directory}"):
             make_directory(directory)
-            _make_folders(directory)
+            make_folders(directory)
             sync_directory(directory)
             sync_directory(directory.parent)
         write_store_file(directory, file)
@@ -193,7 +173,8 @@ class Store:
         Raises:
             DrengineError: MAINTENANCE_BUSY, BRANCH_BUSY while somebody writes it; KEY_WRONG; STORE_FULL, STORE_IO.
         """
-        with _opened(path, keks, options, clock, storage, storage_options, may_be_in_clear=True) as store:
+        context = open_context(path, keks, options, clock, storage, storage_options, may_be_in_clear=True)
+        with Store(context) as store:
             encrypt_store(store.context)
 
     @staticmethod
@@ -227,7 +208,7 @@ class Store:
             DrengineError: NOT_A_STORE, STORE_VERSION, STORE_IDENTITY_DAMAGED, CATALOGUE_DAMAGED, STORE_READ_ONLY,
                 STORAGE_UNAVAILABLE; KEY_NEEDED, KEY_WRONG, KEY_MISSING, STORE_TAMPERED, STORE_IN_CLEAR.
         """
-        return _opened(
+        context = open_context(
             path,
             keks,
             options,
@@ -238,6 +219,7 @@ class Store:
             checks_all=checks_all,
             holder=holder,
         )
+        return Store(context)
 
     @contextmanager
     def aside(self) -> Iterator[Store]:
@@ -741,7 +723,7 @@ class Store:
         """
         directory = Path(path)
         options, clock = options or StoreOptions(), clock or SystemClock()
-        file = _readable_file(directory)
+        file = readable_file(directory)
         name = stored_in or (file.storage if file else StorageName())
         found = storage or open_storage(name, directory, options=storage_options)
         try:
@@ -750,7 +732,7 @@ class Store:
             report = rebuild_catalogue(directory, file, found, keks, clock, progress)
         finally:
             found.close()
-        with _opened(directory, keks, options, clock, storage, storage_options) as store:
+        with Store(open_context(directory, keks, options, clock, storage, storage_options)) as store:
             finish_rebuild(store.context)
         return report
 
@@ -802,164 +784,3 @@ class Store:
         if self._context.read_only:
             raise DrengineError(STORE_READ_ONLY, f"{self._context.directory} was opened for reading only")
         self._context.place.require()
-
-
-def _opened(
-    path: Path | str,
-    keks: KeyEncryptionKeys | None,
-    options: StoreOptions | None,
-    clock: Clock | None,
-    storage: Storage | None,
-    storage_options: S3Options | None,
-    *,
-    read_only: bool | None = False,
-    may_be_in_clear: bool = False,
-    checks_all: bool = True,
-    holder: Holder = NOBODY,
-) -> Store:
-    """See Store.open and Store.encrypt."""
-    directory = Path(path)
-    require_directory(directory)
-    file = read_store_file(directory)
-    options = options or StoreOptions()
-    if read_only is None:
-        read_only = not is_writable(directory)
-    if not read_only:
-        _close_to_others(directory)
-    with ExitStack() as opened:
-        # First the catalogue: its rows may say where the storage has its files, and so the keys.
-        catalogue = open_catalogue(directory, file, read_only=read_only)
-        opened.callback(catalogue.close)
-        storage = storage or _opened_storage(directory, file, catalogue, storage_options, read_only=read_only)
-        opened.callback(storage.close)
-        keys = StoreKeys(storage, file.identity, keks)
-        if keks and not keys.is_encrypted and not may_be_in_clear:
-            raise DrengineError(STORE_IN_CLEAR, f"{directory} is not encrypted")
-        # One whose encryption was interrupted has keys and no seal yet.
-        catalogue.check(b"" if may_be_in_clear else keys.store_key(CATALOGUE_KEY), every_row=checks_all)
-        place = Place(directory, file.identity, has_file=not file.catalogue)
-        opened.callback(place.close)
-        locks = open_locks(directory, file, holder)
-        opened.callback(locks.close)
-        targets = open_targets(file)
-        opened.callback(targets.close)
-        records = Records(storage, catalogue, options, keys)
-        layers = Layers(storage, catalogue, records, options, read_only=read_only, key=keys.store_key("layers"))
-        context = StoreContext(
-            directory=directory,
-            identity=file.identity,
-            place=place,
-            read_only=read_only,
-            options=options,
-            clock=clock or SystemClock(),
-            storage=storage,
-            keys=keys,
-            catalogue=catalogue,
-            locks=locks,
-            targets=targets,
-            records=records,
-            layers=layers,
-        )
-        _confirm_epoch(context)
-        opened.pop_all()
-        return Store(context)
-
-
-def _opened_storage(
-    directory: Path, file: StoreFile, catalogue: Catalogue, options: S3Options | None, *, read_only: bool
-) -> Storage:
-    """The storage that the STORE file names, whose place is this store's and no other's."""
-    if options not in (None, S3Options()) and file.storage.name != S3:
-        kept = f"in storage {file.storage.name!r}"
-        raise DrengineError(STORAGE_MISMATCH, f"[s3] is configured, and {directory} keeps its data {kept}")
-    storage = open_storage(file.storage, directory, catalogue, options)
-    if isinstance(storage, ObjectStorage) and not read_only:
-        try:
-            storage.require_claimed(file.identity)
-        except BaseException:
-            storage.close()
-            raise
-    return storage
-
-
-def _begin_storage(
-    directory: Path,
-    file: StoreFile,
-    storage: Storage | None,
-    storage_options: S3Options | None,
-    keks: KeyEncryptionKeys | None,
-    now_ns: int,
-    keyring: bytes | None,
-) -> None:
-    """What a new store needs beside its segments before it is one: its keys, and the seal of its catalogue."""
-    with ExitStack() as opened:
-        catalogue = open_catalogue(directory, file)
-        opened.callback(catalogue.close)
-        if storage is None:
-            storage = open_storage(file.storage, directory, catalogue, storage_options)
-            opened.callback(storage.close)
-        if isinstance(storage, ObjectStorage):
-            storage.claim(file.identity)
-        if keks:
-            if keyring:
-                storage.put(STORE_KEYS, keyring)
-            keys = StoreKeys(storage, file.identity, keks, made_ns=0 if keyring else now_ns)
-            catalogue.seal(keys.store_key(CATALOGUE_KEY))
-
-
-def _confirm_epoch(context: StoreContext) -> None:
-    """Where no epoch is noted beside the segments, hold the catalogue against them, and note it."""
-    catalogue = context.catalogue
-    if catalogue.is_shared or not catalogue.has_epochs or catalogue.noted_epoch() is not None:
-        return
-    require_current(context, strict=not catalogue.upgraded)
-    if not context.read_only:
-        catalogue.note_epoch(catalogue.epoch(), sync=True)
-
-
-def _readable_file(directory: Path) -> StoreFile | None:
-    """What the STORE file says; None where it is lost: then the store is that of one directory."""
-    try:
-        return read_store_file(directory)
-    except DrengineError as error:
-        if error.kind not in (NOT_A_STORE, STORE_IDENTITY_DAMAGED):
-            raise
-        return None
-
-
-def _close_to_others(directory: Path) -> None:
-    """Take from strangers what an older version left open to them by the umask: they could read, and hold locks.
-
-    Only by its owner and root; what a group may do is left as it is.
-    """
-    for name in (LOCKS_DIRECTORY, CATALOGUE_NAME, *(CATALOGUE_NAME + suffix for suffix in SIDE_SUFFIXES)):
-        path = directory / name
-        with suppress(FileNotFoundError, PermissionError):
-            mode = path.lstat().st_mode
-            if mode & stat.S_IRWXO and not stat.S_ISLNK(mode):
-                path.chmod(stat.S_IMODE(mode) & ~stat.S_IRWXO)
-
-
-def _make_folders(directory: Path) -> None:
-    _clear_unfinished(directory)
-    for name in (LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, NOTES):
-        make_directory(directory / name)
-
-
-def _clear_unfinished(directory: Path) -> None:
-    """Accept a directory that is empty, or in which a `create` was interrupted before it became a store."""
-    found = sorted(entry for entry in directory.iterdir() if entry.name != "lost+found")  # the root of an ext4
-    ours = {LOCKS_DIRECTORY, SEGMENTS, MANIFESTS, KEYS, NOTES, CATALOGUE_NAME, f"{IDENTITY_NAME}{ASIDE}"}
-    ours |= {f"{CATALOGUE_NAME}{suffix}" for suffix in SIDE_SUFFIXES}
-    epoch = directory / EPOCH_NAME
-    made = [epoch, *(directory / f"{STORE_KEYS}{suffix}" for suffix in ("", UNFINISHED))]
-    inside = [entry for folder in found if folder.is_dir() for entry in folder.iterdir() if entry not in made]
-    if inside or any(entry.name not in ours or entry.is_symlink() for entry in found):
-        raise DrengineError(STORE_EXISTS, f"{directory} is not empty")
-    for entry in made:
-        entry.unlink(missing_ok=True)
-    for entry in found:
-        if entry.is_dir():
-            entry.rmdir()
-        else:
-            entry.unlink()
