@@ -24,6 +24,8 @@ ACTIONS = {
 """The action that AWS asks for before it carries out a call of the SDK."""
 ON_BUCKETS = frozenset({"ListBucket"})
 _NO_CALLS = frozenset({"meta", "close"})
+_DONE_WITHOUT = frozenset({"get_object_lock_configuration"})
+"""Asked by the trial alone, which takes a refusal for an answer."""
 _CLIENT = "_s3"
 
 
@@ -33,11 +35,15 @@ def calls(source: str) -> set[str]:
     Raises:
         KeyError: one of which it is not known what it needs.
     """
-    found = {
-        node.attr
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == _CLIENT
-    } - _NO_CALLS
+    found = (
+        {
+            node.attr
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == _CLIENT
+        }
+        - _NO_CALLS
+        - _DONE_WITHOUT
+    )
     for name in found:
         ACTIONS[name]
     return found

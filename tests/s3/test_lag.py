@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +18,15 @@ from drengine.store.blobs.s3.errors import OBJECT_STORE_AWAY
 from drengine.store.blobs.s3.options import ACK_LOCAL, S3Options
 from drengine.store.blobs.s3.place import S3Place
 from drengine.store.blobs.s3.trial import try_place
+from drengine.store.care.objects import delete_decided
+from drengine.store.care.retention import RetentionPolicy
 from drengine.store.store import Store
 from drengine.target.metrics import TargetMetrics
 from drengine.target.sources import Sources
 from tests.s3.proxy import BROKEN, fault_proxy
-from tests.s3.server import S3Server
+from tests.s3.server import S3Server, client
 from tests.s3.stores import place, stored_in
-from tests.store.harness import TINY, Source
+from tests.store.harness import TINY, Source, check_point
 
 LOCAL = S3Options(ack=ACK_LOCAL, upload_interval=0.01, patience=0.1)
 OBJECT = S3Options(patience=0.1)
@@ -112,3 +117,60 @@ import os; os.kill(os.getpid(), 9)
 def test_the_trial_measures_and_passes(s3: S3Server, bucket: str) -> None:
     trials = try_place(S3Place.parse(place(s3.endpoint, bucket)), S3Options())
     assert all(each.is_passed for each in trials)
+    assert next(each.detail for each in trials if each.name == "object lock").startswith("none")
+
+
+def test_a_store_lives_in_a_bucket_with_object_lock_and_what_it_deletes_is_kept_there(
+    tmp_path: Path, s3: S3Server
+) -> None:
+    """Deleting leaves a marker: it is never refused, and nobody can delete the version behind it before its time."""
+    raw, bucket = client(s3.endpoint), f"locked-{secrets.token_hex(6)}"
+    raw.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    trials = try_place(S3Place.parse(place(s3.endpoint, bucket)), S3Options())
+    assert next(each.detail for each in trials if each.name == "object lock").startswith("on, without")
+    rule = {"DefaultRetention": {"Mode": "COMPLIANCE", "Days": 1}}
+    raw.put_object_lock_configuration(
+        Bucket=bucket, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
+    )
+    trials = try_place(S3Place.parse(place(s3.endpoint, bucket)), S3Options())
+    assert all(each.is_passed for each in trials), trials
+    assert next(each.detail for each in trials if each.name == "object lock").startswith("COMPLIANCE: ")
+    where, options = stored_in(s3.endpoint, bucket), replace(OBJECT, delete_delay=0.0)
+    with Store.create(tmp_path / "store", stored_in=where, storage_options=options, options=TINY) as store:
+        source = Source(store, data=1 << 20)
+        for fill in b"abc":
+            source.write(1, 0, bytes([fill]) * 60_000, level=None)
+            source.cut()
+            source.commit()
+        there = set(keys_in(raw, bucket))
+        store.retain(RetentionPolicy(0, ()), store.context.clock.now_ns())
+        store.compact()
+        delete_decided(store.context)
+        source.check()
+        gone = there - set(keys_in(raw, bucket))
+        assert gone and not store.context.catalogue.object_removals()
+        versions = raw.list_object_versions(Bucket=bucket)["Versions"]
+        kept = {each["Key"]: each["VersionId"] for each in versions if each["Key"] in gone}
+        assert set(kept) == gone
+        for key, version in kept.items():
+            answer = raw.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key, "VersionId": version}]})
+            assert answer["Errors"][0]["Code"] == "AccessDenied"
+        source.writer.close()
+        alive = keys_in(raw, bucket)
+    # Somebody with the target's keys deletes all that is there; an administrator takes back the markers of that.
+    raw.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in alive]})
+    assert not keys_in(raw, bucket)
+    for each in raw.list_object_versions(Bucket=bucket)["DeleteMarkers"]:
+        if each["Key"] in alive:
+            raw.delete_object(Bucket=bucket, Key=each["Key"], VersionId=each["VersionId"])
+    assert not Store.rebuild(tmp_path / "again", stored_in=where, storage_options=options, options=TINY).lost
+    with Store.open(tmp_path / "again", storage_options=options, options=TINY) as store:
+        points = store.points("web1")
+        assert points[-1].id == list(source.points)[-1]
+        for point in points:
+            check_point(store, point, source.points[point.id])
+
+
+def keys_in(raw: Any, bucket: str) -> list[str]:
+    """Of objects that a listing finds."""
+    return [each["Key"] for each in raw.list_objects_v2(Bucket=bucket).get("Contents", [])]

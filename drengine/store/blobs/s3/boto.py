@@ -67,6 +67,7 @@ _KINDS: dict[str, ErrorKind] = {
     }.items()
     for code in codes.split()
 }
+_NO_LOCK = "ObjectLockConfigurationNotFoundError"
 _MISSING = frozenset({"NoSuchKey", "404", "NoSuchUpload"})
 _NO_KEYS = (
     sdk.NoCredentialsError,
@@ -205,6 +206,20 @@ class BotoClient:
         except (TypeError, ValueError):
             return 0.0
         return (theirs - datetime.now(UTC)).total_seconds()
+
+    def object_lock(self) -> str:
+        """What the bucket's object lock says, for people; a server or policy that does not tell is no error."""
+        with _errors(self._place, "asking for the object lock"):
+            try:
+                answer = self._s3.get_object_lock_configuration(Bucket=self._place.bucket)
+            except sdk.ClientError as error:
+                code = _code(error)
+                return "none: what is deleted is gone" if code == _NO_LOCK else f"not told: {code}"
+        kept = answer["ObjectLockConfiguration"].get("Rule", {}).get("DefaultRetention")
+        if not kept:
+            return "on, without a default retention: what is deleted may be removed for good"
+        span = f"{kept['Years']} years" if "Years" in kept else f"{kept.get('Days')} days"
+        return f"{kept.get('Mode')}: what is stored is kept for {span}, also when it is deleted"
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._place.bucket, "Key": self._place.prefix + key}

@@ -33,6 +33,7 @@ def try_place(place: S3Place, options: S3Options, identity: bytes | None = None)
     trials = [
         _tried("list", lambda: _whose(client, str(place), identity)),
         _tried("clock", lambda: _clock(client)),
+        _tried("object lock", client.object_lock),
     ]
     steps: list[tuple[str, Callable[[], str]]] = [
         ("put", lambda: _put(client, key)),
