@@ -23,7 +23,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
     with open_store(store, read_only=True) as opened:
         stats = opened.stats()
         sources: list[dict[str, Any]] = []
-        written = opened.written_branches()
+        written, placed = opened.written_branches(), opened.targets.placed()
         for each in stats.sources:
             try:
                 newest = opened.find_point(each.name, PointSelector())
@@ -36,6 +36,7 @@ def status(store: StoreOption, json: JsonOption = False) -> None:
                     "generation": each.generation,
                     "active_branch": active,
                     "being_written": (each.name, active) in written,
+                    "target": placed.get(each.name),
                     "volumes": {v.name: v.size_bytes for v in newest.geometry} if newest else {},
                     "newest_point": newest.id if newest else None,
                     "newest_point_time_ns": newest.shown_ns if newest else None,
@@ -75,10 +76,9 @@ def _show(store: Path, stored: int, plain: int, free: int | None, sources: list[
         note("no source has sent anything yet")
         return
     now_ns = time.time_ns()
-    show_table(
-        ("source", "state", "newest point", "age", "points", "protected", "stored", "branches", "damage"),
-        [_row(each, now_ns) for each in sources],
-    )
+    heads = ("source", "state", "newest point", "age", "points", "protected", "stored", "branches", "damage", "target")
+    shown = len(heads) - (not any(each["target"] for each in sources))
+    show_table(heads[:shown], [_row(each, now_ns)[:shown] for each in sources])
 
 
 def _row(source: dict[str, Any], now_ns: int) -> tuple[str, ...]:
@@ -93,4 +93,5 @@ def _row(source: dict[str, Any], now_ns: int) -> tuple[str, ...]:
         human_bytes(source["stored_bytes"]),
         str(source["branches"]),
         f"{source['points_damaged']} points" if source["points_damaged"] else "none",
+        source["target"] or "",
     )

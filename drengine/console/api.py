@@ -53,7 +53,7 @@ from drengine.fleet.errors import (
 )
 from drengine.model.errors import BAD_NAME, BAD_POINT, DrengineError
 from drengine.model.points import PointSelector
-from drengine.monitoring.discovery import TargetGroup, target_groups
+from drengine.monitoring.discovery import SharingTarget, TargetGroup, target_groups
 from drengine.people.errors import (
     ACCOUNTS_UNUSABLE,
     NOT_PERMITTED,
@@ -69,6 +69,7 @@ from drengine.store.answers import PointAnswer, point_answer
 from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
 from drengine.store.log.branches import BranchInfo
 from drengine.store.store import SourceInfo
+from drengine.store.targets import TargetState
 
 STATUS = {
     kind.id: status
@@ -411,7 +412,14 @@ async def list_scrape_targets(orchestrator: AnOrchestrator) -> list[TargetGroup]
     retired = await off(lambda: retired_sources(engine.config.store))
     names = {source.name for source in await off(engine.site.store.sources)}
     orchestrator.discovered_at = engine.site.clock.monotonic()
-    return target_groups(engine.config.monitoring, names - retired)
+    targets = engine.site.store.targets
+    placed = await off(targets.placed)
+    sharing = [
+        SharingTarget(each.name, each.addresses, each.metrics, each.is_living)
+        for each in await off(targets.all)
+        if each.state is not TargetState.STOPPED
+    ]
+    return target_groups(engine.config.monitoring, names - retired, sharing, placed)
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ class SourceAnswer:
         retired_ns: since when it is retired.
         state, reason: as its agent last said; a state that is empty was never told.
         connected: whether it is there now, at the broker or with a session; null where nobody can tell.
+        target: of those that share the store, the one that has it or had it last; empty where there is one target.
         silent_since_ns: when it was last heard of, if it joined and is not there.
         version, platform, tracker: of its agent, as it last said.
         lag_seconds: as its agent says; where that is silent, the age of the newest point.
@@ -39,6 +40,7 @@ class SourceAnswer:
     state: str
     reason: str
     connected: bool | None
+    target: str
     silent_since_ns: int
     version: str
     platform: str

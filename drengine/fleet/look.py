@@ -55,6 +55,7 @@ class _InStore:
 
     newest: RecoveryPoint | None
     is_written: bool
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +145,11 @@ def _in_store(store: Store) -> dict[str, _InStore]:
     except DrengineError as error:
         if error.kind is STORE_AWAY:
             raise
-    written = store.written_branches()
+    written, placed = store.written_branches(), store.targets.placed()
     return {
-        info.name: _InStore(_newest(store, info.name), (info.name, info.active_branch) in written)
+        info.name: _InStore(
+            _newest(store, info.name), (info.name, info.active_branch) in written, placed.get(info.name, "")
+        )
         for info in store.sources()
     }
 
@@ -206,6 +209,7 @@ def _answer(seen: _Seen, name: str) -> SourceAnswer:
         state=report.state if report else "",
         reason=report.reason if report else "",
         connected=connected,
+        target=held.target if held else "",
         silent_since_ns=heard_ns if joined and connected is False and not retired else 0,
         version=_text(details, "version") or (party.release if party else ""),
         platform=_text(details, "platform"),

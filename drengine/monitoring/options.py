@@ -22,7 +22,7 @@ class MonitoringOptions:
         default=("127.0.0.1:9440",),
         check=_addresses,
         help="`metrics` of targets, as Prometheus reaches them: HOST:PORT. The first is the one of this store, which "
-        "also shows what its agents tell.",
+        "also shows what its agents tell. Targets that share a store tell their own, and these do not count.",
     )
     others: tuple[str, ...] = option(
         WORDS,

@@ -26,7 +26,7 @@ def source(name: str, **more: Any) -> SourceAnswer:
         **known, "source": name, "known_by": ["store"], "joined": True, "retired_ns": 0, "state": "CONTINUOUS",
         "reason": "none", "connected": True, "silent_since_ns": 0, "version": "1.0", "platform": "", "tracker": "ebpf",
         "lag_seconds": 0.0, "newest_point_ns": 0, "certificate_ends_ns": 0, "ring": "", "policy": {},
-        "upgrade": {"sha256": OLD}, **more,
+        "target": "", "upgrade": {"sha256": OLD}, **more,
     }  # fmt: skip
     return SourceAnswer(**values)
 

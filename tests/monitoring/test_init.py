@@ -16,7 +16,7 @@ import yaml
 from drengine.console.places import PREFIX
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
-from drengine.monitoring.discovery import target_groups
+from drengine.monitoring.discovery import SharingTarget, target_groups
 from drengine.monitoring.files import ASIDE, LIST, State, Wanted, write_files
 from drengine.monitoring.options import MonitoringOptions
 from drengine.people.accounts import Accounts, accounts_file
@@ -165,6 +165,24 @@ def test_each_source_has_a_path_at_the_first_target() -> None:
         (["a:1"], {"job": "drengine-agent", "source": "shop", "__metrics_path__": "/metrics/sources/shop"}),
         (["a:1"], {"job": "drengine-agent", "source": "till", "__metrics_path__": "/metrics/sources/till"}),
     ]
+
+
+def test_targets_that_share_a_store_tell_where_they_are_and_each_shows_its_sources() -> None:
+    sharing = [
+        SharingTarget("a", ("a.example:7440",), "0.0.0.0:9440", is_living=False),
+        SharingTarget("b", ("b.example:7440",), "127.0.0.1:9440", is_living=True),
+        SharingTarget("c", ("c.example:7440",), "metrics.example:9440", is_living=True),
+        SharingTarget("e", ("e.example:7440",), "", is_living=True),
+    ]
+    placed = {"at-a": "a", "at-b": "b", "at-c": "c", "at-d": "d"}
+    groups = target_groups(MonitoringOptions(targets=("x:1",)), [*placed, "new"], sharing, placed)
+    at = {
+        job: [each.targets for each in groups if each.labels["job"] == f"drengine-{job}"] for job in ("target", "agent")
+    }
+    a, b, c = ["a.example:9440"], ["b.example:9440"], ["metrics.example:9440"]
+    assert at["target"] == [a, b, c], "one that is gone is asked, so that its silence rings"
+    assert at["agent"] == [b, b, c, b, b], "the first that lives shows those whose target is gone"
+    assert [each.labels.get("source") for each in groups[3:]] == ["at-a", "at-b", "at-c", "at-d", "new"]
 
 
 def test_a_site_without_a_target_has_no_sources_to_ask() -> None:

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +160,10 @@ class Figures:
 class Campaign:
     """One campaign in one folder, run inside the hub's namespace."""
 
-    def __init__(self, folder: Path, seed: int, switch: Switch, postgres: Postgres, endpoint: str) -> None:
+    def __init__(
+        self, folder: Path, seed: int, switch: Switch, postgres: Postgres, endpoint: str, blows: Sequence[str]
+    ) -> None:
+        self._blows = blows
         self._folder, self._switch, self._postgres = folder, switch, postgres
         self._site = Site(folder)
         self._random = random.Random(seed)
@@ -222,7 +225,7 @@ class Campaign:
 
     def strike(self) -> str:
         """Deal one blow, wait until everything replicates again, mend, and check every source."""
-        blow = self._random.choice(BLOWS)
+        blow = self._random.choice(self._blows)
         owned = self._owners()
         victim = self._random.choice(sorted(set(owned.values()) or set(TARGETS)))
         hit = sorted(source for source, owner in owned.items() if owner == victim)
@@ -377,8 +380,8 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def campaign(seed: int, blows: int, seconds: float, tell: Callable[[str], None]) -> Figures:
-    """Run one inside the hub's namespace; as many blows as asked for, or as there is time for.
+def campaign(seed: int, blows: int, seconds: float, kinds: Sequence[str], tell: Callable[[str], None]) -> Figures:
+    """Run one inside the hub's namespace; as many blows of these kinds as asked for, or as there is time for.
 
     Raises:
         StoryFailed: something that must hold did not.
@@ -388,7 +391,7 @@ def campaign(seed: int, blows: int, seconds: float, tell: Callable[[str], None])
     with ExitStack() as stack:
         server, postgres = stack.enter_context(s3_server()), stack.enter_context(Postgres())
         endpoint = "{}:{}".format(*server.address)
-        running = Campaign(folder, seed, Switch(os.environ[INSIDE]), postgres, endpoint)
+        running = Campaign(folder, seed, Switch(os.environ[INSIDE]), postgres, endpoint, kinds)
         stack.callback(running.close)
         running.begin(server.bucket())
         until = time.monotonic() + seconds
@@ -422,17 +425,21 @@ def main() -> int:
     """Run the campaign; the seed repeats it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="How many blows.")
+    parser.add_argument("--only", choices=sorted(set(BLOWS)), action="append", help="Of this kind; may be repeated.")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31))
     parser.add_argument("--minutes", type=float, default=600.0, help="No blow begins after so long.")
     asked = parser.parse_args()
     if INSIDE not in os.environ:
         words = ["--kills", str(asked.kills), "--seed", str(asked.seed), "--minutes", str(asked.minutes)]
+        words += [word for kind in asked.only or () for word in ("--only", kind)]
         with namespaces() as inside:
             return subprocess.call([*inside, sys.executable, "-m", "tests.soak.targets", *words])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"seed {asked.seed}", flush=True)
     try:
-        figures = campaign(asked.seed, asked.kills, asked.minutes * 60, lambda line: print(line, flush=True))
+        figures = campaign(
+            asked.seed, asked.kills, asked.minutes * 60, asked.only or BLOWS, lambda line: print(line, flush=True)
+        )
     except StoryFailed as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,7 @@ from drengine.terminal.options import grouped
 app = typer.Typer(add_completion=False)
 
 UNKNOWN = "?"
-HEADS = ("source", "state", "version", "lag", "track", "point", "cert", "ring")
+HEADS = ("source", "state", "version", "lag", "track", "point", "cert", "ring", "target")
 """Short, and left out where nobody has any: 80 columns hold them with their rules."""
 
 
@@ -68,6 +68,7 @@ def _row(each: SourceAnswer, now_ns: int) -> tuple[str, ...]:
         _short(age),
         "" if days is None else "expired" if days < 0 else f"{days:.0f}d",
         each.ring,
+        each.target,
     )
 
 
