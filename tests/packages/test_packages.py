@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 SERVICE = "drengine-target.service"
-UNITS = [f"drengine-{name}.service" for name in ("target", "orchestrator", "authority", "broker")]
+UNITS = [f"drengine-{name}.service" for name in ("target", "orchestrator", "authority", "broker", "mirror")]
 
 
 def package(place: Path, name: str) -> Path:

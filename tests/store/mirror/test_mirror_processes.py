@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
+import string
 import subprocess
 import sys
 import threading
@@ -61,6 +63,31 @@ def mirroring(origin: Path, copy: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_the_unit_starts_mirrors_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    unit = (Path(__file__).parents[3] / "deploy/systemd/drengine-mirror.service").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^ExecStart=/usr/bin/drengine (.*)$", unit, re.MULTILINE)
+    copy = tmp_path / "copy"
+    # As systemd does it: what is in braces is one word, and what is not may be several.
+    values = {"ORIGIN": str(tmp_path / "origin"), "COPY": str(copy), "OPTIONS": "--interval 50ms --json --hashes"}
+    words = string.Template(line).substitute(values).split()
+    Store.create(tmp_path / "origin").close()
+    with subprocess.Popen([*DRENGINE, *words], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            writer = Writer(tmp_path / "origin")
+            try:
+                writer.until(3)
+            finally:
+                writer.kill()
+            assert process.stdout
+            assert json.loads(process.stdout.readline())["damaged"] == []
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    with Store.open(copy, read_only=True) as store:
+        assert store.copy_of and store.sources()
 
 
 @pytest.mark.timeout(300)
