@@ -22,6 +22,7 @@ from drengine.fleet.look import _in_store
 from drengine.model.clock import SystemClock
 from drengine.model.points import Cut, PointKind, PointSelector
 from drengine.store.care.liveness import BranchRoots, branch_roots, to_judge
+from drengine.store.care.looks import Looks
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.catalogue.rows import BranchRow, JudgementRow, pack_roots
 from drengine.store.options import StoreOptions
@@ -176,10 +177,12 @@ def _reading(site: Site, store: Store) -> Figures:
 def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
     """Turns of maintenance, as much later as two turns are apart.
 
-    Of retention a turn at which no manifest is due, and one at which that of every source is: one of ten. Of compaction
-    one at which nothing has changed, which is what it costs to find that out, and then what it costs to judge one
-    source again at the dearest turn of an hour, when points of ten minutes and of an hour go.
+    Of retention a turn at which no manifest is due, one at which that of every source is (one of ten), and one at which
+    no source has changed. Of compaction the first of a process, which finds that nothing is to be done; one at which
+    each source's catalogue has changed since; one at which nothing has; and then what it costs to judge one source
+    again at the dearest turn of an hour, when points of ten minutes and of an hour go.
     """
+    looks = Looks()
     catalogue, context = store.context.catalogue, store.context
     found = site.requests(lambda: write_manifest(context, site.sampled[0]), "manifest")
     for turn, name in enumerate(("retention", "retention_with_manifests")):
@@ -190,7 +193,9 @@ def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
         now_ns = context.clock.now_ns()
         context.manifests_ns.update(dict.fromkeys(site.names, 0 if turn else now_ns))
         site.clock.later_ns += PASS_SECONDS * NS
-        found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns()), name)
+        found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns(), looks), name)
+    store.retain(RetentionPolicy(), site.clock.now_ns(), looks)  # it finds nothing to do
+    found |= site.requests(lambda: store.retain(RetentionPolicy(), site.clock.now_ns(), looks), "retention_idle")
     if not compacts:
         return found
     before, now = (pack_roots(roots) for roots in (roots_at(site.shape, NOW), _roots(store, site.names[-1])))
@@ -199,14 +204,25 @@ def _passes(site: Site, store: Store, *, compacts: bool) -> Figures:
     heads = [JudgementRow(source, BRANCH, pack_roots(_roots(store, source))) for source in site.sampled]
     with catalogue.transaction():
         catalogue.put(*heads)  # these wrote: they have another head
-    found |= site.requests(store.compact, "compaction")
+    found |= site.requests(lambda: store.compact(looks=looks), "compaction")
+    _note_verification(store, site.names)
+    found |= site.requests(lambda: store.compact(looks=looks), "compaction_changed")
+    found |= site.requests(lambda: store.compact(looks=looks), "compaction_idle")
     judged = site.sampled[: max(1, len(site.sampled) // 3)]
     with catalogue.transaction():
         for source in judged:
             catalogue.put(JudgementRow(source, BRANCH, before))
-    again = site.requests(store.compact, "judging")
-    seconds = (again.pop("judging_seconds") - found["compaction_seconds"]) / len(judged)
+    again = site.requests(lambda: store.compact(looks=looks), "judging")
+    seconds = (again.pop("judging_seconds") - found["compaction_idle_seconds"]) / len(judged)
     return found | {"judging_seconds": max(0.0, seconds), "judging_opens": again["judging_opens"] / len(judged)}
+
+
+def _note_verification(store: Store, names: list[str]) -> None:
+    """Of each source, which changes its catalogue and no root: what is new in segments is `judging`."""
+    catalogue = store.context.catalogue
+    with catalogue.transaction():
+        for name in names:
+            catalogue.put(catalogue.points(name)[0]._replace(verified_ns=NOW * NS))
 
 
 def _roots(store: Store, source: str) -> list[int]:
