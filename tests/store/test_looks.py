@@ -40,7 +40,9 @@ class Twin:
         """Something happens."""
         catalogue, source = self.store.context.catalogue, dice.choice(SOURCES)
         points, branches = catalogue.points(source), catalogue.branches(source)
-        match dice.choice(["cut"] * 8 + ["change", "policy", "lease", "release", "branch", "close", "silent", "lock"]):
+        match dice.choice(
+            ["cut"] * 8 + ["change", "policy", "lease", "release", "release", "branch", "close", "silent", "lock"]
+        ):
             case "cut":
                 self._cut(source, dice)
             case "change" if points:
@@ -132,6 +134,21 @@ def test_retention_that_remembers_retires_what_one_that_looks_at_everything_does
         for twin in twins:
             for lease in twin.leases:
                 lease.release()
+
+
+def test_a_point_that_was_due_while_it_was_read_goes_once_nobody_reads_it() -> None:
+    with scratch() as place:
+        clock = ManualClock()
+        twin = Twin(place / "store", clock, remembers=True)
+        with twin.store as store:
+            twin.policy = POLICIES[1]
+            for _ in range(2):
+                twin._cut("web1", random.Random(0))
+                clock.advance(60)
+            lease = store.context.locks.lease(Position("web1", 1, 1))
+            assert [twin.retain() for _ in range(3)] == [[], [], []]
+            lease.release()
+            assert twin.retain() == ["web1 1-1"]
 
 
 @pytest.mark.parametrize("seed", range(6))
