@@ -40,19 +40,39 @@ class Dated(Protocol):
     """What is asked of a point: see RecoveryPoint. Rows of the catalogue answer it too."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Its name."""
+        ...
+
     @property
-    def branch(self) -> int: ...
+    def branch(self) -> int:
+        """The branch that it lies on."""
+        ...
+
     @property
-    def sequence(self) -> int: ...
+    def sequence(self) -> int:
+        """Its position in the stream."""
+        ...
+
     @property
-    def time_ns(self) -> int: ...
+    def time_ns(self) -> int:
+        """When it was cut, by its source's clock."""
+        ...
+
     @property
-    def received_ns(self) -> int: ...
+    def received_ns(self) -> int:
+        """When it was stored, by the target's clock."""
+        ...
+
     @property
-    def damaged(self) -> int: ...
+    def damaged(self) -> int:
+        """Whether something that it shows cannot be read."""
+        ...
+
     @property
-    def pinned(self) -> int: ...
+    def pinned(self) -> int:
+        """Whether somebody wants it kept."""
+        ...
 
 
 P = TypeVar("P", bound=Dated)
