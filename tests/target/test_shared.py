@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import psycopg
 import pytest
@@ -265,6 +266,54 @@ async def test_a_target_cut_off_from_the_catalogue_ends_its_sessions_and_acknowl
                 assert isinstance(answer, Refuse)
                 await asyncio.sleep(0.05)
         assert answer.welcome.durable_sequence == known
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_whatever_ends_a_target_the_next_one_goes_on_where_it_was(folder: Path, seed: int) -> None:
+    """The short form of `make targets`, in one process and without hosts that are cut off."""
+    chance, names = Random(seed), ("a", "b", "c")
+    async with shared(folder, *names) as targets:
+        owner, agent, last = "a", await anybody(targets, "a"), 0
+        await agent.acknowledged(await agent.declare())
+        for number, blow in enumerate(chance.sample(("kill", "stop", "drain"), 3), 1):
+            await agent.write(0, bytes([number]) * 4096)
+            last = await agent.cut()
+            await agent.acknowledged(last)
+            site = targets.sites[owner]
+            if blow == "drain":
+                site.store.targets.drain(owner, True)
+                await agent.ended()
+            elif blow == "kill":
+                site.store.context.locks.close()  # nothing is renewed, and nothing let go
+                await agent.close()
+            else:
+                await targets.stop(owner)
+            left = [name for name in names if name != owner]
+            before, owner = owner, chance.choice(left)
+            agent = await anybody(targets, owner)
+            assert agent.welcome.durable_sequence == last, blow
+            with targets.sites[owner].store.head_view("shop") as view:
+                assert bytes(view.read(1, 0, 4096)) == bytes([number]) * 4096
+            if blow == "drain":
+                site.store.targets.drain(before, False)
+            else:
+                await again(targets, before)
+
+
+async def anybody(targets: Shared, name: str) -> Agent:
+    """A session with this target, as soon as the lock that is in the way is over."""
+    async with asyncio.timeout(20):
+        while not isinstance(answer := await targets.ask(name, abilities=OFFERS_NOT), Agent):
+            assert isinstance(answer, Refuse) and answer.retryable
+            await asyncio.sleep(0.05)
+    return answer
+
+
+async def again(targets: Shared, name: str) -> None:
+    """Start a target again that was ended, one way or another."""
+    if name in targets.sites:
+        await targets.stop(name)
+    await targets.start(name)
 
 
 def links_of(site: Site) -> list[object]:
