@@ -58,13 +58,14 @@ class Way(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What befalls a request. `applied`: the server carries it out first."""
+    """What befalls a request. `applied`: the server carries it out first; `then` is called after that."""
 
     way: Way | None = None
     applied: bool = False
     delay_seconds: float = 0.0
     status: int = 0
     code: str = ""
+    then: Callable[[], None] | None = None
 
 
 BROKEN = Fault(Way.BREAK)
@@ -185,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif fault.applied or fault.way is None:
                 status, headers, answer = proxy.forward(self, request, body)
                 answered = status
+            if fault.then:
+                fault.then()
             given = 0 if fault.way is Way.BREAK else fault.status or status
         except (OSError, http.client.HTTPException):  # the server is gone: so is the connection
             fault = replace(fault, way=Way.BREAK)

@@ -54,15 +54,11 @@ class Spool:
 
     def files(self, prefix: str) -> list[Spooled]:
         """Files whose name begins with `prefix`."""
-        if not self.root.is_dir():
-            return []
-        matches = (_LEAF.fullmatch(leaf) for leaf in self._storage().list(prefix))
-        found = (Spooled(match[1], match[2]) for match in matches if match)
-        return [each for each in found if each.name.startswith(prefix)]
+        return [each for each in self._listed(prefix) if each.name.startswith(prefix)]
 
     def of_name(self, name: str) -> list[Spooled]:
         """Files of exactly this name: more than one where another host wrote it in between."""
-        return [each for each in self.files(f"{name}.") if each.name == name] if self.root.is_dir() else []
+        return [each for each in self._listed(f"{name}.") if each.name == name]
 
     def delete(self, name: str, file: str) -> None:
         """Remove a file."""
@@ -96,6 +92,13 @@ class Spool:
             yield is_held
         finally:
             os.close(descriptor)
+
+    def _listed(self, prefix: str) -> list[Spooled]:
+        """Files whose leaf, with the token, begins with `prefix`."""
+        if not self.root.is_dir():
+            return []
+        matches = (_LEAF.fullmatch(leaf) for leaf in self._storage().list(prefix))
+        return [Spooled(match[1], match[2]) for match in matches if match]
 
     def _storage(self, *, make: bool = False) -> LocalStorage:
         if self._files is None:

@@ -165,7 +165,8 @@ class S3Storage:
     def resume(self, name: str, length: int) -> S3Appender:
         """See Storage: another file with the same beginning, which takes the old one's place with its first sync."""
         name_parts(name)
-        old, spooled = self._parts(name), self._spool.of_name(name)
+        old = self._parts(name)
+        spooled = [each for each in self._spool.of_name(name) if old and each.file == old[0].file]  # others are aside
         reader = self.open(name)
         if isinstance(reader, LocalReader) and not holds(reader, old):
             reader.close()
@@ -233,8 +234,8 @@ class S3Storage:
         """See Storage: decided at once; the objects go later, see `delete_objects`."""
         name_parts(name)
         rows, local = self._parts(name), self._spool.of_name(name)
-        if not rows and not local:
-            return
+        if not rows and (not local or self.options.ack == ACK_LOCAL):
+            return  # under `local` it may be what a takeover cut back: acknowledged, and here only
         deletion(self._own_index(), self._clock, name, local)
         files = {row.file for row in rows} or {each.file for each in local}
         for file in files:
