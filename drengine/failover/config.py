@@ -9,7 +9,20 @@ from typing import Any
 from urllib.parse import quote
 
 from drengine.audit.config import AuditOptions
-from drengine.config import ADDRESS, BAD_CONFIG, DURATION, PATH, TEXT, Address, choice, load, option, parse, section
+from drengine.config import (
+    ADDRESS,
+    ADDRESSES,
+    BAD_CONFIG,
+    DURATION,
+    PATH,
+    TEXT,
+    Address,
+    choice,
+    load,
+    option,
+    parse,
+    section,
+)
 from drengine.control.config import OrchestratorBrokerOptions
 from drengine.crypt.options import EncryptionOptions
 from drengine.model.errors import DrengineError
@@ -20,6 +33,7 @@ from drengine.people.oidc import OidcOptions
 from drengine.store.blobs.s3.options import S3Options
 from drengine.transport.files import TlsFiles
 from drengine.transport.networks import is_loopback
+from drengine.transport.reach import first_reached
 
 LEASE_SECONDS_MIN = 2.0
 READY_EVERY_SECONDS_MAX = 1800.0
@@ -97,10 +111,11 @@ class OrchestratorConfig:
         help="Where runs, journals and leases are kept: sqlite:///PATH or postgresql://...; empty: in `state`.",
         check=_registry,
     )
-    export: Address | None = option(
-        ADDRESS,
-        default=None,
-        help="Where the target serves branches over NBD, as workloads reach it: its nbd_socket or nbd_listen.",
+    export: tuple[Address, ...] = option(
+        ADDRESSES,
+        default=(),
+        help="Where the target serves branches over NBD, as workloads reach it: its nbd_socket or nbd_listen. Of "
+        "several targets of one store, a list, best first: disks come from the first that answers.",
     )
     lease: float = option(
         DURATION,
@@ -177,7 +192,7 @@ class OrchestratorConfig:
         Raises:
             DrengineError: BAD_CONFIG when it is not configured.
         """
-        if self.export is None:
+        if not self.export:
             raise DrengineError(
                 BAD_CONFIG,
                 "option export is missing: workloads would not find their disks",
@@ -185,9 +200,10 @@ class OrchestratorConfig:
             )
         shown = f"{SECRET_MARK}{secret}" if secret else ""
         name = quote(f"{source}/{volume}#{branch}{shown}", safe="/")
-        if self.export.path:
-            return f"nbd+unix:///{name}?socket={quote(self.export.path)}"
-        return f"nbd://{self.export}/{name}"
+        place = first_reached(self.export)
+        if place.path:
+            return f"nbd+unix:///{name}?socket={quote(place.path)}"
+        return f"nbd://{place}/{name}"
 
 
 def load_orchestrator_config(path: Path | None, overrides: Mapping[str, Any]) -> OrchestratorConfig:

@@ -6,8 +6,7 @@ for a party: the broker's word is what it said last, and the target is probed fo
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,8 +28,8 @@ from drengine.policy.settings import Decided, decided
 from drengine.policy.told import digest_of, told_to
 from drengine.store.errors import STORE_AWAY, UNKNOWN_POINT
 from drengine.store.store import Store
+from drengine.transport.reach import first_reached, reach
 
-PROBE_SECONDS = 1.0
 _NS = 1_000_000_000
 _DAY_NS = 86_400 * _NS
 
@@ -167,23 +166,19 @@ def _parties(registry: Registry) -> dict[str, Party]:
     return {each.name: each for each in registry.parties() if each.kind is PartyKind.AGENT}
 
 
-def _probe(address: Address | None) -> None:
-    """Whether the target answers where workloads find their disks.
+def _probe(addresses: Sequence[Address]) -> None:
+    """Whether a target answers where workloads find their disks.
 
     Raises:
         DrengineError: TARGET_SILENT.
     """
-    if address is None:
+    if not addresses:
         return
+    chosen = first_reached(addresses)
     try:
-        if address.path:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(PROBE_SECONDS)
-                probe.connect(address.path)
-        else:
-            socket.create_connection((address.host, address.port), PROBE_SECONDS).close()
+        reach(chosen)
     except OSError as error:
-        raise DrengineError(TARGET_SILENT, f"nobody answers at {address}: {error.strerror or error}") from error
+        raise DrengineError(TARGET_SILENT, f"nobody answers at {chosen}: {error.strerror or error}") from error
 
 
 def _answer(seen: _Seen, name: str) -> SourceAnswer:

@@ -71,7 +71,7 @@ def test_what_can_not_be_asked_is_told_and_the_rest_is_shown(tmp_path: Path) -> 
     defaults = "{target: 127.0.0.1:7440}"
     (tmp_path / "inventory.yaml").write_text(f"defaults: {defaults}\nservers: {{shop: , web: }}")
     options = FleetOptions(ca=tmp_path / "no-ca", inventory=tmp_path / "inventory.yaml")
-    found = look(parts(tmp_path, NoAgents(), fleet=options, export=Address(path=str(tmp_path / "nobody.sock"))))
+    found = look(parts(tmp_path, NoAgents(), fleet=options, export=(Address(path=str(tmp_path / "nobody.sock")),)))
     assert set(found.unknown) == {"policy", "identities", "target"}
     assert [(each.source, each.known_by, each.joined) for each in found.sources] == [
         ("shop", ["inventory"], False),

@@ -165,7 +165,7 @@ async def look_at_export(scene: Scene) -> list[Checked]:
         for _, driver, settings in local
         if driver is not None and not isinstance(driver, AsksHost)
     }
-    if scene.config.export is None:
+    if not scene.config.export:
         return []
     return await all_of(apart(partial(_greeted, scene, way)) for way in ways)
 
@@ -174,7 +174,7 @@ def _greeted(scene: Scene, tls_directory: str) -> list[Checked]:
     uri = scene.site.export_uri(scene.sources[0], "any", 1, "")
     if tls_directory and uri.startswith("nbd://"):
         uri = f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(tls_directory)}"
-    where = str(scene.config.export)
+    where = ", ".join(map(str, scene.config.export))
     try:
         NbdClient.greet(uri, timeout_seconds=GREET_SECONDS)
     except ssl.SSLError as error:
