@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -102,8 +103,10 @@ class S3Server:
                     *("-s3.port.iceberg=0", "-s3.port.lance=0"),
                     # Started again, it elects itself only after this time; its own is 10 s.
                     "-master.electionTimeout=1s",
-                    *("-master.volumeSizeLimitMB=64", "-volume.max=200"),
+                    *("-master.volumeSizeLimitMB=64", "-volume.max=500"),
                 ],
+                # A bucket begins with one volume, not seven: else the volumes end with some thirty buckets.
+                env={**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
