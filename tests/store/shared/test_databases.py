@@ -245,7 +245,10 @@ def test_an_encrypted_store_notices_what_is_missing_or_changed(url: str, tmp_pat
     assert refused.value.kind.id in ("store-tampered", "catalogue-damaged")
 
 
-def test_a_database_that_went_away_is_used_again_when_it_is_back(tmp_path: Path) -> None:
+def test_a_database_that_went_away_is_used_again_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "REST_SECONDS", 0.0)
     with (
         Postgres() as server,
         Store.create(
