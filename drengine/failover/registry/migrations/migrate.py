@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
@@ -10,6 +12,9 @@ from sqlalchemy import Connection
 from drengine.failover.registry.errors import REGISTRY_UNAVAILABLE
 from drengine.failover.registry.migrations import NEWEST, VERSION_TABLE, VERSIONS, version_of
 from drengine.model.errors import DrengineError
+
+_ALONE = threading.Lock()
+"""alembic keeps what it works on in globals, so threads that open registries take turns."""
 
 
 def migrate(connection: Connection, *, shown: str) -> None:
@@ -30,7 +35,8 @@ def migrate(connection: Connection, *, shown: str) -> None:
             f"registry {shown} has version {found}, this program knows up to {NEWEST}",
             hint="Use the newer drengine that wrote it.",
         )
-    with EnvironmentContext(Config(), script, fn=lambda rev, _: script._upgrade_revs(NEWEST, rev)) as environment:
+    steps = EnvironmentContext(Config(), script, fn=lambda rev, _: script._upgrade_revs(NEWEST, rev))
+    with _ALONE, steps as environment:
         environment.configure(connection, version_table=VERSION_TABLE, transactional_ddl=True)
         if found is not None:
             environment.get_context().stamp(script, found)

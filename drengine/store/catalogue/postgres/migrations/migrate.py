@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import psycopg
@@ -18,6 +19,8 @@ from drengine.store.catalogue.postgres.migrations import NEWEST, VERSION_TABLE, 
 from drengine.store.errors import STORE_VERSION
 
 _LOCK = 0x6472656E67696E66
+_ALONE = threading.Lock()
+"""alembic keeps what it works on in globals, so threads that open catalogues take turns."""
 
 
 def migrate(connection: psycopg.Connection[Any], found: str | None) -> None:
@@ -49,6 +52,7 @@ def _migrate(connection: Connection, script: ScriptDirectory) -> None:
     connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
     connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-    with EnvironmentContext(Config(), script, fn=lambda rev, _: script._upgrade_revs(NEWEST, rev)) as environment:
+    steps = EnvironmentContext(Config(), script, fn=lambda rev, _: script._upgrade_revs(NEWEST, rev))
+    with _ALONE, steps as environment:
         environment.configure(connection, version_table=VERSION_TABLE, transactional_ddl=True)
         environment.run_migrations()
