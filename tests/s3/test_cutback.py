@@ -16,6 +16,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
 from drengine.store.blobs.s3.options import ACK_LOCAL, S3Options
 from drengine.store.blobs.s3.storage import S3Storage
+from drengine.store.blobs.s3.upload import Uploader
 from drengine.store.catalogue.postgres.link import SCHEMA
 from drengine.store.errors import LOCK_LOST, UNKNOWN_POINT
 from drengine.store.locks import Holder
@@ -34,6 +35,12 @@ def uploader(store: Store) -> S3Storage:
     storage = store.context.storage
     assert isinstance(storage, S3Storage)
     return storage
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_what_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is closed waits a minute for its uploads, which here come when a test says so."""
+    monkeypatch.setattr(Uploader.drain, "__defaults__", (0.5,))
 
 
 def upload_all(store: Store) -> None:

@@ -212,8 +212,10 @@ class PostgresLocks:
     def close(self) -> None:
         """See `Locks.close`. What is held still ends by itself, in time."""
         self._closed.set()
-        if self._thread:
-            self._thread.join()
+        with self._guard:  # under which it is started
+            thread = self._thread
+        if thread:
+            thread.join()
         self._link.close()
         self._renewing.close()
 
