@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
+from hypothesis.stateful import RuleBasedStateMachine
+
 from drengine.crypt.kek import KeyEncryptionKey, KeyEncryptionKeys
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.model.extents import BLOCK_BYTES, Batch, Extent, ExtentKind
@@ -210,3 +212,16 @@ def encrypted(keks: KeyEncryptionKeys = KEKS) -> Iterator[None]:
             given = functools.partial(plain, keks=keks)
             patches.enter_context(mock.patch.object(Store, name, staticmethod(given)))
         yield
+
+
+class EncryptedMachine(RuleBasedStateMachine):
+    """Before a state machine among a class's bases: its store is encrypted."""
+
+    def __init__(self) -> None:
+        self.patches = ExitStack()
+        self.patches.enter_context(encrypted())
+        super().__init__()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.patches.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,10 @@ from tests.store.harness import (
     MEMORY_DIRECTORY,
     TINY,
     Disk,
+    EncryptedMachine,
     check_head,
     check_point,
     crash,
-    encrypted,
     geometry,
     mark,
 )
@@ -254,17 +253,8 @@ StoreMachine.TestCase.settings = settings(
 TestStoreMachine = pytest.mark.fault(4)(StoreMachine.TestCase)
 
 
-class EncryptedStoreMachine(StoreMachine):
+class EncryptedStoreMachine(EncryptedMachine, StoreMachine):
     """The same on an encrypted store, a few times."""
-
-    def __init__(self) -> None:
-        self.patches = ExitStack()
-        self.patches.enter_context(encrypted())
-        super().__init__()
-
-    def teardown(self) -> None:
-        super().teardown()
-        self.patches.close()
 
 
 EncryptedStoreMachine.TestCase.settings = settings(StoreMachine.TestCase.settings, max_examples=8)

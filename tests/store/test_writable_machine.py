@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
 
@@ -30,7 +30,16 @@ from drengine.store.log.writable import WritableView
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from tests.clock import ManualClock
-from tests.store.harness import MEMORY_DIRECTORY, Disk, Source, check_head, check_point, crash, encrypted, scratch
+from tests.store.harness import (
+    MEMORY_DIRECTORY,
+    Disk,
+    EncryptedMachine,
+    Source,
+    check_head,
+    check_point,
+    crash,
+    scratch,
+)
 
 SIZE = 300_000
 OPTIONS = StoreOptions(
@@ -305,17 +314,8 @@ def judge(directory: Path, clock: ManualClock, states: list[bytes], flushed: lis
             assert flushed == [0]
 
 
-class EncryptedWritableMachine(WritableMachine):
+class EncryptedWritableMachine(EncryptedMachine, WritableMachine):
     """The same on an encrypted store, a few times."""
-
-    def __init__(self) -> None:
-        self.patches = ExitStack()
-        self.patches.enter_context(encrypted())
-        super().__init__()
-
-    def teardown(self) -> None:
-        super().teardown()
-        self.patches.close()
 
 
 EncryptedWritableMachine.TestCase.settings = settings(WritableMachine.TestCase.settings, max_examples=8)

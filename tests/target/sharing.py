@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from drengine.config import Address
 from drengine.model.errors import DrengineError
@@ -150,7 +151,12 @@ class Targets:
         address = Address("127.0.0.1", free_port())
         me = Holder(name, (str(address),))
         locks = NamedLocks(self.folder, me, self.between)
-        store = Store(replace(store.context, locks=locks, targets=Directory(self.between)))
+        return await self.serve(
+            name, address, Store(replace(store.context, locks=locks, targets=Directory(self.between)))
+        )
+
+    async def serve(self, name: str, address: Address, store: Store) -> Site:
+        """Begin one that has a store open already."""
         quiet = MaintenanceOptions(retention_interval=1e6, compaction_interval=1e6)
         config = TargetConfig(store=self.folder, name=name, listen=address, maintenance=quiet, free_space_min=0)
         daemon = TargetDaemon(config, store=store)
@@ -200,11 +206,20 @@ class Targets:
         raise AssertionError(f"{source} is sent round in a circle")
 
 
+T = TypeVar("T", bound=Targets)
+
+
 @asynccontextmanager
 async def sharing(folder: Path, *names: str) -> AsyncIterator[Targets]:
     """So many targets on one store; all are ended afterwards."""
     Store.create(folder / "store").close()
-    targets = Targets(folder / "store")
+    async with running(Targets(folder / "store"), *names) as targets:
+        yield targets
+
+
+@asynccontextmanager
+async def running(targets: T, *names: str) -> AsyncIterator[T]:
+    """Begin so many; all are ended afterwards."""
     try:
         for name in names:
             await targets.start(name)

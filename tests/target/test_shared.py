@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from random import Random
 
@@ -25,14 +25,12 @@ from drengine.store.log.writer import BranchWriter
 from drengine.store.store import Store
 from drengine.store.targets import SILENT_SECONDS, Introduction, TargetState
 from drengine.target import ownership
-from drengine.target.config import MaintenanceOptions, TargetConfig
-from drengine.target.daemon import TargetDaemon
 from drengine.terminal import main
 from drengine.wire.events import Moved, Refuse
 from tests.postgres import Postgres
 from tests.system.test_hang_up import free_port
 from tests.target.agent import VOLUMES, Agent, Site, data_batch, mark
-from tests.target.sharing import Targets
+from tests.target.sharing import Targets, running
 from tests.target.test_ownership import OFFERS_NOT, told, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -66,25 +64,11 @@ class Shared(Targets):
     async def start(self, name: str) -> Site:
         address = Address("127.0.0.1", free_port())
         store = Store.open(self.folder, holder=Holder(name, (str(address),)))
-        quiet = MaintenanceOptions(retention_interval=1e6, compaction_interval=1e6)
-        config = TargetConfig(store=self.folder, name=name, listen=address, maintenance=quiet, free_space_min=0)
-        daemon = TargetDaemon(config, store=store)
-        where = await daemon.start()
-        site = self.sites[name] = Site(daemon, where.replication, store, config, where.nbd)
-        return site
+        return await self.serve(name, address, store)
 
 
-@asynccontextmanager
-async def shared(folder: Path, *names: str) -> AsyncIterator[Shared]:
-    targets = Shared(folder)
-    try:
-        for name in names:
-            await targets.start(name)
-        yield targets
-    finally:
-        for name in list(targets.sites):
-            with contextlib.suppress(DrengineError):
-                await targets.stop(name)
+def shared(folder: Path, *names: str) -> AbstractAsyncContextManager[Shared]:
+    return running(Shared(folder), *names)
 
 
 def aged(url: str, name: str, seconds: float) -> None:

@@ -6,7 +6,7 @@ The copy's storage fails at any call, its mirror is killed and begun again, some
 from __future__ import annotations
 
 import errno
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import pytest
 from hypothesis import settings
@@ -22,7 +22,7 @@ from drengine.store.copies import LOCAL_BRANCHES
 from drengine.store.mirror import Mirror, MirrorOptions, Pace, opened_copy
 from drengine.store.store import Store
 from drengine.store.views.view import View
-from tests.store.harness import KEKS, TINY, Disk, check_head, check_point, encrypted
+from tests.store.harness import KEKS, TINY, Disk, EncryptedMachine, check_head, check_point
 from tests.store.test_store_machine import StoreMachine
 
 
@@ -200,19 +200,10 @@ MirrorMachine.TestCase.settings = settings(StoreMachine.TestCase.settings, max_e
 TestMirrorMachine = pytest.mark.fault(4)(MirrorMachine.TestCase)
 
 
-class EncryptedMirrorMachine(MirrorMachine):
+class EncryptedMirrorMachine(EncryptedMachine, MirrorMachine):
     """The same with an encrypted store, a few times."""
 
     keks = KEKS
-
-    def __init__(self) -> None:
-        self.patches = ExitStack()
-        self.patches.enter_context(encrypted())
-        super().__init__()
-
-    def teardown(self) -> None:
-        super().teardown()
-        self.patches.close()
 
 
 EncryptedMirrorMachine.TestCase.settings = settings(MirrorMachine.TestCase.settings, max_examples=4)
