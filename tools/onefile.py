@@ -44,8 +44,9 @@ NOT_FOR_AGENTS = (
     Path("drengine/control/broker.py"),
     *(Path("drengine/enrolment") / f"{name}.py" for name in ("http", "mosquitto", "rollover", "service", "serving")),
     Path("drengine/identity/authority.py"),
+    Path("drengine/migrations.py"),
 )
-"""The embedded broker, and the authority: other hosts run them."""
+"""The embedded broker, the authority, and what migrates databases: other hosts run them."""
 DROPPED = re.compile(
     r"\.pyi$|/py\.typed$|^zstandard/_cffi\.|^zstandard/backend_(cffi|rust)|\.dist-info/(?!METADATA|licenses)"
     r"|^pygments/(lexers|styles)/(?!__init__|_mapping|default)"

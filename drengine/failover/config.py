@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,6 +37,8 @@ from drengine.transport.files import TlsFiles
 from drengine.transport.networks import is_loopback
 from drengine.transport.reach import first_reached
 
+ExportUri = Callable[[str, str, int, str], str]
+"""NBD URI of (source, volume, branch number, secret of a capability or nothing)."""
 LEASE_SECONDS_MIN = 2.0
 READY_EVERY_SECONDS_MAX = 1800.0
 """Half of what the alert DrengineReadinessUnknown waits for, or it would never end."""
@@ -186,8 +190,8 @@ class OrchestratorConfig:
         """Directory of the launched workloads' files."""
         return self.state / "instances"
 
-    def export_uri(self, source: str, volume: str, branch: int, secret: str) -> str:
-        """NBD URI of a branch's volume, as the target serves it; with the secret of a capability if there is one.
+    def exporting(self) -> ExportUri:
+        """NBD URIs of branches' volumes, all at one target: of several the first that answers now. Blocks.
 
         Raises:
             DrengineError: BAD_CONFIG when it is not configured.
@@ -198,12 +202,19 @@ class OrchestratorConfig:
                 "option export is missing: workloads would not find their disks",
                 hint="Name the target's NBD address: --export unix:/run/drengine/nbd.sock, or `export` in the file.",
             )
-        shown = f"{SECRET_MARK}{secret}" if secret else ""
-        name = quote(f"{source}/{volume}#{branch}{shown}", safe="/")
-        place = first_reached(self.export)
-        if place.path:
-            return f"nbd+unix:///{name}?socket={quote(place.path)}"
-        return f"nbd://{place}/{name}"
+        place = self.export[0]  # whoever uses it is told why it does not answer
+        if len(self.export) > 1:
+            with suppress(OSError):
+                place = first_reached(self.export)
+        return partial(_export_uri, place)
+
+
+def _export_uri(place: Address, source: str, volume: str, branch: int, secret: str) -> str:
+    shown = f"{SECRET_MARK}{secret}" if secret else ""
+    name = quote(f"{source}/{volume}#{branch}{shown}", safe="/")
+    if place.path:
+        return f"nbd+unix:///{name}?socket={quote(place.path)}"
+    return f"nbd://{place}/{name}"
 
 
 def load_orchestrator_config(path: Path | None, overrides: Mapping[str, Any]) -> OrchestratorConfig:

@@ -268,7 +268,7 @@ async def open_engine(
                     store=store,
                     agents=agents,
                     drivers=load_drivers(),
-                    export_uri=config.export_uri,
+                    exporting=config.exporting,
                     directory=config.instances,
                     clock=clock,
                     preflight=Preflight(config, registry, door, agents),

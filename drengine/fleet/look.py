@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from drengine.config import Address
+from drengine.config import Address, joined
 from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.control.messages import AgentReport, PartyKind
 from drengine.failover.config import OrchestratorConfig
@@ -28,7 +28,7 @@ from drengine.policy.settings import Decided, decided
 from drengine.policy.told import digest_of, told_to
 from drengine.store.errors import STORE_AWAY, UNKNOWN_POINT
 from drengine.store.store import Store
-from drengine.transport.reach import first_reached, reach
+from drengine.transport.reach import first_reached
 
 _NS = 1_000_000_000
 _DAY_NS = 86_400 * _NS
@@ -174,11 +174,11 @@ def _probe(addresses: Sequence[Address]) -> None:
     """
     if not addresses:
         return
-    chosen = first_reached(addresses)
     try:
-        reach(chosen)
+        first_reached(addresses)
     except OSError as error:
-        raise DrengineError(TARGET_SILENT, f"nobody answers at {chosen}: {error.strerror or error}") from error
+        where = joined(addresses)
+        raise DrengineError(TARGET_SILENT, f"nobody answers at {where}: {error.strerror or error}") from error
 
 
 def _answer(seen: _Seen, name: str) -> SourceAnswer:

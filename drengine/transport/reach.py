@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
 
 from drengine.config import Address
 
@@ -12,25 +11,23 @@ SECONDS = 1.0
 
 
 def first_reached(addresses: Sequence[Address]) -> Address:
-    """The first that takes a connection. Where none does, the first: whoever uses it is told why. Blocks.
-
-    A single address is not asked.
-    """
-    if len(addresses) == 1:
-        return addresses[0]
-    for each in addresses:
-        with suppress(OSError):
-            reach(each)
-            return each
-    return addresses[0]
-
-
-def reach(address: Address) -> None:
-    """Return when somebody takes a connection there. Blocks.
+    """The first that takes a connection. Blocks.
 
     Raises:
-        OSError: nobody does.
+        OSError: none does, and why the first does not.
     """
+    failures = []
+    for each in addresses:
+        try:
+            _reach(each)
+        except OSError as error:
+            failures.append(error)
+        else:
+            return each
+    raise failures[0]
+
+
+def _reach(address: Address) -> None:
     if address.path:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(SECONDS)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from drengine.config import Address
 from drengine.failover.config import OrchestratorConfig
@@ -21,6 +24,9 @@ def test_the_first_that_takes_a_connection_is_chosen(tmp_path: Path) -> None:
         assert first_reached([dead, alive]) == alive
         assert first_reached([alive, dead]) == alive
         assert first_reached([dead, Address(path=path)]) == Address(path=path)
-        assert first_reached([dead, Address(path=path + ".not")]) == dead, "it is named by what then fails"
+        with pytest.raises(ConnectionRefusedError):  # the first one's reason
+            first_reached([dead, Address(path=path + ".not")])
         config = OrchestratorConfig(store=tmp_path, state=tmp_path, export=(dead, alive))
-        assert config.export_uri("shop", "data", 2, "") == f"nbd://{alive}/shop/data%232"
+        assert config.exporting()("shop", "data", 2, "") == f"nbd://{alive}/shop/data%232"
+        nobody = replace(config, export=(dead, Address(path=path + ".not")))
+        assert nobody.exporting()("shop", "data", 2, "") == f"nbd://{dead}/shop/data%232", "named by what then fails"

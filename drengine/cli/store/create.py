@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from drengine.cli.common import JsonOption
-from drengine.ownership import service_warnings
+from drengine.cli.store.seat import SeatArgument, tell_seat
 from drengine.store.blobs.available import LOCAL, StorageName
 from drengine.store.store import Store
 from drengine.target.key import keks_of, s3_of
-from drengine.terminal import emit_json, note
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def create(
-    directory: Annotated[Path, typer.Argument(help="Missing or empty directory of this host: its seat of the store.")],
+    directory: SeatArgument,
     catalogue: Annotated[
         str, typer.Option(help="postgresql://USER@HOST/DATABASE, without a password; by default SQLite, in DIRECTORY.")
     ] = "",
@@ -39,9 +37,4 @@ def create(
     keks, options = keks_of(None, directory), s3_of(None, directory)
     with Store.create(directory, stored_in=named, storage_options=options, catalogued_in=catalogue, keks=keks) as made:
         identity = made.identity.hex()
-    for line in service_warnings(directory):
-        note(line)
-    if json:
-        emit_json({"store": str(directory), "store_id": identity})
-    else:
-        print(f"made store {identity}, with its seat in {directory}")
+    tell_seat(directory, identity, "made", json=json)

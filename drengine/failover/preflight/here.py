@@ -87,7 +87,7 @@ async def look_at_launches(scene: Scene) -> list[Checked]:
             return LAUNCH_SETTINGS_FIT.found(source, fault=f"there is no launch driver {driver!r}; there are {there}")
         try:
             known.check_settings(settings)
-            scene.site.export_uri(source, "any", 1, "")
+            scene.site.exporting()
         except DrengineError as error:
             return LAUNCH_SETTINGS_FIT.found(source, fault=error.message, hint=error.hint)
         return LAUNCH_SETTINGS_FIT.found(source, seen=f"driver {driver} takes them")
@@ -171,7 +171,7 @@ async def look_at_export(scene: Scene) -> list[Checked]:
 
 
 def _greeted(scene: Scene, tls_directory: str) -> list[Checked]:
-    uri = scene.site.export_uri(scene.sources[0], "any", 1, "")
+    uri = scene.site.exporting()(scene.sources[0], "any", 1, "")
     if tls_directory and uri.startswith("nbd://"):
         uri = f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(tls_directory)}"
     where = ", ".join(map(str, scene.config.export))

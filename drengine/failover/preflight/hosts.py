@@ -153,10 +153,10 @@ def _request(scene: Scene, step: Launch, order: HostOrder) -> LaunchRequest:
     """As the launch would ask; the branch is one that is there."""
     store, settings = scene.site.store, step.settings
     branch = store.source(step.source).active_branch
+    uri = scene.site.exporting()
     with store.head_view(step.source, branch) as head:
         disks = tuple(
-            Disk(each.name, each.size_bytes, scene.site.export_uri(step.source, each.name, branch, ""))
-            for each in head.geometry.values()
+            Disk(each.name, each.size_bytes, uri(step.source, each.name, branch, "")) for each in head.geometry.values()
         )
     return LaunchRequest(
         instance="preflight",

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
@@ -120,6 +120,17 @@ class Database:
             from drengine.failover.registry.migrations.migrate import migrate  # noqa: PLC0415 - see there
 
             migrate(connection, shown=self.shown)
+
+
+def put_once(connection: Connection, table: Any, row: dict[str, Any], key: tuple[str, ...]) -> None:
+    """Insert a row unless one with its key is there."""
+    there = select(table.c[key[0]]).where(*(table.c[each] == row[each] for each in key))
+    if connection.execute(there).first() is None:
+        try:
+            with connection.begin_nested():
+                connection.execute(insert(table).values(row))
+        except IntegrityError:
+            pass  # somebody was faster with the same
 
 
 def parse_url(url: str) -> URL:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select, update
 
 from drengine.documents import Document, Draft
-from drengine.failover.registry.database import Database
+from drengine.failover.registry.database import Database, put_once
 from drengine.failover.registry.tables import documents
 
 
@@ -41,12 +40,7 @@ class RegistryDocument:
             locked = select(documents.c.text).where(chosen).with_for_update()
             found = connection.execute(locked).scalar()
             if found is None:
-                row = {"name": self._name, "text": "", "at_ns": 0}
-                try:
-                    with connection.begin_nested():
-                        connection.execute(insert(documents).values(row))
-                except IntegrityError:
-                    pass  # somebody was faster
+                put_once(connection, documents, {"name": self._name, "text": "", "at_ns": 0}, ("name",))
                 found = connection.execute(locked).scalar()
             draft = Draft(found.encode() if found else None)
             yield draft

@@ -10,9 +10,9 @@ Invariants (fault 60):
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, RowMapping, select, update
 
+from drengine.failover.registry.database import put_once
 from drengine.failover.registry.errors import LEASE_HELD, LEASE_LOST
 from drengine.failover.registry.tables import leases
 from drengine.failover.run import Lease
@@ -31,11 +31,8 @@ def acquire(
     """
     found = _locked(connection, name)
     if found is None:
-        try:
-            with connection.begin_nested():
-                connection.execute(insert(leases).values(name=name, owner="", token=0, granted_ns=0, expires_ns=0))
-        except IntegrityError:
-            pass  # somebody was faster: his row is there now
+        row = {"name": name, "owner": "", "token": 0, "granted_ns": 0, "expires_ns": 0}
+        put_once(connection, leases, row, ("name",))
         found = _locked(connection, name)
         assert found is not None
     if found["owner"] not in ("", owner) and is_alive(found, now_ns):

@@ -17,7 +17,7 @@ from drengine.control.foreign import Unreadable, decode
 from drengine.control.messages import AgentReport, PartyKind, Presence
 from drengine.failover.errors import BAD_APPROVAL
 from drengine.failover.registry import leases
-from drengine.failover.registry.database import Database
+from drengine.failover.registry.database import Database, put_once
 from drengine.failover.registry.documents import RegistryDocument
 from drengine.failover.registry.errors import RUN_ACTIVE, UNKNOWN_RUN
 from drengine.failover.registry.tables import (
@@ -95,11 +95,11 @@ class Registry:
         version = xxhash.xxh3_128_hexdigest(text.encode())
         with self._database.writing() as connection:
             # Whoever saves this name takes turns at its current row.
-            _put_once(connection, current_runbooks, {"name": name, "version": version}, ("name",))
+            put_once(connection, current_runbooks, {"name": name, "version": version}, ("name",))
             connection.execute(select(current_runbooks).where(current_runbooks.c.name == name).with_for_update())
             connection.execute(update(current_runbooks).where(current_runbooks.c.name == name).values(version=version))
             row = {"name": name, "version": version, "text": text, "at_ns": self._database.now_ns(connection)}
-            _put_once(connection, runbooks, row, ("name", "version"))
+            put_once(connection, runbooks, row, ("name", "version"))
         return version
 
     def runbook(self, name: str, version: str | None = None) -> StoredRunbook:
@@ -459,7 +459,7 @@ class Registry:
         """Note what people were told."""
         with self._database.writing() as connection:
             row = {"about": about, "state": state, "at_ns": self._database.now_ns(connection)}
-            _put_once(connection, told, row, ("about",))
+            put_once(connection, told, row, ("about",))
             connection.execute(update(told).where(told.c.about == about).values(row))
 
     def is_held(self, name: str) -> bool:
@@ -472,7 +472,7 @@ class Registry:
     def claim_due(self, schedule: str, due_ns: int) -> bool:
         """Whether the caller is the first to take on this due moment of a schedule, or a later one."""
         with self._database.writing() as connection:
-            _put_once(connection, schedules, {"name": schedule, "due_ns": -1}, ("name",))
+            put_once(connection, schedules, {"name": schedule, "due_ns": -1}, ("name",))
             taken = connection.execute(
                 update(schedules).where(schedules.c.name == schedule, schedules.c.due_ns < due_ns).values(due_ns=due_ns)
             )
@@ -502,20 +502,9 @@ def _is_party(kind: PartyKind, name: str) -> Any:
 def _party_row(connection: Connection, kind: PartyKind, name: str) -> RowMapping:
     """The row of a party, locked; made if there is none."""
     check_name(name, what=kind.value)
-    _put_once(connection, parties, {"kind": kind.value, "name": name}, ("kind", "name"))
+    put_once(connection, parties, {"kind": kind.value, "name": name}, ("kind", "name"))
     chosen = select(parties).where(_is_party(kind, name)).with_for_update()
     return connection.execute(chosen).mappings().one()
-
-
-def _put_once(connection: Connection, table: Any, row: dict[str, Any], key: tuple[str, ...]) -> None:
-    """Insert a row unless one with its key is there."""
-    there = select(table.c[key[0]]).where(*(table.c[each] == row[each] for each in key))
-    if connection.execute(there).first() is None:
-        try:
-            with connection.begin_nested():
-                connection.execute(insert(table).values(row))
-        except IntegrityError:
-            pass  # somebody was faster with the same
 
 
 def _hold(connection: Connection, run: str, sources: Iterable[str]) -> None:

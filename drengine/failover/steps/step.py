@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args
 import msgspec
 
 from drengine.control.messages import AgentReport, Answer, Verb
+from drengine.failover.config import ExportUri
 from drengine.failover.drivers.driver import LaunchDriver
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.needs import Need
@@ -168,7 +169,7 @@ class Site:
         store: the replica store, opened directly.
         agents: the broker's parties.
         drivers: launch drivers by name.
-        export_uri: NBD URI for (source, volume, branch number, secret or nothing), as the target serves it.
+        exporting: says how a target that answers serves branches; asked once for all disks of a workload.
         directory: place for instances' files.
         preflight: looks before anything is done.
     """
@@ -176,7 +177,7 @@ class Site:
     store: Store
     agents: Agents
     drivers: Mapping[str, LaunchDriver]
-    export_uri: Callable[[str, str, int, str], str]
+    exporting: Callable[[], ExportUri]
     directory: Path
     clock: Clock
     preflight: Preflight

@@ -57,7 +57,7 @@ def launch_request(
         with context.site.store.head_view(source, branch) as head:
             volumes = sorted(head.geometry.values(), key=lambda volume: volume.volume)
             sectors = {each.volume: head.sector_bytes(each.volume) for each in volumes}
-        uri, secret = context.site.export_uri, secret_of(context, instance)
+        uri, secret = context.site.exporting(), secret_of(context, instance)
         disks = tuple(
             Disk(each.name, each.size_bytes, uri(source, each.name, branch, secret), sectors[each.volume])
             for each in volumes

@@ -12,14 +12,11 @@ import re
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from drengine.model.errors import DrengineError, ErrorKind
 from drengine.ownership import open_owned
-from drengine.store.catalogue.interface import Fence
 from drengine.store.errors import BRANCH_BUSY, MAINTENANCE_BUSY, MIRROR_BUSY, os_errors
-from drengine.store.locks.interface import Holder, Position
+from drengine.store.locks.interface import Holder, Lock, Position
 
 LOCKS_DIRECTORY = "locks"
 _LEASE_PREFIX = "lease-"
@@ -29,10 +26,8 @@ _BRANCH_LOCK = re.compile(r"branch-(.+)-(\d{8})\.lock")
 _LEASE = re.compile(_LEASE_PREFIX + r"(.+)-(\d{1,19})-(\d{1,19})-[0-9a-f]+")
 
 
-class FileLock:
+class FileLock(Lock):
     """An exclusive lock on a file, held until `release`."""
-
-    fence: Fence | None = None
 
     def __init__(self, path: Path, fd: int, *, transient: bool = False) -> None:
         self._path = path
@@ -53,14 +48,6 @@ class FileLock:
     def remove(self) -> None:
         """Let go, and take the lock's file away: what it stood for is gone."""
         self._transient = True
-        self.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self.release()
 
 

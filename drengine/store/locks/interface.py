@@ -5,6 +5,7 @@ Files of one host (flock.py). Where several hosts share a store, the catalogue's
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -34,39 +35,38 @@ class Holder(NamedTuple):
 NOBODY = Holder()
 
 
-class Lock(Protocol):
-    """A lock that is held until `release`."""
+class Lock(ABC):
+    """A lock that is held until `release`, or to the end of a `with`.
 
-    @property
-    def fence(self) -> Fence | None:
-        """What each transaction that relies on the lock names; None where the kernel keeps it."""
-        ...
+    Attributes:
+        fence: what each transaction that relies on the lock names; None where the kernel keeps it.
+    """
 
+    fence: Fence | None = None
+
+    @abstractmethod
     def require(self) -> None:
         """Return while it is held; cheap, and asks nobody.
 
         Raises:
             DrengineError: LOCK_LOST, retryable: another process may hold it by now.
         """
-        ...
 
+    @abstractmethod
     def release(self) -> None:
         """Let go; harmless when done twice."""
-        ...
 
+    @abstractmethod
     def remove(self) -> None:
         """Let go, and forget that there was such a lock: what it stood for is gone."""
-        ...
 
     def __enter__(self) -> Self:
-        """Itself."""
-        ...
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go."""
-        ...
+        self.release()
 
 
 class Locks(Protocol):

@@ -13,8 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 
@@ -71,25 +70,20 @@ _LEASED = "SELECT DISTINCT source, branch, sequence FROM lease WHERE expires > c
 _END_LEASES = "DELETE FROM lease WHERE expires <= clock_timestamp()"
 
 
-class PostgresLock:
+class PostgresLock(Lock):
     """A lock that this process holds, or held."""
 
     def __init__(self, locks: PostgresLocks, fence: Fence, until: float) -> None:
         """`until`: by the monotonic clock."""
         self._locks = locks
-        self._fence = fence
+        self.fence: Fence = fence
         self.until = until
         self._is_released = False
-
-    @property
-    def fence(self) -> Fence | None:
-        """See `Lock.fence`."""
-        return self._fence
 
     def require(self) -> None:
         """See `Lock.require`."""
         if self._is_released or self._locks.monotonic() >= self.until:
-            raise DrengineError(LOCK_LOST, f"{self._fence.name} was not renewed in time")
+            raise DrengineError(LOCK_LOST, f"{self.fence.name} was not renewed in time")
 
     def release(self) -> None:
         """See `Lock.release`."""
@@ -102,21 +96,11 @@ class PostgresLock:
     def _end(self, statement: str) -> None:
         if not self._is_released:
             self._is_released = True
-            self._locks.end(self._fence, statement)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+            self._locks.end(self.fence, statement)
 
 
-class PostgresLease:
+class PostgresLease(Lock):
     """A lease of a position."""
-
-    fence: Fence | None = None
 
     def __init__(self, locks: PostgresLocks, id: int) -> None:
         self._locks = locks
@@ -131,14 +115,6 @@ class PostgresLease:
 
     def remove(self) -> None:
         """Let go."""
-        self.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self.release()
 
 

@@ -75,9 +75,11 @@ def opened_copy(
     )
     with FileLocks(destination).mirror():
         with reopened() as copy:
-            was_shipped = _is_to_be_compared(origin.context.catalogue, copy)
-        if was_shipped:
-            _begin_anew(destination, reopened)
+            if not _is_to_be_compared(origin.context.catalogue, copy):
+                mark(destination, is_copy=True)
+                yield copy
+                return
+        _begin_anew(destination, reopened)
         mark(destination, is_copy=True)
         with reopened() as copy:
             yield copy

@@ -84,7 +84,7 @@ def remote_site(directory: Path, store: Store) -> Site:
         store=store,
         agents=RemoteAgents(directory / "world"),
         drivers={"simulated": RemoteDriver(directory / "world")},
-        export_uri=lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
+        exporting=lambda: lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
         directory=directory / "instances",
         clock=SystemClock(),
         preflight=unseen,

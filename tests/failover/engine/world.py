@@ -378,7 +378,7 @@ class World:
             store=self.store,
             agents=self.agents,
             drivers={"simulated": self.driver},
-            export_uri=lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
+            exporting=lambda: lambda source, volume, branch, secret: f"nbd://test/{source}/{volume}#{branch}~{secret}",
             directory=self.directory / "instances",
             clock=clock or SystemClock(),
             preflight=unseen,

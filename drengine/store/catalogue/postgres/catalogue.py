@@ -156,9 +156,7 @@ class PostgresCatalogue(Catalogue):
                 yield
                 epochs = self._commit()
             finally:
-                self._leave()
-                self._under_way, self._scope = False, None
-                self._pending, self._changed, self._before, self._sums = [], set(), {}, {}
+                self._end()
             for changed, epoch in epochs.items():
                 self.note_epoch(epoch, changed)
 
@@ -194,9 +192,7 @@ class PostgresCatalogue(Catalogue):
                 yield aside
                 epochs = self._commit()
             finally:
-                self._leave()
-                self._under_way, self._scope = False, None
-                self._pending, self._changed, self._before, self._sums = [], set(), {}, {}
+                self._end()
             for changed, epoch in epochs.items():
                 self.note_epoch(epoch, changed, sync=True)
 
@@ -545,6 +541,12 @@ class PostgresCatalogue(Catalogue):
                 if not may_be_broken or error.kind is not CATALOGUE_UNAVAILABLE:
                     raise
                 may_be_broken = False
+
+    def _end(self) -> None:
+        """The transaction is over, however it ended."""
+        self._leave()
+        self._under_way, self._scope = False, None
+        self._pending, self._changed, self._before, self._sums = [], set(), {}, {}
 
     def _leave(self) -> None:
         """Leave nothing open; a connection of which that cannot be known is given up."""

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import psycopg
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
+from drengine.migrations import Migrations
 from drengine.model.errors import DrengineError
 from drengine.store.catalogue.postgres.link import SCHEMA
 from drengine.store.catalogue.postgres.migrations import NEWEST, VERSION_TABLE, VERSIONS
 from drengine.store.errors import STORE_VERSION
 
 _LOCK = 0x6472656E67696E66
-_ALONE = threading.Lock()
-"""alembic keeps what it works on in globals, so threads that open catalogues take turns."""
 
 
 def migrate(connection: psycopg.Connection[Any], found: str | None) -> None:
@@ -32,14 +27,14 @@ def migrate(connection: psycopg.Connection[Any], found: str | None) -> None:
         DrengineError: STORE_VERSION: it is of a newer program.
         psycopg.Error: it cannot be done.
     """
-    script = ScriptDirectory(VERSIONS.parent, version_locations=[VERSIONS])
-    if found is not None and found not in {each.revision for each in script.walk_revisions()}:
+    migrations = Migrations(VERSIONS, VERSION_TABLE)
+    if found is not None and not migrations.knows(found):
         raise DrengineError(STORE_VERSION, f"the catalogue has version {found}, this program knows up to {NEWEST}")
     connection.set_autocommit(False)
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=StaticPool)
     try:
         with engine.begin() as begun:
-            _migrate(begun, script)
+            _migrate(begun, migrations)
     except DBAPIError as error:
         if isinstance(error.orig, psycopg.Error):
             raise error.orig from error
@@ -48,11 +43,8 @@ def migrate(connection: psycopg.Connection[Any], found: str | None) -> None:
         engine.dispose()
 
 
-def _migrate(connection: Connection, script: ScriptDirectory) -> None:
+def _migrate(connection: Connection, migrations: Migrations) -> None:
     connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
     connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-    steps = EnvironmentContext(Config(), script, fn=lambda rev, _: script._upgrade_revs(NEWEST, rev))
-    with _ALONE, steps as environment:
-        environment.configure(connection, version_table=VERSION_TABLE, transactional_ddl=True)
-        environment.run_migrations()
+    migrations.run(connection, NEWEST)
