@@ -76,7 +76,8 @@ def errors() -> str:
     causes = "".join(f"| `{each.code}` | {each.meaning} | {each.hint} |\n" for each in CAUSES.values())
     refusals = "".join(f"| `{each.code}` | {each.meaning} | {each.hint} |\n" for each in REFUSALS.values())
     return (
-        f"{GENERATED}# Errors\n\nEach failure has a stable id and, for a command that ends with it, an exit status. "
+        f"{GENERATED}# Errors\n\nEach failure has a stable id and, for a command that ends with it, an exit status; "
+        "a family of failures that scripts treat alike shares one. "
         "0 is success, 2 a command line that can't be understood, 130 an interrupt, 141 (without a word) a reader of "
         "its output that went away. With `--json` the error is one "
         "JSON object on standard error. *Retry helps*: the same action may succeed later without anyone changing "

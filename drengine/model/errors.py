@@ -16,8 +16,9 @@ class ErrorKind(NamedTuple):
 
     Attributes:
         id: stable, lower-case, hyphenated name; scripts and alerts may match it.
-        exit_code: process exit status when a command ends with it: distinct per kind, 3 to 125 or 166 to 254 (those
-            between belong to shells and signals).
+        exit_code: process exit status when a command ends with it: 3 to 125 or 166 to 254 (those between belong to
+            shells and signals). It is one kind's own, or that of a family of kinds which a script treats alike; the id
+            tells them apart.
         summary: what it means, in one sentence.
         hint: what a person should do next.
         retryable: whether the same action may succeed later without anyone changing anything.
@@ -49,17 +50,22 @@ class DrengineError(Exception):
 
 
 def error_kind(
-    id: str, exit_code: int, summary: str, hint: str, *, retryable: bool = False, final: bool = False
+    id: str, exit_code: int | ErrorKind, summary: str, hint: str, *, retryable: bool = False, final: bool = False
 ) -> ErrorKind:
     """Register and return a kind; each package defines its own beside the code that raises them.
+
+    Args:
+        exit_code: a code that no kind has, or the kind whose family this one belongs to.
 
     Raises:
         ValueError: the id or the exit code is already taken.
     """
-    kind = ErrorKind(id, exit_code, summary, hint, retryable, final)
-    taken = next((k for k in _KINDS.values() if k.exit_code == exit_code), None)
-    if id in _KINDS or taken is not None or not (3 <= exit_code <= 125 or 166 <= exit_code <= 254):
-        raise ValueError(f"error kind {id!r} or exit code {exit_code} is taken or out of range")
+    family = isinstance(exit_code, ErrorKind)
+    code = exit_code.exit_code if isinstance(exit_code, ErrorKind) else exit_code
+    kind = ErrorKind(id, code, summary, hint, retryable, final)
+    taken = any(each.exit_code == code for each in _KINDS.values())
+    if id in _KINDS or taken is not family or not (3 <= code <= 125 or 166 <= code <= 254):
+        raise ValueError(f"error kind {id!r} or exit code {code} is taken or out of range")
     _KINDS[id] = kind
     return kind
 

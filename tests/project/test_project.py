@@ -12,7 +12,7 @@ import pytest
 
 from drengine.console.metrics import FAMILIES as ORCHESTRATOR_FAMILIES
 from drengine.enrolment.metrics import FAMILIES as AUTHORITY_FAMILIES
-from drengine.model.errors import error_kinds
+from drengine.model.errors import error_kind, error_kinds
 from drengine.target.metrics import FAMILIES as TARGET_FAMILIES
 from drengine.telemetry import Family, Metrics
 from drengine_agent.daemon.metrics import FAMILIES as AGENT_FAMILIES
@@ -58,10 +58,14 @@ def test_the_architecture_names_files_that_exist() -> None:
     assert len(named) > 40
 
 
-def test_an_exit_code_means_one_thing() -> None:
+def test_an_exit_code_means_one_kind_of_failure_or_one_family() -> None:
     kinds = error_kinds()
-    assert len({kind.exit_code for kind in kinds}) == len({kind.id for kind in kinds}) == len(kinds)
+    assert len({kind.id for kind in kinds}) == len(kinds)
     assert all(kind.hint and kind.summary for kind in kinds)
+    with pytest.raises(ValueError, match="taken"):
+        error_kind(
+            "some-other-kind", kinds[0].exit_code, "A code that is taken.", "Join its family by naming the kind."
+        )
 
 
 @needs_promtool

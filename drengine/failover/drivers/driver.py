@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from drengine.control.attach import HostAnswer
 from drengine.control.messages import Answer, Verb
 from drengine.failover.needs import Need
+from drengine.model.hardware import Card, Machine
+from drengine.model.inventory import Inventory
 from drengine.model.sectors import SECTOR_BYTES
 
 HostOrder = Callable[[Verb, Mapping[str, Any], float, Callable[[str], None]], Answer]
@@ -51,6 +53,8 @@ class LaunchRequest:
         order: tells the recovery host `host` something and waits for its answer: (verb, arguments, seconds, progress);
             raises DrengineError when the broker or the host is silent. None without a broker.
         timeout_seconds: how long `launch` may wait for health; threads can't be cancelled from outside.
+        inventory: the source, as its agent found it last; None: it never told.
+        cards: the network cards that the recovered server is to have, by the site's rules; empty: no rule speaks of it.
     """
 
     instance: str
@@ -64,6 +68,8 @@ class LaunchRequest:
     hydrate: bool = False
     timeout_seconds: float = 300.0
     order: HostOrder | None = None
+    inventory: Inventory | None = None
+    cards: tuple[Card, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +143,13 @@ class AsksHost(Protocol):
         Raises:
             DrengineError: it did not answer, or can't be asked; LAUNCH_SETTINGS.
         """
+        ...
+
+
+@runtime_checkable
+class KnowsMachine(Protocol):
+    """A driver that boots the source's disks on a machine of its own making, which may differ from the source's."""
+
+    def machine(self, settings: Mapping[str, Any], inventory: Inventory | None) -> Machine:
+        """What the guest will find there."""
         ...
