@@ -1,8 +1,29 @@
-"""What a source server is made of, as its agent found it: enough to build another one that its disks can run on."""
+"""What a source server is made of, as its agent found it: enough to build another one that its disks can run on.
+
+It comes from a server that may have been taken over, so `parse_inventory` judges every value: texts are short and
+printable, addresses are addresses, names of devices are no paths, and there are not many of anything.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Iterator
+from typing import Any
+
 import msgspec
+
+DOCUMENT_BYTES_MAX = 64 << 10
+TEXT_BYTES_MAX = 1024
+ENTRIES_MAX = 256
+"""Of each list."""
+_INTEGER_MAX = 2**63 - 1
+_DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.!:+-]*", re.ASCII)
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
+
+
+class BadInventory(ValueError):
+    """A document that is no inventory, or has a value that is not possible."""
 
 
 class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,3 +171,89 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     name_servers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     listeners: tuple[Listener, ...] = ()
+
+    @property
+    def lasting(self) -> Inventory:
+        """Without what changes all the time: equal for two looks at a server of which nothing was changed."""
+        quiet = tuple(msgspec.structs.replace(each, free_bytes=0) for each in self.file_systems)
+        return msgspec.structs.replace(self, taken_ns=0, file_systems=quiet)
+
+
+def pack_inventory(inventory: Inventory) -> bytes:
+    """As a JSON document, whose names are those of the attributes."""
+    return msgspec.json.encode(inventory)
+
+
+def parse_inventory(document: bytes) -> Inventory:
+    """What a document says. Names that are not known here are passed over: a newer agent may tell more.
+
+    Raises:
+        BadInventory: saying which value is not possible.
+    """
+    if len(document) > DOCUMENT_BYTES_MAX:
+        raise BadInventory(f"{len(document)} bytes are over {DOCUMENT_BYTES_MAX}")
+    try:
+        inventory = msgspec.json.decode(document, type=Inventory)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInventory(f"it does not decode: {error}") from error
+    for fault in faults(inventory):
+        raise BadInventory(fault)
+    return inventory
+
+
+def faults(value: Any, where: str = "inventory") -> Iterator[str]:
+    """What of an inventory, or of a part of one, is not possible."""
+    match value:
+        case bool():
+            return
+        case int() if not 0 <= value <= _INTEGER_MAX:
+            yield f"{where} is {value if abs(value) < 1 << 80 else 'a number'}, and not from 0 to 2^63-1"
+        case str() if not value.isprintable():
+            yield f"{where} has control characters"
+        case str() if len(value.encode()) > TEXT_BYTES_MAX:
+            yield f"{where} has more than {TEXT_BYTES_MAX} bytes"
+        case tuple() if len(value) > ENTRIES_MAX:
+            yield f"{where} has more than {ENTRIES_MAX} entries"
+        case tuple():
+            for each in value:
+                yield from faults(each, where)
+        case msgspec.Struct():
+            for name in value.__struct_fields__:
+                yield from faults(getattr(value, name), name)
+            yield from _struct_faults(value)
+
+
+def _struct_faults(value: msgspec.Struct) -> Iterator[str]:
+    """What is not possible in one kind of value alone."""
+    match value:
+        case FileSystem(device=device) | SourceDisk(device=device) | Partition(device=device):
+            yield from _device_fault(device)
+        case Interface(name=name, mac=mac, addresses=addresses):
+            yield from _device_fault(name)
+            if mac and not _MAC.fullmatch(mac):
+                yield f"{mac[:40]!r} is no address of a network card"
+            yield from (fault for each in addresses for fault in _address_fault(each, ipaddress.ip_interface))
+        case Route(to=to, via=via):
+            yield from _address_fault(to, ipaddress.ip_network) if to != "default" else ()
+            yield from _address_fault(via, ipaddress.ip_address) if via else ()
+        case Listener(protocol=protocol, address=address, port=port):
+            yield from _address_fault(address, ipaddress.ip_address)
+            if protocol not in ("tcp", "udp") or not 0 < port < 1 << 16:
+                yield f"{protocol[:10]!r} port {port} is no port"
+        case Inventory(boot_mode=mode, root=root, root_chain=chain, name_servers=servers):
+            if mode not in ("", "bios", "uefi"):
+                yield f"{mode[:40]!r} is no way to boot"
+            yield from (fault for each in (root, *chain) if each for fault in _device_fault(each))
+            yield from (fault for each in servers for fault in _address_fault(each, ipaddress.ip_address))
+
+
+def _device_fault(name: str) -> Iterator[str]:
+    if not _DEVICE.fullmatch(name):
+        yield f"{name[:40]!r} is no name of a device"
+
+
+def _address_fault(text: str, kind: Any) -> Iterator[str]:
+    try:
+        kind(text)
+    except ValueError:
+        yield f"{text[:60]!r} is no {kind.__name__.removeprefix('ip_')}"

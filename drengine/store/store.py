@@ -14,6 +14,7 @@ from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.durable import sync_directory
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.model.inventory import Inventory
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.ownership import make_directory
@@ -45,6 +46,7 @@ from drengine.store.errors import (
     os_errors,
 )
 from drengine.store.identity import StoreFile, read_store_file, write_store_file
+from drengine.store.inventories import forget_inventory, keep_inventory, read_inventory
 from drengine.store.locks import NOBODY, Holder, Lock, Position
 from drengine.store.log.branches import Branches, BranchInfo
 from drengine.store.log.changes import Spans, changed_since
@@ -374,6 +376,23 @@ class Store:
                 catalogue.put(known, trunk)
         return SourceInfo(*known)
 
+    def inventory(self, source: str) -> Inventory | None:
+        """What a source is made of, as its agent told last; None: it never did.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE; KEY_MISSING.
+        """
+        return read_inventory(self._context, source)
+
+    def keep_inventory(self, source: str, inventory: Inventory, *, generation: int) -> None:
+        """Keep what a source is made of, durably, in place of what it told before.
+
+        Raises:
+            DrengineError: UNKNOWN_SOURCE; FENCED when a newer generation has taken over; as `Catalogue.transaction`.
+        """
+        self._require_writable()
+        keep_inventory(self._context, source, inventory, generation)
+
     def branches(self, source: str) -> list[BranchInfo]:
         """All branches of a source, by number."""
         return self._branches.list(source)
@@ -522,6 +541,7 @@ class Store:
                 if catalogue.segments(source, 1) or self._context.storage.list(f"{segment_directory(source, 1)}/"):
                     return False
                 catalogue.remove(row, *branches)
+                forget_inventory(catalogue, source)
             forget_manifests(self._context, source)
             lock.remove()
         return True

@@ -29,7 +29,9 @@ def test_a_compaction_after_which_nothing_changed_reads_no_segment(
         kept = store.points("web1")
     if is_old:
         with psycopg.connect(url, autocommit=True, options="-c search_path=drengine_catalogue") as database:
-            database.execute("DROP TABLE judgement, target, placement, point_lock, lock_policy, clock")  # of 0002 to 4
+            database.execute(
+                "DROP TABLE judgement, target, placement, point_lock, lock_policy, clock, inventory"
+            )  # of 0002 to 5
             database.execute("UPDATE catalogue_version SET version_num = '0001'")
     storage = FaultyStorage(LocalStorage(path))
     for wanted in (True, False):

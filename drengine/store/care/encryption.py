@@ -13,6 +13,7 @@ from drengine.store.catalogue.rows import DamageRow, SegmentRow
 from drengine.store.catalogue.seal import CATALOGUE_KEY
 from drengine.store.context import StoreContext
 from drengine.store.damage import WHOLE_SEGMENT, record_damage
+from drengine.store.inventories import encrypt_inventories, forget_inventory
 from drengine.store.names import STORE_KEYS, keys_name
 from drengine.store.rebuild.manifest import write_manifest, write_manifests
 from drengine.store.views.records import ERASED_REASON
@@ -71,6 +72,7 @@ def encrypt_store(context: StoreContext) -> None:
             keys.encrypt(context.clock.now_ns())
         if catalogue.head() is None:
             catalogue.seal(keys.store_key(CATALOGUE_KEY))
+            encrypt_inventories(context)
             write_manifests(context)
 
 
@@ -105,6 +107,8 @@ def erase(context: StoreContext, source: str) -> int:
         gone = [DamageRow(*row[:3], WHOLE_SEGMENT, row.first_sequence, now_ns, ERASED_REASON) for row in rows]
         context.records.forget_source(source)
         record_damage(context, gone)
+        with catalogue.transaction(source):
+            forget_inventory(catalogue, source)
         write_manifest(context, source)
     return sum(not key.erased_ns for key in old.keys)
 

@@ -22,6 +22,7 @@ from drengine.store.care.retention import RetentionPolicy, plan
 from drengine.store.catalogue.rows import BranchRow, PointRow
 from drengine.store.context import StoreContext
 from drengine.store.copies import first_number
+from drengine.store.inventories import forget_inventory
 from drengine.store.locks import Position
 from drengine.store.rebuild.manifest import is_manifest_old, write_manifest
 
@@ -134,6 +135,8 @@ def _retain_source(
     staying = [row for row in points if (row.branch, row.sequence) not in going]
     gone = [row for row in points if (row.branch, row.sequence) in going]
     catalogue.remove(*gone, *lock_rows_of(catalogue, source, gone))
+    if is_retired and not catalogue.points(source):
+        forget_inventory(catalogue, source)
     for branch in branches:
         if branch.superseded_ns and not branch.closed and _outlived(branch, branches, staying, policy, now_ns):
             catalogue.put(branch._replace(closed=1))

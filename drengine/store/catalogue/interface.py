@@ -25,6 +25,7 @@ from drengine.store.catalogue.rows import (
     DamageRow,
     GrantRow,
     HeadRow,
+    InventoryRow,
     JudgementRow,
     LockPolicyRow,
     MirrorRow,
@@ -310,6 +311,11 @@ class Catalogue(ABC):
         """Which points of a source are locked."""
         found = self._select(Tables.LOCK_POLICY, "WHERE source = ?", source)
         return cast(LockPolicyRow, found[0]) if found else LockPolicyRow(source, 0, 0)
+
+    def inventory(self, source: str) -> InventoryRow | None:
+        """What a source is made of; None: it never told."""
+        found = self._select(Tables.INVENTORY, "WHERE source = ?", source)
+        return cast(InventoryRow, found[0]) if found else None
 
     def clocks(self) -> dict[str, ClockRow]:
         """What the compliance clock said, by boot; empty where nothing was ever locked."""

@@ -225,6 +225,17 @@ class ClockRow(NamedTuple):
     reading_ns: int
 
 
+class InventoryRow(NamedTuple):
+    """What a source is made of, as its agent told last (inventories.py).
+
+    `document` is a JSON document; where `data_key` names a data key of the source, it is encrypted under that.
+    """
+
+    source: str
+    data_key: bytes
+    document: bytes
+
+
 class JudgementRow(NamedTuple):
     """By which roots a branch was last judged whole (care/liveness.py): its `dead_bytes` are as of these.
 
@@ -263,6 +274,7 @@ Row = (
     | LockPolicyRow
     | ClockRow
     | JudgementRow
+    | InventoryRow
 )
 
 
@@ -309,7 +321,9 @@ class Tables:
     LOCK_POLICY: ClassVar = Table("lock_policy", LockPolicyRow, 1)
     CLOCK: ClassVar = Table("clock", ClockRow, 1)
     VERSION_8: ClassVar = (*VERSION_7, POINT_LOCK, LOCK_POLICY, CLOCK)
-    NEWEST: ClassVar = VERSION_8
+    INVENTORY: ClassVar = Table("inventory", InventoryRow, 1)
+    VERSION_9: ClassVar = (*VERSION_8, INVENTORY)
+    NEWEST: ClassVar = VERSION_9
 
 
 TABLE_OF: dict[type[Any], Table] = {table.row: table for table in Tables.NEWEST}

@@ -47,7 +47,7 @@ SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside the file, and would replay into whatever takes its name."""
 
 APPLICATION_ID = 0x4452454E
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 BUSY_SECONDS = 30.0
 _TABLES_OF_VERSION = {
     1: Tables.VERSION_1,
@@ -57,6 +57,7 @@ _TABLES_OF_VERSION = {
     5: Tables.VERSION_5,
     6: Tables.VERSION_6,
     7: Tables.VERSION_7,
+    8: Tables.VERSION_8,
     SCHEMA_VERSION: Tables.NEWEST,
 }
 

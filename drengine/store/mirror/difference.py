@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drengine.store.catalogue.interface import Catalogue
-from drengine.store.catalogue.rows import OPEN, SEALED, SIDE_ROLES, BranchRow, PointRow, SegmentRow, SourceRow
+from drengine.store.catalogue.rows import (
+    OPEN,
+    SEALED,
+    SIDE_ROLES,
+    BranchRow,
+    InventoryRow,
+    PointRow,
+    SegmentRow,
+    SourceRow,
+)
 from drengine.store.copies import LOCAL_BRANCHES
 
 Key = tuple[int, int]
@@ -28,6 +37,7 @@ class SourceRows:
     segments: dict[Key, SegmentRow] = field(default_factory=dict)
     points: dict[Key, PointRow] = field(default_factory=dict)
     locked_seconds: dict[Key, int] = field(default_factory=dict)
+    inventory: InventoryRow | None = None
 
     @staticmethod
     def read(catalogue: Catalogue, name: str) -> SourceRows:
@@ -40,6 +50,7 @@ class SourceRows:
         for point in catalogue.points(name):
             if point.branch < LOCAL_BRANCHES:
                 rows.points[point.branch, point.sequence] = point
+        rows.inventory = catalogue.inventory(name)
         return rows
 
 
@@ -153,12 +164,14 @@ class Difference:
         put += self._segments(reached)
         put += [self._point(row) for row in self.theirs.points.values() if row.sequence <= reached.get(row.branch, -1)]
         put += self._source(reached)
+        put += [self.theirs.inventory] if self.theirs.inventory else []
         mine = [*self._known(), *self.mine.segments.values()]
         known_rows = set(map(tuple, mine))
         gone: list[Any] = [
             row for key, row in self.mine.points.items() if key not in self.theirs.points and key not in protected
         ]
         gone += [row for number, row in self.mine.branches.items() if number not in self.theirs.branches]
+        gone += [self.mine.inventory] if self.mine.inventory and not self.theirs.inventory else []
         return [row for row in put if tuple(row) not in known_rows], gone
 
     def _known(self) -> Iterator[Any]:
@@ -166,6 +179,8 @@ class Difference:
             yield self.mine.source
         yield from self.mine.branches.values()
         yield from self.mine.points.values()
+        if self.mine.inventory:
+            yield self.mine.inventory
 
     def _segments(self, reached: dict[int, int]) -> Iterator[SegmentRow]:
         """Rows of what has arrived; what compaction has replaced stays as the copy has it."""

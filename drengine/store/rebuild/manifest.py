@@ -25,6 +25,7 @@ from drengine.store.catalogue.interface import Catalogue
 from drengine.store.catalogue.rows import (
     BranchRow,
     DamageRow,
+    InventoryRow,
     LockPolicyRow,
     PointLockRow,
     PointRow,
@@ -79,11 +80,16 @@ class SourceState(msgspec.Struct, frozen=True, array_like=True):
     locks: list[list[Any]] = []
     lock_policy: list[Any] = []
     reading_ns: int = 0
+    inventory: list[Any] = []
 
     def lock_rows(self) -> list[PointLockRow | LockPolicyRow]:
         """Points that are locked, and which will be."""
         policy = [LockPolicyRow(*self.lock_policy)] if self.lock_policy else []
         return [*policy, *(PointLockRow(*row) for row in self.locks)]
+
+    def inventory_rows(self) -> list[InventoryRow]:
+        """What it is made of, if it has told."""
+        return [InventoryRow(*self.inventory)] if self.inventory else []
 
     def source(self) -> SourceRow:
         """The source's row."""
@@ -151,8 +157,9 @@ def take_snapshot(catalogue: Catalogue, store: bytes, source: str, number: int, 
         epoch = catalogue.epoch(source)
         locks = [list(each) for each in catalogue.point_locks(source)]
         policy = list(catalogue.lock_policy(source))
+        inventory = list(catalogue.inventory(source) or ())
         reading_ns = max((each.reading_ns for each in catalogue.clocks().values()), default=0)
-    state = SourceState(list(row), branches, damage, locks, policy, reading_ns)
+    state = SourceState(list(row), branches, damage, locks, policy, reading_ns, inventory)
     return Manifest(store, number, now_ns, [state], epoch.lineage, epoch.number)
 
 

@@ -210,7 +210,7 @@ def _fill(
     for name, (state, _) in manifests.items():
         source_rows[name] = state.source()
         known[name] = {branch_row(branch).branch: branch for branch in state.branches}
-        catalogue.put(*state.damage_rows(), *state.lock_rows())
+        catalogue.put(*state.damage_rows(), *state.lock_rows(), *state.inventory_rows())
     if any(state.locks for state, _ in manifests.values()):
         catalogue.put(ClockRow(_BEFORE, 0, max(state.reading_ns for state, _ in manifests.values())))
     names = sorted({place.source for place in places} | set(source_rows))

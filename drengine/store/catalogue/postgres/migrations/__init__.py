@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NEWEST = "0004"
+NEWEST = "0005"
 VERSIONS = Path(__file__).parent / "versions"
 VERSION_TABLE = "catalogue_version"
