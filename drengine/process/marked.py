@@ -64,10 +64,12 @@ def start_marked(
     directory: Path,
     environment: Mapping[str, str] | None = None,
     user: str = "",
+    descriptors: Sequence[int] = (),
 ) -> None:
     """Start a process that goes on without us, in a session of its own; what it says is added to a file.
 
-    `environment` is added to the little that it inherits; `user` is as whom it runs, "" as we do.
+    `environment` is added to the little that it inherits; `user` is as whom it runs, "" as we do; `descriptors` are
+    open in it under their numbers.
 
     Raises:
         OSError, ValueError: it can't be started.
@@ -82,6 +84,7 @@ def start_marked(
             env=command_environment({**variables, **(environment or {}), **marked(name, value, directory)}),
             cwd=directory,
             start_new_session=True,
+            pass_fds=descriptors,
             **whose,
         )
     look = _Look(name, value, directory)

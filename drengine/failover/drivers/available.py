@@ -12,7 +12,7 @@ DRIVERS = Plugins(
     "launch driver",
     {
         "command": "drengine.failover.drivers.command:CommandDriver",
-        "qemu": "drengine.failover.drivers.qemu:QemuDriver",
+        "qemu": "drengine.failover.drivers.qemu.driver:QemuDriver",
         "standby": "drengine.failover.drivers.standby:StandbyDriver",
     },
     LAUNCH_SETTINGS,

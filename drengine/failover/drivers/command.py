@@ -24,6 +24,7 @@ from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration
 from drengine.failover.drivers.settings import read_settings
 from drengine.failover.needs import Program, programs
 from drengine.model.errors import DrengineError
+from drengine.model.inventory import Inventory
 from drengine.ownership import make_directory
 from drengine.process import Finished, end_marked, find_marked, marked, run_command, start_marked
 from drengine.process.given import with_given
@@ -80,7 +81,7 @@ class CommandDriver(LaunchDriver, KnowsNeeds):
         except ValueError as error:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver command: grace: {error}") from error
 
-    def needs(self, settings: Mapping[str, Any]) -> tuple[Program, ...]:
+    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> tuple[Program, ...]:
         read = read_settings(CommandSettings, settings, self.name)
         return programs(read.run, read.start, read.stop, read.quiesce, read.health, user=read.user)
 

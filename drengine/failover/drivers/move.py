@@ -49,7 +49,7 @@ START_SECONDS = 10.0
 QMP_SECONDS = 120.0
 """Swapping a root waits for the requests under way, and these for the branch."""
 
-HYDRATING, MOVED, GIVEN_UP = "hydrating", "moved", "given up"
+HYDRATING, MOVED, GIVEN_UP, STAYS = "hydrating", "moved", "given up", "stays"
 PAUSED = "io-error"
 """What QEMU says of a machine that a failed request has paused."""
 
@@ -62,12 +62,14 @@ class MovingDisk(msgspec.Struct, frozen=True):
         device: id of its device in QEMU.
         node: its root node while the copy is not used.
         uri: of the branch, for a hydrator that must be started again.
+        stays: why it is used through its hydrator for ever; empty: it moves.
     """
 
     volume: str
     device: str
     node: str
     uri: str
+    stays: str = ""
 
     @property
     def local(self) -> str:
@@ -107,10 +109,10 @@ class Move(msgspec.Struct):
     """How far a disk is, for reports.
 
     Attributes:
-        state: `hydrating`, `moved` or `given up`.
+        state: `hydrating`, `moved`, `given up` or `stays`.
         seconds: from the launch until it had moved; None before.
         swap_seconds: how long new requests waited for it.
-        reason: why it was given up; the machine goes on with the branch.
+        reason: why it was given up: the machine goes on with the branch; or why it stays on its hydrator.
     """
 
     state: str = HYDRATING
@@ -145,7 +147,9 @@ class Mover:
         self.moves = {disk.volume: moves.get(disk.volume, Move()) for disk in plan.disks}
         for disk in plan.disks:
             move = self.moves[disk.volume]
-            if self._root(disk) == disk.both:
+            if disk.stays:
+                move.state, move.reason = STAYS, disk.stays
+            elif self._root(disk) == disk.both:
                 move.state = MOVED
             else:
                 self._leave_copy(disk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,26 @@ SECONDS_MAX = 5.0
 
 class QmpError(Exception):
     """QEMU refused an order, in its own words."""
+
+
+def connect_unix(path: Path, seconds: float) -> socket.socket:
+    """Connect to a socket in a folder, whose path may be of any length; nothing takes longer than `seconds`.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.settimeout(seconds)
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            made.connect(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 class Qmp:
@@ -30,10 +51,8 @@ class Qmp:
             OSError, ValueError: nobody answers there as QEMU does.
         """
         self.events: list[dict[str, Any]] = []
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket = connect_unix(path, seconds_max)
         try:
-            self._socket.settimeout(seconds_max)
-            self._socket.connect(str(path))
             self._stream = self._socket.makefile("rwb")
             self._read()
             self.execute("qmp_capabilities")

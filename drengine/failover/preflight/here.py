@@ -117,7 +117,7 @@ def _needs_of(scene: Scene, step: PlannedStep[Any]) -> Iterator[Need]:
         driver, settings = driver_settings(scene, step)
         if isinstance(driver, KnowsNeeds):
             try:
-                yield from driver.needs(settings)
+                yield from driver.needs(settings, scene.site.store.inventory(step.source))
             except DrengineError:
                 return  # its settings are a check of their own
 

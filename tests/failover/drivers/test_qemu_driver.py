@@ -14,7 +14,10 @@ import pytest
 from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
-from drengine.failover.drivers.qemu import QemuDriver, QemuSettings, machine_arguments, nbd_node
+from drengine.failover.drivers.qemu.cards import cards_of
+from drengine.failover.drivers.qemu.disks import disk_arguments, nbd_node
+from drengine.failover.drivers.qemu.driver import QemuDriver
+from drengine.failover.drivers.qemu.settings import CardSettings, QemuSettings
 from drengine.model.errors import DrengineError
 
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="qemu-system-x86 is not installed")
@@ -46,15 +49,11 @@ class TestContract(LaunchDriverContract):
         return request(directory, {**BARE, "ready": "never said"}, timeout_seconds=1.0)
 
 
-def arguments(settings: QemuSettings, **more: Any) -> list[str]:
-    return machine_arguments(request(Path("/nowhere"), {}, **more), settings)
-
-
 def test_a_drill_never_uses_the_network_of_the_failover() -> None:
-    settings = QemuSettings(network="bridge:prod", drill_network="none")
-    assert "none" in arguments(settings, isolated=True)
-    assert not any("prod" in each for each in arguments(settings, isolated=True))
-    assert any('"br": "prod"' in each for each in arguments(settings, isolated=False))
+    settings = QemuSettings(networks=[CardSettings(network="bridge:prod"), CardSettings(network="user")])
+    drill, failover = (request(Path("/nowhere"), {}, isolated=isolated) for isolated in (True, False))
+    assert cards_of(drill, settings) == ()
+    assert [card.network for card in cards_of(failover, settings)] == ["bridge:prod", "user"]
 
 
 def test_the_boot_disk_comes_first_and_names_stay_values() -> None:
@@ -62,20 +61,31 @@ def test_the_boot_disk_comes_first_and_names_stay_values() -> None:
         Disk("log", 1, "nbd://127.0.0.1:10809/shop/log%232"),
         Disk("root,readonly=on", 1, "nbd+unix:///a%22,b?socket=/run/x,y.sock"),
     )
-    told = arguments(QemuSettings(boot="root,readonly=on"), disks=disks)
-    nodes = [json.loads(each) for each in told if each.startswith('{"driver": "nbd"')]
-    devices = [json.loads(each) for each in told if '"bootindex"' in each]
+    nodes, devices = blocks(QemuSettings(boot="root,readonly=on"), disks)
     assert [device["serial"] for device in devices] == ["root,readonly=on", "log"]
+    assert [device["bootindex"] for device in devices] == [1, 2]
     assert [node["export"] for node in nodes] == ['a",b', "shop/log#2"]
     assert nodes[0]["server"] == {"type": "unix", "path": "/run/x,y.sock"}
 
 
+def blocks(settings: QemuSettings, disks: tuple[Disk, ...]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The nodes and the devices that the disks become."""
+    told = [json.loads(each) for each in disk_arguments(request(Path("/nowhere"), {}, disks=disks), settings)[1::2]]
+    return [each for each in told if each["driver"] == "nbd"], [each for each in told if "serial" in each]
+
+
 @pytest.mark.fault(76)
-def test_a_disk_of_larger_sectors_looks_like_one_to_the_machine() -> None:
+@pytest.mark.parametrize("bus", ["virtio", "nvme", "scsi"])
+def test_a_disk_of_larger_sectors_looks_like_one_to_the_machine(bus: Any) -> None:
     disks = (Disk("a", 1, "nbd://127.0.0.1:1/a"), Disk("b", 1, "nbd://127.0.0.1:1/b", 4096))
-    devices = [json.loads(each) for each in arguments(QemuSettings(), disks=disks) if '"bootindex"' in each]
+    _, devices = blocks(QemuSettings(disk_bus=bus), disks)
     assert "logical_block_size" not in devices[0]
     assert (devices[1]["logical_block_size"], devices[1]["physical_block_size"]) == (4096, 4096)
+
+
+def test_a_bus_that_can_not_have_larger_sectors_is_refused() -> None:
+    with pytest.raises(DrengineError, match="volume b has sectors of 4096 bytes"):
+        blocks(QemuSettings(disk_bus="sata"), (Disk("b", 1, "nbd://127.0.0.1:1/b", 4096),))
 
 
 @pytest.mark.parametrize("uri", ["http://x/y", "nbd:///x", ""])
@@ -89,6 +99,16 @@ def test_what_is_no_nbd_address_is_refused(uri: str) -> None:
     [
         ({"network": "bridge:a,b=c"}, "is none of"),
         ({"drill_network": "vde"}, "is none of"),
+        ({"networks": [{"network": "bridge:"}]}, "is none of"),
+        ({"networks": [{}], "mac": "52:54:00:00:00:01"}, "`networks` stands for several"),
+        ({"networks": [{"mac": "52:54:00:00:00:0a"}, {"mac": "52:54:00:00:00:0A"}]}, "two of its cards"),
+        ({"networks": [{"model": "ena"}]}, r"networks\[0\]\.model"),
+        ({"mac": "01:00:5e:00:00:01"}, "no address of one network card"),
+        ({"mac": "52:54:00:00:00"}, "no address of one network card"),
+        ({"firmware": "efi"}, "none of bios, uefi, and no path"),
+        ({"disk_bus": "floppy"}, "disk_bus"),
+        ({"guest_agent": "maybe"}, "guest_agent"),
+        ({"cpus": -1}, "negative"),
         ({"accelerator": "magic"}, "magic"),
         ({"memory_mib": "lots"}, "memory_mib"),
         ({"grace": "soon"}, "soon"),

@@ -27,7 +27,7 @@ from demo.story import free_port
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.move import MARK as MOVER_MARK
 from drengine.failover.drivers.move import MOVED, MovePlan, Mover
-from drengine.failover.drivers.qemu import QemuDriver
+from drengine.failover.drivers.qemu.driver import QemuDriver
 from drengine.failover.drivers.qmp import Qmp
 from drengine.model.points import PointSelector
 from drengine.nbd.export import Command, Complete, Export, Peer, Reply, Request

@@ -1,0 +1,1 @@
+"""The `qemu` driver: a virtual machine on this host that boots a source's promoted disks."""
