@@ -10,6 +10,7 @@ import msgspec
 from croniter import croniter
 
 from drengine.failover.drivers.driver import LaunchDriver
+from drengine.failover.reading.addresses import check_addresses
 from drengine.failover.runbook.document import Node
 from drengine.failover.runbook.findings import Findings, did_you_mean, shown
 from drengine.failover.runbook.sense import Sense
@@ -69,6 +70,7 @@ class _Checker:
         for name, source in book.sources.items():
             self._source(name, source, sense.inside("sources", name))
         self._waves()
+        check_addresses(book, sense)
         self._warn()
 
     def _source(self, name: str, source: Source, sense: Sense) -> None:

@@ -18,8 +18,12 @@ import msgspec
 
 from drengine.failover.runbook.values import (
     RETRIES_MAX,
+    Addresses,
+    AddressRule,
     Fence,
+    InterfaceSettings,
     Launch,
+    LaunchInterface,
     Objectives,
     Runbook,
     Service,
@@ -47,12 +51,18 @@ _MORE: dict[tuple[str, str], dict[str, Any]] = {
 """What the types of a runbook's values do not say, by class and key."""
 
 
+_CLASSES = (
+    *(Runbook, Objectives, Source, Service, Launch, Fence, Wave, Step),
+    *(Addresses, AddressRule, InterfaceSettings, LaunchInterface),
+)
+
+
 def runbook_schema() -> dict[str, Any]:
     """The schema."""
     actions = step_kinds().actions
     settings = [kind.settings_type for kind in actions.values()]
     made, definitions = msgspec.json.schema_components((Runbook, *settings), ref_template="#/$defs/{name}")
-    texts = _field_descriptions(Runbook, Objectives, Source, Service, Launch, Fence, Wave, Step, *settings)
+    texts = _field_descriptions(*_CLASSES, *settings)
     for name, definition in definitions.items():
         for key, each in definition.get("properties", {}).items():
             definition["properties"][key] = _property(name, key, each, texts)
@@ -98,8 +108,7 @@ def _field_descriptions(*classes: Any) -> dict[tuple[str, str], str]:
         if not isinstance(each, type) or not issubclass(each, msgspec.Struct):
             continue
         keys = {field.name: field.encode_name for field in msgspec.structs.fields(each)}
-        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
-        nodes = body.body if isinstance(body, ast.ClassDef) else []
+        nodes = [node for base in each.__mro__ for node in _nodes(base)]
         for field, text in pairwise(nodes):
             match field, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
@@ -107,3 +116,11 @@ def _field_descriptions(*classes: Any) -> dict[tuple[str, str], str]:
                 case _:
                     continue
     return found
+
+
+def _nodes(each: type) -> list[ast.stmt]:
+    """What the body of a class of ours consists of."""
+    if each.__module__.partition(".")[0] in ("builtins", "msgspec"):
+        return []
+    body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+    return body.body if isinstance(body, ast.ClassDef) else []

@@ -21,6 +21,10 @@ Duration = Annotated[
 WebAddress = Annotated[str, msgspec.Meta(extra={"what": "a web address", "example": "http://10.0.0.5:8080/health"})]
 Schedule = Annotated[str, msgspec.Meta(extra={"what": "a schedule", "example": '"30 3 * * sun"'})]
 Driver = Annotated[str, msgspec.Meta(extra={"what": "the name of a driver", "example": "qemu"})]
+Network = Annotated[str, msgspec.Meta(extra={"what": "a network", "example": "10.1.0.0/16"})]
+IpAddress = Annotated[str, msgspec.Meta(extra={"what": "an IP address", "example": '"10.9.0.1"'})]
+CardAddress = Annotated[str, msgspec.Meta(extra={"what": "an address with its prefix", "example": "10.9.0.5/24"})]
+Mac = Annotated[str, msgspec.Meta(extra={"what": "new, keep or a MAC", "example": '"02:00:00:00:00:05"'})]
 
 RETRIES_MAX = 1000
 
@@ -89,6 +93,31 @@ class Fence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How often it is tried again."""
 
 
+class InterfaceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one network interface of a source becomes; what is not said follows from the rules of `addresses`."""
+
+    addresses: list[CardAddress] = []
+    """Fixed ones with prefix lengths: `10.9.0.5/24`; empty: the source's own, moved by the rules."""
+    dhcp: bool = False
+    """It asks for its addresses."""
+    gateway: IpAddress = ""
+    """Of the default route; empty: the source's own, moved by the rules."""
+    name_servers: list[IpAddress] = []
+    """Of its resolver; empty: the source's own, moved by the rules."""
+    search: list[str] = []
+    """Domains of its resolver; empty: the source's own."""
+    mac: Mac = "new"
+    """`new`: one of the launch, the same whenever it is repeated; `keep`: the source's own (licences); or one that is
+    given."""
+
+
+class LaunchInterface(InterfaceSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The same, with what counts in a drill instead."""
+
+    drill: InterfaceSettings | None = None
+    """What it becomes in a drill; absent: the same."""
+
+
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a source's workload is started from the promoted disks.
 
@@ -109,6 +138,8 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """How often it is tried again."""
     hydrate: bool = False
     """Make its disks local in the background while it runs."""
+    interfaces: dict[str, LaunchInterface] = {}
+    """Those of the source's network interfaces, by name, that become something of their own: a fixed address, a MAC."""
 
     def settings_in(self, mode: Mode) -> dict[str, Any]:
         """The driver's settings in a mode: those of a drill lie over the others."""
@@ -175,6 +206,32 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Longest time since the last drill that passed, a duration."""
 
 
+class AddressRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What becomes of the addresses in one network of the sources."""
+
+    source_network: Network = msgspec.field(name="from")
+    """A network of the sources: `10.1.0.0/16`."""
+    to: Network = ""
+    """The network of the same size to which its addresses move; the host part is kept. May be left out with `dhcp`."""
+    dhcp: bool = False
+    """Servers ask for their addresses there; those that the rule gives are what they are expected to get."""
+    gateway: IpAddress = ""
+    """Of the default route there; empty: the source's own, moved by the rules."""
+    name_servers: list[IpAddress] = []
+    """Of resolvers there; empty: the source's own, moved by the rules."""
+    search: list[str] = []
+    """Domains of resolvers there; empty: the source's own."""
+
+
+class Addresses(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rules of the site where servers are recovered. An address that no rule covers stays as it is."""
+
+    rules: list[AddressRule] = []
+    """One for each network of the sources; they may not overlap."""
+    drill: list[AddressRule] | None = None
+    """Those that count in a drill instead; absent: the same; []: addresses stay as they are."""
+
+
 class Runbook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole runbook."""
 
@@ -190,6 +247,8 @@ class Runbook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Protected servers, by the names under which they replicate."""
     waves: list[Wave]
     """In which order they start, and what is done before and after."""
+    addresses: Addresses = Addresses()
+    """Which addresses recovered servers get."""
     schedule: Schedule = ""
     """Drills by themselves: a cron expression of five fields, in UTC; empty: none."""
     force_by: list[str] = []
