@@ -35,7 +35,7 @@ PLATFORMS = ("manylinux_2_17_x86_64", "manylinux_2_17_aarch64", "musllinux_1_2_x
 NATIVE = ("cffi", "msgspec", "xxhash", "zstandard")
 STABLE = ("cryptography",)
 """Their extensions keep to the part of Python's interface that stays the same."""
-NOT_NEEDED = ("colorama",)
+NOT_NEEDED = ("colorama", "win-inet-pton")
 """Locked for other systems."""
 _PARTS = ("cli", "console", "crypt", "failover", "fleet", "joining", "monitoring", "notifications", "people", "policy")
 TARGET_ONLY = [("drengine", part) for part in (*_PARTS, "store", "target")]

@@ -16,7 +16,7 @@ from drengine.terminal import emit_json, human_duration, human_time, show_table
 from drengine.terminal.options import grouped
 
 if TYPE_CHECKING:
-    from drengine.failover.answers import Plan, PlannedStep
+    from drengine.failover.answers import AddressChange, Plan, PlannedStep
 
 app = typer.Typer(add_completion=False)
 
@@ -54,6 +54,9 @@ def _show(found: Plan) -> None:
     rows = [_row(number, step) for number, step in enumerate(found.steps, start=1)]
     heads = ("step", "wave", "what", "takes", "if it fails", "cleanup")
     show_table(heads, rows, title=f"{found.mode.value} {found.runbook}")
+    if found.addresses:
+        heads = ("server", "interface", "old address", "new address", "gateway", "DNS")
+        show_table(heads, [_address_row(each) for each in found.addresses], title="addresses")
     show_checks([each for each in found.checks if not each.ok], title="checks that do not pass")
     print(f"predicted: {human_duration(found.predicted_seconds)} from the declaration to the last step")
 
@@ -63,3 +66,9 @@ def _row(number: int, step: PlannedStep) -> tuple[str, ...]:
     goes_on = not step.critical or step.on_failure is OnFailure.CONTINUE
     fails = "go on" if goes_on else step.on_failure.value
     return str(number), step.wave, step.title, takes, fails, "always" if step.cleanup else ""
+
+
+def _address_row(each: AddressChange) -> tuple[str, ...]:
+    new = ", ".join([*(["DHCP"] if each.dhcp else []), *each.new]) if each.new != each.old else "the same"
+    resolver = ", ".join([*each.name_servers, *each.search])
+    return each.source, each.interface, ", ".join(each.old), new, each.gateway, resolver

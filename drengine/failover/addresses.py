@@ -35,7 +35,7 @@ BAD_ADDRESSES = error_kind(
     "bad-addresses",
     175,
     "The addresses that recovered servers would get do not fit together, or are not known.",
-    "`drengine plan RUNBOOK` shows old and new ones; mend `addresses` or the source's `launch: interfaces`.",
+    "The run's plan shows old and new ones; mend the runbook's `addresses`, or `interfaces` of that source's launch.",
 )
 
 Address = IPv4Address | IPv6Address

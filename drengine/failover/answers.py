@@ -173,12 +173,34 @@ class ExpectedPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddressChange:
+    """What becomes of a network interface of a source.
+
+    Attributes:
+        old, new: addresses with prefix lengths; with `dhcp` the new ones are those that it is expected to get.
+        mac: empty where the launch gives it a new one, or the machine its own.
+        gateway: of its default route; empty: none by this interface.
+    """
+
+    source: str
+    interface: str
+    old: list[str]
+    new: list[str]
+    dhcp: bool
+    mac: str
+    gateway: str
+    name_servers: list[str]
+    search: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a run would do now; nothing was touched.
 
     Attributes:
         points: those that would be chosen now, by source.
         predicted_seconds: from the declaration to the last step that is no cleanup.
+        addresses: of the servers that would be launched, where anybody knows them.
         checks: whether it would go through, see `drengine ready`.
     """
 
@@ -187,6 +209,7 @@ class Plan:
     predicted_seconds: float
     points: dict[str, ExpectedPoint]
     steps: list[PlannedStep]
+    addresses: list[AddressChange]
     checks: list[Checked] = field(default_factory=list)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import msgspec
 
-from drengine.failover.answers import ExpectedPoint, Plan, planned_answer
+from drengine.failover.answers import AddressChange, ExpectedPoint, Plan, planned_answer
 from drengine.failover.engine import Engine
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.labels import RunLabel
@@ -18,7 +18,9 @@ from drengine.failover.run import RunRecord, Status
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings, expected_point
+from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
+from drengine.failover.steps.workloads import inventories_of, servers_of
 from drengine.model.errors import DrengineError
 
 EARLIER_RUNS = 10
@@ -39,6 +41,7 @@ def preview(engine: Engine, mode: Mode, book: Runbook, options: RunOptions) -> P
         predicted_seconds=predicted_seconds(steps, seconds),
         points={step.source: _point(engine, step) for step in steps if step.kind is CHOOSE_POINT},
         steps=[planned_answer(step, seconds[step.id], measured=step.id in known) for step in steps],
+        addresses=list(_addresses(engine, mode, book)) if any(step.kind is LAUNCH for step in steps) else [],
     )
 
 
@@ -95,6 +98,25 @@ def losses(engine: Engine, run: RunRecord) -> list[Loss]:
         if records:
             found.append(Loss(source, branch.number, records, points[-1].time_ns if points else 0))
     return found
+
+
+def _addresses(engine: Engine, mode: Mode, book: Runbook) -> Iterator[AddressChange]:
+    inventories = inventories_of(engine.site.store, book)
+    for source, server in servers_of(book, inventories, "", isolated=mode is Mode.DRILL).items():
+        inventory = inventories[source]
+        old = {each.name: each.addresses for each in inventory.interfaces} if inventory else {}
+        for card in server.cards:
+            yield AddressChange(
+                source=source,
+                interface=card.name,
+                old=list(old.get(card.name, ())),
+                new=list(card.addresses),
+                dhcp=card.dhcp,
+                mac=card.mac,
+                gateway=card.gateway,
+                name_servers=list(card.name_servers),
+                search=list(card.search),
+            )
 
 
 def _point(engine: Engine, step: PlannedStep[ChoosePointSettings]) -> ExpectedPoint:

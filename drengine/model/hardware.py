@@ -30,6 +30,18 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 1500
 
 
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """A recovered server as the others of its run know it.
+
+    Attributes:
+        names: that lead to it, without a domain.
+        cards: its network cards; empty: nobody knows them.
+    """
+
+    names: tuple[str, ...]
+    cards: tuple[Card, ...] = ()
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What a launch driver's machine offers to the guest, for which the guest's disks are prepared.
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from drengine.failover.addresses import BAD_ADDRESSES, address_faults, cards, require_addresses
 from drengine.failover.runbook.values import (
-    AddressRule,
     Addresses,
+    AddressRule,
     InterfaceSettings,
     Launch,
     LaunchInterface,

@@ -64,6 +64,7 @@ WORDS = {
     *("nbd", "scan", "ebpf", "standby", "frozen", "unlimited", "20MiB/s"),  # values of options
     "08:00-18:00=20MiB/s, otherwise unlimited",
     # keys of runbooks and of what belongs to them
+    *("addresses", "interfaces"),
     *("after", "by", "force_by", "host", "host:", "hydrate", "then", "modes", "mounts", "services", "start"),
     "[allow] commands",
     *("fence: {command: [...]}", "fence: {dry: [...]}", "objectives: rpo"),

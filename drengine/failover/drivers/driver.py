@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from drengine.control.attach import HostAnswer
 from drengine.control.messages import Answer, Verb
 from drengine.failover.needs import Need
-from drengine.model.hardware import Card, Machine
+from drengine.model.hardware import Card, Machine, Server
 from drengine.model.inventory import Inventory
 from drengine.model.sectors import SECTOR_BYTES
 
@@ -54,7 +54,8 @@ class LaunchRequest:
             raises DrengineError when the broker or the host is silent. None without a broker.
         timeout_seconds: how long `launch` may wait for health; threads can't be cancelled from outside.
         inventory: the source, as its agent found it last; None: it never told.
-        cards: the network cards that the recovered server is to have, by the site's rules; empty: no rule speaks of it.
+        cards: the network cards that the recovered server is to have, by the site's rules; empty: nobody knows them.
+        servers: all that the run recovers, by source, as they know each other.
     """
 
     instance: str
@@ -70,6 +71,7 @@ class LaunchRequest:
     order: HostOrder | None = None
     inventory: Inventory | None = None
     cards: tuple[Card, ...] = ()
+    servers: Mapping[str, Server] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

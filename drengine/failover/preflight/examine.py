@@ -11,7 +11,7 @@ from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.errors import UNKNOWN_CHECK
 from drengine.failover.plan import plan, sources_of
-from drengine.failover.preflight import control, fences, here, hosts, people, services, sources
+from drengine.failover.preflight import addresses, control, fences, here, hosts, people, services, sources
 from drengine.failover.preflight.check import Check, Look, Scene
 from drengine.failover.readiness import Checked
 from drengine.failover.registry import Registry
@@ -26,6 +26,7 @@ PREFLIGHT_SECONDS_MAX = 20.0
 
 LOOKS: tuple[Look, ...] = (
     *sources.LOOKS,
+    *addresses.LOOKS,
     *here.LOOKS,
     *control.LOOKS,
     *hosts.LOOKS,

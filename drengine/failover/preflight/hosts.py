@@ -17,7 +17,7 @@ from drengine.failover.runbook.values import Mode
 from drengine.failover.steps.agents import while_there
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
-from drengine.failover.steps.workloads import WorkloadSettings
+from drengine.failover.steps.workloads import WorkloadSettings, inventories_of, servers_of
 from drengine.model.errors import DrengineError
 
 ASK_SECONDS = 12.0
@@ -151,25 +151,31 @@ def _order(scene: Scene, host: str, loop: asyncio.AbstractEventLoop) -> HostOrde
 
 def _request(scene: Scene, step: Launch, order: HostOrder) -> LaunchRequest:
     """As the launch would ask; the branch is one that is there."""
-    store, settings = scene.site.store, step.settings
+    store, settings, book = scene.site.store, step.settings, scene.case.runbook
     branch = store.source(step.source).active_branch
     uri = scene.site.exporting()
     with store.head_view(step.source, branch) as head:
         disks = tuple(
             Disk(each.name, each.size_bytes, uri(step.source, each.name, branch, "")) for each in head.geometry.values()
         )
+    isolated = scene.case.mode is Mode.DRILL
+    inventories = inventories_of(store, book)
+    servers = servers_of(book, inventories, scene.case.run, isolated=isolated)
     return LaunchRequest(
         instance="preflight",
         run=scene.case.run,
         source=step.source,
         disks=disks,
-        isolated=scene.case.mode is Mode.DRILL,
+        isolated=isolated,
         settings=settings.settings,
         directory=scene.site.directory / "preflight",
         host=settings.host,
         hydrate=settings.hydrate,
         timeout_seconds=ASK_SECONDS,
         order=order,
+        inventory=inventories[step.source],
+        cards=servers[step.source].cards,
+        servers=servers,
     )
 
 

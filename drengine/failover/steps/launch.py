@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from drengine.failover.addresses import require_addresses
 from drengine.failover.drivers.driver import Instance, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED
+from drengine.failover.runbook.values import Mode
 from drengine.failover.steps.grants import let_use_disks
 from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
-from drengine.failover.steps.workloads import WorkloadSettings, branch_of, driver_of, instance_of, launch_request
+from drengine.failover.steps.workloads import (
+    WorkloadSettings,
+    branch_of,
+    driver_of,
+    instance_of,
+    inventories_of,
+    launch_request,
+)
 from drengine.model.grants import without_secret
+
+ADDRESSES_CHECK = "addresses"
+"""The check before the run that looks at the same; who goes on despite it goes on here."""
 
 
 class LaunchStep(StepKind[WorkloadSettings, Launched]):
@@ -40,6 +52,10 @@ class LaunchStep(StepKind[WorkloadSettings, Launched]):
                 context, instance_of(step, context), step.source, branch_of(step, context), step.settings.host
             )
             request = launch_request(step, context, loop)
+            if not {ADDRESSES_CHECK, f"{ADDRESSES_CHECK}:{step.source}"} & {*context.options.despite, *context.despite}:
+                mode = Mode.DRILL if request.isolated else Mode.FAILOVER
+                inventories = inventories_of(context.site.store, context.runbook)
+                require_addresses(context.runbook, step.source, inventories, mode)
             found = driver_of(step, context).launch(request, context.say)
             if not (found.running and found.healthy):
                 return StepResult(False, f"{request.instance} is not healthy", LAUNCH_FAILED.id)

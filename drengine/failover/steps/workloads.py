@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from drengine.failover.addresses import cards
 from drengine.failover.drivers.driver import Disk, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
+from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.steps.agents import host_order
 from drengine.failover.steps.branch import BRANCH
 from drengine.failover.steps.grants import secret_of
 from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
+from drengine.model.hardware import Server
+from drengine.model.inventory import Inventory
+from drengine.store.errors import UNKNOWN_SOURCE
+from drengine.store.store import Store
 from drengine.wire.payload import digest
 
 
@@ -62,6 +69,8 @@ def launch_request(
             Disk(each.name, each.size_bytes, uri(source, each.name, branch, secret), sectors[each.volume])
             for each in volumes
         )
+    inventories = inventories_of(context.site.store, context.runbook)
+    servers = servers_of(context.runbook, inventories, settings.run or context.run, isolated=settings.isolated)
     return LaunchRequest(
         instance=instance,
         run=settings.run or context.run,
@@ -74,7 +83,36 @@ def launch_request(
         order=host_order(step, context, settings.host, loop) if settings.host else None,
         hydrate=settings.hydrate,
         timeout_seconds=step.timeout_seconds,
+        inventory=inventories[source],
+        cards=servers[source].cards,
+        servers=servers,
     )
+
+
+def inventories_of(store: Store, runbook: Runbook) -> dict[str, Inventory | None]:
+    """What the agents of a runbook's sources told last, by source; None where nobody knows."""
+    found: dict[str, Inventory | None] = {}
+    for source in runbook.sources:
+        try:
+            found[source] = store.inventory(source)
+        except DrengineError as error:
+            if error.kind is not UNKNOWN_SOURCE:
+                raise
+            found[source] = None
+    return found
+
+
+def servers_of(
+    runbook: Runbook, inventories: Mapping[str, Inventory | None], run: str, *, isolated: bool
+) -> dict[str, Server]:
+    """What a run launches of a runbook's sources, as the servers know each other; `isolated`: in a drill."""
+    mode, servers = Mode.DRILL if isolated else Mode.FAILOVER, {}
+    for source, inventory in inventories.items():
+        host = inventory.hostname.partition(".")[0].lower() if inventory else ""
+        names = tuple(dict.fromkeys(filter(None, (source, host))))
+        made = cards(runbook, source, inventory, mode, instance=instance_name(run, source) if run else "")
+        servers[source] = Server(names=names, cards=made)
+    return servers
 
 
 def driver_of(step: PlannedStep[WorkloadSettings], context: StepContext) -> LaunchDriver:

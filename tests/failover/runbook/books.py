@@ -38,7 +38,11 @@ sources:
       hydrate: true
   web:
     fence: *fence
-    launch: {driver: standby, host: edge-2, settings: {}}
+    launch:
+      {driver: standby, host: edge-2, settings: {}, interfaces: {eth0: {addresses: [10.9.0.7/24], mac: keep}}}
+addresses:
+  rules:
+    - {from: 10.1.0.0/16, to: 10.9.0.0/16, gateway: 10.9.0.1, name_servers: [10.9.0.53], search: [example.org]}
 waves:
   - name: data
     sources: [db]
