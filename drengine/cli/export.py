@@ -6,14 +6,27 @@ import asyncio
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from msgspec import to_builtins
 
+from drengine.cli.as_luns import (
+    ChapSecretOption,
+    ChapUserOption,
+    DataNetworkOption,
+    InitiatorOption,
+    IscsiOption,
+    as_luns,
+    iscsi_target,
+)
 from drengine.cli.common import JsonOption, SourceOption, StoreOption, open_store, pick_point, pick_source
 from drengine.config import ADDRESS, BAD_CONFIG
+from drengine.iscsi.names import target_name
+from drengine.iscsi.serving import IscsiTarget
 from drengine.model.errors import DrengineError
 from drengine.model.points import VolumeGeometry
 from drengine.model.sectors import SECTOR_BYTES
@@ -48,13 +61,20 @@ def export(
         bool,
         typer.Option("--writable", help="Make a drill's branch of the point and serve that for writing."),
     ] = False,
+    iscsi: IscsiOption = None,
+    initiator: InitiatorOption = None,
+    chap_user: ChapUserOption = "",
+    chap_secret: ChapSecretOption = None,
+    data_network: DataNetworkOption = None,
     json: JsonOption = False,
 ) -> None:
     """Serve the volumes of a point over NBD until interrupted; read-only unless --writable or --branch.
 
-    The replica, its other points and replication are not touched, whatever is written to a branch.
+    With --iscsi they are LUNs too, in their order, for machines that have no NBD or boot from a SAN. The replica, its
+    other points and replication are not touched, whatever is written to a branch.
     """
     address = _address(listen) if listen else None
+    target = iscsi_target(iscsi, initiator or [], chap_user, chap_secret, data_network or []) if iscsi else None
     with open_store(store, read_only=not writable and branch is None) as opened:
         name = pick_source(opened, source)
         told: dict[str, Any] = {"source": name}
@@ -74,7 +94,9 @@ def export(
             told |= {"branch": chosen.number, "writable": True}
         volumes = _only(volumes, volume)
         exports = [f"{name}/{each.name}{mark}" for each in volumes]
-        asyncio.run(_serve(opened, exports, volumes, socket, address, told, json))
+        if target is not None:
+            target = replace(target, name=target_name(name, drill=True), read_only=chosen is None)
+        asyncio.run(_serve(opened, exports, volumes, socket, address, target, told, json))
 
 
 async def _serve(
@@ -83,6 +105,7 @@ async def _serve(
     volumes: tuple[VolumeGeometry, ...],
     socket: Path | None,
     address: tuple[str, int] | None,
+    target: IscsiTarget | None,
     told: dict[str, Any],
     json: bool,
 ) -> None:
@@ -101,8 +124,11 @@ async def _serve(
                 place = await server.start_unix(socket or Path(made) / "nbd.sock")
                 told["uris"] = [f"nbd+unix:///{quote(name)}?socket={quote(str(place))}" for name in names]
             held = await _hold(exports, names)
-            _tell(told, names, volumes, held.info.sector_bytes, json)
-            await stopping.wait()
+            async with as_luns(target, volumes, told["uris"], Path(made) / "iscsi") as served:
+                if served is not None:
+                    told["iscsi"] = to_builtins(served)
+                _tell(told, names, volumes, held.info.sector_bytes, json)
+                await stopping.wait()
             held.close()
         finally:
             await server.close(GRACE_SECONDS)
@@ -129,6 +155,8 @@ def _tell(
     print(f"{told['source']}: {what}")
     for uri, each in zip(told["uris"], volumes, strict=True):
         print(f"  {each.name}  {human_bytes(each.size_bytes)}  {uri}")
+    for name, lun in told.get("iscsi", {}).get("luns", {}).items():
+        print(f"  {name}  LUN {lun} of {told['iscsi']['target']} at {told['iscsi']['portal']}")
     first = told["uris"][0]
     print(f"look at it:  nbdinfo '{first}'", f"copy it:     nbdcopy '{first}' disk.img", sep="\n")
     keep = " -snapshot" if "point" in told else ""

@@ -16,6 +16,7 @@ from drengine.config import (
     ADDRESSES,
     BAD_CONFIG,
     DURATION,
+    NETWORKS,
     PATH,
     TEXT,
     Address,
@@ -120,6 +121,12 @@ class OrchestratorConfig:
         default=(),
         help="Where the target serves branches over NBD, as workloads reach it: its nbd_socket or nbd_listen. Of "
         "several targets of one store, a list, best first: disks come from the first that answers.",
+    )
+    data_networks: tuple[str, ...] = option(
+        NETWORKS,
+        default=(),
+        help="Networks on which this host may serve disks itself (launch driver `iscsi`), checked on the portal and on "
+        "each initiator's address; and loopback.",
     )
     lease: float = option(
         DURATION,

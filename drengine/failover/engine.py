@@ -272,6 +272,7 @@ async def open_engine(
                     directory=config.instances,
                     clock=clock,
                     preflight=Preflight(config, registry, door, agents),
+                    data_networks=config.data_networks,
                 )
                 owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
                 notifier = await asyncio.to_thread(open_notifier, config.notifications, memory=registry)

@@ -8,24 +8,20 @@ loop device lies on, by a note of which /dev/nbdN it is.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.durable import replace_durably
 from drengine.linux.devices import Number, boot_id, disk_attribute
-from drengine.linux.mounts import mount_at, read_mounts
 from drengine.model.errors import DrengineError
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.client import NbdAddress, NbdClient
-from drengine.process import end_marked, find_marked, run_command, start_marked
+from drengine.nbd.fuse import FuseFile
+from drengine.process import run_command
 from drengine_agent.standby.errors import STANDBY_FAILED
 
 MARK = "DRENGINE_ATTACHMENT"
 TOOL_SECONDS = 30.0
-READY_SECONDS = 15.0
-GRACE_SECONDS = 15.0
-LOOK_SECONDS = 0.02
 
 
 def run_tool(*argv: str | Path, seconds: float = TOOL_SECONDS, meant: str = "") -> str:
@@ -64,12 +60,8 @@ class AttachedDisk:
     way: str
 
     @property
-    def _mark(self) -> str:
-        return f"{self.instance}/{self.volume}"
-
-    @property
-    def _file(self) -> Path:
-        return self.directory / f"{self.volume}.disk"
+    def _fuse(self) -> FuseFile:
+        return FuseFile(MARK, f"{self.instance}/{self.volume}", self.volume, self.directory)
 
     def attach(self) -> Path:
         """The block device; if it is attached already, that one.
@@ -91,32 +83,26 @@ class AttachedDisk:
             return
         for device in self._loop_devices():
             run_tool("losetup", "--detach", device)
-        if self._is_fuse_mounted:
-            run_tool("fusermount3", "-u", self._file)
-        end_marked(MARK, self._mark, self.directory, grace_seconds=GRACE_SECONDS)
-        self._file.unlink(missing_ok=True)
+        try:
+            self._fuse.remove()
+        except OSError as error:
+            raise DrengineError(STANDBY_FAILED, str(error)) from error
 
     def device(self) -> Path | None:
         """The block device, if it is attached."""
         devices = self._kernel_devices() if self.way == "kernel" else self._loop_devices()
         return devices[0] if devices else None
 
-    @property
-    def _is_fuse_mounted(self) -> bool:
-        """By the kernel's list: a mount whose server is gone can't be asked."""
-        found = mount_at(self._file, read_mounts())
-        return found is not None and found.kind.startswith("fuse")
-
     def _attach_fuse(self) -> Path:
-        if not self._is_fuse_mounted:
-            end_marked(MARK, self._mark, self.directory, grace_seconds=GRACE_SECONDS)
-            self._file.touch()
-            self._start_fuse()
+        try:
+            self._fuse.show(self.uri)
+        except OSError as error:
+            raise DrengineError(STANDBY_FAILED, f"nbdfuse: {error}") from error
         found = self._loop_devices()
         if found:
             return found[0]
         sectors = ("--sector-size", str(max(SECTOR_BYTES, self._sector_bytes())))
-        return Path(run_tool("losetup", "--find", "--show", "--partscan", *sectors, self._file))
+        return Path(run_tool("losetup", "--find", "--show", "--partscan", *sectors, self._fuse.path))
 
     def _sector_bytes(self) -> int:
         """Of the disk's content, as whoever serves it tells."""
@@ -126,25 +112,11 @@ class AttachedDisk:
         except OSError as error:
             raise DrengineError(STANDBY_FAILED, f"{self.uri}: {error.strerror}") from error
 
-    def _start_fuse(self) -> None:
-        output = self.directory / f"{self.volume}.nbdfuse"
-        try:
-            start_marked(
-                ["nbdfuse", str(self._file), self.uri], MARK, self._mark, output=output, directory=self.directory
-            )
-        except OSError as error:
-            raise DrengineError(STANDBY_FAILED, f"nbdfuse can't be started: {error}") from error
-        deadline = time.monotonic() + READY_SECONDS
-        while not (self._is_fuse_mounted and self._file.stat().st_size):
-            if time.monotonic() > deadline or not find_marked(MARK, self._mark, self.directory):
-                raise DrengineError(STANDBY_FAILED, f"{self.uri}: {output.read_text(errors='replace').strip()}")
-            time.sleep(LOOK_SECONDS)
-
     def _loop_devices(self) -> list[Path]:
         listed = json.loads(
             run_tool("losetup", "--json", "--list", "--output", "NAME,BACK-FILE") or '{"loopdevices":[]}'
         )
-        return [Path(each["name"]) for each in listed["loopdevices"] if each["back-file"] == str(self._file)]
+        return [Path(each["name"]) for each in listed["loopdevices"] if each["back-file"] == str(self._fuse.path)]
 
     def _attach_kernel(self) -> Path:
         """Not run on the machine that this was written on, which has no NBD driver: see docs/drivers.md."""

@@ -54,6 +54,7 @@ class LaunchRequest:
             raises DrengineError when the broker or the host is silent. None without a broker.
         timeout_seconds: how long `launch` may wait for health; threads can't be cancelled from outside.
         inventory: the source, as its agent found it last; None: it never told.
+        data_networks: what this host may serve disks on beyond loopback, for drivers that do.
         cards: the network cards that the recovered server is to have, by the site's rules; empty: nobody knows them.
         servers: all that the run recovers, by source, as they know each other.
     """
@@ -70,6 +71,7 @@ class LaunchRequest:
     timeout_seconds: float = 300.0
     order: HostOrder | None = None
     inventory: Inventory | None = None
+    data_networks: tuple[str, ...] = ()
     cards: tuple[Card, ...] = ()
     servers: Mapping[str, Server] = field(default_factory=dict)
 

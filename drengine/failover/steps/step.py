@@ -172,6 +172,7 @@ class Site:
         exporting: says how a target that answers serves branches; asked once for all disks of a workload.
         directory: place for instances' files.
         preflight: looks before anything is done.
+        data_networks: on which this host may serve disks itself.
     """
 
     store: Store
@@ -181,6 +182,7 @@ class Site:
     directory: Path
     clock: Clock
     preflight: Preflight
+    data_networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

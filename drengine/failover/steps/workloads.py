@@ -86,6 +86,7 @@ def launch_request(
         inventory=inventories[source],
         cards=servers[source].cards,
         servers=servers,
+        data_networks=context.site.data_networks,
     )
 
 
