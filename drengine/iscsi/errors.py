@@ -15,7 +15,7 @@ ISCSI_SETTINGS = error_kind(
     "iscsi-settings",
     ISCSI_FAILED,
     "A disk can't be served over iSCSI as it is asked for.",
-    "docs/drivers.md lists what the driver `iscsi` takes; `drengine export` takes the same as options.",
+    "docs/drivers.md lists the settings for iSCSI, and says which option of the command means the same.",
 )
 ISCSI_PORTAL = error_kind(
     "iscsi-portal",
