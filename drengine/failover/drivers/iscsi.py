@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from drengine.config import parse_duration
-from drengine.failover.drivers.driver import Disk, Instance, KnowsMachine, KnowsNeeds, LaunchDriver, LaunchRequest
+from drengine.failover.drivers.driver import Disk, Instance, KnowsNeeds, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import hydration_details, hydration_place
 from drengine.failover.drivers.settings import read_settings
@@ -24,7 +24,6 @@ from drengine.iscsi.names import check_iscsi_name, target_name
 from drengine.iscsi.portals import Portal
 from drengine.iscsi.serving import Account, IscsiInstance, IscsiTarget, LunDisk
 from drengine.model.errors import DrengineError
-from drengine.model.hardware import Machine
 from drengine.model.inventory import Inventory
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.client import CERTIFICATE_NAMES
@@ -72,7 +71,7 @@ class IscsiSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     grace: str = "60s"
 
 
-class IscsiDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
+class IscsiDriver(LaunchDriver, KnowsNeeds):
     """See the module and LaunchDriver."""
 
     name = "iscsi"
@@ -89,15 +88,12 @@ class IscsiDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
         except ValueError as error:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver iscsi: {error}") from error
 
-    def needs(self, settings: Mapping[str, Any]) -> tuple[Need, ...]:
+    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> tuple[Need, ...]:
         read = read_settings(IscsiSettings, settings, self.name)
         files = [what for each in (read.secret, read.mutual_secret) for way, what in references(each) if way == "file"]
         files += [f"{read.tls_directory}/{name}" for name in CERTIFICATE_NAMES] if read.tls_directory else []
         ours = programs(["tgtd"], ["nbdfuse"], ["fusermount3"], read.start, read.stop, read.health)
         return (*ours, *map(ReadableFile, files))
-
-    def machine(self, settings: Mapping[str, Any], inventory: Inventory | None) -> Machine:
-        return Machine(disk_bus="scsi", firmware=(inventory and inventory.boot_mode) or Machine().firmware)
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
         settings = read_settings(IscsiSettings, request.settings, self.name)

@@ -118,7 +118,7 @@ def test_settings_that_can_not_work_are_refused_before_the_worst_day(settings: d
 
 def test_what_a_launch_takes_is_known_before() -> None:
     settings = {**SETTINGS, "user": "shop", "secret": "${file:/etc/drengine/chap}", "start": ["ipmitool", "on"]}
-    needs = IscsiDriver().needs(settings)
+    needs = IscsiDriver().needs(settings, None)
     assert {Program("tgtd"), Program("nbdfuse"), Program("ipmitool"), ReadableFile("/etc/drengine/chap")} <= set(needs)
 
 
