@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+from hypothesis import strategies as st
+
 from drengine.model.inventory import (
     FileSystem,
     FstabLine,
@@ -86,3 +89,14 @@ SERVER = Inventory(
         Listener(protocol="tcp", address="0.0.0.0", port=5432, program="postgres", unit="postgresql@15-main.service"),
     ),
 )
+
+
+@st.composite
+def inventories(draw: st.DrawFn) -> Inventory:
+    """Servers of any kind: each list is cut somewhere, and texts are any that are allowed."""
+    lists = ("disks", "file_systems", "fstab", "interfaces", "routes", "listeners", "name_servers", "search")
+    cut = {name: getattr(SERVER, name)[: draw(st.integers(0, 3))] for name in lists}
+    texts = st.text(st.characters(exclude_categories=("C", "Z")), max_size=40)
+    words = {name: draw(texts) for name in ("hostname", "os_id", "os_name", "kernel", "machine")}
+    numbers = {name: draw(st.integers(0, 2**63 - 1)) for name in ("taken_ns", "memory_bytes", "cpus")}
+    return msgspec.structs.replace(SERVER, **cut, **words, **numbers)

@@ -24,6 +24,7 @@ from drengine.target import metrics as m
 from drengine.target.admission import CutBudget
 from drengine.target.errors import SOURCE_BUSY, TARGET_FAILED
 from drengine.target.ingest import Ingest, IngestLimits, Stored
+from drengine.target.inventories import InventoryKeeper
 from drengine.target.metrics import TargetMetrics
 from drengine.target.peer import AdmittedAgent
 from drengine.target.quotas import Quota
@@ -41,7 +42,9 @@ from drengine.wire.events import (
     Hashes,
     HashQuery,
     Hello,
+    InventoryReport,
     MetricsReport,
+    Purpose,
     Resend,
     Status,
 )
@@ -127,7 +130,9 @@ class ReplicationSession(AdmittedAgent):
             cuts=cuts,
         )
         self.ask_again(damaged)
-        tasks = [asyncio.ensure_future(task) for task in (self._receive(), self._send())]
+        self._inventories = InventoryKeeper(store, writer, questions, self._clock)
+        work = (self._receive(), self._send(), self._inventories.run())
+        tasks = [asyncio.ensure_future(task) for task in work]
         try:
             await asyncio.wait([*tasks, self._ending], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -220,6 +225,8 @@ class ReplicationSession(AdmittedAgent):
                     self._ingest.put(event)
                 case MetricsReport(samples=samples):
                     self.state.samples = samples
+                case InventoryReport(inventory=inventory) if self._hello.purpose is Purpose.REPLICATE:
+                    self._inventories.put(inventory)
                 case Status():
                     Sources.note_status(self.state, event, self._clock.now_ns())
                     self._ingest.put(event)

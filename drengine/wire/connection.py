@@ -76,6 +76,7 @@ MOVES: dict[tuple[State, Role], dict[FrameType, State]] = {
         _T.CHANGE_QUERY: State.OPEN,
         _T.STATUS: State.OPEN,
         _T.METRICS: State.OPEN,
+        _T.INVENTORY: State.OPEN,
         _T.PING: State.OPEN,
         _T.PONG: State.OPEN,
         _T.REFUSE: State.CLOSED,

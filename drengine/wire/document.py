@@ -13,6 +13,7 @@ from drengine.model.extents import (
     BATCH_PLAIN_BYTES_MAX,
     FRAME_PLAIN_BYTES_MAX,
 )
+from drengine.model.inventory import DOCUMENT_BYTES_MAX
 from drengine.wire.connection import MOVES, READ_AHEAD_BYTES, VERSION_MAX, VERSION_MIN, Role, State
 from drengine.wire.errors import REASONS
 from drengine.wire.events import ABILITIES
@@ -128,6 +129,7 @@ def _limits() -> str:
         ("ranges of a question or answer", str(SPANS_MAX)),
         ("questions for bytes open", str(FETCHES_OPEN_MAX)),
         ("samples of a report of metrics", str(SAMPLES_MAX)),
+        ("bytes of an inventory", str(DOCUMENT_BYTES_MAX)),
         ("addresses of another target", str(ENDPOINTS_MAX)),
         ("bytes of a label or message", str(TEXT_BYTES_MAX)),
         ("bytes read ahead", str(READ_AHEAD_BYTES)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from drengine.model.extents import Batch
+from drengine.model.inventory import Inventory
 from drengine.model.points import Cut, Mark, VolumeGeometry
 
 
@@ -218,6 +219,13 @@ class MetricsReport:
 
 
 @dataclass(frozen=True, slots=True)
+class InventoryReport:
+    """Agent tells what its server is made of; the target keeps it with the store, in place of what was told before."""
+
+    inventory: Inventory
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Either side; answered by Pong with the same token."""
 
@@ -279,6 +287,7 @@ Event = (
     | Resend
     | Status
     | MetricsReport
+    | InventoryReport
     | Ping
     | Pong
     | Refuse
@@ -286,4 +295,4 @@ Event = (
     | Moved
 )
 
-ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse", "metrics", "moved"})
+ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse", "metrics", "moved", "inventory"})

@@ -11,6 +11,15 @@ from typing import Any
 
 from drengine.model.errors import DrengineError
 from drengine.model.extents import BATCH_EXTENTS_MAX, BATCH_FRAMES_MAX, EXTENT, FRAME, OFFSET_MAX
+from drengine.model.inventory import (
+    DOCUMENT_BYTES_MAX,
+    ENTRIES_MAX,
+    BadInventory,
+    Inventory,
+    pack_inventory,
+    parse_inventory,
+)
+from drengine.model.inventory import TEXT_BYTES_MAX as INVENTORY_TEXT_BYTES_MAX
 from drengine.model.names import check_name
 from drengine.model.points import Mark, VolumeGeometry
 from drengine.wire.events import Endpoint, MetricSample, Purpose, Span
@@ -353,6 +362,19 @@ def _read_endpoint(reader: FieldReader) -> Endpoint:
     return Endpoint(host, port)
 
 
+def _write_inventory(inventory: Inventory) -> bytes:
+    document = pack_inventory(inventory)
+    return _U32.pack(len(document)) + document
+
+
+def _read_inventory(reader: FieldReader) -> Inventory:
+    document = reader.take_bytes(_read_count(reader, _U32, DOCUMENT_BYTES_MAX))
+    try:
+        return parse_inventory(document)
+    except BadInventory as error:
+        raise FieldError(str(error)) from error
+
+
 Errand = tuple[Purpose, int, int]
 """Purpose, branch and sequence of a session."""
 
@@ -442,6 +464,15 @@ SAMPLES = FieldType(
     SAMPLES_BYTES_MAX,
     _write_samples,
     _read_samples,
+)
+INVENTORY = FieldType(
+    f"u32 length (at most {DOCUMENT_BYTES_MAX}), a JSON document whose names are the attributes of "
+    f"`drengine/model/inventory.py`: lists of at most {ENTRIES_MAX}, texts printable and of at most "
+    f"{INVENTORY_TEXT_BYTES_MAX} bytes, integers from 0 to 2^63-1",
+    4,
+    4 + DOCUMENT_BYTES_MAX,
+    _write_inventory,
+    _read_inventory,
 )
 ENDPOINTS = FieldType(
     f"u8 count (at most {ENDPOINTS_MAX}), addresses: host (text of at most {HOST_BYTES_MAX} bytes: a name or an IP "

@@ -74,6 +74,7 @@ class FrameType(enum.IntEnum):
     CHANGED = 19
     METRICS = 20
     MOVED = 21
+    INVENTORY = 22
 
 
 CARRIERS = frozenset({FrameType.BATCH, FrameType.FETCHED})
@@ -424,6 +425,10 @@ LAYOUTS: dict[FrameType, Layout] = {
     FrameType.METRICS: Layout(
         ev.MetricsReport,
         (Field("samples", f.SAMPLES, "the agent's metrics without `source`, which is the target's to say"),),
+    ),
+    FrameType.INVENTORY: Layout(
+        ev.InventoryReport,
+        (Field("inventory", f.INVENTORY, "what the server is made of; names that are not known are passed over"),),
     ),
     FrameType.MOVED: Layout(
         ev.Moved,

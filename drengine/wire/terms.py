@@ -21,6 +21,7 @@ NEEDS: dict[type, str] = {
     ev.ChangeQuery: "reverse",
     ev.Changed: "reverse",
     ev.MetricsReport: "metrics",
+    ev.InventoryReport: "inventory",
     ev.Moved: "moved",
 }
 """Which ability an event needs; a BATCH whose payload is zstd needs `zstd`."""
@@ -28,7 +29,9 @@ NEEDS: dict[type, str] = {
 UNWELCOMED: Final = frozenset({"moved"})
 """Abilities that need no more than the agent's offer until WELCOME says what both have."""
 
-SHIPPING: Final = frozenset({ev.Geometry, ev.BatchEvent, ev.CutEvent, ev.Ack, ev.Credit, ev.Resend, ev.MetricsReport})
+SHIPPING: Final = frozenset(
+    {ev.Geometry, ev.BatchEvent, ev.CutEvent, ev.Ack, ev.Credit, ev.Resend, ev.MetricsReport, ev.InventoryReport}
+)
 """Not to reverse."""
 READING: Final = frozenset({ev.Fetch, ev.Fetched, ev.ChangeQuery, ev.Changed})
 """Only to reverse."""

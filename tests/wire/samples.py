@@ -14,6 +14,7 @@ from drengine.wire import events as ev
 from drengine.wire.connection import Connection, Role
 from drengine.wire.frames import BATCH_FRAME_BYTES_MAX, CREDIT_BYTES_MAX
 from drengine.wire.payload import digest, make_batch
+from tests.inventories import SERVER, inventories
 
 EPOCH = bytes(range(16))
 VOLUMES = (VolumeGeometry(1, "root", "ext4:7f", 1 << 30), VolumeGeometry(7, "data", "", 12345))
@@ -47,6 +48,7 @@ METRICS = ev.MetricsReport(
         ev.MetricSample("drengine_agent_state", (("kind", 'a \\ " b'), ("state", "CONTINUOUS")), 1.0),
     )
 )
+INVENTORY = ev.InventoryReport(SERVER)
 STATUS = ev.Status("CONTINUOUS", "none", 4096, 1_700_000_000_000_000_000)
 
 MOVED = ev.Moved("outpost-b", (ev.Endpoint("outpost-b.example", 7440), ev.Endpoint("2001:db8::7", 7441)), "it drains")
@@ -89,7 +91,8 @@ REVERSAL: tuple[tuple[Role, ev.Event], ...] = (
     (Role.AGENT, ev.Goodbye()),
 )
 SENT_ON: tuple[tuple[Role, ev.Event], ...] = ((Role.AGENT, HELLO), (Role.TARGET, MOVED))
-"""With CONVERSATION and REVERSAL, says everything but REFUSE."""
+TELLING: tuple[tuple[Role, ev.Event], ...] = ((Role.AGENT, HELLO), (Role.TARGET, WELCOME), (Role.AGENT, INVENTORY))
+"""With CONVERSATION, REVERSAL and SENT_ON, says everything but REFUSE."""
 
 
 def joined(buffers: Sequence[bytes | bytearray | memoryview]) -> bytes:
@@ -226,6 +229,7 @@ anything: st.SearchStrategy[ev.Event] = st.one_of(
     st.builds(ev.Changed, u32, u63, st.lists(spans(2**62), max_size=4).map(tuple)),
     st.builds(ev.Status, st.sampled_from([*ReplicationState]).map(str), st.sampled_from(sorted(REASONS)), u64, u64),
     st.builds(ev.MetricsReport, st.lists(metric_samples(), max_size=4).map(tuple)),
+    st.builds(ev.InventoryReport, inventories()),
     st.builds(ev.Ping, u64),
     st.builds(ev.Pong, u64),
     st.builds(ev.Refuse, names, texts, st.booleans()),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from drengine.model.extents import FRAME, Batch, Frame
+from drengine.model.inventory import pack_inventory
 from drengine.model.points import Cut, Mark, PointKind, VolumeGeometry
 from drengine.wire import events as ev
 from drengine.wire.connection import MOVES, READ_AHEAD_BYTES, Connection, Role, State
@@ -28,12 +29,14 @@ from drengine.wire.frames import (
     check_of,
     encode_frame,
 )
+from tests.inventories import SERVER
 from tests.wire.samples import (
     BATCH,
     CONVERSATION,
     CUT,
     GEOMETRY,
     HELLO,
+    INVENTORY,
     METRICS,
     MOVED,
     QUERY,
@@ -41,6 +44,7 @@ from tests.wire.samples import (
     REVERSE,
     SENT_ON,
     STATUS,
+    TELLING,
     VOLUMES,
     WELCOME,
     anything,
@@ -80,7 +84,7 @@ def test_whatever_is_said_is_heard_as_it_was_said(event: ev.Event) -> None:
 
 
 def test_the_conversation_says_everything_there_is() -> None:
-    said = {TYPE_OF[type(event)] for _, event in CONVERSATION + REVERSAL + SENT_ON}
+    said = {TYPE_OF[type(event)] for _, event in CONVERSATION + REVERSAL + SENT_ON + TELLING}
     assert said == set(FrameType) - {FrameType.REFUSE}
 
 
@@ -275,6 +279,13 @@ def test_a_hello_with_an_unsafe_or_torn_field_is_refused(kind: FrameType, meta: 
         (METRICS, b"\4\0kind", b"\4\0tind"),  # not in order
         (METRICS, b"CONTINUOUS", b"CONTINU\nUS"),
         (METRICS, b"\2\0\x1c\0", b"\xff\xff\x1c\0"),
+        (INVENTORY, b'"hostname"', b'"hostnam\n"'),
+        (INVENTORY, b'"web1"', b'"we\\n"'),
+        (INVENTORY, b'"root":"dm-0"', b'"root":"/m-0"'),
+        (INVENTORY, b"10.0.0.5/24", b"10.0.0.5/94"),
+        (INVENTORY, b'"cpus":4', b'"cpus":"'),
+        (INVENTORY, b'"cpus":4', b'"cpus":-'),
+        (INVENTORY, struct.pack("<I", len(pack_inventory(SERVER))), b"\xff\xff\1\0"),
         (BATCH, ROW, changed_row(codec=2)),
         (BATCH, ROW, changed_row(codec=0)),  # raw, but shorter than its plain form
         (BATCH, ROW, changed_row(cipher=1)),

@@ -35,6 +35,7 @@ from tests.wire.samples import (
     FETCHED,
     GEOMETRY,
     HELLO,
+    INVENTORY,
     LOOK,
     METRICS,
     MOVED,
@@ -64,6 +65,7 @@ SAYINGS: dict[FrameType, ev.Event] = {
         ev.Resend(1, 0, 1),
         STATUS,
         METRICS,
+        INVENTORY,
         ev.Ping(1),
         ev.Pong(1),
         ev.Refuse("store-full", "no space", True),
@@ -341,6 +343,8 @@ def test_an_ability_that_was_not_agreed_upon_is_not_used(ability: str) -> None:
     agent, target = opened(replace(WELCOME, abilities=ev.ABILITIES - {ability}), hello)
     if ability == "reverse":
         both_refuse(FETCH, "no-ability", agent, target)
+    elif ability == "inventory":
+        both_refuse(INVENTORY, "no-ability", agent, target)
     elif ability == "metrics":
         both_refuse(METRICS, "no-ability", agent, target)
     elif ability == "moved":
