@@ -56,8 +56,15 @@ SERVER = Inventory(
         SourceDisk(device="sdb", size_bytes=2048 * GIB, volume="data", transport="sas"),
     ),
     file_systems=(
-        FileSystem(device="sda1", kind="vfat", uuid="AB12-34CD", mounted_at="/boot/efi", size_bytes=GIB // 2),
-        FileSystem(device="sda2", kind="LVM2_member", uuid="x1Y2z3-abcd"),
+        FileSystem(
+            device="sda1",
+            kind="vfat",
+            uuid="AB12-34CD",
+            mounted_at="/boot/efi",
+            size_bytes=GIB // 2,
+            disks=("sda",),
+        ),
+        FileSystem(device="sda2", kind="LVM2_member", uuid="x1Y2z3-abcd", disks=("sda",)),
         FileSystem(
             device="dm-0",
             kind="ext4",
@@ -65,6 +72,7 @@ SERVER = Inventory(
             mounted_at="/",
             size_bytes=100 * GIB,
             free_bytes=60 * GIB,
+            disks=("sda",),
         ),
         FileSystem(
             device="sdb",
@@ -73,6 +81,7 @@ SERVER = Inventory(
             mounted_at="/var/lib/postgresql",
             size_bytes=2047 * GIB,
             free_bytes=1024 * GIB,
+            disks=("sdb",),
         ),
     ),
     fstab=(

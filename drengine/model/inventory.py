@@ -35,6 +35,8 @@ class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
         uuid, label: its own.
         mounted_at: where; empty: nowhere.
         size_bytes, free_bytes: of the file system; 0 where it is not mounted.
+        disks: on which it lies.
+        unreplicated: those of them that no volume covers.
     """
 
     device: str
@@ -44,6 +46,8 @@ class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
     mounted_at: str = ""
     size_bytes: int = 0
     free_bytes: int = 0
+    disks: tuple[str, ...] = ()
+    unreplicated: tuple[str, ...] = ()
 
 
 class Partition(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,10 +62,10 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceDisk(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk of the server.
+    """A disk of the server, or what else is replicated as a volume: a partition, a logical volume, a file.
 
     Attributes:
-        device: `sda`, `nvme0n1`, `vda`.
+        device: `sda`, `nvme0n1`, `vda`, `dm-3`; of a file, the volume's name.
         volume: the name under which it is replicated; empty: it is not.
         table: `gpt`, `dos`, or empty: the disk is used whole.
         transport: `sata`, `nvme`, `virtio`, `sas`, `iscsi`, ...; empty: not known.
@@ -226,7 +230,9 @@ def faults(value: Any, where: str = "inventory") -> Iterator[str]:
 def _struct_faults(value: msgspec.Struct) -> Iterator[str]:
     """What is not possible in one kind of value alone."""
     match value:
-        case FileSystem(device=device) | SourceDisk(device=device) | Partition(device=device):
+        case FileSystem(device=device, disks=disks, unreplicated=exposed):
+            yield from (fault for each in (device, *disks, *exposed) for fault in _device_fault(each))
+        case SourceDisk(device=device) | Partition(device=device):
             yield from _device_fault(device)
         case Interface(name=name, mac=mac, addresses=addresses):
             yield from _device_fault(name)

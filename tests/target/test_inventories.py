@@ -68,7 +68,7 @@ class Kept:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - only they tell
             await asyncio.sleep(0.001)
 
 

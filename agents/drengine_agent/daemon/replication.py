@@ -29,6 +29,8 @@ from drengine_agent.daemon.trackers import open_capture, volume_reason
 from drengine_agent.errors import COMMAND_REFUSED
 from drengine_agent.fencing.charge import Charge
 from drengine_agent.fencing.fence import SOURCE_FENCED
+from drengine_agent.inventory.look import look
+from drengine_agent.inventory.telling import InventoryTeller
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import LabelRequest, Pipeline, Progress
 from drengine_agent.ship.resume import check_declared, decide_resume
@@ -108,6 +110,8 @@ class Replication:
         self._stop = asyncio.Event()
         self._told_metrics: Sender | None = None
         self._noted: tuple[ReplicationState, str] | None = None
+        paths = {volume.name: volume.path for volume in config.volume}
+        self._teller = InventoryTeller(lambda: look(paths, self._clock.now_ns()), self._clock)
         self.lag = LagMeter(self._clock, represented_ns=self._state.represented_ns)
         self.capture: Capture = open_capture(config, self._state, self._clock)
         try:
@@ -279,6 +283,7 @@ class Replication:
         """Replicate until `stop`."""
         ticker = asyncio.create_task(self._tick())
         admission = asyncio.create_task(self._admit_in_the_end())
+        looking = asyncio.create_task(self._teller.run())
         try:
             while not self._stop.is_set():
                 if self._state.paused or self._attempts.stopped or not self._charge.fence.may_ship:
@@ -295,6 +300,7 @@ class Replication:
         finally:
             ticker.cancel()
             admission.cancel()
+            looking.cancel()
 
     async def close(self) -> None:
         """Let go of the volumes, leaving a state that the next run can prove."""
@@ -454,6 +460,7 @@ class Replication:
             await self._tell_target()
             if ticks % TELL_METRICS_EVERY_TICKS == 0 or self.sender is not self._told_metrics:
                 await self._tell_metrics()
+            await self._teller.tell(self.sender)
             if ticks % SAVE_EVERY_TICKS == 0:
                 self._save()
 

@@ -16,6 +16,7 @@ CAPABILITIES = (
     "CAP_IPC_LOCK",  # the freeze's watchdog stays in memory
     "CAP_SYS_RESOURCE",  # the same before kernel 5.11, for maps
     "CAP_SYS_NICE",  # and runs when it must
+    "CAP_SYS_PTRACE",  # tell which program and unit listens on a port
     "CAP_KILL",  # end a hook that hangs and runs as another user
     "CAP_SETUID",  # hooks that change to a database's user
     "CAP_SETGID",

@@ -15,7 +15,18 @@ from typing import Protocol
 from drengine.model.clock import Clock
 from drengine.model.extents import Batch
 from drengine.model.points import Cut, Mark, VolumeGeometry
-from drengine.wire.events import Ack, BatchEvent, Credit, CutEvent, Event, Geometry, MetricsReport, Resend, Status
+from drengine.wire.events import (
+    Ack,
+    BatchEvent,
+    Credit,
+    CutEvent,
+    Event,
+    Geometry,
+    InventoryReport,
+    MetricsReport,
+    Resend,
+    Status,
+)
 from drengine.wire.frames import batch_frame_bytes
 from drengine_agent.capture.indexes import Note
 from drengine_agent.ship.session import Session, SessionEnded
@@ -128,6 +139,15 @@ class Sender:
 
     async def send_metrics(self, report: MetricsReport) -> None:
         """Tell our metrics."""
+        await self.session.stream.send(report)
+
+    @property
+    def tells_inventory(self) -> bool:
+        """Whether the target keeps what our server is made of."""
+        return "inventory" in self.session.welcome.abilities
+
+    async def send_inventory(self, report: InventoryReport) -> None:
+        """Tell what our server is made of."""
         await self.session.stream.send(report)
 
     async def wait_durable(self, sequence: int) -> None:
