@@ -24,6 +24,7 @@ from ipaddress import (
     ip_network,
 )
 
+from drengine.bubble import BUBBLE_FAILED
 from drengine.failover.runbook.findings import did_you_mean
 from drengine.failover.runbook.values import AddressRule, InterfaceSettings, Mode, Runbook
 from drengine.model.errors import DrengineError, error_kind
@@ -33,7 +34,7 @@ from drengine.wire.payload import digest
 
 BAD_ADDRESSES = error_kind(
     "bad-addresses",
-    175,
+    BUBBLE_FAILED,
     "The addresses that recovered servers would get do not fit together, or are not known.",
     "The run's plan shows old and new ones; mend the runbook's `addresses`, or `interfaces` of that source's launch.",
 )

@@ -1,17 +1,67 @@
-"""Network namespaces by name, as `ip netns` keeps them."""
+"""Network namespaces by name, as `ip netns` keeps them: a name is a file on which the namespace is mounted."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 NAMED = Path("/run/netns")
 _NEW_NET = 0x40000000
+_BIND, _RECURSIVE, _SHARED, _DETACH = 0x1000, 0x4000, 0x100000, 2
 T = TypeVar("T")
+
+
+def is_network(name: str) -> bool:
+    """Whether there is such a namespace; a name on which nothing is mounted is what a crash left."""
+    try:
+        return (NAMED / name).stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
+    except OSError:
+        return False
+
+
+def make_network(name: str) -> None:
+    """A new network with a name, if there is none of that name: only loopback is in it, and it is down.
+
+    Raises:
+        OSError: we may not, or the kernel has no such thing.
+    """
+    if is_network(name):
+        return
+    NAMED.mkdir(exist_ok=True, mode=0o755)
+    _share()
+    (NAMED / name).touch()
+    in_new_network(lambda: _call("mount", b"/proc/thread-self/ns/net", bytes(NAMED / name), None, _BIND, None))
+
+
+def remove_network(name: str) -> None:
+    """Take the name away; the network ends with the last process in it. No error if there is none.
+
+    Raises:
+        OSError: we may not.
+    """
+    with contextlib.suppress(OSError):  # nothing is mounted there; what matters shows when the file is removed
+        _call("umount2", bytes(NAMED / name), _DETACH)
+    (NAMED / name).unlink(missing_ok=True)
+
+
+def in_new_network(work: Callable[[], T]) -> T:
+    """Do something inside a network that is made for it, and ends with it unless it is given a name.
+
+    Raises:
+        OSError: we may not, or the kernel has no such thing; whatever `work` raises.
+    """
+
+    def run() -> T:
+        _call("unshare", _NEW_NET)
+        return work()
+
+    return in_network("", run)
 
 
 def in_network(network: str, work: Callable[[], T]) -> T:
@@ -41,11 +91,31 @@ def in_network(network: str, work: Callable[[], T]) -> T:
 
 def _enter(place: Path) -> None:
     """This thread's network from now on, and no other thread's: setns(2)."""
-    libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if libc.setns(descriptor, _NEW_NET):
-            error = ctypes.get_errno()
-            raise OSError(error, f"{place} can't be entered: {os.strerror(error)}")
+        _call("setns", descriptor, _NEW_NET, about=f"{place} can't be entered")
     finally:
         os.close(descriptor)
+
+
+def _share() -> None:
+    """Names are seen by all mount namespaces, as `ip netns` does it."""
+    try:
+        _call("mount", b"", bytes(NAMED), b"none", _SHARED | _RECURSIVE, None)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _call("mount", bytes(NAMED), bytes(NAMED), b"none", _BIND | _RECURSIVE, None)
+        _call("mount", b"", bytes(NAMED), b"none", _SHARED | _RECURSIVE, None)
+
+
+def _call(name: str, *arguments: Any, about: str = "") -> None:
+    """A function of libc that gives 0, or -1 and an error.
+
+    Raises:
+        OSError: what it says.
+    """
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    if function(*(ctypes.c_ulong(each) if isinstance(each, int) else each for each in arguments)):
+        error = ctypes.get_errno()
+        raise OSError(error, f"{about or name}: {os.strerror(error)}")
