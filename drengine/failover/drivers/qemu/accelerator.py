@@ -27,7 +27,7 @@ VERDICTS = ".kvm.json"
 """Beside the instances' directories."""
 
 PROBE_SECONDS, PROBE_KILL_SECONDS = 1.7, 0.3
-_UNKILLABLE_SECONDS = 3.0
+_UNKILLABLE_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
 _WORDS_BYTES = 4096
 _KILLED = -9
@@ -95,7 +95,7 @@ def _fault(settings: QemuSettings, directory: Path) -> str:
     known = verdicts.get(about)
     if known and known.boot == boot:
         return known.fault
-    fault, is_certain = probe_kvm(settings, directory)
+    fault, is_certain = probe(settings, directory)
     if is_certain:
         with contextlib.suppress(OSError):  # it is found again
             replace_durably(file, msgspec.json.encode({**verdicts, about: _Verdict(boot, fault)}))
@@ -109,19 +109,21 @@ def _read(file: Path) -> dict[str, _Verdict]:
         return {}
 
 
-def probe_kvm(settings: QemuSettings, directory: Path) -> tuple[str, bool]:
-    """Why a guest does not run on KVM (empty: it does), found within two seconds, and whether that is certain.
+def probe(
+    settings: QemuSettings, directory: Path, on: str = "kvm", *, seconds: float = PROBE_SECONDS
+) -> tuple[str, bool]:
+    """Why a guest does not run on an accelerator (empty: it does), and whether that is certain.
 
     It is not if the guest got little of the processor: the host may only have been busy. `timeout` ends QEMU even if
     this process is killed meanwhile.
     """
     image = directory / _IMAGE
     image.write_bytes(_GUEST.ljust(_IMAGE_BYTES - 16, b"\xf4") + _FROM_RESET.ljust(16, b"\xf4"))
-    argv = ["timeout", "-k", str(PROBE_KILL_SECONDS), str(PROBE_SECONDS), settings.program]
-    argv += ["-nodefaults", "-no-user-config", "-machine", settings.machine, "-accel", "kvm", "-cpu", settings.cpu]
+    argv = ["timeout", "-k", str(PROBE_KILL_SECONDS), str(seconds), settings.program]
+    argv += ["-nodefaults", "-no-user-config", "-machine", settings.machine, "-accel", on, "-cpu", settings.cpu]
     argv += ["-display", "none", "-m", "32", "-bios", str(image), "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
     try:
-        status, cpu_seconds, words = _run(argv)
+        status, cpu_seconds, words = _run(argv, seconds + _UNKILLABLE_SECONDS)
     except OSError as error:
         return f"{argv[0]} can't be started: {error}", False
     finally:
@@ -129,16 +131,16 @@ def probe_kvm(settings: QemuSettings, directory: Path) -> tuple[str, bool]:
     if status == _DONE_STATUS:
         return "", True
     if status in _TOO_LONG:
-        return f"a guest that only counts did not end within {PROBE_SECONDS:g} s", cpu_seconds > PROBE_SECONDS / 2
+        return f"a guest that only counts did not end within {seconds:g} s", cpu_seconds > seconds / 2
     return f"a guest does not start: {words or f'exit status {status}'}", True
 
 
-def _run(argv: list[str]) -> tuple[int, float, str]:
+def _run(argv: list[str], seconds: float) -> tuple[int, float, str]:
     """How it ended, what it took of the processor, and its last line. A process that can't be killed is left alone."""
     with subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=command_environment()
     ) as process:
-        deadline = time.monotonic() + _UNKILLABLE_SECONDS
+        deadline = time.monotonic() + seconds
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:
                 process.returncode = _KILLED  # nobody waits for it any more

@@ -44,8 +44,8 @@ class _Interface(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    back: msgspec.Raw | None = msgspec.field(name="return", default=None)
-    error: msgspec.Raw | None = None
+    back: msgspec.Raw = msgspec.field(name="return", default=msgspec.Raw(b""))
+    error: msgspec.Raw = msgspec.Raw(b"nothing")
 
 
 class GuestInterface(msgspec.Struct, frozen=True):
@@ -134,8 +134,8 @@ class GuestAgent:
                     continue
             try:
                 answer = msgspec.json.decode(line, type=_Answer)
-                if answer.back is None:
-                    said = bytes(answer.error or b"nothing")[:_REFUSAL_BYTES]
+                if not bytes(answer.back):
+                    said = bytes(answer.error)[:_REFUSAL_BYTES]
                     raise AgentError(f"the guest's agent refuses: {said.decode(errors='replace')}")
                 return msgspec.json.decode(answer.back, type=kind)
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
