@@ -37,12 +37,13 @@ from drengine.nbd.hydrators import DISK_MARK, hydrator_files
 from drengine.nbd.server import NbdServer
 from drengine.process import find_marked
 from drengine.store.store import Store
-from tests.failover.drivers.stamping import SECTORS, missing_for_stamping, newest_stamp, stamping_guest, stamps_missing
+from tests.failover.drivers.qemu.guests import missing_for_linux
+from tests.failover.drivers.stamping import SECTORS, newest_stamp, stamping_guest, stamps_missing
 from tests.store.harness import Source
 
 pytestmark = [
     pytest.mark.timeout(240),
-    pytest.mark.skipif(bool(missing_for_stamping()), reason=f"not installed: {missing_for_stamping()}"),
+    pytest.mark.skipif(bool(missing_for_linux()), reason=f"not installed: {missing_for_linux()}"),
 ]
 
 DISK_BYTES = SECTORS * 512 + (16 << 20)
@@ -87,7 +88,8 @@ class Machine:
 
     @property
     def move(self) -> dict[str, Any]:
-        told: dict[str, Any] = self.driver.inspect(self.request).details["moves"].get("data", {"state": "unknown"})
+        moves = self.driver.inspect(self.request).details.get("moves", {})
+        told: dict[str, Any] = moves.get("data", {"state": "unknown"})
         return told
 
     def wait_for(self, what: str, ready: Callable[[], object]) -> None:
@@ -199,6 +201,36 @@ def test_after_the_move_reads_do_not_leave_the_host_and_the_branch_has_each_flus
         assert branch[DATA_AT : DATA_AT + len(DATA)] == DATA
         local = (guest.request.directory / "hydration/data.img").read_bytes()
         assert not stamps_missing(local, newest)
+
+
+@pytest.mark.parametrize("bus", ["scsi", "sata", "nvme"])
+def test_on_every_bus_a_machine_moves_or_says_why_it_stays(folder: Path, bus: str) -> None:
+    with counted(folder) as uri, machine(folder, uri, {**BARE, "disk_bus": bus}) as guest:
+        guest.launch()
+        guest.wait_for_state("stays" if bus == "nvme" else "moved")
+        if bus == "nvme":
+            assert guest.move["reason"] == "disk_bus nvme can't pause the machine"
+        with Qmp(guest.request.directory / "qmp.sock") as qmp:
+            for order in ("write -P 7 1M 4k", "flush"):
+                line = f'qemu-io -d /machine/peripheral/device0 "{order}"'
+                assert "rror" not in qmp.execute("human-monitor-command", command_line=line)
+        branch, copy = folder / "branch", guest.request.directory / "hydration/data.img"
+        assert branch.read_bytes()[1 << 20 :][:4096] == bytes([7]) * 4096
+        guest.wait_for("the copy is whole", lambda: copy.read_bytes() == branch.read_bytes())
+
+
+@pytest.mark.parametrize("bus", ["scsi", pytest.param("nvme", marks=pytest.mark.campaign)])
+def test_on_other_buses_too_a_hydrator_that_dies_is_not_seen_by_the_guest(folder: Path, bus: str) -> None:
+    with counted(folder) as uri, machine(folder, uri, stamping_guest(folder, bus)) as guest:
+        guest.launch()
+        for _ in range(2):
+            guest.goes_on()
+            guest.kill_hydrator()
+            guest.goes_on()
+            guest.wait_for_state("stays" if bus == "nvme" else "moved")
+        guest.goes_on()
+        guest.kill_all()
+        assert not stamps_missing((folder / "branch").read_bytes(), guest.stamp)
 
 
 class Killed(BaseException):

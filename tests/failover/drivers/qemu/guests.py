@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
@@ -45,10 +46,13 @@ def missing_for_uefi() -> str:
     return ", ".join(name for name, there in {**wanted, "ovmf": OVMF.exists()}.items() if not there)
 
 
-def linux_guest(folder: Path, script: str, *, has: tuple[str, ...] = ("virtio",)) -> dict[str, Any]:
+def linux_guest(
+    folder: Path, script: str, *, has: tuple[str, ...] = ("virtio",), programs: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Settings of the driver for one that runs a shell script from its initramfs, made in `folder`.
 
-    Its busybox is $B. `has` names what it has drivers for: buses, `net`, `agent`.
+    Its busybox is $B. `has` names what it has drivers for: buses, `net`, `agent`; `programs` of this host are there
+    at their places, with their libraries.
     """
     booted = kernel()
     assert booted is not None
@@ -60,6 +64,11 @@ def linux_guest(folder: Path, script: str, *, has: tuple[str, ...] = ("virtio",)
     drivers = Path("/lib/modules", booted.name.removeprefix("vmlinuz-"), "kernel")
     for module in modules:
         shutil.copy(next(drivers.rglob(f"{module}.ko")), root / "modules")
+    for program in programs:
+        listed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+        for file in (program, *re.findall(r"(/\S+) \(0x", listed)):
+            (root / file[1:]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, root / file[1:])
     (root / "init").write_text(_INIT.format(modules=" ".join(modules)) + script)
     (root / "init").chmod(0o755)
     subprocess.run("find . | cpio -o -H newc --quiet > ../initrd", shell=True, check=True, cwd=root)

@@ -28,24 +28,17 @@ from drengine.failover.drivers.qemu.driver import MARK, QemuDriver
 from drengine.process import find_marked
 from tests.failover.drivers.qemu.guests import linux_guest, missing_for_linux
 
-AGENT = r"""
-port=/dev/vport0p1
-while [ ! -c $port ]; do $B sleep 0.1; port=$(echo /dev/vport*p1); done
-echo "PORT $port"
-exec 3<>$port
-while true; do  # the port is at its end whenever nobody is connected to the other
-while read -r line <&3; do
-  case "$line" in
-    *guest-sync-delimited*) id=${line##*: }; id=${id%%\}*}; printf '\377{"return": %s}\n' "$id" >&3 ;;
-    *guest-ping*) echo '{"return": {}}' >&3 ;;
-    *guest-network-get-interfaces*) echo '{"return": [{"name": "lo"}, {"name": "eth0",
-      "hardware-address": "52:54:00:00:00:01", "ip-addresses": [{"ip-address-type": "ipv4", "ip-address": "10.0.0.5",
-      "prefix": 24}]}]}' | $B tr -d '\n' >&3; echo >&3 ;;
-    *guest-shutdown*) echo "SHUT DOWN BY ITS AGENT"; $B poweroff -f ;;
-  esac
-done
-$B sleep 0.1
-done
+QEMU_GA = shutil.which("qemu-ga", path="/usr/sbin:/usr/bin") or ""
+GUEST = f"""
+$B mkdir -p /sbin /var/run /run
+printf '#!/bin/busybox sh\necho "SHUT DOWN BY ITS AGENT" >/dev/console; /bin/busybox poweroff -f' > /sbin/shutdown
+$B chmod +x /sbin/shutdown
+$B ip link set lo up
+$B ip link set eth0 up
+$B ip addr add 10.0.0.5/24 dev eth0
+while [ ! -c /dev/vport*p1 ]; do $B sleep 0.1; done
+echo "AGENT STARTS"
+while true; do {QEMU_GA} -p /dev/vport*p1; $B sleep 1; done
 """
 NUMBER = b'{"return": %d}\n'
 
@@ -59,25 +52,26 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(bool(missing_for_linux()), reason=f"not installed: {missing_for_linux()}")
-def test_a_guest_with_an_agent_is_healthy_by_it_tells_its_addresses_and_shuts_down(
+@pytest.mark.skipif(not QEMU_GA, reason="qemu-guest-agent is not installed")
+def test_a_guest_is_healthy_by_its_agent_tells_its_addresses_and_shuts_down(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest = linux_guest(folder, AGENT, has=("agent",))
+    guest = linux_guest(folder, GUEST, has=("net", "agent"), programs=(QEMU_GA,))
     wanted = LaunchRequest(
         instance=f"agent-{secrets.token_hex(4)}",
         run="run-1",
         source="shop",
         disks=(),
-        isolated=True,
-        settings={**guest, "guest_agent": True, "grace": "100s"},
+        isolated=False,
+        settings={**guest, "guest_agent": True, "grace": "100s", "network": "user", "mac": "52:54:00:00:00:01"},
         directory=folder / "instance",
         timeout_seconds=90.0,
     )
     try:
         found = QemuDriver().launch(wanted, lambda _: None)
-        assert found.details["interfaces"] == [
-            {"name": "eth0", "mac": "52:54:00:00:00:01", "addresses": ("10.0.0.5/24",)}
-        ]
+        assert "AGENT STARTS" in found.details["console"]
+        (card,) = found.details["interfaces"]
+        assert (card["name"], card["mac"], card["addresses"][0]) == ("eth0", "52:54:00:00:00:01", "10.0.0.5/24")
         monkeypatch.setattr(module, "end_marked", lambda *_, **__: True)  # only the guest may end it
         QemuDriver().quiesce(wanted)
         assert not find_marked(MARK, wanted.instance)
