@@ -29,6 +29,7 @@ MACHINE = (
     "tests/agent/doctor/test_gather.py",
     "tests/agent/failback/test_reverse_live.py",
     "tests/agent/install/",
+    "tests/agent/inventory/test_look.py",
     "tests/agent/standby/",
     "tests/failover/drivers/test_qemu_move.py",
     "tests/linux/",

@@ -19,6 +19,10 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.points",
         "List recovery points, oldest first: when, how each is known to be consistent, verified, lag, pinned.",
     ),
+    "inventory": Command(
+        "drengine.cli.inventory",
+        "Show what a source's server is made of, as its agent told last; also when the server is gone.",
+    ),
     "export": Command(
         "drengine.cli.export",
         "Serve the volumes of a point over NBD until interrupted; read-only unless --writable or --branch.",

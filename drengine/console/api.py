@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
@@ -66,7 +67,7 @@ from drengine.people.roles import Action, Person, permit
 from drengine.policy.errors import BAD_POLICY, POLICY_UNUSABLE
 from drengine.policy.kept import retired_sources
 from drengine.store.answers import PointAnswer, point_answer
-from drengine.store.errors import UNKNOWN_POINT, UNKNOWN_SOURCE
+from drengine.store.errors import INVENTORY_UNKNOWN, UNKNOWN_POINT, UNKNOWN_SOURCE
 from drengine.store.log.branches import BranchInfo
 from drengine.store.store import SourceInfo
 from drengine.store.targets import TargetState
@@ -76,7 +77,7 @@ STATUS = {
     for status, kinds in (
         (401, (NOT_SIGNED_IN, SIGN_IN_FAILED)),
         (403, (NOT_PERMITTED, SELF_APPROVAL, APPROVAL_NEEDED)),
-        (404, (UNKNOWN_RUN, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE, UNKNOWN_POINT, UNKNOWN_ROLLOUT)),
+        (404, (UNKNOWN_RUN, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE, UNKNOWN_POINT, UNKNOWN_ROLLOUT, INVENTORY_UNKNOWN)),
         (
             409,
             (
@@ -403,6 +404,13 @@ async def show_point(
 async def list_branches(engine: AnEngine, source: take.SourceName) -> list[BranchInfo]:
     """List a source's branches."""
     return await off(lambda: engine.site.store.branches(source))
+
+
+@router.get("/sources/{source}/inventory", response_model=dict[str, Any])
+async def show_inventory(engine: AnEngine, source: take.SourceName) -> Response:
+    """Tell what a source's server is made of, as its agent told last."""
+    found = await off(lambda: engine.site.store.require_inventory(source))
+    return Response(msgspec.json.encode(found), media_type="application/json")
 
 
 @router.get("/monitoring/targets")

@@ -51,6 +51,13 @@ STORE_READ_ONLY = error_kind(
     "The store cannot be written: read-only file system or missing permission.",
     "Remount it read-write or correct the directory's owner; replication resumes by itself.",
 )
+INVENTORY_UNKNOWN = error_kind(
+    "inventory-unknown",
+    169,
+    "The source's agent has never told what its server is made of.",
+    "Its agent tells it soon after it has a session (`drengine status` shows whether it has); an older one has to be "
+    "upgraded.",
+)
 TOO_MANY_SOURCES = error_kind(
     "too-many-sources",
     7,

@@ -37,6 +37,7 @@ from drengine.store.copies import LOCAL_BRANCHES, copy_row, part, require_own
 from drengine.store.damage import DamagedRange, damage_row, damaged_ranges, record_damage
 from drengine.store.errors import (
     CATALOGUE_FOREIGN,
+    INVENTORY_UNKNOWN,
     STORE_EXISTS,
     STORE_FULL,
     STORE_READ_ONLY,
@@ -383,6 +384,17 @@ class Store:
             DrengineError: UNKNOWN_SOURCE; KEY_MISSING.
         """
         return read_inventory(self._context, source)
+
+    def require_inventory(self, source: str) -> Inventory:
+        """What a source is made of, for who asks for it by name.
+
+        Raises:
+            DrengineError: INVENTORY_UNKNOWN; as `inventory`.
+        """
+        found = self.inventory(source)
+        if found is None:
+            raise DrengineError(INVENTORY_UNKNOWN, f"the agent of {source!r} has not told what its server is made of")
+        return found
 
     def keep_inventory(self, source: str, inventory: Inventory, *, generation: int) -> None:
         """Keep what a source is made of, durably, in place of what it told before.

@@ -198,6 +198,8 @@ QUESTIONS = {
     "no report": Action(["reports", "export", NOBODY, "--form", "json"], "GET", f"/reports/{NOBODY}"),
     "branches": Action(["branches"], "GET", "/sources/shop/branches"),
     "branches of nobody": Action(["branches", "--source", "nobody"], "GET", "/sources/nobody/branches"),
+    "inventory": Action(["inventory", "shop"], "GET", "/sources/shop/inventory"),
+    "inventory of nobody": Action(["inventory", "nobody"], "GET", "/sources/nobody/inventory"),
     "points of nobody": Action(["points", "--source", "nobody"], "GET", "/sources/nobody/points"),
 }
 
@@ -239,7 +241,7 @@ class Typing:
         given = [*words]
         if words[:2] != ["reports", "export"]:
             given.append("--json")
-        if words[0] in ("points", "branches"):
+        if words[0] in ("points", "branches", "inventory"):
             given += ["--store", str(self._api.world.path)]
         else:
             given += ["--config", str(self._config)]

@@ -51,6 +51,7 @@ OPERATIONS = (
     ("get", "/sources/{source}/points"),
     ("get", "/sources/{source}/points/{point}"),
     ("get", "/sources/{source}/branches"),
+    ("get", "/sources/{source}/inventory"),
     ("get", "/monitoring/targets"),
     ("get", "/reports"),
     ("get", "/reports/{run}"),

@@ -182,6 +182,12 @@ def test_a_source_that_is_not_there(person: Person) -> None:
     assert "shop" in person.follows("drengine status")
 
 
+@tries("drengine status")
+def test_a_source_whose_agent_told_nothing_of_its_server(person: Person) -> None:
+    person.meets("inventory-unknown", "drengine", "inventory", "shop")
+    assert "not connected" in person.follows("drengine status")
+
+
 def test_several_sources(person: Person) -> None:
     make(person.directory / "store", seed=2, source="bank")
     person.meets("source-needed", "drengine", "points")
