@@ -215,6 +215,19 @@ class AgentConfig:
     """Everything an agent is told."""
 
     source: str = option(TEXT, help="This source server's name at the target.", example="shop", check=_name("source"))
+    name: str = option(
+        TEXT,
+        default="",
+        help="This host's name among the parties, as its certificate says it, where that is not the source's: of a "
+        "host to which a source has moved (docs/failback.md#home-to-new-hardware).",
+        check=lambda text: not text or check_name(text, what="host"),
+    )
+    spare: bool = option(
+        FLAG,
+        default=False,
+        help="This host stands ready to become the home of a source whose own is gone: it replicates nothing, and a "
+        "run of `drengine failback --onto` may overwrite its volumes.",
+    )
     target: tuple[Address, ...] = option(
         ADDRESSES,
         help="The target's host and port; of several targets of one store, a list: the agent finds the one that has "
@@ -287,6 +300,16 @@ class AgentConfig:
     volume: tuple[VolumeOptions, ...] = tables(VolumeOptions, help="A volume to protect; one table for each.")
 
     @property
+    def party(self) -> str:
+        """Our name at the broker and in our certificate."""
+        return self.name or self.source
+
+    @property
+    def is_spare_now(self) -> bool:
+        """Whether this is a spare host that has become nobody's home yet."""
+        return self.spare and self.party == self.source
+
+    @property
     def control_socket(self) -> Path:
         """Where `drengine-agent status` and the others ask."""
         return self.state_directory / "control.sock"
@@ -344,5 +367,7 @@ def _checked(config: AgentConfig, where: str) -> AgentConfig:
         raise DrengineError(BAD_CONFIG, told, hint="The silence of a broker that an agent has left is no evidence.")
     if config.control.lease and config.control.address is None:
         raise DrengineError(BAD_CONFIG, f"{where}: option control.lease needs a broker, at control.address")
+    if config.spare and config.control.address is None:
+        raise DrengineError(BAD_CONFIG, f"{where}: option spare needs a broker, at control.address: runs order it")
     config.tls.files(f"{where}: [tls]")
     return config

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from drengine.cli.carrying import carry_out, runbook_place
-from drengine.cli.run_options import DespiteOption, ForceOption, PointOption, RunbookArgument, RunOptions
+from drengine.cli.run_options import (
+    DespiteOption,
+    DiskOption,
+    ForceOption,
+    OntoOption,
+    PointOption,
+    RunbookArgument,
+    RunOptions,
+)
 from drengine.failover.errors import FAILED_OVER_ALREADY
 from drengine.failover.runbook.values import Mode
 from drengine.model.errors import DrengineError
@@ -80,13 +88,17 @@ def failback(
     runbook: RunbookArgument,
     discard_divergent: DiscardOption = False,
     despite: DespiteOption = None,
+    onto: OntoOption = None,
+    disk: DiskOption = None,
     *,
     options: RunOptions,
 ) -> None:
     """Bring the sources home: ship what differs to their disks while the recovered side serves, then switch over.
 
-    What a source wrote on its own is kept as a branch first. No full copy is made."""
-    _begin(Mode.FAILBACK, runbook, options, discard_divergent=discard_divergent, despite=despite or [])
+    What a source wrote on its own is kept as a branch first. No full copy is made, unless --onto gives the source a new
+    home: its disks are filled while the recovered side serves, and the old host is refused for good."""
+    given = {"discard_divergent": discard_divergent, "despite": despite or [], "onto": onto or [], "disks": disk or []}
+    _begin(Mode.FAILBACK, runbook, options, **given)
 
 
 @app.command()
@@ -95,13 +107,16 @@ def reprotect(
     runbook: RunbookArgument,
     discard_divergent: DiscardOption = False,
     despite: DespiteOption = None,
+    onto: OntoOption = None,
+    disk: DiskOption = None,
     *,
     options: RunOptions,
 ) -> None:
     """Ship what differs back to the sources' disks, without switching over: they are ready for a failback.
 
     What a source wrote on its own is kept as a branch first."""
-    _begin(Mode.REPROTECT, runbook, options, discard_divergent=discard_divergent, despite=despite or [])
+    given = {"discard_divergent": discard_divergent, "despite": despite or [], "onto": onto or [], "disks": disk or []}
+    _begin(Mode.REPROTECT, runbook, options, **given)
 
 
 def _begin(mode: Mode, runbook: str, options: RunOptions, **given: Any) -> None:

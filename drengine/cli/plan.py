@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from drengine.cli.carrying import ask, runbook_place
 from drengine.cli.common import JsonOption
 from drengine.cli.ready import show_checks
-from drengine.cli.run_options import PlanOptions, RunbookArgument
+from drengine.cli.run_options import DiskOption, OntoOption, PlanOptions, RunbookArgument
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.terminal import emit_json, human_duration, human_time, show_table
 from drengine.terminal.options import grouped
@@ -29,6 +29,8 @@ def plan(
         Mode, typer.Option("--mode", help="drill, failover, migration, reprotect or failback.")
     ] = Mode.FAILOVER,
     point: Annotated[str, typer.Option("--point", help="`latest`, a time, a point's id or its label.")] = "",
+    onto: OntoOption = None,
+    disk: DiskOption = None,
     json: JsonOption = False,
     *,
     options: PlanOptions,
@@ -39,8 +41,9 @@ def plan(
     At the end stand the checks of `drengine ready` that do not pass.
     """
     place = runbook_place(runbook)
+    given: dict[str, Any] = {"point": point, "onto": onto or [], "disks": disk or []}
     # A file that nobody has kept is looked at here: looking keeps nothing.
-    found = ask(options, lambda orders: orders.plan(mode, place, point=point), here=isinstance(place, Path))
+    found = ask(options, lambda orders: orders.plan(mode, place, **given), here=isinstance(place, Path))
     if json:
         emit_json(found)
     else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from drengine.cli.carrying import ask, runbook_place
 from drengine.cli.common import JsonOption
-from drengine.cli.run_options import PlanOptions, PointOption, RunbookArgument
+from drengine.cli.run_options import DiskOption, OntoOption, PlanOptions, PointOption, RunbookArgument
 from drengine.failover.errors import NOT_READY
 from drengine.failover.runbook.values import Mode
 from drengine.terminal import emit_json, human_duration, note, show_table
@@ -31,6 +31,8 @@ def ready(
         Mode, typer.Option("--mode", help="drill, failover, migration, reprotect or failback.")
     ] = Mode.FAILOVER,
     point: PointOption = "",
+    onto: OntoOption = None,
+    disk: DiskOption = None,
     json: JsonOption = False,
     *,
     options: PlanOptions,
@@ -41,7 +43,8 @@ def ready(
     does anything. Ends with 225 if one blocks.
     """
     place = runbook_place(runbook)
-    found = ask(options, lambda orders: orders.ready(mode, place, point=point), here=isinstance(place, Path))
+    given: dict[str, Any] = {"point": point, "onto": onto or [], "disks": disk or []}
+    found = ask(options, lambda orders: orders.ready(mode, place, **given), here=isinstance(place, Path))
     if json:
         emit_json(found)
     else:

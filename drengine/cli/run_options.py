@@ -61,6 +61,24 @@ DespiteOption = Annotated[
 PointOption = Annotated[
     str, typer.Option("--point", help="`latest`, a time, a point's id or its label; default: the runbook's.")
 ]
+OntoOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--onto",
+        metavar="HOST",
+        help="A spare host becomes the source's home, because the old one is gone; SOURCE=HOST, where there are "
+        "several, repeatable.",
+    ),
+]
+DiskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--disk",
+        metavar="VOLUME=DISK",
+        help="With --onto: which disk of that host, by its name or path there, takes which volume; default: the one "
+        "of the same name. SOURCE/VOLUME=DISK, where several move; repeatable.",
+    ),
+]
 RunArgument = Annotated[str, typer.Argument(help="The run's id, or `last` for the newest; `drengine runs` lists them.")]
 RunbookArgument = Annotated[str, typer.Argument(help="A runbook's file, or the name under which it was kept.")]
 

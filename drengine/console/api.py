@@ -353,15 +353,17 @@ async def show_plan(
     name: take.RunbookName,
     mode: Annotated[Mode, Query()] = Mode.FAILOVER,
     point: Annotated[str, Query(max_length=300)] = "",
+    onto: Annotated[list[str] | None, Query(max_length=100)] = None,
+    disks: Annotated[list[str] | None, Query(max_length=100)] = None,
 ) -> give.Plan:
     """Say what a run would do now, step by step; nothing is touched."""
-    return await off(lambda: orders.plan(mode, name, point=point), LOOKS)
+    return await off(lambda: orders.plan(mode, name, point=point, onto=onto or (), disks=disks or ()), LOOKS)
 
 
 @router.post("/runbooks/{name}/ready")
 async def look_whether_ready(orders: TheOrders, name: take.RunbookName, body: take.Look) -> Readiness:
     """Look now whether a run would go through; nothing is changed, and it takes 20 s at most."""
-    return await off(lambda: orders.ready(body.mode, name, point=body.point), LOOKS)
+    return await off(lambda: orders.ready(body.mode, name, point=body.point, onto=body.onto, disks=body.disks), LOOKS)
 
 
 # ---- what there is -------------------------------------------------------------------------------------------------

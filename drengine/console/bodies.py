@@ -21,6 +21,8 @@ SourceName = Annotated[str, Path(pattern=NAME_PATTERN, description="A source's n
 
 Despite = Annotated[list[Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]], Field(max_length=100)]
 
+Named = Annotated[list[Annotated[str, Field(pattern=r"^[!-~]{1,300}$")]], Field(max_length=100)]
+
 
 class Body(BaseModel):
     """Of a request: unknown keys are refused, nothing is converted."""
@@ -39,6 +41,8 @@ class StartRun(Body):
     discard_divergent: bool = Field(False, description="Way home: do not keep what a source wrote on its own.")
     again: bool = Field(False, description="Failover: also where the runbook's sources run here already.")
     despite: Despite = Field([], description="Checks of the preflight past which it goes on.")
+    onto: Named = Field([], description="Way home: hosts that become the homes of sources, HOST or SOURCE=HOST.")
+    disks: Named = Field([], description="With `onto`: VOLUME=DISK or SOURCE/VOLUME=DISK, by name or path there.")
 
 
 class Look(Body):
@@ -46,6 +50,8 @@ class Look(Body):
 
     mode: Annotated[Mode, Field(strict=False, description="What the run would be for.")] = Mode.FAILOVER
     point: str = Field("", max_length=300, description="`latest`, a time, a point's id or its label.")
+    onto: Named = Field([], description="Way home: hosts that would become the homes of sources.")
+    disks: Named = Field([], description="With `onto`: VOLUME=DISK or SOURCE/VOLUME=DISK.")
 
 
 class Ask(Body):

@@ -68,8 +68,8 @@ class Client:
         Raises:
             DrengineError: what it is refused with; ORCHESTRATOR_UNREACHABLE.
         """
-        wanted = {key: value for key, value in query.items() if value not in (None, "")}
-        place = quote(PREFIX + path) + (f"?{urlencode(wanted)}" if wanted else "")
+        wanted = {key: value for key, value in query.items() if value not in (None, "", [])}
+        place = quote(PREFIX + path) + (f"?{urlencode(wanted, doseq=True)}" if wanted else "")
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         sent = None if body is None and method == "GET" else json.dumps(body or {})
         try:
@@ -199,14 +199,18 @@ class RemoteOrders:
         """Runs, newest first."""
         return msgspec.convert(self.client.ask("GET", "/runs", runbook=runbook, limit=min(limit, 1000)), list[Run])
 
-    def plan(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Plan:
+    def plan(
+        self, mode: Mode, runbook: Path | str, *, point: str = "", onto: Sequence[str] = (), disks: Sequence[str] = ()
+    ) -> Plan:
         """What a run would do now."""
-        told = self.client.ask("GET", f"/runbooks/{self._kept(runbook)}/plan", mode=mode.value, point=point)
-        return msgspec.convert(told, Plan)
+        wanted = {"mode": mode.value, "point": point, "onto": list(onto), "disks": list(disks)}
+        return msgspec.convert(self.client.ask("GET", f"/runbooks/{self._kept(runbook)}/plan", **wanted), Plan)
 
-    def ready(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Readiness:
+    def ready(
+        self, mode: Mode, runbook: Path | str, *, point: str = "", onto: Sequence[str] = (), disks: Sequence[str] = ()
+    ) -> Readiness:
         """Whether a run would go through."""
-        body = {"mode": mode.value, "point": point}
+        body = {"mode": mode.value, "point": point, "onto": list(onto), "disks": list(disks)}
         return msgspec.convert(self.client.ask("POST", f"/runbooks/{self._kept(runbook)}/ready", body), Readiness)
 
     @staticmethod

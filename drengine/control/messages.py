@@ -40,6 +40,8 @@ class Verb(enum.StrEnum):
     """A fenced source makes its disks equal to a point of the promoted branch, shipping only differences: {point}."""
     RELEASE = "release"
     """The source is in charge again: {generation, branch}. Serve and ship."""
+    SETTLE = "settle"
+    """A spare host becomes the home of a source: {source, generation, volumes, disks}; answers {source, disks}."""
     RUN = "run"
     """Run a command of the source's own list, `[allow] commands`: {command, seconds}; answers {exit, output}."""
     POLICY = "policy"

@@ -166,8 +166,9 @@ class Engine:
         """What the run's agents said last is part of its report, also where no daemon keeps the registry's picture."""
         said = self.site.agents.reports()
         with contextlib.suppress(DrengineError):
-            for source in set(run.sources) & set(said):
-                self.registry.note_report(said[source])
+            there = {self.site.store.home(source).agent for source in run.sources}
+            for agent in there & set(said):
+                self.registry.note_report(said[agent])
 
     def snapshot(self, run: str) -> Snapshot:
         """How far a run is, from its journal, without its approvals."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from drengine.model.errors import DrengineError, error_kind
+from drengine.model.homes import NEW_HOME_UNFIT
 
 RUN_FAILED = error_kind(
     "run-failed",
@@ -98,6 +99,12 @@ RUNBOOK_UNFIT = error_kind(
     222,
     "The changed runbook does not fit what the run has done already.",
     "Leave what is done as it was, or `drengine rollback RUN` and begin a new run.",
+)
+BAD_ONTO = error_kind(
+    "bad-onto",
+    NEW_HOME_UNFIT,
+    "What was said about the new home of a source makes no sense.",
+    "`--onto HOST`, or `--onto SOURCE=HOST` where the runbook has several; `--disk VOLUME=DISK` for its disks.",
 )
 _PLACEHOLDER = re.compile(r"\bRUN\b")
 

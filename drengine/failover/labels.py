@@ -25,18 +25,26 @@ class Purpose(enum.StrEnum):
     """The branch that keeps what a source wrote beyond the replica."""
 
 
-_LABEL = re.compile(r"run:(?P<run>[^:]+)(?::(?P<purpose>[a-z]+))?")
+_LABEL = re.compile(r"run:(?P<run>[^:]+)(?::(?P<purpose>[a-z]+)(?::(?P<home>[a-z0-9._-]+))?)?")
 
 
 @dataclass(frozen=True, slots=True)
 class RunLabel:
-    """A label as values; `str` gives the text that the store keeps: ``run:ID`` or ``run:ID:PURPOSE``."""
+    """A label as values; `str` gives the text that the store keeps: ``run:ID``, ``run:ID:PURPOSE`` or
+    ``run:ID:back:HOME``.
+
+    Attributes:
+        home: of a branch that went to another host than the source's namesake: the agent there. The store goes by it
+            when it lets an agent ship (`BranchInfo.home`).
+    """
 
     run: str
     purpose: Purpose = Purpose.RECOVERY
+    home: str = ""
 
     def __str__(self) -> str:
-        return f"run:{self.run}:{self.purpose}" if self.purpose else f"run:{self.run}"
+        parts = ("run", self.run, self.purpose, self.home)
+        return ":".join(each for each in parts if each)
 
     @staticmethod
     def parse(text: str) -> RunLabel | None:
@@ -44,7 +52,8 @@ class RunLabel:
         found = _LABEL.fullmatch(text)
         if found is None or (found["purpose"] or "") not in set(Purpose):
             return None
-        return RunLabel(found["run"], Purpose(found["purpose"] or ""))
+        purpose, home = Purpose(found["purpose"] or ""), found["home"] or ""
+        return None if home and purpose is not Purpose.RETURN else RunLabel(found["run"], purpose, home)
 
     def branch(self, store: Store, source: str) -> BranchInfo | None:
         """The branch of the source that has this label."""

@@ -25,6 +25,18 @@ class EarlierLaunch(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
 
 
+class NewHome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a source is to live from now on.
+
+    Attributes:
+        host: name of the agent there.
+        disks: by volume, the disk of that host, by its name or path; others are found by themselves.
+    """
+
+    host: str
+    disks: dict[str, str] = {}
+
+
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The options of a run.
 
@@ -35,6 +47,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         discard_divergent: on the way home, do not keep what a source wrote on its own.
         despite: checks past which the run goes on although they do not pass: ids, with or without what they are about.
         force_by: who has to approve that the run is forced, as its runbook says; empty: nobody is asked.
+        onto: by source, the host that becomes its home; others go home to where they live.
         launches: by source, what an earlier run launched on its promoted branch and runs here now.
     """
 
@@ -44,6 +57,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     discard_divergent: bool = False
     despite: list[str] = []
     force_by: list[str] = []
+    onto: dict[str, NewHome] = {}
     launches: dict[str, EarlierLaunch] = {}
 
     def kept(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from drengine.failover.errors import (
     naming_run,
 )
 from drengine.failover.executor import Watcher, resume_note
+from drengine.failover.moving import read_onto
 from drengine.failover.options import RunOptions, read_options
 from drengine.failover.preflight.examine import require_despite
 from drengine.failover.preview import Loss, losses, preview
@@ -143,6 +144,8 @@ class Orders:
         discard_divergent: bool = False,
         again: bool = False,
         despite: Sequence[str] = (),
+        onto: Sequence[str] = (),
+        disks: Sequence[str] = (),
     ) -> RunRecord:
         """Begin a run; nothing is done before it is executed.
 
@@ -155,11 +158,12 @@ class Orders:
             discard_divergent: on the way home, do not keep what a source wrote on its own.
             again: fail over although sources run here already; what runs is stopped and started again.
             despite: checks past which it goes on although they do not pass.
+            onto, disks: on the way home, hosts that become the homes of sources, see `read_onto`.
 
         Raises:
-            DrengineError: NOT_PERMITTED; UNKNOWN_CHECK; BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE; RUN_STATE where
-                there is no way home or none is needed; FAILED_OVER_ALREADY; RUN_ACTIVE when an unfinished run holds one
-                of the sources.
+            DrengineError: NOT_PERMITTED; UNKNOWN_CHECK, BAD_ONTO; BAD_RUNBOOK, UNKNOWN_RUNBOOK, UNKNOWN_SOURCE;
+                RUN_STATE where there is no way home or none is needed; FAILED_OVER_ALREADY; RUN_ACTIVE when an
+                unfinished run holds one of the sources.
         """
         permit(self.who, _action(mode))
         if force or discard_divergent or despite:
@@ -168,7 +172,12 @@ class Orders:
         if isinstance(runbook, Path) and not self._is_kept(*self.engine.read_runbook(runbook)):
             permit(self.who, Action.WRITE_RUNBOOKS)
         options = RunOptions(
-            point=point, force=force, hold=hold, discard_divergent=discard_divergent, despite=list(despite)
+            point=point,
+            force=force,
+            hold=hold,
+            discard_divergent=discard_divergent,
+            despite=list(despite),
+            onto=read_onto(mode, self.engine.read_runbook(runbook)[0], onto, disks) if onto or disks else {},
         )
         if mode is Mode.FAILOVER and not again:
             require_first(self.engine, self.engine.read_runbook(runbook)[0])
@@ -424,26 +433,32 @@ class Orders:
         """Agents, recovery hosts and targets, as they were last heard of."""
         return [party_answer(each) for each in self.engine.registry.parties()]
 
-    def plan(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Plan:
+    def plan(
+        self, mode: Mode, runbook: Path | str, *, point: str = "", onto: Sequence[str] = (), disks: Sequence[str] = ()
+    ) -> Plan:
         """What a run would do now; nothing is touched.
 
         Raises:
             DrengineError: as `begin`, but for RUN_ACTIVE.
         """
         book, _ = self.engine.read_runbook(runbook)
-        readiness = self.ready(mode, runbook, point=point)
-        return replace(preview(self.engine, mode, book, RunOptions(point=point)), checks=readiness.checks)
+        options = RunOptions(point=point, onto=read_onto(mode, book, onto, disks))
+        readiness = self.ready(mode, runbook, point=point, onto=onto, disks=disks)
+        return replace(preview(self.engine, mode, book, options), checks=readiness.checks)
 
-    def ready(self, mode: Mode, runbook: Path | str, *, point: str = "") -> Readiness:
+    def ready(
+        self, mode: Mode, runbook: Path | str, *, point: str = "", onto: Sequence[str] = (), disks: Sequence[str] = ()
+    ) -> Readiness:
         """Whether a run of a runbook would go through, as far as can be known before; nothing is changed.
 
         Not for the thread of the engine's event loop.
 
         Raises:
-            DrengineError: BAD_RUNBOOK, UNKNOWN_RUNBOOK.
+            DrengineError: BAD_RUNBOOK, UNKNOWN_RUNBOOK; BAD_ONTO.
         """
         book, _ = self.engine.read_runbook(runbook)
-        looking = self.engine.readiness(mode, book, RunOptions(point=point))
+        options = RunOptions(point=point, onto=read_onto(mode, book, onto, disks))
+        looking = self.engine.readiness(mode, book, options)
         if self.engine.loop is None:
             return asyncio.run(looking)
         return asyncio.run_coroutine_threadsafe(looking, self.engine.loop).result()

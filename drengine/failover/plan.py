@@ -10,6 +10,7 @@ migration  the same with quiesce-source:s before fence:s
 reprotect  declare, preflight, fence:s, stop-services:s, preserve:s, reverse:s
 failback   as reprotect, gate, quiesce-recovered:s (last wave first), reverse-last:s, [all] hand-back:s,
            waves(release:s), stop-workload:s
+           where s goes to a new home: settle:s instead of stop-services:s and preserve:s
 
 The gate is what the runbook puts before its first waves: an approval there comes before anything is fenced. It may
 take hours, so behind one the preflight is done once more.
@@ -40,9 +41,11 @@ from drengine.failover.steps.promote import PROMOTE
 from drengine.failover.steps.quiesce_recovered import QUIESCE_RECOVERED
 from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE, QuiesceSourceSettings
 from drengine.failover.steps.release import RELEASE, ReleaseSettings
+from drengine.failover.steps.reversal import ReverseSettings
 from drengine.failover.steps.reverse import REVERSE
 from drengine.failover.steps.reverse_last import REVERSE_LAST
 from drengine.failover.steps.services import starts, stops
+from drengine.failover.steps.settle import SETTLE, SettleSettings
 from drengine.failover.steps.step import ActionKind, NoSettings, PlannedStep, S, StepKind
 from drengine.failover.steps.stop_services import STOP_SERVICES, StopServicesSettings
 from drengine.failover.steps.stop_workload import STOP_WORKLOAD
@@ -231,20 +234,44 @@ class _Planner:
         declared, discard = self._declare(), self._options.discard_divergent
         ends = []
         for source in self._sources:
+            if source in self._options.onto:
+                gone = self._add(FENCE, source, FenceSettings(agent_only=True, if_there=True), (declared,))
+                ends.append(self._fill(source, (gone,)))
+                continue
             fenced = self._fence(source, (declared,), agent_only=True)
             idle = self._stop_services(source, fenced)
             kept = self._add(PRESERVE, source, PreserveSettings(discard), (idle,))
-            ends.append(self._add(REVERSE, source, NoSettings(), (kept,)))
+            ends.append(self._add(REVERSE, source, ReverseSettings(), (kept,)))
         return tuple(ends)
 
     def failback(self) -> None:
         gate = self._gate(self.reverse())
         quiesced = self._in_waves_reversed(gate, self._quiesce_recovered)
-        last = tuple(self._add(REVERSE_LAST, source, NoSettings(), quiesced) for source in self._sources)
-        handed = tuple(self._add(HAND_BACK, source, HandBackSettings("recovered"), last) for source in self._sources)
-        ends = self._waves(lambda source, needs: self._release(source, (*handed, *needs)), first=handed)
+        ends = self._switch(quiesced)
         for source in self._sources:
             self._stop_workload(source, ends, critical=False)
+
+    def _fill(self, source: str, needs: tuple[str, ...]) -> str:
+        """Give a source its new home, and fill that; gives the id of the last step."""
+        new = self._options.onto[source]
+        settled = self._add(SETTLE, source, SettleSettings(host=new.host, disks=new.disks), needs)
+        return self._add(REVERSE, source, ReverseSettings(new.host), (settled,))
+
+    def _switch(self, quiesced: tuple[str, ...]) -> tuple[str, ...]:
+        """Once nobody writes: the last difference, the next generation, and the sources serve where they live then."""
+        host = {source: new.host for source, new in self._options.onto.items()}
+        last = tuple(
+            self._add(REVERSE_LAST, source, ReverseSettings(host.get(source, "")), quiesced) for source in self._sources
+        )
+        handed = tuple(
+            self._add(HAND_BACK, source, HandBackSettings("recovered", host.get(source, "")), last)
+            for source in self._sources
+        )
+
+        def release(source: str, needs: tuple[str, ...]) -> str:
+            return self._release(source, (*handed, *needs), host.get(source, ""))
+
+        return self._waves(release, first=handed)
 
     def undo_failover(self, begun: frozenset[str]) -> None:
         """Stop what was launched, give the sources their branch again, and send them on."""
@@ -322,7 +349,7 @@ class _Planner:
     def _quiesce_recovered(self, source: str, needs: tuple[str, ...]) -> str:
         return self._add(QUIESCE_RECOVERED, source, self._workload(source), needs)
 
-    def _release(self, source: str, needs: tuple[str, ...]) -> str:
+    def _release(self, source: str, needs: tuple[str, ...], host: str = "") -> str:
         handed = HAND_BACK.step_id(source, self._prefix)
         found = self._runbook.sources[source]
         settings = ReleaseSettings(
@@ -330,6 +357,7 @@ class _Planner:
             start=found.start,
             handed=handed,
             stopped=source in self._stopped,
+            host=host,
         )
         return self._add(RELEASE, source, settings, needs)
 

@@ -125,7 +125,7 @@ def _point(engine: Engine, step: PlannedStep[ChoosePointSettings]) -> ExpectedPo
         return ExpectedPoint(point="the one that is cut when the source has stopped")
     now_ns = engine.site.clock.now_ns()
     try:
-        report = engine.site.agents.reports().get(step.source)
+        report = engine.site.agents.reports().get(engine.site.store.home(step.source).agent)
         chosen = expected_point(engine.site.store, report, step.source, step.settings.point, now_ns)
     except DrengineError as error:
         return ExpectedPoint(error=error.message)

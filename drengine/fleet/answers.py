@@ -5,7 +5,7 @@ Times are nanoseconds since the epoch; 0 means: has not happened. null: it can't
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -31,6 +31,9 @@ class SourceAnswer:
         upgrade: which file its agent runs (`sha256`), and how its newest upgrade is; null where it can't be upgraded
             from here.
         policy_taken: whether the agent has taken what holds now; null where it never told.
+        host: the agent of the host where it lives, if that is not its namesake.
+        former_hosts: agents of hosts where it lived before, and how each stands: `gone`, `refused`, or `back, and not
+            told yet`.
     """
 
     source: str
@@ -55,6 +58,8 @@ class SourceAnswer:
     policy: dict[str, dict[str, Any]]
     policy_taken: bool | None
     upgrade: dict[str, str] | None
+    host: str = ""
+    former_hosts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

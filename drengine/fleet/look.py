@@ -22,6 +22,7 @@ from drengine.fleet.expected import Issued, issued_in
 from drengine.joining.inventory import read_inventory
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
+from drengine.model.homes import Home
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.policy.kept import Policy, PolicyFile
 from drengine.policy.settings import Decided, decided
@@ -55,6 +56,7 @@ class _InStore:
     newest: RecoveryPoint | None
     is_written: bool
     target: str
+    home: Home
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,14 @@ class _Seen:
     def names(self) -> list[str]:
         """Every source that anything speaks of."""
         issued = {*self.issued.ends_at, *self.issued.invited}
-        return sorted({*self.in_store, *self.parties, *self.reports, *issued, *self.inventory, *self.policy.retired})
+        agents = {*self.parties, *self.reports, *issued}
+        homes = {each.home.agent for each in self.in_store.values()}
+        return sorted({*self.in_store, *(agents - homes), *self.inventory, *self.policy.retired})
+
+    def agent_of(self, source: str) -> str:
+        """Name of the agent of the host where a source lives."""
+        held = self.in_store.get(source)
+        return held.home.agent if held else source
 
 
 def look(parts: Parts) -> FleetAnswer:
@@ -147,7 +156,10 @@ def _in_store(store: Store) -> dict[str, _InStore]:
     written, placed = store.written_branches(), store.targets.placed()
     return {
         info.name: _InStore(
-            _newest(store, info.name), (info.name, info.active_branch) in written, placed.get(info.name, "")
+            _newest(store, info.name),
+            (info.name, info.active_branch) in written,
+            placed.get(info.name, ""),
+            store.home(info.name),
         )
         for info in store.sources()
     }
@@ -182,19 +194,20 @@ def _probe(addresses: Sequence[Address]) -> None:
 
 
 def _answer(seen: _Seen, name: str) -> SourceAnswer:
-    held, party, retired = seen.in_store.get(name), seen.parties.get(name), seen.policy.retired.get(name)
-    report = seen.reports.get(name) or (party.report if party else None)
+    agent = seen.agent_of(name)
+    held, party, retired = seen.in_store.get(name), seen.parties.get(agent), seen.policy.retired.get(name)
+    report = seen.reports.get(agent) or (party.report if party else None)
     details: Mapping[str, Any] = report.details if report else {}
     newest = held.newest if held else None
     age = max(0.0, (seen.now_ns - min(newest.time_ns, newest.received_ns)) / _NS) if newest else None
-    is_online = name in seen.online
+    is_online = agent in seen.online
     connected = _connected(seen, name)
     heard_ns = max(
         party.reported_ns if party else 0, report.at_ns if report else 0, newest.received_ns if newest else 0
     )
     joined = bool(newest or report or (party and party.since_ns) or (held and held.is_written))
     told_ns = details.get("certificate_ends_ns")
-    ends_ns = told_ns if isinstance(told_ns, int) else seen.issued.ends_at.get(name, 0) * _NS
+    ends_ns = told_ns if isinstance(told_ns, int) else seen.issued.ends_at.get(agent, 0) * _NS
     rules = decided(seen.policy.rules, name)
     return SourceAnswer(
         source=name,
@@ -219,13 +232,24 @@ def _answer(seen: _Seen, name: str) -> SourceAnswer:
         policy=_policy(rules, details),
         policy_taken=_taken(rules, details),
         upgrade=_upgrade(details),
+        host="" if agent == name else agent,
+        former_hosts={each: _former(seen, each) for each in sorted(held.home.former)} if held else {},
     )
+
+
+def _former(seen: _Seen, agent: str) -> str:
+    """How the agent of a host stands where a source lived before."""
+    if agent not in seen.online:
+        return "gone"
+    report = seen.reports.get(agent)
+    knows = report is not None and report.details.get("fence_reason") == "moved"
+    return "refused" if knows else "back, and not told yet"
 
 
 def _connected(seen: _Seen, name: str) -> bool | None:
     """None where neither the broker nor the store can tell."""
     held = seen.in_store.get(name)
-    if name in seen.online or (held and held.is_written):
+    if seen.agent_of(name) in seen.online or (held and held.is_written):
         return True
     return None if {"store", "broker"} <= seen.unknown.keys() else False
 
@@ -233,8 +257,8 @@ def _connected(seen: _Seen, name: str) -> bool | None:
 def _known_by(seen: _Seen, name: str) -> list[str]:
     by = {
         "store": name in seen.in_store,
-        "broker": name in seen.parties or name in seen.reports,
-        "identity": name in seen.issued.ends_at,
+        "broker": seen.agent_of(name) in {*seen.parties, *seen.reports},
+        "identity": seen.agent_of(name) in seen.issued.ends_at,
         "token": name in seen.issued.invited,
         "inventory": name in seen.inventory,
     }

@@ -263,10 +263,12 @@ class Executor:
 
     async def _order(self, rollout: Rollout, name: str) -> str:
         """Why an agent does not do it; empty when it does, or nobody knows: then its reports tell."""
-        report = self.parts.agents.reports().get(name)
+        store = self.parts.store
+        agent = (await asyncio.to_thread(store.home, name)).agent if store else name
+        report = self.parts.agents.reports().get(agent)
         try:
             answer = await self.parts.agents.command(
-                name,
+                agent,
                 Verb.UPGRADE,
                 {"version": rollout.version, "sha256": rollout.sha256, "size_bytes": rollout.size_bytes},
                 generation=report.generation if report else 0,

@@ -1,4 +1,5 @@
-"""Bringing what was decided to the agents: each says in its reports which policy it has, and is ordered another one.
+"""Bringing what was decided to the agents: each says in its reports which policy it has, and is ordered another one;
+and the agent of a source's old host, which may have been off for a year, is told that the source lives elsewhere.
 
 So an agent that was away learns of it when it comes back, and nobody keeps an account of who was told.
 """
@@ -11,6 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from drengine.control.messages import AgentReport, PartyKind, Verb
 from drengine.failover.daemon import Orchestrator
@@ -28,15 +30,26 @@ ANSWER_SECONDS = 10.0
 AGAIN_SECONDS, REFUSED_SECONDS = 30.0, 600.0
 """After an agent did not answer, and after one does not take this very policy."""
 AT_ONCE = 16
+FENCED_KNOWING = ("moved", "spare", "settled")
+"""Why agents are fenced that need not be told that a source has moved."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Due:
-    """An agent has another policy than the one that holds."""
+    """An agent has another policy than the one that holds, or does not know that its source has moved.
+
+    Attributes:
+        report: its newest.
+        verb, arguments: what it is told by.
+        what: tells this from what it was told before.
+        about: for the log.
+    """
 
     report: AgentReport
-    settings: dict[str, str]
-    digest: str
+    verb: Verb
+    arguments: dict[str, Any]
+    what: str
+    about: str = "its policy"
 
 
 async def tell_policies(parts: Parts) -> None:
@@ -86,7 +99,7 @@ async def _keep(parts: Parts, duty: Duty) -> None:
             log.exception("agents are not told the policy")
             all_due = []
         for due in all_due:
-            which = due.report.name, due.digest
+            which = due.report.name, due.what
             if which not in telling and len(telling) < AT_ONCE and now >= again_at.get(which, 0.0):
                 telling[which] = asyncio.create_task(_tell(parts, due))
         again_at = {which: at for which, at in again_at.items() if at > now}
@@ -100,31 +113,52 @@ def _all_due(parts: Parts) -> Iterator[_Due]:
     """
     policy = PolicyFile(parts.config.store).read()
     for name, report in list(parts.agents.reports().items()):
-        has = report.details.get("policy")
-        if report.kind is not PartyKind.AGENT or not isinstance(has, dict) or not parts.agents.is_online(name):
+        if report.kind is not PartyKind.AGENT or not parts.agents.is_online(name):
             continue
-        settings = told_to(decided(policy.rules, name))
+        if moved := _moved(parts, report):
+            yield moved
+            continue
+        has, home_of = report.details.get("policy"), report.details.get("home_of")
+        if not isinstance(has, dict):
+            continue
+        settings = told_to(decided(policy.rules, home_of if home_of and isinstance(home_of, str) else name))
         digest = digest_of(settings)
         if has.get("digest") != digest:
-            yield _Due(report, settings, digest)
+            yield _Due(report, Verb.POLICY, {"settings": settings, "digest": digest}, digest or "none")
+
+
+def _moved(parts: Parts, report: AgentReport) -> _Due | None:
+    """For an agent that is fenced, so that it does not ask the target, and whose source lives elsewhere by now.
+
+    Raises:
+        DrengineError: the store's.
+    """
+    store, source = parts.store, report.details.get("home_of") or report.name
+    if store is None or not report.fenced or report.details.get("fence_reason") in FENCED_KNOWING:
+        return None
+    if not isinstance(source, str) or report.name not in store.home(source).former:
+        return None
+    generation = store.source(source).generation
+    arguments = {"generation": generation, "moved": True}
+    return _Due(report, Verb.FENCE, arguments, f"moved.{generation}", "that its source has moved")
 
 
 async def _tell(parts: Parts, due: _Due) -> float:
     """How long to wait before it is told the same again, if its reports still say another policy."""
-    source = due.report.name
+    name = due.report.name
     try:
         answer = await parts.agents.command(
-            source,
-            Verb.POLICY,
-            {"settings": due.settings, "digest": due.digest},
+            name,
+            due.verb,
+            due.arguments,
             generation=due.report.generation,
-            id=f"policy.{source}.{due.digest or 'none'}.{secrets.token_hex(4)}",
+            id=f"{due.verb}.{name}.{due.what}.{secrets.token_hex(4)}",
             timeout_seconds=ANSWER_SECONDS,
         )
     except DrengineError as error:
-        log.warning("%s was not told its policy: %s", source, error.message)
+        log.warning("%s was not told %s: %s", name, due.about, error.message)
         return AGAIN_SECONDS
     if answer.ok:
         return ANSWER_SECONDS
-    log.warning("%s does not take its policy (%s): %s", source, answer.code, answer.message)
+    log.warning("%s does not take it, %s (%s): %s", name, due.about, answer.code, answer.message)
     return REFUSED_SECONDS

@@ -14,6 +14,7 @@ from drengine.crypt.kek import KeyEncryptionKeys
 from drengine.durable import sync_directory
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
+from drengine.model.homes import Home
 from drengine.model.inventory import Inventory
 from drengine.model.names import check_name
 from drengine.model.points import PointSelector, RecoveryPoint
@@ -408,6 +409,18 @@ class Store:
     def branches(self, source: str) -> list[BranchInfo]:
         """All branches of a source, by number."""
         return self._branches.list(source)
+
+    def home(self, source: str) -> Home:
+        """Which agent ships the source; of a source that is not known here, its namesake.
+
+        Nobody but a run's hand-back changes it, in the transaction that raises the generation.
+        """
+        try:
+            return self._branches.home(source)
+        except DrengineError as error:
+            if error.kind is not UNKNOWN_SOURCE:
+                raise
+            return Home(source)
 
     def create_branch(self, point: RecoveryPoint, *, role: str = "drill", label: str = "") -> BranchInfo:
         """Grow a branch beside the history from a point, at once and without copying anything.

@@ -17,6 +17,7 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
 from drengine.model.grants import Access
+from drengine.model.homes import SOURCE_MOVED
 from drengine.model.points import PointSelector, RecoveryPoint
 from drengine.model.states import ReplicationState
 from drengine.policy.errors import SOURCE_RETIRED
@@ -38,13 +39,13 @@ from drengine.target.watch import DESCRIPTORS_KEPT, require_descriptors
 from drengine.transport.errors import PLAIN_REFUSED, TransportError, reason_of
 from drengine.transport.framed import FramedStream
 from drengine.transport.networks import is_loopback
-from drengine.transport.peers import PeerRules, shown_certificate
+from drengine.transport.peers import PeerRules, refused_source, shown_certificate
 from drengine.wire.connection import negotiate_version
 from drengine.wire.events import Hello, Purpose
 
 log = logging.getLogger("drengine.target")
 
-_AT_THE_DOOR = (GRANT_MISSING, QUOTA_EXCEEDED, SOURCE_RETIRED, TOO_MANY_SOURCES)
+_AT_THE_DOOR = (SOURCE_MOVED, GRANT_MISSING, QUOTA_EXCEEDED, SOURCE_RETIRED, TOO_MANY_SOURCES)
 """Refusals of what a source may not, beside those of its certificate; not those of a target that can't."""
 
 REPLACE_SECONDS = 10.0
@@ -125,23 +126,44 @@ class Reception:
     async def _serve(self, stream: FramedStream, hello: Hello) -> None:
         """From HELLO on.
 
-        Whatever the session is for, only the source's own agent may open it.
+        Whatever the session is for, only the agent of the host on which the source lives may open it, or one whom a
+        run lets read what it is to become the home of.
         """
         await self._require_local(stream)
-        is_proved = self.peers.require_source(stream.peer_certificate, hello.source)
+        agent = self.peers.agent_of(stream.peer_certificate)
+        is_proved = await self._require_home(stream, hello, agent)
         if self.members is not None:
             await asyncio.to_thread(self.members.require, hello.source, stream.peer_certificate)
         known = is_proved or self.sources.is_known(hello.source)
         self.quotas.of(hello.source, known=known).take_session(self.clock.monotonic())
         if hello.purpose is Purpose.REVERSE:
-            await self._reverse(stream, hello)
+            await self._reverse(stream, hello, agent)
         else:
             try:
-                admitted = await self._admit(stream, hello)
+                admitted = await self._admit(stream, hello, agent)
             except DrengineError as error:
                 self.sources.note_refused(hello.source, error)
                 raise
             await self._run(*admitted)
+
+    async def _require_home(self, stream: FramedStream, hello: Hello, agent: str) -> bool:
+        """Only where the source lives its disks are; whether the peer has proved to be there.
+
+        Who has proved nothing is held to the generation alone, so one that does not know its own is not told it.
+
+        Raises:
+            DrengineError: SOURCE_MOVED (FENCED to agents of older versions), of a host where it lived before.
+            TransportError: TLS_FAILED, `identity-source`.
+        """
+        home = await asyncio.to_thread(self.store.home, hello.source)
+        if agent == home.agent or (not agent and (hello.generation or home.agent == hello.source)):
+            return bool(agent)
+        if not agent or agent in home.former:
+            kind = SOURCE_MOVED if "homes" in hello.abilities else FENCED
+            raise DrengineError(kind, f"{hello.source!r} lives with agent {home.agent!r} now")
+        if hello.purpose is Purpose.REVERSE and await self._grant_of(hello, agent):
+            return True
+        raise refused_source(stream.peer_certificate, hello.source)
 
     async def _require_local(self, stream: FramedStream) -> None:
         """Loopback is shared by all users of a machine: there, without TLS, an agent is known by the user it runs as.
@@ -211,11 +233,13 @@ class Reception:
         for session in [*self.sessions.values(), *self.errands.values()]:
             session.end(why)
 
-    async def _admit(self, stream: FramedStream, hello: Hello) -> tuple[ReplicationSession, BranchWriter, int]:
+    async def _admit(
+        self, stream: FramedStream, hello: Hello, agent: str
+    ) -> tuple[ReplicationSession, BranchWriter, int]:
         async with self._door(_place(hello)):
             self._require_open()
             require_descriptors(DESCRIPTORS_KEPT)
-            grant = await self._require_grant(hello)
+            grant = await self._require_grant(hello, agent)
             await self._make_way(hello)
             began = self.clock.monotonic()
             writer, taken_over = await asyncio.to_thread(self._take, hello)
@@ -285,11 +309,11 @@ class Reception:
         except DrengineError as error:
             log.info("an empty source stays", extra={"source": source, "detail": error.message})
 
-    async def _reverse(self, stream: FramedStream, hello: Hello) -> None:
+    async def _reverse(self, stream: FramedStream, hello: Hello, agent: str) -> None:
         async with self._door(_place(hello)):
             self._require_open()
             require_descriptors(DESCRIPTORS_KEPT)
-            grant = await self._require_grant(hello)
+            grant = await self._require_grant(hello, agent)
             await self._make_way(hello)
             point = await asyncio.to_thread(self._point_to_read, hello)
             credit = await self._grant(has_data=True)
@@ -303,7 +327,7 @@ class Reception:
             self.budget.give_back(credit)
             self._forget(session)
 
-    async def _require_grant(self, hello: Hello) -> str:
+    async def _require_grant(self, hello: Hello, agent: str) -> str:
         """Id of the grant on which this session rests; empty for replication, which needs none.
 
         Raises:
@@ -311,14 +335,21 @@ class Reception:
         """
         if hello.purpose is Purpose.REPLICATE:
             return ""
+        if grant := await self._grant_of(hello, agent):
+            return grant
+        what = f"ship to branch {hello.branch}" if hello.purpose is Purpose.PRESERVE else "read its points"
+        raise DrengineError(GRANT_MISSING, f"{hello.source!r} may not {what}: no run has ordered it")
+
+    async def _grant_of(self, hello: Hello, agent: str) -> str:
+        """Id of a living grant for this errand; empty: there is none. An agent without a proved name has anybody's."""
         preserves = hello.purpose is Purpose.PRESERVE
         access = Access.PRESERVE if preserves else Access.REVERSE
         for grant in await asyncio.to_thread(self.store.grants.living):
-            ours = (grant.source, grant.access, grant.holder) == (hello.source, access, f"agent/{hello.source}")
+            role, _, holder = grant.holder.partition("/")
+            ours = (grant.source, grant.access, role) == (hello.source, access, "agent") and agent in ("", holder)
             if ours and (grant.branch == hello.branch or not preserves):
                 return grant.id
-        what = f"ship to branch {hello.branch}" if preserves else "read its points"
-        raise DrengineError(GRANT_MISSING, f"{hello.source!r} may not {what}: no run has ordered it")
+        return ""
 
     @contextlib.asynccontextmanager
     async def _door(self, place: str) -> AsyncIterator[None]:

@@ -32,24 +32,19 @@ class PeerRules:
     is_required: bool = False
     by_common_name: bool = False
 
-    def require_source(self, der: bytes | None, source: str) -> bool:
-        """Only the agent of `source` may speak for it; whether the peer has proved to be that.
+    def agent_of(self, der: bytes | None) -> str:
+        """Name of the agent that the peer has proved to be; empty: it has proved nothing, and that is allowed.
 
         Raises:
             TransportError: TLS_FAILED, naming what was seen.
         """
         if der is None:
-            return False
+            return ""
         certificate, identity = _read(der)
         self.require_unrevoked(der)
         if identity is None and self.by_common_name:
-            if certificate.subject != source:
-                raise _refused("identity-source", f"common name {certificate.subject[:80]!r}, source {source!r}")
-            return True
-        is_named = self._holds(certificate, identity, Role.AGENT)
-        if identity is not None and identity.name != source:
-            raise _refused("identity-source", f"{identity}, source {source!r}")
-        return is_named
+            return certificate.subject
+        return identity.name if self._holds(certificate, identity, Role.AGENT) and identity else ""
 
     def identify(self, der: bytes) -> Identity | None:
         """Who a peer is, of whatever role; None when its certificate has no name.
@@ -117,6 +112,11 @@ def shown_certificate(der: bytes | None) -> str:
     except ValueError:
         return "a certificate that can't be read"
     return ", ".join(certificate.uris)[:200] or f"common name {certificate.subject[:80]!r}"
+
+
+def refused_source(der: bytes | None, source: str) -> TransportError:
+    """TLS_FAILED: this agent does not speak for that source."""
+    return _refused("identity-source", f"{shown_certificate(der)}, source {source!r}")
 
 
 def refused_role(identity: Identity, why: str) -> TransportError:

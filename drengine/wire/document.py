@@ -107,6 +107,7 @@ def _abilities() -> str:
         users[ability].append(next(kind.name for kind, layout in LAYOUTS.items() if layout.event is event))
     users["zstd"].append("BATCH and FETCHED with a compressed frame")
     users["reverse"].append("HELLO with an errand")
+    users["homes"].append("REFUSE with `source-moved`; others are told `fenced`")
     return _table(("ability", "needed for"), [(name, ", ".join(used)) for name, used in users.items()])
 
 

@@ -295,4 +295,4 @@ Event = (
     | Moved
 )
 
-ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse", "metrics", "moved", "inventory"})
+ABILITIES = frozenset({"zstd", "hash-query", "resend", "reverse", "metrics", "moved", "homes", "inventory"})

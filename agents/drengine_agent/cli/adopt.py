@@ -11,6 +11,7 @@ from drengine.terminal import emit_json
 from drengine_agent.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption
 from drengine_agent.config import load_config
 from drengine_agent.daemon.adopt import adopt as adopt_disk
+from drengine_agent.daemon.home import housed
 
 app = typer.Typer(add_completion=False)
 
@@ -36,7 +37,9 @@ def adopt(
 
     The source is then fenced until a failback has written the whole disk, unless it has the content already.
     """
-    done = adopt_disk(load_config(config), volume, SystemClock(), known_as=known_as, with_content=with_content)
+    done = adopt_disk(
+        housed(load_config(config), SystemClock()), volume, SystemClock(), known_as=known_as, with_content=with_content
+    )
     if json:
         emit_json(done)
         return

@@ -19,6 +19,7 @@ from drengine.telemetry.accepting import quiet_accept_failures
 from drengine.telemetry.endpoint import MetricsEndpoint
 from drengine.telemetry.notify import notify
 from drengine_agent.config import AgentConfig, load_config
+from drengine_agent.daemon.home import housed
 from drengine_agent.daemon.metrics import AgentMetrics
 from drengine_agent.daemon.operator import OperatorSocket
 from drengine_agent.daemon.policy import SitePolicy
@@ -38,10 +39,16 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
         DrengineError: it can't start, or its state can't be kept.
     """
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, log.info, "there is nothing to read again yet")
+    while await _serve_as_it_is(housed(config, SystemClock()), config_path):
+        log.info("beginning anew, as the home of another source")
+
+
+async def _serve_as_it_is(config: AgentConfig, config_path: Path) -> bool:
+    """Whether it has become the home of a source meanwhile, and goes on as that source's agent."""
     policy = SitePolicy(config)
     if config.control.address is None:
         await _replicate(policy, config_path, None)
-        return
+        return False
     anew = asyncio.Event()
     remote = RemoteOrders(config, SystemClock(), Random(secrets.randbits(64)), policy, anew.set)
     at_broker = asyncio.create_task(remote.run())
@@ -54,8 +61,11 @@ async def serve(config: AgentConfig, config_path: Path) -> None:
     finally:
         at_broker.cancel()
         await asyncio.gather(at_broker, return_exceptions=True)
+    if remote.has_settled:
+        return True
     if anew.is_set():
         os.execv(PROGRAM, [str(PROGRAM), "run", "--config", str(config_path)])  # by whoever started it, it still runs
+    return False
 
 
 async def _first_lease(remote: RemoteOrders, at_broker: asyncio.Task[None]) -> None:

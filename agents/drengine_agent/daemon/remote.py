@@ -23,6 +23,7 @@ from drengine.model.points import check_new_label
 from drengine.model.states import ReplicationState
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.commands import run_ordered
+from drengine_agent.daemon.home import SettleOrder, settle
 from drengine_agent.daemon.policy import SitePolicy
 from drengine_agent.daemon.service import Agent
 from drengine_agent.daemon.state import make_state_directory, read_state
@@ -58,7 +59,8 @@ class RemoteOrders:
         policy: SitePolicy | None = None,
         restart: Callable[[], object] = lambda: None,
     ) -> None:
-        """`policy`: what the site decided so far; `restart` starts the process anew after an upgrade.
+        """`policy`: what the site decided so far; `restart` starts the process anew after an upgrade, or when
+        the host has become a source's home.
 
         Raises:
             DrengineError: BAD_NAME, BAD_TLS_FILES; STATE_DAMAGED, the state directory can't be made.
@@ -67,6 +69,10 @@ class RemoteOrders:
         self._config = config
         self._policy = policy or SitePolicy(config)
         self._agent: Agent | None = None
+        self._clock = clock
+        self._restart = restart
+        self.has_settled = False
+        """It has become a source's home: the process begins anew as that source's agent."""
         self._bytes_by_network: Mapping[str, Sequence[int]] = {}
         self.lease = SelfFencing(control.lease, clock)
         make_state_directory(config.state_directory)
@@ -77,7 +83,7 @@ class RemoteOrders:
         self.party = Party(
             control,
             PartyKind.AGENT,
-            config.source,
+            config.party,
             actions=self._actions(),
             report=self.report,
             log=config.state_directory / "commands",
@@ -119,6 +125,7 @@ class RemoteOrders:
             Verb.QUIESCE: Action(self._quiesce),
             Verb.PRESERVE: Action(self._preserve, Generations.NOT_OLDER),
             Verb.REVERSE: Action(self._reverse, Generations.NOT_OLDER),
+            Verb.SETTLE: Action(self._settle, Generations.ANY),
             Verb.RUN: Action(self._run, Generations.NOT_OLDER),
             Verb.RELEASE: Action(self._release, Generations.NOT_OLDER, bounded=False),
         }
@@ -168,6 +175,8 @@ class RemoteOrders:
                 "upgrade": self._upgrade.told(),
                 "commands_ignored": ignored,
                 "allowed_commands": list(self._config.allow.commands),
+                "home_of": self._config.source if self._config.source != self._config.party else "",
+                "spare": self._config.is_spare_now,
                 "bytes_by_network": {network: list(each) for network, each in self._bytes_by_network.items()},
             },
         )
@@ -228,7 +237,8 @@ class RemoteOrders:
         """`cuts_clients` False: the volumes are not served by us, so whoever writes them writes on."""
         agent = self._started
         generation = int(command.arguments.get("generation", command.generation))
-        await agent.fence(generation, "command", run=command.run, by=str(command.arguments.get("by", "")))
+        reason = "moved" if command.arguments.get("moved") is True else "command"
+        await agent.fence(generation, reason, run=command.run, by=str(command.arguments.get("by", "")))
         return {"generation": agent.generation, "cuts_clients": agent.capture.serves}
 
     async def _quiesce(self, command: Command, tell: Tell) -> Mapping[str, Any]:
@@ -243,6 +253,16 @@ class RemoteOrders:
         force = command.arguments.get("force") is True
         report = await self._started.reverse(str(command.arguments["point"]), tell, force=force)
         return {**asdict(report), "unmodified": report.unmodified}
+
+    async def _settle(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        order = msgspec.convert(dict(command.arguments), SettleOrder)
+        volumes = list(self._started.capture.volumes.values())
+        now_ns = self._clock.now_ns()
+        made = await asyncio.to_thread(settle, self._config, volumes, order, run=command.run, now_ns=now_ns)
+        if self._config.source != made.source:
+            self.has_settled = True
+            self._restart()
+        return {"source": made.source, "disks": {name: each.disk for name, each in made.volumes.items()}}
 
     async def _run(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         return await run_ordered(command, self._config.source, self._config.allow.commands)

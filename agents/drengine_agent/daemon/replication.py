@@ -17,6 +17,7 @@ from random import Random
 import msgspec
 
 from drengine.model.errors import DrengineError
+from drengine.model.homes import SOURCE_MOVED
 from drengine.model.states import REASONS, ReplicationState
 from drengine.wire.events import MetricSample, MetricsReport, Status
 from drengine_agent.capture.capture import Capture, VolumeResizedError
@@ -323,7 +324,7 @@ class Replication:
             if not self.generation and "store-behind" in str(ended):
                 self._assumed = 1  # a target of an older version: it can't tell
             if ended.reason == "fenced":
-                await self._stand_down(str(ended))
+                await self._stand_down("moved" if ended.code == SOURCE_MOVED.id else "stale", str(ended))
             elif ended.retryable:
                 # It can't go on now, and says so: another one is asked first.
                 self.uplink.route.failed(self.uplink.route.best)
@@ -400,12 +401,14 @@ class Replication:
         self.pipeline = self.sender = None
         await self._rest(wait)
 
-    async def _stand_down(self, message: str) -> None:
-        """The store has a newer generation: whatever we serve, somebody else is in charge (fault 45)."""
+    async def _stand_down(self, reason: str, message: str) -> None:
+        """The store has a newer generation, or another host: whatever we serve, somebody else is in charge
+        (fault 45).
+        """
         self._attempts.detail = message
         log.error("replication stopped (fenced): %s", message)
         try:
-            await self._charge.stand_down(self.capture, self.generation, "stale")
+            await self._charge.stand_down(self.capture, self.generation, reason)
         except DrengineError as error:
             log.error("%s; after a restart the target will say it again", error)  # noqa: TRY400
 

@@ -19,6 +19,7 @@ from drengine_agent.capture.capture import Capture
 from drengine_agent.config import AgentConfig
 from drengine_agent.daemon.connector import Connector
 from drengine_agent.daemon.health import derive_state
+from drengine_agent.daemon.home import stand_ready
 from drengine_agent.daemon.replication import Replication
 from drengine_agent.daemon.state import StateDirectory
 from drengine_agent.failback.preserve import PreserveReport
@@ -76,6 +77,7 @@ class Agent:
         self._directory = StateDirectory(config.state_directory)
         try:
             self._charge = Charge(Fence(config.state_directory), clock)
+            stand_ready(config, self._charge.fence, clock)
             self.replication = Replication(config, self._directory, self._charge, self.uplink, random)
         except BaseException:
             self._directory.close()
@@ -112,6 +114,7 @@ class Agent:
         state, reason = derive_state(facts)
         return {
             "source": self.config.source,
+            "name": self.config.party,
             "state": state.value,
             "reason": reason,
             "hint": self._hint(state, reason),

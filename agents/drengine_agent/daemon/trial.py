@@ -102,7 +102,7 @@ async def try_broker(config: AgentConfig, *, clock: Clock | None = None) -> None
     Raises:
         DrengineError: as `try_party`.
     """
-    await try_party(config.control, PartyKind.AGENT, config.source, clock=clock)
+    await try_party(config.control, PartyKind.AGENT, config.party, clock=clock)
 
 
 async def try_party(options: BrokerOptions, kind: PartyKind, name: str, *, clock: Clock | None = None) -> None:

@@ -55,7 +55,7 @@ def certificate_troubles(config: AgentConfig) -> Iterator[Trouble]:
     """What is wrong with the certificates that the configuration names: files, pair, validity, for whom they are."""
     sections = {"[tls]": config.tls.files(), "[control]": config.control.tls_files("[control]")}
     for files in dict.fromkeys(each for each in sections.values() if each is not None):
-        yield from _troubles(files, config.source)
+        yield from _troubles(files, config.party)
 
 
 def program_troubles() -> Iterator[Trouble]:

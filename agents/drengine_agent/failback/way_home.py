@@ -36,6 +36,8 @@ from drengine_agent.ship.uplink import Uplink
 log = logging.getLogger("drengine.agent")
 
 _T = TypeVar("_T")
+_NOT_TO_BE_RELEASED = frozenset({"moved", "spare"})
+"""Reasons of a fence that no release ends by mistake."""
 
 
 class Source(Protocol):
@@ -129,6 +131,8 @@ class WayHome:
 
     async def _release(self, generation: int, branch: int, *, force: bool) -> None:
         source, record = self._source, self.fence.record
+        if record.reason in _NOT_TO_BE_RELEASED and not force:
+            raise DrengineError(SOURCE_FENCED, f"{why_it_stands(record)}: it is not released", hint=how_it_ends(record))
         if record.reversing and not force:
             raise DrengineError(
                 REVERSE_REFUSED,

@@ -13,6 +13,18 @@ _WHY: Mapping[str, tuple[str, str]] = {
     "operator": ("somebody fenced it on this host", _BY_HAND),
     "stale": ("the target has a newer generation: it was failed over", "`drengine failback RUNBOOK` brings it home"),
     "lease": ("the broker was silent for longer than `control.lease`", f"{_FAILED_OVER}; else {_BY_HAND}"),
+    "moved": (
+        "the source lives on another host now, for good",
+        "it does not: give this host another name (docs/failback.md#home-to-new-hardware)",
+    ),
+    "spare": (
+        "this host stands ready to become the home of a source (`spare` in its agent's file)",
+        "`drengine failback RUNBOOK --onto HOST`, when a source needs a new home",
+    ),
+    "settled": (
+        "this host becomes the home of a source, and its content is missing",
+        "`drengine failback RUNBOOK --onto HOST` brings it",
+    ),
     "replaced": ("a disk was replaced, and its content is missing", "`drengine failback RUNBOOK` brings it home"),
 }
 """By the reason of the record: what happened, and how the source is released."""

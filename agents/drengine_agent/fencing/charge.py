@@ -42,6 +42,8 @@ class Charge:
                 self.fence.assume(fenced_record(generation, reason, self._clock, run=run, by=by))
                 why = why_it_stands(self.fence.record)
                 log.warning("this source is fenced (%s): it serves and ships nothing until it is released", why)
+            elif reason == "moved" and record.reason != "moved":
+                self.fence.assume(msgspec.structs.replace(record, reason=reason, run="", by=""))
             elif run and record.run not in ("", run):
                 self.fence.assume(msgspec.structs.replace(record, run=run, by=by))
             await asyncio.to_thread(capture.stop_serving, cut=True)

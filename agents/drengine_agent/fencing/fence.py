@@ -49,7 +49,8 @@ class FenceRecord(msgspec.Struct, frozen=True):
     Attributes:
         standing: see Standing.
         generation: that the source shipped under when it was fenced.
-        reason: what fenced it: ``command`` (of a run), ``operator``, ``stale``, ``lease``, ``replaced``, ``quiesced``.
+        reason: what fenced it: ``command`` (of a run), ``operator``, ``stale``, ``lease``, ``replaced``, ``quiesced``,
+            ``spare``, ``settled``, ``moved`` (daemon/home.py).
         run, by: the run on whose behalf that was, and who began it; empty: no run's.
         since_ns: wall clock.
         preserved: valid until the disks are written.

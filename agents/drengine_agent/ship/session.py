@@ -76,12 +76,14 @@ class SessionEnded(Exception):
     Attributes:
         reason: a code of states.REASONS.
         retryable: whether to try again without anyone changing anything.
+        code: that the target gave; empty where it gave none.
     """
 
-    def __init__(self, reason: str, message: str, *, retryable: bool = True) -> None:
+    def __init__(self, reason: str, message: str, *, retryable: bool = True, code: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.retryable = retryable
+        self.code = code
 
 
 class SessionMoved(SessionEnded):
@@ -98,6 +100,7 @@ class SessionMoved(SessionEnded):
 
 REFUSAL_REASONS = {
     "fenced": "fenced",
+    "source-moved": "fenced",
     "store-full": "target-full",
     "store-io": "target-failed",
     "store-read-only": "target-read-only",
@@ -117,7 +120,7 @@ def refused(refuse: Refuse, *, is_proved: bool) -> SessionEnded:
     if reason == "fenced" and not is_proved:
         return SessionEnded("fence-unproved", f"{refuse.code}: {refuse.message}")
     retryable = reason in TARGET_STATES or (refuse.retryable and reason != "fenced")
-    return SessionEnded(reason, f"{refuse.code}: {refuse.message}", retryable=retryable)
+    return SessionEnded(reason, f"{refuse.code}: {refuse.message}", retryable=retryable, code=refuse.code)
 
 
 def hello_for(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from drengine.control.agents import BrokerAgents, NoAgents
@@ -75,6 +75,12 @@ class Scene:
     registry: Registry
     door: Door
     agents: BrokerAgents | NoAgents
+    homes: Mapping[str, str] = field(default_factory=dict)
+    """Where sources live that do not live with their namesake."""
+
+    def agent_of(self, source: str) -> str:
+        """Name of the agent of the host where a source lives."""
+        return self.homes.get(source, source)
 
 
 @dataclass(frozen=True, slots=True)

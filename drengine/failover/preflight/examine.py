@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,8 +12,8 @@ from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.errors import UNKNOWN_CHECK
 from drengine.failover.plan import plan, sources_of
-from drengine.failover.preflight import addresses, control, fences, here, hosts, people, services, sources
-from drengine.failover.preflight.check import Check, Look, Scene
+from drengine.failover.preflight import addresses, control, fences, here, homes, hosts, people, services, sources
+from drengine.failover.preflight.check import Check, Look, Scene, apart
 from drengine.failover.readiness import Checked
 from drengine.failover.registry import Registry
 from drengine.failover.runbook.findings import did_you_mean
@@ -26,6 +27,7 @@ PREFLIGHT_SECONDS_MAX = 20.0
 
 LOOKS: tuple[Look, ...] = (
     *sources.LOOKS,
+    *homes.LOOKS,
     *addresses.LOOKS,
     *here.LOOKS,
     *control.LOOKS,
@@ -51,7 +53,11 @@ class Preflight:
         """Everything that was found."""
         steps = plan(case.mode, case.runbook, case.options.kept())
         names = sources_of(case.runbook)
-        scene = Scene(case, steps, names, site, self.config, self.registry, self.door, self.agents)
+        lives: dict[str, str] = {}
+        with contextlib.suppress(DrengineError, TimeoutError):  # what ails the store is for the checks to say
+            async with asyncio.timeout(PREFLIGHT_SECONDS_MAX / 2):
+                lives = await apart(lambda: {source: site.store.home(source).agent for source in names})
+        scene = Scene(case, steps, names, site, self.config, self.registry, self.door, self.agents, lives)
         found = await asyncio.gather(*(_bounded(look, scene) for look in LOOKS))
         despite = {*case.options.despite, *case.despite}
         return [_despite(each, despite) for part in found for each in part]

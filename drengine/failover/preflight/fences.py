@@ -34,9 +34,10 @@ async def look_at_fences(scene: Scene) -> list[Checked]:
 
 async def _look(scene: Scene, step: PlannedStep[FenceSettings]) -> list[Checked]:
     source, settings = step.source, step.settings
-    report = scene.site.agents.reports().get(source)
+    agent = scene.agent_of(source)
+    report = scene.site.agents.reports().get(agent)
     itself = lease_seconds(report) > 0
-    answers = scene.site.agents.is_online(source) and (report.details.get("tracker") if report else "") not in WATCHERS
+    answers = scene.site.agents.is_online(agent) and (report.details.get("tracker") if report else "") not in WATCHERS
     other = "it fences itself" if itself else "its agent answers" if answers and not scene.case.rehearsal else ""
     if scene.case.options.force:
         other = other or "the run is forced"

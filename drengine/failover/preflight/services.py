@@ -37,9 +37,11 @@ async def look_at_services(scene: Scene) -> Iterable[Checked]:
 def _allowed(scene: Scene) -> Iterator[Checked]:
     for source in scene.sources:
         wanted = [each for step in scene.steps if step.source == source for each in _commands(step)]
-        report = scene.site.agents.reports().get(source)
+        new = scene.case.options.onto.get(source)
+        agent = new.host if new and scene.case.mode.is_way_home else scene.agent_of(source)
+        report = scene.site.agents.reports().get(agent)
         allowed = report.details.get("allowed_commands") if report else None
-        if not wanted or not scene.site.agents.is_online(source):
+        if not wanted or not scene.site.agents.is_online(agent):
             continue
         if not isinstance(allowed, list):
             fault = "its agent does not say what it lets runs do here; it may be of an older version"

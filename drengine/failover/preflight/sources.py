@@ -76,7 +76,13 @@ async def look_at_agents(scene: Scene) -> list[Checked]:
         return []
     found = []
     for source in scene.sources:
-        fault = "" if agents.is_online(source) else f"the agent of {source} is not connected with the broker"
+        if source in scene.case.options.onto and mode.is_way_home:
+            continue  # the new home is a check of its own
+        fault = (
+            ""
+            if agents.is_online(scene.agent_of(source))
+            else f"the agent of {source} is not connected with the broker"
+        )
         found.append(SOURCE_AGENT.found(source, seen="connected", fault=fault, warns=not needed))
     return found
 
@@ -90,7 +96,7 @@ async def look_at_points(scene: Scene) -> list[Checked]:
     def look(source: str) -> list[Checked]:
         text = case.options.point or case.runbook.sources[source].point
         try:
-            report = site.agents.reports().get(source)
+            report = site.agents.reports().get(scene.agent_of(source))
             chosen = expected_point(site.store, report, source, text, site.clock.now_ns())
         except DrengineError as error:
             if error.kind is UNKNOWN_SOURCE:

@@ -10,7 +10,7 @@ from drengine.control.errors import NO_ANSWER
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import HostOrder
 from drengine.failover.steps.approval import Approved
-from drengine.failover.steps.declare import declared
+from drengine.failover.steps.declare import declared, home_of
 from drengine.failover.steps.step import Agents, PlannedStep, StepContext, StepResult
 from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
@@ -29,6 +29,7 @@ async def order_agent(
     generation: int | None = None,
     timeout_seconds: float | None = None,
     part: str = "",
+    host: str = "",
 ) -> Answer:
     """Order the source's agent to do something, and wait for its answer.
 
@@ -40,6 +41,7 @@ async def order_agent(
         generation: under which this was decided; by default the one that the agent was last heard to be at.
         timeout_seconds: how long the command holds; by default as long as the step may take.
         part: tells several commands of one try apart.
+        host: the agent; by default that of the host where the source lives.
 
     Raises:
         DrengineError: BROKER_UNREACHABLE, NO_ANSWER; LEASE_LOST before anything is sent.
@@ -49,11 +51,12 @@ async def order_agent(
         context.say(answer.message or ", ".join(f"{key} {value}" for key, value in answer.result.items()))
 
     await asyncio.to_thread(context.permit)
+    host = host or home_of(step, context)
     return await context.site.agents.command(
-        step.source,
+        host,
         verb,
         arguments,
-        generation=_agent_generation(step, context) if generation is None else generation,
+        generation=_agent_generation(step, context, host) if generation is None else generation,
         id=f"{context.run}.{step.id}.{context.attempt}{part}",
         timeout_seconds=step.timeout_seconds if timeout_seconds is None else timeout_seconds,
         progress=progress,
@@ -123,7 +126,7 @@ def _approver(context: StepContext) -> str:
     return next((who for who in approved if who != context.started_by), "")
 
 
-def _agent_generation(step: PlannedStep[Any], context: StepContext) -> int:
-    """The generation that the source's agent was last heard to be at; the one that was declared if it was not heard."""
-    report = context.site.agents.reports().get(step.source)
+def _agent_generation(step: PlannedStep[Any], context: StepContext, host: str) -> int:
+    """The generation that this agent was last heard to be at; the one that was declared if it was not heard."""
+    report = context.site.agents.reports().get(host)
     return report.generation if report else declared(step, context).generation

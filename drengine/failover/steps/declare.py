@@ -31,6 +31,7 @@ class DeclaredSource(msgspec.Struct, frozen=True, kw_only=True):
         represented_ns: until when its newest point showed all that the source wrote, as its agent said; 0: unknown.
         sign_ns: its last sign of life; 0: none.
         online: its agent was connected.
+        home: that agent's name.
     """
 
     generation: int = 0
@@ -39,6 +40,7 @@ class DeclaredSource(msgspec.Struct, frozen=True, kw_only=True):
     represented_ns: int = 0
     sign_ns: int = 0
     online: bool = False
+    home: str = ""
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +82,13 @@ def declared(step: PlannedStep[Any], context: StepContext) -> DeclaredSource:
     return found
 
 
+def home_of(step: PlannedStep[Any], context: StepContext) -> str:
+    """Name of the agent where the step's source lived when the run was declared."""
+    found = context.found(DECLARE)
+    known = found.sources.get(step.source) if found else None
+    return (known.home if known else "") or step.source
+
+
 class Sign(NamedTuple):
     """The last sign of a source's life, by the target's clock.
 
@@ -115,7 +124,8 @@ def _facts(source: str, context: StepContext) -> DeclaredSource:
     info = store.source(source)
     branches = {branch.number: branch for branch in store.branches(source)}
     active = branches[info.active_branch]
-    report = context.site.agents.reports().get(source)
+    home = store.home(source).agent
+    report = context.site.agents.reports().get(home)
     sign = last_sign(store.points(source), report, context.site.clock.now_ns())
     if context.mode.is_way_home:
         if active.role != "promoted":
@@ -131,7 +141,8 @@ def _facts(source: str, context: StepContext) -> DeclaredSource:
         origin=origin,
         represented_ns=sign.represented_ns,
         sign_ns=sign.at_ns,
-        online=context.site.agents.is_online(source),
+        online=context.site.agents.is_online(home),
+        home="" if home == source else home,
     )
 
 

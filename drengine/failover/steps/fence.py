@@ -13,7 +13,7 @@ from drengine.control.messages import AgentReport, Verb
 from drengine.failover.errors import UNFENCED
 from drengine.failover.needs import Program, programs
 from drengine.failover.steps.agents import order_agent
-from drengine.failover.steps.declare import declared
+from drengine.failover.steps.declare import declared, home_of
 from drengine.failover.steps.programs import run_program
 from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
@@ -39,12 +39,14 @@ class FenceSettings(msgspec.Struct, frozen=True, kw_only=True):
         command: program and arguments; empty: there is none.
         dry: the same without effect: whether the fence would answer; empty: there is none.
         agent_only: on the way home nobody uses the source, and its agent has to be there anyway.
+        if_there: the source moves to another host: an agent that is away needs no fence, the store refuses it for good.
         command_seconds, command_tries: how long one try may take, and how many there are.
     """
 
     command: list[str] = []
     dry: list[str] = []
     agent_only: bool = False
+    if_there: bool = False
     command_seconds: float = 0.0
     command_tries: int = 0
 
@@ -93,6 +95,7 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
 
     name = "fence"
     is_fence = True
+    later_settings = frozenset({"if_there"})
 
     def title(self, source: str, settings: FenceSettings) -> str:
         return f"fence {source}"
@@ -107,6 +110,9 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
             if evidence is not None:
                 return evidence
         found = "; ".join(search.tried)
+        if step.settings.if_there and not search.agent:
+            gone = Fenced(tried=search.tried)
+            return StepResult(True, f"the old host of {step.source} is not there: {found}", data=gone)
         by = context.forced_by
         if by and not step.settings.agent_only:
             message = f"NOT FENCED, forced by {by}: {step.source} may still be writing ({found})"
@@ -121,7 +127,7 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         self, step: PlannedStep[FenceSettings], context: StepContext, search: _Search
     ) -> StepResult[Fenced] | None:
         agents, tried = context.site.agents, search.tried
-        if not agents.is_online(step.source):
+        if not agents.is_online(home_of(step, context)):
             tried.append("its agent is not connected")
             return None
         generation = declared(step, context).generation
@@ -181,13 +187,14 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         only believed for as long as we saw the broker ourselves.
         """
         agents, clock = context.site.agents, context.site.clock
-        seconds = lease_seconds(context.site.agents.reports().get(step.source))
+        home = home_of(step, context)
+        seconds = lease_seconds(agents.reports().get(home))
         if not 0 < seconds <= LEASE_SECONDS_MAX:
             search.tried.append("it does not fence itself")
             return None
         until = clock.monotonic() + seconds * CLOCK_DRIFT + LEASE_MARGIN_SECONDS
         while clock.monotonic() < until:
-            age = agents.report_age_seconds(step.source)
+            age = agents.report_age_seconds(home)
             if age is not None and age > seconds * CLOCK_DRIFT:
                 message = f"{step.source} was silent for {age:.1f} s and fences itself after {seconds:g} s"
                 fenced = Fenced(evidence="lease", lease_seconds=seconds, agent=search.agent)
@@ -207,7 +214,9 @@ def lease_seconds(report: AgentReport | None) -> float:
 def _patience_seconds(step: PlannedStep[FenceSettings], context: StepContext) -> float:
     """How long the agent may take to answer: without another way to go on, nothing is won by giving up early."""
     other_way = (
-        step.settings.command or context.forced_by or lease_seconds(context.site.agents.reports().get(step.source)) > 0
+        step.settings.command
+        or context.forced_by
+        or lease_seconds(context.site.agents.reports().get(home_of(step, context))) > 0
     )
     return ANSWER_SECONDS if other_way else ONLY_WAY_SECONDS
 

@@ -18,6 +18,7 @@ from typing import Any
 from drengine.audit import FOLDER, AuditLog
 from drengine.audit.log import OURSELVES
 from drengine.durable import replace_durably
+from drengine.failover.steps.declare import home_of
 from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
@@ -69,13 +70,16 @@ def take_disks(context: StepContext, instance: str) -> None:
 
 
 @asynccontextmanager
-async def way_home(step: PlannedStep[Any], context: StepContext, access: Access, branch: int) -> AsyncIterator[None]:
+async def way_home(
+    step: PlannedStep[Any], context: StepContext, access: Access, branch: int, host: str = ""
+) -> AsyncIterator[None]:
     """While the source's agent does what it is ordered, it may come to the target for it.
 
-    A step that is cancelled leaves it until its time is over: the agent works on, and a resumed run wants its answer.
+    `host` is the agent where its disks are, by default that of the source's home. A step that is cancelled leaves it
+    until its time is over: the agent works on, and a resumed run wants its answer.
     """
     grants, run, source = context.site.store.grants, context.run, step.source
-    holder, seconds = f"agent/{source}", step.timeout_seconds
+    holder, seconds = f"agent/{host or home_of(step, context)}", step.timeout_seconds
 
     def give() -> None:
         _record(context, "grant.give", f"{source}#{branch}", access=access, to=holder)

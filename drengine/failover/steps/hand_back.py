@@ -8,7 +8,7 @@ import msgspec
 
 from drengine.failover.labels import Purpose, RunLabel
 from drengine.failover.steps.branches import STORE_TRIES, Branched, found, made, newest_point
-from drengine.failover.steps.declare import declared
+from drengine.failover.steps.declare import declared, home_of
 from drengine.failover.steps.points import point_with_id
 from drengine.failover.steps.reverse_last import REVERSE_LAST
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
@@ -18,11 +18,15 @@ from drengine.store.errors import FENCED, UNKNOWN_POINT
 
 
 class HandBackSettings(msgspec.Struct, frozen=True):
-    """Where the source goes on: on what the recovered side wrote last, or, when a run is rolled back, on what the
-    source itself had shipped.
+    """Where the source goes on.
+
+    Attributes:
+        to: on what the recovered side wrote last, or, when a run is rolled back, on what the source itself had shipped.
+        host: the agent to which it moves; empty: where it lives.
     """
 
     to: Literal["recovered", "source"]
+    host: str = ""
 
 
 class HandBackStep(StepKind[HandBackSettings, Branched]):
@@ -32,14 +36,17 @@ class HandBackStep(StepKind[HandBackSettings, Branched]):
     retries = STORE_TRIES
     estimate_seconds = 0.1
     hands_back = True
+    later_settings = frozenset({"host"})
 
     def title(self, source: str, settings: HandBackSettings) -> str:
+        if settings.host:
+            return f"move {source} to {settings.host}, under the next generation"
         if settings.to == "recovered":
             return f"hand {source} the next generation"
         return f"give {source} the branch that it wrote, under the next generation"
 
     async def check(self, step: PlannedStep[HandBackSettings], context: StepContext) -> StepResult[Branched] | None:
-        label = RunLabel(context.run, Purpose.RETURN)
+        label = _label(step, context)
         return await in_thread(lambda: found(context, step.source, label, "promoted"))
 
     async def act(self, step: PlannedStep[HandBackSettings], context: StepContext) -> StepResult[Branched]:
@@ -60,8 +67,14 @@ class HandBackStep(StepKind[HandBackSettings, Branched]):
             if not promoted.active:
                 raise DrengineError(FENCED, f"somebody else promoted {source!r} after this run did")
             point, expected = newest_point(store, source, before.origin), promoted.generation
-        label = str(RunLabel(context.run, Purpose.RETURN))
+        label = str(_label(step, context))
         return made(store.promote(point, expected_generation=expected, label=label, permit=context.permit))
 
 
 HAND_BACK = HandBackStep()
+
+
+def _label(step: PlannedStep[HandBackSettings], context: StepContext) -> RunLabel:
+    """Of the branch, with the agent that may write it: so it is decided in the promotion's own transaction."""
+    home = step.settings.host or home_of(step, context)
+    return RunLabel(context.run, Purpose.RETURN, "" if home == step.source else home)

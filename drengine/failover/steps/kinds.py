@@ -34,6 +34,7 @@ from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE
 from drengine.failover.steps.release import RELEASE
 from drengine.failover.steps.reverse import REVERSE
 from drengine.failover.steps.reverse_last import REVERSE_LAST
+from drengine.failover.steps.settle import SETTLE
 from drengine.failover.steps.sql import SQL
 from drengine.failover.steps.step import ActionKind, MissingKind, PlannedStep, StepKind
 from drengine.failover.steps.stop_services import STOP_SERVICES
@@ -57,6 +58,7 @@ BUILT_IN: tuple[StepKind[Any, Any], ...] = (
     LAUNCH,
     STOP_SERVICES,
     PRESERVE,
+    SETTLE,
     REVERSE,
     QUIESCE_RECOVERED,
     REVERSE_LAST,

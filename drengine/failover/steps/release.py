@@ -8,6 +8,7 @@ from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Verb
 from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.branches import Branched
+from drengine.failover.steps.declare import home_of
 from drengine.failover.steps.fence import FENCE
 from drengine.failover.steps.programs import run_program
 from drengine.failover.steps.services import ServiceCommand, run_at_source
@@ -26,12 +27,14 @@ class ReleaseSettings(msgspec.Struct, frozen=True, kw_only=True):
         start: the command of the orchestrator's host that does; both empty: nothing is started.
         handed: id of the step that handed it back, if the run has one.
         stopped: its agent was told by the run to stop, or may have been.
+        host: the agent, of the source's new home; empty: of where it lives.
     """
 
     services: list[ServiceCommand] = []
     start: list[str] = []
     handed: str = ""
     stopped: bool = False
+    host: str = ""
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,9 +56,11 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
     retries = 3
     estimate_seconds = 5.0
     by_hand = True
+    later_settings = frozenset({"host"})
 
     def title(self, source: str, settings: ReleaseSettings) -> str:
-        return f"put {source} in charge again" + ("" if _starts(settings) else "; nothing starts its workload")
+        on = f" on {settings.host}" if settings.host else " again"
+        return f"put {source} in charge{on}" + ("" if _starts(settings) else "; nothing starts its workload")
 
     async def act(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> StepResult[Released]:
         handed = context.results.get(step.settings.handed)
@@ -71,7 +76,8 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
         output = ""
         if step.settings.services:
             generation = handed.generation
-            started = await run_at_source(step.settings.services, step, context, generation=generation)
+            host = step.settings.host
+            started = await run_at_source(step.settings.services, step, context, generation=generation, host=host)
             if not started.ok:
                 return started
             output, message = f"{started.output}\n", f"{message}; started there: {started.message}"
@@ -92,7 +98,13 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
         given = {"generation": handed.generation, "branch": handed.branch}
         try:
             answer = await order_agent(
-                step, context, Verb.RELEASE, given, generation=handed.generation, timeout_seconds=ANSWER_SECONDS
+                step,
+                context,
+                Verb.RELEASE,
+                given,
+                generation=handed.generation,
+                timeout_seconds=ANSWER_SECONDS,
+                host=step.settings.host,
             )
         except DrengineError as error:
             if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
@@ -109,7 +121,7 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
         """Whether an agent may have stopped serving because of this run: it was told so, or is there to be asked."""
         fenced = context.found(FENCE, step.source)
         told = step.settings.stopped or (fenced is not None and fenced.evidence == "agent")
-        return told or context.site.agents.is_online(step.source)
+        return told or context.site.agents.is_online(step.settings.host or home_of(step, context))
 
 
 RELEASE = ReleaseStep()
@@ -121,7 +133,8 @@ def _starts(settings: ReleaseSettings) -> bool:
 
 def _by_hand(step: PlannedStep[ReleaseSettings], context: StepContext, handed: Branched) -> str:
     """What a person can do who reaches the source."""
+    host = step.settings.host or home_of(step, context)
     return (
-        f"on {step.source}: drengine-agent release --generation {handed.generation} --branch {handed.branch}; "
+        f"on {host}: drengine-agent release --generation {handed.generation} --branch {handed.branch}; "
         f"then: drengine run resume {context.run} --done {step.id}"
     )

@@ -10,6 +10,12 @@ from drengine.failover.steps.step import PlannedStep
 from drengine.terminal import human_bytes
 
 
+class ReverseSettings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whose disks are written: of the source's new home; empty: of the host where it lives."""
+
+    host: str = ""
+
+
 class Reversed(msgspec.Struct, frozen=True, kw_only=True):
     """What was shipped to the source.
 
@@ -42,6 +48,6 @@ class Reversed(msgspec.Struct, frozen=True, kw_only=True):
 
     def shown(self, step: PlannedStep[Any]) -> str:
         """In one line, for people."""
-        if self.unmodified:
-            return f"{step.source} was not modified"
-        return f"{human_bytes(self.bytes_shipped)} shipped to {step.source}"
+        host = getattr(step.settings, "host", "")
+        to = f"{step.source} on {host}" if host else step.source
+        return f"{to} was not modified" if self.unmodified else f"{human_bytes(self.bytes_shipped)} shipped to {to}"

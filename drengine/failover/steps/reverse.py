@@ -10,8 +10,8 @@ from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.grants import way_home
 from drengine.failover.steps.preserve import SHIPPING_SECONDS
-from drengine.failover.steps.reversal import Reversed
-from drengine.failover.steps.step import NoSettings, PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.reversal import Reversed, ReverseSettings
+from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
 from drengine.model.grants import Access
 
@@ -20,7 +20,7 @@ SMALL_BYTES = 64 << 20
 """A round that shipped no more than this leaves little for the switch."""
 
 
-class ReverseStep(StepKind[NoSettings, Reversed]):
+class ReverseStep(StepKind[ReverseSettings, Reversed]):
     """Ships the difference while the recovered side goes on writing, until little is left.
 
     The agent knows how far it is: the same command gets the same answer.
@@ -32,16 +32,18 @@ class ReverseStep(StepKind[NoSettings, Reversed]):
     estimate_seconds = 60.0
     overwrites_source = True
 
-    def title(self, source: str, settings: NoSettings) -> str:
+    def title(self, source: str, settings: ReverseSettings) -> str:
+        if settings.host:
+            return f"fill the disks of {settings.host}, the new home of {source}"
         return f"ship what differs back to the disks of {source}"
 
-    async def act(self, step: PlannedStep[NoSettings], context: StepContext) -> StepResult[Reversed]:
-        number, shipped = declared(step, context).branch, None
+    async def act(self, step: PlannedStep[ReverseSettings], context: StepContext) -> StepResult[Reversed]:
+        number, host, shipped = declared(step, context).branch, step.settings.host, None
         for round in range(1, ROUNDS_MAX + 1):
             point = await in_thread(lambda: newest_point(context.site.store, step.source, number))
             order = {"branch": point.branch, "point": point.id, "force": context.options.discard_divergent}
-            async with way_home(step, context, Access.REVERSE, number):
-                answer = await order_agent(step, context, Verb.REVERSE, order, part=f".{round}")
+            async with way_home(step, context, Access.REVERSE, number, host):
+                answer = await order_agent(step, context, Verb.REVERSE, order, part=f".{round}", host=host)
             if not answer.ok:
                 return refused(answer)
             latest = msgspec.convert({**answer.result, "point": point.id}, Reversed, strict=False)

@@ -45,9 +45,11 @@ def starts(services: Sequence[Service], seconds: Sequence[float]) -> list[Servic
 
 
 async def run_at_source(
-    commands: Sequence[ServiceCommand], step: PlannedStep[Any], context: StepContext, *, generation: int
+    commands: Sequence[ServiceCommand], step: PlannedStep[Any], context: StepContext, *, generation: int, host: str = ""
 ) -> StepResult[Any]:
     """Have the source's agent run them, one after the other; the first that fails ends it, and its words are told.
+
+    `host` is the agent, by default that of the host where the source lives.
 
     Raises:
         DrengineError: BROKER_UNREACHABLE, NO_ANSWER.
@@ -63,6 +65,7 @@ async def run_at_source(
             generation=generation,
             timeout_seconds=each.seconds + ANSWER_SECONDS,
             part=f".{number}",
+            host=host,
         )
         if not answer.ok:
             message = without_secrets(f"{each.name} on {step.source}: {answer.message or answer.code}")

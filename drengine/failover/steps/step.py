@@ -255,6 +255,8 @@ class StepKind(ABC, Generic[S, R]):
         overwrites_source: once begun, the source's disks are no longer what they were: an earlier failover can't be
             rolled back.
         hands_back: once begun, its own run can't be rolled back.
+        later_settings: left out of the journal where they are not set, as older releases keep such a step: what was
+            approved of it has the same digest.
     """
 
     name: str
@@ -271,6 +273,7 @@ class StepKind(ABC, Generic[S, R]):
     is_fence: ClassVar[bool] = False
     overwrites_source: ClassVar[bool] = False
     hands_back: ClassVar[bool] = False
+    later_settings: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -305,7 +308,7 @@ class StepKind(ABC, Generic[S, R]):
     def settings_json(self, settings: S) -> dict[str, Any]:
         """Settings as the journal keeps them."""
         made: dict[str, Any] = msgspec.to_builtins(settings)
-        return made
+        return {name: value for name, value in made.items() if value or name not in self.later_settings}
 
     def read_settings(self, kept: Mapping[str, Any]) -> S:
         """Settings as the journal kept them.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from drengine.crypt.errors import SOURCE_ERASED
 from drengine.model.errors import DrengineError
 from drengine.model.extents import OFFSET_MAX
+from drengine.model.homes import Home
 from drengine.model.points import Mark, RecoveryPoint
 from drengine.store.catalogue.rows import ERASED, SIDE_ROLES, BranchRow, PointRow
 from drengine.store.context import StoreContext
@@ -17,7 +18,7 @@ from drengine.store.errors import DAMAGED, FENCED, POINT_IN_USE, UNKNOWN_POINT
 from drengine.store.log.grants import take_branch
 from drengine.store.rebuild.manifest import write_manifest
 
-_HANDED_BACK = re.compile(r"run:[^:]+:back")
+_HANDED_BACK = re.compile(r"run:[^:]+:back(?::(?P<home>[a-z0-9._-]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,12 @@ class BranchInfo:
         """Whether the source's own disks write it: its trunk, or what a run handed back to it (failover/labels.py)."""
         return self.role == "trunk" or (self.role == "promoted" and _HANDED_BACK.fullmatch(self.label) is not None)
 
+    @property
+    def home(self) -> str:
+        """Name of the agent to which a run handed it back, where that is not the source's namesake; else empty."""
+        found = _HANDED_BACK.fullmatch(self.label) if self.role == "promoted" else None
+        return (found["home"] or "") if found else ""
+
 
 class Branches:
     """The tree of branches of each source."""
@@ -60,6 +67,12 @@ class Branches:
         """All branches, by number."""
         active = self._context.catalogue.source(source).active_branch
         return [_info(row, active) for row in self._context.catalogue.branches(source)]
+
+    def home(self, source: str) -> Home:
+        """Where a source lives: with the agent that was given its newest own branch."""
+        own = [each for each in self.list(source) if each.is_sources_own]
+        homes = [each.home or source for each in sorted(own, key=lambda each: (each.generation, each.number))]
+        return Home(homes[-1], frozenset(homes) - {homes[-1]}) if homes else Home(source)
 
     def create(self, point: RecoveryPoint, *, role: str, label: str) -> BranchInfo:
         """A branch beside the active one; it is fenced by its own generation only."""

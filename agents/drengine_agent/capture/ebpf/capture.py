@@ -70,7 +70,7 @@ class EbpfCapture(Capture):
         limit = _read_limit(config, opening.clock)
         readers = {number: LiveVolume(volume, limit, speed) for number, volume in volumes.items()}
         tracker = EbpfTracker(
-            config.source,
+            config.party,
             {number: volume.path for number, volume in volumes.items()},
             readers,
             opening.clock,

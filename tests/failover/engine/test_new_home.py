@@ -1,0 +1,100 @@
+"""The way home to new hardware, typed as commands, with a real target, broker and agents: the old host is gone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from drengine.nbd.client import NbdClient
+from drengine.store.store import Store
+from tests.failover.engine.test_real_parts import (
+    BLOCK,
+    ENVIRONMENT,
+    ROOT,
+    SIZE,
+    Site,
+    eventually,
+    site,
+    write,
+)
+
+__all__ = ["site"]
+LARGER = 1 << 20
+
+
+class Spare:
+    """A host that stands ready: its agent has a name of its own."""
+
+    def __init__(self, site: Site, size: int, name: str = "shop2") -> None:
+        self.site, self.name = site, name
+        self.directory = site.directory / name
+        self.directory.mkdir()
+        self.disk = self.directory / "disk"
+        self.disk.write_bytes(os.urandom(size))
+        old = (site.directory / "agent.toml").read_text()
+        made = old.replace('source = "shop"', f'source = "{name}"\nspare = true').replace('"data"', '"big"')
+        made = made.replace(f"{site.directory}/agent", f"{self.directory}/agent")
+        made = made.replace(f"{site.directory}/disk", str(self.disk))
+        made = made.replace(f"{site.directory}/tap.sock", f"{self.directory}/tap.sock")
+        (self.directory / "agent.toml").write_text(made)
+
+    def start(self) -> None:
+        log = (self.directory / "agent.log").open("ab")
+        argv = [sys.executable, "-m", "drengine_agent.cli.main", "run", "-c", str(self.directory / "agent.toml")]
+        with log:
+            self.site.processes[self.name] = subprocess.Popen(argv, stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT)
+
+    def ask(self, *argv: str) -> dict[str, Any]:
+        import json
+
+        given = [sys.executable, "-m", "drengine_agent.cli.main", *argv, "-c", str(self.directory / "agent.toml")]
+        done = subprocess.run([*given, "--json"], capture_output=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+        found: dict[str, Any] = json.loads(done.stdout or done.stderr or b"{}")
+        return found
+
+    def tap(self) -> NbdClient:
+        return NbdClient.of(f"nbd+unix:///data?socket={self.directory / 'tap.sock'}")
+
+
+@pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
+def test_a_shop_comes_home_to_a_new_host_and_its_old_one_is_refused_for_good(site: Site) -> None:
+    book = str(site.directory / "shop.yaml")
+    eventually(lambda: write(site, 0, b"written"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    assert site.agent("cut", "--label", "before")
+    eventually(site.hears_agent)
+    failover = site.drengine("failover", book)
+    assert failover["outcome"] == "completed"
+    site.kill("agent")  # the disaster: host and disks are gone
+
+    spare = Spare(site, SIZE + LARGER)
+    spare.start()
+    eventually(lambda: spare.ask("status")["fence_reason"] == "spare")
+    plan = site.drengine("plan", book, "--mode", "failback", "--onto", "shop2")
+    assert "settle:shop" in [each["id"] for each in plan["steps"]]
+    assert not [each for each in plan["checks"] if not each["ok"] and each["severity"] == "blocks"], plan["checks"]
+
+    home = site.drengine("failback", book, "--onto", "shop2")
+    assert home["outcome"] == "completed"
+    assert home["outage_seconds"] < 30
+    with spare.tap() as tap:
+        assert bytes(tap.read(0, 100)).startswith(b"written and recovered by " + failover["run"].encode())
+        assert bytes(tap.read(BLOCK, SIZE - BLOCK)) == bytes(SIZE - BLOCK)
+        tap.write(2 * BLOCK, b"at home")
+        tap.flush()
+    eventually(lambda: spare.ask("status")["state"] == "CONTINUOUS")
+    with Store.open(site.directory / "store") as store:
+        assert store.home("shop") == ("shop2", {"shop"})
+        assert [each.name for each in store.sources()] == ["shop"]
+
+    # The old host comes back, disks and all: it learns that the source lives elsewhere.
+    site.start("agent", "run", "-c", str(site.directory / "agent.toml"))
+    eventually(lambda: site.agent("status")["fence_reason"] == "moved")
+    refused = site.agent("release", "--generation", "9")
+    assert "moved" in str(refused) or not refused
+    assert site.agent("status")["standing"] == "fenced"
+    assert not site.agent("status")["serving"]
