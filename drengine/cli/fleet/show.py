@@ -46,6 +46,10 @@ def show(
     for each in shown:
         if each.connected and each.reason not in ("", "none"):
             note(f"{each.source}: {each.state} ({each.reason})")
+    for each in shown:
+        if each.host or each.former_hosts:
+            former = ", ".join(f"{name} ({how})" for name, how in each.former_hosts.items())
+            note(f"{each.source} lives on {each.host or each.source}; before: {former}")
     note(f"{found.expected} expected, {found.joined} joined, {found.silent} silent, {found.retired} retired")
     for pattern, uses in found.open_tokens.items():
         note(f"a token for {pattern} may be used {uses} times more")

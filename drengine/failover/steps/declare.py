@@ -31,7 +31,6 @@ class DeclaredSource(msgspec.Struct, frozen=True, kw_only=True):
         represented_ns: until when its newest point showed all that the source wrote, as its agent said; 0: unknown.
         sign_ns: its last sign of life; 0: none.
         online: its agent was connected.
-        home: that agent's name.
     """
 
     generation: int = 0
@@ -40,14 +39,18 @@ class DeclaredSource(msgspec.Struct, frozen=True, kw_only=True):
     represented_ns: int = 0
     sign_ns: int = 0
     online: bool = False
-    home: str = ""
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """What later steps and the report start from."""
+    """What later steps and the report start from.
+
+    Attributes:
+        homes: names of the agents of the hosts where sources live that do not live with their namesake.
+    """
 
     declared_ns: int = 0
     sources: dict[str, DeclaredSource] = {}
+    homes: dict[str, str] = {}
 
 
 class DeclareStep(StepKind[DeclareSettings, Declared]):
@@ -61,9 +64,12 @@ class DeclareStep(StepKind[DeclareSettings, Declared]):
         return f"declare {', '.join(settings.sources)}"
 
     async def act(self, step: PlannedStep[DeclareSettings], context: StepContext) -> StepResult[Declared]:
-        facts = await in_thread(lambda: {source: _facts(source, context) for source in step.settings.sources})
+        store, names = context.site.store, step.settings.sources
+        homes = await in_thread(lambda: {source: store.home(source).agent for source in names})
+        facts = await in_thread(lambda: {source: _facts(source, homes[source], context) for source in names})
         listed = ", ".join(f"{source} at generation {each.generation}" for source, each in facts.items())
-        declared = Declared(declared_ns=context.site.clock.now_ns(), sources=facts)
+        moved = {source: home for source, home in homes.items() if home != source}
+        declared = Declared(declared_ns=context.site.clock.now_ns(), sources=facts, homes=moved)
         return StepResult(True, f"{context.mode.value} of {listed}", data=declared)
 
 
@@ -85,8 +91,7 @@ def declared(step: PlannedStep[Any], context: StepContext) -> DeclaredSource:
 def home_of(step: PlannedStep[Any], context: StepContext) -> str:
     """Name of the agent where the step's source lived when the run was declared."""
     found = context.found(DECLARE)
-    known = found.sources.get(step.source) if found else None
-    return (known.home if known else "") or step.source
+    return found.homes.get(step.source, step.source) if found else step.source
 
 
 class Sign(NamedTuple):
@@ -119,12 +124,11 @@ def last_sign(points: Sequence[RecoveryPoint], report: AgentReport | None, now_n
     )
 
 
-def _facts(source: str, context: StepContext) -> DeclaredSource:
+def _facts(source: str, home: str, context: StepContext) -> DeclaredSource:
     store = context.site.store
     info = store.source(source)
     branches = {branch.number: branch for branch in store.branches(source)}
     active = branches[info.active_branch]
-    home = store.home(source).agent
     report = context.site.agents.reports().get(home)
     sign = last_sign(store.points(source), report, context.site.clock.now_ns())
     if context.mode.is_way_home:
@@ -142,7 +146,6 @@ def _facts(source: str, context: StepContext) -> DeclaredSource:
         represented_ns=sign.represented_ns,
         sign_ns=sign.at_ns,
         online=context.site.agents.is_online(home),
-        home="" if home == source else home,
     )
 
 

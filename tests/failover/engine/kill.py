@@ -101,11 +101,18 @@ class Ended:
 
 
 def story(
-    directory: Path, mode: Mode, kills: list[int], names: tuple[str, ...] = ("db", "web"), *, back: bool = False
+    directory: Path,
+    mode: Mode,
+    kills: list[int],
+    names: tuple[str, ...] = ("db", "web"),
+    *,
+    back: bool = False,
+    onto: str = "",
 ) -> Ended:
     """A run of a world, its orchestrator killed at each of the positions in turn, then left in peace.
 
-    `back`: the run is rolled back after it was completed, and the kills are while that happens.
+    `back`: the run is rolled back after it was completed, and the kills are while that happens. `onto`: the host that
+    becomes the home of the first source, whose own is lost; in the end that one is switched on again.
     """
     world = World(directory, *names)
     server = WorldServer(world, directory / "world")
@@ -121,6 +128,9 @@ def story(
             for number, instance in enumerate(sorted(world.driver.running)):
                 world.driver.write(instance, 10 + number, b"recovered" * 455)
             options = way_home(world, first)
+        if onto:
+            world.sources[names[0]].die()
+            options["onto"] = {names[0]: {"host": onto}}
         run = begin_run(registry, mode, book, options)
         if back:
             assert _process(directory, run, book, NEVER) == 0
@@ -131,12 +141,25 @@ def story(
                 killed += 1
         code = _process(directory, run, book, NEVER)
         assert code == 0, f"the orchestrator ended with {code}"
+        if onto:
+            _old_host_returns(world, names[0], onto)
         world.judge.verdict()
         return Ended(_state(world, registry, run, back), len(registry.entries(run)), killed)
     finally:
         server.close()
         registry.close()
         world.store.close()
+
+
+def _old_host_returns(world: World, source: str, onto: str) -> None:
+    """It may have lost its state, and with it that it was fenced: nothing that it has reaches the store."""
+    old, new = world.sources[source], world.agents.sources[onto]
+    point = new.ship("at home")
+    assert point is not None and new.serving and not old.serving
+    old.generation, old.branch = world.store.source(source).generation, world.store.source(source).active_branch
+    old.reachable = True
+    assert old.ship("from the old host") is None
+    assert world.store.home(source) == (onto, {source})
 
 
 def begin_run(registry: Registry, mode: Mode, book: Runbook, options: dict[str, Any]) -> str:
@@ -192,7 +215,7 @@ def _state(world: World, registry: Registry, run: str, back: bool) -> dict[str, 
         "contents": {name: world.read(name, world.store.source(name).active_branch) for name in world.sources},
         "sources": {
             name: (each.serving, each.fenced, each.generation, bytes(each.disk), sorted(each.commands))
-            for name, each in world.sources.items()
+            for name, each in world.agents.sources.items()
         },
         "launches": len(world.driver.launches),
         "running": sorted(request.source for request in world.driver.running.values()),

@@ -119,7 +119,7 @@ def call(path: Path, place: str, method: str, *arguments: Any) -> Any:
 
 def _call(world: World, place: str, method: str, arguments: tuple[Any, ...]) -> Any:
     if place == "sources":
-        return world.sources[method].obey(*arguments)
+        return world.agents.sources[method].obey(*arguments)
     return getattr({"agents": world.agents, "driver": world.driver}[place], method)(*arguments)
 
 

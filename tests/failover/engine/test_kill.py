@@ -39,6 +39,31 @@ def test_killed_at_every_position_a_run_ends_as_if_it_had_never_been(tmp_path: P
         list(pool.map(killed_at, range(2 * peace.entries)))
 
 
+@pytest.mark.fault(57)
+@pytest.mark.timeout(600)
+@pytest.mark.campaign
+def test_killed_at_every_position_of_a_move_to_a_new_host_it_ends_the_same(tmp_path: Path) -> None:
+    killed_on_the_way_to_a_new_host(tmp_path, step=1)
+
+
+@pytest.mark.timeout(600)
+def test_killed_on_the_way_to_a_new_host_it_ends_the_same(tmp_path: Path) -> None:
+    killed_on_the_way_to_a_new_host(tmp_path, step=7)
+
+
+def killed_on_the_way_to_a_new_host(directory: Path, step: int) -> None:
+    peace = story(directory / "peace", Mode.FAILBACK, [], ("db",), onto="spare")
+    assert peace.state["generations"] == {"db": 3}
+
+    def killed_at(position: int) -> None:
+        ended = story(directory / str(position), Mode.FAILBACK, [position], ("db",), onto="spare")
+        assert ended.kills == 1, f"nothing was killed at position {position}"
+        assert ended.state == peace.state, f"killed at position {position}"
+
+    with ThreadPoolExecutor(STORIES_AT_ONCE) as pool:
+        list(pool.map(killed_at, range(0, 2 * peace.entries, step)))
+
+
 def test_how_a_process_ended_is_read_right_while_other_threads_start_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     read, slow = forkserver.read_signed, set[int]()
 

@@ -71,7 +71,8 @@ class SimulatedSource:
     """A source server and its agent: a disk, a generation, and obedience."""
 
     def __init__(self, name: str, store_path: Path, judge: Judge, clock: Clock | None = None) -> None:
-        self.name = name
+        self.name = self.party = name
+        self.who = "source"
         self.disk = bytearray(SIZE)
         self.generation, self.branch = 1, 1
         self.serving, self.fenced = True, False
@@ -103,6 +104,8 @@ class SimulatedSource:
         with self._lock, Store.open(self._path) as store:
             store.ensure_source(self.name)
             try:
+                if store.home(self.name).agent != self.party:  # as the target asks it
+                    raise DrengineError(FENCED, f"{self.name} lives elsewhere")  # noqa: TRY301
                 return self._append(store, self.branch, self.generation, self._pending, label)
             except DrengineError as error:
                 if error.kind is not FENCED:
@@ -131,7 +134,7 @@ class SimulatedSource:
 
     def report(self) -> AgentReport:
         return AgentReport(
-            name=self.name,
+            name=self.party,
             kind=PartyKind.AGENT,
             state="CONTINUOUS",
             reason="none",
@@ -157,7 +160,7 @@ class SimulatedSource:
             self.reachable = True
             if not self.fenced:
                 self.serving = True
-                self._judge.begin(self.name, "source")
+                self._judge.begin(self.name, self.who)
 
     def cut_off(self) -> None:
         """Only its network is gone: it goes on serving."""
@@ -165,7 +168,7 @@ class SimulatedSource:
 
     def _stop_serving(self) -> None:
         self.serving = False
-        self._judge.end(self.name, "source")
+        self._judge.end(self.name, self.who)
 
     def _run(self, command: list[str], seconds: float) -> dict[str, Any]:
         self.ran.append(command)
@@ -222,13 +225,13 @@ class SimulatedSource:
         held = [
             (grant.access, grant.branch, grant.holder) for grant in store.grants.living() if grant.source == self.name
         ]
-        assert (access, branch, f"agent/{self.name}") in held, held
+        assert (access, branch, f"agent/{self.party}") in held, held
 
     def _release(self, generation: int, branch: int) -> dict[str, Any]:
         self.generation, self.branch = generation, branch
         self.fenced, self.preserved, self.serving = False, False, True
         self._pending = []
-        self._judge.begin(self.name, "source")
+        self._judge.begin(self.name, self.who)
         return {"generation": generation}
 
     def _differences(self, held: bytes) -> list[tuple[int, bytes]]:
@@ -261,6 +264,26 @@ class SimulatedSource:
         if writes is self._pending:
             self._pending = []
         return store.points(self.name, branch=branch)[-1]
+
+
+class SimulatedSpare(SimulatedSource):
+    """A host that stands ready: once it was told to, it is the home of a source, under its own name."""
+
+    def __init__(self, name: str, store_path: Path, judge: Judge) -> None:
+        super().__init__(name, store_path, judge)
+        self._stop_serving()
+        self.who, self.fenced, self.generation = name, True, 0
+        self.details = {"spare": True, "home_of": ""}
+        self.disk[:] = b"\xff" * SIZE
+
+    def _settle(
+        self, source: str, generation: int, volumes: list[dict[str, Any]], disks: dict[str, str], by: str
+    ) -> dict[str, Any]:
+        assert self.details["home_of"] in ("", source), "a host is the home of one source"
+        if not self.details["home_of"]:
+            self.name, self.generation, self.preserved = source, generation, True
+            self.details = {"spare": False, "home_of": source}
+        return {"source": source, "disks": {each["name"]: each["name"] for each in volumes}}
 
 
 class SimulatedAgents:
@@ -366,7 +389,8 @@ class World:
         self.judge = Judge()
         self.sources = {name: SimulatedSource(name, self.path, self.judge) for name in names or ("shop",)}
         self.driver = SimulatedDriver(self.path, self.judge)
-        self.agents = SimulatedAgents(self.sources, broker=broker)
+        self.spare = SimulatedSpare("spare", self.path, self.judge)
+        self.agents = SimulatedAgents({**self.sources, "spare": self.spare}, broker=broker)
         for number, source in enumerate(self.sources.values()):
             source.write(0, bytes([number + 1]) * BLOCK)
             source.ship("first")
