@@ -341,13 +341,20 @@ class Reception:
         raise DrengineError(GRANT_MISSING, f"{hello.source!r} may not {what}: no run has ordered it")
 
     async def _grant_of(self, hello: Hello, agent: str) -> str:
-        """Id of a living grant for this errand; empty: there is none. An agent without a proved name has anybody's."""
+        """Id of a living grant for this errand; empty: there is none.
+
+        Who has proved no name may be the source's agent, or one whose host a run makes the source's home.
+        """
         preserves = hello.purpose is Purpose.PRESERVE
         access = Access.PRESERVE if preserves else Access.REVERSE
         for grant in await asyncio.to_thread(self.store.grants.living):
-            role, _, holder = grant.holder.partition("/")
-            ours = (grant.source, grant.access, role) == (hello.source, access, "agent") and agent in ("", holder)
-            if ours and (grant.branch == hello.branch or not preserves):
+            ours = grant.holder == f"agent/{agent or hello.source}"
+            ours |= not agent and access is Access.REVERSE and bool(grant.instance)
+            if (
+                ours
+                and (grant.source, grant.access) == (hello.source, access)
+                and (grant.branch == hello.branch or not preserves)
+            ):
                 return grant.id
         return ""
 

@@ -13,6 +13,10 @@ import pytest
 from drengine.audit.verify import read_entries
 from drengine.config import BAD_CONFIG
 from drengine.model.errors import DrengineError
+from drengine.model.grants import Access
+from drengine.model.points import PointSelector
+from drengine.store.catalogue.sqlite import CATALOGUE_NAME
+from drengine.store.store import Store
 from drengine.target.config import TlsOptions, load_target_config
 from drengine.transport.causes import CAUSES
 from drengine.transport.endpoints import connect
@@ -20,6 +24,7 @@ from drengine.transport.files import TlsFiles
 from drengine.transport.networks import DataNetworks
 from drengine.transport.tls import client_context
 from drengine.wire.events import ABILITIES, Hello, Purpose, Refuse
+from tests.recovery.replica import make
 from tests.target.agent import Site, running
 from tests.target.test_certificates import reason, replicating, until
 from tests.transport.certificates import Authority
@@ -218,3 +223,55 @@ async def test_another_local_user_ships_nothing_over_loopback(
         words = [sys.executable, "-c", STRANGER, str(site.address[1])]
         said = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, timeout=60, check=True)
         assert said.stdout == answer
+
+
+async def test_a_source_is_shipped_from_where_it_lives_and_its_old_host_is_refused_for_good(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """A run moves it, in the promotion's own transaction; before that, a grant lets the new host read and no more."""
+    make(tmp_path / "store")
+    async with running(tmp_path / "store", tls=a_target(authority, identities="required")) as site:
+        old, new, third = (party(authority, f"agent/{name}") for name in ("shop", "shop2", "web"))
+        point = site.store.find_point("shop", PointSelector())
+        assert await answered(site, new, "shop") == "identity-source"
+        site.store.grants.give("shop", 1, Access.REVERSE, holder="agent/shop2", instance="run", seconds=60)
+        at = Purpose.REVERSE, 1, point.sequence
+        assert [await greeting(site, each, *at) for each in (new, third)] == [WELCOME, "identity-source"]
+        assert await answered(site, new, "shop") == "identity-source", "it may read what it is to hold, and no more"
+        moved = site.store.promote(point, expected_generation=1, label="run:r1:back:shop2")
+        assert (moved.home, moved.is_sources_own, moved.generation) == ("shop2", True, 2)
+        for generation in (0, 1, 2, 3):
+            assert await greeting(site, old, generation=generation) == "source-moved"
+            assert await greeting(site, third, generation=generation) == "identity-source"
+        assert await greeting(site, old, generation=1, abilities=ABILITIES - {"homes"}) == "fenced"
+        assert await greeting(site, old, *at) == "source-moved"
+        assert [await greeting(site, new, generation=each) for each in (0, 2, 1)] == [WELCOME, WELCOME, "fenced"]
+        # Failed over again, and home again: it lives where it lived.
+        away = site.store.promote(site.store.find_point("shop", PointSelector()), expected_generation=2, label="run:r2")
+        assert (away.home, site.store.home("shop").agent) == ("", "shop2")
+        assert await greeting(site, old, generation=3) == "source-moved"
+        assert await greeting(site, new, generation=2) == "fenced"
+    (tmp_path / "store" / CATALOGUE_NAME).unlink()
+    Store.rebuild(tmp_path / "store")
+    with Store.open(tmp_path / "store") as store:
+        assert store.home("shop") == ("shop2", {"shop"}), "a lost catalogue lets no old host in"
+
+
+async def greeting(
+    site: Site,
+    files: TlsFiles,
+    purpose: Purpose = Purpose.REPLICATE,
+    branch: int = 0,
+    sequence: int = 0,
+    *,
+    generation: int = 1,
+    abilities: frozenset[str] = ABILITIES,
+) -> str:
+    """What the target says to this HELLO, of a source that it knows."""
+    stream = await connect(*site.address, networks=DataNetworks(), tls=client_context(files))
+    try:
+        await stream.send(Hello(2, 2, abilities, "shop", b"i" * 16, generation, purpose, branch, sequence))
+        answer = await stream.receive()
+        return answer.code if isinstance(answer, Refuse) else WELCOME
+    finally:
+        stream.abort()
