@@ -185,8 +185,7 @@ def _require_fresh(config: AgentConfig) -> None:
         raise DrengineError(
             NEW_HOME_UNFIT,
             f"host {config.party} has replicated as {config.source}, and its file says `spare`",
-            hint="Take `spare` out of its file; or, if its disks are worth nothing, remove the agent's state "
-            "(`drengine-agent uninstall --purge`) and install it anew.",
+            hint="Take `spare` out of its file; or, if its disks are worth nothing, give it a new `state_directory`.",
         )
 
 
