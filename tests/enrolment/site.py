@@ -67,7 +67,7 @@ async def serving(
         await daemon.stop()
 
 
-async def until(ready: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(ready: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for something that other tasks do."""
     async with asyncio.timeout(seconds):
         while not ready():  # noqa: ASYNC110 - it is the test that looks

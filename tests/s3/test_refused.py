@@ -227,7 +227,7 @@ def test_a_bucket_is_tried_before_it_is_used(
     trials = {each["name"]: each for each in json.loads(out)["trials"]}
     assert all(each["passed"] for each in trials.values())
     assert set(trials) == {
-        *("list", "clock", "put", "head", "range", "list again", "multipart", "throughput", "delete")
+        *("list", "clock", "object lock", "put", "head", "range", "list again", "multipart", "throughput", "delete")
     }
     code, _, _ = command(
         capsys, "store", "create", str(tmp_path / "s"), "--storage", "s3", "--place", place(s3.endpoint, bucket)

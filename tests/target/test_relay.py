@@ -76,7 +76,7 @@ def test_two_agents_share_a_family_and_its_kind_comes_from_its_name() -> None:
     assert len(read(text)) == 4
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(metric_samples().map(lambda s: MetricSample(f"drengine_agent_{s.name}", s.labels, s.value)))))
 def test_whatever_agents_tell_prometheus_can_read_it_and_the_source_is_ours(found: list[list[MetricSample]]) -> None:
     states = [SourceState(f"s{number}", samples=tuple(samples)) for number, samples in enumerate(found)]

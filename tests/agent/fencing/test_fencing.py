@@ -157,7 +157,7 @@ async def test_a_stale_source_that_comes_back_is_fenced_before_anyone_is_served(
         trying = asyncio.create_task(production())
         agent = home.start()
         await until(lambda: agent.is_fenced)
-        await asyncio.sleep(0.05)
+        await until((tmp_path / "state" / "fence.json").is_file)
         stop.set()
         await trying
         assert served == 0
