@@ -13,7 +13,8 @@ from drengine.cli.run_options import StoreOptions
 from drengine.failover.config import load_orchestrator_config
 from drengine.failover.drivers.available import available_drivers
 from drengine.failover.runbook.errors import RUNBOOK_EXISTS
-from drengine.failover.runbook.init import STANDBY, KnownSource, initial_runbook
+from drengine.failover.runbook.init import initial_runbook
+from drengine.failover.runbook.launches import STANDBY, TOLD, KnownSource
 from drengine.linux.identity import content_name
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -66,6 +67,9 @@ def init(
     text = initial_runbook(name, found, driver=driver, host=host, fence=_words(fence))
     if not fence:
         note("no fence command is in it: a failover is blocked when an agent does not answer; give one with --fence")
+    for each in found:
+        if each.inventory is None and driver in TOLD:
+            note(f"the agent of {each.name} has not told what its server is made of: look at the launch settings")
     if output is None:
         write_output(text)
         return
@@ -106,5 +110,5 @@ def _sources_in(store: Path, wanted: list[str] | None) -> list[KnownSource]:
                 found.append(KnownSource(name, {}))
             else:
                 sizes = {volume.name: volume.size_bytes for volume in point.geometry}
-                found.append(KnownSource(name, sizes, _content(opened, point)))
+                found.append(KnownSource(name, sizes, _content(opened, point), opened.inventory(name)))
     return found

@@ -18,7 +18,8 @@ from drengine.failover.reading import check, fit, reader
 from drengine.failover.reading.reader import examine
 from drengine.failover.reading.schema import runbook_schema
 from drengine.failover.runbook import document, sense
-from drengine.failover.runbook.init import KnownSource, initial_runbook
+from drengine.failover.runbook.init import initial_runbook
+from drengine.failover.runbook.launches import KnownSource
 from drengine.failover.runbook.values import Runbook
 from drengine.failover.steps.kinds import step_kinds
 from drengine.store.store import Store
