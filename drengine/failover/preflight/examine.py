@@ -12,7 +12,18 @@ from drengine.control.agents import BrokerAgents, NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.errors import UNKNOWN_CHECK
 from drengine.failover.plan import plan, sources_of
-from drengine.failover.preflight import addresses, control, fences, here, homes, hosts, people, services, sources
+from drengine.failover.preflight import (
+    addresses,
+    control,
+    fences,
+    here,
+    homes,
+    hosts,
+    people,
+    servers,
+    services,
+    sources,
+)
 from drengine.failover.preflight.check import Check, Look, Scene, apart
 from drengine.failover.readiness import Checked
 from drengine.failover.registry import Registry
@@ -27,6 +38,7 @@ PREFLIGHT_SECONDS_MAX = 20.0
 
 LOOKS: tuple[Look, ...] = (
     *sources.LOOKS,
+    *servers.LOOKS,
     *homes.LOOKS,
     *addresses.LOOKS,
     *here.LOOKS,
