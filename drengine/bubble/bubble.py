@@ -23,8 +23,9 @@ from pathlib import Path
 from drengine.bubble.contents import OTHERS, OWN, Contents, contents, resolver
 from drengine.bubble.errors import BUBBLE_FAILED
 from drengine.durable import replace_durably
-from drengine.linux.links import NAME_CHARACTERS_MAX, links, open_tap
+from drengine.linux.links import NAME_CHARACTERS_MAX, links
 from drengine.linux.namespaces import NAMED, in_network, in_new_network, is_network, make_network, remove_network
+from drengine.linux.taps import open_port, open_tap
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Card, Server
 from drengine.process import end_marked, find_marked, start_marked
@@ -120,21 +121,9 @@ class Bubble:
             DrengineError: BUBBLE_FAILED; a machine holds it already.
         """
         port = port_name(machine, number)
-
-        def open_port() -> int:
-            tap = open_tap(port)
-            try:
-                with links() as found:
-                    found.put_into(port, BRIDGE)
-                    found.up(port)
-            except OSError:
-                os.close(tap)
-                raise
-            return tap
-
         with self._alone():
             self._make()
-            return in_network(self.name, open_port)
+            return in_network(self.name, lambda: open_port(port, BRIDGE))
 
     def leave(self, member: str) -> None:
         """Take a network or a machine out, with the network's name; whoever leaves last takes the bubble away. No error

@@ -1,4 +1,4 @@
-"""Network links of the namespace in which the calling thread is: bridges, pairs of cards, addresses, routes, taps.
+"""Network links of the namespace in which the calling thread is: bridges, pairs of cards, addresses, routes.
 
 Each call looks first, so all of it can be asked for again after a crash.
 """
@@ -6,21 +6,16 @@ Each call looks first, so all of it can be asked for again after a crash.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
-from pathlib import Path
 from typing import Any
 
 from drengine.linux.namespaces import NAMED
 
 NAME_CHARACTERS_MAX = 15
-_TUN = Path("/dev/net/tun")
-_SET_TAP, _TAP_NO_HEADER, _VNET_HEADER = 0x400454CA, 0x1002, 0x4000
 _NO_DAD, _PERMANENT = 0x02, 0x80
 
 
@@ -149,22 +144,6 @@ class Links:
             return ask()
         except NetlinkError as error:
             raise OSError(error.code, f"{about}: {os.strerror(error.code)}") from error
-
-
-def open_tap(name: str) -> int:
-    """A tap device in this thread's network, as a descriptor that a virtual machine is handed; it ends with the last
-    process that holds it.
-
-    Raises:
-        OSError: it can't be made, or another process has it.
-    """
-    tap = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(tap, _SET_TAP, struct.pack("16sH22x", name.encode(), _TAP_NO_HEADER | _VNET_HEADER))
-    except OSError:
-        os.close(tap)
-        raise
-    return tap
 
 
 def _link(found: Any) -> Link:

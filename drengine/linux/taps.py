@@ -1,59 +1,84 @@
-"""Tap devices: a virtual machine's end of a cable into a bridge.
+"""Tap devices: a virtual machine's end of a cable, whose other end is a bridge's port.
 
-They are not persistent: a device lives as long as somebody has it open, so nothing has to be cleaned up after whoever
-dies, and the machine that has inherited it is the one that keeps it.
+They are not persistent: a device ends with the last process that holds it, so nothing has to be cleaned up after
+whoever dies, and the machine that has inherited one is who keeps it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 
-from drengine.linux.namespaces import in_network
+BUSY_SECONDS = 1.0
+"""A machine that has just ended may hold its device for a moment."""
 
-_TUN = "/dev/net/tun"
+_TUN = Path("/dev/net/tun")
 _TUNSETIFF, _SIOCGIFINDEX, _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x400454CA, 0x8933, 0x8913, 0x8914
 _SIOCGIFMTU, _SIOCSIFMTU, _SIOCBRADDIF = 0x8921, 0x8922, 0x89A2
 _TAP, _NO_PACKET_INFORMATION, _VIRTIO_HEADER = 0x2, 0x1000, 0x4000
 _UP = 0x1
-_REQUEST_BYTES = 40
-_NAMES = "drtap%d"
+_NAME_BYTES, _REQUEST_BYTES = 16, 40
+_LOOK_SECONDS = 0.02
 
 
-def open_tap(bridge: str, network: str = "") -> int:
-    """A new tap device on a bridge of the named network ("": our own); the descriptor is its life.
+def open_tap(name: str) -> int:
+    """A tap device in this thread's network, as a descriptor that a virtual machine is handed.
 
     Raises:
-        OSError: there is no such bridge, or we may not.
+        OSError: it can't be made, or another process has it.
     """
-    return in_network(network, lambda: _open(bridge))
-
-
-def _open(bridge: str) -> int:
     tap = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    wanted = _request(name, struct.pack("H", _TAP | _NO_PACKET_INFORMATION | _VIRTIO_HEADER))
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            fcntl.ioctl(tap, _TUNSETIFF, wanted)
+        except OSError as error:
+            if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS)
+                continue
+            os.close(tap)
+            raise
+        return tap
+
+
+def open_port(name: str, bridge: str) -> int:
+    """A tap device that is a port of a bridge in this thread's network, up, with the bridge's MTU.
+
+    The host speaks no IPv6 on it: the guests would hear that.
+
+    Raises:
+        OSError: there is no such bridge, another process has the device, or we may not.
+    """
+    tap = open_tap(name)
     try:
-        flags = _TAP | _NO_PACKET_INFORMATION | _VIRTIO_HEADER
-        made = fcntl.ioctl(tap, _TUNSETIFF, _request(_NAMES, struct.pack("H", flags)))
-        name = made[:16].rstrip(b"\0").decode()
-        with contextlib.suppress(OSError):  # a kernel without IPv6; else the host would speak to the guests
+        with contextlib.suppress(OSError):  # a kernel without IPv6
             Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1", encoding="ascii")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            mtu = fcntl.ioctl(asking, _SIOCGIFMTU, _request(bridge))[16:20]
-            fcntl.ioctl(asking, _SIOCSIFMTU, _request(name, mtu))  # a smaller one would become the bridge's
-            index = fcntl.ioctl(asking, _SIOCGIFINDEX, _request(name))[16:20]
-            fcntl.ioctl(asking, _SIOCBRADDIF, _request(bridge, index))
-            (now,) = struct.unpack_from("H", fcntl.ioctl(asking, _SIOCGIFFLAGS, _request(name)), 16)
-            fcntl.ioctl(asking, _SIOCSIFFLAGS, _request(name, struct.pack("H", now | _UP)))
+            _set(asking, _SIOCSIFMTU, name, _get(asking, _SIOCGIFMTU, bridge, 4))  # a smaller one would become its own
+            _set(asking, _SIOCBRADDIF, bridge, _get(asking, _SIOCGIFINDEX, name, 4))
+            (flags,) = struct.unpack("H", _get(asking, _SIOCGIFFLAGS, name, 2))
+            _set(asking, _SIOCSIFFLAGS, name, struct.pack("H", flags | _UP))
     except BaseException:
         os.close(tap)
         raise
     return tap
 
 
+def _get(asking: socket.socket, what: int, name: str, size: int) -> bytes:
+    return fcntl.ioctl(asking, what, _request(name))[_NAME_BYTES : _NAME_BYTES + size]
+
+
+def _set(asking: socket.socket, what: int, name: str, value: bytes) -> None:
+    fcntl.ioctl(asking, what, _request(name, value))
+
+
 def _request(name: str, value: bytes = b"") -> bytes:
     """struct ifreq, see netdevice(7)."""
-    return name.encode("ascii").ljust(16, b"\0") + value.ljust(_REQUEST_BYTES - 16, b"\0")
+    return name.encode("ascii").ljust(_NAME_BYTES, b"\0") + value.ljust(_REQUEST_BYTES - _NAME_BYTES, b"\0")

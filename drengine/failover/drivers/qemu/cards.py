@@ -8,7 +8,7 @@ from typing import Any
 
 from drengine.failover.drivers.driver import LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
-from drengine.failover.drivers.qemu.settings import CardSettings, QemuSettings
+from drengine.failover.drivers.qemu.settings import NONE, CardSettings, QemuSettings
 from drengine.model.errors import DrengineError
 from drengine.wire.payload import digest
 
@@ -30,14 +30,10 @@ def cards_of(request: LaunchRequest, settings: QemuSettings) -> tuple[MachineCar
     An address is the runbook's, else the site's rules', else one that the source's name gives: it never changes.
 
     Raises:
-        DrengineError: LAUNCH_SETTINGS, the rules speak of more cards than the runbook has networks for, or two cards
-            would have the same address.
+        DrengineError: LAUNCH_SETTINGS, two cards would have the same address.
     """
     wanted = settings.networks or [CardSettings(network=settings.network, mac=settings.mac)]
-    if len(request.cards) > len(wanted):
-        if settings.networks and not request.isolated:
-            fault = f"the site's rules give {request.source} {len(request.cards)} cards, `networks` has {len(wanted)}"
-            raise DrengineError(LAUNCH_SETTINGS, f"settings of driver qemu: {fault}")
+    if request.isolated or not settings.networks:  # else `networks` says how many there are
         wanted = [*wanted, *[CardSettings(network=settings.network)] * (len(request.cards) - len(wanted))]
     made = []
     for number, card in enumerate(wanted):
@@ -47,7 +43,7 @@ def cards_of(request: LaunchRequest, settings: QemuSettings) -> tuple[MachineCar
     macs = [card.mac for card in made]
     if twice := {mac for mac in macs if macs.count(mac) > 1}:
         raise DrengineError(LAUNCH_SETTINGS, f"settings of driver qemu: two cards have the mac {min(twice)}")
-    return tuple(card for card in made if card.network != "none")
+    return tuple(card for card in made if card.network != NONE)
 
 
 def steady_mac(source: str, number: int) -> str:

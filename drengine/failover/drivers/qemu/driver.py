@@ -41,8 +41,8 @@ from drengine.failover.drivers.qemu.machine import (
     machine_arguments,
     size_of,
 )
-from drengine.failover.drivers.qemu.networks import plugged
-from drengine.failover.drivers.qemu.settings import BIOS, NAME, UEFI, QemuSettings, qemu_settings
+from drengine.failover.drivers.qemu.networks import bubble_of, plugged
+from drengine.failover.drivers.qemu.settings import BIOS, BUBBLE, NAME, UEFI, QemuSettings, qemu_settings
 from drengine.failover.drivers.qmp import Qmp, QmpError
 from drengine.failover.needs import Memory, Need, ReadableFile, programs
 from drengine.model.errors import DrengineError
@@ -174,7 +174,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
         served = hydrated(request)
         if request.hydrate:
             replace_durably(directory / _PLAN, msgspec.json.encode(self._plan(request, settings)))
-        with plugged(cards) as (backends, descriptors):
+        with plugged(request, cards) as (backends, descriptors):
             arguments = machine_arguments(
                 served,
                 settings,
@@ -231,10 +231,12 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
             time.sleep(LOOK_SECONDS)
 
     def _end(self, request: LaunchRequest) -> None:
-        """QEMU writes what it holds and closes its disks on SIGTERM."""
+        """QEMU writes what it holds and closes its disks on SIGTERM. The last machine of a drill ends its bubble."""
         end_marked(MOVER_MARK, request.instance, request.directory, grace_seconds=KILL_SECONDS)
         end_marked(MARK, request.instance, request.directory, grace_seconds=KILL_SECONDS)
         end_hydrated(request)
+        if request.isolated and request.settings.get("drill_network") == BUBBLE:
+            bubble_of(request).leave(request.instance)
 
     def _is_healthy(self, request: LaunchRequest, settings: QemuSettings, seconds: float) -> bool:
         if settings.ready and settings.ready not in self._console(request):
@@ -280,6 +282,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
             details["machine"] = msgspec.json.decode((request.directory / _MADE).read_bytes(), type=dict[str, Any])
         if processes and (interfaces := self._interfaces(request, settings)) is not None:
             details["interfaces"] = interfaces
+            details["addresses"] = sorted(each for interface in interfaces for each in interface["addresses"])
         details |= hydration_details(request)
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
 

@@ -15,7 +15,7 @@ from drengine.model.errors import DrengineError
 
 NAME = "qemu"
 BIOS, UEFI = "bios", "uefi"
-BRIDGE = "bridge:"
+NONE, BUBBLE, BRIDGE = "none", "bubble", "bridge:"
 _NETWORK = re.compile(r"none|user|bridge:[A-Za-z0-9._-]{1,15}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
@@ -29,7 +29,7 @@ class CardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         model: what the guest sees.
     """
 
-    network: str = "none"
+    network: str = NONE
     mac: str = ""
     model: Literal["virtio", "e1000"] = "virtio"
 
@@ -46,7 +46,7 @@ class QemuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         firmware: `bios`, `uefi`, or an image's path; default: as the source booted.
         disk_bus: what its disks hang on.
         network: `none`, `user` (out by NAT of this host) or `bridge:NAME`.
-        drill_network: the same, in a drill, for every card.
+        drill_network: the same, in a drill, for every card; or `bubble`: the network that the run's servers share.
         mac: address of its card.
         networks: several cards, in their order; instead of `network` and `mac`.
         guest_agent: the guest runs QEMU's guest agent: `true` waits for it, `auto` uses it where it answers.
@@ -70,8 +70,8 @@ class QemuSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     append: str = ""
     firmware: str = ""
     disk_bus: Literal["virtio", "nvme", "sata", "scsi"] = "virtio"
-    network: str = "none"
-    drill_network: str = "none"
+    network: str = NONE
+    drill_network: str = NONE
     mac: str = ""
     networks: list[CardSettings] = []
     guest_agent: bool | Literal["auto"] = "auto"
@@ -104,12 +104,14 @@ def _fault(read: QemuSettings) -> str:
         return "memory_mib and cpus can't be negative"
     if read.firmware not in {"", BIOS, UEFI} and "/" not in read.firmware:
         return f"firmware {read.firmware!r} is none of {BIOS}, {UEFI}, and no path"
-    if read.networks and (read.network != "none" or read.mac):
+    if read.networks and (read.network != NONE or read.mac):
         return "`networks` stands for several cards, so `network` and `mac` can't be there as well"
     macs = [each for each in (read.mac, *(card.mac for card in read.networks)) if each]
-    for network in (read.network, read.drill_network, *(card.network for card in read.networks)):
+    for network in (read.network, *(card.network for card in read.networks)):
         if not _NETWORK.fullmatch(network):
             return f"network {network!r} is none of none, user, bridge:NAME"
+    if read.drill_network != BUBBLE and not _NETWORK.fullmatch(read.drill_network):
+        return f"drill_network {read.drill_network!r} is none of none, bubble, user, bridge:NAME"
     for mac in macs:
         if not _MAC.fullmatch(mac):
             return f"mac {mac!r} is no address of one network card, as 52:54:00:12:34:56 is"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,11 @@ from drengine.failover.drivers.qemu.cards import cards_of, steady_mac
 from drengine.failover.drivers.qemu.driver import MARK, QemuDriver
 from drengine.failover.drivers.qemu.settings import CardSettings, QemuSettings
 from drengine.linux.namespaces import in_network
-from drengine.linux.taps import open_tap
+from drengine.linux.taps import open_port
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Card
 from drengine.process import find_marked
+from tests.failover.drivers.qemu.deaths import die_at
 from tests.failover.drivers.qemu.guests import linux_guest, missing_for_linux
 
 BRIDGES = ("br0", "br1")
@@ -116,26 +116,6 @@ STEPS = ("cards_of", "check_memory", "choose_accelerator", "replace_durably", "f
          "plugged", "card_arguments", "machine_arguments", "start_marked", "find_marked")  # fmt: skip
 
 
-def die_at(step: str, work: Callable[[], Any], *, after: bool) -> None:
-    """Carry something out in a process of its own, which is killed before or after the first call of that step."""
-
-    def run() -> None:
-        real = getattr(module, step)
-
-        def dying(*arguments: Any, **named: Any) -> None:
-            if after:
-                real(*arguments, **named)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(module, step, dying)
-        work()
-
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL, f"{step} was not reached"
-
-
 @needs_qemu
 @pytest.mark.parametrize("after", [False, True])
 def test_an_orchestrator_that_is_killed_at_any_step_leaves_one_machine_or_none(
@@ -147,7 +127,7 @@ def test_an_orchestrator_that_is_killed_at_any_step_leaves_one_machine_or_none(
     for step in STEPS:
         wanted = request(folder, BARE)
         try:
-            die_at(step, launch, after=after)
+            die_at(module, step, launch, after=after)
             running = len(find_marked(MARK, wanted.instance, wanted.directory))
             assert running == int((step, after) == ("start_marked", True))
             assert len(ports(network, "br0")) == running, f"{step}: a port of nobody"
@@ -166,9 +146,9 @@ def test_a_bridge_that_is_not_there_is_named(folder: Path, network: str) -> None
         in_network(network, lambda: QemuDriver().launch(wanted, lambda _: None))
     assert raised.value.kind is LAUNCH_FAILED
     with pytest.raises(OSError, match=r"Operation not supported|Invalid argument"):
-        open_tap("lo", network)  # is no bridge
+        in_network(network, lambda: open_port("drtest", "lo"))  # is no bridge
     QemuDriver().stop(wanted)
-    assert "drtap" not in ip("-n", network, "link")
+    assert "dr" not in ip("-n", network, "link")
 
 
 def cards(request: LaunchRequest, settings: QemuSettings) -> list[tuple[str, str]]:
@@ -194,11 +174,10 @@ def test_in_a_drill_every_card_is_on_the_drills_network(tmp_path: Path) -> None:
     assert [network for network, _ in cards(drill, settings)] == ["bridge:lab", "bridge:lab"]
 
 
-def test_cards_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_as_many_cards_as_the_runbook_names_and_no_address_twice(tmp_path: Path) -> None:
     ruled = request(tmp_path, {}, cards=(Card(mac="52:54:00:00:00:01"), Card()))
-    one = QemuSettings(networks=[CardSettings(network="user")])
+    assert cards(ruled, QemuSettings(networks=[CardSettings(network="user")])) == [("user", "52:54:00:00:00:01")]
     same = QemuSettings(networks=[CardSettings(), CardSettings(mac="52:54:00:00:00:01")])
-    for settings, told in ((one, "2 cards, `networks` has 1"), (same, "two cards have the mac 52:54:00:00:00:01")):
-        with pytest.raises(DrengineError, match=told) as raised:
-            cards_of(ruled, settings)
-        assert raised.value.kind is LAUNCH_SETTINGS
+    with pytest.raises(DrengineError, match="two cards have the mac 52:54:00:00:00:01") as raised:
+        cards_of(ruled, same)
+    assert raised.value.kind is LAUNCH_SETTINGS
