@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 
 import msgspec
 
+AUTO = "auto"
+ATTACH_WAYS = (AUTO, "kernel", "fuse", "copy")
 _ASKING = frozenset(
     {"systemctl", "systemd-run", "service", "invoke-rc.d", "rc-service", "initctl", "machinectl", "busctl", "dbus-send"}
     | {"docker", "nerdctl", "virsh", "lxc", "incus", "at", "batch"}
@@ -30,11 +32,11 @@ class StandbyMount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     options: list[str] = []
 
 
-class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Settings of the launch driver `standby` in a runbook.
+class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Settings of the launch driver `standby` in a runbook. Defaults are not sent: hosts of older versions have theirs.
 
     Attributes:
-        attach: `fuse` or `kernel`.
+        attach: one of ATTACH_WAYS; `auto` is the best that the host has.
         mounts: in this order; undone in reverse.
         start, stop: commands that return (systemctl start ...).
         health: exit status 0 when it works; asked until it does.
@@ -43,7 +45,7 @@ class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         details: told to later steps as ${SOURCE.KEY}.
     """
 
-    attach: str = "fuse"
+    attach: str = AUTO
     mounts: list[StandbyMount] = []
     start: list[str] = []
     stop: list[str] = []
@@ -84,11 +86,13 @@ class HostFinding(msgspec.Struct, frozen=True, kw_only=True):
         check: a check's name, see `drengine.failover.preflight`.
         seen: what was looked at and found.
         fault: why it would not do; empty: it would.
+        warns: it would do all the same, if that can't be helped.
     """
 
     check: str
     seen: str
     fault: str = ""
+    warns: bool = False
 
 
 class HostAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,7 @@
-"""One promoted disk as a block device of this host.
+"""One promoted disk as a block device of this host, in one of the ways of ways.py.
 
-Two ways: `fuse` (nbdfuse and a loop device: any Linux with libnbd's tools) and `kernel` (nbd-client and the kernel's
-NBD driver, where it has one). Both are found again after a restart of the agent: by the mark of a process, by what a
-loop device lies on, by a note of which /dev/nbdN it is.
+All are found again after a restart of the agent: by the mark of a process, by what a loop device lies on, by a note of
+which /dev/nbdN it is.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.client import NbdAddress, NbdClient
 from drengine.nbd.fuse import FuseFile
 from drengine.process import run_command
+from drengine_agent.standby.copied import CopiedDisk
 from drengine_agent.standby.errors import STANDBY_FAILED
+from drengine_agent.standby.ways import COPY, FUSE, KERNEL, load_driver
 
 MARK = "DRENGINE_ATTACHMENT"
 TOOL_SECONDS = 30.0
@@ -50,7 +51,8 @@ class AttachedDisk:
         instance, volume: what it is.
         uri: where it is served.
         directory: the instance's own, without links.
-        way: `fuse` or `kernel`.
+        way: see ways.py.
+        discarded: nobody wants what was written: the branch is a drill's.
     """
 
     instance: str
@@ -58,18 +60,34 @@ class AttachedDisk:
     uri: str
     directory: Path
     way: str
+    discarded: bool = False
 
     @property
     def _fuse(self) -> FuseFile:
         return FuseFile(MARK, f"{self.instance}/{self.volume}", self.volume, self.directory)
 
-    def attach(self) -> Path:
-        """The block device; if it is attached already, that one.
+    @property
+    def _copy(self) -> CopiedDisk:
+        return CopiedDisk(self.instance, self.volume, self.uri, self.directory)
+
+    @property
+    def _file(self) -> Path:
+        """What its loop device lies on."""
+        return self._copy.path if self.way == COPY else self._fuse.path
+
+    def attach(self, deadline: float) -> Path:
+        """The block device; if it is attached already, that one. Only a copy may take until the deadline.
 
         Raises:
-            DrengineError: STANDBY_FAILED.
+            DrengineError: STANDBY_FAILED, HYDRATION_FAILED.
         """
-        return self._attach_kernel() if self.way == "kernel" else self._attach_fuse()
+        if self.way == KERNEL:
+            return self._attach_kernel()
+        if self.way == FUSE:
+            self._show()
+        elif not self._loop_devices():
+            self._copy.fill(deadline)
+        return self._attach_loop()
 
     def detach(self) -> None:
         """Let go of it, flushed; no error if it is not attached.
@@ -77,12 +95,15 @@ class AttachedDisk:
         Raises:
             DrengineError: STANDBY_FAILED, it is in use.
         """
-        if self.way == "kernel":
+        if self.way == KERNEL:
             for device in self._kernel_devices():
                 run_tool("nbd-client", "-d", device)
             return
         for device in self._loop_devices():
             run_tool("losetup", "--detach", device)
+        if self.way == COPY:
+            self._copy.forget() if self.discarded else self._copy.bring_home()
+            return
         try:
             self._fuse.remove()
         except OSError as error:
@@ -90,19 +111,21 @@ class AttachedDisk:
 
     def device(self) -> Path | None:
         """The block device, if it is attached."""
-        devices = self._kernel_devices() if self.way == "kernel" else self._loop_devices()
+        devices = self._kernel_devices() if self.way == KERNEL else self._loop_devices()
         return devices[0] if devices else None
 
-    def _attach_fuse(self) -> Path:
+    def _show(self) -> None:
         try:
             self._fuse.show(self.uri)
         except OSError as error:
             raise DrengineError(STANDBY_FAILED, f"nbdfuse: {error}") from error
+
+    def _attach_loop(self) -> Path:
         found = self._loop_devices()
         if found:
             return found[0]
         sectors = ("--sector-size", str(max(SECTOR_BYTES, self._sector_bytes())))
-        return Path(run_tool("losetup", "--find", "--show", "--partscan", *sectors, self._fuse.path))
+        return Path(run_tool("losetup", "--find", "--show", "--partscan", *sectors, self._file))
 
     def _sector_bytes(self) -> int:
         """Of the disk's content, as whoever serves it tells."""
@@ -116,12 +139,13 @@ class AttachedDisk:
         listed = json.loads(
             run_tool("losetup", "--json", "--list", "--output", "NAME,BACK-FILE") or '{"loopdevices":[]}'
         )
-        return [Path(each["name"]) for each in listed["loopdevices"] if each["back-file"] == str(self._fuse.path)]
+        return [Path(each["name"]) for each in listed["loopdevices"] if each["back-file"] == str(self._file)]
 
     def _attach_kernel(self) -> Path:
         """Not run on the machine that this was written on, which has no NBD driver: see docs/drivers.md."""
         if found := self._kernel_devices():
             return found[0]
+        load_driver()
         free = [each for each in sorted(Path("/sys/block").glob("nbd*")) if not (each / "pid").exists()]
         if not free:
             raise DrengineError(STANDBY_FAILED, "there is no free /dev/nbdN; load the module nbd, or attach by fuse")

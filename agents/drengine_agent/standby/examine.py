@@ -21,11 +21,11 @@ from drengine.transport.causes import cause_of, details_of
 from drengine.transport.tls import certificates_in
 from drengine.transport.x509 import parse_certificate
 from drengine_agent.standby.config import StandbyConfig
+from drengine_agent.standby.ways import COPY, MOUNT_TOOLS, choose
 
 GREET_SECONDS = 5.0
 EXPIRY_SECONDS_MIN = 7 * 86400.0
 FREE_BYTES_MIN = 64 << 20
-TOOLS = {"fuse": ("nbdfuse", "fusermount3", "losetup", "mount", "umount"), "kernel": ("nbd-client", "mount", "umount")}
 
 Secure = Callable[[str], str]
 """A disk's URI as this host would attach it, from inside its data networks. Raises DrengineError."""
@@ -36,6 +36,7 @@ def examine(question: HostQuestion, config: StandbyConfig, secure: Secure) -> Ho
     order = question.order
     looks: tuple[Callable[[], Iterator[HostFinding]], ...] = (
         partial(_programs, order),
+        partial(_attaches, order),
         partial(_allowed, order, config, secure),
         partial(_places, order),
         partial(_room, question, config),
@@ -49,17 +50,26 @@ def examine(question: HostQuestion, config: StandbyConfig, secure: Secure) -> Ho
 def _programs(order: AttachOrder) -> Iterator[HostFinding]:
     settings, alone = order.settings, order.isolated and order.settings.network == "none"
     tools = [
-        *TOOLS.get(settings.attach, ()),
+        *MOUNT_TOOLS,
         *(["ip"] if alone else []),
         *(["runuser"] if alone and settings.user else []),
     ]
     faults = [program_fault(tool) for tool in tools]
     commands = [argv[0] for argv in (settings.start, settings.stop, settings.health) if argv]
     faults += [program_fault(command, user=settings.user) for command in commands]
-    if settings.attach == "kernel" and not any(Path("/sys/block").glob("nbd*")):
-        faults.append("the kernel has no NBD device: load its module nbd, or attach by fuse")
     told = "; ".join(dict.fromkeys(filter(None, faults)))
     yield HostFinding(check="host-programs", seen=f"{len(tools) + len(commands)} programs are there", fault=told)
+
+
+def _attaches(order: AttachOrder) -> Iterator[HostFinding]:
+    """In which way, and why in no better one."""
+    choice = choose(order.settings.attach)
+    seen = f"by {choice.way}" + (f" ({choice.why})" if choice.why else "")
+    fault = f"{choice.way}: {choice.fault}" if choice.fault else ""
+    warns = not fault and choice.way == COPY and order.settings.attach != COPY
+    if warns:
+        fault = f"only {seen}: what the workload writes is not protected before it is quiesced"
+    yield HostFinding(check="host-attaches", seen=seen, fault=fault, warns=warns)
 
 
 def _allowed(order: AttachOrder, config: StandbyConfig, secure: Secure) -> Iterator[HostFinding]:
@@ -84,7 +94,9 @@ def _places(order: AttachOrder) -> Iterator[HostFinding]:
 
 def _room(question: HostQuestion, config: StandbyConfig) -> Iterator[HostFinding]:
     state = os.statvfs(config.state_directory)
-    free, copies = state.f_bavail * state.f_frsize, sum(question.size_bytes.values()) if question.order.hydrate else 0
+    free = state.f_bavail * state.f_frsize
+    copied = question.order.hydrate or choose(question.order.settings.attach).way == COPY
+    copies = sum(question.size_bytes.values()) if copied else 0
     seen = f"{human_bytes(free)} are free in {config.state_directory}"
     needed = f"{human_bytes(copies)} are needed for copies of the disks" if copies else "64 MiB are needed"
     fault = f"{seen}, {needed}" if free < max(copies, FREE_BYTES_MIN) else ""

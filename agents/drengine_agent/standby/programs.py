@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 
-FUSE = "needed for disks with `attach: fuse`, the default"
-KERNEL = "needed for disks with `attach: kernel`"
+FUSE = "needed for disks that are attached by `fuse`, where the kernel has no NBD driver"
+KERNEL = "needed for disks that are attached by `kernel`"
 PROGRAMS: Mapping[str, str] = {
     "nbdfuse": f"{FUSE} (Debian: apt install libnbd-bin)",
     "fusermount3": f"{FUSE} (Debian: apt install fuse3)",

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import AttachOrder, StandbyMount, breaks_isolation
+from drengine.control.attach import ATTACH_WAYS, AUTO, AttachOrder, StandbyMount, breaks_isolation
 from drengine.durable import replace_durably
 from drengine.linux.devices import disk_name
 from drengine.linux.mounts import read_mounts
@@ -25,12 +25,14 @@ from drengine_agent.standby.allow import AllowOptions
 from drengine_agent.standby.disk import AttachedDisk, is_attached, run_tool
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.mounts import OwnMounts
+from drengine_agent.standby.ways import COPY, FUSE, choose
 
 MARK = "DRENGINE_INSTANCE"
 LOOK_SECONDS = 0.1
 GRACE_SECONDS = 15.0
 OUTPUT_CHARACTERS_MAX = 2000
 
+_WAY = "attach"
 EVERYTHING = AllowOptions()
 Say = Callable[[str], None]
 
@@ -79,8 +81,9 @@ class Workload:
         deadline = time.monotonic() + self._order.timeout_seconds
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_durably(self._directory / "workload.json", msgspec.json.encode(self._order))
+        self._choose_way()
         for disk in self._attachments(hydrate=True):
-            say(f"disk {disk.volume} attached as {disk.attach()}")
+            say(f"disk {disk.volume} attached as {disk.attach(deadline)}, by {disk.way}")
         for mount in self._settings.mounts:
             self._mounts.mount(mount.at, self._device_of(mount), mount.options)
             say(f"{mount.at} mounted")
@@ -112,6 +115,7 @@ class Workload:
         for disk in self._attachments(hydrate=False):
             disk.detach()
         end_hydrators(self._order.instance, self._directory / "hydration")
+        (self._directory / _WAY).unlink(missing_ok=True)
         if self._has_network:
             run_tool("ip", "netns", "delete", self._network)
 
@@ -135,7 +139,7 @@ class Workload:
     def details(self) -> dict[str, Any]:
         """For reports: devices, mounts, how far hydration is."""
         devices = {disk.volume: str(disk.device() or "") for disk in self._attachments(hydrate=False)}
-        told: dict[str, Any] = {**self._settings.details, "devices": devices}
+        told: dict[str, Any] = {**self._settings.details, "devices": devices, "attach": self._way}
         told["mounts"] = [mount.at for mount in self._settings.mounts]
         if self._order.hydrate:
             told |= hydration_progress(self._directory / "hydration", self._order.disks)
@@ -172,15 +176,36 @@ class Workload:
         return (Path("/run/netns") / self._network).exists()
 
     def _attachments(self, *, hydrate: bool) -> list[AttachedDisk]:
-        uris = self._order.disks
-        passed_on = self._settings.attach == "fuse" and any(uri.startswith("nbds") for uri in uris.values())
-        if hydrate and (self._order.hydrate or passed_on):  # nbdfuse takes no certificates
+        uris, way = self._order.disks, self._way
+        passed_on = way == FUSE and any(uri.startswith("nbds") for uri in uris.values())
+        if hydrate and way != COPY and (self._order.hydrate or passed_on):  # nbdfuse takes no certificates
             place = self._directory / "hydration"
             uris = start_hydrators(self._order.instance, place, uris, copied=self._order.hydrate)
         return [
-            AttachedDisk(self._order.instance, volume, uri, self._directory, self._settings.attach)
+            AttachedDisk(self._order.instance, volume, uri, self._directory, way, self._order.isolated)
             for volume, uri in uris.items()
         ]
+
+    @property
+    def _way(self) -> str:
+        """How the disks are attached, or were; as noted where it was chosen here."""
+        try:
+            return (self._directory / _WAY).read_text()
+        except OSError:
+            return self._settings.attach if self._settings.attach != AUTO else FUSE
+
+    def _choose_way(self) -> None:
+        """And note it, before anything is attached: another host process has to find it again.
+
+        Raises:
+            DrengineError: STANDBY_SETTINGS, this host can attach disks in no way.
+        """
+        if (self._directory / _WAY).exists():  # until it is quiesced: a copy has what was written
+            return
+        choice = choose(self._settings.attach)
+        if choice.fault:
+            raise DrengineError(STANDBY_SETTINGS, f"attach {self._settings.attach}: {choice.fault}")
+        replace_durably(self._directory / _WAY, choice.way.encode())
 
     def _unmount(self) -> None:
         """Our mounts, and only those; then nobody may use the disks any more.
@@ -237,8 +262,8 @@ class Workload:
 
 def _check(order: AttachOrder) -> None:
     settings = order.settings
-    if settings.attach not in {"fuse", "kernel"}:
-        raise DrengineError(STANDBY_SETTINGS, f"attach {settings.attach!r} is neither fuse nor kernel")
+    if settings.attach not in ATTACH_WAYS:
+        raise DrengineError(STANDBY_SETTINGS, f"attach {settings.attach!r} is none of {', '.join(ATTACH_WAYS)}")
     if settings.network not in {"none", "host"}:
         raise DrengineError(STANDBY_SETTINGS, f"network {settings.network!r} is neither none nor host")
     for mount in settings.mounts:

@@ -10,7 +10,14 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import AttachOrder, HostAnswer, HostQuestion, StandbySettings, breaks_isolation
+from drengine.control.attach import (
+    ATTACH_WAYS,
+    AttachOrder,
+    HostAnswer,
+    HostQuestion,
+    StandbySettings,
+    breaks_isolation,
+)
 from drengine.control.messages import Answer, Verb
 from drengine.failover.drivers.driver import AsksHost, Instance, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
@@ -29,7 +36,7 @@ class StandbyDriver(LaunchDriver, AsksHost):
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         read = read_settings(StandbySettings, settings, self.name)
-        if read.attach not in {"fuse", "kernel"}:
+        if read.attach not in ATTACH_WAYS:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver standby: attach {read.attach!r} is unknown")
         if read.start and not read.stop:
             raise DrengineError(LAUNCH_SETTINGS, "settings of driver standby: `start` needs `stop`, or it never ends")

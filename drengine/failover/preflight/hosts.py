@@ -39,6 +39,12 @@ HOST_PROGRAMS = Check(
     "the programs of the launch are on that host and can be executed: its own (nbdfuse, mount), and the runbook's",
     "Install them there, mend their permissions, or mend their names in the runbook.",
 )
+HOST_ATTACHES = Check(
+    "host-attaches",
+    "that host can attach the disks so that what the workload writes reaches the branch at once; it says in which way",
+    "Install nbd-client and load the kernel's module nbd, or install nbdfuse and fuse3; docs/drivers.md compares the "
+    "ways. A copy is taken without a warning where the runbook says `attach: copy`.",
+)
 HOST_ALLOWS = Check(
     "host-allows",
     "that host lets orders do what the launch needs: commands, places, users, data networks",
@@ -68,7 +74,7 @@ HOST_CLOCK = Check(
 TOLD = {
     check.id: check
     for check in (
-        *(HOST_PROGRAMS, HOST_ALLOWS, HOST_PLACES, HOST_ROOM, HOST_CERTIFICATE),
+        *(HOST_PROGRAMS, HOST_ATTACHES, HOST_ALLOWS, HOST_PLACES, HOST_ROOM, HOST_CERTIFICATE),
         *(EXPORT_REACHABLE, EXPORT_CERTIFICATE),
     )
 }
@@ -125,7 +131,8 @@ async def _ask(scene: Scene, host: str, step: Launch) -> list[Checked]:
     for each in answer.findings:
         if check := TOLD.get(each.check):
             about = host if each.check in OF_HOST else f"{host}/{step.source}"
-            found.append(check.found(about, seen=each.seen, fault=f"{host}: {each.fault}" if each.fault else ""))
+            fault = f"{host}: {each.fault}" if each.fault else ""
+            found.append(check.found(about, seen=each.seen, fault=fault, warns=each.warns))
     return found
 
 
@@ -179,4 +186,4 @@ def _request(scene: Scene, step: Launch, order: HostOrder) -> LaunchRequest:
     )
 
 
-LOOKS = (Look((HOST_CONNECTED, HOST_ANSWERS, HOST_CLOCK, *list(TOLD.values())[:5]), look_at_hosts),)
+LOOKS = (Look((HOST_CONNECTED, HOST_ANSWERS, HOST_CLOCK, *list(TOLD.values())[:6]), look_at_hosts),)

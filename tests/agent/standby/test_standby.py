@@ -32,6 +32,7 @@ from drengine.transport.errors import OUTSIDE_DATA_NETWORK
 from drengine_agent.standby.config import StandbyConfig
 from drengine_agent.standby.errors import PLACE_TAKEN, STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.host import StandbyHost
+from drengine_agent.standby.ways import choose
 from drengine_agent.standby.workload import Workload
 from tests.agent.cuts.disks import BYTES, MAKE, file_system, run
 
@@ -106,8 +107,10 @@ def traces(instance: str, folder: Path) -> str:
 
 
 @needs_root
-@pytest.mark.parametrize("hydrate", [False, True])
-def test_a_workload_comes_up_on_its_disk_and_leaves_nothing_behind(served: str, tmp_path: Path, hydrate: bool) -> None:
+@pytest.mark.parametrize(("hydrate", "attach"), [(False, "auto"), (True, "fuse"), (False, "copy")])
+def test_a_workload_comes_up_on_its_disk_and_leaves_nothing_behind(
+    served: str, tmp_path: Path, hydrate: bool, attach: str
+) -> None:
     at, place = tmp_path / "mnt", tmp_path / "instance"
     wanted = order(
         served,
@@ -115,6 +118,7 @@ def test_a_workload_comes_up_on_its_disk_and_leaves_nothing_behind(served: str, 
         start=["sh", "-c", f"echo recovered >> {at}/log"],
         stop=["sync"],
         health=["grep", "-q", "source", str(at / "hello")],
+        attach=attach,
     )
     wanted = replace_struct(wanted, hydrate=hydrate)
     workload = Workload(wanted, place)
@@ -122,6 +126,7 @@ def test_a_workload_comes_up_on_its_disk_and_leaves_nothing_behind(served: str, 
     try:
         details = workload.start(said.append)
         assert details["mounts"] == [str(at)]
+        assert details["attach"] == (choose("auto").way if attach == "auto" else attach)
         assert Workload(wanted, place).start(said.append)["devices"] == details["devices"]  # by another process, later
         assert (at / "log").read_text() == "recovered\n", "it was started twice"
         found = Workload.load(place)
