@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 
 from drengine.nbd.export import FLAG_FUA, Command, Complete, Export, ExportInfo, Peer, Reply, Request
-from drengine.nbd.server import NbdServer
+from tests.nbd.files import served
 from tests.system.disks import skip_unless_disks_can_be_attached
 
 DISK_BYTES = 16 << 20
@@ -98,24 +96,8 @@ class VolatileProvider:
 @contextmanager
 def serving(disk: VolatileDisk, socket: Path) -> Iterator[str]:
     """Its NBD URI; served from a thread of this process."""
-    loop, ready, stopping = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        server = NbdServer(VolatileProvider(disk))
-        await server.start_unix(socket)
-        ready.set()
-        await stopping.wait()
-        await server.close(1.0)
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    ready.wait()
-    try:
-        yield f"nbd+unix:///disk?socket={socket}"
-    finally:
-        loop.call_soon_threadsafe(stopping.set)
-        thread.join()
-        loop.close()
+    with served(VolatileProvider(disk), socket) as uri:
+        yield uri
 
 
 @dataclass(frozen=True)
