@@ -122,7 +122,7 @@ def test_a_debian_boots_from_its_promoted_disk_to_a_login_and_its_writes_reach_r
         last = markers(said(folder))[-1]
         site.wait("each number is in a point", lambda: counted(site, folder) >= last, seconds=120)
     finally:
-        for instance in (folder / "orchestrator/instances").glob("*"):
+        for instance in (folder / "orchestrator/instances").glob("*/"):
             IscsiDriver().stop(ended(instance, folder))
         site.close()
 

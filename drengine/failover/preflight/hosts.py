@@ -43,7 +43,7 @@ HOST_ATTACHES = Check(
     "host-attaches",
     "that host can attach the disks so that what the workload writes reaches the branch at once; it says in which way",
     "Install nbd-client and load the kernel's module nbd, or install nbdfuse and fuse3; docs/drivers.md compares the "
-    "ways. A copy is taken without a warning where the runbook says `attach: copy`.",
+    "ways, and a runbook may ask for a copy.",
 )
 HOST_ALLOWS = Check(
     "host-allows",
