@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from drengine.model.errors import error_kind
+from drengine.model.homes import NEW_HOME_UNFIT
 from drengine.model.points import VolumeGeometry
 
 
@@ -14,6 +15,12 @@ def adoption_hint(known: VolumeGeometry) -> str:
     return f"If this disk replaces that one: `drengine-agent adopt --volume {known.name} --known-as {known_as}`."
 
 
+NOT_AGREED = error_kind(
+    "not-agreed",
+    NEW_HOME_UNFIT,
+    "Nobody has agreed that these disks are overwritten; nothing was done.",
+    "Look once more which disks they are, then say --yes.",
+)
 UPGRADE_REFUSED = error_kind(
     "upgrade-refused",
     224,

@@ -42,6 +42,7 @@ PARTIES = (
     ("target/outpost", SERVICES),
     ("broker/broker", SERVICES),
     ("agent/shop",),
+    ("agent/shop2",),
     ("host/recovery-1",),
     ("orchestrator/orchestrator",),
 )
@@ -198,7 +199,8 @@ def write_files(hosts: Hosts, device: str) -> None:
         words = [word for host in reached for word in ("--host", host)]
         hosts.drengine("ca", "issue", party, *words, "--ca", "ca", "--to", str(tls / Path(party).name))
     hosts.drengine("keys", "generate", "store.key")
-    service = own_service(hosts, device)
+    (folder / "shop-disk").symlink_to(device)  # as a label would name it, on whatever host
+    service = own_service(hosts, str(folder / "shop-disk"))
     allowed = json.dumps([shlex.join(service[order]) for order in ("stop", "start")])
     values = {"folder": folder, "tls": tls, "services": SERVICES, "device": device, "allowed": allowed}
     for name, text in (("target", TARGET), ("agent", AGENT), ("standby", STANDBY), ("orchestrator", ORCHESTRATOR)):
@@ -262,11 +264,12 @@ def write_files(hosts: Hosts, device: str) -> None:
 
 
 @contextlib.contextmanager
-def source_disk(folder: Path) -> Iterator[str]:
-    image = folder / "disk.img"
+def source_disk(folder: Path, name: str = "disk", size: int = DISK_BYTES) -> Iterator[str]:
+    image = folder / f"{name}.img"
     with image.open("wb") as file:
-        file.truncate(DISK_BYTES)
-    run("mkfs.ext4", "-q", image)
+        file.truncate(size)
+    if name == "disk":
+        run("mkfs.ext4", "-q", image)
     device = run("losetup", "--find", "--show", image).strip()
     try:
         yield device
@@ -294,6 +297,7 @@ def everything(folder: Path) -> Iterator[Hosts]:
             for mount in (hosts.home, hosts.recovered):
                 subprocess.run(["umount", "-l", str(mount)], capture_output=True, check=False)
             Watch.detach("shop")
+            Watch.detach("shop2")
 
 
 @pytest.fixture
@@ -305,28 +309,33 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def open_the_shop(hosts: Hosts, programs: Path, broker: str, stack: contextlib.ExitStack) -> None:
+    """A protected server with customers, and all that would bring it back."""
+    place = hosts.folder
+    run("mount", hosts.device, hosts.home)
+    shop.create(hosts.home)
+    (place / "registry").mkdir()
+    initialise(programs, place / "registry/data", place / "registry/wal")
+    stack.enter_context(Server(programs, place / "registry/data", place / "registry", 5441))
+    hosts.start("outpost", "mosquitto", broker, "-c", str(place / "mosquitto.conf"))
+    hosts.drengine("target", "init", "--config", "target.toml")
+    hosts.python("outpost", "target", "drengine.cli.main", "target", "run", "--config", "target.toml")
+    hosts.python("recovery", "standby", "drengine_agent", "standby", "run", "--config", "standby.toml")
+    hosts.python("source", "agent", "drengine_agent", "run", "--config", "agent.toml")
+    hosts.python("source", "boot", "tests.system.shop", "start", str(hosts.home), str(PORT))
+    until(lambda: hosts.audit("source", "127.0.0.1"), "the shop opens")
+    until(lambda: (hosts.agent_status() or {}).get("points_cut"), "a first point")
+    hosts.send_customers("source", "home")
+    until(lambda: len(hosts.confirmed("home")) > 50, "customers")
+
+
 def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> None:
     skip_unless_networks_can_be_made()
     skip_unless_disks_can_be_attached()
     programs = skip_unless_installed()
     broker = mosquitto()
     with everything(place) as hosts, contextlib.ExitStack() as stack:
-        run("mount", hosts.device, hosts.home)
-        shop.create(hosts.home)
-        (place / "registry").mkdir()
-        initialise(programs, place / "registry/data", place / "registry/wal")
-        stack.enter_context(Server(programs, place / "registry/data", place / "registry", 5441))
-        hosts.start("outpost", "mosquitto", broker, "-c", str(place / "mosquitto.conf"))
-        hosts.drengine("target", "init", "--config", "target.toml")
-        hosts.python("outpost", "target", "drengine.cli.main", "target", "run", "--config", "target.toml")
-        hosts.python("recovery", "standby", "drengine_agent", "standby", "run", "--config", "standby.toml")
-        hosts.python("source", "agent", "drengine_agent", "run", "--config", "agent.toml")
-        hosts.python("source", "boot", "tests.system.shop", "start", str(hosts.home), str(PORT))
-        until(lambda: hosts.audit("source", "127.0.0.1"), "the shop opens")
-        until(lambda: (hosts.agent_status() or {}).get("points_cut"), "a first point")
-        hosts.send_customers("source", "home")
-        until(lambda: len(hosts.confirmed("home")) > 50, "customers")
-
+        open_the_shop(hosts, programs, broker, stack)
         drilled = hosts.drengine("drill", "runbook.yaml", "--config", "orchestrator.toml")
         assert drilled["outcome"] == "completed"
         inside = next(step for step in drilled["steps"] if step["id"] == "shop.then.1")
@@ -384,6 +393,58 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
             f"failback {back['bytes_shipped_back']} bytes, out of service {back['outage_seconds']:.2f} s; "
             f"{shipped} bytes in the store, {carried} over the region's links"
         )
+        hosts.kill("source")
+        shop.stop(hosts.home, PORT)
+        run("umount", hosts.home)
+
+
+def test_a_destroyed_server_comes_home_to_a_new_one_and_is_refused_when_it_returns(place: Path) -> None:
+    skip_unless_networks_can_be_made()
+    skip_unless_disks_can_be_attached()
+    programs = skip_unless_installed()
+    broker = mosquitto()
+    with everything(place) as hosts, contextlib.ExitStack() as stack:
+        new_device = stack.enter_context(source_disk(place, "new-disk", DISK_BYTES + (8 << 20)))
+        open_the_shop(hosts, programs, broker, stack)
+        hosts.nets.cut_region()
+        hosts.kill("source")  # the fire
+        shop.kill(hosts.home, PORT)
+        run("umount", "-l", hosts.home)
+        over = hosts.drengine("failover", "runbook.yaml", "--config", "orchestrator.toml")
+        assert (over["outcome"], over["fencing"]) == ("completed", {"shop": "command"})
+        hosts.drengine("commit", over["run"], "--config", "orchestrator.toml")
+        hosts.send_customers("recovery", "there")
+        until(lambda: len(hosts.confirmed("there")) > 30, "business at the recovery host")
+
+        new = (place / "agent.toml").read_text().replace('source = "shop"', 'source = "shop2"\nspare = true')
+        new = new.replace(f'"{place}/agent"', f'"{place}/agent2"').replace("/tls/shop/", "/tls/shop2/")
+        (place / "agent2.toml").write_text(new.replace(hosts.device, new_device))
+        (place / "shop-disk").unlink()
+        (place / "shop-disk").symlink_to(new_device)
+        hosts.nets.plug_in("source")  # the new machine, where the old one stood
+        hosts.python("source", "new", "drengine_agent", "run", "--config", "agent2.toml")
+        ask = ("drengine_agent", "status", "--config", "agent2.toml")
+        until(lambda: (hosts.say("source", *ask, may_fail=True) or {}).get("fence_reason") == "spare", "a spare host")
+
+        home = ("failback", "runbook.yaml", "--onto", "shop2", "--config", "orchestrator.toml")
+        back = hosts.drengine(*home)
+        assert back["outcome"] == "completed"
+        assert 0 < back["outage_seconds"] <= 30
+        found = hosts.audit("source", "127.0.0.1")
+        assert found["intact"]
+        assert found["orders"] >= max(hosts.confirmed("there"))
+        assert hosts.audit("outpost", "10.81.2.2") is None
+        until(lambda: hosts.say("source", *ask)["state"] == "CONTINUOUS", "the new host is protected")
+
+        # The old machine was repaired: its agent, its valid certificate and its disk are as they were.
+        hosts.python("source", "old", "drengine_agent", "run", "--config", "agent.toml")
+        until(lambda: (hosts.agent_status() or {}).get("fence_reason") == "moved", "it is refused")
+        release = ("drengine_agent", "release", "--generation", "3", "--config", "agent.toml")
+        assert hosts.say("source", *release, may_fail=True) is None
+        assert hosts.agent_status()["fence_reason"] == "moved"
+        assert hosts.say("source", *ask)["state"] == "CONTINUOUS"
+        assert hosts.nets.region_bytes() < REGION_BYTES_MAX
+        print(f"{back['bytes_shipped_back']} bytes to the new host, out of service {back['outage_seconds']:.2f} s")
         hosts.kill("source")
         shop.stop(hosts.home, PORT)
         run("umount", hosts.home)

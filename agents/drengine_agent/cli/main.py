@@ -56,6 +56,10 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine_agent.cli.adopt",
         "Say that the disk under a volume's path replaces the one that was there. The agent must be stopped.",
     ),
+    "restore": Command(
+        "drengine_agent.cli.restore",
+        "Write a recovery point onto this host's disks, boot loader and all, from a live image or a rescue system.",
+    ),
     "release": Command(
         "drengine_agent.cli.release",
         "Serve and ship again. A failback does this by itself; by hand, make sure first that nobody else is in charge.",

@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 
+from drengine.model.errors import DrengineError
 from drengine.model.extents import Batch, ExtentKind, block_ranges, check_table, iter_table
 from drengine.wire.events import Changed, ChangeQuery, Fetch, Fetched, Hello, Span
 from drengine.wire.terms import FETCHES_OPEN_MAX, QUERIES_OPEN_MAX
+from drengine_agent.errors import COMMAND_REFUSED, REVERSE_REFUSED
 from drengine_agent.ship.session import Session, SessionEnded
 from drengine_agent.ship.uplink import Uplink
 
@@ -86,3 +88,15 @@ class PointReader:
             if not at < answer.end <= size_bytes or answer.end < offset:
                 raise SessionEnded("target-refused", f"the target looked up to {answer.end} of {size_bytes}")
             offset = answer.end
+
+
+@contextlib.asynccontextmanager
+async def session_errors() -> AsyncIterator[None]:
+    """What ends a session, as an error that says whether to try again."""
+    try:
+        yield
+    except SessionEnded as ended:
+        kind = COMMAND_REFUSED if ended.retryable else REVERSE_REFUSED
+        raise DrengineError(kind, f"{ended.reason}: {ended}") from ended
+    except (OSError, EOFError) as error:
+        raise DrengineError(COMMAND_REFUSED, f"the session with the target broke: {error}") from error

@@ -72,6 +72,7 @@ class Reversal:
         uplink, hello: how the point is reached.
         since: position on the point's branch that the disks are known to equal; 0: nothing is known.
         before_first_write: called once, in a thread, before anything is changed.
+        all_volumes: of the point; else only those that are given.
     """
 
     volumes: Mapping[int, Volume]
@@ -79,6 +80,7 @@ class Reversal:
     hello: Hello
     since: int = 0
     before_first_write: Callable[[], None] = lambda: None
+    all_volumes: bool = True
     report: ReverseReport = field(default_factory=ReverseReport)
     _written: list[Extent] = field(default_factory=list)
     _begun: bool = False
@@ -92,8 +94,11 @@ class Reversal:
             DrengineError: REVERSE_REFUSED: the volumes are not those of the point, or did not keep what was written.
         """
         async with PointReader.opened(self.uplink, self.hello) as reader:
-            check_geometry(reader.session.welcome.geometry, self.volumes)
-            sizes = {volume.volume: volume.size_bytes for volume in reader.session.welcome.geometry}
+            theirs = reader.session.welcome.geometry
+            if not self.all_volumes:
+                theirs = tuple(each for each in theirs if each.volume in self.volumes)
+            check_geometry(theirs, self.volumes)
+            sizes = {volume.volume: volume.size_bytes for volume in theirs}
             self.report.bytes_total = sum(sizes.values())
             for number, size in sorted(sizes.items()):
                 windows = self._changed(reader, number, size) if self.since else self._compared(reader, number, size)

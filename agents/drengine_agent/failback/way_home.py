@@ -23,6 +23,7 @@ from drengine.wire.events import Purpose
 from drengine_agent.capture.backing import Volume
 from drengine_agent.capture.capture import Capture
 from drengine_agent.errors import COMMAND_REFUSED, REVERSE_REFUSED
+from drengine_agent.failback.point_reader import session_errors
 from drengine_agent.failback.preserve import PreserveReport, preserve
 from drengine_agent.failback.reverse import Reversal, ReverseReport
 from drengine_agent.fencing.account import how_it_ends, why_it_stands
@@ -30,7 +31,6 @@ from drengine_agent.fencing.charge import Charge
 from drengine_agent.fencing.fence import SOURCE_FENCED, FenceRecord, Preserved, Standing
 from drengine_agent.fencing.possession import possessed
 from drengine_agent.ship.pipeline import Progress
-from drengine_agent.ship.session import SessionEnded
 from drengine_agent.ship.uplink import Uplink
 
 log = logging.getLogger("drengine.agent")
@@ -221,7 +221,7 @@ class WayHome:
                 "compared_bytes": progress.sweep.scanned_bytes,
                 "total_bytes": progress.sweep_bytes,
             }
-            async with self._telling(tell, told), _errors():
+            async with self._telling(tell, told), session_errors():
                 report = await preserve(
                     ours,
                     self._uplink,
@@ -253,7 +253,7 @@ class WayHome:
                 since=_known_position(record, at.branch, at.sequence) if untouched else 0,
                 before_first_write=lambda: self._mark_reversing(point),
             )
-            async with self._telling(tell, lambda: _told(run.report)), _errors():
+            async with self._telling(tell, lambda: _told(run.report)), session_errors():
                 report = await run.run()
             equal = msgspec.structs.replace(
                 self.fence.record, reversing="", equals=point, stamps=_stamps(volumes), preserved=None, replaced=[]
@@ -322,15 +322,3 @@ def _told(report: ReverseReport) -> dict[str, Any]:
         "shipped_bytes": report.bytes_shipped,
         "written_bytes": report.bytes_written,
     }
-
-
-@contextlib.asynccontextmanager
-async def _errors() -> AsyncIterator[None]:
-    """What ends a session, as an error that says whether to try again."""
-    try:
-        yield
-    except SessionEnded as ended:
-        kind = COMMAND_REFUSED if ended.retryable else REVERSE_REFUSED
-        raise DrengineError(kind, f"{ended.reason}: {ended}") from ended
-    except (OSError, EOFError) as error:
-        raise DrengineError(COMMAND_REFUSED, f"the session with the target broke: {error}") from error
