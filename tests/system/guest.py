@@ -46,15 +46,15 @@ def missing_for_guest() -> str:
         "extlinux": shutil.which("extlinux"),
         "busybox": shutil.which("busybox"),
         "mbr.bin": _MBR.exists(),
-        "a Debian kernel in /boot": _kernel(),
+        "a Debian kernel in /boot": kernel(),
     }
     return ", ".join(name for name, there in wanted.items() if not there)
 
 
 def make_guest_disk(path: Path, work: Path) -> None:
     """A disk image with one ext4 partition that boots by BIOS; needs root."""
-    kernel = _kernel()
-    assert kernel is not None
+    booted = kernel()
+    assert booted is not None
     with path.open("wb") as file:
         file.truncate(DISK_BYTES)
     with path.open("r+b") as file:
@@ -70,8 +70,8 @@ def make_guest_disk(path: Path, work: Path) -> None:
         cleanup.callback(_run, "umount", str(mount))
         for folder in ("bin", "boot", "dev", "proc", "sys", "run", "tmp", "etc", "root"):
             (mount / folder).mkdir()
-        shutil.copy(kernel, mount / "boot/vmlinuz")
-        shutil.copy(kernel.with_name(kernel.name.replace("vmlinuz", "initrd.img")), mount / "boot/initrd")
+        shutil.copy(booted, mount / "boot/vmlinuz")
+        shutil.copy(booted.with_name(booted.name.replace("vmlinuz", "initrd.img")), mount / "boot/initrd")
         shutil.copy(shutil.which("busybox") or "", mount / "bin/busybox")
         init = mount / "init"
         init.write_text(_INIT)
@@ -80,7 +80,8 @@ def make_guest_disk(path: Path, work: Path) -> None:
         _run("extlinux", "--install", str(mount / "boot"))
 
 
-def _kernel() -> Path | None:
+def kernel() -> Path | None:
+    """Debian's for clouds, with its initial RAM disk; None: there is none."""
     found = sorted(Path("/boot").glob("vmlinuz-*-cloud-*"))
     usable = [each for each in found if each.with_name(each.name.replace("vmlinuz", "initrd.img")).exists()]
     return usable[-1] if usable else None
