@@ -11,7 +11,11 @@ _FAILED_OVER = "if it was failed over, `drengine failback RUNBOOK` brings it hom
 _BY_HAND = "`drengine-agent release`, once nobody else is in charge"
 _WHY: Mapping[str, tuple[str, str]] = {
     "operator": ("somebody fenced it on this host", _BY_HAND),
-    "stale": ("the target has a newer generation: it was failed over", "`drengine failback RUNBOOK` brings it home"),
+    "stale": (
+        "the target has a newer generation: it was failed over, or what is noted here is of the past",
+        f"{_FAILED_OVER}; if it is in charge, and was only restored from a point of the past: `drengine-agent release "
+        "--generation N`, with the generation of `drengine status`",
+    ),
     "lease": ("the broker was silent for longer than `control.lease`", f"{_FAILED_OVER}; else {_BY_HAND}"),
     "moved": (
         "the source lives on another host now, for good",

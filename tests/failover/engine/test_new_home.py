@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,8 +52,6 @@ class Spare:
             self.site.processes[self.name] = subprocess.Popen(argv, stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT)
 
     def ask(self, *argv: str) -> dict[str, Any]:
-        import json
-
         given = [sys.executable, "-m", "drengine_agent.cli.main", *argv, "-c", str(self.directory / "agent.toml")]
         done = subprocess.run([*given, "--json"], capture_output=True, env=ENVIRONMENT, cwd=ROOT, check=False)
         found: dict[str, Any] = json.loads(done.stdout or done.stderr or b"{}")
@@ -98,3 +99,59 @@ def test_a_shop_comes_home_to_a_new_host_and_its_old_one_is_refused_for_good(sit
     assert "moved" in str(refused) or not refused
     assert site.agent("status")["standing"] == "fenced"
     assert not site.agent("status")["serving"]
+
+
+@pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
+def test_an_agent_whose_state_came_back_from_the_past_with_its_disk_ships_what_that_holds(site: Site) -> None:
+    """A root disk was restored from a point: disk, state, journal and identity are of one moment."""
+    eventually(lambda: write(site, 0, b"written"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    site.stop("agent")
+    past = site.directory / "past"
+    keep(site, past)
+    site.start("agent", "run", "-c", str(site.directory / "agent.toml"))
+    eventually(lambda: write(site, BLOCK, b"after that moment"))
+    assert eventually(lambda: site.agent("cut", "--label", "later"))
+    site.kill("agent")
+
+    bring_back(site, past)
+    site.start("agent", "run", "-c", str(site.directory / "agent.toml"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    assert eventually(lambda: site.agent("cut", "--label", "again"))
+    assert replica(site) == (site.directory / "disk").read_bytes()
+    assert b"after that moment" not in replica(site)
+
+    # The source went over and came home, so its generation is a later one than the state knows.
+    book = str(site.directory / "shop.yaml")
+    eventually(site.hears_agent)
+    for verb in ("failover", "failback"):
+        assert site.drengine(verb, book)["outcome"] == "completed"
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    generation = site.agent("status")["generation"]
+    site.kill("agent")
+    bring_back(site, past)
+    site.start("agent", "run", "-c", str(site.directory / "agent.toml"))
+    eventually(lambda: site.agent("status")["fence_reason"] == "stale")
+    assert "drengine-agent release --generation N" in site.agent("status")["release"]
+    assert site.agent("release", "--generation", str(generation))["standing"] == "in-charge"
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    assert eventually(lambda: site.agent("cut", "--label", "home"))
+    assert replica(site) == (site.directory / "disk").read_bytes()
+
+
+def keep(site: Site, past: Path) -> None:
+    """Disk and state of this moment."""
+    shutil.copytree(site.directory / "agent", past / "agent", ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copy(site.directory / "disk", past / "disk")
+
+
+def bring_back(site: Site, past: Path) -> None:
+    shutil.rmtree(site.directory / "agent")
+    shutil.copytree(past / "agent", site.directory / "agent")
+    (site.directory / "disk").write_bytes((past / "disk").read_bytes())
+
+
+def replica(site: Site) -> bytes:
+    """What the newest point of the source shows."""
+    with Store.open(site.directory / "store") as store, store.view(store.points("shop")[-1]) as view:
+        return bytes(view.read(1, 0, SIZE))

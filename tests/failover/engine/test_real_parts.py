@@ -85,6 +85,10 @@ class Site:
         self.processes[name].kill()
         self.processes.pop(name).wait()
 
+    def stop(self, name: str) -> None:
+        self.processes[name].terminate()
+        self.processes.pop(name).wait()
+
     def end(self) -> None:
         """Everything that was started, workloads too."""
         for name in list(self.processes):
