@@ -38,7 +38,7 @@ LOOK_SECONDS = 0.5
 ABSENT_SECONDS, SOURCE_ABSENT_SECONDS = 10.0, 120.0
 """A party that the broker has not seen for so long is not waited for; a source's agent may be rebooting."""
 PARTIES_MAX = 10_000
-HOST_VERBS = frozenset({Verb.ATTACH, Verb.DETACH, Verb.CHECK})
+HOST_VERBS = frozenset({Verb.ATTACH, Verb.DETACH, Verb.HYDRATE, Verb.CHECK})
 
 OnAnswer = Callable[[Answer], None]
 

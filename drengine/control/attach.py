@@ -67,6 +67,34 @@ class AttachOrder(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 300.0
 
 
+class HydrateDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk and the volume of this host that is to be made equal to it, or it to that.
+
+    Attributes:
+        uri: NBD URI of the branch.
+        serial: what the volume's disk tells as its serial number: that of an EBS volume is its id without the dash.
+        size_bytes: of the disk; the volume may be larger.
+    """
+
+    uri: str
+    serial: str
+    size_bytes: int
+
+
+class HydrateOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of HYDRATE.
+
+    Attributes:
+        instance: whose disks they are.
+        direction: `fill` writes the volumes, `return` writes the branches.
+        disks: by volume.
+    """
+
+    instance: str
+    direction: str
+    disks: dict[str, HydrateDisk]
+
+
 class HostQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """The argument `examine` of STATUS: could this host carry out such an order?
 

@@ -14,8 +14,8 @@ from drengine.model.names import check_name
 from drengine.transport.files import TlsFiles
 
 LOCAL_USERS = ("drengine", "mosquitto")
-HOST_VERBS = (Verb.ATTACH, Verb.QUIESCE, Verb.DETACH, Verb.CHECK, Verb.STATUS)
-AGENT_VERBS = tuple(verb for verb in Verb if verb not in (Verb.ATTACH, Verb.DETACH, Verb.CHECK))
+HOST_VERBS = (Verb.ATTACH, Verb.QUIESCE, Verb.DETACH, Verb.HYDRATE, Verb.CHECK, Verb.STATUS)
+AGENT_VERBS = tuple(verb for verb in Verb if verb not in (Verb.ATTACH, Verb.DETACH, Verb.HYDRATE, Verb.CHECK))
 """What each kind of party can be told to do."""
 
 

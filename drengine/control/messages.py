@@ -51,6 +51,8 @@ class Verb(enum.StrEnum):
     ATTACH = "attach"
     """Recovery host: attach exports, mount, start services: {instance, ...}."""
     DETACH = "detach"
+    HYDRATE = "hydrate"
+    """Recovery host: make volumes of this host equal to exports, or those to them: {instance, direction, disks}."""
     CHECK = "check"
     """Recovery host: ask a workload from inside its network: {instance, seconds} and command, http or tcp."""
     STATUS = "status"

@@ -7,14 +7,16 @@ import contextlib
 import logging
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
-from drengine.control.attach import AttachOrder, HostQuestion
+from drengine.control.attach import AttachOrder, HostQuestion, HydrateOrder
 from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.gate import Policy
 from drengine.control.messages import AgentReport, Command, PartyKind, Verb
@@ -32,6 +34,7 @@ from drengine_agent.standby.certificates import name_for_nbd
 from drengine_agent.standby.config import StandbyConfig
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.examine import examine
+from drengine_agent.standby.filling import BLOCKS, carry_out
 from drengine_agent.standby.probe import probe
 from drengine_agent.standby.workload import Workload
 
@@ -43,13 +46,16 @@ HEALTH_SECONDS = 10.0
 class StandbyHost:
     """The workloads of this host, by instance; one thing at a time is done to each."""
 
-    def __init__(self, config: StandbyConfig, *, clock: Clock | None = None) -> None:
-        """
+    def __init__(self, config: StandbyConfig, *, clock: Clock | None = None, blocks: Path = BLOCKS) -> None:
+        """`blocks`: the kernel's list of disks.
+
         Raises:
             DrengineError: STANDBY_FAILED, the state directory can't be used; BAD_TLS_FILES.
         """
         self._config = config
         self._instances = config.state_directory / "instances"
+        self._volumes = config.state_directory / "volumes"
+        self._blocks = blocks
         self._networks = DataNetworks.parse(config.data_networks)
         self._locks: dict[str, asyncio.Lock] = {}
         self._files = config.tls.files()
@@ -70,6 +76,7 @@ class StandbyHost:
                     (Verb.ATTACH, self.attach, True),
                     (Verb.QUIESCE, self.quiesce, True),
                     (Verb.DETACH, self.detach, True),
+                    (Verb.HYDRATE, self.hydrate, True),
                     (Verb.CHECK, self.check, True),
                     (Verb.STATUS, self.status, False),
                 )
@@ -106,6 +113,24 @@ class StandbyHost:
     async def detach(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         """DETACH: stop it and leave nothing behind."""
         return await self._with(command, Workload.stop)
+
+    async def hydrate(self, command: Command, tell: Tell) -> Mapping[str, Any]:
+        """HYDRATE: make volumes of this host equal to branches, or those to them."""
+        order = msgspec.convert(command.arguments, HydrateOrder)
+        loop, stopping = asyncio.get_running_loop(), threading.Event()
+
+        def say(text: str) -> None:
+            loop.call_soon_threadsafe(tell, {"message": text})
+
+        async with self._lock(check_name(order.instance, what="instance")):
+            try:
+                done = await asyncio.to_thread(
+                    carry_out, order, self._volumes, self._attached_as, stopping, say, self._blocks
+                )
+            finally:
+                stopping.set()
+        log.info("volumes are equal", extra={"instance": order.instance, "run": command.run})
+        return {"done": done}
 
     async def check(self, command: Command, tell: Tell) -> Mapping[str, Any]:
         """CHECK: ask a workload from inside its network, once."""

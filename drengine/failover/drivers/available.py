@@ -12,6 +12,7 @@ DRIVERS = Plugins(
     "launch driver",
     {
         "command": "drengine.failover.drivers.command:CommandDriver",
+        "ec2": "drengine.failover.drivers.ec2.driver:Ec2Driver",
         "iscsi": "drengine.failover.drivers.iscsi:IscsiDriver",
         "qemu": "drengine.failover.drivers.qemu.driver:QemuDriver",
         "standby": "drengine.failover.drivers.standby:StandbyDriver",

@@ -1,0 +1,283 @@
+"""The instance: launched where there is room, given its own disks, started, looked at, and removed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from drengine.failover.drivers.driver import LaunchRequest
+from drengine.failover.drivers.ec2.calls import Calls
+from drengine.failover.drivers.ec2.choice import Image, Subnet, run_parameters
+from drengine.failover.drivers.ec2.errors import EC2_CAPACITY, EC2_QUOTA, EC2_SETUP, Ec2Error
+from drengine.failover.drivers.ec2.made import (
+    ADDRESS,
+    APPEAR_SECONDS,
+    BOOT,
+    Resource,
+    first_free,
+    look_at_instance,
+    mapped,
+    role_of,
+    specification,
+    state_of,
+    tags_for,
+    token_of,
+    wait_until,
+)
+from drengine.failover.drivers.ec2.settings import Ec2Settings
+from drengine.failover.drivers.ec2.volumes import TRIES_MAX, Volumes
+from drengine.failover.drivers.errors import LAUNCH_FAILED
+from drengine.model.errors import DrengineError
+from drengine.process import run_command
+
+START_SECONDS = 300.0
+END_SECONDS = 600.0
+PORT_SECONDS = 3.0
+_GOES_ON = (EC2_CAPACITY, EC2_QUOTA)
+_ENDED_BY_USER = "Client.UserInitiatedShutdown"
+
+Say = Callable[[str], None]
+
+
+class Server:
+    """The instance of one launch."""
+
+    def __init__(self, calls: Calls, request: LaunchRequest, settings: Ec2Settings, say: Say) -> None:
+        self._calls = calls
+        self._request = request
+        self._settings = settings
+        self._say = say
+
+    def run(self, subnets: Iterable[Subnet], types: list[str], image: Image | None, groups: list[str]) -> Resource:
+        """Launch it from the small image, of the first type that has room in one of the subnets.
+
+        Raises:
+            Ec2Error: the last refusal that means: no room, or no quota; any other at once.
+        """
+        refusal: DrengineError | None = None
+        for subnet in subnets:
+            for type_ in types:
+                try:
+                    found = self._run(subnet, type_, image, groups)
+                except Ec2Error as error:
+                    if error.kind not in _GOES_ON:
+                        raise
+                    self._say(f"{type_} in {subnet.id}: {error.code}")
+                    refusal = error
+                    continue
+                self._say(f"instance {found['InstanceId']} ({type_}) launched in {subnet.id}")
+                return found
+        assert refusal is not None
+        tried = f"none of {', '.join(types)} could be launched; the last refusal: {refusal.message}"
+        raise DrengineError(refusal.kind, tried)
+
+    def settle(self, instance: Resource) -> Resource:
+        """As it is once it changes no more: running or stopped.
+
+        Raises:
+            DrengineError: EC2_SETUP, EC2 ended it; LAUNCH_FAILED.
+        """
+        found = self._wait(instance["InstanceId"], ("running", "stopped", "terminated", "shutting-down"), START_SECONDS)
+        if state_of(found) in ("terminated", "shutting-down"):
+            reason = found.get("StateReason", {})
+            raise Ec2Error(EC2_SETUP, reason.get("Code", ""), f"EC2 ended the instance: {reason.get('Message', '')}")
+        return found
+
+    def stop(self, instance: Resource) -> Resource:
+        """Have the guest shut down; EC2 switches it off when it does not obey.
+
+        Raises:
+            DrengineError: EC2's refusals; LAUNCH_FAILED, it does not end within its grace.
+        """
+        id = instance["InstanceId"]
+        if state_of(instance) != "stopped":
+            self._calls("StopInstances", InstanceIds=[id])
+        return self._wait(id, ("stopped", "terminated"), self._settings.grace_seconds)
+
+    def swap_disks(self, instance: Resource, volumes: Volumes, disks: Mapping[str, str], boot: str) -> None:
+        """Give a stopped instance the source's disks in place of the image's.
+
+        Raises:
+            DrengineError: EC2's refusals; LAUNCH_FAILED.
+        """
+        id, root = instance["InstanceId"], instance.get("RootDeviceName") or "/dev/xvda"
+        there = dict(mapped(instance))
+        if there.get(root) not in (None, disks[boot]):
+            self._say(f"the image's disk {there[root]} is taken away")
+            volumes.detach(there[root])
+            volumes.delete(there.pop(root))
+        if there.get(root) is None:
+            volumes.attach(disks[boot], id, root)
+            there[root] = disks[boot]
+        for name, volume in sorted(disks.items()):
+            if volume not in there.values():
+                device = first_free(there)
+                volumes.attach(volume, id, device)
+                there[device] = volume
+                self._say(f"volume {volume} of {name} attached as {device}")
+
+    def prepare(self, instance: Resource) -> None:
+        """What a stopped instance gets beside its disks: the user data of the recovered guest, and its address.
+
+        Raises:
+            DrengineError: EC2's refusals.
+        """
+        if self._settings.user_data:
+            data = {"Value": self._settings.user_data.encode()}
+            self._calls("ModifyInstanceAttribute", InstanceId=instance["InstanceId"], UserData=data)
+
+    def give_address(self, instance: Resource, known: Iterable[Resource]) -> str:
+        """Associate the elastic or customer-owned address with its first interface; a drill has none. Returns it.
+
+        Raises:
+            DrengineError: EC2's refusals.
+        """
+        wanted = self._settings.elastic_address
+        if not wanted or self._request.isolated:
+            return ""
+        found = self._own_address(known) if wanted.startswith("ipv4pool-") else self._named_address(wanted)
+        interface = min(instance["NetworkInterfaces"], key=lambda each: each["Attachment"]["DeviceIndex"])
+        id = interface["NetworkInterfaceId"]
+        if found.get("NetworkInterfaceId") not in (None, "", id) and wanted.startswith("eipalloc-"):
+            self._say(f"{wanted} is taken from {found['NetworkInterfaceId']}")
+        if found.get("NetworkInterfaceId") != id:
+            self._calls(
+                "AssociateAddress", AllocationId=found["AllocationId"], NetworkInterfaceId=id, AllowReassociation=True
+            )
+        return str(found.get("CustomerOwnedIp") or found.get("PublicIp", ""))
+
+    def start(self, instance: Resource, types: list[str]) -> Resource:
+        """Start it; where its type has no room any more, as another.
+
+        Raises:
+            DrengineError: EC2's refusals; LAUNCH_FAILED.
+        """
+        id, now = instance["InstanceId"], instance["InstanceType"]
+        refusal: Ec2Error | None = None
+        for type_ in [now, *(each for each in types if each != now)]:
+            try:
+                if type_ != now:
+                    self._calls("ModifyInstanceAttribute", InstanceId=id, InstanceType={"Value": type_})
+                    now = type_
+                self._calls("StartInstances", InstanceIds=[id])
+            except Ec2Error as error:
+                if error.kind not in _GOES_ON:
+                    raise
+                self._say(f"{type_}: {error.code}")
+                refusal = error
+                continue
+            self._say(f"instance {id} ({type_}) started on the source's disks")
+            return self._wait(id, ("running", "terminated"), START_SECONDS)
+        assert refusal is not None
+        raise refusal
+
+    def unwell(self, id: str, details: Mapping[str, str], seconds: float) -> str:
+        """Why it does not count as healthy; empty: it does.
+
+        Raises:
+            DrengineError: EC2's refusals.
+        """
+        settings, found = self._settings, look_at_instance(self._calls, id)
+        if found is None or state_of(found) != "running":
+            return f"the instance is {state_of(found) if found else 'unknown'}"
+        if settings.status_checks and (why := self._failed_check(id)):
+            return why
+        if settings.health_port:
+            try:
+                with socket.create_connection((found["PrivateIpAddress"], settings.health_port), PORT_SECONDS):
+                    pass
+            except OSError as error:
+                return f"port {settings.health_port} of {found['PrivateIpAddress']}: {error}"
+        if settings.health:
+            told = {f"DRENGINE_{key.upper()}": value for key, value in details.items()}
+            done = run_command(settings.health, timeout_seconds=max(0.1, seconds), environment=told)
+            return "" if done.ok else f"health: {done.output or f'status {done.code}'}"
+        return ""
+
+    def terminate(self, instances: Iterable[Resource]) -> None:
+        """End instances for good and wait until they are.
+
+        Raises:
+            DrengineError: EC2's refusals; LAUNCH_FAILED.
+        """
+        ids = [each["InstanceId"] for each in instances]
+        for id in ids:
+            self._calls("TerminateInstances", InstanceIds=[id], tolerate=("InvalidInstanceID.NotFound",))
+        for id in ids:
+            self._wait(id, ("terminated",), END_SECONDS, gone_is="terminated")
+
+    def _run(self, subnet: Subnet, type_: str, image: Image | None, groups: list[str]) -> Resource:
+        """A token whose instance was ended by a stop is spent: EC2 would name that one for ever."""
+        parameters = run_parameters(self._request, self._settings, subnet, type_, image, groups)
+        for number in range(TRIES_MAX):
+            token = token_of(self._request.instance, subnet.id, type_, number)
+            made = self._calls("RunInstances", ClientToken=token, **parameters)["Instances"][0]
+            found = self._wait(made["InstanceId"], ("running", "terminated", "shutting-down"), START_SECONDS)
+            if state_of(found) == "running":
+                return found
+            reason = found.get("StateReason", {})
+            if reason.get("Code", _ENDED_BY_USER) != _ENDED_BY_USER:
+                kind = EC2_CAPACITY if "Insufficient" in reason["Code"] else EC2_SETUP
+                raise Ec2Error(kind, reason["Code"], f"EC2 ended the instance: {reason.get('Message', '')}")
+        raise DrengineError(LAUNCH_FAILED, "EC2 launched no instance: its tokens are spent")
+
+    def _wait(self, id: str, states: tuple[str, ...], seconds: float, *, gone_is: str = "") -> Resource:
+        """Until it is in one of these states. An instance that EC2 does not know is `gone_is`, or not there yet."""
+        calls, unknown_until = self._calls, self._calls.pace.monotonic() + APPEAR_SECONDS
+
+        def look() -> Resource | None:
+            found = look_at_instance(calls, id)
+            if found is None and gone_is:
+                return {"InstanceId": id, "State": {"Name": gone_is}}
+            if found is None and calls.pace.monotonic() > unknown_until:
+                return {"InstanceId": id, "State": {"Name": "terminated"}}
+            return found if found and state_of(found) in states else None
+
+        return wait_until(calls, f"instance {id} {' or '.join(states[:1])}", seconds, look, at_once=True)
+
+    def _failed_check(self, id: str) -> str:
+        answer = self._calls("DescribeInstanceStatus", InstanceIds=[id], IncludeAllInstances=True)
+        for each in answer.get("InstanceStatuses", ()):
+            for check in ("SystemStatus", "InstanceStatus", "AttachedEbsStatus"):
+                if (status := each.get(check, {}).get("Status", "ok")) not in ("ok", "not-applicable"):
+                    return f"EC2's {check} is {status}"
+            return ""
+        return "EC2 has no status of it yet"
+
+    def _own_address(self, known: Iterable[Resource]) -> Resource:
+        """One of the pool; that has no token, so it is looked for by its tags first, and made once."""
+        if found := next(iter(known), None):
+            return found
+        return self._calls(
+            "AllocateAddress",
+            Domain="vpc",
+            CustomerOwnedIpv4Pool=self._settings.elastic_address,
+            TagSpecifications=[specification("elastic-ip", tags_for(self._request, self._settings, ADDRESS))],
+        )
+
+    def _named_address(self, id: str) -> Resource:
+        found = self._calls("DescribeAddresses", AllocationIds=[id]).get("Addresses", ())
+        return dict(found[0])
+
+
+def is_boot(volume: Resource) -> bool:
+    """Whether it is the disk of the image."""
+    return role_of(volume) == BOOT
+
+
+def described(instance: Resource, settings: Ec2Settings, disks: Mapping[str, str], address: str) -> dict[str, Any]:
+    """What later steps and reports are told of it."""
+    interfaces = sorted(instance.get("NetworkInterfaces", ()), key=lambda each: each["Attachment"]["DeviceIndex"])
+    return {
+        "address": address or instance.get("PrivateIpAddress", ""),
+        "private_address": instance.get("PrivateIpAddress", ""),
+        "private_addresses": [each.get("PrivateIpAddress", "") for each in interfaces],
+        **({"elastic_address": address} if address else {}),
+        "instance_id": instance["InstanceId"],
+        "instance_type": instance.get("InstanceType", ""),
+        "subnet": instance.get("SubnetId", ""),
+        "outpost": instance.get("OutpostArn", ""),
+        "volumes": dict(disks),
+        **settings.details,
+    }
