@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from drengine.config import reference
 from drengine.control.refusals import REFUSALS
+from drengine.failover.drivers.ec2.permissions import policy
 from drengine.identity.errors import REASONS
 from drengine.model.errors import error_kinds
 from drengine.monitoring.dashboard import dashboard
@@ -225,6 +226,7 @@ DOCUMENTS = {
     "docs/run.schema.json": run_schema,
     "deploy/grafana/drengine.json": dashboard,
     "deploy/terraform/policies/rights.json": rights,
+    "docs/iam-ec2.json": lambda: json.dumps(policy(), indent=2) + "\n",
     "deploy/prometheus/drengine.rules.yml": rules_text,
 }
 

@@ -151,6 +151,10 @@ COMMANDS: Mapping[str, Command | Group] = {
             "show": Command("drengine.cli.runbook.kept", "Print a runbook as it was run."),
         },
     ),
+    "launch-policy": Command(
+        "drengine.cli.launch_policy",
+        "Print the IAM policy with the permissions that the launch driver ec2 needs, and no more.",
+    ),
     "reports": Group(
         "Reports of runs: list them, read them, hand them on.",
         {

@@ -51,6 +51,7 @@ NOT_TRIED = {
     "`drengine orchestrator check-config FILE`": "tests/cli",
     "`drengine points --source SOURCE`": "tests/recovery/test_commands.py",
     "`drengine-agent standby run`": "tests/failover/preflight/test_faults.py",
+    "`drengine launch-policy ec2`": "tests/failover/drivers/ec2/test_permissions.py",
     "`drengine ca list`": "tests/identity/test_commands.py",
     "`drengine ca serve`": "tests/enrolment",
     "`drengine broker config`": "tests/enrolment/test_broker_config.py",

@@ -256,8 +256,8 @@ class _Count:
             before = 100 * self._passed // self._size_bytes
             self._passed += length
             now = 100 * self._passed // self._size_bytes
-        if now > before:
-            self._say(f"{now}% of {human_bytes(self._size_bytes)} {verb}")
+            if now > before:
+                self._say(f"{now}% of {human_bytes(self._size_bytes)} {verb}")
 
 
 def _each(work: Callable[[int], None], pieces: Sequence[int], stopping: threading.Event) -> None:

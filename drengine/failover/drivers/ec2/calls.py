@@ -189,7 +189,7 @@ class Calls:
             raise Ec2Error(EC2_DENIED, "credentials", f"{operation}: {error}") from error
         except faults.ParamValidationError as error:
             raise Ec2Error(EC2_SETUP, "parameters", f"{operation}: {error}") from error
-        except (faults.BotoCoreError, OSError) as error:
+        except (faults.BotoCoreError, import_module("botocore.parsers").ResponseParserError, OSError) as error:
             raise Ec2Error(EC2_AWAY, "", f"{operation}: {error}") from error
         return answer
 

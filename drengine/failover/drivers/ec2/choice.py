@@ -21,6 +21,8 @@ from drengine.model.inventory import Inventory
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 _BOOT_MODES = {"legacy-bios": ("bios",), "uefi": ("uefi",), "uefi-preferred": ("uefi", "bios"), "": ("bios",)}
 """What a guest may be booted by, by the image's boot mode; an image that says nothing boots by BIOS on x86_64."""
+ROOT_GIB = 8
+"""Of an image that does not tell its disk's size."""
 RESERVED_FIRST, RESERVED_LAST = 4, 1
 """Addresses of a subnet that are AWS's."""
 
@@ -43,6 +45,7 @@ class Image:
 
     id: str
     root_device: str
+    root_gib: int
     architecture: str
     boot_modes: tuple[str, ...]
 
@@ -101,9 +104,12 @@ def look_at_image(calls: Calls, settings: Ec2Settings, mode: str) -> Image | Non
     found = next(iter(calls("DescribeImages", ImageIds=[settings.image]).get("Images", ())), None)
     if found is None:
         raise DrengineError(EC2_SETUP, f"there is no image {settings.image} in {settings.region}")
+    root_device = found.get("RootDeviceName", "/dev/xvda")
+    mapped = (each for each in found.get("BlockDeviceMappings", ()) if each.get("DeviceName") == root_device)
     image = Image(
         settings.image,
-        found.get("RootDeviceName", "/dev/xvda"),
+        root_device,
+        int(next(mapped, {}).get("Ebs", {}).get("VolumeSize", 0)) or ROOT_GIB,
         found.get("Architecture", "x86_64"),
         ("uefi",) if found.get("Architecture") == "arm64" else _BOOT_MODES[found.get("BootMode", "")],
     )
@@ -189,6 +195,7 @@ def run_parameters(
     }
     if image is not None:
         root: dict[str, Any] = {"VolumeType": settings.volume_type, "DeleteOnTermination": True}
+        root["VolumeSize"] = image.root_gib
         root |= {"Encrypted": True} if settings.encrypted or settings.kms_key else {}
         root |= {"KmsKeyId": settings.kms_key} if settings.kms_key else {}
         made |= {"ImageId": image.id, "BlockDeviceMappings": [{"DeviceName": image.root_device, "Ebs": root}]}

@@ -185,7 +185,7 @@ def _names(read: Ec2Settings) -> Iterator[str]:
     for what, ids in listed.items():
         for name in filter(None, ids):
             if not _IDS[what].fullmatch(name):
-                yield f"{name!r} is no id of a {what}"
+                yield f"{name!r} is no id of {'an' if what[0] in 'aeiou' else 'a'} {what}"
     elastic = read.elastic_address
     if elastic and not any(_IDS[what].fullmatch(elastic) for what in ("elastic address", "address pool")):
         yield f"elastic_address {elastic!r} is neither eipalloc-... nor ipv4pool-coip-..."

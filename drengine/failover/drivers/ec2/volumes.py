@@ -167,16 +167,21 @@ class Volumes:
         Raises:
             DrengineError: EC2's refusals; LAUNCH_FAILED.
         """
-        calls = self._calls
-        tolerate = ("IncorrectState", "InvalidAttachment.NotFound", "InvalidVolume.NotFound")
-        calls("DetachVolume", VolumeId=volume, tolerate=tolerate)
+        self._let_go(volume, by_force=False)
         try:
             self._until_free(volume)
         except DrengineError as error:
             if error.kind is not LAUNCH_FAILED or not by_force:
                 raise
-            calls("DetachVolume", VolumeId=volume, Force=True, tolerate=tolerate)
+            self._let_go(volume, by_force=True)
             self._until_free(volume)
+
+    def _let_go(self, volume: str, *, by_force: bool) -> None:
+        tolerate = ("IncorrectState", "InvalidAttachment.NotFound", "InvalidVolume.NotFound")
+        force = {"Force": True} if by_force else {}
+        for each in (look_at_volume(self._calls, volume) or {}).get("Attachments", ()):
+            if by_force or each["State"] != "detaching":
+                self._calls("DetachVolume", VolumeId=volume, InstanceId=each["InstanceId"], tolerate=tolerate, **force)
 
     def _until_free(self, volume: str) -> None:
         calls = self._calls

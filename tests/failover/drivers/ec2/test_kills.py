@@ -1,0 +1,164 @@
+"""Killed at any call and asked again: the same end, nothing twice, nothing left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drengine.failover.drivers.ec2.calls import OPERATIONS
+from drengine.failover.drivers.ec2.driver import Ec2Driver
+from tests.failover.drivers.ec2.site import Helper, Network, Time, connect, driver, network, request
+from tests.failover.drivers.ec2.standin import running
+
+POOL = "ipv4pool-coip-0123456789abcdef0"
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing of the driver's goes on."""
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[Network]:
+    with running() as cloud:
+        yield network(cloud)
+
+
+class Fatal:
+    """Clients that die at a call: before it is sent, or after it was carried out."""
+
+    def __init__(self, at: int, *, every: bool, after: bool) -> None:
+        self.at = at
+        self.every = every
+        self.after = after
+        self.seen: list[str] = []
+
+    def __call__(self, service: str, settings: Any) -> Any:
+        return _Dying(connect(service, settings), self)
+
+    def counts(self, name: str) -> bool:
+        """Whether the process dies at this call."""
+        changes = OPERATIONS["".join(part.capitalize() for part in name.split("_"))].changes
+        if not (changes or self.every):
+            return False
+        self.seen.append(name)
+        return len(self.seen) - 1 == self.at
+
+
+class _Dying:
+    def __init__(self, client: Any, fatal: Fatal) -> None:
+        self._client = client
+        self._fatal = fatal
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self._client, name)
+
+        def made(**params: Any) -> Any:
+            dies = self._fatal.counts(name)
+            if dies and not self._fatal.after:
+                raise Killed
+            answer = call(**params)
+            if dies:
+                raise Killed
+            return answer
+
+        return made
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def shape(site: Network) -> list[str]:
+    """What is there, by kinds: the same end has the same."""
+    return sorted(id.partition("-")[0] for id in site.left())
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_killed_after_each_change_it_goes_on_where_it_was(built: Network, tmp_path: Path, isolated: bool) -> None:
+    """Each try makes one change and dies: a life of nothing but kills comes to the same end."""
+    site = built.afresh()
+    settings = site.settings(elastic_address=POOL, drill_from=["10.0.1.0/24"], user_data="x")
+    whole = request(tmp_path / "whole", settings, isolated=isolated)
+    driver().launch(whole, quiet)
+    expected = shape(site)
+    driver().stop(whole)
+    assert site.left() == []
+    changes = [each.action for each in site.cloud.requests if OPERATIONS[each.action].changes]
+    site.cloud.requests.clear()
+
+    helper = Helper()
+    wanted = request(tmp_path / "killed", settings, helper, isolated=isolated)
+    life: list[Callable[[Ec2Driver], object]] = [
+        lambda driver: driver.launch(wanted, quiet),
+        lambda driver: driver.stop(wanted),
+    ]
+    for part in life:
+        for _ in range(len(changes) + 8):
+            fatal = Fatal(0, every=False, after=True)
+            try:
+                part(Ec2Driver(Time().pace(), fatal))
+                break
+            except Killed:
+                continue
+        else:
+            raise AssertionError(f"it comes to no end: {[each.action for each in site.cloud.requests][-40:]}")
+        if part is life[0]:
+            assert shape(site) == expected
+            assert driver().inspect(wanted).healthy
+    assert site.left() == []
+    made = [each.action for each in site.cloud.requests if OPERATIONS[each.action].changes]
+    for action in ("RunInstances", "CreateVolume", "AllocateAddress", "CreateSecurityGroup", "StartInstances"):
+        assert made.count(action) == changes.count(action), f"{action} was done twice"
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_each_change_it_can_be_removed_at_once(built: Network, tmp_path: Path, after: bool) -> None:
+    """Whatever was made when it died, `stop` finds it, also what came into sight only afterwards."""
+    site = built.afresh()
+    settings = site.settings(elastic_address=POOL)
+    at = 0
+    while True:
+        site.cloud.hidden_looks = 1 if after else 0
+        wanted = request(tmp_path / str(at), settings, isolated=bool(at % 2))
+        fatal = Fatal(at, every=False, after=after)
+        try:
+            Ec2Driver(Time().pace(), fatal).launch(wanted, quiet)
+        except Killed:
+            driver().stop(wanted)
+            assert site.left() == [], fatal.seen
+            at += 1
+            continue
+        driver().stop(wanted)
+        assert site.left() == []
+        break
+    assert at > 12
+
+
+def test_killed_on_the_way_home_nothing_that_was_written_is_lost(built: Network, tmp_path: Path) -> None:
+    """Filled again is only what was brought back: the helper's orders alternate, whatever was killed between."""
+    site = built.afresh()
+    helper = Helper()
+    wanted = request(tmp_path / "i", site.settings(), helper)
+    driver().launch(wanted, quiet)
+    for part in (lambda each: each.quiesce(wanted), lambda each: each.launch(wanted, quiet)):
+        for _ in range(40):
+            try:
+                part(Ec2Driver(Time().pace(), Fatal(0, every=False, after=True)))
+                break
+            except Killed:
+                continue
+        else:
+            raise AssertionError("it comes to no end")
+    directions = [order["direction"] for _, order in helper.orders]
+    assert directions[0] == "fill"
+    assert [now for now, before in zip(directions, ["", *directions], strict=False) if now != before] == [
+        "fill",
+        "return",
+        "fill",
+    ]
+    assert driver().inspect(wanted).healthy
+    driver().stop(wanted)
+    assert site.left() == []
