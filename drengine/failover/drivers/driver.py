@@ -150,6 +150,38 @@ class AsksHost(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudFinding:
+    """One thing that a cloud was asked about a launch.
+
+    Attributes:
+        check: a check's name, see `drengine.failover.preflight`.
+        seen: what was found.
+        fault: why it would not do; empty: it would.
+        hint: a better one than the check's.
+        warns: it does not keep a run from beginning.
+    """
+
+    check: str
+    seen: str = ""
+    fault: str = ""
+    hint: str = ""
+    warns: bool = False
+
+
+@runtime_checkable
+class AsksCloud(Protocol):
+    """A driver whose workloads run in a cloud, whose API can be asked whether it would carry a launch out."""
+
+    def ask_cloud(self, request: LaunchRequest) -> list[CloudFinding]:
+        """What was found; nothing is made there.
+
+        Raises:
+            DrengineError: LAUNCH_SETTINGS.
+        """
+        ...
+
+
 @runtime_checkable
 class KnowsMachine(Protocol):
     """A driver that boots the source's disks on a machine of its own making, which may differ from the source's."""

@@ -14,6 +14,7 @@ from drengine.failover.errors import UNKNOWN_CHECK
 from drengine.failover.plan import plan, sources_of
 from drengine.failover.preflight import (
     addresses,
+    clouds,
     control,
     fences,
     here,
@@ -44,6 +45,7 @@ LOOKS: tuple[Look, ...] = (
     *here.LOOKS,
     *control.LOOKS,
     *hosts.LOOKS,
+    *clouds.LOOKS,
     *fences.LOOKS,
     *services.LOOKS,
     *people.LOOKS,

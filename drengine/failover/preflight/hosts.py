@@ -123,7 +123,7 @@ async def _ask(scene: Scene, host: str, step: Launch) -> list[Checked]:
     assert isinstance(driver, AsksHost)
     order, sent_ns = _order(scene, host, asyncio.get_running_loop()), clock.now_ns()
     try:
-        answer = await apart(lambda: driver.ask_host(_request(scene, step, order)))
+        answer = await apart(lambda: driver.ask_host(request_as(scene, step, order)))
     except DrengineError as error:
         silent = error.kind in (NO_ANSWER, BROKER_UNREACHABLE)
         return [HOST_ANSWERS.found(host, fault=error.message, warns=not silent)]
@@ -156,8 +156,8 @@ def _order(scene: Scene, host: str, loop: asyncio.AbstractEventLoop) -> HostOrde
     return order
 
 
-def _request(scene: Scene, step: Launch, order: HostOrder) -> LaunchRequest:
-    """As the launch would ask; the branch is one that is there."""
+def request_as(scene: Scene, step: Launch, order: HostOrder | None) -> LaunchRequest:
+    """As the launch would ask; the branch is one that is there. Without an order no host can be asked."""
     store, settings, book = scene.site.store, step.settings, scene.case.runbook
     branch = store.source(step.source).active_branch
     uri = scene.site.exporting()

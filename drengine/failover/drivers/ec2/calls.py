@@ -21,7 +21,6 @@ from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 
 PATIENCE_SECONDS = 90.0
-"""How long a call that is throttled, or whose answer does not come, is made again."""
 BASE_SECONDS, CAP_SECONDS = 0.5, 15.0
 CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0
 MESSAGE_CHARACTERS_MAX = 300
@@ -97,14 +96,27 @@ class Pace:
 class Calls:
     """The API of one region."""
 
-    def __init__(self, settings: Ec2Settings, pace: Pace, connect: Connect | None = None) -> None:
-        """`connect` makes the SDK's clients; its own by default.
+    def __init__(
+        self,
+        settings: Ec2Settings,
+        pace: Pace,
+        connect: Connect | None = None,
+        *,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        """
+        Args:
+            settings: which region, and by which way.
+            pace: time.
+            connect: makes the SDK's clients; its own by default.
+            patience: seconds for which a call is made again that is throttled, or whose answer does not come.
 
         Raises:
             DrengineError: LAUNCH_SETTINGS, the SDK is not installed.
         """
         self._settings = settings
         self.pace = pace
+        self._patience = patience
         try:
             self._faults = import_module("botocore.exceptions")
         except ImportError as error:
@@ -114,21 +126,18 @@ class Calls:
         self._connect = connect or sdk_client
         self._clients: dict[str, Any] = {}
 
-    def __call__(
-        self, operation: str, *, tolerate: Collection[str] = (), patience: float = PATIENCE_SECONDS, **params: Any
-    ) -> dict[str, Any]:
+    def __call__(self, operation: str, *, tolerate: Collection[str] = (), **params: Any) -> dict[str, Any]:
         """Make a call, again while EC2 says that too much is asked of it.
 
         Args:
             operation: one of OPERATIONS.
             tolerate: codes of refusals that mean: it is done already. The answer is empty then.
-            patience: seconds until it is given up.
             params: as the API has them.
 
         Raises:
             Ec2Error: EC2_DENIED, EC2_CAPACITY, EC2_QUOTA, EC2_SETUP, EC2_AWAY.
         """
-        deadline, tries = self.pace.monotonic() + patience, 0
+        deadline, tries = self.pace.monotonic() + self._patience, 0
         while True:
             try:
                 return self._once(operation, params)

@@ -105,7 +105,8 @@ def look_at_image(calls: Calls, settings: Ec2Settings, mode: str) -> Image | Non
     if found is None:
         raise DrengineError(EC2_SETUP, f"there is no image {settings.image} in {settings.region}")
     root_device = found.get("RootDeviceName", "/dev/xvda")
-    mapped = (each for each in found.get("BlockDeviceMappings", ()) if each.get("DeviceName") == root_device)
+    listed: list[Resource] = found.get("BlockDeviceMappings", [])
+    mapped = (each for each in listed if each.get("DeviceName") == root_device)
     image = Image(
         settings.image,
         root_device,

@@ -15,7 +15,9 @@ import msgspec
 from drengine.control.attach import AttachOrder, HostAnswer, HostQuestion, StandbySettings
 from drengine.control.messages import Verb
 from drengine.failover.drivers.driver import (
+    AsksCloud,
     AsksHost,
+    CloudFinding,
     Instance,
     KnowsMachine,
     KnowsNeeds,
@@ -31,6 +33,7 @@ from drengine.failover.drivers.ec2.choice import (
     look_at_subnets,
 )
 from drengine.failover.drivers.ec2.isolation import closed_group
+from drengine.failover.drivers.ec2.look import LOOK_PATIENCE, Look
 from drengine.failover.drivers.ec2.made import Made, Resource, find_made, look_at_instance, mapped, state_of
 from drengine.failover.drivers.ec2.server import Server, described, is_boot
 from drengine.failover.drivers.ec2.settings import DRIVER, Ec2Settings, read_ec2_settings
@@ -52,7 +55,7 @@ HYDRATED = "hydrate"
 Say = Callable[[str], None]
 
 
-class Ec2Driver(LaunchDriver, AsksHost, KnowsNeeds, KnowsMachine):
+class Ec2Driver(LaunchDriver, AsksCloud, AsksHost, KnowsNeeds, KnowsMachine):
     """See the package and LaunchDriver."""
 
     name = DRIVER
@@ -70,7 +73,7 @@ class Ec2Driver(LaunchDriver, AsksHost, KnowsNeeds, KnowsMachine):
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         self._calls(read_ec2_settings(settings))
 
-    def needs(self, settings: Mapping[str, Any]) -> tuple[Need, ...]:
+    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> tuple[Need, ...]:
         return (Library("boto3", "drengine[ec2]"), *programs(read_ec2_settings(settings).health))
 
     def machine(self, settings: Mapping[str, Any], inventory: Inventory | None) -> Machine:
@@ -108,6 +111,10 @@ class Ec2Driver(LaunchDriver, AsksHost, KnowsNeeds, KnowsMachine):
         if not answer.ok:
             raise DrengineError(LAUNCH_FAILED, f"{request.host}: {answer.message}")
         return msgspec.convert(answer.result, HostAnswer)
+
+    def ask_cloud(self, request: LaunchRequest) -> list[CloudFinding]:
+        settings = read_ec2_settings(request.settings)
+        return Look(Calls(settings, self._pace, self._connect, patience=LOOK_PATIENCE), request, settings).findings()
 
     def _work(self, request: LaunchRequest, say: Say = lambda _: None) -> _Work:
         settings = read_ec2_settings(request.settings)

@@ -249,16 +249,20 @@ class Server:
         """One of the pool; that has no token, so it is looked for by its tags first, and made once."""
         if found := next(iter(known), None):
             return found
-        return self._calls(
-            "AllocateAddress",
-            Domain="vpc",
-            CustomerOwnedIpv4Pool=self._settings.elastic_address,
-            TagSpecifications=[specification("elastic-ip", tags_for(self._request, self._settings, ADDRESS))],
-        )
+        return self._calls("AllocateAddress", **address_parameters(self._request, self._settings))
 
     def _named_address(self, id: str) -> Resource:
         found = self._calls("DescribeAddresses", AllocationIds=[id]).get("Addresses", ())
         return dict(found[0])
+
+
+def address_parameters(request: LaunchRequest, settings: Ec2Settings) -> dict[str, Any]:
+    """AllocateAddress's."""
+    return {
+        "Domain": "vpc",
+        "CustomerOwnedIpv4Pool": settings.elastic_address,
+        "TagSpecifications": [specification("elastic-ip", tags_for(request, settings, ADDRESS))],
+    }
 
 
 def is_boot(volume: Resource) -> bool:

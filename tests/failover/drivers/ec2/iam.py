@@ -25,7 +25,7 @@ class Resource:
 
 
 def resources_of(request: Request, cloud: Cloud) -> list[Resource]:
-    """By the service authorization reference of EC2, for the calls of the driver. Tags are looked up before the call."""
+    """By EC2's service authorization reference, for the calls of the driver; tags are those before the call."""
     fields = request.fields
 
     def named(kind: str, *ids: str) -> list[Resource]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import logging
 import os
 import re
@@ -98,6 +99,7 @@ class Cloud:
     outposts: dict[str, str] = field(default_factory=dict)
     """By subnet."""
     offered: list[str] = field(default_factory=lambda: ["m5.large", "m5.xlarge", "c5.2xlarge"])
+    quota: float = 64.0
     boot_mode: str = "legacy-bios"
     """Of all images."""
     tokens: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -130,6 +132,7 @@ class Cloud:
         fresh = Cloud(self.url)
         self.requests, self.rules, self.hidden, self.watch = fresh.requests, fresh.rules, fresh.hidden, fresh.watch
         self.hidden_looks, self.offered, self.boot_mode = fresh.hidden_looks, fresh.offered, fresh.boot_mode
+        self.quota = fresh.quota
 
     def client(self, service: str = "ec2") -> Any:
         """The SDK's, for what a test prepares."""
@@ -202,6 +205,8 @@ class Recorder:
             return 200, cloud.tokens[token]
         if request.action == "DescribeInstanceTypeOfferings" and request.fields.get("LocationType") == "outpost":
             return 200, _offerings(request, cloud.offered)
+        if request.action == "GetServiceQuota":
+            return 200, json.dumps({"Quota": {"Value": cloud.quota}}).encode()
         if "UserData.Value" in request.fields:  # moto decodes it twice
             return 200, f'<Response xmlns="{NAMESPACE}"><return>true</return></Response>'.encode()
         status, answer = self._ask_moto(environ)
@@ -217,6 +222,11 @@ class Recorder:
             for subnet, outpost in cloud.outposts.items():
                 inner = f"<subnetId>{subnet}</subnetId>".encode()
                 answer = answer.replace(inner, inner + f"<outpostArn>{outpost}</outpostArn>".encode())
+        if request.action == "RunInstances":  # moto tags no interfaces
+            made = {each.decode() for each in _MADE.findall(answer)}
+            for instance in (each for each in cloud.backend.all_instances() if each.id in made):
+                for nic in instance.nics.values():
+                    nic.add_tags(request.tags("network-interface"))
         if request.action == "DescribeImages":
             answer = re.sub(rb"<bootMode>\w+", b"<bootMode>" + cloud.boot_mode.encode(), answer)
         if request.action in ("RunInstances", "CreateVolume") and cloud.hidden_looks:
