@@ -77,7 +77,7 @@ class Branch(RemoteDisk):
             super().write(offset, bytes(data))
 
 
-class Volume:
+class Volume(Copy):
     """A block device of this host that nobody uses."""
 
     def __init__(self, device: Path, *, writable: bool) -> None:
@@ -186,52 +186,66 @@ def equalise(
         OSError, DrengineError: one of them fails; STANDBY_FAILED: the copy does not keep what is written, or it was
             stopped.
     """
+    work = _Equalising(origin, copy, size_bytes, _Count(say, size_bytes), blank)
     pieces = range(-(-size_bytes // PIECE_BYTES))
-    digests: list[bytes] = [b""] * len(pieces)
-    written = _Count(say, size_bytes)
-
-    def span(piece: int) -> tuple[int, int]:
-        offset = piece * PIECE_BYTES
-        return offset, min(PIECE_BYTES, size_bytes - offset)
-
-    def bring(piece: int) -> None:
-        offset, length = span(piece)
-        data = origin.read(offset, length)
-        digests[piece] = digest(data)
-        there = _ZEROS[:length] if blank else copy.read(offset, length)
-        if data != there:
-            copy.write(offset, data)
-            written.add(length)
-        written.pass_by(length, "copied")
-
-    def differs(piece: int) -> None:
-        offset, length = span(piece)
-        if digest(copy.read_back(offset, length)) != digests[piece]:
-            wrong.append(piece)
-        written.pass_by(length, "read back")
-
-    def mend(piece: int) -> None:
-        offset, length = span(piece)
-        copy.write(offset, origin.read(offset, length))
-        written.add(length)
-
-    _each(bring, pieces, stopping)
+    _each(work.bring, pieces, stopping)
     copy.flush()
     suspects: Sequence[int] = pieces
-    for _ in range(REPAIRS_MAX):
+    for repairs_left in reversed(range(REPAIRS_MAX + 1)):
+        suspects = work.read_back(suspects, stopping)
+        if not suspects:
+            return work.count.bytes
+        if repairs_left:
+            _each(work.mend, suspects, stopping)
+            copy.flush()
+    raise DrengineError(STANDBY_FAILED, f"what is written at {suspects[0] * PIECE_BYTES} is not what is read there")
+
+
+class _Equalising:
+    """What is done with each piece."""
+
+    def __init__(self, origin: Copy, copy: Copy, size_bytes: int, count: _Count, blank: bool) -> None:
+        self._origin = origin
+        self._copy = copy
+        self._size_bytes = size_bytes
+        self._blank = blank
+        self._digests: dict[int, bytes] = {}
+        self.count = count
+
+    def bring(self, piece: int) -> None:
+        """Write what is not there yet."""
+        offset, length = self._span(piece)
+        data = self._origin.read(offset, length)
+        self._digests[piece] = digest(data)
+        there = _ZEROS[:length] if self._blank else self._copy.read(offset, length)
+        if data != there:
+            self._copy.write(offset, data)
+            self.count.add(length)
+        self.count.pass_by(length, "copied")
+
+    def read_back(self, pieces: Sequence[int], stopping: threading.Event) -> list[int]:
+        """Those that are not what was brought."""
         wrong: list[int] = []
-        written.begin()
-        _each(differs, suspects, stopping)
-        if not wrong:
-            return written.bytes
-        suspects = sorted(wrong)
-        _each(mend, suspects, stopping)
-        copy.flush()
-    wrong = []
-    _each(differs, suspects, stopping)
-    if wrong:
-        raise DrengineError(STANDBY_FAILED, f"what is written at {wrong[0] * PIECE_BYTES} is not what is read there")
-    return written.bytes
+
+        def look(piece: int) -> None:
+            offset, length = self._span(piece)
+            if digest(self._copy.read_back(offset, length)) != self._digests[piece]:
+                wrong.append(piece)
+            self.count.pass_by(length, "read back")
+
+        self.count.begin()
+        _each(look, pieces, stopping)
+        return sorted(wrong)
+
+    def mend(self, piece: int) -> None:
+        """Write it, whatever is there."""
+        offset, length = self._span(piece)
+        self._copy.write(offset, self._origin.read(offset, length))
+        self.count.add(length)
+
+    def _span(self, piece: int) -> tuple[int, int]:
+        offset = piece * PIECE_BYTES
+        return offset, min(PIECE_BYTES, self._size_bytes - offset)
 
 
 class _Count:

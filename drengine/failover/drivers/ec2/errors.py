@@ -20,7 +20,7 @@ EC2_CAPACITY = error_kind(
     "ec2-capacity",
     EC2_SETUP,
     "None of the instance types has room in any of the subnets.",
-    "Stop what is not needed on the Outpost, or add types to `instance_types`; then resume the run.",
+    "Stop what is not needed on the Outpost, or name more instance types; then resume the run.",
     retryable=True,
 )
 EC2_QUOTA = error_kind(
