@@ -344,7 +344,7 @@ def test_a_port_that_answers_is_health(site: Network, tmp_path: Path) -> None:
             for each in site.cloud.backend.all_instances():
                 if each.id == request.fields["InstanceId.1"]:
                     each.nics[0].private_ip_addresses[0]["PrivateIpAddress"] = "127.0.0.1"
-                    each.nics[0].private_ip_address = "127.0.0.1"
+                    vars(each.nics[0])["private_ip_address"] = "127.0.0.1"
 
     site.cloud.watch = at_home
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -447,7 +447,7 @@ def test_an_instance_that_ec2_ends_is_no_success(site: Network, tmp_path: Path) 
             for each in site.cloud.backend.all_instances():
                 if each.id != site.helper and each._state.name == "running":
                     each.terminate()
-                    each.state_reason = StateReason("the key is disabled", "Client.InternalError")
+                    vars(each)["state_reason"] = StateReason("the key is disabled", "Client.InternalError")
 
     site.cloud.watch = end
     wanted = request(tmp_path / "i", site.settings())
