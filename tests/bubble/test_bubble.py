@@ -55,9 +55,8 @@ SERVERS = {
 @pytest.fixture
 def bubble(tmp_path: Path) -> Iterator[Bubble]:
     made = Bubble(f"run-{os.getpid()}", SERVERS, runtime=tmp_path / "run")
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(0o755)  # dnsmasq reads its file of hosts as nobody
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o055)  # dnsmasq reads its file of hosts as nobody
     yield made
     for name in ("db", "web"):
         made.leave(member(name))
