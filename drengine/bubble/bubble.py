@@ -80,6 +80,13 @@ class Bubble:
         self._runtime = runtime
         self._directory = runtime / self.name
 
+    @classmethod
+    def named(cls, name: str, *, runtime: Path = RUNTIME) -> Bubble:
+        """One that is there, by its namespace's name: it may be left and dropped."""
+        made = cls("", {}, runtime=runtime)
+        made.name, made._directory = name, runtime / name
+        return made
+
     def ensure(self) -> None:
         """Make it, or what is missing of it.
 
@@ -133,13 +140,22 @@ class Bubble:
             DrengineError: BUBBLE_FAILED.
         """
         with self._alone():
-            left = in_network(self.name, partial(_unplug, member)) if is_network(self.name) else []
+            if is_network(self.name):
+                in_network(self.name, partial(_unplug, member))
             remove_network(member)
             shutil.rmtree(RESOLVERS / member, ignore_errors=True)
             with contextlib.suppress(OSError):  # others' are there, or none was
                 RESOLVERS.rmdir()
-            if not left:
-                self._drop()
+            self._drop_unused()
+
+    def drop_unused(self) -> None:
+        """Remove it if no server is in it.
+
+        Raises:
+            DrengineError: BUBBLE_FAILED.
+        """
+        with self._alone():
+            self._drop_unused()
 
     def drop(self) -> None:
         """Remove it with everything in it. No error if there is nothing.
@@ -189,6 +205,10 @@ class Bubble:
     def _end_services(self) -> None:
         end_marked(MARK, self.name, self._directory, grace_seconds=GRACE_SECONDS)
 
+    def _drop_unused(self) -> None:
+        if not is_network(self.name) or not in_network(self.name, _ports):
+            self._drop()
+
     def _drop(self) -> None:
         self._end_services()
         remove_network(self.name)
@@ -204,6 +224,16 @@ class Bubble:
                 yield
         except OSError as error:
             raise DrengineError(BUBBLE_FAILED, f"{self.name}: {error.strerror or error}") from error
+
+
+def sweep_bubbles(*, runtime: Path = RUNTIME) -> None:
+    """Remove bubbles of this host in which no server is any more, as a crash may have left them.
+
+    Raises:
+        DrengineError: BUBBLE_FAILED.
+    """
+    for name in left_bubbles(runtime=runtime):
+        Bubble.named(name, runtime=runtime).drop_unused()
 
 
 def left_bubbles(*, runtime: Path = RUNTIME) -> list[str]:
@@ -281,15 +311,19 @@ def _set_up(name: str, card: Card) -> None:
             found.add_route(name, to, via)
 
 
-def _unplug(member: str) -> list[str]:
-    """Take a member's ports away; names of those that are left."""
+def _ports() -> list[str]:
+    """Names of the bridge's ports."""
     with links() as found:
         bridge = found.find(BRIDGE)
-        ports = [each.name for each in found.all() if bridge and each.master == bridge.index]
-        theirs = [each for each in ports if each.startswith(port_name(member, 0)[:-1])]
+        return [each.name for each in found.all() if bridge and each.master == bridge.index]
+
+
+def _unplug(member: str) -> None:
+    """Take a member's ports away. They would go with its network, and the kernel takes its time for that."""
+    theirs = [each for each in _ports() if each.startswith(port_name(member, 0)[:-1])]
+    with links() as found:
         for each in theirs:
             found.remove(each)
-    return [each for each in ports if each not in theirs]
 
 
 def _answers() -> bool:

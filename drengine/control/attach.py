@@ -8,8 +8,12 @@ from pathlib import PurePosixPath
 
 import msgspec
 
+from drengine.model.hardware import Card, Server
+
 AUTO = "auto"
 ATTACH_WAYS = (AUTO, "kernel", "fuse", "copy")
+NONE, HOST, BUBBLE = "none", "host", "bubble"
+"""Networks of a drill: only loopback, this host's own, or one that the servers of the run share on this host."""
 _ASKING = frozenset(
     {"systemctl", "systemd-run", "service", "invoke-rc.d", "rc-service", "initctl", "machinectl", "busctl", "dbus-send"}
     | {"docker", "nerdctl", "virsh", "lxc", "incus", "at", "batch"}
@@ -41,7 +45,9 @@ class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         start, stop: commands that return (systemctl start ...).
         health: exit status 0 when it works; asked until it does.
         user: as whom the commands run; default: root.
-        network: in a drill: `none` runs the commands in a network with only loopback, `host` in this host's own.
+        network: in a drill: `none` runs the commands in a network with only loopback, `bubble` in one that the run's
+            servers share and that leads nowhere else, `host` in this host's own.
+        interface: of this host, which takes over the workload's addresses in a failover; empty: none does.
         details: told to later steps as ${SOURCE.KEY}.
     """
 
@@ -51,12 +57,13 @@ class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     stop: list[str] = []
     health: list[str] = []
     user: str = ""
-    network: str = "none"
+    network: str = NONE
+    interface: str = ""
     details: dict[str, str] = {}
 
 
 class AttachOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of ATTACH. `disks` are NBD URIs by volume."""
+    """The arguments of ATTACH. `disks` are NBD URIs by volume; `run`, `cards` and `servers` are those of the launch."""
 
     instance: str
     source: str
@@ -65,6 +72,9 @@ class AttachOrder(msgspec.Struct, frozen=True, kw_only=True):
     isolated: bool
     hydrate: bool = False
     timeout_seconds: float = 300.0
+    run: str = ""
+    cards: tuple[Card, ...] = ()
+    servers: dict[str, Server] = {}
 
 
 class HydrateDisk(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +142,7 @@ class HostAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 def breaks_isolation(order: AttachOrder) -> str:
     """Why commands of an order would not run in the network of their own that a drill promises; empty: they do."""
-    if not order.isolated or order.settings.network != "none":
+    if not order.isolated or order.settings.network == HOST:
         return ""
     for argv in (order.settings.start, order.settings.stop, order.settings.health):
         asking = _asks(argv)

@@ -39,6 +39,14 @@ BAD_ADDRESSES = error_kind(
     "The run's plan shows old and new ones; mend the runbook's `addresses`, or `interfaces` of that source's launch.",
 )
 
+WRONG_ADDRESSES = error_kind(
+    "wrong-addresses",
+    BUBBLE_FAILED,
+    "A recovered server runs and does not have the addresses that it was to get.",
+    "Its console says what its network service did; the report shows what was asked for.",
+    retryable=True,
+)
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 NetworkAddress = IPv4Interface | IPv6Interface
@@ -89,6 +97,23 @@ def require_addresses(book: Runbook, source: str, inventories: Mapping[str, Inve
     for fault in address_faults(book, inventories, mode):
         if fault.source == source and not fault.uncovered:
             raise DrengineError(BAD_ADDRESSES, f"{source}: {fault.message}")
+
+
+def missing_addresses(made: Iterable[Card], seen: Iterable[str]) -> list[str]:
+    """What a recovered server lacks of the addresses of its cards.
+
+    Args:
+        made: its cards.
+        seen: the addresses that it has, with prefix lengths. One that DHCP gave counts where it lies in the network
+            that was expected.
+    """
+    there, missing = list(_interfaces(seen)), []
+    for card in made:
+        for each in _interfaces(card.addresses):
+            known = any(each.network == found.network if card.dhcp else each.ip == found.ip for found in there)
+            if not known:
+                missing.append(f"{each} of {card.name or 'a card'}")
+    return missing
 
 
 def rules_in(book: Runbook, mode: Mode) -> list[AddressRule]:

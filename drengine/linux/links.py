@@ -17,6 +17,8 @@ from drengine.linux.namespaces import NAMED
 
 NAME_CHARACTERS_MAX = 15
 _NO_DAD, _PERMANENT = 0x02, 0x80
+DAD_FAILED, TENTATIVE = 0x08, 0x40
+"""Flags of an IPv6 address: somebody else has it; the kernel asks yet whether somebody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +40,18 @@ def links() -> Iterator[Links]:
     Raises:
         OSError: the kernel does not let us look.
     """
-    from pyroute2 import IPRoute  # noqa: PLC0415 - takes half a second, and few commands need it
+    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 - takes half a second, and few commands need it
 
     with IPRoute() as route:
-        yield Links(route)
+        yield Links(route, NetlinkError)
 
 
 class Links:
     """See `links`. Calls raise OSError with the kernel's word."""
 
-    def __init__(self, route: Any) -> None:
+    def __init__(self, route: Any, refused: type[Any]) -> None:
         self._route = route
+        self._refused = refused
 
     def all(self) -> list[Link]:
         """Every link, loopback too."""
@@ -138,11 +141,9 @@ class Links:
         self._refused_as_os_error(lambda: getattr(self._route, what)(verb, **how), f"{what} {verb}")
 
     def _refused_as_os_error(self, ask: Any, about: str = "links") -> Any:
-        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - as in `links`
-
         try:
             return ask()
-        except NetlinkError as error:
+        except self._refused as error:
             raise OSError(error.code, f"{about}: {os.strerror(error.code)}") from error
 
 

@@ -31,6 +31,7 @@ def make_network(name: str) -> None:
     Raises:
         OSError: we may not, or the kernel has no such thing.
     """
+    _check(name)
     if is_network(name):
         return
     NAMED.mkdir(exist_ok=True, mode=0o755)
@@ -45,6 +46,7 @@ def remove_network(name: str) -> None:
     Raises:
         OSError: we may not.
     """
+    _check(name)
     with contextlib.suppress(OSError):  # nothing is mounted there; what matters shows when the file is removed
         _call("umount2", bytes(NAMED / name), _DETACH)
     (NAMED / name).unlink(missing_ok=True)
@@ -96,6 +98,12 @@ def _enter(place: Path) -> None:
         _call("setns", descriptor, _NEW_NET, about=f"{place} can't be entered")
     finally:
         os.close(descriptor)
+
+
+def _check(name: str) -> None:
+    """Names are made of checked ones; one that leads elsewhere would unmount something else."""
+    if not name or name.startswith(".") or "/" in name:
+        raise OSError(errno.EINVAL, f"{name!r} can't name a network")
 
 
 def _share() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from drengine.bubble import BUBBLE_FAILED, Bubble, bubble_faults, left_bubbles
-from drengine.bubble.bubble import BRIDGE, MARK, RESOLVERS, port_name
+from drengine.bubble import BUBBLE_FAILED, Bubble, bubble_faults, sweep_bubbles
+from drengine.bubble.bubble import BRIDGE, MARK, RESOLVERS, left_bubbles, port_name
 from drengine.linux.links import links
 from drengine.linux.namespaces import NAMED, in_network, is_network, make_network, remove_network
 from drengine.model.errors import DrengineError
@@ -105,7 +105,6 @@ def test_servers_see_each_other_also_beyond_their_own_network(bubble: Bubble) ->
     db, web = join(bubble, "db", DB), join(bubble, "web", WEB)
     with listening(db, "10.9.3.5") as port:
         assert reaches(web, "10.9.3.5", port)
-        assert not reaches("", "10.9.3.5", port), "nobody outside does"
     with listening(web, "10.9.4.7") as port:
         assert reaches(db, "10.9.4.7", port)
     with listening(bubble.name, "10.9.3.1") as port:
@@ -256,6 +255,18 @@ def _in(comm: Path, bubble: Bubble) -> bool:
     return False
 
 
+def test_what_nobody_is_in_is_swept_away(bubble: Bubble, tmp_path: Path) -> None:
+    bubble.ensure()
+    other = Bubble(f"other-{os.getpid()}", SERVERS, runtime=tmp_path / "run")
+    tap = other.tap("vm", 0)
+    sweep_bubbles(runtime=tmp_path / "run")
+    assert left_bubbles(runtime=tmp_path / "run") == [other.name]
+    assert is_network(other.name)
+    os.close(tap)
+    sweep_bubbles(runtime=tmp_path / "run")
+    _nothing_is_left(bubble, tmp_path)
+
+
 def test_other_servers_change_what_it_offers(bubble: Bubble, tmp_path: Path) -> None:
     db = join(bubble, "db", DB)
     first = find_marked(MARK, bubble.name, tmp_path / "run" / bubble.name)
@@ -330,6 +341,13 @@ def test_whoever_is_killed_at_a_step_is_followed_by_one_that_does_the_rest(
         assert reaches(db, "10.9.3.1", port)
     bubble.leave(db)
     _nothing_is_left(bubble, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../netns", "a/b"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    for act in (make_network, remove_network):
+        with pytest.raises(OSError, match="name a network"):
+            act(name)
 
 
 def test_a_name_that_a_crash_left_is_used_again() -> None:

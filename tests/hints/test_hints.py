@@ -65,7 +65,7 @@ WORDS = {
     *("nbd", "scan", "ebpf", "standby", "frozen", "unlimited", "20MiB/s"),  # values of options
     "08:00-18:00=20MiB/s, otherwise unlimited",
     # keys of runbooks and of what belongs to them
-    *("addresses", "interfaces"),
+    *("addresses", "interfaces", "interface", "network", "network: bubble", "drill"),
     *("after", "by", "force_by", "host", "host:", "hydrate", "then", "modes", "mounts", "services", "start"),
     "[allow] commands",
     *("fence: {command: [...]}", "fence: {dry: [...]}", "objectives: rpo"),

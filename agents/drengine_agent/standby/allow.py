@@ -65,6 +65,12 @@ class AllowOptions:
         "characters of a word, `...` at the end for any further words. Absent: any; an empty list: none.",
         check=check_commands,
     )
+    interfaces: tuple[str, ...] | None = option(
+        WORDS,
+        default=None,
+        example=["eth1"],
+        help="Interfaces of this host that may take over addresses of workloads (`interface`). Absent: any.",
+    )
     users: tuple[str, ...] | None = option(
         WORDS,
         default=None,
@@ -90,6 +96,8 @@ class AllowOptions:
             given = [each for option in mount.options for each in option.split(",")]
             if self.options is not None and (strange := set(given) - set(self.options)):
                 raise _not_allowed(f"the mount option {min(strange)[:60]!r} ([allow] options)")
+        if settings.interface and self.interfaces is not None and settings.interface not in self.interfaces:
+            raise _not_allowed(f"addresses on {settings.interface[:60]!r} ([allow] interfaces)")
         for argv in filter(None, (settings.start, settings.stop, settings.health)):
             self.require_command(argv, settings.user)
 

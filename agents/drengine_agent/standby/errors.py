@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from drengine.bubble import BUBBLE_FAILED
 from drengine.model.errors import error_kind
 
 STANDBY_FAILED = error_kind(
@@ -16,6 +17,13 @@ STANDBY_SETTINGS = error_kind(
     124,
     "A recovery host can't work with what it was told.",
     "docs/drivers.md lists the settings of the driver `standby`.",
+)
+ADDRESS_TAKEN = error_kind(
+    "address-taken",
+    BUBBLE_FAILED,
+    "Somebody else has an address that a recovery host shall take over.",
+    "Look who that is: a source that was not fenced, or a mistake in the runbook's `addresses`; then resume the run.",
+    retryable=True,
 )
 PLACE_TAKEN = error_kind(
     "place-taken",

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from drengine.control.attach import AttachOrder, HostAnswer, HostFinding, HostQuestion, breaks_isolation
+from drengine.bubble import bubble_faults
+from drengine.control.attach import BUBBLE, HOST, AttachOrder, HostAnswer, HostFinding, HostQuestion, breaks_isolation
 from drengine.control.refusals import OrderRefusedError
 from drengine.identity.names import Identity, Role, identity_among
+from drengine.linux.links import links
 from drengine.linux.mounts import mount_at, read_mounts
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdAddress, NbdClient
@@ -39,6 +41,7 @@ def examine(question: HostQuestion, config: StandbyConfig, secure: Secure) -> Ho
         partial(_attaches, order),
         partial(_allowed, order, config, secure),
         partial(_places, order),
+        partial(_network, order),
         partial(_room, question, config),
         partial(_certificate, config),
         partial(_export, order, config, secure),
@@ -48,7 +51,7 @@ def examine(question: HostQuestion, config: StandbyConfig, secure: Secure) -> Ho
 
 
 def _programs(order: AttachOrder) -> Iterator[HostFinding]:
-    settings, alone = order.settings, order.isolated and order.settings.network == "none"
+    settings, alone = order.settings, order.isolated and order.settings.network != HOST
     tools = [
         *MOUNT_TOOLS,
         *(["ip"] if alone else []),
@@ -90,6 +93,24 @@ def _places(order: AttachOrder) -> Iterator[HostFinding]:
     taken = [(at, mount_at(Path(at), mounts)) for at in (mount.at for mount in order.settings.mounts)]
     faults = [f"{at}: {found.source} ({found.kind}) is mounted there" for at, found in taken if found is not None]
     yield HostFinding(check="host-places", seen=f"{len(taken)} places are free", fault="; ".join(faults))
+
+
+def _network(order: AttachOrder) -> Iterator[HostFinding]:
+    """A drill's bubble, or the interface that takes over the addresses: whether it could."""
+    settings, fault = order.settings, ""
+    if order.isolated and settings.network == BUBBLE:
+        seen, fault = "a drill's bubble can be made", "; ".join(bubble_faults())
+    elif not order.isolated and settings.interface:
+        seen = f"{settings.interface} can take over addresses"
+        try:
+            with links() as found:
+                link = found.find(settings.interface)
+            fault = "" if link and link.is_up else f"there is no interface {settings.interface} that is up"
+        except OSError as error:
+            fault = f"the kernel does not tell: {error.strerror or error}"
+    else:
+        return
+    yield HostFinding(check="host-network", seen=seen, fault=fault)
 
 
 def _room(question: HostQuestion, config: StandbyConfig) -> Iterator[HostFinding]:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from drengine.bubble import sweep_bubbles
 from drengine.control.attach import AttachOrder, HostQuestion, HydrateOrder
 from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.gate import Policy
@@ -224,6 +225,7 @@ async def serve_standby(config: StandbyConfig) -> None:
         DrengineError: it can't start.
     """
     host = StandbyHost(config)
+    await asyncio.to_thread(_sweep)
     running = asyncio.create_task(host.party.run())
     ask_on_signals(running.cancel, reload=host.party.link.reload)
     async with keeping([config.tls.files(), config.control.tls_files()], SystemClock(), host.party.link.reload):
@@ -231,3 +233,11 @@ async def serve_standby(config: StandbyConfig) -> None:
         log.info("recovery host %s is ready", config.name)
         with contextlib.suppress(asyncio.CancelledError):
             await running
+
+
+def _sweep() -> None:
+    """Networks of drills that nobody is in any more; a host that can't make them has none."""
+    try:
+        sweep_bubbles()
+    except DrengineError as error:
+        log.info("bubbles of drills are not looked at: %s", error.message)

@@ -15,6 +15,7 @@ PROGRAMS: Mapping[str, str] = {
     "mount": "mounts disks",
     "umount": "unmounts disks",
     "ip": "makes the network of an isolated drill (Debian: apt install iproute2)",
+    "dnsmasq": "answers names and DHCP in a drill with `network: bubble` (Debian: apt install dnsmasq-base)",
     "runuser": "runs commands of an isolated drill as a user",
 }
 """What for, by program."""

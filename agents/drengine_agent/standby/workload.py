@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import ATTACH_WAYS, AUTO, AttachOrder, StandbyMount, breaks_isolation
+from drengine.control.attach import ATTACH_WAYS, AUTO, BUBBLE, HOST, NONE, AttachOrder, StandbyMount, breaks_isolation
 from drengine.durable import replace_durably
 from drengine.linux.devices import disk_name
 from drengine.linux.mounts import read_mounts
@@ -22,9 +22,10 @@ from drengine.model.names import check_name
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
 from drengine.process import Finished, end_marked, marked, run_command
 from drengine_agent.standby.allow import AllowOptions
-from drengine_agent.standby.disk import AttachedDisk, is_attached, run_tool
+from drengine_agent.standby.disk import AttachedDisk, is_attached
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.mounts import OwnMounts
+from drengine_agent.standby.network import WorkloadNetwork
 from drengine_agent.standby.ways import COPY, FUSE, choose
 
 MARK = "DRENGINE_INSTANCE"
@@ -52,6 +53,7 @@ class Workload:
         self._order = order
         self._settings = order.settings
         self._directory = directory.resolve()
+        self._network = WorkloadNetwork(order, self._directory)
         instances = self._directory.parent
         self._mounts = OwnMounts(
             self._directory / "mounts.json",
@@ -87,8 +89,7 @@ class Workload:
         for mount in self._settings.mounts:
             self._mounts.mount(mount.at, self._device_of(mount), mount.options)
             say(f"{mount.at} mounted")
-        if self._isolated_network:
-            self._make_network()
+        self._network.make()
         if self._settings.start and not self._started.exists():
             self._must(self._settings.start, deadline)
             self._started.touch()
@@ -107,7 +108,7 @@ class Workload:
         """
         if not self._directory.exists():
             return  # nothing is done before it is noted there
-        if self._settings.stop and (self._has_network or not self._isolated_network):
+        if self._settings.stop and self._network.is_there:
             self._must(self._settings.stop, time.monotonic() + self._order.timeout_seconds)
         self._started.unlink(missing_ok=True)
         end_marked(MARK, self._order.instance, self._directory, grace_seconds=GRACE_SECONDS)
@@ -116,8 +117,7 @@ class Workload:
             disk.detach()
         end_hydrators(self._order.instance, self._directory / "hydration")
         (self._directory / _WAY).unlink(missing_ok=True)
-        if self._has_network:
-            run_tool("ip", "netns", "delete", self._network)
+        self._network.leave()
 
     def stop(self) -> None:
         """`quiesce`, and nothing is left of it."""
@@ -141,6 +141,8 @@ class Workload:
         devices = {disk.volume: str(disk.device() or "") for disk in self._attachments(hydrate=False)}
         told: dict[str, Any] = {**self._settings.details, "devices": devices, "attach": self._way}
         told["mounts"] = [mount.at for mount in self._settings.mounts]
+        if (addresses := self._network.addresses()) is not None:
+            told["addresses"] = addresses
         if self._order.hydrate:
             told |= hydration_progress(self._directory / "hydration", self._order.disks)
         return told
@@ -157,23 +159,11 @@ class Workload:
     @property
     def network(self) -> str:
         """The name of its own network; "" where it is the host's."""
-        return self._network if self._isolated_network else ""
+        return self._network.name
 
     @property
     def _started(self) -> Path:
         return self._directory / "started"
-
-    @property
-    def _isolated_network(self) -> bool:
-        return self._order.isolated and self._settings.network == "none"
-
-    @property
-    def _network(self) -> str:
-        return f"dr-{self._order.instance}"
-
-    @property
-    def _has_network(self) -> bool:
-        return (Path("/run/netns") / self._network).exists()
 
     def _attachments(self, *, hydrate: bool) -> list[AttachedDisk]:
         uris, way = self._order.disks, self._way
@@ -228,11 +218,6 @@ class Workload:
         disk = next(each for each in self._attachments(hydrate=False) if each.volume == mount.volume)
         return Path(f"{disk.device()}{f'p{mount.partition}' if mount.partition else ''}")
 
-    def _make_network(self) -> None:
-        if not self._has_network:
-            run_tool("ip", "netns", "add", self._network)
-        run_tool("ip", "-n", self._network, "link", "set", "lo", "up")
-
     def _health(self, deadline: float) -> Finished:
         if not self._settings.health:
             return Finished(0, "")
@@ -245,7 +230,7 @@ class Workload:
             raise DrengineError(STANDBY_FAILED, f"{argv[0]}: {said}")
 
     def _run(self, argv: list[str], seconds: float, *, mark: bool) -> Finished:
-        inside = ["ip", "netns", "exec", self._network, *argv] if self._isolated_network else argv
+        inside = ["ip", "netns", "exec", self.network, *argv] if self.network else argv
         told = {
             **(marked(MARK, self._order.instance, self._directory) if mark else {MARK: ""}),
             "DRENGINE_SOURCE": self._order.source,
@@ -254,8 +239,8 @@ class Workload:
         user, directory = self._settings.user, self._directory
         if user:
             directory = Path("/")  # ours is closed to others
-        if user and self._isolated_network:  # only root may enter the network
-            inside = ["ip", "netns", "exec", self._network, "runuser", "-u", user, "--", *argv]
+        if user and self.network:  # only root may enter the network
+            inside = ["ip", "netns", "exec", self.network, "runuser", "-u", user, "--", *argv]
             user = ""
         return run_command(inside, timeout_seconds=seconds, environment=told, directory=directory, user=user)
 
@@ -264,8 +249,8 @@ def _check(order: AttachOrder) -> None:
     settings = order.settings
     if settings.attach not in ATTACH_WAYS:
         raise DrengineError(STANDBY_SETTINGS, f"attach {settings.attach!r} is none of {', '.join(ATTACH_WAYS)}")
-    if settings.network not in {"none", "host"}:
-        raise DrengineError(STANDBY_SETTINGS, f"network {settings.network!r} is neither none nor host")
+    if settings.network not in {NONE, HOST, BUBBLE}:
+        raise DrengineError(STANDBY_SETTINGS, f"network {settings.network!r} is none of none, bubble and host")
     for mount in settings.mounts:
         if mount.volume not in order.disks:
             raise DrengineError(STANDBY_SETTINGS, f"there is no volume {mount.volume!r} to mount at {mount.at}")

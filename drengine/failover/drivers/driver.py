@@ -6,7 +6,7 @@ nothing of its own that `inspect` could not find again from the name: pid files,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -178,6 +178,19 @@ class AsksCloud(Protocol):
 
         Raises:
             DrengineError: LAUNCH_SETTINGS.
+        """
+        ...
+
+
+@runtime_checkable
+class SeesAddresses(Protocol):
+    """A driver that can look from within which addresses a recovered server has."""
+
+    def addresses(self, request: LaunchRequest) -> Collection[str] | None:
+        """All of them with prefix lengths, as they are now; None: it can't be looked at, or brings no addresses.
+
+        Raises:
+            DrengineError: whoever knows did not answer.
         """
         ...
 

@@ -12,6 +12,9 @@ import msgspec
 
 from drengine.control.attach import (
     ATTACH_WAYS,
+    BUBBLE,
+    HOST,
+    NONE,
     AttachOrder,
     HostAnswer,
     HostQuestion,
@@ -19,7 +22,7 @@ from drengine.control.attach import (
     breaks_isolation,
 )
 from drengine.control.messages import Answer, Verb
-from drengine.failover.drivers.driver import AsksHost, Instance, LaunchDriver, LaunchRequest
+from drengine.failover.drivers.driver import AsksHost, Instance, LaunchDriver, LaunchRequest, SeesAddresses
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.settings import read_settings
 from drengine.model.errors import DrengineError
@@ -28,7 +31,7 @@ ASK_SECONDS = 30.0
 """For what is quick."""
 
 
-class StandbyDriver(LaunchDriver, AsksHost):
+class StandbyDriver(LaunchDriver, AsksHost, SeesAddresses):
     """See the module and LaunchDriver."""
 
     name = "standby"
@@ -38,6 +41,8 @@ class StandbyDriver(LaunchDriver, AsksHost):
         read = read_settings(StandbySettings, settings, self.name)
         if read.attach not in ATTACH_WAYS:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver standby: attach {read.attach!r} is unknown")
+        if read.network not in (NONE, BUBBLE, HOST):
+            raise DrengineError(LAUNCH_SETTINGS, f"settings of driver standby: network {read.network!r} is unknown")
         if read.start and not read.stop:
             raise DrengineError(LAUNCH_SETTINGS, "settings of driver standby: `start` needs `stop`, or it never ends")
 
@@ -48,6 +53,10 @@ class StandbyDriver(LaunchDriver, AsksHost):
     def inspect(self, request: LaunchRequest) -> Instance:
         found = self._order(request, Verb.STATUS, {"instance": request.instance}, ASK_SECONDS).result
         return Instance(request.instance, found["running"], found["healthy"], found["details"])
+
+    def addresses(self, request: LaunchRequest) -> list[str] | None:
+        found = self.inspect(request).details.get("addresses")
+        return [str(each) for each in found] if isinstance(found, list) else None
 
     def ask_host(self, request: LaunchRequest) -> HostAnswer:
         order = msgspec.convert(_order_of(request), AttachOrder)
@@ -91,6 +100,9 @@ def _order_of(request: LaunchRequest) -> dict[str, Any]:
         isolated=request.isolated,
         hydrate=request.hydrate,
         timeout_seconds=request.timeout_seconds,
+        run=request.run,
+        cards=request.cards,
+        servers=dict(request.servers),
     )
     if why := breaks_isolation(order):
         raise DrengineError(LAUNCH_SETTINGS, f"settings of driver standby: {why}")

@@ -55,6 +55,11 @@ HOST_PLACES = Check(
     "nothing else is mounted where that host would mount the disks",
     "Unmount it there, or name another place in the runbook's `mounts`.",
 )
+HOST_NETWORK = Check(
+    "host-network",
+    "that host can make a drill's bubble (`network: bubble`), or has the `interface` that takes over addresses",
+    "Install dnsmasq-base there, name another `interface`, or choose another `network` in `drill`.",
+)
 HOST_ROOM = Check(
     "host-room",
     "that host's disk has room for its notes, and with `hydrate: true` for copies of the disks",
@@ -71,13 +76,8 @@ HOST_CLOCK = Check(
     "Synchronise the clocks of both (chrony, systemd-timesyncd).",
     Severity.WARNS,
 )
-TOLD = {
-    check.id: check
-    for check in (
-        *(HOST_PROGRAMS, HOST_ATTACHES, HOST_ALLOWS, HOST_PLACES, HOST_ROOM, HOST_CERTIFICATE),
-        *(EXPORT_REACHABLE, EXPORT_CERTIFICATE),
-    )
-}
+HOSTS_OWN = (HOST_PROGRAMS, HOST_ATTACHES, HOST_ALLOWS, HOST_PLACES, HOST_NETWORK, HOST_ROOM, HOST_CERTIFICATE)
+TOLD = {check.id: check for check in (*HOSTS_OWN, EXPORT_REACHABLE, EXPORT_CERTIFICATE)}
 """What a host may speak of."""
 OF_HOST = frozenset({HOST_CERTIFICATE.id, EXPORT_REACHABLE.id, EXPORT_CERTIFICATE.id})
 """What is the same for all that is launched there."""
@@ -186,4 +186,4 @@ def request_as(scene: Scene, step: Launch, order: HostOrder | None) -> LaunchReq
     )
 
 
-LOOKS = (Look((HOST_CONNECTED, HOST_ANSWERS, HOST_CLOCK, *list(TOLD.values())[:6]), look_at_hosts),)
+LOOKS = (Look((HOST_CONNECTED, HOST_ANSWERS, HOST_CLOCK, *HOSTS_OWN), look_at_hosts),)
