@@ -24,7 +24,7 @@ from drengine.bubble.contents import OTHERS, OWN, Contents, contents, resolver
 from drengine.bubble.errors import BUBBLE_FAILED
 from drengine.durable import replace_durably
 from drengine.linux.links import NAME_CHARACTERS_MAX, links
-from drengine.linux.namespaces import NAMED, in_network, in_new_network, is_network, make_network, remove_network
+from drengine.linux.namespaces import in_network, in_new_network, is_network, make_network, remove_network
 from drengine.linux.taps import open_port, open_tap
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Card, Server
@@ -237,8 +237,8 @@ def sweep_bubbles(*, runtime: Path = RUNTIME) -> None:
 
 
 def left_bubbles(*, runtime: Path = RUNTIME) -> list[str]:
-    """Names of all bubbles on this host, whole or not."""
-    return sorted({each.name for place in (NAMED, runtime) for each in place.glob(f"{PREFIX}*")})
+    """Names of all bubbles on this host, whole or not: each one's directory is made first and removed last."""
+    return sorted(each.name for each in runtime.glob(f"{PREFIX}*"))
 
 
 def bubble_faults(*, taps: bool = False) -> list[str]:
