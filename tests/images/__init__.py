@@ -1,0 +1,1 @@
+"""Disk images of whole systems, made once and shared by all tests."""
