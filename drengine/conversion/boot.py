@@ -42,7 +42,7 @@ def convert_grub_defaults(text: str, devices: Devices, console: str) -> str:
 
 
 def convert_entries(text: str, devices: Devices, console: str) -> str:
-    """Lines that hold a kernel's command line themselves: of a grub.cfg, of an entry of the boot loader specification."""
+    """Lines that hold a kernel's command line: of a grub.cfg, of an entry of the boot loader specification."""
     return "\n".join(_converted_entry(line, devices, console) for line in text.split("\n"))
 
 

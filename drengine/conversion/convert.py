@@ -6,6 +6,7 @@ Done twice it changes nothing the second time; killed anywhere it is done again,
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def convert(
     *,
     timeout_seconds: float,
     progress: Callable[[str], None] = lambda _: None,
+    cancelled: threading.Event | None = None,
 ) -> Converted:
     """Make disks boot on the machine that is wished for.
 
@@ -77,7 +79,7 @@ def convert(
         DrengineError: of the family CONVERSION_FAILED. Nothing is left behind, except what was written to the disks.
     """
     deadline = time.monotonic() + timeout_seconds
-    with Helper(directory, name, disks, options, deadline) as helper:
+    with Helper(directory, name, disks, options, deadline, cancelled) as helper:
         progress("looking for the system")
         system = find_system(helper, wish.inventory)
         guest = Guest(helper, dry=wish.dry)
@@ -148,7 +150,7 @@ class _Conversion:
           grep -oE '^[^:]*/({pattern})\\.ko[^:]*' $dir/modules.dep | sed 's/^/module /'
           grep -E '/({pattern})\\.ko' $dir/modules.builtin | sed 's/^/builtin /'
         done; true"""
-        found = [kernel for kernel in map(_kernel, self._guest.inside(script).text.split("kernel ")[1:])]
+        found = list(map(_kernel, self._guest.inside(script).text.split("kernel ")[1:]))
         if not found:
             raise DrengineError(NO_BOOT, "/boot holds no kernel whose modules are in /lib/modules")
         machine = self._wish.machine
@@ -171,9 +173,13 @@ class _Conversion:
         script = f"df -kP / /boot | awk 'NR>1 {{print $4}}'; for f in {files}; do stat -c %s $f; done"
         numbers = [int(each) for each in self._guest.inside(script).text.split() if each.isdigit()]
         free, sizes = [each << 10 for each in numbers[:2]], numbers[2:]
-        for place, room, need in zip(("/", "/boot"), free, (ROOM_BYTES_MIN, max([0, *sizes]) + ROOM_BYTES_MIN), strict=False):
+        for place, room, need in zip(
+            ("/", "/boot"), free, (ROOM_BYTES_MIN, max([0, *sizes]) + ROOM_BYTES_MIN), strict=False
+        ):
             if room < need:
-                raise DrengineError(NO_ROOM, f"{place} has {room >> 20} MiB left, and a new initramfs takes up to {need >> 20}")
+                raise DrengineError(
+                    NO_ROOM, f"{place} has {room >> 20} MiB left, and a new initramfs takes up to {need >> 20}"
+                )
 
     def _fstab(self) -> None:
         before = self._guest.files(_FSTAB, _RESUME)
@@ -224,7 +230,9 @@ class _Conversion:
             if not any(each.missing() for each in kernels):
                 files = {path: before[path] for path in files if path in before}
         else:
-            before = self._guest.files("/etc/initramfs-tools/*.conf", "/etc/initramfs-tools/modules", "/etc/initramfs-tools/conf.d/*")
+            before = self._guest.files(
+                "/etc/initramfs-tools/*.conf", "/etc/initramfs-tools/modules", "/etc/initramfs-tools/conf.d/*"
+            )
             files = initramfs_tools_files(before, kernels)
         told = self._guest.put("initramfs", files, before)
         for kernel in kernels:
@@ -252,7 +260,9 @@ class _Conversion:
         devices, console = self._system.devices, self._wish.machine.console
         before = self._guest.files(_GRUB, *_GRUB_FILES, *_ENTRIES, *_MAP)
         if _GRUB in before:
-            self._guest.put("kernel-command-line", {_GRUB: convert_grub_defaults(before[_GRUB], devices, console)}, before)
+            self._guest.put(
+                "kernel-command-line", {_GRUB: convert_grub_defaults(before[_GRUB], devices, console)}, before
+            )
         self._guest.set_aside("boot-loader", [path for path in _MAP if path in before], before)
         there = self._guest.there("/usr/sbin/update-grub", "/usr/sbin/grub2-mkconfig", "/usr/sbin/grub-mkconfig")
         for path in _GRUB_FILES:
@@ -265,7 +275,9 @@ class _Conversion:
             self._mend_entries({path: text})
         self._mend_entries({path: text for path, text in before.items() if path not in (_GRUB, *_GRUB_FILES, *_MAP)})
         if not before.keys() & set(_GRUB_FILES):
-            self._guest.notes.append("no GRUB configuration was found: what the boot loader tells the kernel was not changed")
+            self._guest.notes.append(
+                "no GRUB configuration was found: what the boot loader tells the kernel was not changed"
+            )
         if self._wish.machine.firmware == "uefi":
             self._fallback()
 
@@ -273,7 +285,9 @@ class _Conversion:
         program = next((each for each in ("grub2-mkconfig", "grub-mkconfig") if f"/usr/sbin/{each}" in there), "")
         if program:
             self._progress("boot loader")
-            self._guest.program("boot-loader", path, [program, "-o", path], after="made anew: root by UUID, serial console")
+            self._guest.program(
+                "boot-loader", path, [program, "-o", path], after="made anew: root by UUID, serial console"
+            )
 
     def _mend_entries(self, files: dict[str, str]) -> None:
         devices, console = self._system.devices, self._wish.machine.console

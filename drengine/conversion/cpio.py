@@ -1,4 +1,4 @@
-"""Writing a cpio archive (newc), which is what Linux takes as its initramfs: initramfs buffer format, kernel documentation."""
+"""Writing a cpio archive (newc), which Linux takes as its initramfs (its documentation: initramfs buffer format)."""
 
 from __future__ import annotations
 

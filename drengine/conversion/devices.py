@@ -1,6 +1,6 @@
 """The helper machine's block devices, and which of them a name of the guest means.
 
-The guest's fstab, boot loader and initramfs may name devices as its old hardware did (`/dev/sda2`). What such a name means here is
+The guest's fstab and boot loader may name devices as its old hardware did (`/dev/sda2`). What such a name means here is
 known from the source's inventory; without one, from the root's line in fstab, or because there is one disk only.
 """
 
@@ -90,7 +90,7 @@ def stable_name(device: Device) -> str:
 
 
 def hardware_name(name: str) -> tuple[str, int] | None:
-    """What a name that depends on the hardware says: the disk's part of it, and the partition's number; 0 for the whole."""
+    """What a name that depends on the hardware says: the disk, and the partition's number, 0 for the whole."""
     for pattern in (_KERNEL_NAME, _NUMBERED_NAME, _BY_HARDWARE):
         if match := pattern.fullmatch(name):
             return match[1], int(match[2] or 0)

@@ -70,7 +70,8 @@ def module_name(path: str) -> str:
 def initramfs_tools_files(before: Mapping[str, str], kernels: Iterable[GuestKernel]) -> Mapping[str, str]:
     """Files of initramfs-tools: `before` holds those under /etc/initramfs-tools.
 
-    `MODULES=dep` asks the machine that builds which drivers it needs: that machine is the helper, so `most` takes its place.
+    With `MODULES=dep` the machine that builds is asked which drivers it needs. That is the helper, so `most` takes its
+    place.
     """
     text = before.get(INITRAMFS_TOOLS_LIST, "")
     named = {line.split()[0].replace("-", "_") for line in text.splitlines() if line.split()}
@@ -80,14 +81,19 @@ def initramfs_tools_files(before: Mapping[str, str], kernels: Iterable[GuestKern
         made[INITRAMFS_TOOLS_LIST] = _ended(text) + HEADER + "".join(f"{name}\n" for name in new)
     # The files of conf.d are read after the main one, by their names.
     order = sorted(before, key=lambda path: ("/conf.d/" in path, path))
-    chosen = [match[1] for path in order if "/conf.d/" in path or path.endswith(".conf") for match in _MODULES.finditer(before[path])]
+    chosen = [
+        match[1]
+        for path in order
+        if "/conf.d/" in path or path.endswith(".conf")
+        for match in _MODULES.finditer(before[path])
+    ]
     if chosen and chosen[-1] == "dep":
         made[INITRAMFS_TOOLS_SETTING] = f"{HEADER}MODULES=most\n"
     return made
 
 
 def dracut_files(kernels: Sequence[GuestKernel]) -> Mapping[str, str]:
-    """dracut's setting. In host-only mode it would leave out what the helper does not have: the old machine's disks' drivers stay."""
+    """dracut's setting. In host-only mode it leaves out what the helper does not have: the old disks' drivers stay."""
     old = {module_name(path) for each in kernels for path in each.held if _DISK_DRIVERS.search(path)}
     names = [*_union(kernels), *sorted(old - set(DRIVERS))]
     return {DRACUT_SETTING: f'{HEADER}add_drivers+=" {" ".join(names)} "\n'}

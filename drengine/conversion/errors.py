@@ -8,30 +8,31 @@ CONVERSION_FAILED = error_kind(
     "conversion-failed",
     174,
     "The disks could not be made to boot on the machine that the launch driver offers.",
-    "The message holds the last words of the guest's own program. The point is as it was; the branch is thrown away or converted "
-    "again. `launch: {convert: never}` launches it unconverted.",
+    "The message holds the last words of the guest's own program. The point is as it was; the branch is thrown away or "
+    "converted again. `launch: {convert: never}` launches it unconverted.",
     retryable=True,
 )
 CONVERSION_HELPER = error_kind(
     "conversion-helper",
     CONVERSION_FAILED,
     "The helper machine of a conversion could not be started or did not answer.",
-    "It needs qemu-system-x86_64, busybox (static), blkid, and a kernel with its modules (/boot/vmlinuz-*, /lib/modules); on Debian "
-    "`apt-get install qemu-system-x86 busybox-static util-linux linux-image-cloud-amd64`.",
+    "It needs qemu-system-x86_64, busybox (static), blkid, and a kernel with its modules (/boot/vmlinuz-*, "
+    "/lib/modules); on Debian `apt-get install qemu-system-x86 busybox-static util-linux linux-image-cloud-amd64`.",
     retryable=True,
 )
 WINDOWS_GUEST = error_kind(
     "conversion-windows",
     CONVERSION_FAILED,
     "The disks hold Windows, which is not converted.",
-    "Give the machine the hardware that the source had (`disk_bus: sata`), or install the drivers on the source while it lives, and "
-    "write `launch: {convert: never}`.",
+    "Give the machine the hardware that the source had (`disk_bus: sata`), or install the drivers on the source while "
+    "it lives, and write `launch: {convert: never}`.",
 )
 UNKNOWN_GUEST = error_kind(
     "conversion-unknown-system",
     CONVERSION_FAILED,
     "On the disks no operating system was found that can be converted.",
-    "Debian, Ubuntu, and those of the family of Red Hat are. For others write `launch: {convert: never}` and prepare the source itself.",
+    "Debian, Ubuntu, and those of the family of Red Hat are. For others write `launch: {convert: never}` and prepare "
+    "the source itself.",
 )
 ENCRYPTED_GUEST = error_kind(
     "conversion-encrypted-root",
@@ -49,13 +50,13 @@ NO_ROOM = error_kind(
     "conversion-no-room",
     CONVERSION_FAILED,
     "A file system of the guest is too full for a new initramfs.",
-    "Remove old kernels on the source, or give its file system more room; the next recovery points can be converted then.",
+    "Remove old kernels on the source, or give its file system more room; later recovery points can be converted.",
 )
 NO_INITRAMFS_TOOL = error_kind(
     "conversion-no-initramfs-tool",
     CONVERSION_FAILED,
     "The guest has neither initramfs-tools nor dracut, so its initramfs can't be given other drivers.",
-    "Install one of them on the source; the next recovery points can be converted then.",
+    "Install one of them on the source; later recovery points can be converted.",
 )
 WRONG_FIRMWARE = error_kind(
     "conversion-firmware",

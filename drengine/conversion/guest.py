@@ -1,7 +1,7 @@
 """The guest's system in the helper machine: found, mounted, read, changed by its own programs.
 
-Everything here is an order to the helper. Paths are the guest's own, followed inside its root (a link to /etc/passwd there is the
-guest's). A dry guest is only read; what would be done is collected all the same.
+Everything here is an order to the helper. Paths are the guest's own, followed inside its root (a link to /etc/passwd
+there is the guest's). A dry guest is only read; what would be done is collected all the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ for each in /proc/[0-9]*; do
 done
 sync
 for try in 1 2 3 4 5 6 7 8; do
-  sed -n 's,^[^ ]* \\(/guest[^ ]*\\) .*,\\1,p' /proc/mounts | sort -r | while read -r each; do umount "$each" 2>/dev/null; done
+  sed -n 's,^[^ ]* \\(/guest[^ ]*\\) .*,\\1,p' /proc/mounts | sort -r |
+    while read -r each; do umount "$each" 2>/dev/null; done
   grep -q ' /guest' /proc/mounts || break
   sleep 0.2
 done
@@ -79,7 +80,9 @@ class Guest:
             lines.append(f"mount -t {each.kind} -o {shlex.quote(each.options)} {shlex.quote(each.device)} {at}")
         answer = self._helper.order("\n".join((*lines, _MOUNT)))
         if not answer.ok:
-            raise DrengineError(CONVERSION_FAILED, f"the guest's file systems can't be mounted: {bounded(answer.errors)}")
+            raise DrengineError(
+                CONVERSION_FAILED, f"the guest's file systems can't be mounted: {bounded(answer.errors)}"
+            )
 
     def unmount(self) -> None:
         """End what still runs of the guest, and unmount everything: from then on the disks hold all of it.
@@ -89,7 +92,9 @@ class Guest:
         """
         answer = self._helper.order(_END)
         if not answer.ok:
-            raise DrengineError(CONVERSION_FAILED, f"the guest's file systems can't be unmounted: {bounded(answer.text)}")
+            raise DrengineError(
+                CONVERSION_FAILED, f"the guest's file systems can't be unmounted: {bounded(answer.text)}"
+            )
 
     def inside(self, script: str, seconds: float = ORDER_SECONDS) -> Answer:
         """Run a shell script inside the guest's root, by our own tools."""
@@ -98,8 +103,8 @@ class Guest:
     def files(self, *patterns: str) -> dict[str, str]:
         """Files of the guest by path; what is no UTF-8 in them comes back as it is when they are written."""
         script = (
-            f"for f in {' '.join(patterns)}; do [ -f \"$f\" ] && "
-            f"echo $(printf %s \"$f\" | base64 -w 0) $(head -c {FILE_BYTES_MAX} \"$f\" | base64 -w 0); done; true"
+            f'for f in {" ".join(patterns)}; do [ -f "$f" ] && '
+            f'echo $(printf %s "$f" | base64 -w 0) $(head -c {FILE_BYTES_MAX} "$f" | base64 -w 0); done; true'
         )
         found = {}
         for line in self.inside(script).text.splitlines():
@@ -109,7 +114,9 @@ class Guest:
 
     def there(self, *paths: str) -> frozenset[str]:
         """Which of these paths exist."""
-        script = f"for f in {' '.join(map(shlex.quote, paths))}; do {{ [ -e $f ] || [ -L $f ]; }} && echo $f; done; true"
+        script = (
+            f"for f in {' '.join(map(shlex.quote, paths))}; do {{ [ -e $f ] || [ -L $f ]; }} && echo $f; done; true"
+        )
         return frozenset(self.inside(script).text.splitlines()) & frozenset(paths)
 
     def put(self, what: str, files: Mapping[str, str], before: Mapping[str, str], *, mode: str = "") -> bool:

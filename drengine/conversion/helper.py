@@ -1,6 +1,6 @@
 """The helper machine: a small virtual machine that has the disks, no network, and nothing else of this host.
 
-Orders go to it over a virtio port as shell scripts, and come back as status and bounded output. What runs in there is the
+Orders go to it over a virtio port as shell scripts; status and bounded output come back. What runs in there is the
 guest's own, so an answer is a stranger's word: it is bounded here, and only ever data.
 
 Its process carries a mark, so that after a crash of the orchestrator the next one finds it and ends it. It also ends
@@ -18,6 +18,7 @@ import re
 import selectors
 import shutil
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ START_SECONDS = 10.0
 END_SECONDS = 20.0
 ORDER_SECONDS = 120.0
 _MARGIN_SECONDS = 10.0
-_LOOK_SECONDS = 0.02
+_LOOK_SECONDS, _WAIT_SECONDS = 0.02, 0.2
 _DISKS_A_SLOT = 8
 _FIRST_SLOT = 8
 _PORT, _CONSOLE, _INITRAMFS, _NOTES = "port.sock", "console.sock", "initramfs.gz", "helper.log"
@@ -102,16 +103,24 @@ class Helper:
         directory: a place of its own, removed at the end.
         name: the same after a restart of the orchestrator: an earlier machine of this name is ended first.
         deadline: of `time.monotonic`, for everything together.
+        cancelled: when set by somebody else, orders fail at once.
     """
 
     def __init__(
-        self, directory: Path, name: str, disks: Sequence[HelperDisk], options: HelperOptions, deadline: float
+        self,
+        directory: Path,
+        name: str,
+        disks: Sequence[HelperDisk],
+        options: HelperOptions,
+        deadline: float,
+        cancelled: threading.Event | None = None,
     ) -> None:
         self.disks = tuple(disks)
         self._directory = directory
         self._name = name
         self._options = options
         self._deadline = deadline
+        self._cancelled = cancelled or threading.Event()
         self._number = 0
         self._said: deque[bytes] = deque(maxlen=64)
         self._sockets = contextlib.ExitStack()
@@ -190,10 +199,11 @@ class Helper:
         unsent, heard = memoryview(line), bytearray()
         self._selector.modify(self._port, selectors.EVENT_READ | selectors.EVENT_WRITE)
         while not heard.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() > deadline:
                 raise self._failed("it did not answer in time")
-            for key, events in self._selector.select(left):
+            if self._cancelled.is_set():
+                raise self._failed("it is ended before it was through")
+            for key, events in self._selector.select(_WAIT_SECONDS):
                 if events & selectors.EVENT_WRITE:
                     unsent = unsent[self._port.send(unsent) :]
                     if not unsent:
@@ -241,7 +251,7 @@ def helper_arguments(image: Path, disks: Sequence[HelperDisk], options: HelperOp
     arguments += ["-m", str(options.memory_mib), "-smp", str(options.cpus)]
     arguments += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     arguments += ["-kernel", str(image), "-initrd", _INITRAMFS]
-    arguments += ["-append", "console=ttyS0 quiet panic=-1 net.ifnames=0"]
+    arguments += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nowatchdog"]
     arguments += ["-chardev", f"socket,id=console,path={_CONSOLE},server=on,wait=off", "-serial", "chardev:console"]
     arguments += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={_PORT},server=on,wait=off"]
     arguments += ["-device", "virtserialport,chardev=port,name=drengine"]

@@ -23,7 +23,9 @@ list() {{ echo "device $1 $2 $3"; blkid -p -o export "$1"; }}
 for disk in $(ls -d /sys/block/vd* | sort); do
   name=${{disk##*/}}; number=$(cat $disk/serial); number=${{number#disk}}
   list /dev/$name "$number" 0
-  for each in $disk/$name*; do [ -e "$each/partition" ] && list /dev/${{each##*/}} "$number" "$(cat $each/partition)"; done
+  for each in $disk/$name*; do
+    [ -e "$each/partition" ] && list /dev/${{each##*/}} "$number" "$(cat $each/partition)"
+  done
 done
 if [ -x /sbin/lvm ]; then
   lvm vgchange -ay {_LVM} >/dev/null; lvm vgscan --mknodes {_LVM} >/dev/null
@@ -38,7 +40,8 @@ look() {
   for sub in "" @ @rootfs root; do
     at=/look/$sub
     if [ -f "$at/etc/fstab" ] && { [ -e "$at/etc/os-release" ] || [ -L "$at/etc/os-release" ]; }; then
-      echo "root $1 =$sub $(head -c 65536 "$at/etc/fstab" | base64 -w 0) =$(head -c 4096 "$at/etc/os-release" | base64 -w 0)"
+      fstab=$(head -c 65536 "$at/etc/fstab" | base64 -w 0) release=$(head -c 4096 "$at/etc/os-release" | base64 -w 0)
+      echo "root $1 =$sub $fstab =$release"
       break
     fi
   done
@@ -83,7 +86,9 @@ def find_system(helper: Helper, inventory: Inventory | None) -> System:
     """
     found = read_devices(helper.order(_LISTING).text)
     helper.order(_LINKS + "\n".join(_link_lines(found)))
-    lines = [f"look {each.path} {each.kind} {_options(each.kind)}" for each in found if each.kind in {*LINUX_KINDS, "vfat"}]
+    lines = [
+        f"look {each.path} {each.kind} {_options(each.kind)}" for each in found if each.kind in {*LINUX_KINDS, "vfat"}
+    ]
     answer = helper.order("\n".join((_LOOK, *lines, "true")))
     candidates = list(_candidates(answer.text, found))
     if not candidates:
@@ -119,7 +124,9 @@ def _candidates(text: str, devices: tuple[Device, ...]) -> Iterator[_Candidate]:
         words = line.split(" ")
         if words[0] == "root" and len(words) == 5 and words[1] in paths:
             fstab, release = _decoded(words[3]), _decoded(words[4][1:])
-            names = [line.partition("=")[2].strip("\"'") for line in release.splitlines() if line.startswith("PRETTY_NAME=")]
+            names = [
+                line.partition("=")[2].strip("\"'") for line in release.splitlines() if line.startswith("PRETTY_NAME=")
+            ]
             yield _Candidate(paths[words[1]], words[2][1:], tuple(read_fstab(fstab)), (names or ["Linux"])[0][:100])
 
 
@@ -134,9 +141,13 @@ def _nothing(devices: tuple[Device, ...], text: str) -> DrengineError:
     """Why there is no system."""
     kinds = {each.kind for each in devices}
     if "windows " in text or kinds & {"ntfs", "BitLocker"}:
-        return DrengineError(WINDOWS_GUEST, "the disks hold Windows (NTFS, or its boot manager), which is not converted")
+        return DrengineError(
+            WINDOWS_GUEST, "the disks hold Windows (NTFS, or its boot manager), which is not converted"
+        )
     if "crypto_LUKS" in kinds:
-        return DrengineError(ENCRYPTED_GUEST, "no root file system can be read, and there is one that is encrypted (LUKS)")
+        return DrengineError(
+            ENCRYPTED_GUEST, "no root file system can be read, and there is one that is encrypted (LUKS)"
+        )
     if "LVM2_member" in kinds and not any(each.disk < 0 for each in devices):
         hint = "Install lvm2 on the orchestrator's host: its lvm program is what the helper machine uses."
         return DrengineError(CONVERSION_HELPER, "the root lies on LVM, and this host has no program lvm", hint=hint)
@@ -157,7 +168,9 @@ def _chosen(candidates: list[_Candidate], inventory: Inventory | None) -> _Candi
             return told[0]
     if len(candidates) > 1:
         names = ", ".join(f"{each.name} on {each.device.path}" for each in candidates)
-        raise DrengineError(UNKNOWN_GUEST, f"there are several systems, and no inventory tells which one the source runs: {names}")
+        raise DrengineError(
+            UNKNOWN_GUEST, f"there are several systems, and no inventory tells which one the source runs: {names}"
+        )
     return candidates[0]
 
 
@@ -178,6 +191,8 @@ def _mounts(chosen: _Candidate, devices: Devices) -> Iterator[Mount]:
         if found is None and "noauto" in line.options.split(","):
             continue
         if found is None or not found.kind:
-            raise DrengineError(NO_BOOT, f"{line.device}, which the guest mounts at {at}, is on no disk that is replicated")
+            raise DrengineError(
+                NO_BOOT, f"{line.device}, which the guest mounts at {at}, is on no disk that is replicated"
+            )
         subvolume = [each for each in line.options.split(",") if each.startswith("subvol")]
         yield Mount(found.path, at, found.kind, ",".join(("rw" + _options(found.kind), *subvolume)))

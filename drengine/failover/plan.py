@@ -2,9 +2,10 @@
 
 The shapes (``s`` is each source; docs/failover.md draws them):
 
-drill      declare, preflight, gate, choose-point:s, branch:s, waves(launch:s),
+drill      declare, preflight, gate, choose-point:s, branch:s, convert:s, waves(launch:s),
            then always stop-workload:s, drop-branch:s
-failover   declare, preflight, gate, fence:s, [all fenced] choose-point:s, promote:s, [all promoted] waves(launch:s)
+failover   declare, preflight, gate, fence:s, [all fenced] choose-point:s, promote:s, [all promoted] convert:s,
+           waves(launch:s); convert:s only where the launch driver boots machines of its own making
            where s runs here already, after an earlier failover, that is stopped instead of fencing the source
 migration  the same with quiesce-source:s before fence:s
 reprotect  declare, preflight, fence:s, stop-services:s, preserve:s, reverse:s
@@ -24,11 +25,13 @@ from typing import Any
 
 from drengine.config import parse_duration
 from drengine.failover.approvals import FORCE_STEP, force_step
+from drengine.failover.drivers.available import knows_machine
 from drengine.failover.options import RunOptions, read_options
-from drengine.failover.runbook.values import Mode, OnFailure, Runbook, Source, Step, Wave
+from drengine.failover.runbook.values import Convert, Mode, OnFailure, Runbook, Source, Step, Wave
 from drengine.failover.steps.approval import APPROVAL, Approval
 from drengine.failover.steps.branch import BRANCH
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings
+from drengine.failover.steps.convert import CONVERT, ConvertSettings
 from drengine.failover.steps.declare import DECLARE, DeclareSettings
 from drengine.failover.steps.drop_branch import DROP_BRANCH
 from drengine.failover.steps.fence import FENCE, FenceSettings
@@ -205,13 +208,15 @@ class _Planner:
     def drill(self) -> None:
         gate = self._gate([self._declare()])
         branches = {
-            source: self._add(BRANCH, source, NoSettings(), (self._choose(source, gate),)) for source in self._sources
+            source: self._convert(source, (self._add(BRANCH, source, NoSettings(), (self._choose(source, gate),)),))
+            for source in self._sources
         }
-        ends = self._waves(lambda source, needs: self._launch(source, (branches[source], *needs)))
+        ends = self._waves(lambda source, needs: self._launch(source, (*branches[source], *needs)))
         if self._options.hold:
             self._add(APPROVAL, "", Approval(prompt="end the drill", self_approval=True), ends, title="end the drill")
         for source in self._sources:
-            stopped = self._stop_workload(source, (), cleans=LAUNCH.step_id(source), cleanup=True)
+            first = CONVERT if self._converts(source) else LAUNCH
+            stopped = self._stop_workload(source, (), cleans=first.step_id(source), cleanup=True)
             cleans = BRANCH.step_id(source)
             self._add(DROP_BRANCH, source, NoSettings(), (stopped,), cleans=cleans, cleanup=True)
 
@@ -227,7 +232,8 @@ class _Planner:
         promoted = tuple(
             self._add(PROMOTE, source, NoSettings(), (self._choose(source, fenced),)) for source in self._sources
         )
-        self._waves(lambda source, needs: self._launch(source, (*promoted, *needs)), first=promoted)
+        fit = {source: self._convert(source, promoted) for source in self._sources}
+        self._waves(lambda source, needs: self._launch(source, (*fit[source], *needs)), first=promoted)
 
     def reverse(self) -> tuple[str, ...]:
         """See the module; gives the ids of the last steps."""
@@ -275,9 +281,13 @@ class _Planner:
 
     def undo_failover(self, begun: frozenset[str]) -> None:
         """Stop what was launched, give the sources their branch again, and send them on."""
+
+        def launching(source: str) -> bool:
+            return bool({CONVERT.step_id(source), LAUNCH.step_id(source)} & begun)
+
         stopped = self._in_waves_reversed(
             (),
-            lambda source, needs: self._stop_workload(source, needs) if LAUNCH.step_id(source) in begun else None,
+            lambda source, needs: self._stop_workload(source, needs) if launching(source) else None,
         )
         handed = [
             self._add(HAND_BACK, source, HandBackSettings("source"), stopped)
@@ -345,6 +355,20 @@ class _Planner:
         settings = self._workload(source, earlier=self._mode.is_way_home, hydrate=launch.hydrate)
         seconds = parse_duration(launch.timeout)
         return self._add(LAUNCH, source, settings, needs, timeout_seconds=seconds, retries=launch.retries)
+
+    def _converts(self, source: str) -> bool:
+        launch = self._runbook.sources[source].launch
+        return launch.convert is not Convert.NEVER and knows_machine(launch.driver)
+
+    def _convert(self, source: str, needs: tuple[str, ...]) -> tuple[str, ...]:
+        """What a launch waits for: the branch, made fit for the driver's machine where it may have to be."""
+        if not self._converts(source):
+            return needs
+        launch = self._runbook.sources[source].launch
+        workload = self._workload(source, earlier=False)
+        settings = ConvertSettings(workload=workload, convert=launch.convert, conversion=launch.conversion)
+        seconds = parse_duration(launch.conversion.timeout)
+        return (self._add(CONVERT, source, settings, needs, timeout_seconds=seconds),)
 
     def _quiesce_recovered(self, source: str, needs: tuple[str, ...]) -> str:
         return self._add(QUIESCE_RECOVERED, source, self._workload(source), needs)

@@ -40,10 +40,27 @@ _LEFT_OUT = (
         f"/lib/modules/*/kernel/{each}/*"
         for each in (
             *("sound", "drivers/gpu", "drivers/media", "drivers/net/wireless", "drivers/infiniband", "drivers/staging"),
-            *("drivers/iio", "drivers/isdn", "drivers/input", "drivers/hwmon", "drivers/usb", "drivers/mtd", "net/sctp"),
+            *(
+                "drivers/iio",
+                "drivers/isdn",
+                "drivers/input",
+                "drivers/hwmon",
+                "drivers/usb",
+                "drivers/mtd",
+                "net/sctp",
+            ),
             *("drivers/net/ethernet/mellanox", "drivers/net/ethernet/broadcom", "drivers/net/ethernet/qlogic"),
             *("drivers/net/ethernet/chelsio", "drivers/net/ethernet/netronome", "drivers/net/can", "net/wireless"),
-            *("fs/ceph", "fs/smb", "fs/ocfs2", "fs/gfs2", "fs/nfsd", "fs/bcachefs", "drivers/net/usb", "drivers/crypto"),
+            *(
+                "fs/ceph",
+                "fs/smb",
+                "fs/ocfs2",
+                "fs/gfs2",
+                "fs/nfsd",
+                "fs/bcachefs",
+                "drivers/net/usb",
+                "drivers/crypto",
+            ),
         )
     ),
 )
@@ -65,12 +82,17 @@ iface enp0s31f6 inet static
 END
 echo 'MODULES=list' > $root/etc/initramfs-tools/conf.d/installer
 printf 'ahci\nsd_mod\next4\n' >> $root/etc/initramfs-tools/modules
-printf 'GRUB_DEFAULT=0\nGRUB_TIMEOUT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX=""\nGRUB_DISABLE_LINUX_UUID=true\n' \
-  > $root/etc/default/grub
+cat > $root/etc/default/grub <<'END'
+GRUB_DEFAULT=0
+GRUB_TIMEOUT=0
+GRUB_CMDLINE_LINUX_DEFAULT="quiet"
+GRUB_CMDLINE_LINUX=""
+GRUB_DISABLE_LINUX_UUID=true
+END
 printf 'Debian at \\4\n\n' > $root/etc/issue
 echo shop > $root/etc/hostname
 echo root:drengine | chroot $root chpasswd
-chroot $root systemctl mask systemd-timesyncd.service apt-daily.timer apt-daily-upgrade.timer e2scrub_reap.service dpkg-db-backup.timer fstrim.timer
+chroot $root systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_reap.service dpkg-db-backup.timer
 rm -rf $root/var/lib/apt/lists/* $root/var/cache/apt/*.bin $root/var/cache/debconf/*-old
 # On the machine that builds, the root of a chroot is no device: what is asked for is what the list says.
 chroot $root update-initramfs -u -k all

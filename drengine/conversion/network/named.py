@@ -1,7 +1,8 @@
 """Which interface of the guest a card becomes.
 
-A card is given its interface's name by its MAC address (a .link file of udev), so the guest's own configuration, its firewall and
-its programs find the name that they know. Names like eth0 are the kernel's: of several cards each might be the first.
+A card is given its interface's name by its MAC address (a .link file of udev), so the guest's own configuration, its
+firewall and its programs find the name that they know. Names like eth0 are the kernel's: of several cards each might be
+the first.
 """
 
 from __future__ import annotations

@@ -35,7 +35,11 @@ class NetworkPlan:
 
 
 def plan_network(
-    files: Mapping[str, str], there: Collection[str], cards: Sequence[Card], machine: Machine, inventory: Inventory | None
+    files: Mapping[str, str],
+    there: Collection[str],
+    cards: Sequence[Card],
+    machine: Machine,
+    inventory: Inventory | None,
 ) -> NetworkPlan:
     """From the guest's files and what is there of PROGRAMS.
 
@@ -49,7 +53,9 @@ def plan_network(
     puts = dict(link_files(named, machine))
     made, aside = _by_way(_way(files, there), files, named)
     if made is None:
-        return NetworkPlan({}, stale, [*notes, "how the guest configures its network is not known: nothing was changed"])
+        return NetworkPlan(
+            {}, stale, [*notes, "how the guest configures its network is not known: nothing was changed"]
+        )
     puts |= made
     if "/usr/bin/cloud-init" in there:
         puts[_CLOUD] = f"{HEADER}network: {{config: disabled}}\n"

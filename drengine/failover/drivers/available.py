@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from drengine.failover.drivers.driver import LaunchDriver
+from functools import cache
+
+from drengine.failover.drivers.driver import KnowsMachine, LaunchDriver
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.model.errors import DrengineError
 from drengine.plugins import Plugins
@@ -38,6 +40,15 @@ def load_driver(name: str) -> LaunchDriver:
     except Exception as error:  # third-party code may raise anything
         raise DrengineError(LAUNCH_SETTINGS, f"launch driver {name!r} can't be loaded: {error}") from error
     return driver
+
+
+@cache
+def knows_machine(name: str) -> bool:
+    """Whether the driver of that name boots disks on a machine of its own making; one that can't be loaded does not."""
+    try:
+        return isinstance(load_driver(name), KnowsMachine)
+    except DrengineError:
+        return False
 
 
 def load_drivers() -> dict[str, LaunchDriver]:

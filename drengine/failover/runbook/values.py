@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -118,6 +118,32 @@ class LaunchInterface(InterfaceSettings, frozen=True, forbid_unknown_fields=True
     """What it becomes in a drill; absent: the same."""
 
 
+class Convert(enum.StrEnum):
+    """Whether a source's disks are made fit for the launch driver's machine before they are launched."""
+
+    AUTO = "auto"
+    """Where the source's inventory tells that something differs."""
+    ALWAYS = "always"
+    """Also where nothing is known of the source."""
+    NEVER = "never"
+    """They are launched as they are."""
+
+
+class Conversion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How its disks are converted."""
+
+    timeout: Duration = "30m"
+    """How long it may take; it takes a minute or two on KVM, and about ten times that without."""
+    memory_mib: int = 1024
+    """Of the helper machine in which it is done."""
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    """What runs it; `auto`: kvm where it really runs guests."""
+    kernel: str = ""
+    """Image of its kernel, whose modules are in /lib/modules; default: the newest of the orchestrator's host."""
+    first_boot: str = ""
+    """A shell script that the recovered server runs once, at its first start."""
+
+
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a source's workload is started from the promoted disks.
 
@@ -140,6 +166,10 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Make its disks local in the background while it runs."""
     interfaces: dict[str, LaunchInterface] = {}
     """Those of the source's network interfaces, by name, that become something of their own: a fixed address, a MAC."""
+    convert: Convert = Convert.AUTO
+    """Whether its disks are made fit for the driver's machine (drivers, names, boot loader, network) before."""
+    conversion: Conversion = Conversion()
+    """How."""
 
     def settings_in(self, mode: Mode) -> dict[str, Any]:
         """The driver's settings in a mode: those of a drill lie over the others."""

@@ -18,6 +18,7 @@ from drengine.failover.steps.approval import APPROVAL
 from drengine.failover.steps.branch import BRANCH
 from drengine.failover.steps.choose_point import CHOOSE_POINT
 from drengine.failover.steps.command import COMMAND
+from drengine.failover.steps.convert import CONVERT
 from drengine.failover.steps.declare import DECLARE
 from drengine.failover.steps.dns import DNS
 from drengine.failover.steps.drop_branch import DROP_BRANCH
@@ -55,6 +56,7 @@ BUILT_IN: tuple[StepKind[Any, Any], ...] = (
     CHOOSE_POINT,
     BRANCH,
     PROMOTE,
+    CONVERT,
     LAUNCH,
     STOP_SERVICES,
     PRESERVE,

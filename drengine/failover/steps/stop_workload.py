@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from drengine.failover.steps.convert import end_conversion
 from drengine.failover.steps.grants import take_disks
 from drengine.failover.steps.step import NoResult, PlannedStep, StepContext, StepKind, StepResult
 from drengine.failover.steps.threads import in_thread
@@ -26,6 +27,7 @@ class StopWorkloadStep(StepKind[WorkloadSettings, NoResult]):
 
         def stop() -> str:
             request = launch_request(step, context, loop)
+            end_conversion(context.site.directory, request.instance)
             driver_of(step, context).stop(request)
             take_disks(context, request.instance)
             return request.instance

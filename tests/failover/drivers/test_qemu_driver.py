@@ -15,10 +15,11 @@ from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
 from drengine.failover.drivers.qemu.cards import cards_of
-from drengine.failover.drivers.qemu.disks import disk_arguments, nbd_node
+from drengine.failover.drivers.qemu.disks import disk_arguments
 from drengine.failover.drivers.qemu.driver import QemuDriver
 from drengine.failover.drivers.qemu.settings import CardSettings, QemuSettings
 from drengine.model.errors import DrengineError
+from drengine.nbd.blockdev import nbd_node
 
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="qemu-system-x86 is not installed")
 BARE = {"accelerator": "tcg", "memory_mib": 64, "grace": "0.2s"}

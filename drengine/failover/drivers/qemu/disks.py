@@ -11,9 +11,8 @@ from drengine.failover.drivers.move import MovingDisk
 from drengine.failover.drivers.qemu.settings import QemuSettings
 from drengine.model.errors import DrengineError
 from drengine.model.sectors import SECTOR_BYTES
-from drengine.nbd.client import NbdAddress
+from drengine.nbd.blockdev import nbd_node
 
-RECONNECT_SECONDS = 30
 _SERIAL_CHARACTERS = 20
 _SATA_PORTS = 6
 _DEVICES = {"virtio": "virtio-blk-pci", "nvme": "nvme", "sata": "ide-hd", "scsi": "scsi-hd"}
@@ -71,20 +70,6 @@ def serial_numbers(volumes: list[str]) -> list[str]:
         serial if short.count(serial) == 1 else f"{serial[: _SERIAL_CHARACTERS - 4]}-{number}"
         for number, serial in enumerate(short)
     ]
-
-
-def nbd_node(uri: str) -> dict[str, Any]:
-    """An NBD URI as a block node of QEMU; a server that is restarted is waited for.
-
-    Raises:
-        DrengineError: NBD_CLIENT, it is none.
-    """
-    address = NbdAddress.parse(uri)
-    if isinstance(address.place, str):
-        server = {"type": "unix", "path": address.place}
-    else:
-        server = {"type": "inet", "host": address.place[0], "port": str(address.place[1])}
-    return {"driver": "nbd", "server": server, "export": address.export, "reconnect-delay": RECONNECT_SECONDS}
 
 
 def _controllers(bus: str, disks: int) -> list[str]:
