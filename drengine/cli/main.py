@@ -130,6 +130,10 @@ COMMANDS: Mapping[str, Command | Group] = {
         "drengine.cli.targets",
         "Show the targets that share a store: where agents reach them, their sources, when each was last seen.",
     ),
+    "convert": Command(
+        "drengine.cli.convert",
+        "Make the disks of a branch boot on another machine: drivers, names, boot loader, serial console, network.",
+    ),
     "hydrate": Command(
         "drengine.cli.hydrate",
         "Serve a disk from a local copy that fills in the background; writes go to the remote disk too, first.",

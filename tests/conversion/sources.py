@@ -1,4 +1,4 @@
-"""A source whose disk is a whole Debian: as its agent would have replicated it, and as it would have told what it is."""
+"""A source whose disk is a whole Debian: its replica, and what its agent would have told of it."""
 
 from __future__ import annotations
 

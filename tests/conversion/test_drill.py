@@ -12,7 +12,7 @@ import pytest
 
 from drengine.cli.main import app
 from drengine.conversion.helper import MARK
-from drengine.failover.drivers.qemu.machine import MARK as INSTANCE_MARK
+from drengine.failover.drivers.qemu.driver import MARK as INSTANCE_MARK
 from drengine.process import find_marked
 from drengine.terminal import main
 from tests.conversion.sources import make_source, point_digest

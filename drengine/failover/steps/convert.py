@@ -23,6 +23,7 @@ from drengine.failover.needs import Memory, Need, Program, ReadableFile
 from drengine.failover.runbook.values import Conversion, Convert
 from drengine.failover.steps.grants import let_use_disks
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
+from drengine.failover.steps.threads import in_cancellable_thread
 from drengine.failover.steps.workloads import WorkloadSettings, branch_of, driver_of, launch_request
 from drengine.ownership import make_directory
 
@@ -62,18 +63,8 @@ class ConvertStep(StepKind[ConvertSettings, ConvertedDisks]):
             yield ReadableFile(settings.conversion.kernel)
 
     async def act(self, step: PlannedStep[ConvertSettings], context: StepContext) -> StepResult[ConvertedDisks]:
-        loop, cancelled = asyncio.get_running_loop(), threading.Event()
-
-        def work() -> StepResult[ConvertedDisks]:
-            return _result(_convert(step, context, loop, cancelled))
-
-        running = asyncio.create_task(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            cancelled.set()
-            await asyncio.wait({running})
-            raise
+        loop = asyncio.get_running_loop()
+        return _result(await in_cancellable_thread(lambda cancelled: _convert(step, context, loop, cancelled)))
 
 
 CONVERT = ConvertStep()
