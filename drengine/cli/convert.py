@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -47,21 +46,8 @@ THREADS = 4
 CELL_CHARACTERS_MAX = 60
 
 
-class DiskBus(enum.StrEnum):
-    """What the machine's disks hang on."""
-
-    VIRTIO = "virtio"
-    NVME = "nvme"
-    SCSI = "scsi"
-    SATA = "sata"
-    XEN = "xen"
-
-
-class Firmware(enum.StrEnum):
-    """How the machine boots."""
-
-    BIOS = "bios"
-    UEFI = "uefi"
+DiskBus = Literal["virtio", "nvme", "scsi", "sata", "xen"]
+Firmware = Literal["bios", "uefi"]
 
 
 @app.command()
@@ -78,7 +64,7 @@ def convert(
     runbook: Annotated[
         Path | None, typer.Option("--runbook", help="Machine and addresses are those of a failover by this runbook.")
     ] = None,
-    disk_bus: Annotated[DiskBus, typer.Option("--disk-bus", help="What the machine's disks hang on.")] = DiskBus.VIRTIO,
+    disk_bus: Annotated[DiskBus, typer.Option("--disk-bus", help="What the machine's disks hang on.")] = "virtio",
     firmware: Annotated[
         Firmware | None, typer.Option("--firmware", help="How the machine boots; default: as the source.")
     ] = None,
@@ -125,8 +111,8 @@ def _wish(
         if not speaks_of(inventory, {each.name for each in head.geometry.values()}):
             inventory = None
     if runbook is None:
-        mode = firmware.value if firmware else (inventory.boot_mode if inventory else "") or Firmware.BIOS.value
-        return Wish(machine=Machine(disk_bus=bus.value, firmware=mode), inventory=inventory, dry=dry)
+        mode = firmware or (inventory.boot_mode if inventory else "") or "bios"
+        return Wish(machine=Machine(disk_bus=bus, firmware=mode), inventory=inventory, dry=dry)
     book = read_runbook(read_runbook_text(runbook), where=str(runbook))
     if source not in book.sources:
         raise DrengineError(UNKNOWN_SOURCE, f"{runbook} has no source {source!r}")
@@ -154,7 +140,7 @@ def _chosen(store: Store, source: str, point: str, branch: int | None, *, dry: b
     found = next((each for each in store.branches(source) if each.number == branch and not each.closed), None)
     if found is None:
         fault = "no branch is named" if branch is None else f"{source!r} has no open branch {branch}"
-        hint = "`drengine branches` lists them, `drengine export --writable` makes one; or give --dry-run."
+        hint = "`drengine branches` lists them, `drengine export POINT --writable` makes one; or give --dry-run."
         raise DrengineError(UNKNOWN_BRANCH, fault, hint=hint)
     yield found.number
 

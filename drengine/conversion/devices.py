@@ -7,15 +7,13 @@ known from the source's inventory; without one, from the root's line in fstab, o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from drengine.model.inventory import FstabLine, Inventory
 
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 LINUX_KINDS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs"})
-_TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "part_uuid", "PARTLABEL": "part_label"}
-_LINKS = {"by-uuid": "uuid", "by-label": "label", "by-partuuid": "part_uuid", "by-partlabel": "part_label"}
 _KERNEL_NAME = re.compile(r"/dev/((?:sd|hd|vd|xvd)[a-z]{1,3})(\d{0,3})")
 _NUMBERED_NAME = re.compile(r"/dev/((?:nvme\d+n\d+|mmcblk\d+|cciss/c\d+d\d+))(?:p(\d{1,3}))?")
 _BY_HARDWARE = re.compile(r"/dev/disk/by-(?:id|path)/(.+?)(?:-part(\d{1,3}))?")
@@ -46,6 +44,15 @@ class Device:
     table: str = ""
 
 
+_IDS: Mapping[str, Callable[[Device], str]] = {
+    "UUID": lambda device: device.uuid,
+    "LABEL": lambda device: device.label,
+    "PARTUUID": lambda device: device.part_uuid,
+    "PARTLABEL": lambda device: device.part_label,
+}
+"""What fstab(5) knows a device by; udev has a folder of links for each."""
+
+
 @dataclass(frozen=True)
 class Devices:
     """All of them, and what the guest's names mean.
@@ -62,11 +69,11 @@ class Devices:
         """The device that a name of the guest means: `UUID=...`, `/dev/sda2`, `/dev/vg/root`; None: not known here."""
         name = name.strip("\"'")
         tag, equals, value = name.partition("=")
-        if equals and tag in _TAGS:
-            return self._by(_TAGS[tag], value.strip("\"'"))
-        for link, attribute in _LINKS.items():
-            if name.startswith(f"/dev/disk/{link}/"):
-                return self._by(attribute, name.rpartition("/")[2])
+        if equals and tag in _IDS:
+            return self._by(tag, value.strip("\"'"))
+        for tag in _IDS:
+            if name.startswith(f"/dev/disk/by-{tag.lower()}/"):
+                return self._by(tag, name.rpartition("/")[2])
         if found := hardware_name(name):
             stem, number = found
             if stem in self.stems:
@@ -75,11 +82,11 @@ class Devices:
             return None
         return next((each for each in self.all if each.path in mapper_names(name)), None)
 
-    def _by(self, attribute: str, value: str) -> Device | None:
+    def _by(self, tag: str, value: str) -> Device | None:
         def plain(text: str) -> str:
-            return text.lower() if attribute.endswith("uuid") else text
+            return text.lower() if tag.endswith("UUID") else text
 
-        return next((each for each in self.all if value and plain(getattr(each, attribute)) == plain(value)), None)
+        return next((each for each in self.all if value and plain(_IDS[tag](each)) == plain(value)), None)
 
 
 def stable_name(device: Device) -> str:

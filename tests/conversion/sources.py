@@ -73,8 +73,8 @@ def _batches(disk: Path) -> Iterator[list[tuple[int, bytes]]]:
     with disk.open("rb", buffering=0) as file:
         end = 0
         while (start := _next_data(file.fileno(), end)) is not None:
+            end = -(-os.lseek(file.fileno(), start, os.SEEK_HOLE) // BLOCK_BYTES) * BLOCK_BYTES
             start -= start % BLOCK_BYTES
-            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
             for offset in range(start, end, BATCH_BYTES):
                 data = os.pread(file.fileno(), min(BATCH_BYTES, end - offset), offset)
                 if data.strip(b"\0"):

@@ -58,6 +58,7 @@ NOT_TRIED = {
     "`drengine enrol --to {}`": "tests/enrolment",
     "`drengine token create --role broker`": "tests/enrolment",
     "`drengine store join DIRECTORY --catalogue URL`": "tests/store/shared",
+    "`drengine inventory SOURCE`": "tests/cli",
 }
 """Commands of hints that are not typed in the situation, and why that is enough."""
 WORDS = {
@@ -66,6 +67,7 @@ WORDS = {
     "08:00-18:00=20MiB/s, otherwise unlimited",
     # keys of runbooks and of what belongs to them
     *("addresses", "interfaces", "interface", "network", "network: bubble", "drill"),
+    *("launch: {convert: never}", "disk_bus: sata", "firmware"),
     *("after", "by", "force_by", "host", "host:", "hydrate", "then", "modes", "mounts", "services", "start"),
     "[allow] commands",
     *("fence: {command: [...]}", "fence: {dry: [...]}", "objectives: rpo"),
