@@ -24,14 +24,13 @@ from drengine.conversion.errors import CONVERSION_FAILED, NO_BOOT, NO_INITRAMFS_
 from drengine.conversion.fstab import convert_fstab
 from drengine.conversion.guest import BEFORE, KEPT, Guest
 from drengine.conversion.helper import Helper, HelperDisk, HelperOptions
+from drengine.conversion.judge import ROOM_BYTES_MIN
 from drengine.conversion.network.named import HEADER
 from drengine.conversion.network.plan import FILES, PRIVATE, PROGRAMS, plan_network
 from drengine.conversion.system import System, find_system, has_esp
 from drengine.conversion.values import Converted, Wish
 from drengine.model.errors import DrengineError
 
-ROOM_BYTES_MIN = 16 << 20
-"""Beyond the largest initramfs, on the file system of /boot and on the root."""
 _FSTAB, _GRUB = "/etc/fstab", "/etc/default/grub"
 _RESUME = "/etc/initramfs-tools/conf.d/resume"
 _GRUB_FILES = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")

@@ -10,8 +10,8 @@ from drengine.model.errors import DrengineError
 from drengine.model.hardware import Card, Machine
 from drengine.model.inventory import Inventory
 
-ROOM_BYTES_MIN = 64 << 20
-"""What is surely enough for an initramfs; whether less is enough shows on the disk itself."""
+ROOM_BYTES_MIN = 16 << 20
+"""Less is never enough for a new initramfs; how much it takes shows on the disk itself."""
 
 
 def speaks_of(inventory: Inventory | None, volumes: Collection[str]) -> bool:
@@ -48,5 +48,5 @@ def refusals(inventory: Inventory, machine: Machine) -> Iterator[DrengineError]:
         yield DrengineError(WRONG_FIRMWARE, fault)
     for system in inventory.file_systems:
         if system.mounted_at in {"/", "/boot"} and system.size_bytes and system.free_bytes < ROOM_BYTES_MIN:
-            fault = f"{system.mounted_at} has {system.free_bytes >> 20} MiB left, and a new initramfs may take more"
+            fault = f"{system.mounted_at} has {system.free_bytes >> 20} MiB left, and a new initramfs takes more"
             yield DrengineError(NO_ROOM, fault)
