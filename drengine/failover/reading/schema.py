@@ -20,6 +20,7 @@ from drengine.failover.runbook.values import (
     RETRIES_MAX,
     Addresses,
     AddressRule,
+    Conversion,
     Fence,
     InterfaceSettings,
     Launch,
@@ -53,7 +54,7 @@ _MORE: dict[tuple[str, str], dict[str, Any]] = {
 
 _CLASSES = (
     *(Runbook, Objectives, Source, Service, Launch, Fence, Wave, Step),
-    *(Addresses, AddressRule, InterfaceSettings, LaunchInterface),
+    *(Addresses, AddressRule, InterfaceSettings, LaunchInterface, Conversion),
 )
 
 
