@@ -37,8 +37,8 @@ STABLE = ("cryptography",)
 """Their extensions keep to the part of Python's interface that stays the same."""
 NOT_NEEDED = ("colorama", "win-inet-pton")
 """Locked for other systems."""
-_PARTS = ("cli", "console", "conversion", "crypt", "failover", "fleet", "iscsi", "joining", "monitoring", "notifications", "people")
-TARGET_ONLY = [("drengine", part) for part in (*_PARTS, "policy", "store", "target")]
+_PARTS = ("cli", "console", "crypt", "failover", "fleet", "iscsi", "joining", "monitoring", "notifications", "people")
+TARGET_ONLY = [("drengine", part) for part in (*_PARTS, "conversion", "policy", "store", "target")]
 """Parts of drengine that the agent never imports (import-linter holds it to that)."""
 NOT_FOR_AGENTS = (
     Path("drengine/control/broker.py"),
