@@ -38,7 +38,7 @@ from drengine.wire.frames import HEADER, FrameType, encode_frame
 from tests.fuzz.place import GREEDY, NAMELESS, WEBS, Place
 from tests.nbd import wire as nbd
 from tests.wire.mutation import mutated, numbered
-from tests.wire.samples import BATCH, CONVERSATION, CUT, ZEROS, joined, record
+from tests.wire.samples import BATCH, CONVERSATION, CUT, TELLING, ZEROS, joined, record
 
 ADDRESSES = [f"127.0.0.{number}" for number in range(2, 10)]
 ANSWER_SECONDS = 2.0
@@ -53,7 +53,11 @@ EPOCH = Mark(b"f" * 16, 1)
 VOLUMES = (VolumeGeometry(1, "data", "file:1", 1 << 30),)
 PURPOSES = {ev.Purpose.REPLICATE: (0, 0), ev.Purpose.PRESERVE: (9, 0), ev.Purpose.REVERSE: (1, 7)}
 SHIPPED = (BATCH, ZEROS, CUT)
-SAID = [data for who, event, data in record(CONVERSATION) if who is Role.AGENT and not isinstance(event, ev.Hello)]
+SAID = [
+    data
+    for who, event, data in (*record(CONVERSATION), *record(TELLING))
+    if who is Role.AGENT and not isinstance(event, ev.Hello)
+]
 PASSWORDS = ("admin", "password", "", "vic", "\u0000", "x" * 1024)
 
 CSR = request_for(generate_private_key(SECP256R1()))

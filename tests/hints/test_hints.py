@@ -50,6 +50,7 @@ NOT_TRIED = {
     "`drengine drill RUNBOOK`": "tests/failover/engine",
     "`drengine orchestrator check-config FILE`": "tests/cli",
     "`drengine points --source SOURCE`": "tests/recovery/test_commands.py",
+    "`drengine inventory SOURCE`": "tests/recovery/test_inventory.py",
     "`drengine-agent standby run`": "tests/failover/preflight/test_faults.py",
     "`drengine launch-policy ec2`": "tests/failover/drivers/ec2/test_permissions.py",
     "`drengine ca list`": "tests/identity/test_commands.py",

@@ -26,7 +26,7 @@ ALL_REPLICATED = Check(
     "all-replicated",
     "what each source has mounted by its fstab lies on disks that are replicated, as far as its agent told; of the "
     "system itself, where a machine boots from it",
-    "Protect that disk as well (a `[[volume]]` in the agent's file), or move the data; `drengine inventory SOURCE` "
+    "Protect that disk as well (another volume in the agent's file), or move the data; `drengine inventory SOURCE` "
     "shows what lies where.",
     Severity.WARNS,
 )

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from drengine.model.inventory import DOCUMENT_BYTES_MAX, Interface, Inventory, faults, pack_inventory, parse_inventory
+from drengine_agent.install.unit import CAPABILITIES
+from drengine_agent.inventory.blocks import Block, uncovered
 from drengine_agent.inventory.look import fitting, look
 from drengine_agent.inventory.storage import fstab_lines
 from tests.inventories import SERVER
@@ -199,6 +201,38 @@ def test_whoever_listens_is_told_with_its_program(network: str) -> None:
     }, "what passes is left out: clients' ports, and those of a program's own parts"
 
 
+def test_the_capabilities_of_the_unit_tell_whose_a_port_is_and_those_of_older_units_do_not() -> None:
+    needs("setpriv")
+    program = (
+        "import os,socket,sys\nos.setgid(65534); os.setuid(65534)\na=socket.create_server(('127.0.0.1', 0))\n"
+        "a=socket.create_server(('127.0.0.7', 8437)); print('ready', flush=True); sys.stdin.read()"
+    )
+    names = {each.removeprefix("CAP_").lower() for each in CAPABILITIES}
+    known = set(subprocess.run(["setpriv", "--list-caps"], capture_output=True, text=True, check=True).stdout.split())
+    show = (
+        "from drengine_agent.inventory.look import look\n"
+        "print([(each.port, each.program) for each in look({}, 0).listeners if each.address == '127.0.0.7'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout and server.stdout.readline() == "ready\n"
+        said = []
+        for left_out in ((), ("sys_ptrace",)):
+            kept = ",".join(f"+{each}" for each in names & known if each not in left_out)
+            done = subprocess.run(
+                ["setpriv", f"--bounding-set=-all,{kept}", sys.executable, "-c", show],
+                env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}"},
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+            said.append(done.stdout.strip())
+        server.communicate("")
+    assert said[0].startswith("[(8437, 'python") and said[1] == "[(8437, '')]", said
+
+
 def write(root: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -245,6 +279,71 @@ def test_a_server_that_is_described_by_files(tmp_path: Path) -> None:
         ("127.0.0.1", 25, ""),
         ("0.0.0.0", 5432, ""),
     ]
+
+
+def block(root: Path, name: str, *below: str, parent: str = "", **files: str) -> None:
+    """A device of a server that is described by files; a partition has a parent."""
+    names = ["sda", "sda1", "sda2", "sdb", "sdb1", "sdc", "sdc1", "dm-0", "dm-1", "md0", "loop7", "zram0", "sr0"]
+    numbers = {each: number for number, each in enumerate(names)}
+    at = root / "sys/devices" / (f"ata1/block/{parent}/{name}" if parent else f"ata1/block/{name}")
+    write(at, {"dev": f"8:{numbers[name]}", "size": "2097152", **files})
+    for each in below:
+        (at / "slaves" / each).mkdir(parents=True)
+    (root / "sys/class/block").mkdir(parents=True, exist_ok=True)
+    (root / "sys/class/block" / name).symlink_to(at)
+
+
+def mountinfo(*lines: tuple[int, str, str]) -> str:
+    return "".join(f"{n} 1 8:{number} / {at} rw - {kind} /dev/x rw\n" for n, (number, at, kind) in enumerate(lines, 30))
+
+
+def test_lvm_on_an_encrypted_disk_and_a_mirror_of_two(tmp_path: Path) -> None:
+    for name in ("sda", "sdb", "sdc"):
+        block(tmp_path, name)
+    for name, number in (("sda1", "1"), ("sda2", "2"), ("sdb1", "1"), ("sdc1", "1")):
+        block(tmp_path, name, parent=name[:3], partition=number, start="2048")
+    block(tmp_path, "dm-0", "sda2", **{"dm/uuid": "CRYPT-LUKS2-0a1b-sda2_crypt"})
+    block(tmp_path, "dm-1", "dm-0", **{"dm/uuid": "LVM-x"})
+    block(tmp_path, "md0", "sdb1", "sdc1")
+    block(tmp_path, "loop7", ro="1")
+    block(tmp_path, "zram0")
+    block(tmp_path, "sr0", removable="1")
+    own = mountinfo((8, "/", "ext4"), (1, "/boot", "ext4"), (9, "/srv", "xfs"))
+    write(tmp_path, {"proc/self/mountinfo": own})
+    found = look({}, 0, root=tmp_path)
+    assert (found.root, found.root_chain, found.encrypted_root) == ("dm-1", ("dm-1", "dm-0", "sda2", "sda"), True)
+    assert [(each.device, each.is_root, each.transport) for each in found.disks] == [
+        ("sda", True, "sata"),
+        ("sdb", False, "sata"),
+        ("sdc", False, "sata"),
+    ]
+    assert [(each.number, each.device, each.offset_bytes) for each in found.disks[0].partitions] == [
+        (1, "sda1", MIB),
+        (2, "sda2", MIB),
+    ]
+    told = {each.mounted_at: each for each in found.file_systems}
+    assert told["/"].disks == ("sda",) and told["/"].unreplicated == ("sda",)
+    assert told["/srv"].disks == told["/srv"].unreplicated == ("sdb", "sdc")
+
+
+@pytest.mark.parametrize(
+    ("volumes", "missing"),
+    [
+        ({}, {"/": ("sda",), "/boot": ("sda",), "/srv": ("sdb", "sdc")}),
+        ({"sda"}, {"/": (), "/boot": (), "/srv": ("sdb", "sdc")}),
+        ({"dm-1"}, {"/": (), "/boot": ("sda",), "/srv": ("sdb", "sdc")}),
+        ({"sda2", "sdb"}, {"/": (), "/boot": ("sda",), "/srv": ("sdc",)}),
+        ({"md0", "sda1"}, {"/": ("sda",), "/boot": (), "/srv": ()}),
+    ],
+)
+def test_what_no_volume_covers(volumes: set[str], missing: dict[str, tuple[str, ...]]) -> None:
+    shape = {
+        **{"sda": (), "sdb": (), "sdc": (), "sda1": ("sda",), "sda2": ("sda",), "sdb1": ("sdb",), "sdc1": ("sdc",)},
+        **{"dm-0": ("sda2",), "dm-1": ("dm-0",), "md0": ("sdb1", "sdc1")},
+    }
+    blocks = {name: Block(name, Path("/"), (8, 0), 1, below) for name, below in shape.items()}
+    on = {"/": "dm-1", "/boot": "sda1", "/srv": "md0"}
+    assert {at: uncovered(name, blocks, volumes) for at, name in on.items()} == missing
 
 
 def test_no_file_of_any_form_ends_a_look(tmp_path: Path) -> None:
