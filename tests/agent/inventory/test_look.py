@@ -69,6 +69,7 @@ def test_a_disk_with_partitions_and_what_is_mounted_of_it(tmp_path: Path) -> Non
         finally:
             subprocess.run(["umount", place], check=True)
             subprocess.run(["partx", "--delete", device], check=True)
+            second.unlink(missing_ok=True)
     disk = next(each for each in found.disks if each.volume == "system")
     assert (disk.device, disk.size_bytes, disk.table) == (device.name, 64 * MIB, "gpt")
     assert [(each.number, each.device, each.size_bytes) for each in disk.partitions] == [
