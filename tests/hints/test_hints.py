@@ -59,7 +59,6 @@ NOT_TRIED = {
     "`drengine enrol --to {}`": "tests/enrolment",
     "`drengine token create --role broker`": "tests/enrolment",
     "`drengine store join DIRECTORY --catalogue URL`": "tests/store/shared",
-    "`drengine inventory SOURCE`": "tests/cli",
 }
 """Commands of hints that are not typed in the situation, and why that is enough."""
 WORDS = {
