@@ -35,7 +35,14 @@ class Memory:
     size_bytes: int
 
 
-Need = Program | Library | ReadableFile | Memory
+@dataclass(frozen=True, slots=True)
+class MachineNetwork:
+    """A network of this host that virtual machines are plugged into: this bridge, or empty: a drill's bubble."""
+
+    bridge: str = ""
+
+
+Need = Program | Library | ReadableFile | Memory | MachineNetwork
 
 
 def programs(*commands: list[str], user: str = "") -> tuple[Program, ...]:

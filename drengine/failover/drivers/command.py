@@ -81,7 +81,9 @@ class CommandDriver(LaunchDriver, KnowsNeeds):
         except ValueError as error:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver command: grace: {error}") from error
 
-    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> tuple[Program, ...]:
+    def needs(
+        self, settings: Mapping[str, Any], inventory: Inventory | None, *, isolated: bool = False
+    ) -> tuple[Program, ...]:
         read = read_settings(CommandSettings, settings, self.name)
         return programs(read.run, read.start, read.stop, read.quiesce, read.health, user=read.user)
 

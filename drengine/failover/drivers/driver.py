@@ -132,8 +132,15 @@ class LaunchDriver(Protocol):
 class KnowsNeeds(Protocol):
     """A driver that can say what it needs on the orchestrator's host; others are launched unseen."""
 
-    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> Iterable[Need]:
-        """What launching with these settings needs here; `inventory` is the source's, None if it never told."""
+    def needs(
+        self, settings: Mapping[str, Any], inventory: Inventory | None, *, isolated: bool = False
+    ) -> Iterable[Need]:
+        """What launching with these settings needs here.
+
+        Args:
+            inventory: the source's, None if it never told.
+            isolated: in a drill.
+        """
         ...
 
 

@@ -88,7 +88,9 @@ class IscsiDriver(LaunchDriver, KnowsNeeds):
         except ValueError as error:
             raise DrengineError(LAUNCH_SETTINGS, f"settings of driver iscsi: {error}") from error
 
-    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> tuple[Need, ...]:
+    def needs(
+        self, settings: Mapping[str, Any], inventory: Inventory | None, *, isolated: bool = False
+    ) -> tuple[Need, ...]:
         read = read_settings(IscsiSettings, settings, self.name)
         files = [what for each in (read.secret, read.mutual_secret) for way, what in references(each) if way == "file"]
         files += [f"{read.tls_directory}/{name}" for name in CERTIFICATE_NAMES] if read.tls_directory else []

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from drengine.bubble import bubble_faults
 from drengine.failover.drivers.driver import AsksHost, KnowsNeeds
-from drengine.failover.needs import Library, Memory, Need, Program, ReadableFile
+from drengine.failover.needs import Library, MachineNetwork, Memory, Need, Program, ReadableFile
 from drengine.failover.preflight.check import Check, Look, Scene, all_of, apart
 from drengine.failover.readiness import Checked, Severity
-from drengine.failover.runbook.values import OnFailure
+from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
 from drengine.failover.steps.workloads import WorkloadSettings
@@ -53,6 +54,11 @@ MEMORY = Check(
     "the memory of this host is enough for the virtual machines that would be launched here",
     "Launch elsewhere, give the machines less, or end what else uses memory here.",
     Severity.WARNS,
+)
+MACHINE_NETWORK = Check(
+    "machine-network",
+    "what virtual machines are plugged into on this host is there: bridges, or what a drill's bubble takes",
+    "Make the bridge, or mend its name in the runbook; a bubble takes root and the Debian package dnsmasq-base.",
 )
 EXPORT_REACHABLE = Check(
     "export-reachable",
@@ -97,7 +103,7 @@ async def look_at_launches(scene: Scene) -> list[Checked]:
 
 async def look_at_needs(scene: Scene) -> list[Checked]:
     """What the steps need on this host."""
-    needs: dict[Program | Library | ReadableFile, bool] = {}
+    needs: dict[Program | Library | ReadableFile | MachineNetwork, bool] = {}
     memory_bytes = 0
     for step in scene.steps:
         tolerated = not step.critical or step.on_failure is OnFailure.CONTINUE
@@ -115,14 +121,15 @@ def _needs_of(scene: Scene, step: PlannedStep[Any]) -> Iterator[Need]:
         yield from step.kind.needs(step.settings)
     if step.kind is LAUNCH:
         driver, settings = driver_settings(scene, step)
+        isolated = scene.case.mode is Mode.DRILL
         if isinstance(driver, KnowsNeeds):
             try:
-                yield from driver.needs(settings, scene.site.store.inventory(step.source))
+                yield from driver.needs(settings, scene.site.store.inventory(step.source), isolated=isolated)
             except DrengineError:
                 return  # its settings are a check of their own
 
 
-def _met(need: Program | Library | ReadableFile, warns: bool) -> Checked:
+def _met(need: Program | Library | ReadableFile | MachineNetwork, warns: bool) -> Checked:
     match need:
         case Program(name, user):
             about = f"{name}@{user}" if user else name
@@ -131,6 +138,8 @@ def _met(need: Program | Library | ReadableFile, warns: bool) -> Checked:
             return LIBRARY.found(module, seen="it can be loaded", fault=_library_fault(module, package), warns=warns)
         case ReadableFile(path):
             return FILE.found(path, seen="it can be read", fault=_file_fault(path), warns=warns)
+        case MachineNetwork(bridge):
+            return MACHINE_NETWORK.found(bridge or "bubble", fault=_network_fault(bridge), warns=warns)
 
 
 def _library_fault(module: str, package: str) -> str:
@@ -148,6 +157,12 @@ def _file_fault(path: str) -> str:
     except OSError as error:
         return f"{path}: {error.strerror or error}"
     return ""
+
+
+def _network_fault(bridge: str) -> str:
+    if not bridge:
+        return "; ".join(bubble_faults(taps=True))
+    return "" if Path("/sys/class/net", bridge, "bridge").is_dir() else f"there is no bridge {bridge} on this host"
 
 
 def _memory(needed: int) -> Checked:
@@ -190,6 +205,6 @@ def _greeted(scene: Scene, tls_directory: str) -> list[Checked]:
 
 LOOKS = (
     Look((LAUNCH_SETTINGS_FIT,), look_at_launches),
-    Look((PROGRAM, LIBRARY, FILE, MEMORY), look_at_needs),
+    Look((PROGRAM, LIBRARY, FILE, MEMORY, MACHINE_NETWORK), look_at_needs),
     Look((EXPORT_REACHABLE, EXPORT_CERTIFICATE), look_at_export),
 )

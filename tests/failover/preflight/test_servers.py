@@ -89,3 +89,19 @@ async def test_an_encrypted_root_and_a_smaller_machine_are_said_where_a_machine_
 
 async def test_on_the_way_home_nothing_is_missed(place: Place) -> None:
     assert await found(place, exposed("/var"), mode=Mode.FAILBACK) == {}
+
+
+@pytest.mark.parametrize("mode", [Mode.DRILL, Mode.FAILOVER])
+async def test_a_network_that_machines_would_miss_is_named(place: Place, mode: Mode) -> None:
+    settings = {"network": "bridge:dr-nowhere", "drill_network": "bridge:dr-no-lab"}
+    book = runbook(fence=["true"])
+    source = book.sources["shop"]
+    launch = msgspec.structs.replace(source.launch, driver="qemu", settings=settings)
+    book = msgspec.structs.replace(book, sources={"shop": msgspec.structs.replace(source, launch=launch)})
+    checks = await place.look(book, mode=mode)
+    missing = {each.about: each for each in checks.values() if each.check == "machine-network"}
+    wanted = "dr-no-lab" if mode is Mode.DRILL else "dr-nowhere"
+    assert {about: each.message for about, each in missing.items()} == {
+        wanted: f"there is no bridge {wanted} on this host"
+    }
+    assert missing[wanted].severity is Severity.BLOCKS

@@ -41,7 +41,7 @@ from drengine.failover.drivers.qemu.machine import (
     machine_arguments,
     size_of,
 )
-from drengine.failover.drivers.qemu.networks import bubble_of, plugged
+from drengine.failover.drivers.qemu.networks import bubble_of, network_needs, plugged
 from drengine.failover.drivers.qemu.settings import BIOS, BUBBLE, NAME, UEFI, QemuSettings, qemu_settings
 from drengine.failover.drivers.qmp import Qmp, QmpError
 from drengine.failover.needs import Memory, Need, ReadableFile, programs
@@ -88,7 +88,9 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         qemu_settings(settings)
 
-    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> tuple[Need, ...]:
+    def needs(
+        self, settings: Mapping[str, Any], inventory: Inventory | None, *, isolated: bool = False
+    ) -> tuple[Need, ...]:
         read = qemu_settings(settings)
         tls = Path(read.tls_directory)
         files = [read.kernel, read.initrd]
@@ -98,6 +100,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
             *(ReadableFile(file) for file in files if file),
             *firmware_needs(firmware_of(read, inventory)),
             Memory(size_of(read, inventory).memory_mib << 20),
+            *network_needs(read, isolated=isolated),
         )
 
     def machine(self, settings: Mapping[str, Any], inventory: Inventory | None) -> Machine:

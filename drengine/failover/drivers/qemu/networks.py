@@ -11,7 +11,8 @@ from drengine.bubble import Bubble
 from drengine.failover.drivers.driver import LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.failover.drivers.qemu.cards import MachineCard
-from drengine.failover.drivers.qemu.settings import BRIDGE, BUBBLE
+from drengine.failover.drivers.qemu.settings import BRIDGE, BUBBLE, QemuSettings
+from drengine.failover.needs import MachineNetwork
 from drengine.linux.taps import open_port
 from drengine.model.errors import DrengineError
 from drengine.wire.payload import digest
@@ -20,6 +21,14 @@ from drengine.wire.payload import digest
 def bubble_of(request: LaunchRequest) -> Bubble:
     """The network that all machines of a drill share."""
     return Bubble(request.run, request.servers)
+
+
+def network_needs(settings: QemuSettings, *, isolated: bool) -> tuple[MachineNetwork, ...]:
+    """What this host must have for the machine's cards."""
+    wanted = [settings.network, *(card.network for card in settings.networks)]
+    names = dict.fromkeys([settings.drill_network] if isolated else wanted)
+    bridges = [MachineNetwork(name.removeprefix(BRIDGE)) for name in names if name.startswith(BRIDGE)]
+    return (*bridges, *[MachineNetwork()] * (BUBBLE in names))
 
 
 @contextmanager
