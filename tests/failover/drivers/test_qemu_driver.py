@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from dataclasses import replace
@@ -120,6 +121,24 @@ def test_settings_that_can_not_work_are_refused_before_the_worst_day(settings: d
     with pytest.raises(DrengineError, match=told) as raised:
         QemuDriver().check_settings(settings)
     assert raised.value.kind is LAUNCH_SETTINGS
+
+
+@needs_qemu
+def test_a_console_of_any_size_is_read_as_far_as_it_is_needed(tmp_path: Path) -> None:
+    wanted = request(tmp_path / "i", {**BARE, "ready": "READY"})
+    try:
+        QemuDriver().launch(replace(wanted, settings=BARE), lambda _: None)
+        with (wanted.directory / "console.log").open("ab") as console:
+            console.write(b"READY\n")
+            console.truncate(1 << 40)  # more than can be read
+            console.seek(0, os.SEEK_END)
+            console.write(b"last words")
+        found = QemuDriver().inspect(wanted)
+        assert found.healthy
+        assert found.details["console"].endswith("last words")
+        assert len(found.details["console"]) <= 4096
+    finally:
+        QemuDriver().stop(wanted)
 
 
 @needs_qemu

@@ -8,6 +8,7 @@ copy of production never meets production.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import sys
@@ -79,6 +80,13 @@ class Made(msgspec.Struct, frozen=True):
     cpus: int
     macs: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """In words, for people."""
+        why = f" ({self.accelerator_reason})" if self.accelerator_reason else ""
+        cards = f"cards {', '.join(self.macs)}" if self.macs else "no card"
+        size = f"{self.memory_mib} MiB, {self.cpus} CPU{'s' * (self.cpus > 1)}"
+        return f"on {self.accelerator}{why}: {size}, {self.firmware}, {cards}"
+
 
 class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
     """See the module and LaunchDriver."""
@@ -114,8 +122,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
         deadline = time.monotonic() + request.timeout_seconds
         if not find_marked(MARK, request.instance, request.directory):
             made = self._start(request, settings)
-            why = f" ({made.accelerator_reason})" if made.accelerator_reason else ""
-            progress(f"virtual machine started on {made.accelerator}{why}")
+            progress(f"virtual machine started {made}")
         if request.hydrate and not find_marked(MOVER_MARK, request.instance, request.directory):
             self._start_mover(request)
         waits_for = f"console line {settings.ready!r}" if settings.ready else "health"
@@ -242,7 +249,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
             bubble_of(request).leave(request.instance)
 
     def _is_healthy(self, request: LaunchRequest, settings: QemuSettings, seconds: float) -> bool:
-        if settings.ready and settings.ready not in self._console(request):
+        if settings.ready and not self._has_said(request, settings.ready):
             return False
         if settings.guest_agent is True and not self._agent_answers(request):
             return False
@@ -280,23 +287,49 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
     def _found(self, request: LaunchRequest, settings: QemuSettings, *, healthy: bool) -> Instance:
         processes = find_marked(MARK, request.instance, request.directory)
         details: dict[str, Any] = {**settings.details, "pids": processes}
-        details["console"] = self._console(request)[-CONSOLE_BYTES_MAX:]
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            details["machine"] = msgspec.json.decode((request.directory / _MADE).read_bytes(), type=dict[str, Any])
+        details["console"] = self._console(request)
+        if made := self._made(request):
+            details["machine"] = msgspec.to_builtins(made)
+            details["output"] = f"virtual machine {made}\n{details['console']}"
         if processes and (interfaces := self._interfaces(request, settings)) is not None:
             details["interfaces"] = interfaces
             details["addresses"] = sorted(each for interface in interfaces for each in interface["addresses"])
         details |= hydration_details(request)
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
 
-    def _console(self, request: LaunchRequest) -> str:
+    def _has_said(self, request: LaunchRequest, words: str) -> bool:
+        """Whether the console holds these words, however much it holds."""
         try:
-            return (request.directory / CONSOLE).read_bytes().decode(errors="replace")
-        except OSError:
-            return ""
+            with (
+                (request.directory / CONSOLE).open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as console,
+            ):
+                return console.find(words.encode()) >= 0
+        except (OSError, ValueError):  # there is none yet, or it is empty
+            return False
+
+    def _console(self, request: LaunchRequest) -> str:
+        """The end of what it said."""
+        return _tail(request.directory / CONSOLE)
 
     def _last_words(self, request: LaunchRequest) -> str:
-        notes = ""
-        with contextlib.suppress(OSError):
-            notes = (request.directory / _NOTES).read_text(errors="replace")[-CONSOLE_BYTES_MAX:]
-        return f"{notes}\n{self._console(request)[-CONSOLE_BYTES_MAX:]}".strip()
+        made = self._made(request)
+        ran = f"\nIt ran {made}" if made else ""
+        return f"{_tail(request.directory / _NOTES)}\n{self._console(request)}".strip() + ran
+
+    def _made(self, request: LaunchRequest) -> Made | None:
+        """None: it was not started, or by an older version."""
+        try:
+            return msgspec.json.decode((request.directory / _MADE).read_bytes(), type=Made)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+
+def _tail(path: Path) -> str:
+    """The last of a file that may be of any size; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - CONSOLE_BYTES_MAX))
+            return file.read(CONSOLE_BYTES_MAX).decode(errors="replace")
+    except OSError:
+        return ""

@@ -78,4 +78,5 @@ def test_a_disk_boots_by_uefi(folder: Path, bus: str) -> None:
         inventory = Inventory(taken_ns=1, boot_mode="uefi")
         with launched(replace(wanted, inventory=inventory)) as found:
             assert found.details["machine"]["firmware"] == "uefi"
+            assert "virtual machine on tcg: 256 MiB, 1 CPU, uefi, no card\n" in found.details["output"]
         assert not wanted.directory.exists()
