@@ -73,7 +73,9 @@ class Ec2Driver(LaunchDriver, AsksCloud, AsksHost, KnowsNeeds, KnowsMachine):
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         self._calls(read_ec2_settings(settings))
 
-    def needs(self, settings: Mapping[str, Any], inventory: Inventory | None) -> tuple[Need, ...]:
+    def needs(
+        self, settings: Mapping[str, Any], inventory: Inventory | None, *, isolated: bool = False
+    ) -> tuple[Need, ...]:
         return (Library("boto3", "drengine[ec2]"), *programs(read_ec2_settings(settings).health))
 
     def machine(self, settings: Mapping[str, Any], inventory: Inventory | None) -> Machine:
