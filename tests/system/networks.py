@@ -3,9 +3,11 @@
 ```
  source 10.81.1.2 ----- 10.81.1.1 Outpost 10.81.2.1 ----- 10.81.2.2 recovery
         10.81.8.2 --- region --- 10.81.9.2 Outpost         (services: 10.81.0.1)
+                        +------- 10.81.7.2 recovery
 ```
 Every host's default route goes through the region, as it would by a cloud's service link; only routes to each other are
-local. So whatever has no business there shows in the region's byte counters.
+local. So whatever has no business there shows in the region's counters. It passes nothing on: what is sent there is
+never answered.
 """
 
 from __future__ import annotations
@@ -51,9 +53,14 @@ class Networks:
         listed = json.loads(_ip("-n", f"{self._prefix}-region", "-s", "-j", "link"))
         return sum(each["stats64"][way]["bytes"] for each in listed if each["ifname"] != "lo" for way in ("rx", "tx"))
 
+    def region_packets(self) -> int:
+        """How many packets came over the region's links so far."""
+        listed = json.loads(_ip("-n", f"{self._prefix}-region", "-s", "-j", "link"))
+        return sum(each["stats64"]["rx"]["packets"] for each in listed if each["ifname"] != "lo")
+
     def cut_region(self) -> None:
         """The region is gone."""
-        for host in ("source", "outpost"):
+        for host in HOSTS[:-1]:
             _ip("-n", f"{self._prefix}-region", "link", "set", host, "down")
 
     def fence_command(self, host: str) -> list[str]:
@@ -72,13 +79,17 @@ class Networks:
         for host in HOSTS:
             _ip("netns", "add", f"{self._prefix}-{host}")
             _ip("-n", f"{self._prefix}-{host}", "link", "set", "lo", "up")
+            # The kernel itself would greet neighbours by IPv6.
+            quiet = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"
+            subprocess.run([*self.inside(host), "sh", "-c", quiet], check=True)
         self._link("source", "lan", "10.81.1.2/24", "outpost", "source", "10.81.1.1/24")
         self._link("recovery", "lan", "10.81.2.2/24", "outpost", "recovery", "10.81.2.1/24")
         self._link("source", "wan", "10.81.8.2/24", "region", "source", "10.81.8.1/24")
         self._link("outpost", "wan", "10.81.9.2/24", "region", "outpost", "10.81.9.1/24")
+        self._link("recovery", "wan", "10.81.7.2/24", "region", "recovery", "10.81.7.1/24")
         _ip("-n", f"{self._prefix}-outpost", "address", "add", f"{SERVICES}/32", "dev", "lo")
-        _ip("-n", f"{self._prefix}-source", "route", "add", "default", "via", "10.81.8.1")
-        _ip("-n", f"{self._prefix}-outpost", "route", "add", "default", "via", "10.81.9.1")
+        for host, gateway in (("source", "10.81.8.1"), ("outpost", "10.81.9.1"), ("recovery", "10.81.7.1")):
+            _ip("-n", f"{self._prefix}-{host}", "route", "add", "default", "via", gateway)
         for host in ("source", "recovery"):
             self.plug_in(host)
 
