@@ -22,7 +22,14 @@ import msgspec
 from drengine.config import parse_duration
 from drengine.durable import replace_durably
 from drengine.failover.drivers import move
-from drengine.failover.drivers.driver import Instance, KnowsMachine, KnowsNeeds, LaunchDriver, LaunchRequest
+from drengine.failover.drivers.driver import (
+    Instance,
+    KnowsMachine,
+    KnowsNeeds,
+    LaunchDriver,
+    LaunchRequest,
+    SeesAddresses,
+)
 from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.failover.drivers.hydrated import end_hydrated, hydrated, hydration_details, hydration_place
 from drengine.failover.drivers.move import MARK as MOVER_MARK
@@ -43,7 +50,7 @@ from drengine.failover.drivers.qemu.machine import (
     size_of,
 )
 from drengine.failover.drivers.qemu.networks import bubble_of, network_needs, plugged
-from drengine.failover.drivers.qemu.settings import BIOS, BUBBLE, NAME, UEFI, QemuSettings, qemu_settings
+from drengine.failover.drivers.qemu.settings import BIOS, BUBBLE, NAME, UEFI, USER, QemuSettings, qemu_settings
 from drengine.failover.drivers.qmp import Qmp, QmpError
 from drengine.failover.needs import Memory, Need, ReadableFile, programs
 from drengine.model.errors import DrengineError
@@ -88,7 +95,7 @@ class Made(msgspec.Struct, frozen=True):
         return f"on {self.accelerator}{why}: {size}, {self.firmware}, {cards}"
 
 
-class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
+class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
     """See the module and LaunchDriver."""
 
     name = NAME
@@ -141,6 +148,15 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
         settings = qemu_settings(request.settings)
         running = bool(find_marked(MARK, request.instance, request.directory))
         return self._found(request, settings, healthy=running and self._is_healthy(request, settings, QMP_SECONDS))
+
+    def addresses(self, request: LaunchRequest) -> list[str] | None:
+        """By the guest's agent; None as well where not every card of the rules is on a network that has its address."""
+        settings = qemu_settings(request.settings)
+        cards = cards_of(request, settings)
+        if len(cards) < len(request.cards) or any(card.network == USER for card in cards):
+            return None
+        interfaces = self._interfaces(request, settings)
+        return None if interfaces is None else _addresses(interfaces)
 
     def quiesce(self, request: LaunchRequest) -> None:
         """Have the guest shut down: by its agent, else by the power button.
@@ -293,7 +309,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
             details["output"] = f"virtual machine {made}\n{details['console']}"
         if processes and (interfaces := self._interfaces(request, settings)) is not None:
             details["interfaces"] = interfaces
-            details["addresses"] = sorted(each for interface in interfaces for each in interface["addresses"])
+            details["addresses"] = _addresses(interfaces)
         details |= hydration_details(request)
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
 
@@ -323,6 +339,10 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine):
             return msgspec.json.decode((request.directory / _MADE).read_bytes(), type=Made)
         except (OSError, msgspec.DecodeError):
             return None
+
+
+def _addresses(interfaces: list[dict[str, Any]]) -> list[str]:
+    return sorted(each for interface in interfaces for each in interface["addresses"])
 
 
 def _tail(path: Path) -> str:

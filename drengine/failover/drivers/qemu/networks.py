@@ -11,7 +11,7 @@ from drengine.bubble import Bubble
 from drengine.failover.drivers.driver import LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.failover.drivers.qemu.cards import MachineCard
-from drengine.failover.drivers.qemu.settings import BRIDGE, BUBBLE, QemuSettings
+from drengine.failover.drivers.qemu.settings import BRIDGE, BUBBLE, USER, QemuSettings
 from drengine.failover.needs import MachineNetwork
 from drengine.linux.taps import open_port
 from drengine.model.errors import DrengineError
@@ -51,7 +51,7 @@ def plugged(request: LaunchRequest, cards: tuple[MachineCard, ...]) -> Iterator[
 
 
 def _plug(request: LaunchRequest, card: MachineCard, number: int) -> tuple[dict[str, Any], int | None]:
-    if card.network == "user":
+    if card.network == USER:
         return {"type": "user"}, None
     if card.network == BUBBLE:
         tap = bubble_of(request).tap(request.instance, number)

@@ -15,7 +15,7 @@ from drengine.model.errors import DrengineError
 
 NAME = "qemu"
 BIOS, UEFI = "bios", "uefi"
-NONE, BUBBLE, BRIDGE = "none", "bubble", "bridge:"
+NONE, USER, BUBBLE, BRIDGE = "none", "user", "bubble", "bridge:"
 _NETWORK = re.compile(r"none|user|bridge:[A-Za-z0-9._-]{1,15}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 

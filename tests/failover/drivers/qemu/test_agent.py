@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def test_a_guest_is_healthy_by_its_agent_tells_its_addresses_and_shuts_down(
         assert "AGENT STARTS" in found.details["console"]
         (card,) = found.details["interfaces"]
         assert (card["name"], card["mac"], card["addresses"][0]) == ("eth0", "52:54:00:00:00:01", "10.0.0.5/24")
+        assert "10.0.0.5/24" in found.details["addresses"]
+        assert QemuDriver().addresses(wanted) is None, "NAT has addresses of its own"
+        assert (
+            QemuDriver().addresses(replace(wanted, settings={**wanted.settings, "network": "bridge:b"}))
+            == (found.details["addresses"])
+        )
         monkeypatch.setattr(module, "end_marked", lambda *_, **__: True)  # only the guest may end it
         QemuDriver().quiesce(wanted)
         assert not find_marked(MARK, wanted.instance)
