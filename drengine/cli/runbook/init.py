@@ -14,7 +14,7 @@ from drengine.failover.config import load_orchestrator_config
 from drengine.failover.drivers.available import available_drivers
 from drengine.failover.runbook.errors import RUNBOOK_EXISTS
 from drengine.failover.runbook.init import initial_runbook
-from drengine.failover.runbook.launches import STANDBY, TOLD, KnownSource
+from drengine.failover.runbook.launches import NEED_HOST, TOLD, KnownSource
 from drengine.linux.identity import content_name
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
@@ -41,7 +41,9 @@ def init(
         list[str] | None, typer.Option("--source", help="Only this source; may be given several times, in their order.")
     ] = None,
     driver: Annotated[str, typer.Option("--driver", help="Launch driver.")] = "command",
-    host: Annotated[str, typer.Option("--host", help="Recovery host of the launches; driver standby needs one.")] = "",
+    host: Annotated[
+        str, typer.Option("--host", help="Recovery host of the launches; drivers standby and ec2 need one.")
+    ] = "",
     fence: Annotated[
         str,
         typer.Option(
@@ -60,8 +62,8 @@ def init(
         raise DrengineError(SOURCE_NEEDED, "the store holds no source yet", hint="Protect a server first.")
     if driver not in available_drivers():
         raise typer.BadParameter(f"there is no driver {driver!r}; there are {', '.join(sorted(available_drivers()))}")
-    if driver == STANDBY and not host:
-        raise typer.BadParameter("driver standby needs a recovery host: --host NAME, as its own file calls it")
+    if driver in NEED_HOST and not host:
+        raise typer.BadParameter(f"driver {driver} needs a recovery host: --host NAME, as its own file calls it")
     if host:
         check_name(host, what="recovery host")
     text = initial_runbook(name, found, driver=driver, host=host, fence=_words(fence))

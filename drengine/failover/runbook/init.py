@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 
 from drengine.failover.runbook.launches import (
+    EC2,
     STANDBY,
     KnownSource,
     checks_inside,
+    ec2_minutes,
     launch_settings,
     own_services,
     yaml_path,
@@ -75,6 +77,8 @@ def _source(source: KnownSource, driver: str, host: str, fence: Sequence[str]) -
         yield f"      host: {yaml_word(host)}"
     yield "      settings:"
     yield from (f"        {line}" for line in launch_settings(driver, source))
+    if driver == EC2:
+        yield f"      timeout: {ec2_minutes(source)}m   # its disks are copied before it starts"
 
 
 def _wave(source: KnownSource, driver: str) -> Iterator[str]:

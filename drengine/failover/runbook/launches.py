@@ -13,7 +13,9 @@ from pathlib import PurePosixPath
 
 from drengine.model.inventory import FileSystem, Inventory, Listener, SourceDisk
 
-STANDBY = "standby"
+STANDBY, EC2 = "standby", "ec2"
+NEED_HOST = frozenset({STANDBY, EC2})
+"""Drivers whose launches name a recovery host."""
 MOUNTED = ("ext", "xfs", "btrfs")
 """What a recovery host can mount as it is; the kinds of ext begin so."""
 _TABLES = ("gpt", "mbr")
@@ -27,6 +29,8 @@ _UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]*\.service", re.ASCII)
 _NO_STRINGS = frozenset({"true", "false", "null", "yes", "no", "on", "off"})
 _MEMORY_STEP_MIB = 256
 """A kernel reports less memory than its machine has."""
+_COPY_BYTES_A_MINUTE = 60 * 100 * 10**6
+"""What a volume of gp2 takes at least."""
 _HEALTH: Mapping[str, Sequence[str]] = {
     "postgres": ("pg_isready", "--host", "127.0.0.1", "--port", "{port}"),
     "mysqld": ("mysqladmin", "--host", "127.0.0.1", "--port", "{port}", "ping"),
@@ -159,13 +163,43 @@ def standby_settings(source: KnownSource) -> Iterator[str]:
     yield f"# health: {_health(source.services, units)}"
 
 
+def ec2_settings(source: KnownSource) -> Iterator[str]:
+    """For driver `ec2`: the ids are examples; which types are as large as the source is asked at the launch."""
+    told = source.inventory
+    yield "region: eu-central-1"
+    yield "outpost: arn:aws:outposts:eu-central-1:123456789012:outpost/op-0123456789abcdef0   # or leave it out"
+    yield "subnets: [subnet-0123456789abcdef0]   # where the recovery host is"
+    yield "drill_subnets: [subnet-0fedcba9876543210]   # without a route out"
+    yield "security_groups: [sg-0123456789abcdef0]"
+    mode = (
+        f", which boots by {told.boot_mode} as the source does" if told and told.boot_mode in ("bios", "uefi") else ""
+    )
+    yield f"image: ami-0123456789abcdef0   # any small one{mode}; its disk is replaced"
+    size = f"{told.cpus} CPUs and {told.memory_bytes >> 20} MiB" if told and told.cpus else ""
+    if size:
+        yield f"# instance_types: [m5.xlarge]   # in this order; without it those offered there with {size}"
+    else:
+        yield "instance_types: [m5.xlarge, m5.2xlarge]   # tried in this order"
+    if told and (root := _root_disk(told, source)):
+        yield f"boot: {root}   # the root file system lies on it"
+    tcp = next((each.port for each in source.services if each.protocol == "tcp"), 443)
+    yield f"# health_port: {tcp}   # asked from the orchestrator's host, which a drill lets in by `drill_from`"
+    yield from _what_listened(source)
+
+
+def ec2_minutes(source: KnownSource) -> int:
+    """Until it has to be healthy: the disks are copied and read back before it starts."""
+    return 15 + 2 * sum(source.volumes.values()) // _COPY_BYTES_A_MINUTE
+
+
 LAUNCHES: Mapping[str, Callable[[KnownSource], Iterator[str]]] = {
     "command": command_settings,
+    EC2: ec2_settings,
     "qemu": qemu_settings,
     STANDBY: standby_settings,
 }
 """By driver, the lines of its settings."""
-TOLD = frozenset({"qemu", STANDBY})
+TOLD = frozenset({EC2, "qemu", STANDBY})
 """Drivers whose settings follow from what an agent tells."""
 
 

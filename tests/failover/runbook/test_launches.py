@@ -17,7 +17,7 @@ from drengine.cli.main import app
 from drengine.failover.drivers.available import load_drivers
 from drengine.failover.reading.reader import examine
 from drengine.failover.runbook.init import initial_runbook
-from drengine.failover.runbook.launches import KnownSource
+from drengine.failover.runbook.launches import NEED_HOST, KnownSource
 from drengine.model.inventory import FileSystem, Inventory, Listener, Partition, SourceDisk
 from drengine.store.store import Store
 from tests.inventories import GIB, SERVER
@@ -66,7 +66,7 @@ PLAIN = Inventory(
 def written(inventory: Inventory | None, driver: str, **more: Any) -> tuple[str, dict[str, Any]]:
     """The text, and the launch of its one source; it validates without a word."""
     source = KnownSource("shop", VOLUMES, more.pop("contents", {}), inventory)
-    host = "recovery-1" if driver == "standby" else ""
+    host = "recovery-1" if driver in NEED_HOST else ""
     text = initial_runbook("shop", [source], driver=driver, host=host, fence=["off"])
     examined = examine(text, drivers=load_drivers())
     assert not [each for each in examined.findings if driver == "standby" or not each.warning], examined.findings
@@ -125,6 +125,18 @@ def test_a_virtual_machine_is_as_large_as_the_source_and_boots_as_it_does() -> N
     assert settings == {"memory_mib": 2048, "cpus": 2, "ready": "login:"}
 
 
+def test_an_instance_is_as_large_as_the_source_and_gets_time_for_the_copy() -> None:
+    text, settings = written(PLAIN, "ec2")
+    assert settings.keys() >= {"region", "subnets", "drill_subnets", "security_groups", "image", "boot"}
+    assert "instance_types" not in settings
+    assert "offered there with 2 CPUs and 4070 MiB" in text
+    assert settings["boot"] == "system"
+    assert "# health_port: 80 " in text
+    minutes = int(yaml.safe_load(text)["sources"]["shop"]["launch"]["timeout"].removesuffix("m"))
+    assert minutes > 2 * sum(VOLUMES.values()) / 100e6 / 60, "it is over before the copy is"
+    assert "instance_types" in written(None, "ec2")[1]
+
+
 def test_where_nothing_was_told_the_volumes_themselves_are_looked_at() -> None:
     text, settings = written(None, "standby", contents={"data": "xfs", "system": "gpt"})
     assert settings["mounts"] == [{"volume": "data", "at": "/srv/shop/data"}]
@@ -142,7 +154,7 @@ NASTY = st.one_of(
 @given(
     st.lists(st.builds(lambda at: at if at.startswith("/") else f"/{at}", NASTY), max_size=4),
     st.lists(st.tuples(NASTY, NASTY), max_size=4),
-    st.sampled_from(["standby", "qemu", "command", "iscsi"]),
+    st.sampled_from(["standby", "qemu", "command", "iscsi", "ec2"]),
 )
 def test_whatever_was_told_the_runbook_has_its_shape(
     places: list[str], programs: list[tuple[str, str]], driver: str
@@ -158,7 +170,7 @@ def test_whatever_was_told_the_runbook_has_its_shape(
     )
     hostile = Inventory(taken_ns=0, disks=disks, file_systems=systems, listeners=listeners)
     source = KnownSource("shop", {"data": 1}, {}, hostile)
-    text = initial_runbook("shop", [source], driver=driver, host="r1" if driver == "standby" else "", fence=["off"])
+    text = initial_runbook("shop", [source], driver=driver, host="r1" if driver in NEED_HOST else "", fence=["off"])
     found = yaml.safe_load(text)
     assert set(found["sources"]) == {"shop"} and len(found["waves"]) == 1
     settings = found["sources"]["shop"]["launch"]["settings"] or {}
