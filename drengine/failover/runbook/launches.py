@@ -171,10 +171,8 @@ def ec2_settings(source: KnownSource) -> Iterator[str]:
     yield "subnets: [subnet-0123456789abcdef0]   # where the recovery host is"
     yield "drill_subnets: [subnet-0fedcba9876543210]   # without a route out"
     yield "security_groups: [sg-0123456789abcdef0]"
-    mode = (
-        f", which boots by {told.boot_mode} as the source does" if told and told.boot_mode in ("bios", "uefi") else ""
-    )
-    yield f"image: ami-0123456789abcdef0   # any small one{mode}; its disk is replaced"
+    mode = told.boot_mode if told and told.boot_mode in ("bios", "uefi") else "bios or uefi"
+    yield f"image: ami-0123456789abcdef0   # a small one that boots by {mode}, as the source; its disk is replaced"
     size = f"{told.cpus} CPUs and {told.memory_bytes >> 20} MiB" if told and told.cpus else ""
     if size:
         yield f"# instance_types: [m5.xlarge]   # in this order; without it those offered there with {size}"

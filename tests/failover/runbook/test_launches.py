@@ -174,7 +174,9 @@ def test_whatever_was_told_the_runbook_has_its_shape(
     found = yaml.safe_load(text)
     assert set(found["sources"]) == {"shop"} and len(found["waves"]) == 1
     settings = found["sources"]["shop"]["launch"]["settings"] or {}
-    assert set(settings) <= {"mounts", "memory_mib", "cpus", "ready", "run", "health", "boot"}
+    known = {"mounts", "memory_mib", "cpus", "ready", "run", "health", "boot"}
+    of_ec2 = {"region", "outpost", "subnets", "drill_subnets", "security_groups", "image", "instance_types"}
+    assert set(settings) <= known | (of_ec2 if driver == "ec2" else set())
     for mount in settings.get("mounts", ()):
         at = PurePosixPath(mount["at"])
         assert at.is_relative_to("/srv/shop") and ".." not in at.parts and mount["volume"] == "data"
