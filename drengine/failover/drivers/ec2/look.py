@@ -181,16 +181,22 @@ class Look:
         """A drill's subnets lead nowhere."""
         if not self._request.isolated:
             return
-        ids = [each.id for each in subnets]
-        tables = self._calls("DescribeRouteTables", Filters=[{"Name": "association.subnet-id", "Values": ids}])
+        tables = [table for each in subnets for table in self._tables(each)]
         ways = [
             route.get("DestinationCidrBlock") or route.get("DestinationIpv6CidrBlock", "a prefix list")
-            for table in tables.get("RouteTables", ())
+            for table in tables
             for route in table.get("Routes", ())
             if route.get("GatewayId") != "local" and route.get("State", "active") == "active"
         ]
         fault = f"the drill's subnets have a route to {ways[0]}" if ways else ""
         yield CloudFinding(check=FITS, seen="the drill's subnets have no route out", fault=fault, warns=True)
+
+    def _tables(self, subnet: Subnet) -> list[Resource]:
+        """Its own route table; a subnet without one goes by the main table of its VPC."""
+        own = [{"Name": "association.subnet-id", "Values": [subnet.id]}]
+        main = [{"Name": "association.main", "Values": ["true"]}, {"Name": "vpc-id", "Values": [subnet.vpc]}]
+        found = list(self._calls.every("DescribeRouteTables", "RouteTables", Filters=own))
+        return found or list(self._calls.every("DescribeRouteTables", "RouteTables", Filters=main))
 
 
 def _place_of(instance: Resource, calls: Calls) -> Place:

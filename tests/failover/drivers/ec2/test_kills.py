@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import pytest
 from drengine.failover.drivers.ec2.calls import OPERATIONS
 from drengine.failover.drivers.ec2.driver import Ec2Driver
 from tests.failover.drivers.ec2.site import Helper, Network, Time, connect, driver, network, request
-from tests.failover.drivers.ec2.standin import running
+from tests.failover.drivers.ec2.standin import DropError, Request, running
 
 POOL = "ipv4pool-coip-0123456789abcdef0"
 
@@ -162,3 +167,81 @@ def test_killed_on_the_way_home_nothing_that_was_written_is_lost(built: Network,
     assert driver().inspect(wanted).healthy
     driver().stop(wanted)
     assert site.left() == []
+
+
+class Life:
+    """A driver in processes of its own, each killed by SIGKILL at one of its calls, before it is carried out or after.
+
+    The stand-in kills it, so there is no doubt about what EC2 had done by then.
+    """
+
+    def __init__(self, site: Network, folder: Path, *, isolated: bool) -> None:
+        self._site = site
+        self._job = {
+            "directory": str(folder),
+            "settings": site.settings(elastic_address=POOL, drill_from=["10.0.1.0/24"]),
+            "isolated": isolated,
+            "instance": f"shop-{os.urandom(5).hex()}",
+        }
+
+    def is_killed(self, call: str, at: int, *, after: bool) -> bool:
+        """Whether it lived until that call, where it was killed."""
+        number = 0
+        killed = False
+        process: subprocess.Popen[bytes]
+
+        def watch(request: Request, is_after: bool) -> None:
+            nonlocal number, killed
+            if is_after is not after or killed:
+                return
+            number += 1
+            if number - 1 == at:
+                killed = True
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                raise DropError
+
+        with self._site.cloud.lock:
+            process = self._process(call)
+            self._site.cloud.watch = watch
+        try:
+            code = process.wait(60)
+        finally:
+            self._site.cloud.watch = None
+        assert code == (-signal.SIGKILL if killed else 0)
+        return killed
+
+    def _process(self, call: str) -> subprocess.Popen[bytes]:
+        job = json.dumps({**self._job, "call": call})
+        root = Path(__file__).parents[4]
+        path = {"PYTHONPATH": f"{root}:{root / 'agents'}"}
+        argv = [sys.executable, "-m", "tests.failover.drivers.ec2.child", job]
+        return subprocess.Popen(argv, cwd=root, env={**os.environ, **path})
+
+
+def lives(site: Network, folder: Path, every: int, *, isolated: bool, after: bool) -> None:
+    """Launch, the way home and stop, killed at each `every`th call, asked again, and the same in the end."""
+    life = Life(site, folder, isolated=isolated)
+    for call in ("launch", "quiesce", "launch", "stop"):
+        at = 0
+        while life.is_killed(call, at, after=after):
+            # What is done already is not called again, so the same number is another call each time.
+            at += every
+        own = "sg" if isolated else "eipalloc"
+        there = {"stop": []}.get(call, sorted(["i", "eni", "vol", "vol", own]))
+        assert shape(site) == there, f"after {call}"
+    assert site.left() == []
+
+
+def test_a_process_that_is_killed_leaves_nothing(built: Network, tmp_path: Path) -> None:
+    lives(built.afresh(), tmp_path / "i", 23, isolated=False, after=True)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_process_that_is_killed_at_every_call_leaves_nothing(
+    built: Network, tmp_path: Path, isolated: bool, after: bool
+) -> None:
+    lives(built.afresh(), tmp_path / "i", 1, isolated=isolated, after=after)
