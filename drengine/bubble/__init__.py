@@ -4,7 +4,7 @@ A *bubble* is a network namespace with a bridge, which stands in for what is aro
 the addresses of their gateways and name servers, answers names and DHCP, and no link leads out of it.
 """
 
-from drengine.bubble.bubble import Bubble, bubble_faults, sweep_bubbles
+from drengine.bubble.bubble import BRIDGE, Bubble, bubble_faults, sweep_bubbles
 from drengine.bubble.errors import BUBBLE_FAILED
 
-__all__ = ["BUBBLE_FAILED", "Bubble", "bubble_faults", "sweep_bubbles"]
+__all__ = ["BRIDGE", "BUBBLE_FAILED", "Bubble", "bubble_faults", "sweep_bubbles"]

@@ -104,13 +104,14 @@ def missing_addresses(made: Iterable[Card], seen: Iterable[str]) -> list[str]:
 
     Args:
         made: its cards.
-        seen: the addresses that it has, with prefix lengths. One that DHCP gave counts where it lies in the network
-            that was expected.
+        seen: the addresses that it has, with prefix lengths. What DHCP gives is the site's affair: a card that asks is
+            to have one, whatever was expected.
     """
-    there, missing = list(_interfaces(seen)), []
+    there = [each for each in _interfaces(seen) if not each.is_link_local]
+    missing = []
     for card in made:
         for each in _interfaces(card.addresses):
-            known = any(each.network == found.network if card.dhcp else each.ip == found.ip for found in there)
+            known = any(each.version == found.version if card.dhcp else each.ip == found.ip for found in there)
             if not known:
                 missing.append(f"{each} of {card.name or 'a card'}")
     return missing

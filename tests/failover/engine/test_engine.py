@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from drengine.control.agents import NoAgents
+from drengine.failover.answers import AddressChange
 from drengine.failover.config import load_orchestrator_config
 from drengine.failover.engine import Engine
 from drengine.failover.errors import BAD_APPROVAL, RUN_STATE, WOULD_LOSE
@@ -24,6 +25,7 @@ from drengine.failover.run import Outcome, RunRecord, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.model.clock import SystemClock
 from drengine.model.errors import BAD_POINT, DrengineError, ErrorKind
+from drengine.model.inventory import Interface, Inventory
 from drengine.notifications import Notice, Notifier, Topic
 from drengine.people.door import Door
 from drengine.people.errors import NOT_PERMITTED, NOT_SIGNED_IN
@@ -63,8 +65,15 @@ def engine(world: World, tmp_path: Path) -> Iterator[Engine]:
     registry.close()
 
 
-def write_book(tmp_path: Path, said: str = "one", *, ask: bool = False) -> str:
-    text = BOOK.replace("SAY", said)
+ADDRESSES = """
+addresses:
+  rules: [{from: 10.1.0.0/16, to: 10.9.0.0/16, gateway: 10.9.3.1}]
+  drill: []
+"""
+
+
+def write_book(tmp_path: Path, said: str = "one", *, ask: bool = False, more: str = "") -> str:
+    text = BOOK.replace("SAY", said) + more
     if not ask:
         text = text.replace('    before:\n      - approval: {prompt: "really?", by: [ann]}\n', "")
     path = tmp_path / "shop.yaml"
@@ -193,6 +202,35 @@ async def test_looking_ahead_touches_nothing_and_learns_from_earlier_runs(
     assert launch.predicted_seconds >= 0.2
     assert again.predicted_seconds < ahead.predicted_seconds
     assert again.points["shop"].label == "first"
+
+
+async def test_a_plan_shows_the_addresses_that_the_run_then_gives(engine: Engine, world: World, tmp_path: Path) -> None:
+    place = Path(write_book(tmp_path, more=ADDRESSES))
+    card = Interface(name="eth0", mac="52:54:00:00:00:01", addresses=("10.1.3.5/24",))
+    told = Inventory(taken_ns=1, interfaces=(card,), name_servers=("10.1.0.53",), search=("example.org",))
+    world.store.keep_inventory("shop", told, generation=1)
+    book, _ = engine.read_runbook(place)
+    found = preview(engine, Mode.FAILOVER, book, RunOptions()).addresses
+    assert found == [
+        AddressChange(
+            source="shop",
+            interface="eth0",
+            old=["10.1.3.5/24"],
+            new=["10.9.3.5/24"],
+            dhcp=False,
+            mac="",
+            gateway="10.9.3.1",
+            name_servers=["10.9.0.53"],
+            search=["example.org"],
+        )
+    ]
+    in_drill = preview(engine, Mode.DRILL, book, RunOptions()).addresses
+    assert [each.new for each in in_drill] == [["10.1.3.5/24"]]
+    run = await engine.execute(begin(engine, Mode.FAILOVER, str(place)))
+    assert run.outcome is Outcome.COMPLETED
+    (request,) = world.driver.running.values()
+    assert [each.addresses for each in request.cards] == [("10.9.3.5/24",)]
+    assert request.cards[0].mac.startswith("f2:")
 
 
 @pytest.mark.fault(53)

@@ -18,11 +18,12 @@ from drengine.failover.preflight.check import Check, Look, Scene, apart
 from drengine.failover.preflight.examine import CHECKS, Preflight, require_despite
 from drengine.failover.readiness import Checked
 from drengine.failover.registry import Registry
-from drengine.failover.runbook.values import Mode, Runbook, Step
+from drengine.failover.runbook.values import Addresses, AddressRule, Mode, Runbook, Step
 from drengine.failover.steps.approval import Approval
 from drengine.failover.steps.step import Case
 from drengine.model.clock import SystemClock
 from drengine.model.errors import DrengineError
+from drengine.model.inventory import Interface, Inventory
 from drengine.people.door import Door
 from drengine.people.roles import Role
 from tests.failover.engine.world import World, runbook
@@ -97,6 +98,29 @@ async def test_a_lost_source_blocks_no_failover_and_an_answering_agent_fences(pl
     assert not (await place.look(runbook()))["fence-command:shop"].ok, "asked before the day, it counts as lost"
     forced = RunOptions(force=True)
     assert (await place.look(runbook(), options=forced))["fence-command:shop"].ok
+
+
+async def test_addresses_that_do_not_fit_block_and_those_that_no_rule_covers_warn(place: Place) -> None:
+    import msgspec
+
+    def moved(to: str, gateway: str) -> Runbook:
+        rule = AddressRule(source_network="10.1.0.0/16", to=to, gateway=gateway)
+        return msgspec.structs.replace(runbook(fence=["true"]), addresses=Addresses(rules=[rule]))
+
+    found = await place.look(runbook(fence=["true"]))
+    assert found["addresses:shop"].ok, "no rule, nothing to know"
+    found = await place.look(moved("10.9.0.0/16", "10.9.0.1"))
+    assert found["addresses:shop"].blocks
+    assert "never told which addresses it has" in found["addresses:shop"].message
+    cards = Interface(name="eth0", addresses=("10.1.0.5/24",)), Interface(name="eth1", addresses=("10.2.0.5/24",))
+    place.world.store.keep_inventory("shop", Inventory(taken_ns=1, interfaces=cards), generation=1)
+    found = await place.look(moved("10.9.0.0/16", "10.9.0.1"))
+    assert found["addresses:shop"].ok
+    assert (found["addresses-covered:shop"].ok, found["addresses-covered:shop"].blocks) == (False, False)
+    assert "no rule covers 10.2.0.5" in found["addresses-covered:shop"].message
+    assert (await place.look(moved("10.9.0.0/16", "10.9.7.1")))["addresses:shop"].blocks
+    twice = (await place.look(moved("10.2.0.0/16", "10.2.0.1")))["addresses:shop"]
+    assert "10.2.0.5 would be given twice" in twice.message
 
 
 async def test_what_an_optional_step_needs_only_warns(place: Place) -> None:

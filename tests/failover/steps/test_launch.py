@@ -114,8 +114,8 @@ async def test_addresses_that_do_not_fit_launch_nothing_unless_somebody_said_so(
 CASES: Mapping[str, tuple[Card, list[str], list[str]]] = {
     "whole": (Card(addresses=("10.9.0.5/24", "2001:db8::5/64")), ["2001:db8::5/128", "10.9.0.5/24"], []),
     "one is missing": (Card(name="e", addresses=("10.9.0.5/24", "10.9.1.5/24")), ["10.9.0.5/24"], ["10.9.1.5/24 of e"]),
-    "by DHCP another of the network": (Card(dhcp=True, addresses=("10.9.0.5/24",)), ["10.9.0.77/24"], []),
-    "by DHCP elsewhere": (Card(dhcp=True, addresses=("10.9.0.5/24",)), ["10.1.0.7/24"], ["10.9.0.5/24 of a card"]),
+    "by DHCP another": (Card(dhcp=True, addresses=("10.9.0.5/24",)), ["10.1.0.77/24"], []),
+    "by DHCP none": (Card(dhcp=True, addresses=("10.9.0.5/24",)), ["fe80::1/64"], ["10.9.0.5/24 of a card"]),
     "nothing known": (Card(dhcp=True), [], []),
     "no address": (Card(addresses=("10.9.0.5/24",)), ["what?"], ["10.9.0.5/24 of a card"]),
 }

@@ -236,8 +236,8 @@ def _interface(index: int, subnet: str, groups: list[str], address: str) -> dict
 
 
 def _address_of(card: Card) -> str:
-    """The first IPv4 address that a card is to have; empty: EC2 chooses."""
-    addresses = (each.split("/")[0] for each in card.addresses)
+    """The first IPv4 address that a card is to have; empty: EC2 chooses, as DHCP of a site does."""
+    addresses = (each.split("/")[0] for each in card.addresses if not card.dhcp)
     return next((each for each in addresses if ":" not in each), "")
 
 

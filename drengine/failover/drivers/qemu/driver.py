@@ -50,7 +50,8 @@ from drengine.failover.drivers.qemu.machine import (
     size_of,
 )
 from drengine.failover.drivers.qemu.networks import bubble_of, network_needs, plugged
-from drengine.failover.drivers.qemu.settings import BIOS, BUBBLE, NAME, UEFI, USER, QemuSettings, qemu_settings
+from drengine.failover.drivers.qemu.seen import seen_addresses
+from drengine.failover.drivers.qemu.settings import BIOS, BUBBLE, NAME, UEFI, QemuSettings, qemu_settings
 from drengine.failover.drivers.qmp import Qmp, QmpError
 from drengine.failover.needs import Memory, Need, ReadableFile, programs
 from drengine.model.errors import DrengineError
@@ -150,13 +151,10 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
         return self._found(request, settings, healthy=running and self._is_healthy(request, settings, QMP_SECONDS))
 
     def addresses(self, request: LaunchRequest) -> list[str] | None:
-        """By the guest's agent; None as well where not every card of the rules is on a network that has its address."""
         settings = qemu_settings(request.settings)
-        cards = cards_of(request, settings)
-        if len(cards) < len(request.cards) or any(card.network == USER for card in cards):
-            return None
         interfaces = self._interfaces(request, settings)
-        return None if interfaces is None else _addresses(interfaces)
+        told = None if interfaces is None else _addresses(interfaces)
+        return seen_addresses(request, cards_of(request, settings), told)
 
     def quiesce(self, request: LaunchRequest) -> None:
         """Have the guest shut down: by its agent, else by the power button.

@@ -26,6 +26,7 @@ from drengine.failover.drivers.qemu.agent import (
     GuestInterface,
 )
 from drengine.failover.drivers.qemu.driver import MARK, QemuDriver
+from drengine.model.hardware import Card
 from drengine.process import find_marked
 from tests.failover.drivers.qemu.guests import linux_guest, missing_for_linux
 
@@ -75,10 +76,9 @@ def test_a_guest_is_healthy_by_its_agent_tells_its_addresses_and_shuts_down(
         assert (card["name"], card["mac"], card["addresses"][0]) == ("eth0", "52:54:00:00:00:01", "10.0.0.5/24")
         assert "10.0.0.5/24" in found.details["addresses"]
         assert QemuDriver().addresses(wanted) is None, "NAT has addresses of its own"
-        assert (
-            QemuDriver().addresses(replace(wanted, settings={**wanted.settings, "network": "bridge:b"}))
-            == (found.details["addresses"])
-        )
+        ruled = (Card(mac="52:54:00:00:00:01", addresses=("10.0.0.5/24",)),)
+        bridged = replace(wanted, settings={**wanted.settings, "network": "bridge:b"}, cards=ruled)
+        assert QemuDriver().addresses(bridged) == found.details["addresses"]
         monkeypatch.setattr(module, "end_marked", lambda *_, **__: True)  # only the guest may end it
         QemuDriver().quiesce(wanted)
         assert not find_marked(MARK, wanted.instance)
