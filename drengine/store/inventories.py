@@ -7,6 +7,7 @@ encrypted under the source's newest data key (AES-256-GCM), and goes with its ke
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,7 +22,7 @@ from drengine.store.catalogue.rows import InventoryRow
 from drengine.store.context import StoreContext
 from drengine.store.errors import CATALOGUE_DAMAGED
 from drengine.store.names import keys_name
-from drengine.store.rebuild.manifest import write_manifest
+from drengine.store.rebuild.manifest import is_manifest_old, write_manifest
 
 
 def read_inventory(context: StoreContext, source: str) -> Inventory | None:
@@ -32,14 +33,15 @@ def read_inventory(context: StoreContext, source: str) -> Inventory | None:
 
 
 def keep_inventory(context: StoreContext, source: str, inventory: Inventory, generation: int) -> None:
-    """See Store.keep_inventory. A manifest follows when it says something new."""
-    catalogue = context.catalogue
-    before = read_inventory(context, source)
+    """See Store.keep_inventory. A manifest follows when it says something new, but not for each of many changes."""
+    catalogue, before = context.catalogue, None
+    with suppress(DrengineError):  # one that can't be read is replaced like any other
+        before = read_inventory(context, source)
     row = _closed(context, source, inventory)
     with catalogue.transaction(source):
         catalogue.require_writable(source, catalogue.source(source).active_branch, generation)
         catalogue.put(row)
-    if before is None or before.lasting != inventory.lasting:
+    if before is None or (before.lasting != inventory.lasting and is_manifest_old(context, source)):
         write_manifest(context, source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from drengine.model.points import PointSelector
 from drengine.store.care.lock_policy import LockPolicy
 from drengine.store.care.retention import RetentionPolicy
 from drengine.store.care.retire import Keeping
+from drengine.store.catalogue.rows import InventoryRow
 from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.mirror.destination import opened_copy
 from drengine.store.mirror.mirror import Mirror
 from drengine.store.mirror.pace import Pace
+from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from tests.clock import ManualClock
 from tests.inventories import SERVER
@@ -144,6 +147,46 @@ def test_it_goes_with_its_keys_and_with_a_source_that_never_shipped(tmp_path: Pa
         assert store.forget_empty("web2")
         store.ensure_source("web2")
         assert store.inventory("web2") is None
+
+
+def test_one_that_can_not_be_read_is_replaced_like_any_other(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        with_data(store)
+        with store.context.catalogue.transaction():
+            store.context.catalogue.put(InventoryRow("web1", b"", b'{"taken_ns": "soon"}'))
+        with pytest.raises(DrengineError, match=r"\[catalogue-damaged\]"):
+            store.inventory("web1")
+        store.keep_inventory("web1", SERVER, generation=1)
+        assert store.inventory("web1") == SERVER
+
+
+def test_many_changes_write_few_manifests(tmp_path: Path) -> None:
+    clock = ManualClock()
+    options = StoreOptions(manifest_seconds=600.0)
+    with Store.create(tmp_path / "store", options=options, clock=clock) as store:
+        with_data(store)
+        written = set()
+        for number in range(30):
+            told = msgspec.structs.replace(SERVER, hostname=f"web{number}")
+            store.keep_inventory("web1", told, generation=1)
+            written |= set(store.context.storage.list("manifests/"))
+            clock.advance(60)
+        assert len(written) == 3 and store.inventory("web1") == told
+
+
+def test_a_catalogue_of_before_gets_its_table(tmp_path: Path) -> None:
+    with tiny_store(tmp_path) as store:
+        with_data(store)
+        points = store.points("web1")
+    with sqlite3.connect(tmp_path / "store" / CATALOGUE_NAME) as db:
+        db.execute("DROP TABLE inventory")
+        db.execute("PRAGMA user_version = 8")
+    with Store.open(tmp_path / "store", read_only=True) as store:
+        assert store.inventory("web1") is None
+    with Store.open(tmp_path / "store") as store:
+        store.keep_inventory("web1", SERVER, generation=1)
+    with Store.open(tmp_path / "store") as store:
+        assert (store.inventory("web1"), store.points("web1")) == (SERVER, points)
 
 
 def test_a_shared_catalogue_keeps_it_and_one_of_before_gets_its_table(postgres: Postgres, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from drengine_agent.daemon.trackers import open_capture, volume_reason
 from drengine_agent.errors import COMMAND_REFUSED
 from drengine_agent.fencing.charge import Charge
 from drengine_agent.fencing.fence import SOURCE_FENCED
-from drengine_agent.inventory.look import look
+from drengine_agent.inventory.look import Look
 from drengine_agent.inventory.telling import InventoryTeller
 from drengine_agent.ship.lag import LagMeter
 from drengine_agent.ship.pipeline import LabelRequest, Pipeline, Progress
@@ -112,7 +112,8 @@ class Replication:
         self._told_metrics: Sender | None = None
         self._noted: tuple[ReplicationState, str] | None = None
         paths = {volume.name: volume.path for volume in config.volume}
-        self._teller = InventoryTeller(lambda: look(paths, self._clock.now_ns()), self._clock)
+        look = Look(paths)
+        self._teller = InventoryTeller(lambda: look(self._clock.now_ns()), self._clock)
         self.lag = LagMeter(self._clock, represented_ns=self._state.represented_ns)
         self.capture: Capture = open_capture(config, self._state, self._clock)
         try:

@@ -11,35 +11,39 @@ import msgspec
 
 from drengine.model.inventory import DOCUMENT_BYTES_MAX, ENTRIES_MAX, Inventory, faults, pack_inventory
 from drengine_agent.inventory.network import network_facts
-from drengine_agent.inventory.services import listener_facts
+from drengine_agent.inventory.services import Services
 from drengine_agent.inventory.storage import storage_facts
 from drengine_agent.inventory.system import resolver_facts, system_facts
 
 log = logging.getLogger("drengine.agent")
 
 
-def look(volumes: Mapping[str, Path], now_ns: int, *, root: Path = Path("/")) -> Inventory:
-    """What this server is made of.
+class Look:
+    """Looks at this server, again and again."""
 
-    Args:
-        volumes: paths of what is replicated, by name.
-        now_ns: the time, by this server's clock.
-        root: where `proc`, `sys`, `etc`, `run` and `var` are found.
-    """
-    parts: tuple[Callable[[], dict[str, Any]], ...] = (
-        lambda: system_facts(root),
-        lambda: storage_facts(root, volumes),
-        lambda: network_facts(root),
-        lambda: resolver_facts(root),
-        lambda: listener_facts(root),
-    )
-    facts: dict[str, Any] = {}
-    for part in parts:
-        try:
-            facts |= part()
-        except (OSError, ValueError, ArithmeticError) as error:  # a file of another form than any known
-            log.warning("a part of the inventory was not found: %s: %s", type(error).__name__, error)
-    return fitting(Inventory(taken_ns=now_ns, **facts))
+    def __init__(self, volumes: Mapping[str, Path], *, root: Path = Path("/")) -> None:
+        """`volumes`: paths of what is replicated, by name; `root`: where `proc`, `sys`, `etc`, `run` and `var` are."""
+        self._volumes = volumes
+        self._root = root
+        self._services = Services()
+
+    def __call__(self, now_ns: int) -> Inventory:
+        """What it is made of; `now_ns` is the time, by its clock."""
+        root = self._root
+        parts: tuple[Callable[[], dict[str, Any]], ...] = (
+            lambda: system_facts(root),
+            lambda: storage_facts(root, self._volumes),
+            lambda: network_facts(root),
+            lambda: resolver_facts(root),
+            lambda: self._services.facts(root),
+        )
+        facts: dict[str, Any] = {}
+        for part in parts:
+            try:
+                facts |= part()
+            except (OSError, ValueError, ArithmeticError) as error:  # a file of another form than any known
+                log.warning("a part of the inventory was not found: %s: %s", type(error).__name__, error)
+        return fitting(Inventory(taken_ns=now_ns, **facts))
 
 
 def fitting(inventory: Inventory) -> Inventory:

@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import ipaddress
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,7 @@ def _interface(root: Path, name: str, addresses: tuple[str, ...]) -> Interface:
         kind=_kind(at),
         is_up=bool(int(flags, 16) & _UP) if flags else False,
         addresses=addresses,
-        dhcp=_has_lease(root, at, name, addresses),
+        dhcp=has_lease(root, at, name, addresses),
         driver=driver,
     )
 
@@ -85,7 +86,7 @@ def _kind(at: Path) -> str:
     return "physical" if (at / "device").exists() else "virtual"
 
 
-def _has_lease(root: Path, at: Path, name: str, addresses: tuple[str, ...]) -> bool:
+def has_lease(root: Path, at: Path, name: str, addresses: tuple[str, ...]) -> bool:
     """Whether a client of DHCP keeps a lease of one of the addresses for this interface."""
     plain = [address.partition("/")[0] for address in addresses if ":" not in address]
     for pattern in _LEASES:
@@ -93,7 +94,7 @@ def _has_lease(root: Path, at: Path, name: str, addresses: tuple[str, ...]) -> b
             text = text_of(path)
             if "NetworkManager/devices" in pattern and "dhcp" not in text:
                 continue
-            if any(address in text for address in plain):
+            if any(re.search(rf"(?<![\d.]){re.escape(address)}(?![\d.])", text) for address in plain):
                 return True
     return False
 

@@ -42,18 +42,32 @@ class _Service(NamedTuple):
     unit: str = ""
 
 
-def listener_facts(root: Path) -> dict[str, Any]:
-    """The attribute of Inventory that concerns services."""
-    sockets = list(_sockets(root))
+class Services:
+    """Finds who listens. While the same sockets listen, it is not looked up again whose they are."""
+
+    def __init__(self) -> None:
+        self._sockets: list[_Socket] = []
+        self._found: tuple[Listener, ...] = ()
+
+    def facts(self, root: Path) -> dict[str, Any]:
+        """The attribute of Inventory that concerns services."""
+        sockets = list(_sockets(root))
+        if sockets != self._sockets:
+            self._found = _listeners(root, sockets)
+            self._sockets = sockets
+        return {"listeners": self._found}
+
+
+def _listeners(root: Path, sockets: list[_Socket]) -> tuple[Listener, ...]:
     processes = list(_processes(root))
     holders = _holders(root, processes, {each.inode for each in sockets})
     owners = _owners(root, processes, {each.user for each in sockets if each.inode not in holders})
     services = {number: _service(root, number) for number in {*holders.values(), *owners.values()}}
-    found = []
+    found = set()
     for each in sockets:
         holder = holders.get(each.inode) or owners.get(each.user)
         service = services[holder] if holder else _Service()
-        found.append(
+        found.add(
             Listener(
                 protocol=each.protocol,
                 address=each.address,
@@ -62,7 +76,7 @@ def listener_facts(root: Path) -> dict[str, Any]:
                 unit=service.unit,
             )
         )
-    return {"listeners": tuple(sorted(set(found), key=lambda one: (one.protocol, one.port, one.address, one.unit)))}
+    return tuple(sorted(found, key=lambda one: (one.protocol, one.port, one.address, one.unit)))
 
 
 def _sockets(root: Path) -> Iterator[_Socket]:

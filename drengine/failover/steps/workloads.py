@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from drengine.model.inventory import Inventory
 from drengine.store.errors import UNKNOWN_SOURCE
 from drengine.store.store import Store
 from drengine.wire.payload import digest
+
+log = logging.getLogger("drengine.failover")
 
 
 class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,8 +100,8 @@ def inventories_of(store: Store, runbook: Runbook) -> dict[str, Inventory | None
         try:
             found[source] = store.inventory(source)
         except DrengineError as error:
-            if error.kind is not UNKNOWN_SOURCE:
-                raise
+            if error.kind is not UNKNOWN_SOURCE:  # no launch fails for the want of it
+                log.warning("what %s is made of can't be read: %s", source, error)
             found[source] = None
     return found
 

@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,18 @@ import pytest
 from drengine.model.inventory import DOCUMENT_BYTES_MAX, Interface, Inventory, faults, pack_inventory, parse_inventory
 from drengine_agent.install.unit import CAPABILITIES
 from drengine_agent.inventory.blocks import Block, uncovered
-from drengine_agent.inventory.look import fitting, look
+from drengine_agent.inventory.look import Look, fitting
+from drengine_agent.inventory.network import has_lease
 from drengine_agent.inventory.storage import fstab_lines
 from tests.inventories import SERVER
 from tests.linux.loops import loop_device
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[3]
+
+
+def look(volumes: Mapping[str, Path], now_ns: int, *, root: Path = Path("/")) -> Inventory:
+    return Look(volumes, root=root)(now_ns)
 
 
 def needs(*tools: str) -> None:
@@ -117,7 +122,7 @@ def seen_in(network: str) -> Inventory:
     """A look by a process in that network, which sees it in its own /sys."""
     program = (
         "import sys\nfrom drengine.model.inventory import pack_inventory\n"
-        "from drengine_agent.inventory.look import look\nsys.stdout.buffer.write(pack_inventory(look({}, 0)))"
+        "from drengine_agent.inventory.look import Look\nsys.stdout.buffer.write(pack_inventory(Look({})(0)))"
     )
     done = subprocess.run(
         ["ip", "netns", "exec", network, sys.executable, "-c", program],
@@ -211,8 +216,8 @@ def test_the_capabilities_of_the_unit_tell_whose_a_port_is_and_those_of_older_un
     names = {each.removeprefix("CAP_").lower() for each in CAPABILITIES}
     known = set(subprocess.run(["setpriv", "--list-caps"], capture_output=True, text=True, check=True).stdout.split())
     show = (
-        "from drengine_agent.inventory.look import look\n"
-        "print([(each.port, each.program) for each in look({}, 0).listeners if each.address == '127.0.0.7'])"
+        "from drengine_agent.inventory.look import Look\n"
+        "print([(each.port, each.program) for each in Look({})(0).listeners if each.address == '127.0.0.7'])"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -377,6 +382,41 @@ def test_a_server_with_too_much_of_everything_is_told_in_part() -> None:
     assert found.interfaces and found.listeners and found.fstab == SERVER.fstab
     assert found.hostname == found.os_name == ""
     assert fitting(SERVER) == SERVER
+
+
+LEASES = {
+    "run/systemd/netif/leases/7": "# This is private data. Do not parse.\nADDRESS=10.0.0.5\nNETMASK=255.255.255.0\n",
+    "var/lib/dhcp/dhclient.eno1.leases": 'lease {\n  interface "eno1";\n  fixed-address 10.0.0.5;\n}\n',
+    "var/lib/NetworkManager/internal-2f1e-eno1.lease": "ADDRESS=10.0.0.5\n",
+    "var/lib/dhcpcd/eno1.lease": "ip_address='10.0.0.5'\n",
+}
+
+
+@pytest.mark.parametrize("place", LEASES)
+def test_an_address_comes_by_dhcp_where_a_client_keeps_its_lease(place: str, tmp_path: Path) -> None:
+    at = tmp_path / "sys/class/net/eno1"
+    write(tmp_path, {"sys/class/net/eno1/ifindex": "7", place: LEASES[place]})
+    assert has_lease(tmp_path, at, "eno1", ("10.0.0.5/24", "2001:db8::5/64"))
+    assert not has_lease(tmp_path, at, "eno1", ("10.0.0.50/24",)), "an address that it had before"
+    assert not has_lease(tmp_path, at, "eno1", ("2001:db8::5/64",))
+    (tmp_path / place).unlink()
+    assert not has_lease(tmp_path, at, "eno1", ("10.0.0.5/24",))
+
+
+def test_whose_a_port_is_is_looked_up_again_when_another_socket_listens(tmp_path: Path) -> None:
+    write(tmp_path, {"proc/net/tcp": TCP, "proc/7/comm": "postgres", "proc/7/fd/x": ""})
+    (tmp_path / "proc/7/fd/4").symlink_to("socket:[501]")
+    seen = Look({}, root=tmp_path)
+
+    def programs() -> list[str]:
+        return [each.program for each in seen(0).listeners if each.port == 5432]
+
+    assert programs() == ["postgres"]
+    write(tmp_path, {"proc/7/comm": "other"})
+    assert programs() == ["postgres"]
+    (tmp_path / "proc/7/fd/5").symlink_to("socket:[777]")
+    write(tmp_path, {"proc/net/tcp": TCP.replace(" 501 ", " 777 ")})
+    assert programs() == ["other"]
 
 
 def test_comments_and_torn_lines_of_fstab_are_no_lines() -> None:

@@ -17,7 +17,7 @@ from drengine.control.attach import AttachOrder, StandbyMount, StandbySettings
 from drengine.failover.runbook.init import initial_runbook
 from drengine.failover.runbook.launches import KnownSource
 from drengine.model.inventory import Inventory
-from drengine_agent.inventory.look import look
+from drengine_agent.inventory.look import Look
 from drengine_agent.standby.workload import Workload
 from tests.agent.standby.test_standby import needs_root, serving, traces
 from tests.linux.loops import loop_device
@@ -50,7 +50,7 @@ def told_by(disk: Path, root: Path) -> Inventory:
             subprocess.run(["mount", node(device, number), at], check=True)
             (at / "hello").write_text(f"from partition {number}")
         try:
-            return look({"system": device}, 0)
+            return Look({"system": device})(0)
         finally:
             subprocess.run(["umount", "-R", root], check=True)
             subprocess.run(["partx", "--delete", device], check=True)
