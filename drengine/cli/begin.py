@@ -76,10 +76,19 @@ def failover(
 @app.command()
 @grouped
 def migrate(
-    runbook: RunbookArgument, force: ForceOption = False, despite: DespiteOption = None, *, options: RunOptions
+    runbook: RunbookArgument,
+    force: ForceOption = False,
+    despite: DespiteOption = None,
+    onto: OntoOption = None,
+    disk: DiskOption = None,
+    *,
+    options: RunOptions,
 ) -> None:
-    """Move the runbook's sources here without losing anything: stop them, take their last point, promote it."""
-    _begin(Mode.MIGRATION, runbook, options, force=force, despite=despite or [])
+    """Move the runbook's sources here without losing anything: stop them, take their last point, promote it.
+
+    With --onto they move to other hosts instead, whose disks are filled while they serve."""
+    given = {"force": force, "despite": despite or [], "onto": onto or [], "disks": disk or []}
+    _begin(Mode.MIGRATION, runbook, options, **given)
 
 
 @app.command()

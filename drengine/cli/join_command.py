@@ -59,6 +59,10 @@ class Told:
     )
     bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="A limit, such as 20MiB/s.")] = None
     tracker: Annotated[str | None, typer.Option("--tracker", help="auto (the default), ebpf, nbd or scan.")] = None
+    spare: Annotated[
+        bool,
+        typer.Option("--spare", help="It stands ready to become the home of a source whose own is gone (--onto)."),
+    ] = False
     recovery_host: Annotated[
         bool, typer.Option("--recovery-host", help="It is a recovery host, which needs --broker, and no source.")
     ] = False
@@ -85,7 +89,9 @@ class Told:
             values["mount_roots"] = roots
         party: Joining = parse(RecoveryHost, values) if self.recovery_host else parse(Server, values)
         for doubt in party.doubts():
-            raise DrengineError(BAD_INVENTORY, doubt, hint="Give --data-network, or another --mount-root.")
+            raise DrengineError(
+                BAD_INVENTORY, doubt, hint="Give --data-network, --broker and --volume, or another --mount-root."
+            )
         return party
 
 

@@ -66,8 +66,7 @@ OntoOption = Annotated[
     typer.Option(
         "--onto",
         metavar="HOST",
-        help="A spare host becomes the source's home, because the old one is gone; SOURCE=HOST, where there are "
-        "several, repeatable.",
+        help="A spare host becomes the source's home; SOURCE=HOST, where there are several, repeatable.",
     ),
 ]
 DiskOption = Annotated[

@@ -11,7 +11,7 @@ from drengine.failover.runbook.values import Mode, Runbook
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
 
-_MODES = (Mode.FAILBACK, Mode.REPROTECT)
+_MODES = (Mode.FAILBACK, Mode.REPROTECT, Mode.MIGRATION)
 
 
 def read_onto(mode: Mode, book: Runbook, onto: Sequence[str], disks: Sequence[str]) -> dict[str, NewHome]:
@@ -30,7 +30,7 @@ def read_onto(mode: Mode, book: Runbook, onto: Sequence[str], disks: Sequence[st
             raise DrengineError(BAD_ONTO, f"disk {disks[0][:80]!r} is named, and no host")
         return {}
     if mode not in _MODES:
-        raise DrengineError(BAD_ONTO, f"a {mode.value} goes to no new host; {' and '.join(_MODES)} do")
+        raise DrengineError(BAD_ONTO, f"a {mode.value} goes to no new host; {', '.join(_MODES)} do")
     sources, hosts = sources_of(book), dict[str, str]()
     for each in onto:
         source, _, host = each.rpartition("=")
@@ -43,6 +43,11 @@ def read_onto(mode: Mode, book: Runbook, onto: Sequence[str], disks: Sequence[st
         if host in hosts.values():
             raise DrengineError(BAD_ONTO, f"host {host[:80]!r} can be the home of one source only")
         hosts[source] = check_name(host, what="host")
+    if mode is Mode.MIGRATION and len(hosts) < len(sources):
+        left = ", ".join(each for each in sources if each not in hosts)
+        raise DrengineError(
+            BAD_ONTO, f"a migration moves all sources of its runbook to new hosts, or none; {left} stay"
+        )
     placed: dict[str, dict[str, str]] = {source: {} for source in hosts}
     for each in disks:
         volume, _, disk = each.partition("=")

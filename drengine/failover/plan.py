@@ -7,7 +7,9 @@ drill      declare, preflight, gate, choose-point:s, branch:s, convert:s, waves(
 failover   declare, preflight, gate, fence:s, [all fenced] choose-point:s, promote:s, [all promoted] convert:s,
            waves(launch:s); convert:s only where the launch driver boots machines of its own making
            where s runs here already, after an earlier failover, that is stopped instead of fencing the source
-migration  the same with quiesce-source:s before fence:s
+migration  the same with quiesce-source:s before fence:s; where the sources go to new homes nothing is launched here:
+           settle:s, reverse:s, gate, quiesce-source:s, fence:s, [all] reverse-last:s, hand-back:s, waves(release:s)
+           with the steps that the runbook has for a failback
 reprotect  declare, preflight, fence:s, stop-services:s, preserve:s, reverse:s
 failback   as reprotect, gate, quiesce-recovered:s (last wave first), reverse-last:s, [all] hand-back:s,
            waves(release:s), stop-workload:s
@@ -76,6 +78,8 @@ def plan(mode: Mode, runbook: Runbook, options: Mapping[str, Any]) -> tuple[Plan
     match mode:
         case Mode.DRILL:
             planner.drill()
+        case Mode.MIGRATION if planner.moves:
+            planner.move()
         case Mode.FAILOVER | Mode.MIGRATION:
             planner.failover(planned=mode is Mode.MIGRATION)
         case Mode.REPROTECT:
@@ -203,6 +207,9 @@ class _Planner:
         self._stopped = stopped
         self._sources = sources_of(runbook)
         self._earlier = options.launches
+        self.moves = bool(options.onto)
+        """Whether sources go to new homes."""
+        self._steps_of = Mode.FAILBACK if self.moves and mode is Mode.MIGRATION else mode
         self._roots = tuple(wave.name for wave in runbook.waves if not self._before(wave))
 
     def drill(self) -> None:
@@ -234,6 +241,13 @@ class _Planner:
         )
         fit = {source: self._convert(source, promoted) for source in self._sources}
         self._waves(lambda source, needs: self._launch(source, (*fit[source], *needs)), first=promoted)
+
+    def move(self) -> None:
+        """From host to host: the new ones are filled while the sources serve, then the sources are stopped."""
+        declared = self._declare()
+        gate = self._gate([self._fill(source, (declared,)) for source in self._sources])
+        quiesced = self._in_waves_reversed(gate, self._quiesce_source)
+        self._switch(tuple(self._fence(source, quiesced) for source in self._sources))
 
     def reverse(self) -> tuple[str, ...]:
         """See the module; gives the ids of the last steps."""
@@ -411,7 +425,7 @@ class _Planner:
 
     def _gate(self, needs: Iterable[str]) -> tuple[str, ...]:
         """The steps before the waves that wait for no other."""
-        start, taken = tuple(needs), self._taken(self._mode)
+        start, taken = tuple(needs), self._taken(self._steps_of)
         ends: list[str] = []
         for wave in self._runbook.waves:
             if wave.name in self._roots:
@@ -427,7 +441,7 @@ class _Planner:
     def _waves(self, server: Server, *, first: tuple[str, ...] = (), taken: _Waves | None = None) -> tuple[str, ...]:
         """Each wave's servers between its steps, waves after those they wait for; gives the ends of all waves."""
         ends: dict[str, tuple[str, ...]] = {}
-        taken = taken or self._taken(self._mode)
+        taken = taken or self._taken(self._steps_of)
         for wave in self._ordered():
             needs = tuple(dict.fromkeys(each for name in self._before(wave) for each in ends[name])) or first
             if wave.name not in self._roots:

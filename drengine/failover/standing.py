@@ -50,7 +50,7 @@ def _in_charge(steps: Iterable[StepState]) -> bool:
         handed |= each.step.kind is HAND_BACK and each.status is Status.DONE
         if each.step.kind is RELEASE and each.status in (Status.DONE, Status.SKIPPED):
             return False
-    is_way_home = not any(each.step.kind is PROMOTE for each in steps)
+    is_way_home = not any(each.step.kind in (PROMOTE, QUIESCE_SOURCE) for each in steps)
     return handed or not (promoted or is_way_home)
 
 

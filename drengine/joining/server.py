@@ -72,6 +72,11 @@ class Server:
     tracker: str = option(
         choice("auto", "ebpf", "nbd", "scan"), default="auto", help="`auto`: as the doctor finds on that server."
     )
+    spare: bool = option(
+        FLAG,
+        default=False,
+        help="It stands ready to become the home of a source whose own is gone; needs `broker`, and volumes by name.",
+    )
     replace: bool = option(
         FLAG, default=False, help="The server was set up anew: its certificates of before are revoked when it joins."
     )
@@ -83,6 +88,8 @@ class Server:
 
     def doubts(self) -> Iterator[str]:
         """What can't work together."""
+        if self.spare and not (self.broker and self.volumes):
+            yield "a spare server needs a broker, which brings the order, and its volumes by name"
         for target in self.target:
             yield from self._doubts_of(target.host)
 
@@ -106,6 +113,7 @@ class Server:
         words += [] if self.volumes else ["--all-disks"]
         others = {"--broker": self.broker, "--metrics": self.metrics, "--cuts": self.cuts, "--tracker": self.tracker}
         words += [word for flag, value in others.items() if value is not None for word in (flag, str(value))]
+        words += ["--spare"] if self.spare else []
         words += ["--bandwidth", self.bandwidth] if self.bandwidth != "unlimited" else []
         return [*words, "--site", site] if site != "main" else words
 

@@ -31,6 +31,7 @@ from drengine_agent.cli.install_options import (
     RootOption,
     SiteOption,
     SourceOption,
+    SpareOption,
     StartOption,
     StateOption,
     StoreOption,
@@ -65,6 +66,7 @@ def install(
     cuts: CutsOption = "",
     bandwidth: BandwidthOption = "",
     tracker: TrackerOption = "",
+    spare: SpareOption = False,
     listen: ListenOption = "",
     state_directory: StateOption = None,
     store: StoreOption = None,
@@ -90,6 +92,7 @@ def install(
         "cuts.kinds": cuts,
         "bandwidth": bandwidth,
         "nbd.listen": listen,
+        "spare": spare,
     }
     given = {"certificate": certificate, "key": key, "ca": ca}
     wishes = Wishes(

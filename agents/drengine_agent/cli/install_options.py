@@ -20,6 +20,10 @@ AllDisksOption = Annotated[
 TrackerOption = Annotated[
     str, typer.Option("--tracker", help="auto (as the doctor advises; the default), ebpf, nbd or scan.")
 ]
+SpareOption = Annotated[
+    bool,
+    typer.Option("--spare", help="It stands ready to become the home of a source whose own is gone; protects nothing."),
+]
 ListenOption = Annotated[
     str, typer.Option("--listen", help="For nbd: unix:PATH or HOST:PORT where the volumes are served.")
 ]

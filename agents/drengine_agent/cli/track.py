@@ -21,7 +21,7 @@ def track(config: ConfigOption = DEFAULT_CONFIG, json: JsonOption = False) -> No
     options = load_config(config)
     doubt = begin_tracking(options)
     if json:
-        emit_json(shown(options.source, doubt))
+        emit_json(shown(options.party, doubt))
     else:
         note("tracking runs already" if doubt == "none" else f"tracking began anew ({doubt})")
-        show_tracking(options.source)
+        show_tracking(options.party)

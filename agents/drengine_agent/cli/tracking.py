@@ -17,6 +17,7 @@ from drengine_agent.capture.ebpf.layout import BLOCK_BYTES, WatchedVolume
 from drengine_agent.capture.ebpf.program import COPIES
 from drengine_agent.capture.ebpf.watch import Watch
 from drengine_agent.config import AgentConfig, load_config
+from drengine_agent.daemon.home import as_housed
 from drengine_agent.daemon.state import AgentState, KnownVolume
 
 
@@ -29,16 +30,16 @@ def begin_tracking(options: AgentConfig) -> str:
     Raises:
         DrengineError: EBPF_UNAVAILABLE, EBPF_REFUSED (also when the agent runs and has it).
     """
-    watch = Watch.attach(options.source, _watched(options))
+    watch = Watch.attach(options.party, _watched(as_housed(options)))
     try:
         return watch.doubt
     finally:
         watch.close()
 
 
-def tracking_facts(source: str) -> dict[str, Any] | None:
-    """What the kernel tracks for a source, for machines; None when it tracks nothing."""
-    facts = Watch.inspect(source)
+def tracking_facts(name: str) -> dict[str, Any] | None:
+    """What the kernel tracks for the agent of this name, for machines; None when it tracks nothing."""
+    facts = Watch.inspect(name)
     return None if facts is None else {**asdict(facts), "epoch": facts.epoch.hex()}
 
 
@@ -56,9 +57,10 @@ def show_kernel(config: Path, *, json: bool) -> None:
     """What the kernel tracks while no agent runs with this configuration."""
     options = load_config(config)
     if json:
-        emit_json({"running": False, "source": options.source, "tracking": tracking_facts(options.source)})
+        source = as_housed(options).source
+        emit_json({"running": False, "source": source, "tracking": tracking_facts(options.party)})
     elif options.tracker == "ebpf":
-        show_tracking(options.source)
+        show_tracking(options.party)
 
 
 def _rows(facts: WatchFacts) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ def untrack(
     json: JsonOption = False,
 ) -> None:
     """Stop tracking in the kernel and give its memory back. The next run of the agent compares everything."""
-    source = check_name(source, what="source") if source else load_config(config).source
+    source = check_name(source, what="source") if source else load_config(config).party
     removed = Watch.detach(source)
     if json:
         emit_json({"source": source, "removed": removed})

@@ -13,6 +13,7 @@ again and again until `home.json` says that it is. From then on the agent is the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Sequence
@@ -140,6 +141,15 @@ def housed(config: AgentConfig, clock: Clock) -> AgentConfig:
     if not settling.settled:
         _follow(effective, settling, clock)
     return effective
+
+
+def as_housed(config: AgentConfig) -> AgentConfig:
+    """The same for who only looks: nothing is written, and what can't be told is as the file says."""
+    with contextlib.suppress(DrengineError):
+        settling = read_settling(config.state_directory)
+        if settling is not None and settling.source != config.source:
+            return _effective(config, settling)
+    return config
 
 
 def _effective(config: AgentConfig, settling: Settling) -> AgentConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 from drengine.identity.tokens import Invitation
 from drengine.model.errors import DrengineError
 from drengine_agent.config import AgentConfig, load_config
+from drengine_agent.daemon.home import as_housed
 from drengine_agent.doctor.errors import DOCTOR_REFUSES
 from drengine_agent.doctor.facts import Host, Reach
 from drengine_agent.doctor.gather import gather
@@ -66,7 +67,7 @@ class Asked:
             raise DrengineError(DOCTOR_REFUSES, f"there is no tracker {tracker!r}", hint=hint)
         if not config.exists():
             return cls(volumes, tracker or AUTO, state_directory or STATE_DIRECTORY, store or store_here())
-        known = cls.of(load_config(config), tracker=tracker, store=store)
+        known = cls.of(as_housed(load_config(config)), tracker=tracker, store=store)
         return replace(
             known, volumes=volumes or known.volumes, state_directory=state_directory or known.state_directory
         )

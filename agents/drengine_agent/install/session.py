@@ -139,6 +139,9 @@ def await_session(control_socket: Path, seconds: float) -> None:
         if seen.get("has_point") and state == ReplicationState.CONTINUOUS:
             note("the first recovery point is durable at the target")
             return
+        if seen.get("fence_reason") == "spare":
+            note("this host stands ready to become the home of a source: docs/failback.md")
+            return
         if state == ReplicationState.PAUSED:
             note("it is paused, as somebody has told it to be: drengine-agent resume")
             return

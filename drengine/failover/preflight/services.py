@@ -35,21 +35,23 @@ async def look_at_services(scene: Scene) -> Iterable[Checked]:
 
 
 def _allowed(scene: Scene) -> Iterator[Checked]:
-    for source in scene.sources:
-        wanted = [each for step in scene.steps if step.source == source for each in _commands(step)]
-        new = scene.case.options.onto.get(source)
-        agent = new.host if new and scene.case.mode.is_way_home else scene.agent_of(source)
+    wanted: dict[tuple[str, str], list[ServiceCommand]] = {}
+    for step in scene.steps:
+        host = step.settings.host if step.kind is RELEASE else ""
+        wanted.setdefault((step.source, host or scene.agent_of(step.source)), []).extend(_commands(step))
+    for (source, agent), commands in wanted.items():
         report = scene.site.agents.reports().get(agent)
         allowed = report.details.get("allowed_commands") if report else None
-        if not wanted or not scene.site.agents.is_online(agent):
+        if not commands or not scene.site.agents.is_online(agent):
             continue
         if not isinstance(allowed, list):
             fault = "its agent does not say what it lets runs do here; it may be of an older version"
             yield SERVICES_ALLOWED.found(source, fault=fault, warns=True)
             continue
-        refused = [shlex.join(each.command) for each in wanted if not is_allowed(each.command, allowed)]
-        fault = f"it does not let runs do: {', '.join(dict.fromkeys(refused))}" if refused else ""
-        yield SERVICES_ALLOWED.found(source, seen=f"{len(wanted)} commands are allowed", fault=fault)
+        refused = [shlex.join(each.command) for each in commands if not is_allowed(each.command, allowed)]
+        on = f"{agent} does" if agent != source else "it does"
+        fault = f"{on} not let runs do: {', '.join(dict.fromkeys(refused))}" if refused else ""
+        yield SERVICES_ALLOWED.found(source, seen=f"{len(commands)} commands are allowed", fault=fault)
 
 
 def _started(scene: Scene) -> Iterator[Checked]:

@@ -110,7 +110,7 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
             if evidence is not None:
                 return evidence
         found = "; ".join(search.tried)
-        if step.settings.if_there and not search.agent:
+        if step.settings.if_there and not context.site.agents.is_online(home_of(step, context)):
             gone = Fenced(tried=search.tried)
             return StepResult(True, f"the old host of {step.source} is not there: {found}", data=gone)
         by = context.forced_by

@@ -9,6 +9,7 @@ from drengine.failover.steps.agents import order_agent, refused
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.grants import way_home
 from drengine.failover.steps.quiesce_recovered import QUIESCE_RECOVERED
+from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE
 from drengine.failover.steps.reversal import Reversed, ReverseSettings
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
 from drengine.model.grants import Access
@@ -26,7 +27,8 @@ class ReverseLastStep(StepKind[ReverseSettings, Reversed]):
         return f"ship the last difference to {source}{f' on {settings.host}' if settings.host else ''}"
 
     async def act(self, step: PlannedStep[ReverseSettings], context: StepContext) -> StepResult[Reversed]:
-        id = context.result_of(QUIESCE_RECOVERED, step.source).point
+        moved = context.found(QUIESCE_SOURCE, step.source)
+        id = moved.point if moved else context.result_of(QUIESCE_RECOVERED, step.source).point
         number, host = declared(step, context).branch, step.settings.host
         async with way_home(step, context, Access.REVERSE, number, host):
             answer = await order_agent(step, context, Verb.REVERSE, {"branch": number, "point": id}, host=host)

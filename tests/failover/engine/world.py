@@ -122,7 +122,7 @@ class SimulatedSource:
             if id not in self.answers:
                 self.commands.append(verb)
                 try:
-                    if generation < self.generation:
+                    if generation < self.generation and verb is not Verb.SETTLE:
                         raise DrengineError(FENCED, "stale command")  # noqa: TRY301
                     if verb in self.refused:
                         raise DrengineError(NO_ANSWER, f"{self.name} does not want to {verb.value}")  # noqa: TRY301
@@ -275,6 +275,14 @@ class SimulatedSpare(SimulatedSource):
         self.who, self.fenced, self.generation = name, True, 0
         self.details = {"spare": True, "home_of": ""}
         self.disk[:] = b"\xff" * SIZE
+        self.fail_after = -1
+        """So many reversals go well."""
+
+    def _reverse(self, branch: int, point: str, force: bool = False) -> dict[str, Any]:
+        if not self.fail_after:
+            raise DrengineError(NO_ANSWER, "its disk is broken")
+        self.fail_after -= 1
+        return super()._reverse(branch, point, force)
 
     def _settle(
         self, source: str, generation: int, volumes: list[dict[str, Any]], disks: dict[str, str], by: str
