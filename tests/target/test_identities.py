@@ -254,7 +254,7 @@ async def test_a_source_is_shipped_from_where_it_lives_and_its_old_host_is_refus
     (tmp_path / "store" / CATALOGUE_NAME).unlink()
     Store.rebuild(tmp_path / "store")
     with Store.open(tmp_path / "store") as store:
-        assert store.home("shop") == ("shop2", {"shop"}), "a lost catalogue lets no old host in"
+        assert store.home("shop") == Home("shop2", frozenset({"shop"})), "a lost catalogue lets no old host in"
 
 
 async def greeting(

@@ -12,6 +12,7 @@ from drengine.failover.plan import plan
 from drengine.failover.run import Outcome, RequestKind, RunState
 from drengine.failover.runbook.values import Mode
 from drengine.failover.snapshot import Snapshot
+from drengine.model.homes import Home
 from tests.failover.engine.keeper import MemoryKeeper
 from tests.failover.engine.runs import carry_out, executor, seen, way_home
 from tests.failover.engine.world import BLOCK, World, runbook
@@ -31,7 +32,7 @@ async def failed_over(world: World, keeper: MemoryKeeper) -> dict[str, Any]:
 
 
 def lives_on_the_spare_host(world: World) -> None:
-    assert world.store.home("shop") == ("spare", {"shop"})
+    assert world.store.home("shop") == Home("spare", frozenset({"shop"}))
     assert (world.spare.serving, world.sources["shop"].serving) == (True, False)
     world.spare.write(12, b"at home")
     assert world.spare.ship() is not None

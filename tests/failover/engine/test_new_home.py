@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from drengine.model.homes import Home
 from drengine.nbd.client import NbdClient
 from drengine.store.store import Store
 from tests.failover.engine.test_real_parts import (
@@ -89,7 +90,7 @@ def test_a_shop_comes_home_to_a_new_host_and_its_old_one_is_refused_for_good(sit
         tap.flush()
     eventually(lambda: spare.ask("status")["state"] == "CONTINUOUS")
     with Store.open(site.directory / "store") as store:
-        assert store.home("shop") == ("shop2", {"shop"})
+        assert store.home("shop") == Home("shop2", frozenset({"shop"}))
         assert [each.name for each in store.sources()] == ["shop"]
 
     # The old host comes back, disks and all: it learns that the source lives elsewhere.
