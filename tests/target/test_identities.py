@@ -14,6 +14,7 @@ from drengine.audit.verify import read_entries
 from drengine.config import BAD_CONFIG
 from drengine.model.errors import DrengineError
 from drengine.model.grants import Access
+from drengine.model.homes import Home
 from drengine.model.points import PointSelector
 from drengine.store.catalogue.sqlite import CATALOGUE_NAME
 from drengine.store.store import Store
