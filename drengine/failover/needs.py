@@ -42,7 +42,14 @@ class MachineNetwork:
     bridge: str = ""
 
 
-Need = Program | Library | ReadableFile | Memory | MachineNetwork
+@dataclass(frozen=True, slots=True)
+class PortalAddress:
+    """An address of this host at which disks are served over iSCSI."""
+
+    address: str
+
+
+Need = Program | Library | ReadableFile | Memory | MachineNetwork | PortalAddress
 
 
 def programs(*commands: list[str], user: str = "") -> tuple[Program, ...]:

@@ -59,6 +59,15 @@ class Portal:
         """
         networks.label(self.address)
 
+    def require_here(self) -> None:
+        """This host has the address.
+
+        Raises:
+            DrengineError: ISCSI_PORTAL.
+        """
+        if fault := _listen_fault(self.address, 0):
+            raise DrengineError(ISCSI_PORTAL, f"portal {self.address}: {_MEANING.get(fault, fault)}")
+
     def free(self) -> Portal:
         """This one, or with the first port that nobody listens at, as of now.
 

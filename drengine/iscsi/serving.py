@@ -191,7 +191,7 @@ class IscsiInstance:
         return find_marked(MARK, self._name, self._directory)
 
     def stop(self) -> None:
-        """Serve no more; what was written is flushed. Nothing is left but the directory.
+        """Serve no more; what was written is flushed. Nothing is left but the directory, which knows the portal.
 
         Raises:
             DrengineError: ISCSI_FAILED, a disk could not be flushed.
@@ -209,7 +209,6 @@ class IscsiInstance:
                 file.remove()
             except OSError as error:
                 failed = failed or str(error)
-        (self._directory / _PORTAL).unlink(missing_ok=True)
         if failed:
             raise DrengineError(ISCSI_FAILED, failed)
 

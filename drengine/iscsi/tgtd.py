@@ -158,7 +158,7 @@ class Tgtd:
         fault, _ = _ANSWER.unpack_from(answer)
         if fault:
             raise TgtdError(f"tgtd refused to {act.name.lower()} a {mode.name.lower()}: {_FAULTS.get(fault, fault)}")
-        return bytes(answer[_ANSWER.size :]).decode(errors="replace")
+        return bytes(answer[_ANSWER.size :]).rstrip(b"\0").decode(errors="replace")
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[socket.socket]:

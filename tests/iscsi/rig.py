@@ -44,6 +44,10 @@ class VolatileDisk:
     cached: bytearray = field(default_factory=lambda: bytearray(DISK_BYTES))
     commands: list[Command] = field(default_factory=list)
 
+    def crash(self) -> None:
+        """Its server has died: the cache is lost."""
+        self.cached[:] = self.durable
+
     def obey(self, request: Request) -> Reply:
         command, end = Command(request.command), request.offset + request.length
         self.commands.append(command)
@@ -127,7 +131,7 @@ class Initiator:
         argv = [*self.inside, "qemu-io", "--object", f"secret,id=chap,data={self.secret}"] if self.user else ["qemu-io"]
         for command in commands:
             argv += ["-c", command]
-        argv += [*flags, "-t", "none", "-d", "unmap", f"json:{json.dumps({'driver': 'raw', 'file': node})}"]
+        argv += ["-t", "none", *flags, "-d", "unmap", f"json:{json.dumps({'driver': 'raw', 'file': node})}"]
         return subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False, timeout=60)
 
     def does(self, *commands: str, **options: Any) -> str:

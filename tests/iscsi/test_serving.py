@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from drengine.iscsi.errors import ISCSI_PORTAL, ISCSI_SETTINGS
 from drengine.iscsi.names import check_iscsi_name, target_name, target_number
 from drengine.iscsi.portals import Portal
 from drengine.iscsi.serving import FILE_MARK, MARK, Account, IscsiInstance, IscsiTarget, LunDisk, ServedTarget
+from drengine.iscsi.tgtd import Act, Mode, Tgtd
 from drengine.linux.mounts import read_mounts
 from drengine.linux.namespaces import in_network
 from drengine.model.errors import DrengineError
@@ -47,7 +50,7 @@ def served(tmp_path: Path, target: IscsiTarget, disk: VolatileDisk) -> Iterator[
     assert not find_marked(MARK, name)
     assert not find_marked(FILE_MARK, f"{name}/data")
     assert not [mount.at for mount in read_mounts() if mount.at.is_relative_to(directory)]
-    assert {path.name for path in directory.iterdir()} <= {"mark.key", "tgtd.log", "data.nbdfuse"}
+    assert {path.name for path in directory.iterdir()} <= {"mark.key", "portal", "tgtd.log", "data.nbdfuse"}
 
 
 def initiator(served: ServedTarget, account: Account | None = None, name: str = INITIATOR) -> Initiator:
@@ -166,7 +169,7 @@ def test_beyond_loopback_a_portal_lies_in_a_data_network_and_asks_for_a_secret()
         (replace(LOCAL, account=Account("shop", "short")), "12 to 200"),
         (replace(LOCAL, account=Account("shop", "with,comma and space")), "no space"),
         (replace(LOCAL, account=Account("sh,op", ACCOUNT.secret)), "no user"),
-        (replace(LOCAL, account=ACCOUNT, mutual=Account("x", ACCOUNT.secret)), "same secret"),
+        (replace(LOCAL, account=ACCOUNT, mutual=Account("x", ACCOUNT.secret)), "must differ"),
         (replace(LOCAL, mutual=OURS), "CHAP"),
         (replace(LOCAL, initiators=("everybody",)), "no iSCSI name"),
     ],
@@ -213,6 +216,51 @@ def test_names_are_the_fields(tmp_path: Path) -> None:
     assert check_iscsi_name(target_name("shop_1", drill=True)) == "iqn.2026-11.net.drengine:shop-1:drill"
     assert 0 < target_number("a") < 1 << 28
     assert target_number("a") != target_number("b")
+
+
+class Died(BaseException):
+    """What ends a process between two orders."""
+
+
+def dying_at(number: int) -> Callable[..., str]:
+    """Orders, of which that one is not given any more."""
+    order, given = Tgtd._order, itertools.count(1)
+
+    def give(self: Tgtd, mode: Mode, act: Act, *args: Any, **more: Any) -> str:
+        if act is not Act.SHOW and next(given) == number:
+            raise Died
+        return order(self, mode, act, *args, **more)
+
+    return give
+
+
+def test_whoever_dies_while_it_configures_leaves_nothing_that_lets_anybody_in_too_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each order: nobody finds a target without its disks or secret, and the next one makes it whole."""
+    skip_unless_iscsi_can_be_served()
+    name, target = f"test-{secrets.token_hex(4)}", replace(LOCAL, account=ACCOUNT)
+    instance = IscsiInstance(name, tmp_path / "instance", ["data"])
+    with serving(VolatileDisk(), tmp_path / "s") as uri:
+        disks, deaths = [LunDisk("data", uri, 512)], 0
+        try:
+            for died_at in itertools.count(1):
+                with monkeypatch.context() as patch:
+                    patch.setattr(Tgtd, "_order", dying_at(died_at))
+                    try:
+                        found = instance.start(target, disks)
+                    except Died:
+                        deaths += 1
+                        assert IscsiInstance(name, tmp_path / "instance", ["data"]).served() is None
+                        portal = (tmp_path / "instance/portal").read_text()
+                        assert Initiator(portal, NAME).io("read 0 4k").returncode != 0
+                        continue
+                break
+            assert deaths == len(("target", "account", "bind", "bind", "lun", "update", "allow"))
+            assert len(instance.processes()) == 1
+            initiator(found, ACCOUNT).does("read 0 4k")
+        finally:
+            instance.stop()
 
 
 def test_only_who_comes_from_a_data_network_is_heard(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ and ask it. Without `health` an instance is healthy when initiators can log in a
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from drengine.failover.drivers.driver import Disk, Instance, KnowsNeeds, LaunchD
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.hydrated import hydration_details, hydration_place
 from drengine.failover.drivers.settings import read_settings
-from drengine.failover.needs import Need, ReadableFile, programs
+from drengine.failover.needs import Need, PortalAddress, ReadableFile, programs
 from drengine.iscsi.names import check_iscsi_name, target_name
 from drengine.iscsi.portals import Portal
 from drengine.iscsi.serving import Account, IscsiInstance, IscsiTarget, LunDisk
@@ -27,7 +28,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.inventory import Inventory
 from drengine.model.sectors import SECTOR_BYTES
 from drengine.nbd.client import CERTIFICATE_NAMES
-from drengine.nbd.hydrators import end_hydrators, start_hydrators
+from drengine.nbd.hydrators import end_hydrators, is_hydrating, start_hydrators
 from drengine.process import Finished, run_command
 from drengine.process.given import references, with_given
 from drengine.transport.networks import DataNetworks
@@ -95,7 +96,7 @@ class IscsiDriver(LaunchDriver, KnowsNeeds):
         files = [what for each in (read.secret, read.mutual_secret) for way, what in references(each) if way == "file"]
         files += [f"{read.tls_directory}/{name}" for name in CERTIFICATE_NAMES] if read.tls_directory else []
         ours = programs(["tgtd"], ["nbdfuse"], ["fusermount3"], read.start, read.stop, read.health)
-        return (*ours, *map(ReadableFile, files))
+        return (*ours, *map(ReadableFile, files), PortalAddress(Portal.parse(read.portal).address))
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
         settings = read_settings(IscsiSettings, request.settings, self.name)
@@ -141,11 +142,18 @@ class IscsiDriver(LaunchDriver, KnowsNeeds):
         """Each through a server of ours, which outlasts the target's death and speaks TLS; nbdfuse does neither."""
         disks = _in_order(request, settings)
         uris = {disk.volume: _with_tls(disk.uri, settings.tls_directory) for disk in disks}
+        if not self._has_servers(request):  # whatever is served yet is cut off: nbdfuse connects once
+            with contextlib.suppress(DrengineError):
+                self._instance(request, settings).stop()
         local = start_hydrators(request.instance, hydration_place(request), uris, copied=request.hydrate)
         return [LunDisk(each.volume, local[each.volume], max(SECTOR_BYTES, each.sector_bytes)) for each in disks]
 
+    def _has_servers(self, request: LaunchRequest) -> bool:
+        place = hydration_place(request)
+        return all(is_hydrating(request.instance, place, disk.volume) for disk in request.disks)
+
     def _health(self, request: LaunchRequest, settings: IscsiSettings, seconds: float) -> Finished:
-        if self._instance(request, settings).served() is None:
+        if self._instance(request, settings).served() is None or not self._has_servers(request):
             return Finished(1, "the disks are not all served")
         if not settings.health:
             return Finished(0, "")

@@ -13,22 +13,26 @@ from urllib.parse import quote
 
 from drengine.bubble import bubble_faults
 from drengine.failover.drivers.driver import AsksHost, KnowsNeeds
-from drengine.failover.needs import Library, MachineNetwork, Memory, Need, Program, ReadableFile
+from drengine.failover.needs import Library, MachineNetwork, Memory, Need, PortalAddress, Program, ReadableFile
 from drengine.failover.preflight.check import Check, Look, Scene, all_of, apart
 from drengine.failover.readiness import Checked, Severity
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
 from drengine.failover.steps.workloads import WorkloadSettings
+from drengine.iscsi.portals import Portal
 from drengine.linux.memory import available_memory
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine.process.programs import program_fault
 from drengine.terminal import human_bytes
 from drengine.transport.causes import cause_of, details_of
+from drengine.transport.networks import DataNetworks
 
 GREET_SECONDS = 5.0
 HERE = "here"
+_Single = Program | Library | ReadableFile | MachineNetwork | PortalAddress
+"""Needs that are met or not, each by itself."""
 
 LAUNCH_SETTINGS_FIT = Check(
     "launch-settings",
@@ -59,6 +63,11 @@ MACHINE_NETWORK = Check(
     "machine-network",
     "what virtual machines are plugged into on this host is there: bridges, or what a drill's bubble takes",
     "Make the bridge, or mend its name in the runbook; a bubble takes root and the Debian package dnsmasq-base.",
+)
+PORTAL = Check(
+    "portal",
+    "each address at which this host would serve disks over iSCSI is its own and lies in its `data_networks`",
+    "Name one in the runbook's `portal` that is, or put its network into `data_networks` of the orchestrator's file.",
 )
 EXPORT_REACHABLE = Check(
     "export-reachable",
@@ -103,7 +112,7 @@ async def look_at_launches(scene: Scene) -> list[Checked]:
 
 async def look_at_needs(scene: Scene) -> list[Checked]:
     """What the steps need on this host."""
-    needs: dict[Program | Library | ReadableFile | MachineNetwork, bool] = {}
+    needs: dict[_Single, bool] = {}
     memory_bytes = 0
     for step in scene.steps:
         tolerated = not step.critical or step.on_failure is OnFailure.CONTINUE
@@ -112,7 +121,8 @@ async def look_at_needs(scene: Scene) -> list[Checked]:
                 memory_bytes += need.size_bytes
             else:
                 needs[need] = needs.get(need, True) and tolerated
-    found = await asyncio.gather(*(apart(partial(_met, need, warns)) for need, warns in needs.items()))
+    networks = scene.site.data_networks
+    found = await asyncio.gather(*(apart(partial(_met, need, warns, networks)) for need, warns in needs.items()))
     return [*found, _memory(memory_bytes)] if memory_bytes else found
 
 
@@ -129,7 +139,7 @@ def _needs_of(scene: Scene, step: PlannedStep[Any]) -> Iterator[Need]:
                 return  # its settings are a check of their own
 
 
-def _met(need: Program | Library | ReadableFile | MachineNetwork, warns: bool) -> Checked:
+def _met(need: _Single, warns: bool, networks: tuple[str, ...]) -> Checked:
     match need:
         case Program(name, user):
             about = f"{name}@{user}" if user else name
@@ -140,6 +150,8 @@ def _met(need: Program | Library | ReadableFile | MachineNetwork, warns: bool) -
             return FILE.found(path, seen="it can be read", fault=_file_fault(path), warns=warns)
         case MachineNetwork(bridge):
             return MACHINE_NETWORK.found(bridge or "bubble", fault=_network_fault(bridge), warns=warns)
+        case PortalAddress(address):
+            return PORTAL.found(address, seen="it is ours", fault=_portal_fault(address, networks), warns=warns)
 
 
 def _library_fault(module: str, package: str) -> str:
@@ -163,6 +175,16 @@ def _network_fault(bridge: str) -> str:
     if not bridge:
         return "; ".join(bubble_faults(taps=True))
     return "" if Path("/sys/class/net", bridge, "bridge").is_dir() else f"there is no bridge {bridge} on this host"
+
+
+def _portal_fault(address: str, networks: tuple[str, ...]) -> str:
+    portal = Portal(address)
+    try:
+        portal.require_inside(DataNetworks.parse(networks))
+        portal.require_here()
+    except DrengineError as error:
+        return error.message
+    return ""
 
 
 def _memory(needed: int) -> Checked:
@@ -205,6 +227,6 @@ def _greeted(scene: Scene, tls_directory: str) -> list[Checked]:
 
 LOOKS = (
     Look((LAUNCH_SETTINGS_FIT,), look_at_launches),
-    Look((PROGRAM, LIBRARY, FILE, MEMORY, MACHINE_NETWORK), look_at_needs),
+    Look((PROGRAM, LIBRARY, FILE, MEMORY, MACHINE_NETWORK, PORTAL), look_at_needs),
     Look((EXPORT_REACHABLE, EXPORT_CERTIFICATE), look_at_export),
 )

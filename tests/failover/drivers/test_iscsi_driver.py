@@ -14,7 +14,7 @@ from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.iscsi import IscsiDriver
-from drengine.failover.needs import Program, ReadableFile
+from drengine.failover.needs import PortalAddress, Program, ReadableFile
 from drengine.model.errors import DrengineError
 from drengine.nbd.hydrators import DISK_MARK
 from drengine.process import find_marked
@@ -92,8 +92,34 @@ def test_what_is_killed_is_served_again_at_the_same_place(tmp_path: Path) -> Non
         assert not driver.inspect(wanted).healthy
         driver.launch(wanted, lambda _: None)
         Initiator(again["portal"], again["target"]).does("read 0 4096")
+        for process in find_marked(DISK_MARK, f"{wanted.instance}/root"):
+            os.kill(process, 9)
+        assert not driver.inspect(wanted).healthy, "it is there, and every request of its would fail"
+        driver.launch(wanted, lambda _: None)
+        last = driver.inspect(wanted).details
+        assert last["portal"] == first["portal"]
+        Initiator(last["portal"], last["target"]).does("read 0 4096", lun=2)
     finally:
         driver.stop(wanted)
+
+
+@pytest.mark.parametrize("hydrate", [False, True])
+def test_what_no_flush_covered_is_sent_again_when_the_target_has_died(tmp_path: Path, hydrate: bool) -> None:
+    disk, driver = VolatileDisk(), IscsiDriver()
+    with serving(disk, tmp_path / "s") as uri:
+        only = (Disk("data", DISK_BYTES, uri),)
+        wanted = request(tmp_path / "i", {}, disks=only, hydrate=hydrate)
+        told = driver.launch(wanted, lambda _: None).details
+        client = Initiator(told["portal"], told["target"])
+        client.does("write -P 7 0 64k", flags=("-t", "unsafe"))
+    assert not any(disk.durable), "this client flushes nothing"
+    disk.crash()
+    with serving(disk, tmp_path / "s"):
+        try:
+            client.does("write -P 8 64k 64k", "flush", "read -P 7 0 64k")
+            assert disk.durable[: 128 << 10] == b"\7" * (64 << 10) + b"\x08" * (64 << 10)
+        finally:
+            driver.stop(wanted)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +146,7 @@ def test_what_a_launch_takes_is_known_before() -> None:
     settings = {**SETTINGS, "user": "shop", "secret": "${file:/etc/drengine/chap}", "start": ["ipmitool", "on"]}
     needs = IscsiDriver().needs(settings, None)
     assert {Program("tgtd"), Program("nbdfuse"), Program("ipmitool"), ReadableFile("/etc/drengine/chap")} <= set(needs)
+    assert PortalAddress("127.0.0.1") in needs
 
 
 def test_a_secret_that_is_not_there_fails_the_launch(tmp_path: Path) -> None:

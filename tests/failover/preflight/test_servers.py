@@ -21,7 +21,9 @@ from tests.inventories import GIB, SERVER
 @pytest.fixture
 def place(tmp_path: Path) -> Any:
     made = Place(tmp_path)
-    made.site = replace(made.site, drivers={**made.site.drivers, "qemu": load_drivers()["qemu"]})
+    made.site = replace(
+        made.site, drivers={**made.site.drivers, **{name: load_drivers()[name] for name in ("qemu", "iscsi")}}
+    )
     yield made
     made.registry.close()
     made.world.store.close()
@@ -105,3 +107,17 @@ async def test_a_network_that_machines_would_miss_is_named(place: Place, mode: M
         wanted: f"there is no bridge {wanted} on this host"
     }
     assert missing[wanted].severity is Severity.BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("portal", "fault"),
+    [("192.0.2.1", "outside the data networks"), ("127.0.0.1", ""), ("127.0.0.1:3261", "")],
+)
+async def test_a_portal_that_disks_may_not_leave_by_is_named(place: Place, portal: str, fault: str) -> None:
+    book = runbook(fence=["true"])
+    source = book.sources["shop"]
+    launch = msgspec.structs.replace(source.launch, driver="iscsi", settings={"portal": portal})
+    book = msgspec.structs.replace(book, sources={"shop": msgspec.structs.replace(source, launch=launch)})
+    (seen,) = [each for each in (await place.look(book)).values() if each.check == "portal"]
+    assert (seen.about, seen.ok) == (portal.partition(":")[0], not fault)
+    assert fault in seen.message
