@@ -327,6 +327,7 @@ CHAPTERS: dict[str, Callable[[Story, Typed], None]] = {
     "docs/agent.md": agent,
     "docs/drivers.md": drivers,
     "docs/install.md": drivers,
+    "docs/outpost.md": type_it,
     "docs/security.md": security,
 }
 

@@ -313,7 +313,7 @@ def _opened(uri: str, device: Path, disk: HydrateDisk, *, writable: bool) -> Ite
         open_.callback(volume.close)
         branch = Branch(lambda: NbdClient.of(uri), THREADS)
         open_.callback(branch.close)
-        for what, each in (("its branch", branch), (str(device), volume)):
+        for what, each in ((str(device), volume), ("its branch", branch)):
             if each.size_bytes < disk.size_bytes:
                 missing = disk.size_bytes - each.size_bytes
                 raise DrengineError(STANDBY_FAILED, f"{what} is {missing} bytes smaller than the disk")

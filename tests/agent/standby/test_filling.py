@@ -233,7 +233,7 @@ def test_what_it_began_to_fill_it_goes_on_with(branch: str, device: Path, tmp_pa
 @needs_root
 def test_a_volume_that_is_a_byte_too_small_is_refused(branch: str, device: Path, tmp_path: Path) -> None:
     too_large = SIZE + 2 * PIECE_BYTES + 1
-    with pytest.raises(DrengineError, match="bytes smaller than the disk"):
+    with pytest.raises(DrengineError, match=f"{device} is 1 bytes smaller than the disk"):
         carried_out(order(branch, size=too_large), tmp_path, device)
     assert not any(device.read_bytes())
 

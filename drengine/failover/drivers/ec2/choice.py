@@ -21,6 +21,7 @@ from drengine.model.inventory import Inventory
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
 _BOOT_MODES = {"legacy-bios": ("bios",), "uefi": ("uefi",), "uefi-preferred": ("uefi", "bios"), "": ("bios",)}
 """What a guest may be booted by, by the image's boot mode; an image that says nothing boots by BIOS on x86_64."""
+_MODES_OF_TYPES = {"bios": "legacy-bios", "uefi": "uefi"}
 ROOT_GIB = 8
 """Of an image that does not tell its disk's size."""
 RESERVED_FIRST, RESERVED_LAST = 4, 1
@@ -93,8 +94,8 @@ def look_at_subnets(calls: Calls, settings: Ec2Settings, *, isolated: bool) -> l
     return listed
 
 
-def look_at_image(calls: Calls, settings: Ec2Settings, mode: str) -> Image | None:
-    """The AMI, which has to boot as the disks do; None where the launch template names it.
+def look_at_image(calls: Calls, request: LaunchRequest, settings: Ec2Settings) -> Image | None:
+    """The AMI, which has to boot as the disks do, on their processors; None where the launch template names it.
 
     Raises:
         DrengineError: EC2_SETUP.
@@ -116,6 +117,10 @@ def look_at_image(calls: Calls, settings: Ec2Settings, mode: str) -> Image | Non
     )
     if found.get("RootDeviceType", "ebs") != "ebs":
         raise DrengineError(EC2_SETUP, f"image {image.id} has no EBS disk that could be replaced")
+    told = request.inventory.architecture if request.inventory else ""
+    if told and ARCHITECTURES.get(told, told) != image.architecture:
+        raise DrengineError(EC2_SETUP, f"image {image.id} is for {image.architecture}, the source is {told}")
+    mode = boot_mode(settings, request.inventory)
     if mode not in image.boot_modes:
         raise DrengineError(
             EC2_SETUP, f"image {image.id} boots by {' or '.join(image.boot_modes)}, the source's disk by {mode}"
@@ -143,7 +148,7 @@ def choose_types(calls: Calls, request: LaunchRequest, settings: Ec2Settings, pl
     wanted = request.inventory
     if wanted is None or not wanted.cpus:
         raise DrengineError(EC2_SETUP, "name `instance_types`: the source's agent has not told how large it is")
-    fitting = sorted(_fitting(calls, sorted(offered), wanted))
+    fitting = sorted(_fitting(calls, sorted(offered), wanted, boot_mode(settings, wanted)))
     if not fitting:
         size = f"{wanted.cpus} CPUs and {wanted.memory_bytes >> 20} MiB"
         raise DrengineError(EC2_SETUP, f"no instance type that is offered on {place} has {size}")
@@ -155,15 +160,19 @@ TYPES_MAX = 6
 _AT_ONCE = 100
 
 
-def _fitting(calls: Calls, offered: Sequence[str], wanted: Inventory) -> Iterable[tuple[int, int, str]]:
-    """Those that are as large as the source: (memory, CPUs, name)."""
+def _fitting(calls: Calls, offered: Sequence[str], wanted: Inventory, mode: str) -> Iterable[tuple[int, int, str]]:
+    """Those that are as large as the source, and have what its disks are prepared for: (memory, CPUs, name)."""
     architecture = ARCHITECTURES.get(wanted.architecture, "x86_64")
     memory_mib = wanted.memory_bytes >> 20
     for first in range(0, len(offered), _AT_ONCE):
         part = list(offered[first : first + _AT_ONCE])
         for each in calls.every("DescribeInstanceTypes", "InstanceTypes", InstanceTypes=part):
             cpus, memory = each["VCpuInfo"]["DefaultVCpus"], each["MemoryInfo"]["SizeInMiB"]
-            fits = architecture in each.get("ProcessorInfo", {}).get("SupportedArchitectures", [architecture])
+            fits = (
+                architecture in each.get("ProcessorInfo", {}).get("SupportedArchitectures", [architecture])
+                and _MODES_OF_TYPES[mode] in each.get("SupportedBootModes", [_MODES_OF_TYPES[mode]])
+                and each.get("Hypervisor", "nitro") == "nitro"  # others have neither NVMe nor ENA
+            )
             # A server's own memory is a little less than what its maker sold: what is reserved does not count.
             if fits and cpus >= wanted.cpus and memory >= memory_mib * 0.95:
                 yield memory, cpus, each["InstanceType"]

@@ -201,7 +201,7 @@ class _Work:
         types = choose_types(self._calls, request, settings, subnets[0].place)
         if made.server is not None:
             return self._server.settle(made.server), types
-        image = look_at_image(self._calls, settings, boot_mode(settings, request.inventory))
+        image = look_at_image(self._calls, request, settings)
         groups = settings.drill_security_groups if request.isolated else settings.security_groups
         if not groups:
             groups = [closed_group(self._calls, request, settings, subnets[0].vpc, made.groups)]

@@ -12,7 +12,6 @@ from drengine.failover.drivers.driver import CloudFinding, LaunchRequest
 from drengine.failover.drivers.ec2.calls import Calls
 from drengine.failover.drivers.ec2.choice import (
     Subnet,
-    boot_mode,
     boot_volume,
     choose_types,
     look_at_image,
@@ -120,7 +119,7 @@ class Look:
     def _named(self, subnet: Subnet) -> Iterator[CloudFinding]:
         """Image, types, groups, key: whatever the settings name is there."""
         request, settings = self._request, self._settings
-        look_at_image(self._calls, settings, boot_mode(settings, request.inventory))
+        look_at_image(self._calls, request, settings)
         types = choose_types(self._calls, request, settings, subnet.place)
         if missing := [each for each in settings.instance_types if each not in types]:
             yield CloudFinding(check=FITS, fault=f"{', '.join(missing)} is not offered on {subnet.place}", warns=True)
@@ -142,7 +141,7 @@ class Look:
         """The calls that make something, as far as they can be asked before their objects are there."""
         request, settings, dry = self._request, self._settings, self._calls.dry
         groups = settings.drill_security_groups if request.isolated else settings.security_groups
-        image = look_at_image(self._calls, settings, boot_mode(settings, request.inventory))
+        image = look_at_image(self._calls, request, settings)
         types = choose_types(self._calls, request, settings, subnet.place)
         run = run_parameters(request, settings, subnet, types[0], image, groups)
         told = {"RunInstances": dry("RunInstances", **run)}

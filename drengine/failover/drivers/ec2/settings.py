@@ -16,6 +16,7 @@ from drengine.model.errors import DrengineError
 
 DRIVER = "ec2"
 TAG_PREFIX = "drengine:"
+USER_DATA_BYTES_MAX = 16 << 10
 TAGS_MAX = 40
 """EC2 takes 50 a resource; the rest are the driver's own."""
 
@@ -160,6 +161,8 @@ def _faults(read: Ec2Settings) -> Iterator[str]:
     if read.dedicated_host and read.tenancy not in ("", "host"):
         yield f"dedicated_host goes with tenancy host, not {read.tenancy!r}"
     yield from _numbers(read)
+    if len(read.user_data.encode()) > USER_DATA_BYTES_MAX:
+        yield f"user_data is longer than {USER_DATA_BYTES_MAX} bytes"
     yield from _tags(read.tags)
 
 

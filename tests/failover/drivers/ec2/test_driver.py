@@ -336,6 +336,19 @@ def test_it_fits_the_source_where_no_type_is_named(site: Network, tmp_path: Path
     assert one(site, "RunInstances").fields["InstanceType"] == "m5.large"
 
 
+def test_an_image_for_other_processors_is_refused(site: Network, tmp_path: Path) -> None:
+    wanted = request(tmp_path / "i", site.settings(), inventory=inventory(architecture="aarch64"))
+    error = refused(wanted)
+    assert error.kind is EC2_SETUP
+    assert "is for x86_64, the source is aarch64" in error.message
+
+
+def test_a_type_without_nvme_is_not_chosen(site: Network, tmp_path: Path) -> None:
+    site.cloud.offered = ["m4.large", "m5.large"]
+    launched(request(tmp_path / "i", site.settings(instance_types=[])))
+    assert one(site, "RunInstances").fields["InstanceType"] == "m5.large"
+
+
 def test_a_port_that_answers_is_health(site: Network, tmp_path: Path) -> None:
     """The stand-in's instances have no network: whoever listens is this test, on the loopback."""
 
@@ -496,6 +509,7 @@ SETTINGS: dict[str, Any] = {
         ({"tags": {"drengine:run": "x"}}, "begins as those of drengine do"),
         ({"tags": {"aws:x": "x"}}, "begins as those of AWS do"),
         ({"grace": "soon"}, "soon"),
+        ({"user_data": "x" * 16385}, "user_data is longer than 16384 bytes"),
         ({"launch_template": "x:y"}, "launch_template 'x:y'"),
         ({"helper": "helper-1"}, "'helper-1' is no id of an instance"),
     ],
