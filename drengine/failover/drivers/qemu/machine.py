@@ -75,7 +75,7 @@ def machine_arguments(
     """
     arguments = [settings.program, "-name", f"drengine-{request.instance}", "-nodefaults", "-no-user-config"]
     arguments += ["-machine", settings.machine, "-accel", accelerator.name, "-cpu", settings.cpu]
-    arguments += ["-display", "none", "-no-reboot", "-m", str(size.memory_mib), "-smp", str(size.cpus)]
+    arguments += ["-display", "none", "-m", str(size.memory_mib), "-smp", str(size.cpus)]
     arguments += ["-serial", f"file:{CONSOLE}", "-qmp", f"unix:{QMP},server=on,wait=off"]
     arguments += firmware
     if settings.kernel:

@@ -82,11 +82,11 @@ def linux_guest(
     }
 
 
-def bios_disk(path: Path, says: str) -> None:
-    """A disk whose boot sector says something on the first serial port, and halts."""
+def bios_disk(path: Path, says: str, *, then: str = "f4ebfd") -> None:
+    """A disk whose boot sector says something on the first serial port, and halts, or goes on with other code."""
     code = bytes.fromhex("be1c7c")  # mov $text, %si
     code += bytes.fromhex("bafd03eca82074fb")  # wait: mov $0x3fd, %dx; in; test $0x20; jz (until the line is free)
-    code += bytes.fromhex("2eac84c07406baf803eeebecf4ebfd")  # lodsb; test; jz end; mov $0x3f8, %dx; out; jmp wait; hlt
+    code += bytes.fromhex("2eac84c07406baf803eeebec" + then)  # lodsb; test; jz end; mov $0x3f8, %dx; out; jmp wait
     sector = code.ljust(0x1C, b"\xf4") + says.encode() + b"\r\n\0"
     with path.open("wb") as file:
         file.write(sector.ljust(510, b"\0") + b"\x55\xaa")

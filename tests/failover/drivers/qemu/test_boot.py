@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.devices import until
 from drengine.failover.drivers.driver import Disk, Instance, LaunchRequest
 from drengine.failover.drivers.qemu.driver import QemuDriver
 from drengine.model.inventory import Inventory
@@ -65,6 +66,15 @@ def test_the_disk_that_should_boots_by_bios(folder: Path, bus: str) -> None:
         wanted = request(folder, disks, disk_bus=bus, boot="root", ready="BOOTED")
         with launched(wanted) as found:
             assert "root BOOTED" in found.details["console"]
+
+
+def test_a_guest_that_reboots_goes_on(folder: Path) -> None:
+    bios_disk(folder / "root", "BOOTED", then="b0fee664")  # mov $0xfe, %al; out %al, $0x64: reset
+    with served(folder / "s", {"root": folder / "root"}) as disks:
+        wanted = request(folder, disks, ready="BOOTED")
+        with launched(wanted) as found:
+            until(lambda: str(QemuDriver().inspect(wanted).details["console"]).count("BOOTED") > 1, "the second boot")
+            assert QemuDriver().inspect(wanted).details["pids"] == found.details["pids"]
 
 
 @needs_uefi
