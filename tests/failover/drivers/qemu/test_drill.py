@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from drengine.bubble import bubble_faults, left_bubbles
+from drengine.bubble import bubble_faults
+from drengine.bubble.bubble import left_bubbles
 from drengine.failover.drivers.driver import LaunchRequest
 from drengine.failover.drivers.qemu import driver as module
 from drengine.failover.drivers.qemu.driver import MARK, QemuDriver
