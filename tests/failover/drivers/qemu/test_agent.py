@@ -78,7 +78,7 @@ def test_a_guest_is_healthy_by_its_agent_tells_its_addresses_and_shuts_down(
         assert QemuDriver().addresses(wanted) is None, "NAT has addresses of its own"
         ruled = (Card(mac="52:54:00:00:00:01", addresses=("10.0.0.5/24",)),)
         bridged = replace(wanted, settings={**wanted.settings, "network": "bridge:b"}, cards=ruled)
-        assert QemuDriver().addresses(bridged) == found.details["addresses"]
+        assert "10.0.0.5/24" in (QemuDriver().addresses(bridged) or [])
         monkeypatch.setattr(module, "end_marked", lambda *_, **__: True)  # only the guest may end it
         QemuDriver().quiesce(wanted)
         assert not find_marked(MARK, wanted.instance)

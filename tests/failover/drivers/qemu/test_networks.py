@@ -101,7 +101,7 @@ def test_machines_on_one_bridge_see_each_other_under_addresses_that_stay(folder:
         found = in_network(network, lambda: QemuDriver().launch(wanted["db"], lambda _: None))
         for number, _ in enumerate(cards):
             assert f"eth{number} {steady_mac('db', number)}" in found.details["console"]
-        assert found.details["machine"]["macs"] == [steady_mac("db", 0), steady_mac("db", 1)]
+        assert found.details["machine"]["macs"] == (steady_mac("db", 0), steady_mac("db", 1))
         assert [port["mtu"] for bridge in BRIDGES for port in ports(network, bridge)] == [1400] * 4
         assert "inet6" not in ip("-n", network, "addr", "show", ports(network, "br0")[0]["ifname"])
         os.kill(find_marked(MARK, wanted["shop"].instance)[0], signal.SIGKILL)
