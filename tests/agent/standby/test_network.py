@@ -8,15 +8,19 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from drengine.bubble import Bubble
 from drengine.bubble.bubble import RESOLVERS
 from drengine.control.attach import AttachOrder, StandbySettings
 from drengine.control.messages import Verb
+from drengine.failover.drivers.driver import LaunchRequest
+from drengine.failover.drivers.standby import StandbyDriver
 from drengine.linux.links import links
 from drengine.linux.namespaces import in_network, is_network, make_network, remove_network
 from drengine.linux.neighbours import who_has
@@ -27,7 +31,7 @@ from drengine_agent.standby.errors import ADDRESS_TAKEN
 from drengine_agent.standby.examine import _network as network_findings
 from drengine_agent.standby.network import WorkloadNetwork
 from drengine_agent.standby.workload import Workload
-from tests.agent.standby.test_standby import command, host, needs_root
+from tests.agent.standby.test_standby import command, host, needs_root, ordering
 from tests.bubble.test_bubble import MISSING, reaches, told
 
 pytestmark = [pytest.mark.machine, needs_root, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")]
@@ -90,6 +94,40 @@ async def test_workloads_of_a_drill_see_each_other_and_checks_inside_see_them(ru
     for each in workloads:
         assert not is_network(each.network)
         assert not (RESOLVERS / each.network).exists()
+
+
+def test_the_driver_tells_the_host_who_is_in_the_drill_and_what_it_sees_there(run: str, tmp_path: Path) -> None:
+    request = LaunchRequest(
+        instance=f"db-{secrets.token_hex(4)}",
+        run=run,
+        source="db",
+        disks=(),
+        isolated=True,
+        settings={"network": "bubble"},
+        directory=tmp_path,
+        host="recovery-1",
+        timeout_seconds=20.0,
+        order=ordering(tmp_path / "state"),
+        cards=(DB,),
+        servers=SERVERS,
+    )
+    driver = StandbyDriver()
+    alone = replace(request, instance=f"db-{secrets.token_hex(4)}", settings={"network": "none"})
+    try:
+        driver.launch(request, lambda _: None)
+        assert driver.addresses(request) == ["10.9.3.5/24"]
+        assert told(f"dr-{request.instance}", "web").split()[0] == "10.9.4.7"
+        driver.launch(alone, lambda _: None)
+        assert driver.addresses(alone) is None
+    finally:
+        driver.stop(alone)
+        driver.stop(request)
+    assert not is_network(Bubble(run, {}).name)
+
+
+def test_a_host_that_knows_no_interface_is_told_of_none() -> None:
+    order = AttachOrder(instance="i", source="s", disks={}, settings=StandbySettings(stop=["true"]), isolated=True)
+    assert msgspec.to_builtins(order)["settings"] == {"stop": ["true"]}
 
 
 def test_drills_of_two_runs_do_not_see_each_other(run: str, tmp_path: Path) -> None:
