@@ -88,14 +88,15 @@ def address_faults(book: Runbook, inventories: Mapping[str, Inventory | None], m
     return [*(fault for server in servers for fault in server.faults()), *_doubles(servers)]
 
 
-def require_addresses(book: Runbook, source: str, inventories: Mapping[str, Inventory | None], mode: Mode) -> None:
-    """Whether a source's addresses can be given to its recovered server.
+def require_addresses(book: Runbook, source: str, inventory: Inventory | None, mode: Mode) -> None:
+    """Whether a source's addresses can be given to its recovered server. Whether another gets the same was looked at
+    before the run.
 
     Raises:
         DrengineError: BAD_ADDRESSES.
     """
-    for fault in address_faults(book, inventories, mode):
-        if fault.source == source and not fault.uncovered:
+    for fault in address_faults(book, {source: inventory}, mode):
+        if not fault.uncovered:
             raise DrengineError(BAD_ADDRESSES, f"{source}: {fault.message}")
 
 
@@ -167,7 +168,7 @@ class _Server:
     def faults(self) -> Iterator[Fault]:
         """What is wrong with this server alone."""
         if self._inventory is None and (self._rules or any(not each.addresses for each in self._named.values())):
-            yield Fault(self.source, "its agent never told which addresses it has, so none can be moved")
+            yield Fault(self.source, "nobody told which addresses it has, so none can be moved")
             return
         for name in sorted(self._named.keys() - self._found.keys()):
             hint = did_you_mean(name, self._found)

@@ -147,7 +147,7 @@ FAULTS = {
         {"db": server(Interface(name="e", addresses=("10.9.3.5/24",))), "web": WEB},
         "10.9.3.5 would be given twice: to db and to web",
     ),
-    "no inventory": (book(RULES), {"web": None}, "its agent never told which addresses it has"),
+    "no inventory": (book(RULES), {"web": None}, "nobody told which addresses it has"),
     "no such interface": (book(etho0=LaunchInterface(mac="keep")), {"web": WEB}, "no interface 'etho0'"),
     "a gateway elsewhere": (
         book([rule("10.1.0.0/16", "10.9.0.0/16", gateway="10.9.9.1")]),
@@ -173,9 +173,10 @@ def test_what_does_not_fit_together_is_told(name: str) -> None:
     faults = [each for each in address_faults(runbook, inventories, F) if not each.uncovered]
     assert [each.source for each in faults] == ["web"], faults
     assert message in faults[0].message
-    with pytest.raises(DrengineError, match="web: ") as refused:
-        require_addresses(runbook, "web", inventories, F)
-    assert refused.value.kind is BAD_ADDRESSES
+    if len(inventories) == 1:
+        with pytest.raises(DrengineError, match="web: ") as refused:
+            require_addresses(runbook, "web", inventories["web"], F)
+        assert refused.value.kind is BAD_ADDRESSES
 
 
 def test_what_is_no_address_in_an_inventory_is_left_out() -> None:

@@ -92,17 +92,19 @@ def _order_of(request: LaunchRequest) -> dict[str, Any]:
     Raises:
         DrengineError: LAUNCH_SETTINGS.
     """
+    settings = read_settings(StandbySettings, request.settings, StandbyDriver.name)
+    shared = request.isolated and settings.network == BUBBLE
     order = AttachOrder(
         instance=request.instance,
         source=request.source,
         disks={disk.volume: disk.uri for disk in request.disks},
-        settings=read_settings(StandbySettings, request.settings, StandbyDriver.name),
+        settings=settings,
         isolated=request.isolated,
         hydrate=request.hydrate,
         timeout_seconds=request.timeout_seconds,
         run=request.run,
         cards=request.cards,
-        servers=dict(request.servers),
+        servers=dict(request.servers) if shared else {},
     )
     if why := breaks_isolation(order):
         raise DrengineError(LAUNCH_SETTINGS, f"settings of driver standby: {why}")

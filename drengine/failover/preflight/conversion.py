@@ -8,13 +8,14 @@ from pathlib import Path
 
 from drengine.conversion.judge import differences, refusals, speaks_of
 from drengine.conversion.kernel import find_kernel
+from drengine.failover.addresses import cards
 from drengine.failover.drivers.driver import KnowsMachine
 from drengine.failover.preflight.check import Check, Look, Scene, apart
 from drengine.failover.readiness import Checked
 from drengine.failover.runbook.values import Convert
 from drengine.failover.steps.convert import CONVERT, ConvertSettings
 from drengine.failover.steps.step import PlannedStep
-from drengine.failover.steps.workloads import inventories_of, servers_of
+from drengine.failover.steps.workloads import inventory_of, mode_of
 from drengine.model.errors import DrengineError
 from drengine.model.inventory import Inventory
 
@@ -39,8 +40,8 @@ def _looked(scene: Scene, step: PlannedStep[ConvertSettings]) -> Checked:
     driver = scene.site.drivers.get(settings.workload.driver)
     if not isinstance(driver, KnowsMachine):
         return CONVERSION.found(source, seen="its driver boots no machine of its own making")
-    inventories = inventories_of(scene.site.store, scene.case.runbook)
-    inventory = inventories[source] if speaks_of(inventories[source], _volumes(scene, source)) else None
+    told = inventory_of(scene.site.store, source)
+    inventory = told if speaks_of(told, _volumes(scene, source)) else None
     if inventory is None and settings.convert is Convert.AUTO:
         return CONVERSION.found(source, seen="nothing is known of what it is made of: its disks stay as they are")
     try:
@@ -49,8 +50,8 @@ def _looked(scene: Scene, step: PlannedStep[ConvertSettings]) -> Checked:
         return CONVERSION.found(source, seen="its settings are a check of their own")
     if inventory is None:
         return _found(source, None, list(_faults_here(None, settings)), "its disks will be looked at")
-    servers = servers_of(scene.case.runbook, inventories, scene.case.run, isolated=settings.workload.isolated)
-    differ = differences(inventory, machine, servers[source].cards)
+    made = cards(scene.case.runbook, source, told, mode_of(settings.workload))
+    differ = differences(inventory, machine, made)
     if not differ and settings.convert is Convert.AUTO:
         return CONVERSION.found(source, seen="the machine is such as the source was")
     refused = next(refusals(inventory, machine), None)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from drengine.control.attach import HostAnswer
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Answer
+from drengine.failover.addresses import cards
 from drengine.failover.drivers.driver import AsksHost, Disk, HostOrder, LaunchRequest
 from drengine.failover.preflight.check import Check, Look, Scene, all_of, apart
 from drengine.failover.preflight.control import PATIENCE_SECONDS, soon
@@ -17,7 +18,14 @@ from drengine.failover.runbook.values import Mode
 from drengine.failover.steps.agents import while_there
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
-from drengine.failover.steps.workloads import WorkloadSettings, inventories_of, servers_of
+from drengine.failover.steps.workloads import (
+    LateServers,
+    WorkloadSettings,
+    inventories_of,
+    inventory_of,
+    mode_of,
+    servers_of,
+)
 from drengine.model.errors import DrengineError
 
 ASK_SECONDS = 12.0
@@ -166,8 +174,7 @@ def request_as(scene: Scene, step: Launch, order: HostOrder | None) -> LaunchReq
             Disk(each.name, each.size_bytes, uri(step.source, each.name, branch, "")) for each in head.geometry.values()
         )
     isolated = scene.case.mode is Mode.DRILL
-    inventories = inventories_of(store, book)
-    servers = servers_of(book, inventories, scene.case.run, isolated=isolated)
+    inventory, run = inventory_of(store, step.source), scene.case.run
     return LaunchRequest(
         instance="preflight",
         run=scene.case.run,
@@ -180,9 +187,9 @@ def request_as(scene: Scene, step: Launch, order: HostOrder | None) -> LaunchReq
         hydrate=settings.hydrate,
         timeout_seconds=ASK_SECONDS,
         order=order,
-        inventory=inventories[step.source],
-        cards=servers[step.source].cards,
-        servers=servers,
+        inventory=inventory,
+        cards=cards(book, step.source, inventory, mode_of(settings)),
+        servers=LateServers(lambda: servers_of(book, inventories_of(store, book), run, isolated=isolated)),
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from drengine.failover.addresses import WRONG_ADDRESSES, missing_addresses, require_addresses
 from drengine.failover.drivers.driver import Instance, LaunchDriver, LaunchRequest, SeesAddresses
 from drengine.failover.drivers.errors import LAUNCH_FAILED
-from drengine.failover.runbook.values import Mode
 from drengine.failover.steps.grants import let_use_disks
 from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
@@ -18,8 +17,9 @@ from drengine.failover.steps.workloads import (
     branch_of,
     driver_of,
     instance_of,
-    inventories_of,
+    inventory_of,
     launch_request,
+    mode_of,
 )
 from drengine.model.grants import without_secret
 
@@ -53,9 +53,8 @@ class LaunchStep(StepKind[WorkloadSettings, Launched]):
 
         def launch() -> tuple[LaunchRequest, Instance]:
             if not {ADDRESSES_CHECK, f"{ADDRESSES_CHECK}:{step.source}"} & {*context.options.despite, *context.despite}:
-                mode = Mode.DRILL if step.settings.isolated else Mode.FAILOVER
-                inventories = inventories_of(context.site.store, context.runbook)
-                require_addresses(context.runbook, step.source, inventories, mode)
+                inventory = inventory_of(context.site.store, step.source)
+                require_addresses(context.runbook, step.source, inventory, mode_of(step.settings))
             context.permit()
             let_use_disks(
                 context, instance_of(step, context), step.source, branch_of(step, context), step.settings.host

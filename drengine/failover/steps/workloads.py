@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -72,11 +73,11 @@ def launch_request(
             Disk(each.name, each.size_bytes, uri(source, each.name, branch, secret), sectors[each.volume])
             for each in volumes
         )
-    inventories = inventories_of(context.site.store, context.runbook)
-    servers = servers_of(context.runbook, inventories, settings.run or context.run, isolated=settings.isolated)
+    book, store, run = context.runbook, context.site.store, settings.run or context.run
+    inventory = inventory_of(store, source)
     return LaunchRequest(
         instance=instance,
-        run=settings.run or context.run,
+        run=run,
         source=source,
         disks=disks,
         isolated=settings.isolated,
@@ -86,24 +87,63 @@ def launch_request(
         order=host_order(step, context, settings.host, loop) if settings.host else None,
         hydrate=settings.hydrate,
         timeout_seconds=step.timeout_seconds,
-        inventory=inventories[source],
-        cards=servers[source].cards,
-        servers=servers,
+        inventory=inventory,
+        cards=cards(book, source, inventory, mode_of(settings), instance=instance_name(run, source)),
+        servers=LateServers(lambda: servers_of(book, inventories_of(store, book), run, isolated=settings.isolated)),
         data_networks=context.site.data_networks,
     )
 
 
+class LateServers(Mapping[str, Server]):
+    """All that a run recovers, looked up when a driver wants to know: that takes a millisecond for each source, which
+    each launch of many would add to the outage.
+    """
+
+    def __init__(self, find: Callable[[], Mapping[str, Server]]) -> None:
+        self._find = find
+
+    def __getitem__(self, source: str) -> Server:
+        return self._found[source]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @cached_property
+    def _found(self) -> Mapping[str, Server]:
+        return self._find()
+
+
+def mode_of(settings: WorkloadSettings) -> Mode:
+    """Whose rules of addresses count, also for what an earlier run launched."""
+    return Mode.DRILL if settings.isolated else Mode.FAILOVER
+
+
+def inventory_of(store: Store, source: str) -> Inventory | None:
+    """What a source is made of, as its agent told last; None where nobody knows."""
+    try:
+        told = store.inventory(source)
+    except DrengineError as error:
+        if error.kind is not UNKNOWN_SOURCE:  # no launch fails for the want of it
+            log.warning("what %s is made of can't be read: %s", source, error)
+        return None
+    return told if told is not None and tells_of_source(told) else None
+
+
+def tells_of_source(told: Inventory) -> bool:
+    """Whether an inventory is the source's own. An agent that replicates other machines' disks, image files with
+    partitions, tells of the host on which it runs.
+    """
+    replicated = [disk for disk in told.disks if disk.volume]
+    images = [disk for disk in replicated if disk.device == disk.volume and disk.partitions and not disk.transport]
+    return not images or any(disk.is_root for disk in replicated)
+
+
 def inventories_of(store: Store, runbook: Runbook) -> dict[str, Inventory | None]:
-    """What the agents of a runbook's sources told last, by source; None where nobody knows."""
-    found: dict[str, Inventory | None] = {}
-    for source in runbook.sources:
-        try:
-            found[source] = store.inventory(source)
-        except DrengineError as error:
-            if error.kind is not UNKNOWN_SOURCE:  # no launch fails for the want of it
-                log.warning("what %s is made of can't be read: %s", source, error)
-            found[source] = None
-    return found
+    """The same of all of a runbook's sources."""
+    return {source: inventory_of(store, source) for source in runbook.sources}
 
 
 def servers_of(

@@ -111,7 +111,7 @@ async def test_addresses_that_do_not_fit_block_and_those_that_no_rule_covers_war
     assert found["addresses:shop"].ok, "no rule, nothing to know"
     found = await place.look(moved("10.9.0.0/16", "10.9.0.1"))
     assert found["addresses:shop"].blocks
-    assert "never told which addresses it has" in found["addresses:shop"].message
+    assert "nobody told which addresses it has" in found["addresses:shop"].message
     cards = Interface(name="eth0", addresses=("10.1.0.5/24",)), Interface(name="eth1", addresses=("10.2.0.5/24",))
     place.world.store.keep_inventory("shop", Inventory(taken_ns=1, interfaces=cards), generation=1)
     found = await place.look(moved("10.9.0.0/16", "10.9.0.1"))

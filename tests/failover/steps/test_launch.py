@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from drengine.failover.addresses import BAD_ADDRESSES, WRONG_ADDRESSES, missing_addresses
@@ -16,7 +17,7 @@ from drengine.failover.runbook.values import Addresses, AddressRule, Mode
 from drengine.failover.steps.launch import LAUNCH
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Card
-from drengine.model.inventory import Interface, Inventory
+from drengine.model.inventory import Interface, Inventory, Partition, SourceDisk
 from drengine.store.store import Store
 from tests.failover.engine.world import unseen
 from tests.failover.steps.context import RUNBOOK, HastyClock, context, planned
@@ -61,8 +62,6 @@ def launching(store: Store, driver: Driver, **more: Any) -> tuple[Any, Any]:
 
 
 def replace_rules(rules: Addresses) -> Any:
-    import msgspec
-
     return msgspec.structs.replace(RUNBOOK, addresses=rules)
 
 
@@ -109,6 +108,31 @@ async def test_addresses_that_do_not_fit_launch_nothing_unless_somebody_said_so(
         await LAUNCH.act(step, made)
     assert refused.value.kind is BAD_ADDRESSES
     assert driver.requests == []
+
+
+IMAGE = SourceDisk(
+    device="vm",
+    size_bytes=1,
+    volume="vm",
+    partitions=(Partition(number=1, device="vm-part1", offset_bytes=0, size_bytes=1),),
+)
+ROOT = SourceDisk(device="sda", size_bytes=1, volume="sda", is_root=True)
+
+
+@pytest.mark.parametrize(
+    ("disks", "own"),
+    [((), True), ((ROOT,), True), ((IMAGE,), False), ((IMAGE, ROOT), True)],
+    ids=["none", "its root", "an image", "both"],
+)
+async def test_an_agent_that_replicates_images_of_machines_tells_nothing_of_them(
+    store: Store, disks: tuple[SourceDisk, ...], own: bool
+) -> None:
+    store.keep_inventory("shop", msgspec.structs.replace(SHOP, disks=disks), generation=1)
+    driver = Driver(None)
+    step, made = launching(store, driver, options=RunOptions(despite=["addresses"]))
+    assert (await LAUNCH.act(step, made)).ok
+    assert bool(driver.requests[0].cards) is own
+    assert (driver.requests[0].inventory is not None) is own
 
 
 CASES: Mapping[str, tuple[Card, list[str], list[str]]] = {
