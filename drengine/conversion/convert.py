@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from drengine.conversion.boot import convert_entries, convert_grub_defaults, names_hardware
@@ -16,6 +17,7 @@ from drengine.conversion.drivers import (
     DRIVERS,
     GuestKernel,
     dracut_files,
+    initramfs_file,
     initramfs_tools_files,
     module_name,
     rebuild_command,
@@ -120,8 +122,9 @@ class _Conversion:
         renamed = self._network()
         self._first_boot()
         self._console()
-        self._initramfs(tool, kernels, renamed=renamed)
+        self._initramfs(tool, kernels, anew=renamed or self._guest.unfinished)
         self._boot_loader()
+        self._guest.finished()
         return kernels
 
     def _check_firmware(self) -> None:
@@ -220,7 +223,7 @@ class _Conversion:
             script = f"mkdir -p {path.rpartition('/')[0]}; ln -sf {target} {path}"
             self._guest.do(what, path, script, after=f"-> {target}")
 
-    def _initramfs(self, tool: str, kernels: Sequence[GuestKernel], *, renamed: bool) -> None:
+    def _initramfs(self, tool: str, kernels: Sequence[GuestKernel], *, anew: bool) -> None:
         """Every kernel's initramfs holds the drivers; what the guest's tool made is looked at."""
         kernels = [self._with_content(tool, each) for each in kernels]
         if tool == "dracut":
@@ -236,13 +239,14 @@ class _Conversion:
         told = self._guest.put("initramfs", files, before)
         for kernel in kernels:
             missing = kernel.missing()
-            if not (missing or told or renamed):
+            if not (missing or told or anew):
                 continue
             self._progress(f"initramfs of {kernel.version}")
-            file = kernel.initramfs or f"/boot/initrd.img-{kernel.version}"
+            file = initramfs_file(tool, kernel)
             after = f"with {', '.join(missing)}" if missing else "made anew"
             self._guest.program("initramfs", file, rebuild_command(tool, kernel), after=after)
-            still = () if self._wish.dry else self._with_content(tool, kernel).missing()
+            made = replace(kernel, initramfs=file)
+            still = () if self._wish.dry else self._with_content(tool, made).missing()
             if still:
                 raise DrengineError(CONVERSION_FAILED, f"{file} was made anew, and still lacks {', '.join(still)}")
 
@@ -252,7 +256,7 @@ class _Conversion:
         lister = "lsinitrd" if tool == "dracut" else "lsinitramfs"
         answer = self._guest.asked([lister, kernel.initramfs], into="grep -oE '[^ ]*/kernel/[^ ]*\\.ko[.a-z]*$'")
         held = tuple(line for line in answer.text.splitlines() if re.fullmatch(r"[\w./+-]{1,200}", line))
-        return GuestKernel(kernel.version, kernel.initramfs, kernel.modules, kernel.builtin, held)
+        return replace(kernel, held=held)
 
     def _boot_loader(self) -> None:
         """GRUB's own program writes its file; lines that name hardware in spite of that are mended in the text."""

@@ -99,11 +99,16 @@ def dracut_files(kernels: Sequence[GuestKernel]) -> Mapping[str, str]:
     return {DRACUT_SETTING: f'{HEADER}add_drivers+=" {" ".join(names)} "\n'}
 
 
+def initramfs_file(tool: str, kernel: GuestKernel) -> str:
+    """Where a kernel's initramfs is, or will be."""
+    made = f"/boot/initramfs-{kernel.version}.img" if tool == "dracut" else f"/boot/initrd.img-{kernel.version}"
+    return kernel.initramfs or made
+
+
 def rebuild_command(tool: str, kernel: GuestKernel) -> list[str]:
     """How the guest's tool makes a kernel's initramfs anew."""
     if tool == "dracut":
-        file = kernel.initramfs or f"/boot/initramfs-{kernel.version}.img"
-        return ["dracut", "--force", "--no-hostonly-cmdline", "--kver", kernel.version, file]
+        return ["dracut", "--force", "--no-hostonly-cmdline", "--kver", kernel.version, initramfs_file(tool, kernel)]
     return ["update-initramfs", "-u" if kernel.initramfs else "-c", "-k", kernel.version]
 
 

@@ -21,6 +21,8 @@ from drengine.model.errors import DrengineError
 KEPT = "/var/lib/drengine/conversion"
 BEFORE = f"{KEPT}/before"
 """Where the guest's own files are kept that were replaced."""
+UNFINISHED = f"{KEPT}/unfinished"
+"""There from the first change to the last: a conversion that finds it makes anew what is made from files."""
 FILE_BYTES_MAX = 256 << 10
 PROGRAM_SECONDS = 900.0
 _TOOL = "/run/drengine/busybox"
@@ -67,6 +69,8 @@ class Guest:
         self._dry = dry
         self.changes: list[Change] = []
         self.notes: list[str] = []
+        self.unfinished = False
+        self._begun = False
 
     def mount(self, mounts: Iterable[Mount]) -> None:
         """Mount its file systems, the root first, and what its programs need of a running system.
@@ -83,6 +87,13 @@ class Guest:
             raise DrengineError(
                 CONVERSION_FAILED, f"the guest's file systems can't be mounted: {bounded(answer.errors)}"
             )
+
+        self.unfinished = bool(self.there(UNFINISHED))
+
+    def finished(self) -> None:
+        """The last change is made."""
+        if self._begun or self.unfinished:
+            self._do(f"rm -f {UNFINISHED}", "the last change can't be noted")
 
     def unmount(self) -> None:
         """End what still runs of the guest, and unmount everything: from then on the disks hold all of it.
@@ -168,7 +179,9 @@ class Guest:
 
     def _do(self, script: str, problem: str) -> None:
         if not self._dry:
-            answer = self.inside(script)
+            first = "" if self._begun else f"mkdir -p {KEPT}; : > {UNFINISHED}; sync; "
+            self._begun = True
+            answer = self.inside(first + script)
             if not answer.ok:
                 raise DrengineError(CONVERSION_FAILED, f"{problem}: {bounded(answer.errors)}")
 

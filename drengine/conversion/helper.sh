@@ -10,8 +10,7 @@ mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /run
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
-while read -r module; do insmod "/modules/$module.ko" || echo "module $module can't be loaded"; done </modules/order
-rm -rf /modules
+load start
 
 port=""
 while [ -z "$port" ]; do

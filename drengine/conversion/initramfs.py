@@ -15,6 +15,10 @@ from drengine.process import run_command
 
 SCRIPT = "helper.sh"
 LDD_SECONDS = 10.0
+_LOAD = b"""#!/bin/sh
+while read -r name; do [ -d "/sys/module/$name" ] || insmod "/modules/$name.ko"; done <"/modules/$1.order"
+"""
+"""Loads a group of modules."""
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -35,11 +39,12 @@ def build_initramfs(kernel: Kernel) -> bytes:
             _put_with_libraries(archive, Path(found), target)
         elif name == "blkid":
             raise DrengineError(CONVERSION_HELPER, "program blkid is not on this host")
-    names = []
-    for name, content in modules_of(kernel):
+    modules, groups = modules_of(kernel)
+    for name, content in modules.items():
         archive.file(f"modules/{name}.ko", content)
-        names.append(name)
-    archive.file("modules/order", "".join(f"{name}\n" for name in names).encode())
+    for group, order in groups.items():
+        archive.file(f"modules/{group}.order", "".join(f"{name}\n" for name in order).encode())
+    archive.file("bin/load", _LOAD, 0o755)
     archive.file("init", (files(__package__) / SCRIPT).read_bytes(), 0o755)
     compressor = zlib.compressobj(level=1, wbits=31)
     return compressor.compress(archive.finished()) + compressor.flush()

@@ -17,11 +17,13 @@ from drengine.model.errors import DrengineError
 BOOT, MODULES = Path("/boot"), Path("/lib/modules")
 MODULE_BYTES_MAX = 64 << 20
 NEEDED = ("virtio_pci", "virtio_blk", "virtio_console")
-WANTED = (
-    *("ext4", "xfs", "btrfs", "vfat", "nls_cp437", "nls_iso8859-1", "nls_ascii", "nls_utf8"),
-    *("dm-mod", "dm-snapshot", "dm-mirror", "dm-thin-pool"),
-)
-"""What the helper has beyond that, as far as its kernel has it: file systems and LVM."""
+GROUPS = {
+    "start": (*NEEDED, "ext4", "vfat", "nls_cp437", "nls_iso8859-1", "nls_ascii", "nls_utf8"),
+    "xfs": ("xfs",),
+    "btrfs": ("btrfs",),
+    "lvm": ("dm-mod", "dm-snapshot", "dm-mirror", "dm-thin-pool"),
+}
+"""What the helper loads, as far as its kernel has it: at its start, and once a guest turns out to need it."""
 _MODULE = re.compile(r"([^/]+?)\.ko(?:\.(gz|xz|zst))?$")
 
 
@@ -53,8 +55,8 @@ def find_kernel(image: Path | None = None, *, boot: Path = BOOT, modules: Path =
     raise DrengineError(CONVERSION_HELPER, looked)
 
 
-def modules_of(kernel: Kernel) -> list[tuple[str, bytes]]:
-    """Names and contents of the modules that the helper loads, in the order in which they can be loaded.
+def modules_of(kernel: Kernel) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+    """Contents of the helper's modules by name, and each group's names in the order in which they can be loaded.
 
     Raises:
         DrengineError: CONVERSION_HELPER, one that is needed is missing or can't be read.
@@ -68,11 +70,14 @@ def modules_of(kernel: Kernel) -> list[tuple[str, bytes]]:
     for name in NEEDED:
         if _plain(name) not in files and _plain(name) not in builtin:
             raise DrengineError(CONVERSION_HELPER, f"{kernel.image} has no module {name}")
-    order: dict[str, None] = {}
-    for wanted in map(_plain, (*NEEDED, *WANTED)):
-        _add(wanted, files, needs, order)
+    groups: dict[str, list[str]] = {}
+    for group, wanted in GROUPS.items():
+        order: dict[str, None] = {}
+        for name in map(_plain, wanted):
+            _add(name, files, needs, order)
+        groups[group] = list(order)
     try:
-        return [(name, _content(files[name])) for name in order]
+        return {name: _content(files[name]) for order in groups.values() for name in order}, groups
     except (OSError, EOFError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
         raise DrengineError(CONVERSION_HELPER, f"a module of {kernel.image} can't be read: {error}") from error
 

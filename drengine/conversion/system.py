@@ -27,7 +27,8 @@ for disk in $(ls -d /sys/block/vd* | sort); do
     [ -e "$each/partition" ] && list /dev/${{each##*/}} "$number" "$(cat $each/partition)"
   done
 done
-if [ -x /sbin/lvm ]; then
+if [ -x /sbin/lvm ] && blkid | grep -q LVM2_member; then
+  load lvm
   lvm vgchange -ay {_LVM} >/dev/null; lvm vgscan --mknodes {_LVM} >/dev/null
 fi
 for each in /dev/mapper/*; do [ -b "$each" ] && list "$each" -1 0; done; true
@@ -86,7 +87,8 @@ def find_system(helper: Helper, inventory: Inventory | None) -> System:
     """
     found = read_devices(helper.order(_LISTING).text)
     helper.order(_LINKS + "\n".join(_link_lines(found)))
-    lines = [
+    lines = [f"load {kind}" for kind in sorted({each.kind for each in found} & {"xfs", "btrfs"})]
+    lines += [
         f"look {each.path} {each.kind} {_options(each.kind)}" for each in found if each.kind in {*LINUX_KINDS, "vfat"}
     ]
     answer = helper.order("\n".join((_LOOK, *lines, "true")))
