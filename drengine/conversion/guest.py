@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from drengine.conversion.errors import CONVERSION_FAILED, CONVERSION_HELPER
 from drengine.conversion.helper import ORDER_SECONDS, Answer, Helper
+from drengine.conversion.network.plan import PRIVATE
 from drengine.conversion.values import Change, bounded
 from drengine.model.errors import DrengineError
 
@@ -151,7 +152,8 @@ class Guest:
     def set_aside(self, what: str, paths: Sequence[str], before: Mapping[str, str]) -> None:
         """Take files away; they are kept under BEFORE."""
         for path in paths:
-            self.changes.append(Change(what=what, path=path, before=bounded(before.get(path, "")), after=""))
+            shown = "(not shown)" if path.startswith(PRIVATE) else bounded(before.get(path, ""))
+            self.changes.append(Change(what=what, path=path, before=shown))
             self._do(f"set -e; {_keep(path)} rm -f {shlex.quote(path)}", f"{path} can't be set aside")
 
     def do(self, what: str, path: str, script: str, *, after: str) -> None:

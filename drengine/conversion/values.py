@@ -6,6 +6,7 @@ import msgspec
 
 from drengine.model.hardware import Card, Machine
 from drengine.model.inventory import Inventory
+from drengine.redaction import without_secrets
 
 TEXT_CHARACTERS_MAX = 4096
 
@@ -64,6 +65,7 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bounded(text: str) -> str:
-    """A text as it is told: printable, and not longer than is worth reading."""
-    clean = "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+    """A text as it is told: printable, without what looks like a secret, and not longer than is worth reading."""
+    shown = without_secrets(text)
+    clean = "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in shown)
     return clean if len(clean) <= TEXT_CHARACTERS_MAX else clean[:TEXT_CHARACTERS_MAX] + " ..."

@@ -67,7 +67,18 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Place]
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
 @pytest.mark.parametrize("bus", ["virtio", "nvme"])
 def test_a_sata_server_boots_on_other_disks_with_its_new_address(place: Place, bus: str, firmware: str) -> None:
-    point = make_source(place.directory / "store", debian_disk(firmware), firmware)
+    drilled(place, debian_disk(firmware), bus, firmware)
+
+
+def test_a_system_with_dracut_boots_as_well(place: Place) -> None:
+    changed = drilled(place, debian_disk("bios", dracut=True), "virtio", "bios")
+    assert ("initramfs", "/etc/dracut.conf.d/drengine.conf") in changed
+    assert ("kernel-command-line", "/boot/loader/entries/debian.conf") in changed
+
+
+def drilled(place: Place, disk: Path, bus: str, firmware: str) -> set[tuple[str, str]]:
+    """What was changed for it."""
+    point = make_source(place.directory / "store", disk, firmware)
     before = point_digest(place.directory / "store", point)
     (place.directory / "shop.yaml").write_text(RUNBOOK.format(bus=bus, address=NEW_ADDRESS))
 
@@ -83,3 +94,4 @@ def test_a_sata_server_boots_on_other_disks_with_its_new_address(place: Place, b
     assert point_digest(place.directory / "store", point) == before
     assert not find_marked(MARK, launched["instance"]) + find_marked(INSTANCE_MARK, launched["instance"])
     assert not list((place.directory / "state" / "instances").iterdir())
+    return changed

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,6 +97,18 @@ rm -rf $root/var/lib/apt/lists/* $root/var/cache/apt/*.bin $root/var/cache/debco
 # On the machine that builds, the root of a chroot is no device: what is asked for is what the list says.
 chroot $root update-initramfs -u -k all
 """
+_DRACUT_PACKAGES = tuple("dracut" if each == "initramfs-tools" else each for each in _PACKAGES if each != "lvm2")
+_DRACUT = (
+    _CONFIGURE[: _CONFIGURE.index("echo 'MODULES=list'")]
+    + _CONFIGURE[_CONFIGURE.index("cat > $root/etc/default/grub") : _CONFIGURE.index("# On the machine")]
+    + r"""
+version=$(ls $root/lib/modules)
+echo 'hostonly="yes"' > $root/etc/dracut.conf.d/installer.conf
+mkdir -p $root/boot/loader/entries
+echo "options root=/dev/sda2 ro" > $root/boot/loader/entries/debian.conf
+chroot $root dracut --force --no-hostonly --drivers "ahci sd_mod ext4" /boot/initrd.img-$version $version
+"""
+)
 _GRUB = r"""
 set -e
 mkdir -p /guest; mount /dev/vda2 /guest
@@ -122,19 +134,24 @@ _TABLES = {
 }
 
 
-def debian_disk(firmware: str) -> Path:
+def debian_disk(firmware: str, *, dracut: bool = False) -> Path:
     """A disk that boots by `bios` (MBR) or `uefi` (GPT) on the server that it was made on: not to be written.
 
-    /dev/sda1 is swap space or the EFI system partition, /dev/sda2 the root.
+    /dev/sda1 is swap space or the EFI system partition, /dev/sda2 the root. With `dracut` that makes the initramfs,
+    for its host only as Red Hat's does, and an entry of the boot loader specification lies in /boot/loader.
     """
     for program in PROGRAMS:
         if shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None:
             pytest.skip(f"no {program}")
     if os.geteuid() != 0:
         pytest.skip("a Debian image is made by root")
-    tree = _made("tree", ".tar", _key(_PACKAGES, _LEFT_OUT, _CONFIGURE), _make_tree)
+    packages, configure = (_DRACUT_PACKAGES, _DRACUT) if dracut else (_PACKAGES, _CONFIGURE)
+    name = "dracut" if dracut else "debian"
+    kind = "dracut-tree" if dracut else "tree"
+    key = _key(packages, _LEFT_OUT, configure)
+    tree = _made(kind, ".tar", key, lambda place: _make_tree(place, packages, configure))
     what = _key(tree.name, _TABLES[firmware], _GRUB, _BIOS, _UEFI, DISK_BYTES, FIRST_BYTES)
-    return _made(f"debian-{firmware}", ".raw", what, lambda place: _make_disk(place, tree, firmware))
+    return _made(f"{name}-{firmware}", ".raw", what, lambda place: _make_disk(place, tree, firmware))
 
 
 def _made(name: str, suffix: str, key: str, make: Callable[[Path], None]) -> Path:
@@ -163,12 +180,12 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _make_tree(place: Path) -> None:
+def _make_tree(place: Path, packages: Sequence[str], configure: str) -> None:
     with tempfile.TemporaryDirectory(prefix="drengine-image-") as directory:
         hook = Path(directory) / "configure"
-        hook.write_text(f"#!/bin/sh\n{_CONFIGURE}")
+        hook.write_text(f"#!/bin/sh\n{configure}")
         hook.chmod(0o755)
-        argv = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(_PACKAGES)}"]
+        argv = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(packages)}"]
         argv += ['--aptopt=APT::Install-Recommends "false"', "--aptopt=Acquire::Retries 3"]
         argv += [f"--dpkgopt=path-exclude={each}" for each in _LEFT_OUT]
         argv += [f"--customize-hook={hook}", "bookworm", str(place), MIRROR]

@@ -10,10 +10,12 @@ import msgspec
 
 from drengine.config import parse_duration
 from drengine.failover.advice import FORWARD
-from drengine.failover.masking import masked
+from drengine.failover.masking import masked, masked_json
 from drengine.failover.measure import Measures, measure
 from drengine.failover.report.values import (
     Attempt,
+    ChangedFile,
+    ConvertedSource,
     Fencing,
     Generation,
     Objective,
@@ -28,6 +30,7 @@ from drengine.failover.run import Event, JournalEntry, Outcome, Request, Request
 from drengine.failover.runbook.values import Mode, Runbook
 from drengine.failover.snapshot import Snapshot, StepState, observe
 from drengine.failover.steps.choose_point import ChosenPoint
+from drengine.failover.steps.convert import CONVERT
 from drengine.failover.steps.declare import DECLARE, Declared
 from drengine.failover.steps.fence import FENCE, Fenced
 from drengine.failover.steps.hand_back import HAND_BACK
@@ -96,6 +99,7 @@ def make_report(
         fencing=_fencing(snapshot),
         points=[_point(source, chosen) for source, chosen in measures.points.items()],
         generations=_generations(snapshot),
+        conversions=_conversions(snapshot),
         steps=steps,
         people=_people(run, requests),
         routes=list(routes),
@@ -269,6 +273,20 @@ def _generations(snapshot: Snapshot) -> list[Generation]:
                     )
                 )
     return found
+
+
+def _conversions(snapshot: Snapshot) -> list[ConvertedSource]:
+    found = [(each.step.source, made) for each in snapshot.steps if (made := each.result(CONVERT)) is not None]
+    return [
+        ConvertedSource(
+            source=source,
+            system=masked(made.system),
+            skipped=made.skipped,
+            changes=[ChangedFile(**masked_json(change)) for change in made.changes],
+            notes=[masked(note) for note in made.notes],
+        )
+        for source, made in found
+    ]
 
 
 def _step(state: StepState, entries: Sequence[JournalEntry]) -> StepReport:

@@ -26,6 +26,7 @@ def report_page(report: Report) -> str:
         _section("Steps", _steps(report)),
         _section("People", _people(report)),
         _section("Generations", _generations(report)),
+        *([_section("Changed on the recovered disks", _conversions(report))] if report.conversions else []),
         _section("Data by network route", _routes(report)),
         _section("Output of steps", _outputs(report)),
         _section("Runbook as it was run", f"<pre>{_t(report.runbook_text)}</pre>"),
@@ -185,6 +186,26 @@ def _generations(report: Report) -> str:
     ]
     none = "<p>Who may write did not change.</p>"
     return _table(("Source", "Event", "Generation before", "after", "Branch"), rows) if rows else none
+
+
+def _conversions(report: Report) -> Cell:
+    parts = []
+    for each in report.conversions:
+        said = f"not converted: {each.skipped}" if each.skipped else each.system
+        rows = [
+            (
+                _t(change.what),
+                f"<code>{_t(change.path)}</code>",
+                f"<pre>{_t(change.before)}</pre>",
+                f"<pre>{_t(change.after)}</pre>",
+            )
+            for change in each.changes
+        ]
+        table = _table(("What", "Path", "Before", "After"), rows) if rows else ""
+        parts.append(
+            f"<h3>{_t(each.source)}</h3><p>{_t(said)}</p>{table}" + "".join(f"<p>{_t(note)}</p>" for note in each.notes)
+        )
+    return "".join(parts)
 
 
 def _routes(report: Report) -> str:

@@ -64,6 +64,31 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     event: str
 
 
+class ChangedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was changed on a recovered server's disks, so that they boot elsewhere; see docs/conversion.md."""
+
+    what: str
+    path: str
+    before: str
+    after: str
+
+
+class ConvertedSource(msgspec.Struct, frozen=True, kw_only=True):
+    """How a source's disks were made fit for the machine of its launch driver.
+
+    Attributes:
+        system: what was found on them.
+        skipped: why nothing was looked at; empty: it was.
+        notes: what a person should know of it.
+    """
+
+    source: str
+    system: str
+    skipped: str
+    changes: list[ChangedFile]
+    notes: list[str]
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try of a step. `ended_ns` is 0 when it was interrupted or still runs."""
 
@@ -161,6 +186,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     fencing: list[Fencing]
     points: list[Point]
     generations: list[Generation]
+    conversions: list[ConvertedSource]
     steps: list[StepReport]
     people: list[Person]
     routes: list[Route]
