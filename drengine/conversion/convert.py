@@ -38,6 +38,7 @@ _RESUME = "/etc/initramfs-tools/conf.d/resume"
 _GRUB_FILES = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 _ENTRIES = ("/boot/loader/entries/*.conf", "/etc/kernel/cmdline")
 _MAP = ("/boot/grub/device.map", "/boot/grub2/device.map")
+_SELINUX, _RELABEL = "/etc/selinux/config", "/.autorelabel"
 _GETTY = "/etc/systemd/system/getty.target.wants/serial-getty@{console}.service"
 _UNIT = "/etc/systemd/system/drengine-first-boot.service"
 _UNIT_WANTED = "/etc/systemd/system/multi-user.target.wants/drengine-first-boot.service"
@@ -124,6 +125,7 @@ class _Conversion:
         self._console()
         self._initramfs(tool, kernels, anew=renamed or self._guest.unfinished)
         self._boot_loader()
+        self._labels()
         self._guest.finished()
         return kernels
 
@@ -273,7 +275,9 @@ class _Conversion:
                 continue
             text = before[path]
             if f"console={console}" not in text or names_hardware(text):
-                self._make_grub(path, there)
+                made = self._make_grub(path, there)
+                if made and self._wish.dry:
+                    continue  # what it would write is not known
                 text = self._guest.files(path).get(path, text)
             self._mend_entries({path: text})
         self._mend_entries({path: text for path, text in before.items() if path not in (_GRUB, *_GRUB_FILES, *_MAP)})
@@ -284,13 +288,28 @@ class _Conversion:
         if self._wish.machine.firmware == "uefi":
             self._fallback()
 
-    def _make_grub(self, path: str, there: frozenset[str]) -> None:
+    def _labels(self) -> None:
+        """Under SELinux a file without its label can't be read by those who need it."""
+        settings = self._guest.files(_SELINUX).get(_SELINUX, "")
+        on = re.search(r"^SELINUX=(enforcing|permissive)", settings, re.MULTILINE)
+        policy = re.search(r"^SELINUXTYPE=([\w-]+)", settings, re.MULTILINE)
+        if not on or self._wish.dry or not (self._guest.changes or self._guest.unfinished):
+            return
+        paths = self._guest.there(KEPT, *(each.path for each in self._guest.changes))
+        contexts = f"/etc/selinux/{policy[1] if policy else 'targeted'}/contexts/files/file_contexts"
+        labelled = not self._guest.unfinished and self._guest.asked(["setfiles", "-F", contexts, *sorted(paths)]).ok
+        if not labelled:
+            self._guest.do("labels", _RELABEL, f": > {_RELABEL}", after="all files are labelled at the first start")
+
+    def _make_grub(self, path: str, there: frozenset[str]) -> bool:
+        """Whether the guest has a program that makes it."""
         program = next((each for each in ("grub2-mkconfig", "grub-mkconfig") if f"/usr/sbin/{each}" in there), "")
         if program:
             self._progress("boot loader")
             self._guest.program(
                 "boot-loader", path, [program, "-o", path], after="made anew: root by UUID, serial console"
             )
+        return bool(program)
 
     def _mend_entries(self, files: dict[str, str]) -> None:
         devices, console = self._system.devices, self._wish.machine.console

@@ -59,7 +59,7 @@ class GuestKernel:
 
     def cannot(self, machine: Machine) -> tuple[str, ...]:
         """Drivers without which it can't start on a machine, and which it does not have."""
-        return tuple(name for name in _NEEDED[machine.disk_bus] if name not in self.modules | self.builtin)
+        return tuple(name for name in _NEEDED.get(machine.disk_bus, ()) if name not in self.modules | self.builtin)
 
 
 def module_name(path: str) -> str:

@@ -33,7 +33,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is changed in the guest.
 
     Attributes:
-        what: `fstab`, `initramfs`, `kernel-command-line`, `boot-loader`, `network`, `console`, `udev`, `first-boot`.
+        what: `fstab`, `initramfs`, `kernel-command-line`, `boot-loader`, `network`, `console`, `first-boot`,
+            `labels`.
         path: the guest's file, or what a program of the guest was run for.
         before, after: what stood there and what stands there now; bounded.
     """

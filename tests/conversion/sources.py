@@ -19,7 +19,7 @@ BATCH_BYTES = 4 << 20
 
 def inventory(firmware: str, size_bytes: int) -> Inventory:
     """What an agent would have told of the server that the image was made on."""
-    root = Partition(number=2, device="sda2", offset_bytes=65 << 20, size_bytes=size_bytes - (66 << 20))
+    root = Partition(number=2, device="sda2", offset_bytes=65 << 20, size_bytes=max(1 << 20, size_bytes - (66 << 20)))
     first = Partition(number=1, device="sda1", offset_bytes=1 << 20, size_bytes=64 << 20)
     table = "gpt" if firmware == "uefi" else "dos"
     disk = {"device": "sda", "volume": "system", "table": table, "transport": "sata", "partitions": (first, root)}

@@ -63,7 +63,7 @@ class Orchestrator:
         process.send_signal(signal.SIGKILL)
         process.wait()
         (run,) = json.loads(self.run("runs"))
-        return str(run["id"])
+        return str(run["run"])
 
     def run(self, *words: str) -> str:
         argv = self.argv(*words)

@@ -128,6 +128,27 @@ echo '/dev/sda1 /boot/efi vfat umask=0077 0 1' >> /guest/etc/fstab
 PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot /guest grub-install --target=x86_64-efi --no-nvram --bootloader-id=debian
 [ -e /guest/boot/efi/EFI/debian/grubx64.efi ] && [ ! -e /guest/boot/efi/EFI/BOOT ]
 """
+_LVM = r"""
+set -e
+load lvm
+config="activation{udev_sync=0 udev_rules=0} devices{use_devicesfile=0} backup{backup=0 archive=0}"
+lvm pvcreate --config "$config" /dev/vda1
+lvm vgcreate --config "$config" vg /dev/vda1
+lvm lvcreate --config "$config" -Zn -Wn -l 100%FREE -n root vg
+lvm vgscan --config "$config" --mknodes
+dd if=/dev/vdb2 of=/dev/mapper/vg-root bs=4M
+mkdir -p /guest; mount /dev/mapper/vg-root /guest
+for each in dev proc sys; do mount --bind /$each /guest/$each; done
+echo '/dev/mapper/vg-root / ext4 errors=remount-ro 0 1' > /guest/etc/fstab
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+chroot /guest grub-install --target=i386-pc /dev/vda
+chroot /guest update-grub
+grep -q 'root=/dev/mapper/vg-root' /guest/boot/grub/grub.cfg
+for each in dev proc sys ''; do /bin/umount /guest/$each; done
+sync; ! grep -q ' /guest' /proc/mounts
+lvm vgchange --config "$config" -an vg
+sync
+"""
 _TABLES = {
     "bios": "label: dos\nstart=2048, size={first}, type=82\ntype=83, bootable\n",
     "uefi": "label: gpt\nstart=2048, size={first}, type=U\ntype=L\n",
@@ -152,6 +173,34 @@ def debian_disk(firmware: str, *, dracut: bool = False) -> Path:
     tree = _made(kind, ".tar", key, lambda place: _make_tree(place, packages, configure))
     what = _key(tree.name, _TABLES[firmware], _GRUB, _BIOS, _UEFI, DISK_BYTES, FIRST_BYTES)
     return _made(f"{name}-{firmware}", ".raw", what, lambda place: _make_disk(place, tree, firmware))
+
+
+def debian_on_lvm() -> Path:
+    """The same with its root on a logical volume, booted by BIOS: not to be written."""
+    if shutil.which("lvm", path="/usr/sbin:/sbin") is None:
+        pytest.skip("no lvm")
+    plain = debian_disk("bios")
+    return _made("lvm-bios", ".raw", _key(plain.name, _LVM), lambda place: _onto_lvm(place, plain))
+
+
+def _onto_lvm(place: Path, plain: Path) -> None:
+    with place.open("wb") as file:
+        file.truncate(DISK_BYTES + (64 << 20))
+    _run("sfdisk", "-q", str(place), given="label: dos\nstart=2048, type=8e\n")
+    with tempfile.TemporaryDirectory(prefix="drengine-image-", dir=CACHE) as directory:
+        made = Path(directory)
+        shutil.copyfile(plain, made / "plain.raw")
+        with served(place, made / "lvm.sock") as uri, served(made / "plain.raw", made / "plain.sock") as other:
+            disks = [HelperDisk("lvm", uri), HelperDisk("plain", other)]
+            _ordered(made, "image-lvm", disks, _LVM)
+
+
+def _ordered(directory: Path, name: str, disks: list[HelperDisk], script: str) -> None:
+    end = time.monotonic() + BUILD_SECONDS
+    with Helper(directory / "helper", name, disks, HelperOptions(), end) as helper:
+        answer = helper.order(script, BUILD_SECONDS)
+    if not answer.ok:
+        raise AssertionError(f"no boot loader: {answer.errors} {answer.text}")
 
 
 def _made(name: str, suffix: str, key: str, make: Callable[[Path], None]) -> Path:
@@ -207,19 +256,8 @@ def _make_disk(place: Path, tree: Path, firmware: str) -> None:
         features = ("-t", "ext4", "-b", "4096", "-L", "root", "-d", directory)
         _run("mke2fs", "-q", "-F", *features, "-E", f"offset={start},lazy_itable_init=1", str(place), str(blocks))
         script = _GRUB.replace("{firmware}", _UEFI if firmware == "uefi" else _BIOS)
-        with (
-            served(place, Path(directory) / "disk.sock") as uri,
-            Helper(
-                Path(directory) / "helper",
-                f"image-{firmware}",
-                [HelperDisk("root", uri)],
-                HelperOptions(),
-                time.monotonic() + BUILD_SECONDS,
-            ) as helper,
-        ):
-            answer = helper.order(script, BUILD_SECONDS)
-    if not answer.ok:
-        raise AssertionError(f"no boot loader: {answer.errors} {answer.text}")
+        with served(place, Path(directory) / "disk.sock") as uri:
+            _ordered(Path(directory), f"image-{firmware}", [HelperDisk("root", uri)], script)
 
 
 def _run(*argv: str, given: str = "") -> None:
