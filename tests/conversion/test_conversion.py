@@ -54,8 +54,9 @@ def dies_at(directory: Path, disk: Path, number: int) -> None:
 
 def killed_at(directory: Path, disk: Path, number: int) -> bool:
     """Whether it was killed; False where it has not that many orders."""
-    script = f"from pathlib import Path; from {__name__} import dies_at; "
-    script += f"dies_at(Path({str(directory)!r}), Path({str(disk)!r}), {number})"
+    name = dies_at.__name__
+    script = f"from pathlib import Path; from {__name__} import {name}; "
+    script += f"{name}(Path({str(directory)!r}), Path({str(disk)!r}), {number})"
     ended = subprocess.run([sys.executable, "-c", script], check=False, stdin=subprocess.DEVNULL)
     assert ended.returncode in {0, -signal.SIGKILL}
     return ended.returncode != 0
