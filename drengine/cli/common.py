@@ -46,8 +46,8 @@ def open_store(path: Path, *, read_only: bool = False, may_be_read_only: bool = 
     return open_with_key(path, read_only=None if may_be_read_only else read_only)
 
 
-def pick_source(store: Store, name: str | None) -> str:
-    """The named source, or the only one.
+def pick_source(store: Store, name: str | None, *, hint: str = "") -> str:
+    """The named source, or the only one. `hint` says how it is named, where that is not by --source.
 
     Raises:
         DrengineError: SOURCE_NEEDED, UNKNOWN_SOURCE.
@@ -57,7 +57,7 @@ def pick_source(store: Store, name: str | None) -> str:
     names = [source.name for source in store.sources()]
     if len(names) != 1:
         listed = ", ".join(names) or "none yet"
-        raise DrengineError(SOURCE_NEEDED, f"the store holds {len(names)} sources: {listed}")
+        raise DrengineError(SOURCE_NEEDED, f"the store holds {len(names)} sources: {listed}", hint=hint or None)
     return names[0]
 
 

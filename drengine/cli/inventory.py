@@ -28,7 +28,7 @@ def inventory(
 ) -> None:
     """Show what a source's server is made of, as its agent told last; also when the server is gone."""
     with open_store(store, read_only=True) as opened:
-        name = pick_source(opened, source)
+        name = pick_source(opened, source, hint="Name one: `drengine inventory SOURCE`.")
         found = opened.require_inventory(name)
     if json:
         emit_json(msgspec.to_builtins(found))

@@ -11,6 +11,7 @@ import pytest
 from drengine.cli.main import app
 from drengine.model.inventory import Inventory, parse_inventory
 from drengine.store.store import Store
+from drengine.target.errors import SOURCE_NEEDED
 from drengine.terminal import main, output
 from tests.inventories import SERVER
 from tests.recovery.replica import make
@@ -75,6 +76,14 @@ def test_there_is_room_for_it_at_any_terminal(
         monkeypatch.setenv("COLUMNS", columns)
         table, _ = shown(capsys, store)
         assert "postgresql@15-main.service" in table and "Services that listen" in table
+
+
+def test_of_several_sources_one_has_to_be_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(store, seed=2, source="bank")
+    _, said = shown(capsys, store, exit_code=SOURCE_NEEDED.exit_code)
+    assert "[source-needed]" in said and "`drengine inventory SOURCE`" in said
+    keep(store, SERVER)
+    assert "postgresql@15-main" in shown(capsys, store, "shop")[0]
 
 
 @pytest.mark.parametrize(

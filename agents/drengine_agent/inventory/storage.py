@@ -101,8 +101,8 @@ def _file_system(block: Block, mount: Mount | None, has_partitions: bool) -> Fil
         return FileSystem(device=block.name, kind=kind, uuid=uuid, label=label)
     size = free = 0
     with contextlib.suppress(OSError):
-        told = os.statvfs(mount.at)
-        size, free = told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize
+        told = os.statvfs(mount.at) if _is_seen(mount) else None
+        size, free = (told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize) if told else (0, 0)
     return FileSystem(
         device=block.name,
         kind=kind,
@@ -112,6 +112,14 @@ def _file_system(block: Block, mount: Mount | None, has_partitions: bool) -> Fil
         size_bytes=size,
         free_bytes=free,
     )
+
+
+def _is_seen(mount: Mount) -> bool:
+    """Whether it is what this process sees there, which may have mounts, or a root, of its own."""
+    seen = mount.at.stat().st_dev
+    return (os.major(seen), os.minor(seen)) == mount.device or not mount.device[
+        0
+    ]  # btrfs has a number for each subvolume
 
 
 def _placed(system: FileSystem, blocks: Blocks, replicated: Mapping[str, str]) -> FileSystem:
