@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,14 @@ class Spare:
         found: dict[str, Any] = json.loads(done.stdout or done.stderr or b"{}")
         return found
 
+    def fence(self) -> dict[str, Any]:
+        """What it has noted of its standing."""
+        try:
+            found: dict[str, Any] = json.loads((self.directory / "agent/fence.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
     def tap(self) -> NbdClient:
         return NbdClient.of(f"nbd+unix:///data?socket={self.directory / 'tap.sock'}")
 
@@ -80,6 +91,18 @@ def test_a_shop_comes_home_to_a_new_host_and_its_old_one_is_refused_for_good(sit
     assert "settle:shop" in [each["id"] for each in plan["steps"]]
     assert not [each for each in plan["checks"] if not each["ok"] and each["severity"] == "blocks"], plan["checks"]
 
+    tiny = Spare(site, SIZE - 1, "tiny")
+    tiny.start()
+    eventually(lambda: tiny.ask("status")["fence_reason"] == "spare")
+    for host, told in (
+        ("tiny", f"data has {SIZE} bytes, and disk big ({tiny.disk}) only {SIZE - 1}"),
+        ("shop", "shop lives on shop"),
+        ("nobody", "not connected"),
+    ):
+        refused = site.drengine("failback", book, "--onto", host, code=225)
+        assert told in str(refused), refused
+        site.drengine("abort", refused["run"])
+
     home = site.drengine("failback", book, "--onto", "shop2")
     assert home["outcome"] == "completed"
     assert home["outage_seconds"] < 30
@@ -100,6 +123,39 @@ def test_a_shop_comes_home_to_a_new_host_and_its_old_one_is_refused_for_good(sit
     assert "moved" in str(refused) or not refused
     assert site.agent("status")["standing"] == "fenced"
     assert not site.agent("status")["serving"]
+
+
+@pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
+def test_a_new_host_killed_at_each_turn_becomes_the_sources_home_all_the_same(site: Site) -> None:
+    book = str(site.directory / "shop.yaml")
+    eventually(lambda: write(site, 0, b"written"))
+    eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
+    assert site.agent("cut", "--label", "before")
+    eventually(site.hears_agent)
+    assert site.drengine("failover", book)["outcome"] == "completed"
+    site.kill("agent")
+    spare = Spare(site, SIZE)
+    spare.start()
+    eventually(lambda: spare.ask("status")["fence_reason"] == "spare")
+    turns: dict[str, Callable[[], object]] = {
+        "it has noted whose home it is": (spare.directory / "agent/home.json").exists,
+        "its disks are half filled": lambda: spare.fence().get("reversing"),
+        "its disks are filled": lambda: spare.fence().get("equals"),
+        "it is in charge": lambda: spare.fence().get("standing") == "in-charge",
+    }
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(site.drengine, "failback", book, "--onto", "shop2")
+        for turn, come in turns.items():
+            while not (come() or going.done()):
+                time.sleep(0.002)
+            assert come(), turn
+            site.kill(spare.name)
+            spare.start()
+        assert going.result()["outcome"] == "completed"
+    eventually(lambda: spare.ask("status")["state"] == "CONTINUOUS")
+    assert spare.ask("cut", "--label", "at home")
+    assert replica(site) == spare.disk.read_bytes()
+    assert spare.ask("status")["generation"] == 3
 
 
 @pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
