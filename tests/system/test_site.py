@@ -398,6 +398,7 @@ def test_a_server_is_lost_and_comes_back_over_local_links_alone(place: Path) -> 
         run("umount", hosts.home)
 
 
+@pytest.mark.campaign  # tests/failover/engine/test_new_home.py does it with real processes on one host
 def test_a_destroyed_server_comes_home_to_a_new_one_and_is_refused_when_it_returns(place: Path) -> None:
     skip_unless_networks_can_be_made()
     skip_unless_disks_can_be_attached()
