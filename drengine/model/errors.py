@@ -71,8 +71,8 @@ def error_kind(
 
 
 def error_kinds() -> tuple[ErrorKind, ...]:
-    """All registered kinds, by exit code."""
-    return tuple(sorted(_KINDS.values(), key=lambda kind: kind.exit_code))
+    """All registered kinds, by exit code and id, in whatever order their modules were imported."""
+    return tuple(sorted(_KINDS.values(), key=lambda kind: (kind.exit_code, kind.id)))
 
 
 ACCESS_DENIED = error_kind(

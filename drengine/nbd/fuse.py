@@ -21,6 +21,15 @@ TOOL_SECONDS = 30.0
 LOOK_SECONDS = 0.02
 
 
+def fuse_fault() -> str:
+    """Why this process can't show disks as files, whatever programs are there; empty: it can."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse can't be used"
+    if os.geteuid() != 0 and "NoNewPrivs:\t1" in Path("/proc/self/status").read_text():
+        return "only root may mount by FUSE where the service has NoNewPrivileges"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class FuseFile:
     """One disk.

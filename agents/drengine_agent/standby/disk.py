@@ -19,7 +19,7 @@ from drengine.nbd.fuse import FuseFile
 from drengine.process import run_command
 from drengine_agent.standby.copied import CopiedDisk
 from drengine_agent.standby.errors import STANDBY_FAILED
-from drengine_agent.standby.ways import COPY, FUSE, KERNEL, load_driver
+from drengine_agent.standby.ways import COPY, FUSE, KERNEL
 
 MARK = "DRENGINE_ATTACHMENT"
 TOOL_SECONDS = 30.0
@@ -145,7 +145,6 @@ class AttachedDisk:
         """Not run on the machine that this was written on, which has no NBD driver: see docs/drivers.md."""
         if found := self._kernel_devices():
             return found[0]
-        load_driver()
         free = [each for each in sorted(Path("/sys/block").glob("nbd*")) if not (each / "pid").exists()]
         if not free:
             raise DrengineError(STANDBY_FAILED, "there is no free /dev/nbdN; load the module nbd, or attach by fuse")

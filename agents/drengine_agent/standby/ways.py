@@ -9,19 +9,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.control.attach import AUTO
-from drengine.process import run_command
+from drengine.nbd.fuse import fuse_fault
 from drengine.process.programs import program_fault
 
 KERNEL, FUSE, COPY = "kernel", "fuse", "copy"
 TOOLS = {KERNEL: ("nbd-client",), FUSE: ("nbdfuse", "fusermount3", "losetup"), COPY: ("losetup",)}
 """Programs of each way, in the order in which `auto` tries them."""
 MOUNT_TOOLS = ("mount", "umount")
-MODPROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Choice:
 
 
 def choose(attach: str) -> Choice:
-    """The way that is asked for; with `auto` the best that this host has. Nothing is loaded or made."""
+    """The way that is asked for; with `auto` the best that this host has. Nothing is made."""
     if attach != AUTO:
         return Choice(attach, fault=_fault_of(attach))
     missing: list[str] = []
@@ -52,26 +50,12 @@ def choose(attach: str) -> Choice:
     return Choice(COPY, fault="; ".join(missing))
 
 
-def load_driver() -> None:
-    """Have the kernel load its NBD driver, where that is a module; whether it helped shows when it is used."""
-    if not _nbd_devices():
-        run_command(["modprobe", "nbd"], timeout_seconds=MODPROBE_SECONDS)
-
-
 def _fault_of(way: str) -> str:
     faults = [program_fault(tool) for tool in TOOLS[way]]
-    if way == KERNEL and not _nbd_devices() and not _has_module("nbd"):
-        faults.append("the kernel has no NBD driver")
-    if way == FUSE and not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        faults.append("/dev/fuse can't be used")
+    if way == KERNEL and not any(Path("/sys/block").glob("nbd*")):  # the service itself may load no module
+        faults.append("the kernel has no NBD driver loaded")
+    if way == FUSE:
+        faults.append(fuse_fault())
     if way != KERNEL and not Path("/dev/loop-control").exists() and not any(Path("/sys/block").glob("loop*")):
         faults.append("there are no loop devices")
     return ", ".join(filter(None, faults))
-
-
-def _nbd_devices() -> list[Path]:
-    return list(Path("/sys/block").glob("nbd*"))
-
-
-def _has_module(name: str) -> bool:
-    return run_command(["modprobe", "--dry-run", "--quiet", name], timeout_seconds=MODPROBE_SECONDS).ok

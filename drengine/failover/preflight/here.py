@@ -24,6 +24,7 @@ from drengine.iscsi.portals import Portal
 from drengine.linux.memory import available_memory
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
+from drengine.nbd.fuse import fuse_fault
 from drengine.process.programs import program_fault
 from drengine.terminal import human_bytes
 from drengine.transport.causes import cause_of, details_of
@@ -66,8 +67,10 @@ MACHINE_NETWORK = Check(
 )
 PORTAL = Check(
     "portal",
-    "each address at which this host would serve disks over iSCSI is its own and lies in its `data_networks`",
-    "Name one in the runbook's `portal` that is, or put its network into `data_networks` of the orchestrator's file.",
+    "each address at which this host would serve disks over iSCSI is its own and lies in its `data_networks`, and the "
+    "orchestrator may show disks as files (FUSE)",
+    "Name one in the runbook that is, or put its network into `data_networks` of the orchestrator's file. "
+    "Have the orchestrator run as root where its unit keeps others from mounting.",
 )
 EXPORT_REACHABLE = Check(
     "export-reachable",
@@ -184,7 +187,7 @@ def _portal_fault(address: str, networks: tuple[str, ...]) -> str:
         portal.require_here()
     except DrengineError as error:
         return error.message
-    return ""
+    return fuse_fault()
 
 
 def _memory(needed: int) -> Checked:
