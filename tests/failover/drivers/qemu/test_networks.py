@@ -31,6 +31,8 @@ from drengine.process import find_marked
 from tests.failover.drivers.qemu.deaths import die_at
 from tests.failover.drivers.qemu.guests import linux_guest, missing_for_linux
 
+pytestmark = pytest.mark.machine
+
 BRIDGES = ("br0", "br1")
 SCRIPT = """
 for card in /sys/class/net/eth*; do echo "$($B basename $card) $($B cat $card/address)"; done
