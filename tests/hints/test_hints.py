@@ -66,7 +66,7 @@ WORDS = {
     *("nbd", "scan", "ebpf", "standby", "frozen", "unlimited", "20MiB/s"),  # values of options
     "08:00-18:00=20MiB/s, otherwise unlimited",
     # keys of runbooks and of what belongs to them
-    *("addresses", "interfaces", "interface", "network", "network: bubble", "drill"),
+    *("memory_mib", "portal", "addresses", "interfaces", "interface", "network", "network: bubble", "drill"),
     *("launch: {convert: never}", "disk_bus: sata", "firmware"),
     *("after", "by", "force_by", "host", "host:", "hydrate", "then", "modes", "mounts", "services", "start"),
     "[allow] commands",
