@@ -48,9 +48,9 @@ _PROGRAMS = {
     "usr/sbin/update-initramfs": """#!/bin/sh
 for name in $(grep -v '^#' /etc/initramfs-tools/modules); do
   find "/lib/modules/$3" -name "$(echo "$name" | sed 's/_/[-_]/g').ko"
-done | sort | cpio -o -H newc >"/boot/initrd.img-$3.new" && mv "/boot/initrd.img-$3.new" "/boot/initrd.img-$3"
+done | sort >"/boot/initrd.img-$3.new" && mv "/boot/initrd.img-$3.new" "/boot/initrd.img-$3"
 """,
-    "usr/bin/lsinitramfs": '#!/bin/sh\ncpio -t <"$1"\n',
+    "usr/bin/lsinitramfs": '#!/bin/sh\ncat "$1"\n',
     "usr/sbin/grub-mkconfig": f"""#!/bin/sh
 . /etc/default/grub
 echo "linux /boot/vmlinuz-{VERSION} root=UUID={UUID} $GRUB_CMDLINE_LINUX" >"$2"
@@ -82,7 +82,7 @@ def make_mini(disk: Path, change: Callable[[Path], None] = lambda tree: None) ->
         busybox = shutil.which("busybox")
         assert busybox is not None
         shutil.copy(busybox, tree / "bin/busybox")
-        for name in ("sh", "find", "grep", "sed", "sort", "cpio", "mv", "cat", "env"):
+        for name in ("sh", "find", "grep", "sed", "sort", "mv", "cat", "env"):
             (tree / "bin" / name).symlink_to("busybox")
         lines = []
         for name, place in _MODULES.items():

@@ -39,6 +39,7 @@ NOT_TYPED: dict[str, str] = {
     r"docs/failback.md: drengine (token|points|grant) ": "wants an empty machine: tests/system/test_live_restore.py",
     r"docs/failback.md: drengine-agent (enrol|restore) ": "wants an empty machine: tests/system/test_live_restore.py",
     r"docs/failback.md: drengine-agent adopt ": "wants a disk that was replaced: tests/agent/daemon/test_adopt.py",
+    r"docs/conversion.md: drengine convert ": "wants a disk with a system: tests/conversion",
     r"docs/control.md: apt-get install ": "installs from the distribution",
     r"docs/control.md: drengine (token|enrol|broker) ": "Debian's Mosquitto: tests/enrolment/test_broker_config.py",
     r"docs/operations.md: (touch /run/disk; nbdfuse|mount )": "attaches a loop device: tests/field and tests/nbd",
