@@ -94,7 +94,6 @@ def install(
         "nbd.listen": listen,
         "spare": spare,
     }
-    given = {"certificate": certificate, "key": key, "ca": ca}
     wishes = Wishes(
         source=source,
         target=target,
@@ -102,15 +101,19 @@ def install(
         all_disks=all_disks,
         tracker=tracker,
         state_directory=state_directory.absolute() if state_directory else None,
-        tls={name: path for name, path in given.items() if path is not None},
+        tls=_named(certificate=certificate, key=key, ca=ca),
         token=sys.stdin.readline().strip() if token == "-" else token,
         others={path: value for path, value in others.items() if value},
     )
     if not installed_values(root):
         wishes = _asked(wishes, quiet=yes or json, here=root == steps.HOST)
-    steps.install(
-        wishes, store, root, start=start, wait_seconds=typed_seconds(wait), dry_run=dry_run, yes=yes, json=json
-    )
+    seconds = typed_seconds(wait)
+    steps.install(wishes, store, root, start=start, wait_seconds=seconds, dry_run=dry_run, yes=yes, json=json)
+
+
+def _named(**paths: Path | None) -> dict[str, Path]:
+    """Those that were said."""
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def _asked(wishes: Wishes, *, quiet: bool, here: bool) -> Wishes:
