@@ -166,7 +166,8 @@ async def _served(store: Store, source: str, branch: int, wish: Wish, seconds: f
                 )
                 for each in volumes
             ]
-            accelerator = choose_accelerator(QemuSettings(), Path(made) / "helper").name
+            (Path(made) / "probe").mkdir()
+            accelerator = choose_accelerator(QemuSettings(), Path(made) / "probe").name
 
             def work(cancelled: threading.Event) -> Converted:
                 return make_fit(

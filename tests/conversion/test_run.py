@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from drengine.conversion.helper import MARK
+from drengine.failover.drivers.qemu.accelerator import VERDICTS
 from drengine.failover.drivers.qemu.driver import MARK as INSTANCE_MARK
 from drengine.process import find_marked
 from drengine.store.store import Store
@@ -34,7 +35,7 @@ sources:
       driver: qemu
       settings: {accelerator: tcg, memory_mib: 128, grace: 0.2s}
       convert: always
-      conversion: {accelerator: tcg}
+      conversion: {accelerator: auto}
 waves: [{name: all, sources: [shop]}]
 """
 BEGUN_SECONDS = 300.0
@@ -83,7 +84,8 @@ class Orchestrator:
         place = self.directory / "state" / "instances"
         with Store.open(self.directory / "store") as store:
             open_ones = [each for each in store.branches("shop") if each.role == "drill" and not each.closed]
-        return not open_ones and not list(place.iterdir()) and not self.helpers()
+        left = [each for each in place.iterdir() if each.name != VERDICTS]
+        return not open_ones and not left and not self.helpers()
 
 
 def test_a_run_that_is_resumed_converts_again_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -117,9 +118,11 @@ def _convert(
 
 def _options(directory: Path, workload: WorkloadSettings, asked: Conversion) -> HelperOptions:
     make_directory(directory)
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory) as probing:
+        accelerator = choose_accelerator(QemuSettings(accelerator=asked.accelerator), Path(probing)).name
     return HelperOptions(
         memory_mib=asked.memory_mib,
-        accelerator=choose_accelerator(QemuSettings(accelerator=asked.accelerator), directory / "any").name,
+        accelerator=accelerator,
         kernel=Path(asked.kernel) if asked.kernel else None,
         tls_directory=str(workload.settings.get("tls_directory") or ""),
     )
