@@ -30,14 +30,15 @@ LAST_ORDER = 60
 
 def converted(directory: Path, disk: Path, *, machine: Machine = Machine(), dry: bool = False) -> Converted:  # noqa: B008
     with served(disk, directory / "disk.sock") as uri:
-        wish = Wish(machine=machine, cards=(CARD,), dry=dry)
-        disks = [HelperDisk("root", uri)]
-        return conversion.convert(
-            directory / "helper", f"{NAME}-{directory.name}", disks, wish, HelperOptions(), timeout_seconds=SECONDS
-        )
+        return converted_at(directory, uri, Wish(machine=machine, cards=(CARD,), dry=dry))
 
 
-def dies_at(directory: Path, disk: Path, number: int) -> None:
+def converted_at(directory: Path, uri: str, wish: Wish) -> Converted:
+    disks, name = [HelperDisk("root", uri)], f"{NAME}-{directory.name}"
+    return conversion.convert(directory / "helper", name, disks, wish, HelperOptions(), timeout_seconds=SECONDS)
+
+
+def dies_at(directory: Path, uri: str, number: int) -> None:
     """Convert, and be killed while the order of that number is under way. In a process of its own."""
     real = Helper._exchange
 
@@ -49,15 +50,16 @@ def dies_at(directory: Path, disk: Path, number: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Helper, "_exchange", exchange)
-        converted(directory, disk)
+        converted_at(directory, uri, Wish(machine=Machine(), cards=(CARD,)))
 
 
 def killed_at(directory: Path, disk: Path, number: int) -> bool:
-    """Whether it was killed; False where it has not that many orders."""
+    """Whether it was killed; False where it has not that many orders. The disk's server is not killed with it."""
     name = dies_at.__name__
-    script = f"from pathlib import Path; from {__name__} import {name}; "
-    script += f"{name}(Path({str(directory)!r}), Path({str(disk)!r}), {number})"
-    ended = subprocess.run([sys.executable, "-c", script], check=False, stdin=subprocess.DEVNULL)
+    with served(disk, directory / "disk.sock") as uri:
+        script = f"from pathlib import Path; from {__name__} import {name}; "
+        script += f"{name}(Path({str(directory)!r}), {uri!r}, {number})"
+        ended = subprocess.run([sys.executable, "-c", script], check=False, stdin=subprocess.DEVNULL)
     assert ended.returncode in {0, -signal.SIGKILL}
     return ended.returncode != 0
 
