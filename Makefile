@@ -6,7 +6,7 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 export DRENGINE_PASS_ENVIRONMENT := PYTHONPATH
 ARGS ?=
 BUILDER ?= podman
-# Many tests wait for processes; those that use the machine as a whole keep one worker busy (tests/conftest.py).
+# Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).
 WORKERS ?= 4
 
 .PHONY: help demo test campaigns check bench soak targets live postgres crash field fuzz agent packages image packaged ansible lock docs clean oracle
@@ -18,7 +18,8 @@ demo: $(VENV)/.demo ## the whole story on this machine, unprivileged, in about a
 
 test: $(VENV)/.test ## set up and run the tests (installs Debian packages when root; otherwise says what it skips)
 	@./deploy/test-tools >&2
-	@./deploy/run-tests $(PY) -m 'not campaign' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@./deploy/run-tests $(PY) -m 'machine and not campaign' $(ARGS)
+	@./deploy/run-tests $(PY) -m 'not machine and not campaign' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 campaigns: $(VENV)/.test ## attack real parties again and again: planted faults, killed upgrades, servers that join (about ten minutes, as root)
 	@./deploy/test-tools >&2

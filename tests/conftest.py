@@ -1,7 +1,7 @@
-"""Which tests may run side by side (`make test`): files do, but those that use the machine as a whole are one file.
+"""Which tests may run side by side (`make test`): all but those that use the machine as a whole.
 
-Tests that mount, attach disks or make mount namespaces run one after another, in one worker: a new namespace holds on
-to what others have mounted, and their disks are busy then.
+Tests that mount, attach disks or make mount namespaces run one after another, before the others: a new namespace
+holds on to what others have mounted, and their disks are busy then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import signal
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
 from drengine.process.environment import PASS_VARIABLE
 from tests.postgres import postgres
@@ -62,22 +61,5 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those of the machine first, then the longest (pytest-xdist is told to keep the order: Makefile)."""
-    items.sort(
-        key=lambda item: (
-            not item.nodeid.startswith(MACHINE),
-            next((n for n, place in enumerate(LONGEST) if item.nodeid.startswith(place)), 99),
-        )
-    )
-
-
-class _Files(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist has no types
-    """A worker takes a file at a time; all that use the machine as a whole count as one."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "machine" if nodeid.startswith(MACHINE) else str(super()._split_scope(nodeid))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Files:
-    """See the module."""
-    return _Files(config, log)
+    """The longest first (pytest-xdist is told to keep the order: Makefile)."""
+    items.sort(key=lambda item: next((n for n, place in enumerate(LONGEST) if item.nodeid.startswith(place)), 99))

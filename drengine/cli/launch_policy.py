@@ -27,7 +27,7 @@ def launch_policy(
         list[str] | None, typer.Option("--kms-key", help="ARN of a key named by `kms_key`; may be repeated.")
     ] = None,
 ) -> None:
-    """Print the IAM policy with the permissions that the driver ec2 needs, and no more."""
+    """Print the IAM policy with the permissions that the launch driver ec2 needs, and no more."""
     if driver != "ec2":
         raise typer.BadParameter(f"driver {driver!r} needs no permissions of a cloud; ec2 does")
     if account != "*" and not _ACCOUNT.fullmatch(account):

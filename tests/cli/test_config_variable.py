@@ -16,6 +16,7 @@ from tests.hints.words import COMMANDS
 
 WITHOUT = {
     "target example-config", "orchestrator example-config", "runbook schema",  # print what is the same everywhere
+    "launch-policy",
     "store create", "store join", "mirror",  # of places that are typed: no file decides what is made or copied where
     "hydrate", "enrol", "keys generate", "broker run", "broker config", "broker follow",  # of hosts that have neither
 }  # fmt: skip

@@ -77,7 +77,7 @@ def test_what_runs_measured_is_shown_beside_what_was_promised(engine: Engine) ->
     found = scraped(metrics)
     assert found["last_drill_age_seconds", "web-shop"] == pytest.approx(50, abs=0.01)
     assert found["last_drill_passed", "web-shop"] == 1
-    assert found["rto_seconds", "drill", "web-shop"] == 15.9
+    assert found["rto_seconds", "drill", "web-shop"] == 16.2
     assert found["rpo_seconds", "drill", "web-shop"] == 1.412
     assert found["runs", "drill", "completed", "web-shop"] == 1
 

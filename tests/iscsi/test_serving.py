@@ -137,7 +137,7 @@ def test_each_disk_has_identifiers_of_its_own(tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
         with served(tmp_path / place, LOCAL, VolatileDisk()) as target:
             told = initiator(target).ask("iscsi-inq", "-e", "1", "-c", "131").stdout
-            seen.append(re.findall(r"Designator:\[(.*)\]", told))
+            seen.append(re.findall(r"Designator:\[(.*?)\]\n", told, re.DOTALL))
             serial = initiator(target).ask("iscsi-inq", "-e", "1", "-c", "128").stdout
             seen[-1].append(serial)
     assert len(seen[0]) == 4

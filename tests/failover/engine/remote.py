@@ -9,6 +9,7 @@ import socketserver
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,18 +93,23 @@ class RemoteDriver:
         call(self._path, "driver", "check_settings", dict(settings))
 
     def launch(self, request: LaunchRequest, progress: Callable[[str], None]) -> Instance:
-        found: Instance = call(self._path, "driver", "launch", request, str)
+        found: Instance = call(self._path, "driver", "launch", _sendable(request), str)
         return found
 
     def inspect(self, request: LaunchRequest) -> Instance:
-        found: Instance = call(self._path, "driver", "inspect", request)
+        found: Instance = call(self._path, "driver", "inspect", _sendable(request))
         return found
 
     def quiesce(self, request: LaunchRequest) -> None:
-        call(self._path, "driver", "quiesce", request)
+        call(self._path, "driver", "quiesce", _sendable(request))
 
     def stop(self, request: LaunchRequest) -> None:
-        call(self._path, "driver", "stop", request)
+        call(self._path, "driver", "stop", _sendable(request))
+
+
+def _sendable(request: LaunchRequest) -> LaunchRequest:
+    """With what it would look up later."""
+    return replace(request, servers=dict(request.servers))
 
 
 def call(path: Path, place: str, method: str, *arguments: Any) -> Any:
