@@ -189,9 +189,10 @@ class Guest:
 
 
 def _keep(path: str) -> str:
-    """A copy of the guest's own file; the first that was kept stays."""
-    kept, quoted = shlex.quote(BEFORE + path), shlex.quote(path)
-    return f"if [ -e {quoted} ] && [ ! -e {kept} ]; then mkdir -p $(dirname {kept}); cp -a {quoted} {kept}; fi;"
+    """A copy of the guest's own file, named once it is whole and durable: the first that was kept stays."""
+    kept, new, quoted = shlex.quote(BEFORE + path), shlex.quote(f"{BEFORE}{path}.new"), shlex.quote(path)
+    copy = f"mkdir -p $(dirname {kept}); rm -rf {new}; cp -a {quoted} {new}; sync; mv {new} {kept}"
+    return f"if [ -e {quoted} ] && [ ! -e {kept} ]; then {copy}; fi;"
 
 
 def _difference(before: str, after: str) -> dict[str, str]:

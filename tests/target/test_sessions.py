@@ -99,7 +99,7 @@ async def test_an_agent_that_lost_its_state_goes_on_only_where_the_source_is_in_
         if admitted:
             assert (await site.join(generation=0)).welcome.generation == 2
         else:
-            with pytest.raises(Refused, match="fenced"):
+            with pytest.raises(Refused, match=r"fenced|source-moved"):
                 await site.join(generation=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -64,6 +65,7 @@ def at_terminal(typed: Typed, *argv: str, answer: str = "", interrupt_at: str = 
 
 
 def _read(descriptor: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end within a character
     while True:
         try:
             part = os.read(descriptor, 1 << 16)
@@ -71,7 +73,7 @@ def _read(descriptor: int) -> Iterator[str]:
             return
         if not part:
             return
-        yield part.decode()
+        yield decoder.decode(part)
 
 
 def renamed(typed: Typed, place: str, name: str) -> str:
