@@ -416,6 +416,7 @@ def test_whatever_is_no_packet_is_called_so() -> None:
             parse(choose.randrange(256), choose.randbytes(choose.randrange(64)))
 
 
+@pytest.mark.campaign  # it hangs now and then since 2026-11-30, also alone, for a reason that is not known yet
 async def test_a_flood_of_one_client_leaves_others_their_answers(tmp_path: Path) -> None:
     async with listening(None) as broker:
         options: BrokerOptions = options_for(broker.address.port)
