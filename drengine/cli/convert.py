@@ -29,10 +29,10 @@ from drengine.failover.drivers.qemu.accelerator import choose_accelerator
 from drengine.failover.drivers.qemu.settings import QemuSettings
 from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.runbook.values import Mode
-from drengine.failover.steps.threads import in_cancellable_thread
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Machine
 from drengine.nbd.server import NbdServer
+from drengine.process.threads import in_cancellable_thread
 from drengine.store.errors import UNKNOWN_BRANCH, UNKNOWN_SOURCE
 from drengine.store.store import Store
 from drengine.target.exports import StoreExports

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drengine.process.environment import as_user, command_environment
+from drengine.process.threads import in_cancellable_thread
 
 OUTPUT_BYTES_MAX = 16 << 10
 TERMINATE_SECONDS = 2.0
@@ -88,23 +88,11 @@ async def run_cancellable(
     argv: Sequence[str], *, timeout_seconds: float, environment: Mapping[str, str], given: bytes = b""
 ) -> Finished:
     """`run_command` in a thread; when the task is cancelled, the command is ended too, and waited for."""
-    cancelled = threading.Event()
-    running = asyncio.create_task(
-        asyncio.to_thread(
-            run_command,
-            argv,
-            timeout_seconds=timeout_seconds,
-            environment=environment,
-            given=given,
-            cancelled=cancelled,
+    return await in_cancellable_thread(
+        lambda cancelled: run_command(
+            argv, timeout_seconds=timeout_seconds, environment=environment, given=given, cancelled=cancelled
         )
     )
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await asyncio.wait({running})
-        raise
 
 
 class _Tail:

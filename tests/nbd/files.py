@@ -1,4 +1,4 @@
-"""A file as an NBD export, served from a thread of the test's process."""
+"""Files as NBD exports, served from a thread of the test's process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from drengine.nbd.server import NbdServer
 
 
 @contextmanager
-def served(provider: ExportProvider, socket: Path) -> Iterator[str]:
-    """The URI of its export `disk`."""
+def served(provider: ExportProvider, socket: Path, name: str = "disk") -> Iterator[str]:
+    """The URI of its export `name`."""
     loop, ready, stopping = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
 
     async def serve() -> None:
@@ -29,7 +29,7 @@ def served(provider: ExportProvider, socket: Path) -> Iterator[str]:
     thread.start()
     ready.wait()
     try:
-        yield f"nbd+unix:///disk?socket={socket}"
+        yield f"nbd+unix:///{name}?socket={socket}"
     finally:
         loop.call_soon_threadsafe(stopping.set)
         thread.join()

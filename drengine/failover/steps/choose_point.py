@@ -14,9 +14,9 @@ from drengine.failover.steps.fence import FENCE
 from drengine.failover.steps.points import PointFacts, point_facts, point_with_id
 from drengine.failover.steps.quiesce_source import QUIESCE_SOURCE
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
+from drengine.process.threads import in_thread
 from drengine.store.errors import UNKNOWN_POINT
 from drengine.store.store import Store
 from drengine.terminal import human_duration, human_time

@@ -24,9 +24,9 @@ from drengine.failover.needs import Memory, Need, Program, ReadableFile
 from drengine.failover.runbook.values import Conversion, Convert
 from drengine.failover.steps.grants import let_use_disks
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_cancellable_thread
 from drengine.failover.steps.workloads import WorkloadSettings, branch_of, driver_of, launch_request
 from drengine.ownership import make_directory
+from drengine.process.threads import in_cancellable_thread
 
 END_SECONDS = 30.0
 """Of the step's time, for ending the helper machine."""

@@ -10,9 +10,9 @@ import msgspec
 from drengine.control.messages import AgentReport
 from drengine.failover.errors import RUN_STATE
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.model.points import RecoveryPoint
+from drengine.process.threads import in_thread
 from drengine.store.log.branches import BranchInfo
 
 

@@ -7,7 +7,7 @@ import msgspec
 from drengine.failover.labels import RunLabel
 from drengine.failover.steps.branches import STORE_TRIES
 from drengine.failover.steps.step import NoSettings, PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
+from drengine.process.threads import in_thread
 
 
 class Dropped(msgspec.Struct, frozen=True):

@@ -20,10 +20,10 @@ from drengine.audit.log import OURSELVES
 from drengine.durable import replace_durably
 from drengine.failover.steps.declare import home_of
 from drengine.failover.steps.step import PlannedStep, StepContext
-from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
 from drengine.model.grants import Access, Grant
 from drengine.ownership import make_directory
+from drengine.process.threads import in_thread
 
 SECRET_BYTES = 16
 CUT_OFF_SECONDS = 3.0

@@ -12,8 +12,8 @@ from drengine.failover.steps.declare import declared, home_of
 from drengine.failover.steps.points import point_with_id
 from drengine.failover.steps.reverse_last import REVERSE_LAST
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
+from drengine.process.threads import in_thread
 from drengine.store.errors import FENCED, UNKNOWN_POINT
 
 

@@ -11,7 +11,6 @@ from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.failover.steps.grants import let_use_disks
 from drengine.failover.steps.launched import Launched
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.failover.steps.workloads import (
     WorkloadSettings,
     branch_of,
@@ -22,6 +21,7 @@ from drengine.failover.steps.workloads import (
     mode_of,
 )
 from drengine.model.grants import without_secret
+from drengine.process.threads import in_thread
 
 ADDRESS_SECONDS, ADDRESS_LOOK_SECONDS = 60.0, 1.0
 ADDRESSES_CHECK = "addresses"

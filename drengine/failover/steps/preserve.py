@@ -11,8 +11,8 @@ from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.grants import way_home
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.model.grants import Access
+from drengine.process.threads import in_thread
 from drengine.store.log.branches import BranchInfo
 from drengine.terminal import human_bytes
 

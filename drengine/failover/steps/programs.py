@@ -10,9 +10,9 @@ import msgspec
 from drengine.failover.steps.errors import COMMAND_FAILED
 from drengine.failover.steps.step import PlannedStep, StepContext, StepResult
 from drengine.failover.steps.texts import environment_of
-from drengine.failover.steps.threads import in_thread
 from drengine.process import end_marked, run_cancellable
 from drengine.process.command import TERMINATE_SECONDS
+from drengine.process.threads import in_thread
 from drengine.redaction import without_secrets
 
 STEP_MARK = "DRENGINE_STEP_OF_RUN"

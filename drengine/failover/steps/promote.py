@@ -7,7 +7,7 @@ from drengine.failover.steps.branches import STORE_TRIES, Branched, found, made
 from drengine.failover.steps.choose_point import chosen
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.step import NoSettings, PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
+from drengine.process.threads import in_thread
 from drengine.store.log.branches import BranchInfo
 
 

@@ -8,10 +8,10 @@ from drengine.failover.labels import RunLabel
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.points import PointFacts, point_facts
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.failover.steps.workloads import WorkloadSettings, driver_of, launch_request
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointKind, RecoveryPoint
+from drengine.process.threads import in_thread
 from drengine.store.errors import BRANCH_BUSY
 
 LOOK_SECONDS = 0.1

@@ -13,7 +13,7 @@ from drengine.failover.steps.points import PointFacts, point_facts, point_with_i
 from drengine.failover.steps.programs import run_program
 from drengine.failover.steps.services import ServiceCommand, run_at_source
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
+from drengine.process.threads import in_thread
 
 
 class QuiesceSourceSettings(msgspec.Struct, frozen=True):

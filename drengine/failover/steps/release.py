@@ -13,8 +13,8 @@ from drengine.failover.steps.fence import FENCE
 from drengine.failover.steps.programs import run_program
 from drengine.failover.steps.services import ServiceCommand, run_at_source
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
+from drengine.process.threads import in_thread
 
 ANSWER_SECONDS = 60.0
 

@@ -12,8 +12,8 @@ from drengine.failover.steps.grants import way_home
 from drengine.failover.steps.preserve import SHIPPING_SECONDS
 from drengine.failover.steps.reversal import Reversed, ReverseSettings
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.model.grants import Access
+from drengine.process.threads import in_thread
 
 ROUNDS_MAX = 5
 SMALL_BYTES = 64 << 20

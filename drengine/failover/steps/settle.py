@@ -10,8 +10,8 @@ from drengine.failover.steps.agents import LOOK_SECONDS, order_agent, refused
 from drengine.failover.steps.branches import newest_point
 from drengine.failover.steps.declare import declared
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.model.errors import DrengineError
+from drengine.process.threads import in_thread
 
 ANSWER_SECONDS = 60.0
 BEGUN_SECONDS = 60.0

@@ -7,8 +7,8 @@ import asyncio
 from drengine.failover.steps.convert import end_conversion
 from drengine.failover.steps.grants import take_disks
 from drengine.failover.steps.step import NoResult, PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.threads import in_thread
 from drengine.failover.steps.workloads import WorkloadSettings, driver_of, launch_request
+from drengine.process.threads import in_thread
 
 
 class StopWorkloadStep(StepKind[WorkloadSettings, NoResult]):

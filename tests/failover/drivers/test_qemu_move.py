@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import os
@@ -12,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -34,11 +32,11 @@ from drengine.nbd.export import Command, Complete, Export, Peer, Reply, Request
 from drengine.nbd.file_export import FileExport, FileProvider
 from drengine.nbd.hydrator import read_progress
 from drengine.nbd.hydrators import DISK_MARK, hydrator_files
-from drengine.nbd.server import NbdServer
 from drengine.process import find_marked
 from drengine.store.store import Store
 from tests.failover.drivers.qemu.guests import missing_for_linux
 from tests.failover.drivers.stamping import SECTORS, newest_stamp, stamping_guest, stamps_missing
+from tests.nbd.files import served
 from tests.store.harness import Source
 
 pytestmark = [
@@ -164,24 +162,8 @@ def counted(folder: Path) -> Iterator[str]:
         opened.truncate(DISK_BYTES)
         opened.seek(DATA_AT)
         opened.write(DATA)
-    loop, ready, stopping = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        server = NbdServer(CountingProvider(file))
-        await server.start_unix(socket)
-        ready.set()
-        await stopping.wait()
-        await server.close(1.0)
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    ready.wait()
-    try:
-        yield f"nbd+unix:///data?socket={socket}"
-    finally:
-        loop.call_soon_threadsafe(stopping.set)
-        thread.join()
-        loop.close()
+    with served(CountingProvider(file), socket, "data") as uri:
+        yield uri
 
 
 def test_after_the_move_reads_do_not_leave_the_host_and_the_branch_has_each_flushed_write(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Blocking work of a step, in a thread that is never left behind."""
+"""Blocking work of a task, in a thread that is never left behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run `work` in a thread; a step that is cancelled meanwhile waits for it, so that nothing acts behind its back."""
+    """Run `work` in a thread; a task that is cancelled meanwhile waits for it, so that nothing acts behind its back."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(running)
