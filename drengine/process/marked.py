@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import signal
 import subprocess
 import time
@@ -24,6 +25,7 @@ from drengine.process.environment import as_user, command_environment
 
 KEY_VARIABLE = "DRENGINE_MARK_KEY"
 KEY_FILE = "mark.key"
+_CLOSING_SECONDS = 5.0
 _LOOK_SECONDS = 0.02
 _EXEC_SECONDS, _EXEC_LOOK_SECONDS = 1.0, 0.0005
 _STEADY = 2
@@ -96,18 +98,31 @@ def start_marked(
 def end_marked(name: str, value: str, directory: Path | None = None, *, grace_seconds: float) -> bool:
     """SIGTERM to all of them, SIGKILL to those that are left after the grace; False if SIGKILL was needed.
 
-    Without any grace they get SIGKILL at once.
+    Without any grace they get SIGKILL at once. When this returns, their files, sockets and devices are closed.
     """
     deadline = time.monotonic() + grace_seconds
     found = find_marked(name, value, directory)
     gently = grace_seconds > 0 or not found
-    _signal(found, signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
-    while left := find_marked(name, value, directory):
-        if time.monotonic() > deadline:
-            gently = False
-            _signal(left, signal.SIGKILL)
-        time.sleep(_LOOK_SECONDS)
+    with contextlib.ExitStack() as ending:
+        _ended_with(ending, found)
+        _signal(found, signal.SIGTERM if grace_seconds > 0 else signal.SIGKILL)
+        while left := find_marked(name, value, directory):
+            if time.monotonic() > deadline:
+                gently = False
+                _signal(left, signal.SIGKILL)
+            time.sleep(_LOOK_SECONDS)
     return gently
+
+
+def _ended_with(ending: contextlib.ExitStack, processes: list[int]) -> None:
+    """Have it wait at its end until these are gone: one that exits shows no mark some time before it closes its files."""
+    for process in processes:
+        with contextlib.suppress(OSError):
+            descriptor = os.pidfd_open(process)
+            ending.callback(os.close, descriptor)
+            exited = select.poll()
+            exited.register(descriptor, select.POLLIN)
+            ending.callback(exited.poll, _CLOSING_SECONDS * 1e3)
 
 
 def _signal(processes: list[int], number: signal.Signals) -> None:
