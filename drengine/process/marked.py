@@ -115,7 +115,7 @@ def end_marked(name: str, value: str, directory: Path | None = None, *, grace_se
 
 
 def _ended_with(ending: contextlib.ExitStack, processes: list[int]) -> None:
-    """Have it wait at its end until these are gone: one that exits shows no mark some time before it closes its files."""
+    """Have it wait at its end until these are gone: who exits shows no mark some time before its files are closed."""
     for process in processes:
         with contextlib.suppress(OSError):
             descriptor = os.pidfd_open(process)
