@@ -11,17 +11,18 @@ Without a place for the copy it only passes on: for clients that can't speak TLS
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from drengine.linux.devices import device_behind
 from drengine.nbd.client import NbdClient
 from drengine.nbd.remote import RemoteDisk
+from drengine.process.threads import each_in_threads
 
 BLOCK_BYTES = 64 << 10
 FILL_BYTES = 1 << 20
@@ -172,32 +173,22 @@ class Hydration:
             OSError, DrengineError: as `read`; calling it again goes on.
         """
         step = FILL_BYTES // BLOCK_BYTES
-        pieces = iter(range(0, len(self._filled), step))
-        taking, failed = threading.Lock(), threading.Event()
 
-        def work() -> None:
-            while self._has_copy and not (stopping.is_set() or failed.is_set()):
-                with taking:
-                    first = next(pieces, None)
-                if first is None:
-                    return
-                last = min(first + step, len(self._filled)) - 1
-                if 0 not in self._filled[first : last + 1]:
-                    continue
-                self._give_way()
-                try:
-                    with self._locked(first, last):
-                        if self._has_copy:
-                            self._fill(first, last)
-                except CopyError as error:
-                    self._give_up(error)
-                except BaseException:
-                    failed.set()
-                    raise
+        def bring(first: int) -> None:
+            last = min(first + step, len(self._filled)) - 1
+            if 0 not in self._filled[first : last + 1]:
+                return
+            self._give_way()
+            try:
+                with self._locked(first, last):
+                    if self._has_copy:
+                        self._fill(first, last)
+            except CopyError as error:
+                self._give_up(error)
 
-        with ThreadPoolExecutor(FILLERS, thread_name_prefix="fill") as pool:
-            for done in [pool.submit(work) for _ in range(FILLERS)]:
-                done.result()
+        pieces = range(0, len(self._filled), step)
+        wanted = itertools.takewhile(lambda _: self._has_copy and not stopping.is_set(), pieces)
+        each_in_threads(bring, wanted, FILLERS, "fill")
         if self.given_up:
             self._give_space_back()
 

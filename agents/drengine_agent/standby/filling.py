@@ -16,7 +16,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +25,7 @@ from drengine.linux.devices import is_mounted
 from drengine.model.errors import DrengineError
 from drengine.nbd.client import NbdClient
 from drengine.nbd.remote import RemoteDisk
+from drengine.process.threads import each_in_threads
 from drengine.terminal import human_bytes
 from drengine.wire.payload import digest
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
@@ -280,25 +280,18 @@ def _each(work: Callable[[int], None], pieces: Sequence[int], stopping: threadin
     Raises:
         DrengineError: STANDBY_FAILED, it was stopped; and whatever work raises.
     """
-    left, taking, failed = iter(pieces), threading.Lock(), threading.Event()
 
-    def run() -> None:
-        while not failed.is_set():
-            if stopping.is_set():
-                raise DrengineError(STANDBY_FAILED, "it was stopped")
-            with taking:
-                piece = next(left, None)
-            if piece is None:
-                return
-            try:
-                work(piece)
-            except BaseException:
-                failed.set()
-                raise
+    def go_on() -> None:
+        if stopping.is_set():
+            raise DrengineError(STANDBY_FAILED, "it was stopped")
 
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="hydrate") as pool:
-        for done in [pool.submit(run) for _ in range(THREADS)]:
-            done.result()
+    def wanted() -> Iterator[int]:
+        for piece in pieces:
+            go_on()
+            yield piece
+        go_on()
+
+    each_in_threads(work, wanted(), THREADS, "hydrate")
 
 
 @contextlib.contextmanager
