@@ -19,7 +19,7 @@ def require_first(engine: Engine, book: Runbook) -> None:
     Raises:
         DrengineError: FAILED_OVER_ALREADY.
     """
-    here = engine.with_launches(RunOptions(), Mode.FAILOVER, book).launches
+    here = engine.with_standing(RunOptions(), Mode.FAILOVER, book).launches
     if here:
         listed = ", ".join(f"{source} since run {launch.run}" for source, launch in here.items())
         hint = FAILED_OVER_ALREADY.hint.replace("RUNBOOK", book.name)

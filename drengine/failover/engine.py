@@ -110,7 +110,7 @@ class Engine:
             started_by=by.name,
             started_proof=by.proof,
             created_ns=now_ns,
-            options=self.with_launches(msgspec.structs.replace(options, force_by=book.force_by), mode, book).kept(),
+            options=self.with_standing(msgspec.structs.replace(options, force_by=book.force_by), mode, book).kept(),
         )
         self.registry.create_run(run, owner=self.owner, seconds=self.config.lease)
         return run
@@ -188,8 +188,8 @@ class Engine:
         subject = self.subject_of(record)
         return record, observe(entries, asked, (), self.site.clock.now_ns(), subject=subject), subject
 
-    def with_launches(self, options: RunOptions, mode: Mode, book: Runbook) -> RunOptions:
-        """The options, with what runs now on each source's promoted branch.
+    def with_standing(self, options: RunOptions, mode: Mode, book: Runbook) -> RunOptions:
+        """The options, with what runs now on each source's promoted branch, and where each source lives.
 
         Raises:
             DrengineError: RUN_STATE when there is no way home, or none is needed, in this mode.
@@ -203,7 +203,9 @@ class Engine:
                 raise DrengineError(RUN_STATE, f"{source!r} is not failed over: it is in charge itself")
             if mode is Mode.MIGRATION and source in here:
                 raise DrengineError(RUN_STATE, f"{source!r} is failed over already: fail it back first")
-        return msgspec.structs.replace(options, launches=here)
+        lives = {source: self.site.store.home(source).agent for source in found}
+        moved = {source: host for source, host in lives.items() if host != source}
+        return msgspec.structs.replace(options, launches=here, homes=moved)
 
     async def readiness(self, mode: Mode, book: Runbook, options: RunOptions, *, by: str = "") -> Readiness:
         """How a run of this runbook would go, as far as can be known before; nothing is changed.
@@ -213,7 +215,7 @@ class Engine:
         clock = self.site.clock
         began, at_ns = clock.monotonic(), clock.now_ns()
         with contextlib.suppress(DrengineError):  # why there is no way is among the checks
-            options = await asyncio.to_thread(self.with_launches, options, mode, book)
+            options = await asyncio.to_thread(self.with_standing, options, mode, book)
         case = Case(mode, book, options, started_by=by, rehearsal=True)
         checks = in_order(await self.site.preflight(self.site, case))
         seconds = round(clock.monotonic() - began, 3)

@@ -49,6 +49,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         force_by: who has to approve that the run is forced, as its runbook says; empty: nobody is asked.
         onto: by source, the host that becomes its home; others go home to where they live.
         launches: by source, what an earlier run launched on its promoted branch and runs here now.
+        homes: by source, the host where it lives, of those that do not live with their namesake.
     """
 
     point: str = ""
@@ -59,6 +60,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     force_by: list[str] = []
     onto: dict[str, NewHome] = {}
     launches: dict[str, EarlierLaunch] = {}
+    homes: dict[str, str] = {}
 
     def kept(self) -> dict[str, Any]:
         """As the registry keeps them."""

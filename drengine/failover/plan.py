@@ -29,7 +29,7 @@ from drengine.config import parse_duration
 from drengine.failover.approvals import FORCE_STEP, force_step
 from drengine.failover.drivers.available import knows_machine
 from drengine.failover.options import RunOptions, read_options
-from drengine.failover.runbook.values import Convert, Mode, OnFailure, Runbook, Source, Step, Wave
+from drengine.failover.runbook.values import Convert, HostFence, Mode, OnFailure, Runbook, Source, Step, Wave
 from drengine.failover.steps.approval import APPROVAL, Approval
 from drengine.failover.steps.branch import BRANCH
 from drengine.failover.steps.choose_point import CHOOSE_POINT, ChoosePointSettings
@@ -345,9 +345,13 @@ class _Planner:
     def _fence(self, source: str, needs: tuple[str, ...], *, agent_only: bool = False) -> str:
         settings, fence = FenceSettings(agent_only=agent_only), self._runbook.sources[source].fence
         if fence and not agent_only:
+            hosts, home = fence.by_host(source), self._options.homes.get(source, source)
+            found = hosts.get(home, HostFence(command=[]))
             settings = FenceSettings(
-                command=fence.command,
-                dry=fence.dry,
+                command=found.command,
+                dry=found.dry,
+                home="" if home == source else home,
+                others=[] if found.command else list(hosts),
                 command_seconds=parse_duration(fence.timeout),
                 command_tries=fence.retries + 1,
             )

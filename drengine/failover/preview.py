@@ -32,7 +32,7 @@ def preview(engine: Engine, mode: Mode, book: Runbook, options: RunOptions) -> P
     Raises:
         DrengineError: RUN_STATE where there is no way home because nothing was failed over; UNKNOWN_SOURCE.
     """
-    steps = plan(mode, book, engine.with_launches(options, mode, book).kept())
+    steps = plan(mode, book, engine.with_standing(options, mode, book).kept())
     known = durations(earlier_snapshots(engine, mode, book.name))
     seconds = {step.id: known.get(step.id, step.kind.estimate_seconds) for step in steps}
     return Plan(

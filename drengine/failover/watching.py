@@ -62,7 +62,7 @@ class ReadinessWatch:
     async def _mode(self, book: Runbook) -> Mode:
         """What would come next: the way home, where the sources run here."""
         try:
-            options = await asyncio.to_thread(self._engine.with_launches, RunOptions(), Mode.FAILOVER, book)
+            options = await asyncio.to_thread(self._engine.with_standing, RunOptions(), Mode.FAILOVER, book)
         except DrengineError:
             return Mode.FAILOVER
         return Mode.FAILBACK if options.launches else Mode.FAILOVER

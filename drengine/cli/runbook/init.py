@@ -48,8 +48,8 @@ def init(
         str,
         typer.Option(
             "--fence",
-            help="Program and arguments that switch a source off, `{source}` standing for its name; without one a "
-            "failover is blocked when an agent does not answer.",
+            help="Program and arguments that switch a source off, `{source}` standing for the name of its host; "
+            "without one a failover is blocked when an agent does not answer.",
         ),
     ] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: standard output.")] = None,
@@ -106,11 +106,12 @@ def _sources_in(store: Path, wanted: list[str] | None) -> list[KnownSource]:
         every = [each.name for each in opened.sources() if each.name not in retired]
         names = [opened.source(name).name for name in wanted] if wanted else every
         for name in dict.fromkeys(names):
+            home = opened.home(name).agent
             try:
                 point = opened.find_point(name, PointSelector())
             except DrengineError:
-                found.append(KnownSource(name, {}))
+                found.append(KnownSource(name, {}, home=home))
             else:
                 sizes = {volume.name: volume.size_bytes for volume in point.geometry}
-                found.append(KnownSource(name, sizes, _content(opened, point), opened.inventory(name)))
+                found.append(KnownSource(name, sizes, _content(opened, point), opened.inventory(name), home))
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from drengine.failover.preflight.check import Check, Look, Scene, all_of, apart
 from drengine.failover.readiness import Checked
 from drengine.failover.steps.fence import FENCE, FenceSettings, lease_seconds
@@ -19,6 +21,13 @@ FENCE_COMMAND = Check(
     "Give the runbook `fence: {command: [...]}`: power, hypervisor or switch. Without one such a run goes on with "
     "--force only.",
 )
+FENCE_HOME = Check(
+    "fence-home",
+    "each fence command is for the host on which its source lives; before a move that there is none for the new host "
+    "warns",
+    "Give the runbook `fence: {homes: {HOST: {command: [...]}}}`: what switches that host off. A command for another "
+    "host is never run; without one for this host such a run goes on with --force only.",
+)
 FENCE_DRY = Check(
     "fence-dry",
     "the dry form of each fence command ends with 0; that there is none warns",
@@ -27,9 +36,19 @@ FENCE_DRY = Check(
 
 
 async def look_at_fences(scene: Scene) -> list[Checked]:
-    """Each source that the run would fence."""
+    """Each source that the run would fence, and each that it would move."""
     fences = [step for step in scene.steps if step.kind is FENCE and not step.settings.agent_only]
-    return await all_of(_look(scene, step) for step in fences)
+    return [*await all_of(_look(scene, step) for step in fences), *_after_the_move(scene)]
+
+
+def _after_the_move(scene: Scene) -> Iterator[Checked]:
+    """What would fence each source that moves, once it lives there."""
+    for source, new in scene.case.options.onto.items():
+        fence = scene.case.runbook.sources[source].fence
+        hosts = fence.by_host(source) if fence else {}
+        if hosts:
+            fault = "" if new.host in hosts else f"the runbook's fence is for {', '.join(hosts)}, not for {new.host}"
+            yield FENCE_HOME.found(f"{source}/{new.host}", seen=f"there is one for {new.host}", fault=fault, warns=True)
 
 
 async def _look(scene: Scene, step: PlannedStep[FenceSettings]) -> list[Checked]:
@@ -41,13 +60,18 @@ async def _look(scene: Scene, step: PlannedStep[FenceSettings]) -> list[Checked]
     other = "it fences itself" if itself else "its agent answers" if answers and not scene.case.rehearsal else ""
     if scene.case.options.force:
         other = other or "the run is forced"
+    if unfit := settings.unfit(source, agent):
+        return [FENCE_HOME.found(source, seen=other, fault=unfit, warns=bool(other))]
     if not settings.command:
         fault = "" if other else f"{source} has no fence command: a lost source could not be fenced"
         return [FENCE_COMMAND.found(source, seen=other, fault=fault)]
-    found = FENCE_COMMAND.found(source, seen=settings.command[0])
+    found = [
+        FENCE_COMMAND.found(source, seen=settings.command[0]),
+        FENCE_HOME.found(source, seen=f"it is for {agent}"),
+    ]
     if not settings.dry:
         fault = "the fence has no dry form, so nobody knows whether it would answer"
-        return [found, FENCE_DRY.found(source, fault=fault, warns=True)]
+        return [*found, FENCE_DRY.found(source, fault=fault, warns=True)]
     environment = {
         "DRENGINE_SOURCE": source,
         "DRENGINE_RUNBOOK": scene.case.runbook.name,
@@ -57,7 +81,7 @@ async def _look(scene: Scene, step: PlannedStep[FenceSettings]) -> list[Checked]
     ended = await apart(lambda: run_command(settings.dry, timeout_seconds=seconds, environment=environment))
     why = f"took longer than {seconds:g} s" if ended.timed_out else f"ended with {ended.code}"
     fault = "" if ended.ok else f"{settings.dry[0]} {why}: {ended.output[-200:]}".rstrip(": ")
-    return [found, FENCE_DRY.found(source, seen=f"{settings.dry[0]} ended with 0", fault=fault, warns=bool(other))]
+    return [*found, FENCE_DRY.found(source, seen=f"{settings.dry[0]} ended with 0", fault=fault, warns=bool(other))]
 
 
-LOOKS = (Look((FENCE_COMMAND, FENCE_DRY), look_at_fences),)
+LOOKS = (Look((FENCE_COMMAND, FENCE_HOME, FENCE_DRY), look_at_fences),)

@@ -14,7 +14,18 @@ from drengine.failover.reading.addresses import check_addresses
 from drengine.failover.runbook.document import Node
 from drengine.failover.runbook.findings import Findings, did_you_mean, shown
 from drengine.failover.runbook.sense import Sense
-from drengine.failover.runbook.values import RETRIES_MAX, Launch, Mode, Runbook, Service, Source, Step, Wave
+from drengine.failover.runbook.values import (
+    RETRIES_MAX,
+    Fence,
+    HostFence,
+    Launch,
+    Mode,
+    Runbook,
+    Service,
+    Source,
+    Step,
+    Wave,
+)
 from drengine.failover.steps.kinds import StepKinds, step_kinds
 from drengine.model.errors import DrengineError
 from drengine.model.points import PointSelector
@@ -77,11 +88,7 @@ class _Checker:
         sense.name(name, "source", of_key=True)
         self._launch(source.launch, sense.inside("launch"))
         if source.fence is not None:
-            sense.argv(source.fence.command, "fence", "command")
-            if source.fence.dry:
-                sense.argv(source.fence.dry, "fence", "dry")
-            sense.seconds(source.fence.timeout, "fence", "timeout", positive=True)
-            sense.count(source.fence.retries, RETRIES_MAX, "fence", "retries")
+            self._fence(name, source.fence, sense.inside("fence"))
         for number, service in enumerate(source.services):
             self._service(service, sense.inside("services", number))
         for key, argv in (("stop", source.stop), ("start", source.start)):
@@ -92,6 +99,20 @@ class _Checker:
         except DrengineError as error:
             hint = "Write latest, a time such as 2026-11-23T10:00:00Z, an id, or its label."
             sense.error(error.kind.id, error.message, hint, "point")
+
+    def _fence(self, source: str, fence: Fence, sense: Sense) -> None:
+        if fence.command or fence.dry or not fence.homes:
+            _host_fence(fence, sense)
+        sense.most(fence.homes, "homes")
+        for host, found in fence.homes.items():
+            there = sense.inside("homes", host)
+            there.name(host, "host", of_key=True)
+            if host == source:
+                hint = "Write it as `command` and `dry` of the fence itself."
+                there.error("duplicate-name", f"{shown(host)} is the source's own name", hint)
+            _host_fence(found, there)
+        sense.seconds(fence.timeout, "timeout", positive=True)
+        sense.count(fence.retries, RETRIES_MAX, "retries")
 
     def _service(self, service: Service, sense: Sense) -> None:
         sense.filled(service.name, "name")
@@ -251,6 +272,12 @@ class _Checker:
                     "Refer to it: ${env:NAME}, ${file:/PATH} or ${credential:NAME} of whoever executes the run.",
                     *("sources", source, "launch", "settings", "environment", str(name)),
                 )
+
+
+def _host_fence(fence: HostFence, sense: Sense) -> None:
+    sense.argv(fence.command, "command")
+    if fence.dry:
+        sense.argv(fence.dry, "dry")
 
 
 def _stay_inside(value: Any, sense: Sense) -> None:

@@ -22,6 +22,7 @@ from drengine.failover.runbook.values import (
     AddressRule,
     Conversion,
     Fence,
+    HostFence,
     InterfaceSettings,
     Launch,
     LaunchInterface,
@@ -46,6 +47,8 @@ _MORE: dict[tuple[str, str], dict[str, Any]] = {
     ("Step", "retries"): {"minimum": 0, "maximum": RETRIES_MAX},
     ("Step", "modes"): {"minItems": 1},
     ("Fence", "command"): _ARGV,
+    ("Fence", "homes"): {"propertyNames": _NAME},
+    ("HostFence", "command"): _ARGV,
     ("Fence", "retries"): {"minimum": 0, "maximum": RETRIES_MAX},
     ("Launch", "retries"): {"minimum": 0, "maximum": RETRIES_MAX},
 }
@@ -53,7 +56,7 @@ _MORE: dict[tuple[str, str], dict[str, Any]] = {
 
 
 _CLASSES = (
-    *(Runbook, Objectives, Source, Service, Launch, Fence, Wave, Step),
+    *(Runbook, Objectives, Source, Service, Launch, Fence, HostFence, Wave, Step),
     *(Addresses, AddressRule, InterfaceSettings, LaunchInterface, Conversion),
 )
 

@@ -30,7 +30,7 @@ def initial_runbook(
         sources: in the order in which they start, each in a wave of its own.
         driver: of all launches.
         host: recovery host of all launches.
-        fence: what switches a source off, `{source}` standing for its name; empty: said to be missing.
+        fence: what switches a source off, `{source}` standing for the name of its host; empty: said to be missing.
 
     Raises:
         DrengineError: BAD_NAME.
@@ -61,8 +61,13 @@ def _source(source: KnownSource, driver: str, host: str, fence: Sequence[str]) -
     volumes = ", ".join(f"{volume} ({human_bytes(size)})" for volume, size in source.volumes.items())
     yield f"  {yaml_word(name)}:   # {volumes or 'no volume yet'}"
     if fence:
+        home, indent = source.home or name, "      "
         yield "    fence:   # switches it off when its agent does not answer, or only watches its disks"
-        yield f"      command: {json.dumps([word.replace('{source}', name) for word in fence])}"
+        if home != name:
+            yield f"      homes:   # it lives on {home}"
+            yield f"        {yaml_word(home)}:"
+            indent = "          "
+        yield f"{indent}command: {json.dumps([word.replace('{source}', home) for word in fence])}"
     else:
         yield f"    # NO FENCE: a failover of {name} is BLOCKED (exit 107) when its agent does not answer, or only"
         yield "    # watches the disks (trackers ebpf, scan). Give what switches it off: power, hypervisor, switch."

@@ -58,12 +58,14 @@ class KnownSource:
         volumes: their sizes by name.
         contents: what their first bytes are, by name: `ext`, `xfs`, `gpt`, ...; empty where that is not known.
         inventory: what its agent told of the server; None: nothing.
+        home: the host where it lives; empty: the one that has its name.
     """
 
     name: str
     volumes: Mapping[str, int]
     contents: Mapping[str, str] = field(default_factory=dict)
     inventory: Inventory | None = None
+    home: str = ""
 
     @property
     def mounts(self) -> list[Mount]:

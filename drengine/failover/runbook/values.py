@@ -80,17 +80,35 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """What a failure of a critical step means for the run."""
 
 
-class Fence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a source that does not answer is kept from serving: power, hypervisor or switch. Exit 0 means: it is off."""
+class HostFence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What keeps one host from serving."""
 
     command: list[str]
     """Program and arguments; no shell."""
     dry: list[str] = []
     """The same without effect, such as asking for its state: exit 0 means that the fence would answer."""
+
+
+class Fence(HostFence, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a source that does not answer is kept from serving: power, hypervisor or switch. Exit 0 means: it is off.
+
+    `command` and `dry` are for the host that has the source's name.
+    """
+
+    command: list[str] = []
+    """Program and arguments; no shell."""
+    homes: dict[str, HostFence] = {}
+    """The same for other hosts on which the source may live after `--onto`, by the names of their agents. A command for
+    another host than where the source lives is never run."""
     timeout: Duration = "30s"
     """How long one try may take."""
     retries: int = 1
     """How often it is tried again."""
+
+    def by_host(self, source: str) -> dict[str, HostFence]:
+        """All of them, by the host that each keeps from serving."""
+        own = {source: HostFence(command=self.command, dry=self.dry)} if self.command else {}
+        return {**own, **self.homes}
 
 
 class InterfaceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -38,6 +38,9 @@ class FenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         command: program and arguments; empty: there is none.
         dry: the same without effect: whether the fence would answer; empty: there is none.
+        home: the host that they are about; empty: the one that has the source's name. The source lived there when the
+            run began.
+        others: hosts for which the runbook has a command, where it has none for that one.
         agent_only: on the way home nobody uses the source, and its agent has to be there anyway.
         if_there: the source moves to another host: an agent that is away needs no fence, the store refuses it for good.
         command_seconds, command_tries: how long one try may take, and how many there are.
@@ -45,6 +48,8 @@ class FenceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     command: list[str] = []
     dry: list[str] = []
+    home: str = ""
+    others: list[str] = []
     agent_only: bool = False
     if_there: bool = False
     command_seconds: float = 0.0
@@ -54,6 +59,16 @@ class FenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     def seconds_max(self) -> float:
         """How long it may take to try everything."""
         return ONLY_WAY_SECONDS + 2 * LEASE_SECONDS_MAX + self.command_seconds * self.command_tries
+
+    def unfit(self, source: str, home: str) -> str:
+        """Why the runbook's fence says nothing of the host where the source lives; empty: it is for that one.
+
+        A command for another host may well end with 0, and the source goes on.
+        """
+        hosts = [self.home or source] if self.command else self.others
+        if not hosts or hosts == [home]:
+            return ""
+        return f"{source} lives on {home}, and the runbook's fence is for {', '.join(hosts)}"
 
 
 class Fenced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -95,7 +110,7 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
 
     name = "fence"
     is_fence = True
-    later_settings = frozenset({"if_there"})
+    later_settings = frozenset({"if_there", "home", "others"})
 
     def title(self, source: str, settings: FenceSettings) -> str:
         return f"fence {source}"
@@ -168,6 +183,9 @@ class FenceStep(StepKind[FenceSettings, Fenced]):
         self, step: PlannedStep[FenceSettings], context: StepContext, search: _Search
     ) -> StepResult[Fenced] | None:
         argv = step.settings.command
+        if unfit := step.settings.unfit(step.source, home_of(step, context)):
+            search.tried.append(unfit)
+            return None
         if not argv:
             search.tried.append("the runbook has no fence command")
             return None

@@ -20,15 +20,16 @@ from typing import Any
 
 from drengine.failover.executor import Executor
 from drengine.failover.registry import Registry
-from drengine.failover.run import JournalEntry, Outcome, RequestKind, RunRecord, Status, new_run_id
+from drengine.failover.run import JournalEntry, Outcome, RequestKind, RunRecord, RunState, Status, new_run_id
 from drengine.failover.runbook.values import Mode, Runbook, Wave
 from drengine.failover.snapshot import observe
 from drengine.failover.steps.step import Site
 from drengine.model.clock import SystemClock
+from drengine.model.grants import Access
 from drengine.store.store import Store
 from tests.failover.engine.remote import RemoteAgents, RemoteDriver, WorldServer
 from tests.failover.engine.runs import way_home
-from tests.failover.engine.world import World, runbook, unseen
+from tests.failover.engine.world import Death, World, runbook, unseen
 from tests.persons import BOB
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -39,6 +40,8 @@ same pipe, one finds it empty and takes the process for one that ended with 255.
 
 NEVER = 1 << 30
 SECONDS_MAX = 60.0
+RESUMED_MAX = 3
+"""How often a person goes on with a run that stopped because an agent died."""
 
 
 class DyingRegistry:
@@ -93,11 +96,18 @@ def remote_site(directory: Path, store: Store) -> Site:
 
 @dataclass
 class Ended:
-    """How a story ended, apart from names and times; and how many positions its last process went through."""
+    """How a story ended, apart from names and times.
+
+    Attributes:
+        entries: of the run's journal.
+        kills: how often a process was killed.
+        orders: how many commands the new host's agent was given.
+    """
 
     state: dict[str, Any]
     entries: int
     kills: int
+    orders: int = 0
 
 
 def story(
@@ -108,11 +118,13 @@ def story(
     *,
     back: bool = False,
     onto: str = "",
+    agent_dies: Death | None = None,
 ) -> Ended:
     """A run of a world, its orchestrator killed at each of the positions in turn, then left in peace.
 
     `back`: the run is rolled back after it was completed, and the kills are while that happens. `onto`: the host that
-    becomes the home of the first source, whose own is lost; in the end that one is switched on again.
+    becomes the home of the first source, whose own is lost unless it is a migration; in the end that one is switched
+    on again. `agent_dies`: when the new host's agent is killed.
     """
     world = World(directory, *names)
     server = WorldServer(world, directory / "world")
@@ -129,8 +141,10 @@ def story(
                 world.driver.write(instance, 10 + number, b"recovered" * 455)
             options = way_home(world, first)
         if onto:
-            world.sources[names[0]].die()
+            if mode.is_way_home:
+                world.sources[names[0]].die()
             options["onto"] = {names[0]: {"host": onto}}
+            world.spare.death = agent_dies
         run = begin_run(registry, mode, book, options)
         if back:
             assert _process(directory, run, book, NEVER) == 0
@@ -139,12 +153,18 @@ def story(
         for position in kills:
             if _process(directory, run, book, position) == -signal.SIGKILL:
                 killed += 1
-        code = _process(directory, run, book, NEVER)
-        assert code == 0, f"the orchestrator ended with {code}"
-        if onto:
+        for _ in range(RESUMED_MAX):
+            code = _process(directory, run, book, NEVER)
+            assert code == 0, f"the orchestrator ended with {code}"
+            if registry.run(run).state is not RunState.STOPPED:
+                break
+            registry.request(run, RequestKind.RESUME, "", BOB)
+        orders = world.spare.orders
+        if onto and mode is not Mode.REPROTECT:
             _old_host_returns(world, names[0], onto)
         world.judge.verdict()
-        return Ended(_state(world, registry, run, back), len(registry.entries(run)), killed)
+        assert not [grant for grant in world.store.grants.living() if grant.access is not Access.WRITE], "left behind"
+        return Ended(_state(world, registry, run, back), len(registry.entries(run)), killed, orders)
     finally:
         server.close()
         registry.close()

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from drengine.control.messages import AgentReport, Answer, Verb
 from drengine.failover.drivers.driver import Instance, LaunchRequest
+from drengine.model.errors import DrengineError, error_kinds
 from tests.failover.engine.world import World
 
 LENGTH = struct.Struct("<I")
@@ -29,6 +30,8 @@ class WorldServer:
                 place, method, arguments = _receive(self.rfile)
                 try:
                     answer = (True, _call(world, place, method, arguments))
+                except DrengineError as error:
+                    answer = (False, (error.kind.id, error.message))
                 except Exception as error:  # noqa: BLE001 - the caller raises it
                     answer = (False, error)
                 _send(self.wfile, answer)
@@ -118,9 +121,12 @@ def call(path: Path, place: str, method: str, *arguments: Any) -> Any:
         with connection.makefile("rwb") as file:
             _send(file, (place, method, arguments))
             fine, answer = _receive(file)
-    if not fine:
-        raise answer
-    return answer
+    if fine:
+        return answer
+    if isinstance(answer, tuple):
+        kind, message = answer
+        answer = DrengineError(next(each for each in error_kinds() if each.id == kind), message)
+    raise answer
 
 
 def _call(world: World, place: str, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from drengine.control.messages import Verb
+from drengine.failover.errors import UNFENCED
 from drengine.failover.plan import plan
 from drengine.failover.run import Outcome, RequestKind, RunState
-from drengine.failover.runbook.values import Mode
+from drengine.failover.runbook.values import Fence, HostFence, Mode
 from drengine.failover.snapshot import Snapshot
 from drengine.model.homes import Home
 from tests.failover.engine.keeper import MemoryKeeper
@@ -88,6 +90,36 @@ async def test_a_source_moves_from_host_to_host_and_nothing_is_lost(tmp_path: Pa
     assert home.outcome is Outcome.COMPLETED, messages(snapshot)
     assert Verb.PRESERVE in world.spare.commands
     lives_on_the_spare_host(world)
+
+
+async def test_the_fence_of_the_host_that_a_source_left_is_never_run(tmp_path: Path) -> None:
+    """It ends with 0, because that machine is scrap; and the source goes on where it lives."""
+    world, keeper = World(tmp_path), MemoryKeeper()
+    await carry_out(world, keeper, Mode.MIGRATION, runbook("shop"), **ONTO)
+    world.spare.cut_off()
+    wrong, right = tmp_path / "old is off", tmp_path / "new is off"
+    book = runbook("shop", fence=["touch", str(wrong)])
+    stopped, snapshot = await carry_out(world, keeper, Mode.FAILOVER, book)
+    assert (stopped.outcome, snapshot.state("fence:shop").code) == (Outcome.BLOCKED, UNFENCED.id)
+    assert "shop lives on spare, and the runbook's fence is for shop" in snapshot.state("fence:shop").message
+    assert world.spare.serving and not world.driver.launches
+    forced, snapshot = await carry_out(world, MemoryKeeper(), Mode.FAILOVER, book, force=True)
+    assert (forced.outcome, snapshot.results["fence:shop"].evidence) == (Outcome.COMPLETED, "none")
+    assert not wrong.exists()
+
+    other = World(tmp_path / "other")
+    await carry_out(other, keeper, Mode.MIGRATION, runbook("shop"), **ONTO)
+    other.spare.die()
+    homes = {"spare": HostFence(command=["touch", str(right)])}
+    fence = Fence(command=["touch", str(wrong)], homes=homes)
+    book = msgspec.structs.replace(book, sources={"shop": msgspec.structs.replace(book.sources["shop"], fence=fence)})
+    over, snapshot = await carry_out(other, keeper, Mode.FAILOVER, book, homes={"shop": "spare"})
+    assert (over.outcome, snapshot.results["fence:shop"].evidence) == (Outcome.COMPLETED, "command")
+    assert (wrong.exists(), right.exists()) == (False, True)
+    # Whoever moved it since the run began: what was decided then is not for the host of now.
+    stale, snapshot = await carry_out(World(tmp_path / "stale"), keeper, Mode.FAILOVER, book, homes={"shop": "spare"})
+    assert "the runbook's fence" not in snapshot.state("fence:shop").message, "its agent has answered"
+    assert stale.outcome is Outcome.COMPLETED
 
 
 async def test_a_move_that_fails_before_the_hand_over_is_rolled_back(tmp_path: Path) -> None:

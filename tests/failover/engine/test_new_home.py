@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from drengine.model.homes import Home
 from drengine.nbd.client import NbdClient
@@ -76,6 +77,8 @@ class Spare:
 @pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes
 def test_a_shop_comes_home_to_a_new_host_and_its_old_one_is_refused_for_good(site: Site) -> None:
     book = str(site.directory / "shop.yaml")
+    fence = {"command": ["touch", str(site.directory / "old is off")]}
+    fenced_by(site, fence)
     eventually(lambda: write(site, 0, b"written"))
     eventually(lambda: site.agent("status")["state"] == "CONTINUOUS")
     assert site.agent("cut", "--label", "before")
@@ -123,6 +126,31 @@ def test_a_shop_comes_home_to_a_new_host_and_its_old_one_is_refused_for_good(sit
     assert "moved" in str(refused) or not refused
     assert site.agent("status")["standing"] == "fenced"
     assert not site.agent("status")["serving"]
+
+    # The new host is lost as well. What fences the old one fences nothing any more.
+    site.kill("shop2")
+    eventually(lambda: "fence-home:shop" in blocking(site.drengine("ready", book, code=225)))
+    stopped = site.drengine("failover", book, code=225)
+    assert [step["status"] for step in stopped["steps"]][:3] == ["done", "failed", "pending"], "nothing was done"
+    assert blocking(stopped["steps"][1]["data"]) == ["fence-home:shop"]
+    fenced_by(site, fence | {"homes": {"shop2": {"command": ["touch", str(site.directory / "new is off")]}}})
+    again = site.drengine("run", "resume", stopped["run"], "--runbook", book)
+    assert (again["outcome"], again["fencing"]) == ("completed", {"shop": "command"})
+    assert (site.directory / "new is off").exists()
+    assert not (site.directory / "old is off").exists()
+
+
+def fenced_by(site: Site, fence: dict[str, Any]) -> None:
+    """Have the runbook say what switches the source off."""
+    book = site.directory / "shop.yaml"
+    told = yaml.safe_load(book.read_text())
+    told["sources"]["shop"]["fence"] = fence
+    book.write_text(json.dumps(told))  # JSON is YAML
+
+
+def blocking(found: dict[str, Any]) -> list[str]:
+    """The checks that block, by their ids."""
+    return [each["id"] for each in found["checks"] if not each["ok"] and each["severity"] == "blocks"]
 
 
 @pytest.mark.timeout(600)  # a bound for what hangs: a busy machine takes minutes

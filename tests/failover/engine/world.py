@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import AgentReport, Answer, PartyKind, Verb
@@ -266,6 +266,15 @@ class SimulatedSource:
         return store.points(self.name, branch=branch)[-1]
 
 
+class Death(NamedTuple):
+    """An agent is killed once: at the command of this number, before it does anything or when it has done it; either
+    way it answers nobody. Its supervisor starts it again at once, and the next life knows of no answer.
+    """
+
+    command: int
+    done: bool
+
+
 class SimulatedSpare(SimulatedSource):
     """A host that stands ready: once it was told to, it is the home of a source, under its own name."""
 
@@ -277,6 +286,21 @@ class SimulatedSpare(SimulatedSource):
         self.disk[:] = b"\xff" * SIZE
         self.fail_after = -1
         """So many reversals go well."""
+        self.death: Death | None = None
+        self.orders = 0
+        """Commands that came, however often the same."""
+
+    def obey(self, id: str, verb: Verb, arguments: Mapping[str, Any], generation: int) -> Answer:
+        with self._lock:
+            number, self.orders = self.orders, self.orders + 1
+            dies = self.death is not None and self.death.command == number
+            if dies and self.death and not self.death.done:
+                raise DrengineError(NO_ANSWER, f"{self.party} was killed before it did anything")
+            answer = super().obey(id, verb, arguments, generation)
+            if dies:
+                self.answers.clear()
+                raise DrengineError(NO_ANSWER, f"{self.party} was killed when it had done it")
+            return answer
 
     def _reverse(self, branch: int, point: str, force: bool = False) -> dict[str, Any]:
         if not self.fail_after:

@@ -7,18 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from drengine.control.agents import NoAgents
 from drengine.failover.config import OrchestratorConfig
 from drengine.failover.errors import UNKNOWN_CHECK
-from drengine.failover.options import RunOptions
+from drengine.failover.labels import Purpose, RunLabel
+from drengine.failover.options import NewHome, RunOptions
 from drengine.failover.preflight import examine
 from drengine.failover.preflight.check import Check, Look, Scene, apart
 from drengine.failover.preflight.examine import CHECKS, Preflight, require_despite
 from drengine.failover.readiness import Checked
 from drengine.failover.registry import Registry
-from drengine.failover.runbook.values import Addresses, AddressRule, Mode, Runbook, Step
+from drengine.failover.runbook.values import Addresses, AddressRule, Fence, HostFence, Mode, Runbook, Step
 from drengine.failover.steps.approval import Approval
 from drengine.failover.steps.step import Case
 from drengine.model.clock import SystemClock
@@ -100,9 +102,37 @@ async def test_a_lost_source_blocks_no_failover_and_an_answering_agent_fences(pl
     assert (await place.look(runbook(), options=forced))["fence-command:shop"].ok
 
 
-async def test_addresses_that_do_not_fit_block_and_those_that_no_rule_covers_warn(place: Place) -> None:
-    import msgspec
+async def test_a_fence_for_another_host_than_the_sources_home_blocks(place: Place) -> None:
+    book, other = runbook(fence=["true"]), {"spare": HostFence(command=["true"], dry=["true"])}
+    fence = Fence(command=["true"], homes=other)
+    prepared = msgspec.structs.replace(
+        book, sources={"shop": msgspec.structs.replace(book.sources["shop"], fence=fence)}
+    )
+    assert (await place.look(book))["fence-home:shop"].ok
+    moving = {"mode": Mode.FAILBACK, "options": RunOptions(onto={"shop": NewHome(host="spare")})}
+    warned = (await place.look(book, **moving))["fence-home:shop/spare"]
+    assert (warned.ok, warned.blocks) == (False, False), "before the move it only warns"
+    assert (await place.look(prepared, **moving))["fence-home:shop/spare"].ok
 
+    store = place.world.store
+    info = store.source("shop")
+    label = str(RunLabel("run", Purpose.RETURN, "spare"))
+    store.promote(store.points("shop")[-1], expected_generation=info.generation, label=label)
+    assert store.home("shop").agent == "spare"
+    lives = RunOptions(homes={"shop": "spare"})
+    for options in (RunOptions(), lives):  # it moved while the run began, or before
+        found = await place.look(book, options=options)
+        wrong = found["fence-home:shop"]
+        assert wrong.blocks and "shop lives on spare, and the runbook's fence is for shop" in wrong.message
+        assert "homes: {HOST: {command" in wrong.hint
+        assert not {each for each in found if each.startswith(("fence-command", "fence-dry"))}, "one fault, told once"
+    forced = RunOptions(homes={"shop": "spare"}, force=True)
+    assert not (await place.look(book, options=forced))["fence-home:shop"].blocks
+    found = await place.look(prepared, options=lives)
+    assert found["fence-home:shop"].ok and found["fence-dry:shop"].ok
+
+
+async def test_addresses_that_do_not_fit_block_and_those_that_no_rule_covers_warn(place: Place) -> None:
     def moved(to: str, gateway: str) -> Runbook:
         rule = AddressRule(source_network="10.1.0.0/16", to=to, gateway=gateway)
         return msgspec.structs.replace(runbook(fence=["true"]), addresses=Addresses(rules=[rule]))

@@ -20,7 +20,7 @@ from drengine.failover.reading.schema import runbook_schema
 from drengine.failover.runbook import document, sense
 from drengine.failover.runbook.init import initial_runbook
 from drengine.failover.runbook.launches import KnownSource
-from drengine.failover.runbook.values import Runbook
+from drengine.failover.runbook.values import Fence, HostFence, Runbook
 from drengine.failover.steps.kinds import step_kinds
 from drengine.store.store import Store
 from tests.console.schema import mistakes
@@ -133,6 +133,14 @@ def test_a_first_runbook_for_a_recovery_host_is_complete(name: str) -> None:
     ]
     (check,) = examined.runbook.waves[0].after_steps
     assert check.inside == name
+
+
+def test_a_first_runbook_fences_a_source_where_it_lives() -> None:
+    moved = KnownSource("shop", {}, home="shop2")
+    examined = examine(initial_runbook("shop", [moved], driver="command", fence=["pdu", "off", "{source}"]))
+    assert examined.runbook is not None, examined.findings
+    fence = Fence(homes={"shop2": HostFence(command=["pdu", "off", "shop2"])})
+    assert examined.runbook.sources["shop"].fence == fence
 
 
 def test_a_runbook_without_a_fence_says_plainly_what_that_means() -> None:
