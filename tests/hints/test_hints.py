@@ -71,6 +71,7 @@ WORDS = {
     *("after", "by", "force_by", "host", "host:", "hydrate", "then", "modes", "mounts", "services", "start"),
     "[allow] commands",
     *("fence: {command: [...]}", "fence: {dry: [...]}", "objectives: rpo"),
+    "fence: {homes: {HOST: {command: [...]}}}",
 }
 
 

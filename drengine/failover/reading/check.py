@@ -108,7 +108,7 @@ class _Checker:
             there = sense.inside("homes", host)
             there.name(host, "host", of_key=True)
             if host == source:
-                hint = "Write it as `command` and `dry` of the fence itself."
+                hint = "That host has the command of the fence itself: write it there."
                 there.error("duplicate-name", f"{shown(host)} is the source's own name", hint)
             _host_fence(found, there)
         sense.seconds(fence.timeout, "timeout", positive=True)
