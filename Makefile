@@ -4,6 +4,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 export PYTHONPATH := $(CURDIR):$(CURDIR)/agents
 export DRENGINE_PASS_ENVIRONMENT := PYTHONPATH
+# Tests start thousands of Python processes: each would compile all that it imports where this is set.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 BUILDER ?= podman
 # Many tests wait for processes; those that use the machine as a whole run alone (tests/conftest.py).

@@ -31,6 +31,7 @@ mount -t overlay overlay -o lowerdir=/,upperdir={top}/upper,workdir={top}/work {
 cd {top}/root
 for each in proc sys dev tmp; do mount --rbind /$each $each; done
 mount -t tmpfs tmpfs run
+rm -rf {top}/root/etc/drengine* {top}/root/var/lib/drengine*
 mkdir -p {top}/root{home}
 ip link set lo up
 exec chroot {top}/root sh -c 'echo ready; exec sleep infinity'
