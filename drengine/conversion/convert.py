@@ -68,6 +68,7 @@ def convert(
     options: HelperOptions,
     *,
     timeout_seconds: float,
+    again: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     cancelled: threading.Event | None = None,
 ) -> Converted:
@@ -76,6 +77,8 @@ def convert(
     Args:
         directory: the helper machine's own place, gone afterwards.
         name: the same whenever the same conversion is begun again: what an earlier try left running is ended first.
+        again: an earlier try may have got through unheard: what that changed is told as well. Of one that did not get
+            through it always is.
 
     Raises:
         DrengineError: of the family CONVERSION_FAILED. Nothing is left behind, except what was written to the disks.
@@ -84,18 +87,19 @@ def convert(
     with Helper(directory, name, disks, options, deadline, cancelled) as helper:
         progress("looking for the system")
         system = find_system(helper, wish.inventory)
-        guest = Guest(helper, dry=wish.dry)
+        guest = Guest(helper, name, dry=wish.dry, again=again)
         guest.mount(system.mounts)
         progress(f"{'looking at' if wish.dry else 'converting'} {system.name}")
         kernels = _Conversion(guest, system, wish, progress).done()
         guest.unmount()
+        changes, notes = guest.told()
         return Converted(
             system=system.name,
             root=_place(system, helper),
             kernels=tuple(each.version for each in kernels),
-            changes=tuple(guest.changes),
-            notes=tuple(guest.notes),
-            set_aside=BEFORE if guest.changes else "",
+            changes=changes,
+            notes=notes,
+            set_aside=BEFORE if changes else "",
         )
 
 

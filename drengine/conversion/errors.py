@@ -10,7 +10,6 @@ CONVERSION_FAILED = error_kind(
     "The disks could not be made to boot on the machine that the launch driver offers.",
     "The message holds the last words of the guest's own program. The point is as it was; the branch is thrown away or "
     "converted again. `launch: {convert: never}` launches it unconverted.",
-    retryable=True,
 )
 CONVERSION_HELPER = error_kind(
     "conversion-helper",

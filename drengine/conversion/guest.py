@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import difflib
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from drengine.conversion.errors import CONVERSION_FAILED, CONVERSION_HELPER
 from drengine.conversion.helper import ORDER_SECONDS, Answer, Helper
@@ -22,8 +25,11 @@ from drengine.model.errors import DrengineError
 KEPT = "/var/lib/drengine/conversion"
 BEFORE = f"{KEPT}/before"
 """Where the guest's own files are kept that were replaced."""
-UNFINISHED = f"{KEPT}/unfinished"
-"""There from the first change to the last: a conversion that finds it makes anew what is made from files."""
+UNFINISHED, CHANGES = f"{KEPT}/unfinished", f"{KEPT}/changes"
+"""The record of what is changed, a line of JSON before each change; its name says whether the last change is made.
+
+A conversion that finds it unfinished makes anew what is made from files, and tells what was changed before as well.
+"""
 FILE_BYTES_MAX = 256 << 10
 PROGRAM_SECONDS = 900.0
 _TOOL = "/run/drengine/busybox"
@@ -62,16 +68,33 @@ class Mount:
     options: str = "rw"
 
 
-class Guest:
-    """A mounted guest. `changes` are those that were made, or in a dry one would be; `notes` are for people."""
+class _Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of the record. `conversion` is the name of the one that begins with this line."""
 
-    def __init__(self, helper: Helper, *, dry: bool) -> None:
+    conversion: str = ""
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Guest:
+    """A mounted guest. `changes` are those that are made now, or in a dry one would be; `notes` are for people.
+
+    Args:
+        name: the conversion's.
+        again: it may have been through with everything before, and nobody have heard of it.
+    """
+
+    def __init__(self, helper: Helper, name: str, *, dry: bool, again: bool = False) -> None:
         self._helper = helper
+        self._name = name
         self._dry = dry
+        self._again = again
         self.changes: list[Change] = []
         self.notes: list[str] = []
         self.unfinished = False
         self._begun = False
+        self._earlier: list[_Recorded] = []
+        self._recorded = (0, 0)
 
     def mount(self, mounts: Iterable[Mount]) -> None:
         """Mount its file systems, the root first, and what its programs need of a running system.
@@ -88,13 +111,25 @@ class Guest:
             raise DrengineError(
                 CONVERSION_FAILED, f"the guest's file systems can't be mounted: {bounded(answer.errors)}"
             )
+        found = self.files(UNFINISHED, CHANGES)
+        self.unfinished = UNFINISHED in found
+        record = list(_read_record(found.get(UNFINISHED if self.unfinished else CHANGES, "")))
+        whose = [line.conversion for line in record if line.conversion]
+        if not self._dry and (self.unfinished or (self._again and whose[-1:] == [self._name])):
+            self._earlier = record
 
-        self.unfinished = bool(self.there(UNFINISHED))
+    def told(self) -> tuple[tuple[Change, ...], tuple[str, ...]]:
+        """All changes in their order, with those of tries that were interrupted, and all notes."""
+        made: dict[tuple[str, str], Change] = {}
+        for each in (*(change for line in self._earlier for change in line.changes), *self.changes):
+            made.setdefault((each.what, each.path), each)
+        notes = dict.fromkeys((*(note for line in self._earlier for note in line.notes), *self.notes))
+        return tuple(made.values()), tuple(notes)
 
     def finished(self) -> None:
         """The last change is made."""
         if self._begun or self.unfinished:
-            self._do(f"rm -f {UNFINISHED}", "the last change can't be noted")
+            self._do(f"mv {UNFINISHED} {CHANGES}", "the last change can't be noted")
 
     def unmount(self) -> None:
         """End what still runs of the guest, and unmount everything: from then on the disks hold all of it.
@@ -169,6 +204,7 @@ class Guest:
         """
         self.changes.append(Change(what=what, path=path, before=before, after=after or shlex.join(argv)))
         if not self._dry:
+            self._do("true", f"{path} can't be noted")
             answer = self.asked(argv)
             if not answer.ok:
                 words = bounded(f"{answer.text[-1024:]}\n{answer.errors[-1024:]}".strip())
@@ -181,11 +217,39 @@ class Guest:
 
     def _do(self, script: str, problem: str) -> None:
         if not self._dry:
-            first = "" if self._begun else f"mkdir -p {KEPT}; : > {UNFINISHED}; sync; "
-            self._begun = True
-            answer = self.inside(first + script)
+            answer = self.inside(self._record() + script)
             if not answer.ok:
                 raise DrengineError(CONVERSION_FAILED, f"{problem}: {bounded(answer.errors)}")
+
+    def _record(self) -> str:
+        """A script that notes what is not yet noted, durably."""
+        changes, notes = self._recorded
+        new = _Recorded(
+            conversion="" if self._begun else self._name,
+            changes=tuple(self.changes[changes:]),
+            notes=tuple(self.notes[notes:]),
+        )
+        self._recorded, self._begun = (len(self.changes), len(self.notes)), True
+        if new == _Recorded():
+            return ""
+        line = shlex.quote(msgspec.json.encode(new).decode())
+        return f"mkdir -p {KEPT} && printf '%s\\n' {line} >> {UNFINISHED} && sync || exit; "
+
+
+def _read_record(text: str) -> Iterator[_Recorded]:
+    """Its lines. The last one may have been cut off: then its change was not begun."""
+    for line in text.splitlines():
+        with contextlib.suppress(msgspec.DecodeError):
+            read = msgspec.json.decode(line.encode(errors="replace"), type=_Recorded)
+            yield _Recorded(
+                conversion=bounded(read.conversion),
+                changes=tuple(_bounded(change) for change in read.changes),
+                notes=tuple(map(bounded, read.notes)),
+            )
+
+
+def _bounded(change: Change) -> Change:
+    return Change(**{name: bounded(getattr(change, name)) for name in Change.__struct_fields__})
 
 
 def _keep(path: str) -> str:

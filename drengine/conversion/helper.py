@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from drengine.conversion.errors import CONVERSION_HELPER
+from drengine.conversion.errors import CONVERSION_FAILED, CONVERSION_HELPER
 from drengine.conversion.initramfs import build_initramfs
 from drengine.conversion.kernel import find_kernel
 from drengine.model.errors import DrengineError
@@ -144,10 +144,15 @@ class Helper:
         """Have a shell script run in the machine.
 
         Raises:
-            DrengineError: CONVERSION_HELPER, it did not answer in time, or not as it should.
+            DrengineError: CONVERSION_HELPER, it did not answer in time, or not as it should; CONVERSION_FAILED, the
+                time for everything is up.
         """
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            hint = "Give it more: `launch: {conversion: {timeout: 1h}}`, or `drengine convert --timeout 1h`."
+            raise DrengineError(CONVERSION_FAILED, "a conversion took longer than it may", hint=hint)
         self._number += 1
-        seconds = max(1.0, min(seconds, self._deadline - time.monotonic()))
+        seconds = max(1.0, min(seconds, left))
         line = f"{self._number} {seconds:.0f} {base64.b64encode(script.encode()).decode()}\n".encode()
         raw = self._exchange(line, time.monotonic() + seconds + _MARGIN_SECONDS)
         match = _ANSWER.fullmatch(raw)
@@ -205,7 +210,7 @@ class Helper:
                 raise self._failed("it is ended before it was through")
             for key, events in self._selector.select(_WAIT_SECONDS):
                 if events & selectors.EVENT_WRITE:
-                    unsent = unsent[self._port.send(unsent) :]
+                    unsent = unsent[self._sent(unsent) :]
                     if not unsent:
                         self._selector.modify(self._port, selectors.EVENT_READ)
                 if events & selectors.EVENT_READ:
@@ -213,6 +218,12 @@ class Helper:
             if len(heard) > ANSWER_BYTES_MAX:
                 raise self._failed("its answer is too long")
         return bytes(heard)
+
+    def _sent(self, data: memoryview) -> int:
+        try:
+            return self._port.send(data)
+        except OSError as error:
+            raise self._failed("it ended before it was asked") from error
 
     def _heard(self, key: selectors.SelectorKey, heard: bytearray) -> None:
         assert isinstance(key.fileobj, socket.socket)

@@ -98,9 +98,15 @@ rm -rf $root/var/lib/apt/lists/* $root/var/cache/apt/*.bin $root/var/cache/debco
 chroot $root update-initramfs -u -k all
 """
 _DRACUT_PACKAGES = tuple("dracut" if each == "initramfs-tools" else each for each in _PACKAGES if each != "lvm2")
+# Emulated on a busy machine, udev may take longer than the 90 s for which systemd waits for the serial line's device.
+_PATIENCE = r"""
+mkdir -p $root/etc/systemd/system.conf.d
+printf '[Manager]\nDefaultTimeoutStartSec=15min\n' > $root/etc/systemd/system.conf.d/emulated.conf
+"""
 _DRACUT = (
     _CONFIGURE[: _CONFIGURE.index("echo 'MODULES=list'")]
     + _CONFIGURE[_CONFIGURE.index("cat > $root/etc/default/grub") : _CONFIGURE.index("# On the machine")]
+    + _PATIENCE
     + r"""
 version=$(ls $root/lib/modules)
 echo 'hostonly="yes"' > $root/etc/dracut.conf.d/installer.conf

@@ -49,10 +49,14 @@ class ConvertedDisks(Converted, frozen=True, kw_only=True):
 
 
 class ConvertStep(StepKind[ConvertSettings, ConvertedDisks]):
-    """Converts the disks of a branch. Interrupted, it is done again: done twice, the second time changes nothing."""
+    """Converts the disks of a branch. Interrupted, it is done again: done twice, the second time changes nothing.
+
+    A helper machine that ends is begun again once; a guest that can't be converted is not.
+    """
 
     name = "convert"
     estimate_seconds = 60.0
+    retries = 1
 
     def title(self, source: str, settings: ConvertSettings) -> str:
         return f"make the disks of {source} fit for {settings.workload.driver}"
@@ -110,6 +114,7 @@ def _convert(
             Wish(machine=machine, inventory=inventory, cards=request.cards, first_boot=asked.first_boot),
             _options(context.site.directory, workload, asked),
             timeout_seconds=max(END_SECONDS, step.timeout_seconds - END_SECONDS),
+            again=context.again or context.attempt > 1,
             progress=context.say,
             cancelled=cancelled,
         )

@@ -1,19 +1,18 @@
 """The `qemu` driver: boots a source's promoted disks as a virtual machine on this host, straight over NBD.
 
-The machine's process carries the instance's mark (see drengine.process.marked); its console goes to a file, and a QMP
-socket in the instance's directory takes orders. In a drill only `drill_network` counts, which is none by default: a
-copy of production never meets production.
+The machine's process carries the instance's mark (see drengine.process.marked); the end of what its console says stands
+in a file, and a QMP socket in the instance's directory takes orders. In a drill only `drill_network` counts, which is
+none by default: a copy of production never meets production.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,12 @@ from drengine.failover.drivers.move import MovePlan
 from drengine.failover.drivers.qemu.accelerator import choose_accelerator
 from drengine.failover.drivers.qemu.agent import AgentError, GuestAgent
 from drengine.failover.drivers.qemu.cards import card_arguments, cards_of
+from drengine.failover.drivers.qemu.console import CONSOLE, console_arguments, console_kept, end_console, has_said
 from drengine.failover.drivers.qemu.disks import moving_disks
 from drengine.failover.drivers.qemu.firmware import firmware_arguments, firmware_needs, firmware_of
 from drengine.failover.drivers.qemu.machine import (
     AGENT,
     AGENT_DEVICE,
-    CONSOLE,
     MOVER_QMP,
     QMP,
     check_memory,
@@ -136,6 +135,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
         waits_for = f"console line {settings.ready!r}" if settings.ready else "health"
         while time.monotonic() < deadline:
             if not find_marked(MARK, request.instance, request.directory):
+                end_console(request.instance, request.directory)
                 raise DrengineError(LAUNCH_FAILED, f"the virtual machine ended: {self._last_words(request)}")
             if self._is_healthy(request, settings, deadline - time.monotonic()):
                 return self._found(request, settings, healthy=True)
@@ -188,7 +188,6 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
         size, cards = size_of(settings, request.inventory), cards_of(request, settings)
         check_memory(size)
         make_directory(directory)
-        (directory / CONSOLE).unlink(missing_ok=True)
         accelerator = choose_accelerator(settings, directory)
         macs = tuple(card.mac for card in cards)
         made = Made(accelerator.name, accelerator.reason, firmware, size.memory_mib, size.cpus, macs)
@@ -198,17 +197,27 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
         served = hydrated(request)
         if request.hydrate:
             replace_durably(directory / _PLAN, msgspec.json.encode(self._plan(request, settings)))
-        with plugged(request, cards) as (backends, descriptors):
+        with plugged(request, cards) as (backends, descriptors), self._kept_console(request, settings) as console:
             arguments = machine_arguments(
                 served,
                 settings,
                 size=size,
                 accelerator=accelerator,
+                console=console_arguments(console),
                 firmware=image,
                 cards=card_arguments(cards, backends),
             )
-            self._run(request, arguments, descriptors)
+            self._run(request, arguments, [*descriptors, console])
         return made
+
+    @contextlib.contextmanager
+    def _kept_console(self, request: LaunchRequest, settings: QemuSettings) -> Iterator[int]:
+        with contextlib.ExitStack() as kept:
+            try:
+                console = kept.enter_context(console_kept(request.instance, request.directory, settings.ready))
+            except (OSError, ValueError) as error:
+                raise DrengineError(LAUNCH_FAILED, f"the console's reader can't be started: {error}") from error
+            yield console
 
     def _run(self, request: LaunchRequest, arguments: list[str], descriptors: list[int]) -> None:
         try:
@@ -258,12 +267,13 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
         """QEMU writes what it holds and closes its disks on SIGTERM. The last machine of a drill ends its bubble."""
         end_marked(MOVER_MARK, request.instance, request.directory, grace_seconds=KILL_SECONDS)
         end_marked(MARK, request.instance, request.directory, grace_seconds=KILL_SECONDS)
+        end_console(request.instance, request.directory)
         end_hydrated(request)
         if request.isolated and request.settings.get("drill_network") == BUBBLE:
             bubble_of(request).leave(request.instance)
 
     def _is_healthy(self, request: LaunchRequest, settings: QemuSettings, seconds: float) -> bool:
-        if settings.ready and not self._has_said(request, settings.ready):
+        if settings.ready and not has_said(request.directory, settings.ready):
             return False
         if settings.guest_agent is True and not self._agent_answers(request):
             return False
@@ -310,17 +320,6 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
             details["addresses"] = _addresses(interfaces)
         details |= hydration_details(request)
         return Instance(request.instance, bool(processes), bool(processes) and healthy, details)
-
-    def _has_said(self, request: LaunchRequest, words: str) -> bool:
-        """Whether the console holds these words, however much it holds."""
-        try:
-            with (
-                (request.directory / CONSOLE).open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as console,
-            ):
-                return console.find(words.encode()) >= 0
-        except (OSError, ValueError):  # there is none yet, or it is empty
-            return False
 
     def _console(self, request: LaunchRequest) -> str:
         """The end of what it said."""

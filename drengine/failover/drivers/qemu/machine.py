@@ -17,7 +17,7 @@ from drengine.model.errors import DrengineError
 from drengine.model.inventory import Inventory
 from drengine.terminal import human_bytes
 
-CONSOLE, QMP, MOVER_QMP, AGENT = "console.log", "qmp.sock", "move.sock", "agent.sock"
+QMP, MOVER_QMP, AGENT = "qmp.sock", "move.sock", "agent.sock"
 """In the instance's directory, in which QEMU runs."""
 
 AGENT_DEVICE = "agent"
@@ -65,6 +65,7 @@ def machine_arguments(
     *,
     size: Size,
     accelerator: Accelerator,
+    console: list[str],
     firmware: list[str],
     cards: list[str],
 ) -> list[str]:
@@ -76,8 +77,7 @@ def machine_arguments(
     arguments = [settings.program, "-name", f"drengine-{request.instance}", "-nodefaults", "-no-user-config"]
     arguments += ["-machine", settings.machine, "-accel", accelerator.name, "-cpu", settings.cpu]
     arguments += ["-display", "none", "-m", str(size.memory_mib), "-smp", str(size.cpus)]
-    arguments += ["-serial", f"file:{CONSOLE}", "-qmp", f"unix:{QMP},server=on,wait=off"]
-    arguments += firmware
+    arguments += ["-qmp", f"unix:{QMP},server=on,wait=off", *console, *firmware]
     if settings.kernel:
         arguments += ["-kernel", settings.kernel, "-append", settings.append]
         arguments += ["-initrd", settings.initrd] if settings.initrd else []
