@@ -29,6 +29,7 @@ from drengine.failover.drivers.qemu.accelerator import choose_accelerator
 from drengine.failover.drivers.qemu.settings import QemuSettings
 from drengine.failover.reading.reader import read_runbook, read_runbook_text
 from drengine.failover.runbook.values import Mode
+from drengine.failover.steps.workloads import looked_at
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Machine
 from drengine.nbd.server import NbdServer
@@ -111,14 +112,16 @@ def _wish(
         if not speaks_of(inventory, {each.name for each in head.geometry.values()}):
             inventory = None
     if runbook is None:
-        mode = firmware or (inventory.boot_mode if inventory else "") or "bios"
+        known = inventory or looked_at(store, source)
+        mode = firmware or (known.boot_mode if known else "") or "bios"
         return Wish(machine=Machine(disk_bus=bus, firmware=mode), inventory=inventory, dry=dry)
     book = read_runbook(read_runbook_text(runbook), where=str(runbook))
     if source not in book.sources:
         raise DrengineError(UNKNOWN_SOURCE, f"{runbook} has no source {source!r}")
     launch = book.sources[source].launch
     driver = load_driver(launch.driver)
-    machine = driver.machine(launch.settings, inventory) if isinstance(driver, KnowsMachine) else Machine()
+    known = inventory or looked_at(store, source)
+    machine = driver.machine(launch.settings, known) if isinstance(driver, KnowsMachine) else Machine()
     found = cards(book, source, inventory, Mode.FAILOVER, instance=f"{LABEL}-{source}")
     return Wish(machine=machine, inventory=inventory, cards=found, first_boot=launch.conversion.first_boot, dry=dry)
 

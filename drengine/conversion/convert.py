@@ -123,12 +123,14 @@ class _Conversion:
         kernels = self._kernels()
         tool = self._tool()
         self._check_room(kernels)
+        loaders = self._loaders() if self._wish.machine.firmware == "uefi" else []
         self._fstab()
         renamed = self._network()
         self._first_boot()
         self._console()
         self._initramfs(tool, kernels, anew=renamed or self._guest.unfinished)
         self._boot_loader()
+        self._fallback(loaders)
         self._labels()
         self._guest.finished()
         return kernels
@@ -289,8 +291,6 @@ class _Conversion:
             self._guest.notes.append(
                 "no GRUB configuration was found: what the boot loader tells the kernel was not changed"
             )
-        if self._wish.machine.firmware == "uefi":
-            self._fallback()
 
     def _labels(self) -> None:
         """Under SELinux a file without its label can't be read by those who need it."""
@@ -320,25 +320,34 @@ class _Conversion:
         changed = {path: convert_entries(text, devices, console) for path, text in files.items()}
         self._guest.put("kernel-command-line", changed, files)
 
-    def _fallback(self) -> None:
-        """UEFI's variables stay with the old machine's board: without them it starts EFI/BOOT/BOOTX64.EFI."""
-        esp = self._system.esp
-        if not esp:
+    def _loaders(self) -> list[str]:
+        """What a machine with UEFI would start if it only knew: the files to copy to EFI/BOOT; none: it has its own.
+
+        Raises:
+            DrengineError: NO_BOOT.
+        """
+        if not self._system.esp:
             raise DrengineError(NO_BOOT, "the machine has UEFI, and the guest mounts no EFI system partition")
-        place = f"{esp}/EFI"
+        place = f"{self._system.esp}/EFI"
         script = f'for f in {place}/*/*; do [ -f "$f" ] && echo "$f"; done; true'
         files = [line for line in self._guest.inside(script).text.splitlines() if re.fullmatch(r"[\w./-]{1,200}", line)]
         if any(each.lower() == f"{place}/boot/bootx64.efi".lower() for each in files):
-            return
-        loaders = {each.rpartition("/")[2].lower(): each for each in files}
-        found = [loaders[name] for name in _LOADERS if name in loaders]
-        if not found:
+            return []
+        known = {each.rpartition("/")[2].lower(): each for each in files}
+        if not (found := [known[name] for name in _LOADERS if name in known]):
             raise DrengineError(NO_BOOT, f"{place} holds no boot loader that could be started without UEFI's variables")
-        new = f"{place}/BOOT/BOOTX64.EFI"
-        copies = [f"cp {found[0]} {new}.new"]
-        copies += [f"cp {each} {place}/BOOT/{each.rpartition('/')[2]}" for each in found[1:]]
-        script = f"set -e; mkdir -p {place}/BOOT; {'; '.join(copies)}; sync; mv {new}.new {new}"
-        self._guest.do("boot-loader", new, script, after=f"a copy of {', '.join(found)}")
+        return found
+
+    def _fallback(self, loaders: Sequence[str]) -> None:
+        """UEFI's variables stay with the old machine's board: without them it starts EFI/BOOT/BOOTX64.EFI."""
+        if not loaders:
+            return
+        place = f"{self._system.esp}/EFI/BOOT"
+        new = f"{place}/BOOTX64.EFI"
+        copies = [f"cp {loaders[0]} {new}.new"]
+        copies += [f"cp {each} {place}/{each.rpartition('/')[2]}" for each in loaders[1:]]
+        script = f"set -e; mkdir -p {place}; {'; '.join(copies)}; sync; mv {new}.new {new}"
+        self._guest.do("boot-loader", new, script, after=f"a copy of {', '.join(loaders)}")
 
 
 def _kernel(text: str) -> GuestKernel:

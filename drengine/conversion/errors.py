@@ -63,3 +63,7 @@ WRONG_FIRMWARE = error_kind(
     "The disks boot by other firmware than the machine has; BIOS is not turned into UEFI, nor UEFI into BIOS.",
     "Choose the launch driver's firmware after the source's (`firmware` of driver qemu, the AMI's boot mode of EC2).",
 )
+REFUSALS = frozenset(
+    (WINDOWS_GUEST, UNKNOWN_GUEST, ENCRYPTED_GUEST, NO_BOOT, NO_ROOM, NO_INITRAMFS_TOOL, WRONG_FIRMWARE)
+)
+"""Those that come before the first change: the disks are as they were."""

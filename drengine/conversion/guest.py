@@ -148,15 +148,21 @@ class Guest:
         return self._helper.order(f"chroot /guest {_TOOL} sh -c {shlex.quote(script)}", seconds)
 
     def files(self, *patterns: str) -> dict[str, str]:
-        """Files of the guest by path; what is no UTF-8 in them comes back as it is when they are written."""
+        """Files of the guest by path; what is no UTF-8 in them comes back as it is when they are written.
+
+        Raises:
+            DrengineError: CONVERSION_FAILED, one is too large: written again, it would lose its end.
+        """
         script = (
             f'for f in {" ".join(patterns)}; do [ -f "$f" ] && '
-            f'echo $(printf %s "$f" | base64 -w 0) $(head -c {FILE_BYTES_MAX} "$f" | base64 -w 0); done; true'
+            f'echo $(printf %s "$f" | base64 -w 0) $(head -c {FILE_BYTES_MAX + 1} "$f" | base64 -w 0); done; true'
         )
         found = {}
         for line in self.inside(script).text.splitlines():
-            path, _, content = line.partition(" ")
-            found[_decoded(path)] = _decoded(content)
+            path, content = map(_decoded, line.partition(" ")[::2])
+            if len(content.encode(errors="surrogateescape")) > FILE_BYTES_MAX:
+                raise DrengineError(CONVERSION_FAILED, f"{bounded(path)} is larger than {FILE_BYTES_MAX >> 10} KiB")
+            found[path] = content
         return found
 
     def there(self, *paths: str) -> frozenset[str]:

@@ -41,8 +41,8 @@ def inventory(firmware: str, size_bytes: int) -> Inventory:
     )
 
 
-def make_source(directory: Path, disk: Path, firmware: str) -> RecoveryPoint:
-    """A store with one point of the disk; its only one."""
+def make_source(directory: Path, disk: Path, firmware: str, *, is_told: bool = True) -> RecoveryPoint:
+    """A store with one point of the disk; its only one. `is_told`: its agent told what the server is made of."""
     size = disk.stat().st_size
     with Store.create(directory) as store:
         store.ensure_source("shop")
@@ -55,7 +55,8 @@ def make_source(directory: Path, disk: Path, firmware: str) -> RecoveryPoint:
         writer.append_cut(sequence + 1, Mark(), Cut(1_700_000_000 * 10**9, PointKind.QUIET), generation=1)
         writer.commit(generation=1)
         writer.close()
-        store.keep_inventory("shop", inventory(firmware, size), generation=1)
+        if is_told:
+            store.keep_inventory("shop", inventory(firmware, size), generation=1)
         return store.points("shop")[0]
 
 

@@ -15,7 +15,7 @@ from drengine.failover.readiness import Checked
 from drengine.failover.runbook.values import Convert
 from drengine.failover.steps.convert import CONVERT, ConvertSettings
 from drengine.failover.steps.step import PlannedStep
-from drengine.failover.steps.workloads import inventory_of, mode_of
+from drengine.failover.steps.workloads import inventory_of, looked_at, mode_of
 from drengine.model.errors import DrengineError
 from drengine.model.inventory import Inventory
 
@@ -40,16 +40,21 @@ def _looked(scene: Scene, step: PlannedStep[ConvertSettings]) -> Checked:
     driver = scene.site.drivers.get(settings.workload.driver)
     if not isinstance(driver, KnowsMachine):
         return CONVERSION.found(source, seen="its driver boots no machine of its own making")
-    told = inventory_of(scene.site.store, source)
+    store, told = scene.site.store, inventory_of(scene.site.store, source)
     inventory = told if speaks_of(told, _volumes(scene, source)) else None
+    looked = looked_at(store, source) if inventory is None else None
     if inventory is None and settings.convert is Convert.AUTO:
-        return CONVERSION.found(source, seen="nothing is known of what it is made of: its disks stay as they are")
+        if store.inventory(source) is not None:
+            return CONVERSION.found(source, seen="its agent tells of another machine: its disks stay as they are")
+        if looked is None:
+            return CONVERSION.found(source, seen="no agent told what it is made of, and none of its disks boots")
     try:
-        machine = driver.machine(settings.workload.settings, inventory)
+        machine = driver.machine(settings.workload.settings, inventory or looked)
     except DrengineError:
         return CONVERSION.found(source, seen="its settings are a check of their own")
     if inventory is None:
-        return _found(source, None, list(_faults_here(None, settings)), "its disks will be looked at")
+        refused = next(refusals(looked, machine), None) if looked else None
+        return _found(source, refused, list(_faults_here(None, settings)), "its disks will be looked into")
     made = cards(scene.case.runbook, source, told, mode_of(settings.workload))
     differ = differences(inventory, machine, made)
     if not differ and settings.convert is Convert.AUTO:

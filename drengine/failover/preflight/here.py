@@ -19,7 +19,7 @@ from drengine.failover.readiness import Checked, Severity
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.failover.steps.launch import LAUNCH
 from drengine.failover.steps.step import PlannedStep
-from drengine.failover.steps.workloads import WorkloadSettings
+from drengine.failover.steps.workloads import WorkloadSettings, inventory_of, looked_at
 from drengine.iscsi.portals import Portal
 from drengine.linux.memory import available_memory
 from drengine.model.errors import DrengineError
@@ -136,8 +136,10 @@ def _needs_of(scene: Scene, step: PlannedStep[Any]) -> Iterator[Need]:
         driver, settings = driver_settings(scene, step)
         isolated = scene.case.mode is Mode.DRILL
         if isinstance(driver, KnowsNeeds):
+            store = scene.site.store
             try:
-                yield from driver.needs(settings, scene.site.store.inventory(step.source), isolated=isolated)
+                known = inventory_of(store, step.source) or looked_at(store, step.source)
+                yield from driver.needs(settings, known, isolated=isolated)
             except DrengineError:
                 return  # its settings are a check of their own
 

@@ -23,6 +23,7 @@ from drengine.failover.steps.workloads import (
     WorkloadSettings,
     inventories_of,
     inventory_of,
+    looked_at,
     mode_of,
     servers_of,
 )
@@ -187,7 +188,7 @@ def request_as(scene: Scene, step: Launch, order: HostOrder | None) -> LaunchReq
         hydrate=settings.hydrate,
         timeout_seconds=ASK_SECONDS,
         order=order,
-        inventory=inventory,
+        inventory=inventory or looked_at(store, step.source, branch),
         cards=cards(book, step.source, inventory, mode_of(settings)),
         servers=LateServers(lambda: servers_of(book, inventories_of(store, book), run, isolated=isolated)),
     )

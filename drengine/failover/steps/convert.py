@@ -14,17 +14,27 @@ from typing import Any, cast
 import msgspec
 
 from drengine.conversion.convert import convert
+from drengine.conversion.errors import REFUSALS
 from drengine.conversion.helper import HelperDisk, HelperOptions, end_helper
 from drengine.conversion.judge import differences, speaks_of
 from drengine.conversion.values import Converted, Wish
-from drengine.failover.drivers.driver import KnowsMachine
+from drengine.failover.drivers.driver import KnowsMachine, LaunchRequest
 from drengine.failover.drivers.qemu.accelerator import choose_accelerator
 from drengine.failover.drivers.qemu.settings import QemuSettings
 from drengine.failover.needs import Memory, Need, Program, ReadableFile
 from drengine.failover.runbook.values import Conversion, Convert
 from drengine.failover.steps.grants import let_use_disks
 from drengine.failover.steps.step import PlannedStep, StepContext, StepKind, StepResult
-from drengine.failover.steps.workloads import WorkloadSettings, branch_of, driver_of, launch_request
+from drengine.failover.steps.workloads import (
+    WorkloadSettings,
+    branch_of,
+    driver_of,
+    inventory_of,
+    launch_request,
+)
+from drengine.model.errors import DrengineError
+from drengine.model.hardware import Machine
+from drengine.model.inventory import Inventory
 from drengine.ownership import make_directory
 from drengine.process.threads import in_cancellable_thread
 
@@ -96,29 +106,41 @@ def _convert(
     end_conversion(context.site.directory, request.instance)
     if not isinstance(driver, KnowsMachine):
         return ConvertedDisks(skipped=f"driver {workload.driver} boots no machine of its own making")
-    inventory = request.inventory if speaks_of(request.inventory, {disk.volume for disk in request.disks}) else None
-    machine = driver.machine(workload.settings, inventory)
-    if step.settings.convert is Convert.AUTO:
-        if inventory is None:
-            return ConvertedDisks(skipped="nothing is known of what the source is made of (`convert: always` looks)")
-        if not differences(inventory, machine, request.cards):
-            return ConvertedDisks(skipped="the machine is such as the source was")
+    told = inventory_of(context.site.store, step.source)
+    own = told if speaks_of(told, {disk.volume for disk in request.disks}) else None
+    machine = driver.machine(workload.settings, own or request.inventory)
+    if step.settings.convert is Convert.AUTO and (why := _why_not(context, step.source, request, own, machine)):
+        return ConvertedDisks(skipped=why)
     context.permit()
     let_use_disks(context, request.instance, step.source, branch_of(launch, context), "")
     disks = launch_request(launch, context, loop).disks  # their addresses hold the right to write them
-    with _turns:
-        made = convert(
-            _place(context.site.directory, request.instance),
-            request.instance,
-            [HelperDisk(disk.volume, disk.uri, disk.sector_bytes) for disk in disks],
-            Wish(machine=machine, inventory=inventory, cards=request.cards, first_boot=asked.first_boot),
-            _options(context.site.directory, workload, asked),
-            timeout_seconds=max(END_SECONDS, step.timeout_seconds - END_SECONDS),
-            again=context.again or context.attempt > 1,
-            progress=context.say,
-            cancelled=cancelled,
-        )
+    try:
+        with _turns:
+            made = convert(
+                _place(context.site.directory, request.instance),
+                request.instance,
+                [HelperDisk(disk.volume, disk.uri, disk.sector_bytes) for disk in disks],
+                Wish(machine=machine, inventory=own, cards=request.cards, first_boot=asked.first_boot),
+                _options(context.site.directory, workload, asked),
+                timeout_seconds=max(END_SECONDS, step.timeout_seconds - END_SECONDS),
+                again=context.again or context.attempt > 1,
+                progress=context.say,
+                cancelled=cancelled,
+            )
+    except DrengineError as error:
+        if own is None and step.settings.convert is Convert.AUTO and error.kind in REFUSALS:
+            return ConvertedDisks(skipped=f"no agent told what the source is made of, and {error.message}")
+        raise
     return ConvertedDisks(**{name: getattr(made, name) for name in Converted.__struct_fields__})
+
+
+def _why_not(context: StepContext, source: str, request: LaunchRequest, own: Inventory | None, machine: Machine) -> str:
+    """Why disks are left as they are, as far as that is known before they are looked into; empty: they are not."""
+    if own is not None:
+        return "" if differences(own, machine, request.cards) else "the machine is such as the source was"
+    if context.site.store.inventory(source) is not None:
+        return "what the agent told is not of the server whose disks these are (`convert: always` looks)"
+    return "" if request.inventory else "no agent told what the source is made of, and none of its disks boots"
 
 
 def _options(directory: Path, workload: WorkloadSettings, asked: Conversion) -> HelperOptions:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from drengine.conversion.looked import LookedDisk, inventory_of_disks
 from drengine.failover.addresses import cards
 from drengine.failover.drivers.driver import Disk, LaunchDriver, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_SETTINGS
@@ -22,8 +23,10 @@ from drengine.failover.steps.step import PlannedStep, StepContext
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Server
 from drengine.model.inventory import Inventory
+from drengine.model.points import VolumeGeometry
 from drengine.store.errors import UNKNOWN_SOURCE
 from drengine.store.store import Store
+from drengine.store.views.view import View
 from drengine.wire.payload import digest
 
 log = logging.getLogger("drengine.failover")
@@ -74,7 +77,7 @@ def launch_request(
             for each in volumes
         )
     book, store, run = context.runbook, context.site.store, settings.run or context.run
-    inventory = inventory_of(store, source)
+    told = inventory_of(store, source)
     return LaunchRequest(
         instance=instance,
         run=run,
@@ -87,8 +90,8 @@ def launch_request(
         order=host_order(step, context, settings.host, loop) if settings.host else None,
         hydrate=settings.hydrate,
         timeout_seconds=step.timeout_seconds,
-        inventory=inventory,
-        cards=cards(book, source, inventory, mode_of(settings), instance=instance_name(run, source)),
+        inventory=told or looked_at(store, source, branch or None),
+        cards=cards(book, source, told, mode_of(settings), instance=instance_name(run, source)),
         servers=LateServers(lambda: servers_of(book, inventories_of(store, book), run, isolated=settings.isolated)),
         data_networks=context.site.data_networks,
     )
@@ -130,6 +133,24 @@ def inventory_of(store: Store, source: str) -> Inventory | None:
             log.warning("what %s is made of can't be read: %s", source, error)
         return None
     return told if told is not None and tells_of_source(told) else None
+
+
+def looked_at(store: Store, source: str, branch: int | None = None) -> Inventory | None:
+    """How a source boots as its disks show, where no agent told; None: they do not, or can't be read."""
+    try:
+        with store.head_view(source, branch) as head:
+            return inventory_of_disks([_disk_of(head, volume) for volume in head.geometry.values()])
+    except DrengineError as error:
+        if error.kind is not UNKNOWN_SOURCE:
+            log.warning("how %s boots can't be read: %s", source, error)
+        return None
+
+
+def _disk_of(head: View, volume: VolumeGeometry) -> LookedDisk:
+    def read(offset: int, length: int) -> bytes:
+        return head.read(volume.volume, offset, max(0, min(length, volume.size_bytes - offset)))
+
+    return LookedDisk(volume.name, volume.size_bytes, head.sector_bytes(volume.volume), read)
 
 
 def tells_of_source(told: Inventory) -> bool:
