@@ -149,7 +149,7 @@ class Helper:
         """
         left = self._deadline - time.monotonic()
         if left <= 0:
-            hint = "Give it more by `timeout` of the launch's `conversion`, or by `drengine convert --timeout 1h`."
+            hint = "Give it more: by `timeout` below conversion in the runbook's launch, or by the option of that name."
             raise DrengineError(CONVERSION_FAILED, "a conversion took longer than it may", hint=hint)
         self._number += 1
         seconds = max(1.0, min(seconds, left))
