@@ -150,7 +150,46 @@ def test_without_cards_the_only_interface_keeps_its_name_and_all_else_stays() ->
     assert list(made.puts) == ["/etc/systemd/network/10-drengine-eno1.link"]
     assert "Driver=virtio_net" in made.puts["/etc/systemd/network/10-drengine-eno1.link"]
     assert made.aside == [RULES]
-    assert planned(IFUPDOWN, {"/sbin/ifup"}).puts == {}
+    assert planned(IFUPDOWN, {"/sbin/ifup"}).puts == {}, "which of two it is nobody knows"
+
+
+NETPLAN = """network:
+  version: 2
+  ethernets:
+    # the only one
+    "enp3s0":
+      addresses: [192.168.50.10/24]
+      nameservers:
+        addresses: [192.168.50.1]
+    other:
+      match: {macaddress: "3c:ec:ef:00:00:02"}
+  bonds:
+    enp9s0: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "name"),
+    [
+        ("/etc/network/interfaces", "auto lo\niface lo inet loopback\niface enp3s0 inet dhcp\n", "enp3s0"),
+        (
+            "/etc/network/interfaces",
+            "iface enp3s0 inet dhcp\niface enp3s0.7 inet dhcp\niface br0 inet dhcp\n",
+            "enp3s0",
+        ),
+        ("/etc/network/interfaces", "iface enp3s0 inet dhcp\niface enp4s0 inet dhcp\n", ""),
+        ("/etc/netplan/50-installer.yaml", NETPLAN, "enp3s0"),
+        ("/etc/sysconfig/network-scripts/ifcfg-em1", "DEVICE=em1\n", "em1"),
+        ("/etc/systemd/network/lan.network", "[Match]\nName=eth0\n[Network]\nDHCP=yes\n", "eth0"),
+        ("/etc/systemd/network/lan.network", "[Match]\nName=en*\n", ""),
+        ("/etc/NetworkManager/system-connections/lan", "[connection]\ninterface-name=ens192\n", "ens192"),
+    ],
+)
+def test_without_cards_and_inventory_the_only_interface_that_is_configured_keeps_its_name(
+    path: str, text: str, name: str
+) -> None:
+    made = planned({path: text}, {"/sbin/ifup"})
+    assert list(made.puts) == ([f"/etc/systemd/network/10-drengine-{name}.link"] if name else [])
 
 
 def test_a_network_of_an_unknown_kind_is_left_alone_and_told() -> None:

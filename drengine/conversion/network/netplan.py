@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from drengine.conversion.network.named import HEADER, NamedCard
 
 FILE = "/etc/netplan/60-drengine.yaml"
+_KEY = re.compile(r"[\"']?([A-Za-z0-9_.-]+)[\"']?:")
 
 
 def netplan_files(cards: Sequence[NamedCard], before: Mapping[str, str]) -> Mapping[str, str]:
@@ -18,6 +20,31 @@ def netplan_files(cards: Sequence[NamedCard], before: Mapping[str, str]) -> Mapp
     if any("NetworkManager" in text for text in before.values()):
         network["renderer"] = "NetworkManager"
     return {FILE: HEADER + yaml.safe_dump({"network": network}, sort_keys=False)}
+
+
+def ethernets_of(text: str) -> set[str]:
+    """Interfaces that a file configures by their names, not by a `match`.
+
+    It is read by lines: as YAML, a few of a stranger's could take all memory (merged aliases).
+    """
+    found: set[str] = set()
+    above = level = -1
+    name = ""
+    for line in text.splitlines():
+        words = line.strip()
+        if not words or words.startswith("#"):
+            continue
+        indent = len(line) - len(line.lstrip())
+        if words == "ethernets:":
+            above, level = indent, -1
+        elif above < 0 or indent <= above:
+            above = -1
+        elif (key := _KEY.match(words)) and indent == (level := indent if level < 0 else level):
+            name = key[1]
+            found.add(name)
+        elif words.startswith("match:"):
+            found.discard(name)
+    return found
 
 
 def _ethernet(card: NamedCard) -> dict[str, Any]:

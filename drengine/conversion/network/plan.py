@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from drengine.conversion.network import ifcfg, ifupdown, keyfile, netplan, networkd
@@ -22,6 +23,11 @@ PROGRAMS = ("/sbin/ifup", "/usr/sbin/NetworkManager", "/sbin/resolvconf", "/usr/
 """What is looked for."""
 PRIVATE = ("/etc/netplan/", "/etc/NetworkManager/")
 """What only root may read there."""
+_PHYSICAL = re.compile(r"e(?:n[opsxP]|th)[A-Za-z0-9]{1,12}|p\d+p\d+|em\d+")
+_SEVERAL = re.compile(r"bond|team")
+"""Whoever has one of these has cards that their configuration need not name."""
+_NAMED = re.compile(r"^(?:Name|interface-name)=(\S+)$", re.MULTILINE)
+"""Of systemd-networkd and of NetworkManager's keyfiles."""
 _CLOUD = "/etc/cloud/cloud.cfg.d/99-drengine-network.cfg"
 
 
@@ -44,7 +50,7 @@ def plan_network(
     """From the guest's files and what is there of PROGRAMS.
 
     Rules of udev that bind a name to an old card go in any case. Without cards the configuration stays, and the
-    source's only interface keeps its name on the new card.
+    source's only interface, by its inventory or else by that configuration, keeps its name on the new card.
     """
     stale = [path for path in files if path.startswith("/etc/udev/")]
     named, notes = named_cards(cards)
@@ -115,12 +121,30 @@ def _by_way(
 
 
 def _kept_name(files: Mapping[str, str], machine: Machine, inventory: Inventory | None) -> Mapping[str, str]:
-    physical = [each for each in inventory.interfaces if each.kind == "physical"] if inventory else []
+    """A link file for the only card; none where there may be several, or names are bound already."""
+    if inventory:
+        names = {each.name for each in inventory.interfaces if each.kind == "physical"}
+    else:
+        told = set(_configured(files))
+        names = {name for name in told if _PHYSICAL.fullmatch(name)} if not any(map(_SEVERAL.match, told)) else set()
     bound = any(path.endswith(".link") and not text.startswith(HEADER) for path, text in files.items())
-    if len(physical) != 1 or bound:
+    if len(names) != 1 or bound:
         return {}
-    named, _ = named_cards([Card(name=physical[0].name)])
+    named, _ = named_cards([Card(name=min(names))])
     return link_files(named, machine)
+
+
+def _configured(files: Mapping[str, str]) -> Iterator[str]:
+    """Names of interfaces in the guest's configuration, by whatever way."""
+    for path, text in files.items():
+        if path.startswith("/etc/netplan/"):
+            yield from netplan.ethernets_of(text)
+        elif path.startswith(f"{ifcfg.PLACE}/ifcfg-"):
+            yield path.removeprefix(f"{ifcfg.PLACE}/ifcfg-")
+        elif path.startswith("/etc/network/"):
+            yield from ifupdown.interfaces_of(text)
+        elif not path.endswith(".link"):
+            yield from _NAMED.findall(text)
 
 
 def _resolver(cards: Sequence[NamedCard]) -> Mapping[str, str]:

@@ -140,9 +140,9 @@ class Convert(enum.StrEnum):
     """Whether a source's disks are made fit for the launch driver's machine before they are launched."""
 
     AUTO = "auto"
-    """Where the source's inventory tells that something differs."""
+    """Where the source's inventory tells that something differs, or there is none and its disks boot."""
     ALWAYS = "always"
-    """Also where nothing is known of the source."""
+    """Whatever is known of the source."""
     NEVER = "never"
     """They are launched as they are."""
 
