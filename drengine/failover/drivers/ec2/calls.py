@@ -65,6 +65,7 @@ OPERATIONS: dict[str, Operation] = {
     "DescribeInstanceTypes": _LOOKS,
     "DescribeInstances": _LOOKS,
     "DescribeKeyPairs": _LOOKS,
+    "DescribeLaunchTemplateVersions": _LOOKS,
     "DescribeNetworkInterfaces": _LOOKS,
     "DescribeRouteTables": _LOOKS,
     "DescribeSecurityGroups": _LOOKS,

@@ -23,6 +23,7 @@ from drengine.failover.drivers.driver import (
     KnowsNeeds,
     LaunchDriver,
     LaunchRequest,
+    SeesAddresses,
 )
 from drengine.failover.drivers.ec2.calls import Calls, Connect, Pace
 from drengine.failover.drivers.ec2.choice import (
@@ -30,14 +31,19 @@ from drengine.failover.drivers.ec2.choice import (
     boot_volume,
     choose_types,
     look_at_image,
-    look_at_subnets,
 )
 from drengine.failover.drivers.ec2.isolation import closed_group
 from drengine.failover.drivers.ec2.look import LOOK_PATIENCE, Look
 from drengine.failover.drivers.ec2.made import Made, Resource, find_made, look_at_instance, mapped, state_of
+from drengine.failover.drivers.ec2.network import (
+    addresses_left_out,
+    addresses_of,
+    fitting_subnets,
+    look_at_subnets,
+)
 from drengine.failover.drivers.ec2.server import Server, described, is_boot
 from drengine.failover.drivers.ec2.settings import DRIVER, Ec2Settings, read_ec2_settings
-from drengine.failover.drivers.ec2.volumes import Volumes
+from drengine.failover.drivers.ec2.volumes import Volumes, size_gib
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.needs import Library, Need, programs
 from drengine.model.errors import DrengineError
@@ -47,15 +53,16 @@ from drengine.model.inventory import Inventory
 ASK_SECONDS = 30.0
 HEALTH_LOOK_SECONDS = 3.0
 SETTLE_SECONDS = 3.0
-"""After the last object is gone: one whose making was asked for just before may come into sight only now."""
-ROUNDS_MAX = 5
+"""Between two looks: one whose making was asked for just before may come into sight only now, and what was in use is
+free a little later."""
+ROUNDS_MAX = 8
 HYDRATED = "hydrate"
 """How a helper's disks are attached: not at all, they are written to a volume."""
 
 Say = Callable[[str], None]
 
 
-class Ec2Driver(LaunchDriver, AsksCloud, AsksHost, KnowsNeeds, KnowsMachine):
+class Ec2Driver(LaunchDriver, AsksCloud, AsksHost, KnowsNeeds, KnowsMachine, SeesAddresses):
     """See the package and LaunchDriver."""
 
     name = DRIVER
@@ -87,6 +94,15 @@ class Ec2Driver(LaunchDriver, AsksCloud, AsksHost, KnowsNeeds, KnowsMachine):
 
     def inspect(self, request: LaunchRequest) -> Instance:
         return self._work(request).inspect()
+
+    def addresses(self, request: LaunchRequest) -> list[str] | None:
+        """As EC2 has them; whether the guest answers there is what health is for.
+
+        What the settings leave out counts as there: nobody asked EC2 for it, and `plan` has said so.
+        """
+        settings = read_ec2_settings(request.settings)
+        found = find_made(self._calls(settings), request.instance).server
+        return None if found is None else [*addresses_of(found), *addresses_left_out(request, settings)]
 
     def quiesce(self, request: LaunchRequest) -> None:
         self._work(request).quiesce()
@@ -139,17 +155,17 @@ class _Work:
     def launch(self) -> Instance:
         request, settings, server = self._request, self._settings, self._server
         deadline = self._calls.pace.monotonic() + request.timeout_seconds
+        boot = boot_volume(request, settings)
+        for disk in request.disks:
+            size_gib(disk, settings)  # refuses one that is too small before anything is made
         made = find_made(self._calls, request.instance)
         instance, types = self._ready_instance(made)
         disks = self._filled_disks(made, instance)
-        boot = boot_volume(request, settings)
         if not set(disks.values()) <= set(mapped(instance).values()):
             instance = server.stop(instance)
             server.swap_disks(instance, self._volumes, disks, boot)
             server.prepare(instance)
-        for left in filter(is_boot, find_made(self._calls, request.instance).volumes):
-            if not left.get("Attachments"):
-                self._volumes.delete(left["VolumeId"])
+        self._tidy(instance)
         address = server.give_address(instance, made.addresses)
         if state_of(instance) == "stopped":
             instance = server.start(instance, types)
@@ -178,16 +194,15 @@ class _Work:
     def stop(self) -> None:
         """Rounds, until nothing is found: what is attached or associated can't go in the first."""
         settled = False
-        for _ in range(ROUNDS_MAX):
+        for number in range(ROUNDS_MAX):
+            if settled or number > 1:
+                self._calls.pace.sleep(SETTLE_SECONDS)
             made = find_made(self._calls, self._request.instance)
             if made:
                 self._remove(made)
-                settled = False
             elif settled:
                 return
-            else:
-                settled = True
-                self._calls.pace.sleep(SETTLE_SECONDS)
+            settled = not made
         left = find_made(self._calls, self._request.instance)
         if left:
             raise DrengineError(LAUNCH_FAILED, f"of {self._request.instance} something is left in EC2: {_ids(left)}")
@@ -205,7 +220,15 @@ class _Work:
         groups = settings.drill_security_groups if request.isolated else settings.security_groups
         if not groups:
             groups = [closed_group(self._calls, request, settings, subnets[0].vpc, made.groups)]
-        return self._server.run(subnets, types, image, groups), types
+        return self._server.run(fitting_subnets(subnets, request, settings), types, image, groups), types
+
+    def _tidy(self, instance: Resource) -> None:
+        """Away with the image's disk, and with an instance that came into sight after a second one was launched."""
+        made = find_made(self._calls, self._request.instance)
+        self._server.terminate(each for each in made.instances if each["InstanceId"] != instance["InstanceId"])
+        for left in filter(is_boot, made.volumes):
+            if not left.get("Attachments"):
+                self._volumes.delete(left["VolumeId"])
 
     def _filled_disks(self, made: Made, instance: Resource) -> dict[str, str]:
         subnets = look_at_subnets(self._calls, self._settings, isolated=self._request.isolated)
@@ -235,7 +258,8 @@ class _Work:
                 calls("DisassociateAddress", AssociationId=association, tolerate=("InvalidAssociationID.NotFound",))
             calls("ReleaseAddress", AllocationId=address["AllocationId"], tolerate=("InvalidAllocationID.NotFound",))
         for interface in made.interfaces:
-            tolerate = ("InvalidNetworkInterfaceID.NotFound", "InvalidNetworkInterface.InUse")
+            # EC2 has two words for one that is in use: its instance is gone a little later, or comes into sight.
+            tolerate = ("InvalidNetworkInterfaceID.NotFound", "InvalidNetworkInterface.InUse", "InvalidParameterValue")
             calls("DeleteNetworkInterface", NetworkInterfaceId=interface["NetworkInterfaceId"], tolerate=tolerate)
         for group in made.groups:
             calls(

@@ -39,6 +39,10 @@ EC2_AWAY = error_kind(
 )
 
 
+TOKEN_SPENT = "IdempotentParameterMismatch"
+"""A client token was used before, for something else."""
+
+
 class Ec2Error(DrengineError):
     """A call that EC2 refused. `code` is EC2's word for why."""
 

@@ -5,35 +5,48 @@ Nothing is made. Calls that make something are asked as dry runs, by which EC2 j
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 
 from drengine.failover.drivers.driver import CloudFinding, LaunchRequest
 from drengine.failover.drivers.ec2.calls import Calls
 from drengine.failover.drivers.ec2.choice import (
-    Subnet,
+    boot_mode,
     boot_volume,
     choose_types,
     look_at_image,
-    look_at_subnets,
+    misfits,
     run_parameters,
 )
 from drengine.failover.drivers.ec2.errors import EC2_AWAY, EC2_CAPACITY, EC2_DENIED, EC2_QUOTA, EC2_SETUP, Ec2Error
 from drengine.failover.drivers.ec2.isolation import group_parameters
 from drengine.failover.drivers.ec2.made import Resource, find_helper
+from drengine.failover.drivers.ec2.network import (
+    Subnet,
+    addresses_left_out,
+    fitting_subnets,
+    interface_parameters,
+    look_at_subnets,
+)
 from drengine.failover.drivers.ec2.server import address_parameters
 from drengine.failover.drivers.ec2.settings import Ec2Settings
-from drengine.failover.drivers.ec2.volumes import Place, create_parameters
+from drengine.failover.drivers.ec2.volumes import Place, create_parameters, size_gib, volume_type
 from drengine.model.errors import DrengineError
 
 LOOK_PATIENCE = 4.0
 REACHABLE, PERMITTED, FITS, ROOM = "cloud-reachable", "cloud-permitted", "cloud-fits", "cloud-room"
 CHECK_OF_KIND = {EC2_AWAY: REACHABLE, EC2_DENIED: PERMITTED, EC2_QUOTA: ROOM, EC2_CAPACITY: ROOM}
-_QUOTAS = {
-    **dict.fromkeys("acdhimrtz", "L-1216C47A"),
-    **{"f": "L-74FC7D96", "g": "L-DB2E81BA", "p": "L-417A185B", "x": "L-7295265B"},
+_CPUS_STANDARD = "L-1216C47A"
+_CPUS = {
+    **{"dl": "L-6E869C2A", "f": "L-74FC7D96", "g": "L-DB2E81BA", "hpc": "L-F7808C92", "inf": "L-1945791B"},
+    **{"p": "L-417A185B", "trn": "L-2C3B7624", "u": "L-43DA4232", "vt": "L-DB2E81BA", "x": "L-7295265B"},
 }
-"""The quota of on-demand CPUs by an instance type's first letter."""
+"""The quota of on-demand CPUs by an instance type's family; that of all others is _CPUS_STANDARD."""
+_FAMILY = re.compile(r"[a-z]+")
+_STORAGE = {"gp2": "L-D18FCD1D", "gp3": "L-7A658B76"}
+"""The quota of EBS storage, in TiB, by type of volume."""
 
 
 class Look:
@@ -58,12 +71,15 @@ class Look:
                 "cut off it can't be carried out",
             )
         ]
+        if not self._request.isolated:
+            kept = "what it writes stays on its volumes and reaches no recovery points until `failback` brings it back"
+            found.append(CloudFinding(check=FITS, seen=kept))
         looks: tuple[Callable[[], Iterator[CloudFinding]], ...] = (
             partial(self._place, subnets),
             partial(self._addresses, subnets),
             partial(self._named, subnets[0]),
-            partial(self._dry, subnets[0]),
-            partial(self._quota, subnets[0].place),
+            partial(self._dry, subnets),
+            partial(self._quotas, subnets[0].place),
             partial(self._ways_out, subnets),
         )
         for look in looks:
@@ -71,7 +87,7 @@ class Look:
                 found += look()
             except DrengineError as error:
                 found.append(_fault(error))
-        return found
+        return list(dict.fromkeys(found))  # what several looks meet is told once
 
     def _place(self, subnets: list[Subnet]) -> Iterator[CloudFinding]:
         """The helper can attach only what is where it is."""
@@ -94,26 +110,23 @@ class Look:
         yield CloudFinding(
             check=ROOM, seen="the subnets have addresses left", fault=f"{full[0]} has no address left" if full else ""
         )
-        faults = []
-        for each in subnets:
-            try:
-                made = run_parameters(request, settings, each, "", None, [])["NetworkInterfaces"][0]
-            except Ec2Error as error:
-                faults.append(error.message)
-                continue
-            address = made.get("PrivateIpAddress", "")
-            if address and (user := self._user_of(address, each)):
-                faults.append(f"address {address} of {each.id} is that of {user}")
-        fault = faults[0] if len(faults) == len(subnets) else ""
-        yield CloudFinding(check=FITS, seen="its addresses can be given", fault=fault)
+        users = [self._user_of(each) for each in fitting_subnets(subnets, request, settings)]
+        yield CloudFinding(check=FITS, seen="its addresses can be given", fault=users[0] if all(users) else "")
+        if left := addresses_left_out(request, settings):
+            yield CloudFinding(check=FITS, fault=f"no interface of it gets {', '.join(left)}", warns=True)
 
-    def _user_of(self, address: str, subnet: Subnet) -> str:
+    def _user_of(self, subnet: Subnet) -> str:
+        """Who has the instance's address there, for people; empty: nobody."""
+        address = interface_parameters(self._request, self._settings, subnet, [])[0].get("PrivateIpAddress", "")
+        if not address:
+            return ""
         by = [
             {"Name": "addresses.private-ip-address", "Values": [address]},
             {"Name": "subnet-id", "Values": [subnet.id]},
         ]
         for each in self._calls("DescribeNetworkInterfaces", Filters=by).get("NetworkInterfaces", ()):
-            return str(each.get("Attachment", {}).get("InstanceId") or each["NetworkInterfaceId"])
+            user = each.get("Attachment", {}).get("InstanceId") or each["NetworkInterfaceId"]
+            return f"address {address} of {subnet.id} is that of {user}"
         return ""
 
     def _named(self, subnet: Subnet) -> Iterator[CloudFinding]:
@@ -123,6 +136,10 @@ class Look:
         types = choose_types(self._calls, request, settings, subnet.place)
         if missing := [each for each in settings.instance_types if each not in types]:
             yield CloudFinding(check=FITS, fault=f"{', '.join(missing)} is not offered on {subnet.place}", warns=True)
+        if request.inventory is not None:
+            for each, why in misfits(self._calls, types, request.inventory, boot_mode(settings, request.inventory)):
+                if why:
+                    yield CloudFinding(check=FITS, fault=f"{each['InstanceType']} {why}", warns=True)
         groups = settings.drill_security_groups if request.isolated else settings.security_groups
         if groups:
             found = self._calls("DescribeSecurityGroups", GroupIds=groups)["SecurityGroups"]
@@ -137,9 +154,10 @@ class Look:
             yield CloudFinding(check=FITS, fault=f"subnet {subnet.id} has local network interfaces {told}")
         yield CloudFinding(check=FITS, seen=f"it would be tried as {', '.join(types)}")
 
-    def _dry(self, subnet: Subnet) -> Iterator[CloudFinding]:
+    def _dry(self, subnets: list[Subnet]) -> Iterator[CloudFinding]:
         """The calls that make something, as far as they can be asked before their objects are there."""
         request, settings, dry = self._request, self._settings, self._calls.dry
+        subnet = fitting_subnets(subnets, request, settings)[0]
         groups = settings.drill_security_groups if request.isolated else settings.security_groups
         image = look_at_image(self._calls, request, settings)
         types = choose_types(self._calls, request, settings, subnet.place)
@@ -160,21 +178,28 @@ class Look:
             fault=refused[0] if refused else "",
         )
 
-    def _quota(self, place: Place) -> Iterator[CloudFinding]:
-        """Only the limit: what of it is used is known to those alone who may see all instances."""
-        types = choose_types(self._calls, self._request, self._settings, place)
-        code = _QUOTAS.get(types[0][0])
-        found = self._calls("DescribeInstanceTypes", InstanceTypes=types[:1]).get("InstanceTypes", ())
-        needed = max((each["VCpuInfo"]["DefaultVCpus"] for each in found), default=0)
-        if code is None:
-            return
+    def _quotas(self, place: Place) -> Iterator[CloudFinding]:
+        """Only the limits: what of them is used is known to those alone who may see everything."""
+        request, settings = self._request, self._settings
+        type_ = choose_types(self._calls, request, settings, place)[0]
+        (found,) = self._calls("DescribeInstanceTypes", InstanceTypes=[type_])["InstanceTypes"]
+        family = _FAMILY.match(type_)
+        code = _CPUS.get(family[0] if family else "", _CPUS_STANDARD)
+        yield self._quota("ec2", code, found["VCpuInfo"]["DefaultVCpus"], f"CPUs, {type_} has")
+        needed: dict[str, int] = defaultdict(int)
+        for disk in request.disks:
+            needed[volume_type(disk, settings)] += size_gib(disk, settings)
+        for kind, gib in needed.items():
+            if code := _STORAGE.get(kind, ""):
+                yield self._quota("ebs", code, gib / 1024, f"TiB of {kind}, the disks have")
+
+    def _quota(self, service: str, code: str, needed: float, what: str) -> CloudFinding:
         try:
-            quota = self._calls("GetServiceQuota", ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
+            quota = self._calls("GetServiceQuota", ServiceCode=service, QuotaCode=code)["Quota"]["Value"]
         except Ec2Error as error:
-            yield CloudFinding(check=ROOM, seen=f"the quota of CPUs can't be asked: {error.code}")
-            return
-        seen = f"the account's quota {code} is {quota:g} CPUs, {types[0]} has {needed}"
-        yield CloudFinding(check=ROOM, seen=seen, fault=seen if quota < needed else "", warns=True)
+            return CloudFinding(check=ROOM, seen=f"quota {code} can't be asked: {error.code}")
+        seen = f"the account's quota {code} is {quota:g} {what} {needed:.3g}"
+        return CloudFinding(check=ROOM, seen=seen, fault=seen if quota < needed else "", warns=True)
 
     def _ways_out(self, subnets: list[Subnet]) -> Iterator[CloudFinding]:
         """A drill's subnets lead nowhere."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from drengine.failover.drivers.driver import LaunchRequest
 from drengine.failover.drivers.ec2.calls import Calls
-from drengine.failover.drivers.ec2.choice import Image, Subnet, run_parameters
-from drengine.failover.drivers.ec2.errors import EC2_CAPACITY, EC2_QUOTA, EC2_SETUP, Ec2Error
+from drengine.failover.drivers.ec2.choice import Image, run_parameters
+from drengine.failover.drivers.ec2.errors import EC2_CAPACITY, EC2_QUOTA, EC2_SETUP, TOKEN_SPENT, Ec2Error
 from drengine.failover.drivers.ec2.made import (
     ADDRESS,
     APPEAR_SECONDS,
@@ -25,6 +25,7 @@ from drengine.failover.drivers.ec2.made import (
     token_of,
     wait_until,
 )
+from drengine.failover.drivers.ec2.network import Subnet
 from drengine.failover.drivers.ec2.settings import Ec2Settings
 from drengine.failover.drivers.ec2.volumes import TRIES_MAX, Volumes
 from drengine.failover.drivers.errors import LAUNCH_FAILED
@@ -35,6 +36,7 @@ START_SECONDS = 300.0
 END_SECONDS = 600.0
 PORT_SECONDS = 3.0
 _GOES_ON = (EC2_CAPACITY, EC2_QUOTA)
+_ENDED = ("shutting-down", "terminated")
 _ENDED_BY_USER = "Client.UserInitiatedShutdown"
 
 Say = Callable[[str], None]
@@ -78,10 +80,9 @@ class Server:
         Raises:
             DrengineError: EC2_SETUP, EC2 ended it; LAUNCH_FAILED.
         """
-        found = self._wait(instance["InstanceId"], ("running", "stopped", "terminated", "shutting-down"), START_SECONDS)
-        if state_of(found) in ("terminated", "shutting-down"):
-            reason = found.get("StateReason", {})
-            raise Ec2Error(EC2_SETUP, reason.get("Code", ""), f"EC2 ended the instance: {reason.get('Message', '')}")
+        found = self._wait(instance["InstanceId"], ("running", "stopped", *_ENDED), START_SECONDS)
+        if state_of(found) in _ENDED:
+            raise _ended(found)
         return found
 
     def stop(self, instance: Resource) -> Resource:
@@ -160,7 +161,7 @@ class Server:
                 if type_ != now:
                     self._calls("ModifyInstanceAttribute", InstanceId=id, InstanceType={"Value": type_})
                     now = type_
-                self._calls("StartInstances", InstanceIds=[id])
+                found = self._start(id)
             except Ec2Error as error:
                 if error.kind not in _GOES_ON:
                     raise
@@ -168,7 +169,7 @@ class Server:
                 refusal = error
                 continue
             self._say(f"instance {id} ({type_}) started on the source's disks")
-            return self._wait(id, ("running", "terminated"), START_SECONDS)
+            return found
         assert refusal is not None
         raise refusal
 
@@ -207,19 +208,41 @@ class Server:
         for id in ids:
             self._wait(id, ("terminated",), END_SECONDS, gone_is="terminated")
 
+    def _start(self, id: str) -> Resource:
+        """EC2 may take the call and stop the instance again: no room, a volume's key that is disabled.
+
+        What is said of it right after the call may be from before.
+        """
+        calls = self._calls
+        calls("StartInstances", InstanceIds=[id])
+        believed_from = calls.pace.monotonic() + APPEAR_SECONDS
+
+        def look() -> Resource | None:
+            found = look_at_instance(calls, id)
+            state = state_of(found) if found else ""
+            is_final = state in ("running", *_ENDED) or (state == "stopped" and calls.pace.monotonic() >= believed_from)
+            return found if is_final else None
+
+        found = wait_until(calls, f"instance {id} running", START_SECONDS, look, at_once=True)
+        if state_of(found) != "running":
+            raise _ended(found)
+        return found
+
     def _run(self, subnet: Subnet, type_: str, image: Image | None, groups: list[str]) -> Resource:
-        """A token whose instance was ended by a stop is spent: EC2 would name that one for ever."""
+        """A token is spent whose instance was ended by a stop, for EC2 would name that one for ever; or that was used
+        for other parameters, as in a drill that was stopped, whose group was another.
+        """
         parameters = run_parameters(self._request, self._settings, subnet, type_, image, groups)
         for number in range(TRIES_MAX):
             token = token_of(self._request.instance, subnet.id, type_, number)
-            made = self._calls("RunInstances", ClientToken=token, **parameters)["Instances"][0]
-            found = self._wait(made["InstanceId"], ("running", "terminated", "shutting-down"), START_SECONDS)
+            answer = self._calls("RunInstances", ClientToken=token, tolerate=(TOKEN_SPENT,), **parameters)
+            if not answer:
+                continue
+            found = self._wait(answer["Instances"][0]["InstanceId"], ("running", *_ENDED), START_SECONDS)
             if state_of(found) == "running":
                 return found
-            reason = found.get("StateReason", {})
-            if reason.get("Code", _ENDED_BY_USER) != _ENDED_BY_USER:
-                kind = EC2_CAPACITY if "Insufficient" in reason["Code"] else EC2_SETUP
-                raise Ec2Error(kind, reason["Code"], f"EC2 ended the instance: {reason.get('Message', '')}")
+            if found.get("StateReason", {}).get("Code", _ENDED_BY_USER) != _ENDED_BY_USER:
+                raise _ended(found)
         raise DrengineError(LAUNCH_FAILED, "EC2 launched no instance: its tokens are spent")
 
     def _wait(self, id: str, states: tuple[str, ...], seconds: float, *, gone_is: str = "") -> Resource:
@@ -234,7 +257,7 @@ class Server:
                 return {"InstanceId": id, "State": {"Name": "terminated"}}
             return found if found and state_of(found) in states else None
 
-        return wait_until(calls, f"instance {id} {' or '.join(states[:1])}", seconds, look, at_once=True)
+        return wait_until(calls, f"instance {id} {states[0]}", seconds, look, at_once=True)
 
     def _failed_check(self, id: str) -> str:
         answer = self._calls("DescribeInstanceStatus", InstanceIds=[id], IncludeAllInstances=True)
@@ -263,6 +286,14 @@ def address_parameters(request: LaunchRequest, settings: Ec2Settings) -> dict[st
         "CustomerOwnedIpv4Pool": settings.elastic_address,
         "TagSpecifications": [specification("elastic-ip", tags_for(request, settings, ADDRESS))],
     }
+
+
+def _ended(instance: Resource) -> Ec2Error:
+    """Why EC2 did not let an instance run."""
+    code = instance.get("StateReason", {}).get("Code", "")
+    kind = EC2_CAPACITY if "Insufficient" in code else EC2_QUOTA if "LimitExceeded" in code else EC2_SETUP
+    message = instance.get("StateReason", {}).get("Message", "")
+    return Ec2Error(kind, code, f"EC2 ended the instance: {message or code or state_of(instance)}")
 
 
 def is_boot(volume: Resource) -> bool:

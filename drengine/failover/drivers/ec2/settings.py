@@ -156,8 +156,9 @@ def _faults(read: Ec2Settings) -> Iterator[str]:
         yield "`security_groups` is empty: name those of the recovered instance"
     if not (read.image or read.launch_template):
         yield "`image` or `launch_template` is needed: a small AMI to begin with"
-    if read.outpost and read.volume_type != "gp2":
-        yield f"volume_type {read.volume_type!r}: EBS on an Outpost is gp2"
+    for kind in (read.volume_type, *(each.type or "gp2" for each in read.volumes.values())):
+        if read.outpost and kind != "gp2":
+            yield f"volume type {kind!r}: EBS on an Outpost is gp2"
     if read.dedicated_host and read.tenancy not in ("", "host"):
         yield f"dedicated_host goes with tenancy host, not {read.tenancy!r}"
     yield from _numbers(read)

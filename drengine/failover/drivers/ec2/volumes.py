@@ -17,7 +17,7 @@ from drengine.control.attach import HydrateDisk, HydrateOrder
 from drengine.control.messages import Verb
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.ec2.calls import Calls
-from drengine.failover.drivers.ec2.errors import EC2_SETUP, Ec2Error
+from drengine.failover.drivers.ec2.errors import EC2_SETUP, TOKEN_SPENT, Ec2Error
 from drengine.failover.drivers.ec2.made import (
     APPEAR_SECONDS,
     STATE,
@@ -74,18 +74,22 @@ def size_gib(disk: Disk, settings: Ec2Settings) -> int:
     return max(wanted, needed, 1)
 
 
+def volume_type(disk: Disk, settings: Ec2Settings) -> str:
+    """Of the EBS volume of a disk."""
+    return settings.volumes.get(disk.volume, VolumeSettings()).type or settings.volume_type
+
+
 def create_parameters(disk: Disk, request: LaunchRequest, settings: Ec2Settings, place: Place) -> dict[str, Any]:
     """CreateVolume's, but for its token.
 
     Raises:
         DrengineError: EC2_SETUP.
     """
-    own = settings.volumes.get(disk.volume, VolumeSettings())
     tags = tags_for(request, settings, disk_role(disk.volume), state=EMPTY)
     return {
         "AvailabilityZone": place.zone,
         "Size": size_gib(disk, settings),
-        "VolumeType": own.type or settings.volume_type,
+        "VolumeType": volume_type(disk, settings),
         "TagSpecifications": [specification("volume", tags)],
         **({"OutpostArn": place.outpost} if place.outpost else {}),
         **({"Encrypted": True} if settings.encrypted or settings.kms_key else {}),
@@ -158,7 +162,8 @@ class Volumes:
         )
 
     def detach(self, volume: str, *, by_force: bool = False) -> None:
-        """Let go of one, wherever it is attached; no error if it is not, or is gone.
+        """Let go of one, wherever it is attached; no error if it is not, or is gone. One that EC2 does not know is gone
+        only when it does not come into sight either.
 
         Args:
             volume: its id.
@@ -167,6 +172,13 @@ class Volumes:
         Raises:
             DrengineError: EC2's refusals; LAUNCH_FAILED.
         """
+        calls = self._calls
+        try:
+            wait_until(calls, f"seeing {volume}", APPEAR_SECONDS, lambda: look_at_volume(calls, volume), at_once=True)
+        except DrengineError as error:
+            if error.kind is not LAUNCH_FAILED:
+                raise
+            return
         self._let_go(volume, by_force=False)
         try:
             self._until_free(volume)
@@ -204,11 +216,14 @@ class Volumes:
                 self.detach(each["VolumeId"])
 
     def _create(self, disk: Disk, place: Place) -> Resource:
-        """A token whose volume was deleted is spent: EC2 would name that one for ever."""
+        """A token is spent whose volume was deleted, for EC2 would name it for ever, or that had other parameters."""
         calls, parameters = self._calls, create_parameters(disk, self._request, self._settings, place)
         for number in range(TRIES_MAX):
             token = token_of(self._request.instance, disk.volume, place, number)
-            id = calls("CreateVolume", ClientToken=token, **parameters)["VolumeId"]
+            answer = calls("CreateVolume", ClientToken=token, tolerate=(TOKEN_SPENT,), **parameters)
+            if not answer:
+                continue
+            id = answer["VolumeId"]
 
             def available(id: str = id) -> Resource | None:
                 found = look_at_volume(calls, id)

@@ -45,6 +45,7 @@ def resources_of(request: Request, cloud: Cloud) -> list[Resource]:
                 *named("subnet", *subnets),
                 *named("security-group", *groups),
                 *([Resource("key-pair", {}, {})] if "KeyName" in fields else []),
+                *([Resource("launch-template", {}, {})] if "LaunchTemplate.LaunchTemplateName" in fields else []),
             ]
         case "CreateVolume":
             return [made("volume")]

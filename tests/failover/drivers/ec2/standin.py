@@ -37,8 +37,10 @@ from moto.moto_server.werkzeug_app import (
 REGION, ZONE, ACCOUNT = "eu-central-1", "eu-central-1a", "123456789012"
 OUTPOST = f"arn:aws:outposts:{REGION}:{ACCOUNT}:outpost/op-0123456789abcdef0"
 OTHER_OUTPOST = f"arn:aws:outposts:{REGION}:{ACCOUNT}:outpost/op-0fedcba9876543210"
-NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
+NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15"
 _MADE = re.compile(rb"<(?:instanceId|volumeId)>((?:i|vol)-[0-9a-f]+)</")
+
+_SIGNER = re.compile(r"Credential=([^/]+)/")
 
 Fields = dict[str, str]
 
@@ -47,15 +49,16 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came: EC2's flat fields by name (`TagSpecification.1.Tag.2.Key`)."""
+    """A request as it came: EC2's flat fields by name (`TagSpecification.1.Tag.2.Key`), and whose key signed it."""
 
     action: str
     fields: Fields
+    key: str = ""
 
-    def listed(self, prefix: str) -> list[str]:
-        """The values of `PREFIX.1`, `PREFIX.2`, ..."""
+    def listed(self, prefix: str, suffix: str = "") -> list[str]:
+        """The values of `PREFIX.1SUFFIX`, `PREFIX.2SUFFIX`, ..."""
         found, number = [], 1
-        while (value := self.fields.get(f"{prefix}.{number}")) is not None:
+        while (value := self.fields.get(f"{prefix}.{number}{suffix}")) is not None:
             found.append(value)
             number += 1
         return found
@@ -102,7 +105,9 @@ class Cloud:
     quota: float = 64.0
     boot_mode: str = "legacy-bios"
     """Of all images."""
-    tokens: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    status: str = "ok"
+    """Of EC2's checks of all instances."""
+    tokens: dict[tuple[str, str], tuple[Fields, bytes]] = field(default_factory=dict)
     hidden_looks: int = 0
     """For so many looks an object that was just made can't be seen."""
     hidden: dict[str, int] = field(default_factory=dict)
@@ -132,7 +137,7 @@ class Cloud:
         fresh = Cloud(self.url)
         self.requests, self.rules, self.hidden, self.watch = fresh.requests, fresh.rules, fresh.hidden, fresh.watch
         self.hidden_looks, self.offered, self.boot_mode = fresh.hidden_looks, fresh.offered, fresh.boot_mode
-        self.quota = fresh.quota
+        self.quota, self.status = fresh.quota, fresh.status
 
     def client(self, service: str = "ec2") -> Any:
         """The SDK's, for what a test prepares."""
@@ -169,7 +174,9 @@ class Recorder:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
         fields = dict(parse_qsl(body.decode(), keep_blank_values=True))
-        request = Request(fields.pop("Action", environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]), fields)
+        action = fields.pop("Action", environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2])
+        signed = _SIGNER.search(environ.get("HTTP_AUTHORIZATION", ""))
+        request = Request(action, fields, signed[1] if signed else "")
         cloud = self._cloud
         with cloud.lock, _dropping(environ["werkzeug.socket"]):
             cloud.requests.append(request)
@@ -202,17 +209,24 @@ class Recorder:
         cloud = self._cloud
         token = (request.action, request.fields.get("ClientToken", ""))
         if token[1] and token in cloud.tokens and request.fields.get("DryRun") != "true":
-            return 200, cloud.tokens[token]
+            fields, answer = cloud.tokens[token]
+            if fields != request.fields:
+                return 400, _error("IdempotentParameterMismatch", "the token was used for another request")
+            return 200, answer
         if request.action == "DescribeInstanceTypeOfferings" and request.fields.get("LocationType") == "outpost":
             return 200, _offerings(request, cloud.offered)
         if request.action == "GetServiceQuota":
             return 200, json.dumps({"Quota": {"Value": cloud.quota}}).encode()
+        if request.action == "DeleteNetworkInterface":  # moto takes it from its instance
+            found = cloud.backend.enis.get(request.fields["NetworkInterfaceId"])
+            if found is not None and found.instance is not None:
+                return 400, _error("InvalidParameterValue", f"Network interface '{found.id}' is currently in use.")
         if "UserData.Value" in request.fields:  # moto decodes it twice
             return 200, f'<Response xmlns="{NAMESPACE}"><return>true</return></Response>'.encode()
         status, answer = self._ask_moto(environ)
         if status == 200:
             if token[1] and request.fields.get("DryRun") != "true":
-                cloud.tokens[token] = answer
+                cloud.tokens[token] = request.fields, answer
             answer = self._amended(request, answer)
         return status, answer
 
@@ -222,13 +236,17 @@ class Recorder:
             for subnet, outpost in cloud.outposts.items():
                 inner = f"<subnetId>{subnet}</subnetId>".encode()
                 answer = answer.replace(inner, inner + f"<outpostArn>{outpost}</outpostArn>".encode())
-        if request.action == "RunInstances":  # moto tags no interfaces
+        if request.action == "RunInstances":  # moto tags no interfaces, and gives each one address
             made = {each.decode() for each in _MADE.findall(answer)}
             for instance in (each for each in cloud.backend.all_instances() if each.id in made):
-                for nic in instance.nics.values():
+                for number, nic in enumerate(instance.nics.values(), start=1):
                     nic.add_tags(request.tags("network-interface"))
+                    more = request.listed(f"NetworkInterface.{number}.PrivateIpAddresses", ".PrivateIpAddress")
+                    nic.private_ip_addresses += [{"PrivateIpAddress": each, "Primary": False} for each in more]
         if request.action == "DescribeImages":
             answer = re.sub(rb"<bootMode>\w+", b"<bootMode>" + cloud.boot_mode.encode(), answer)
+        if request.action == "DescribeInstanceStatus":
+            answer = re.sub(rb"<status>\w+", b"<status>" + cloud.status.encode(), answer)
         if request.action in ("RunInstances", "CreateVolume") and cloud.hidden_looks:
             cloud.hidden |= dict.fromkeys((each.decode() for each in _MADE.findall(answer)), cloud.hidden_looks)
         if request.action in ("DescribeInstances", "DescribeVolumes") and cloud.hidden:

@@ -313,6 +313,8 @@ def test_what_was_just_made_may_be_unknown_for_a_while(site: Network, tmp_path: 
     site.cloud.hidden_looks = 3
     wanted = request(tmp_path / "i", site.settings())
     launched(wanted)
+    assert len(site.cloud.hidden) == 4, "the instance, its small disk, and two volumes"
+    assert set(site.cloud.hidden.values()) == {0}, "nothing was hidden"
     assert (len(site.cloud.of("RunInstances")), len(site.cloud.of("CreateVolume"))) == (1, 2)
     driver().stop(wanted)
     assert site.left() == []
@@ -493,6 +495,7 @@ SETTINGS: dict[str, Any] = {
         ({"outpost": "op-1"}, "outpost 'op-1' is no such ARN"),
         ({"outpost": OUTPOST.replace("eu-central-1", "us-east-1")}, "is not in region eu-central-1"),
         ({"outpost": OUTPOST, "volume_type": "gp3"}, "EBS on an Outpost is gp2"),
+        ({"outpost": OUTPOST, "volumes": {"data": {"type": "gp3"}}}, "volume type 'gp3': EBS on an Outpost is gp2"),
         ({"kms_key": "alias/x"}, "kms_key 'alias/x' is no such ARN"),
         ({"instance_types": ["large"]}, "instance type 'large' is none"),
         ({"boot_mode": "efi"}, "boot_mode 'efi' is none of bios, uefi"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from drengine.failover.drivers.driver import AsksCloud, AsksHost, CloudFinding
+from drengine.failover.drivers.driver import AsksCloud, AsksHost, CloudFinding, Disk
 from drengine.failover.drivers.ec2.calls import OPERATIONS
 from drengine.failover.drivers.ec2.driver import Ec2Driver
 from drengine.failover.preflight.clouds import TOLD
@@ -104,6 +105,7 @@ def test_a_way_out_of_a_drills_subnet_is_seen(site: Network, tmp_path: Path, own
         ({"elastic_address": "eipalloc-0123456789abcdef0"}, "cloud-fits", "eipalloc-0123456789abcdef0"),
         ({"lni_index": 1}, "cloud-fits", "local network interfaces at none"),
         ({"address": "10.0.77.7"}, "cloud-fits", "10.0.77.7 is not in"),
+        ({"volumes": {"dta": {"size_gib": 9}}}, "cloud-fits", "`volumes` names 'dta'"),
     ],
 )
 def test_mistakes_are_found(site: Network, tmp_path: Path, changes: dict[str, Any], check: str, words: str) -> None:
@@ -159,6 +161,63 @@ def test_a_quota_that_is_too_small_warns_and_one_that_can_not_be_asked_does_not(
     assert (fault.check, fault.warns) == ("cloud-room", True)
     site.cloud.fail("GetServiceQuota", "AccessDeniedException")
     assert faults(look(site, tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    ("type_", "code"),
+    [
+        ("m5.large", "L-1216C47A"),
+        ("inf1.xlarge", "L-1945791B"),
+        ("g4dn.xlarge", "L-DB2E81BA"),
+        ("t3.nano", "L-1216C47A"),
+    ],
+)
+def test_quotas_of_cpus_are_by_family_and_of_volumes_by_type(
+    site: Network, tmp_path: Path, type_: str, code: str
+) -> None:
+    site.cloud.offered = [type_]
+    look(site, tmp_path, site.settings(instance_types=[type_]))
+    asked = [each.fields for each in site.cloud.requests if each.action == "GetServiceQuota"]
+    assert [
+        (json.loads(next(iter(each)))["ServiceCode"], json.loads(next(iter(each)))["QuotaCode"]) for each in asked
+    ] == [
+        ("ec2", code),
+        ("ebs", "L-D18FCD1D"),
+    ]
+
+
+def test_disks_for_which_the_account_has_no_storage_are_said(site: Network, tmp_path: Path) -> None:
+    disks = (Disk("root", 3 << 40, "nbd://x/root"),)
+    site.cloud.quota = 2
+    (fault,) = [each for each in look(site, tmp_path, disks=disks) if each.fault]
+    assert fault.warns
+    assert fault.fault == "the account's quota L-D18FCD1D is 2 TiB of gp2, the disks have 3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cpus": 3}, "m5.large has 2 CPUs, the source 3"),
+        ({"memory_bytes": 9 << 30}, "m5.large has 8192 MiB, the source 9216"),
+    ],
+)
+def test_a_named_type_that_is_smaller_than_the_source_is_said(
+    site: Network, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    (fault,) = [each for each in look(site, tmp_path, inventory=inventory(**changes)) if each.fault]
+    assert (fault.fault, fault.warns) == (words, True)
+
+
+def test_a_named_type_without_nvme_is_said(site: Network, tmp_path: Path) -> None:
+    site.cloud.offered = ["m4.large"]
+    (fault,) = [each for each in look(site, tmp_path, site.settings(instance_types=["m4.large"])) if each.fault]
+    assert fault.fault == "m4.large has neither NVMe disks nor ENA cards"
+
+
+def test_it_says_that_what_is_written_there_reaches_no_points(site: Network, tmp_path: Path) -> None:
+    words = "reaches no recovery points"
+    assert words in "; ".join(each.seen for each in look(site, tmp_path))
+    assert words not in "; ".join(each.seen for each in look(site, tmp_path, isolated=True))
 
 
 def test_a_region_that_is_away_is_said_in_time(site: Network, tmp_path: Path) -> None:

@@ -58,7 +58,11 @@ def test_each_call_is_allowed_and_each_permission_is_used(site: Network, tmp_pat
     driver().launch(drill, lambda _: None)
     driver().ask_cloud(drill)
     driver().stop(drill)
-    borrows = request(tmp_path / "lent", site.settings(elastic_address=lent))
+    data = {"ImageId": site.image}
+    judging = False
+    site.cloud.client().create_launch_template(LaunchTemplateName="shop", LaunchTemplateData=data)
+    judging = True
+    borrows = request(tmp_path / "lent", site.settings(elastic_address=lent, image="", launch_template="shop"))
     driver().launch(borrows, lambda _: None)
     # An interface that outlived its instance: EC2 may leave one, moto never does.
     judging = False
