@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -476,7 +477,8 @@ _INSERTS = {
 _BY_KEY = {table.name: " AND ".join(f"{field} = ?" for field in table.fields[: table.keys]) for table in Tables.NEWEST}
 
 
-def _schema(version: int) -> dict[str, str]:
+@cache
+def _schema(version: int) -> Mapping[str, str]:
     """The statement that makes each table of a version."""
     statements = {}
     for table in _TABLES_OF_VERSION[version]:
