@@ -240,10 +240,11 @@ def roots_at(shape: Shape, now: int) -> list[int]:
 def indexes_read_a_day(shape: Shape) -> int:
     """How many indexes of segments the passes of the last day looked at, by compaction's own rule."""
     found, before = 0, roots_at(shape, NOW - DAY_SECONDS)
+    branch = next(row for row in shape.rows("any") if isinstance(row, BranchRow))
+    every = list(shape.segments("any"))
     for now in range(NOW - DAY_SECONDS + COMPACTION_SECONDS, NOW + 1, COMPACTION_SECONDS):
         head, roots = shape.position(now), roots_at(shape, now)
-        segments = [row for row in shape.segments("any") if row.first_sequence <= head]
-        branch = next(row for row in shape.rows("any") if isinstance(row, BranchRow))
+        segments = [row for row in every if row.first_sequence <= head]
         wanted = to_judge(BranchRoots(branch, roots), before, segments, np.zeros(len(segments), bool))
         found += int(wanted.looked_at.sum())
         before = roots

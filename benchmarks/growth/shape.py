@@ -46,6 +46,15 @@ class Span:
         return [COPY_RECORD_BYTES] * self.records if self.copy else [batch_bytes, 0] * (self.records // 2)
 
     @property
+    def cuts(self) -> int:
+        """How many of its records are cuts."""
+        return 0 if self.copy else self.records // 2
+
+    def plain_bytes(self, batch_bytes: int) -> int:
+        """Of all records."""
+        return (self.records - self.cuts) * (COPY_RECORD_BYTES if self.copy else batch_bytes)
+
+    @property
     def extent_bytes(self) -> int:
         """Of each extent, which has a frame of its own."""
         return COPY_EXTENT_BYTES if self.copy else CHANGE_EXTENT_BYTES
@@ -119,10 +128,10 @@ class Shape:
     def lengths(self, span: Span, source: str) -> tuple[int, int]:
         """Where a segment's records end, and how long its file is."""
         tail = 1 + len(source) + len(pack_geometry(self.volumes))
-        plain = span.plain_lengths(self.batch_bytes)
-        rows, cuts = sum(plain) // span.extent_bytes, plain.count(0)
-        index = len(plain) * RECORD.size + rows * (EXTENT.size + FRAME.size) + cuts * CUT_FIXED.size
-        end = HEADER.size + tail + CHECKSUM.size + index + sum(plain)
+        plain = span.plain_bytes(self.batch_bytes)
+        rows = plain // span.extent_bytes
+        index = span.records * RECORD.size + rows * (EXTENT.size + FRAME.size) + span.cuts * CUT_FIXED.size
+        end = HEADER.size + tail + CHECKSUM.size + index + plain
         return end, end + index + FOOTER.size
 
     def rows(self, source: str) -> Iterator[SourceRow | BranchRow | SegmentRow | PointRow]:
@@ -161,7 +170,7 @@ class Shape:
                 last_sequence=span.last_sequence,
                 committed_length=committed,
                 length=length,
-                plain_bytes=sum(span.plain_lengths(self.batch_bytes)),
+                plain_bytes=span.plain_bytes(self.batch_bytes),
                 dead_bytes=0,
             )
 

@@ -13,7 +13,7 @@ from benchmarks.growth.prices import Policy, Prices, requests_a_day
 from benchmarks.growth.shape import GIB, MIB, NOW, Shape
 from drengine.model.points import PointSelector
 
-SMALL = Shape(copied_bytes=256 * MIB, changed_bytes=GIB)
+SMALL = Shape(copied_bytes=256 * MIB, changed_bytes=512 * MIB)
 
 
 def test_a_synthetic_source_is_one_that_the_store_reads_and_verifies(tmp_path: Path) -> None:
