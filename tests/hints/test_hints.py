@@ -19,7 +19,6 @@ from tests.hints import test_situations
 from tests.hints.words import COMMANDS, OPTIONS, ROOT, Hint, complaint, every_hint, written_commands
 from tools.documents import import_everything
 
-HINTS = every_hint()
 NOT_TRIED = {
     "`drengine --version`": "it is a comparison of two versions",
     "`drengine-agent --version`": "it is a comparison of two versions",
@@ -97,41 +96,54 @@ def _names(cls: type, path: str) -> set[str]:
     return found
 
 
-def test_every_kind_of_error_says_what_to_do() -> None:
+@pytest.fixture(scope="module")
+def hints() -> list[Hint]:
+    return every_hint()
+
+
+def test_every_kind_of_error_says_what_to_do(hints: list[Hint]) -> None:
     import_everything()
     kinds = error_kinds()
     assert len(kinds) > 90
     for kind in kinds:
         assert kind.hint.strip() and kind.hint.endswith("."), kind.id
-        assert any(kind.hint == hint.text for hint in HINTS), f"the hint of {kind.id} is not found by the tests"
+        assert any(kind.hint == hint.text for hint in hints), f"the hint of {kind.id} is not found by the tests"
 
 
-@pytest.mark.parametrize("hint", [each for each in HINTS if each.typed], ids=lambda hint: hint.place)
-def test_what_a_hint_tells_to_type_can_be_typed(hint: Hint) -> None:
-    for words in hint.typed:
-        assert complaint(words) == "", f"{' '.join(words)}: {hint.text}"
+def test_what_a_hint_tells_to_type_can_be_typed(hints: list[Hint]) -> None:
+    wrong = [(hint.place, " ".join(words), why) for hint in hints for words in hint.typed if (why := complaint(words))]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("hint", [each for each in HINTS if each.quoted or each.options], ids=lambda hint: hint.place)
-def test_the_options_settings_and_tools_that_a_hint_names_are_there(hint: Hint) -> None:
+def test_the_options_settings_and_tools_that_a_hint_names_are_there(hints: list[Hint]) -> None:
+    assert len([hint for hint in hints if hint.quoted or hint.options]) > 100
     known = settings()
-    for quoted in hint.quoted:
-        word, value = quoted.split()[0], quoted.partition(" = ")
-        named = quoted in WORDS or value[0] in known or word in ("drengine", "drengine-agent") or word in OPTIONS
-        assert named or shutil.which(word) or word == "ulimit", f"`{quoted}` in: {hint.text}"
-    for option in hint.options:
-        assert option in OPTIONS or any(option in quoted for quoted in hint.quoted), f"{option} in: {hint.text}"
+    unknown = [(hint.place, quoted) for hint in hints for quoted in hint.quoted if not is_there(quoted, known)]
+    unknown += [
+        (hint.place, option)
+        for hint in hints
+        for option in hint.options
+        if option not in OPTIONS and not any(option in quoted for quoted in hint.quoted)
+    ]
+    assert unknown == []
 
 
-def test_the_pages_that_a_hint_names_are_there() -> None:
-    texts = [hint.text for hint in HINTS] + [reason.hint for reason in REASONS.values()]
+def is_there(quoted: str, known: set[str]) -> bool:
+    """Whether what stands between backticks is a word, a setting, an option or a tool that exists."""
+    word, value = quoted.split(maxsplit=1)[0], quoted.partition(" = ")
+    named = quoted in WORDS or value[0] in known or word in ("drengine", "drengine-agent", "ulimit") or word in OPTIONS
+    return named or shutil.which(word) is not None
+
+
+def test_the_pages_that_a_hint_names_are_there(hints: list[Hint]) -> None:
+    texts = [hint.text for hint in hints] + [reason.hint for reason in REASONS.values()]
     for page in {page for text in texts for page in re.findall(r"docs/[\w.-]+\w", text)}:
         assert (ROOT / page).exists(), page
 
 
-def test_every_command_that_a_hint_names_is_tried() -> None:
+def test_every_command_that_a_hint_names_is_tried(hints: list[Hint]) -> None:
     told = {
-        f"`{quoted}`" for hint in HINTS for quoted in hint.quoted if quoted.split()[0] in ("drengine", "drengine-agent")
+        f"`{quoted}`" for hint in hints for quoted in hint.quoted if quoted.split()[0] in ("drengine", "drengine-agent")
     }
     tried = set(test_situations.TRIED)
     assert sorted(told - tried - NOT_TRIED.keys()) == [], "type it in test_situations.py"

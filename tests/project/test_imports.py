@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import pytest
 
-from tests.project.imports import between_parts, circles, imports_of, product_files
-
-GRAPH = imports_of({name: path.read_text() for name, path in product_files().items()})
+from tests.project.imports import Graph, between_parts, circles, imports_of, product_files
 
 
-def test_no_circle_between_modules() -> None:
-    assert circles(GRAPH) == []
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return imports_of({name: path.read_text() for name, path in product_files().items()})
+
+
+def test_no_circle_between_modules(graph: Graph) -> None:
+    assert circles(graph) == []
 
 
 @pytest.mark.parametrize("package", ["drengine", "drengine.failover", "drengine.store", "drengine_agent"])
-def test_no_circle_between_the_parts_of(package: str) -> None:
-    assert circles(between_parts(GRAPH, package)) == []
+def test_no_circle_between_the_parts_of(package: str, graph: Graph) -> None:
+    assert circles(between_parts(graph, package)) == []
 
 
 LATE = "def work():\n    from p.a import f\n"
