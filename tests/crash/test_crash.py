@@ -1,6 +1,7 @@
 """The store's recorded writes, cut off at persistence points: old or new, never mixed; nothing acknowledged is lost.
 
 A bounded part of the campaign (`python -m tests.crash.campaign`), with the seeds printed.
+`make campaigns` takes four times as much.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ def life() -> Iterator[Life]:
         yield Life(record_life(SEED, directory, rounds=ROUNDS), directory)
 
 
+PARTS = [1, pytest.param(4, marks=pytest.mark.campaign)]
+"""How many times as many crash states."""
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.fault(1)
 @pytest.mark.fault(4)
 @pytest.mark.fault(8)
 @pytest.mark.fault(9)
+@pytest.mark.parametrize("parts", PARTS)
 def test_wherever_the_power_fails_what_was_acknowledged_is_there_and_nothing_is_mixed(
-    life: Life, capsys: pytest.CaptureFixture[str]
+    life: Life, capsys: pytest.CaptureFixture[str], parts: int
 ) -> None:
-    report = crash(life.recording, life.directory, SEED, rounds=ROUNDS, reorderings=2, share=0.16, deep_share=0.12)
+    share = 0.06 * parts
+    report = crash(life.recording, life.directory, SEED, rounds=ROUNDS, reorderings=2, share=share, deep_share=0.12)
     with capsys.disabled():
         print(
             f" [seed {SEED}: {report.operations} operations, {report.states} crash states,"
@@ -51,16 +58,17 @@ def test_wherever_the_power_fails_what_was_acknowledged_is_there_and_nothing_is_
             end="",
         )
     assert not report.failures, "\n".join(report.failures)
-    assert report.states > 300
-    assert report.deep > 15
+    assert report.states > 100 * parts
+    assert report.deep > 6 * parts
     assert report.rebuilt == 0, "a crash made the catalogue unreadable"
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.fault(4)
 @pytest.mark.fault(8)
+@pytest.mark.parametrize("parts", PARTS)
 def test_so_it_is_where_the_store_is_encrypted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], parts: int
 ) -> None:
     if missing := strace_missing():
         pytest.skip(f"file operations cannot be recorded: {missing}")
@@ -68,11 +76,11 @@ def test_so_it_is_where_the_store_is_encrypted(
     with scratch() as directory, encrypted():
         life = record_life(SEED, directory, rounds=3)
         assert files_named(life, ".seg") and files_named(life, "web"), "its keyring"
-        report = crash(life, directory, SEED, rounds=3, reorderings=1, share=0.08, deep_share=0.12)
+        report = crash(life, directory, SEED, rounds=3, reorderings=1, share=0.03 * parts, deep_share=0.12)
     with capsys.disabled():
         print(f" [{report.states} crash states, {report.deep} of them gone on with and rebuilt]", end="")
     assert not report.failures, "\n".join(report.failures)
-    assert report.states > 100 and report.deep > 8 and not report.rebuilt
+    assert report.states > 35 * parts and report.deep > 2 * parts and not report.rebuilt
 
 
 def files_named(recording: Recording, ending: str) -> set[int]:

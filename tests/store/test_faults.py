@@ -21,6 +21,7 @@ from drengine.store.errors import DAMAGED, FENCED, STORE_FULL, STORE_IO, STORE_R
 from drengine.store.options import StoreOptions
 from drengine.store.store import Store
 from tests.clock import ManualClock
+from tests.sampling import SOME_OR_ALL, sampled
 from tests.store.harness import Disk, Source, batch, check_head, check_point, crash, geometry, mark, scratch
 
 SMALL = StoreOptions(segment_bytes_max=9000, write_buffer_bytes=70_000)
@@ -132,10 +133,11 @@ def count_calls() -> int:
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("applied", [0, 700])
 @pytest.mark.parametrize("number", ERRNOS)
-def test_an_error_at_any_call_of_ingest_loses_nothing_acknowledged(number, applied):
+@pytest.mark.parametrize("every", SOME_OR_ALL)
+def test_an_error_at_any_call_of_ingest_loses_nothing_acknowledged(number, applied, every):
     total = count_calls()
     met = set()
-    for call in range(1, total + 1):
+    for call in sampled(range(1, total + 1), every):
         with scratch() as path:
             store, storage = faulty_store(path)
             storage.calls.clear()
@@ -264,7 +266,8 @@ def test_a_full_disk_loses_nothing_that_was_written_to_a_branch():
 @pytest.mark.fault(7)
 @pytest.mark.fault(12)
 @pytest.mark.parametrize("number", ERRNOS)
-def test_an_error_at_any_call_of_retention_and_compaction_keeps_what_is_live(number):
+@pytest.mark.parametrize("every", SOME_OR_ALL)
+def test_an_error_at_any_call_of_retention_and_compaction_keeps_what_is_live(number, every):
     def prepare(path: Path) -> tuple[Store, FaultyStorage, Source]:
         storage = FaultyStorage(LocalStorage(path / "store"))
         clock = ManualClock()
@@ -290,7 +293,7 @@ def test_an_error_at_any_call_of_retention_and_compaction_keeps_what_is_live(num
         source.writer.close()
         store.close()
     failed = 0
-    for call in range(1, total + 1):
+    for call in sampled(range(1, total + 1), every):
         for applied in (0, 1):
             with scratch() as path:
                 store, storage, source = prepare(path)
@@ -318,14 +321,15 @@ def test_an_error_at_any_call_of_retention_and_compaction_keeps_what_is_live(num
 
 
 @pytest.mark.fault(4)
-def test_a_kill_between_any_two_calls_leaves_old_or_new():
+@pytest.mark.parametrize("every", SOME_OR_ALL)
+def test_a_kill_between_any_two_calls_leaves_old_or_new(every):
     """The process stops at a call: all earlier ones happened, none after. (Lost caches are the replay campaign's.)"""
 
     class Killed(BaseException):
         pass
 
     total = count_calls()
-    for call in range(1, total + 1, 2):
+    for call in sampled(range(1, total + 1), every):
         with scratch() as path:
             store, storage = faulty_store(path)
             storage.calls.clear()
