@@ -10,8 +10,8 @@ import msgspec
 
 from drengine.model.hardware import Card, Server
 
-AUTO = "auto"
-ATTACH_WAYS = (AUTO, "kernel", "fuse", "copy")
+AUTO, ISCSI = "auto", "iscsi"
+ATTACH_WAYS = (AUTO, "kernel", "fuse", "copy", ISCSI)
 NONE, HOST, BUBBLE = "none", "host", "bubble"
 """Networks of a drill: only loopback, this host's own, or one that the servers of the run share on this host."""
 _ASKING = frozenset(
@@ -62,12 +62,33 @@ class StandbySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     details: dict[str, str] = {}
 
 
+class Lun(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk that is served over iSCSI too.
+
+    Attributes:
+        portal: ADDRESS:PORT, an IPv6 address in brackets.
+        target: the target's name.
+        identifier: the disk's own, an NAA identifier: 32 hexadecimal digits.
+    """
+
+    portal: str
+    target: str
+    identifier: str
+
+
 class AttachOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of ATTACH. `disks` are NBD URIs by volume; `run`, `cards` and `servers` are those of the launch."""
+    """The arguments of ATTACH.
+
+    Attributes:
+        disks: NBD URIs by volume.
+        luns: by volume, where the orchestrator serves them over iSCSI.
+        run, cards, servers: those of the launch.
+    """
 
     instance: str
     source: str
     disks: dict[str, str]
+    luns: dict[str, Lun] = {}
     settings: StandbySettings
     isolated: bool
     hydrate: bool = False
@@ -109,12 +130,14 @@ class HostQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """The argument `examine` of STATUS: could this host carry out such an order?
 
     Attributes:
-        order: as ATTACH would carry it; nothing of it is done.
+        order: as ATTACH would carry it, but for LUNs, which are not served yet; nothing of it is done.
         size_bytes: of each disk.
+        luns: whether there would be some.
     """
 
     order: AttachOrder
     size_bytes: dict[str, int] = {}
+    luns: bool = False
 
 
 class HostFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,10 +157,17 @@ class HostFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host found; `now_ns` is its clock."""
+    """What a host found.
+
+    Attributes:
+        findings: one by one.
+        now_ns: its clock.
+        attach: how it would attach the disks; empty: in no way, or it is of an older version.
+    """
 
     findings: list[HostFinding]
     now_ns: int
+    attach: str = ""
 
 
 def breaks_isolation(order: AttachOrder) -> str:

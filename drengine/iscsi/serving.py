@@ -190,6 +190,11 @@ class IscsiInstance:
         """Of its tgtd."""
         return find_marked(MARK, self._name, self._directory)
 
+    def file_processes(self) -> list[int]:
+        """Of its disks' nbdfuse."""
+        found = (find_marked(FILE_MARK, f"{self._name}/{volume}", self._directory) for volume in self._volumes)
+        return [process for processes in found for process in processes]
+
     def stop(self) -> None:
         """Serve no more; what was written is flushed. Nothing is left but the directory, which knows the portal.
 

@@ -74,6 +74,11 @@ def hydrator_files(directory: Path, volume: str) -> HydratorFiles:
     return HydratorFiles(*(directory / f"{volume}.{ending}" for ending in ("img", "sock", "json", "log")))
 
 
+def hydrator_processes(instance: str, directory: Path) -> list[int]:
+    """Of an instance."""
+    return find_marked(MARK, instance, directory)
+
+
 def is_hydrating(instance: str, directory: Path, volume: str) -> bool:
     """Whether a volume's hydrator runs."""
     return bool(find_marked(DISK_MARK, f"{instance}/{volume}", directory))

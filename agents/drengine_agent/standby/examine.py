@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from drengine.bubble import bubble_faults
-from drengine.control.attach import BUBBLE, HOST, AttachOrder, HostAnswer, HostFinding, HostQuestion, breaks_isolation
+from drengine.control.attach import (
+    BUBBLE,
+    HOST,
+    ISCSI,
+    AttachOrder,
+    HostAnswer,
+    HostFinding,
+    HostQuestion,
+    breaks_isolation,
+)
 from drengine.control.refusals import OrderRefusedError
 from drengine.identity.names import Identity, Role, identity_among
 from drengine.linux.links import links
@@ -23,7 +32,7 @@ from drengine.transport.causes import cause_of, details_of
 from drengine.transport.tls import certificates_in
 from drengine.transport.x509 import parse_certificate
 from drengine_agent.standby.config import StandbyConfig
-from drengine_agent.standby.ways import COPY, MOUNT_TOOLS, choose
+from drengine_agent.standby.ways import COPY, MOUNT_TOOLS, Choice, choose
 
 GREET_SECONDS = 5.0
 EXPIRY_SECONDS_MIN = 7 * 86400.0
@@ -35,19 +44,19 @@ Secure = Callable[[str], str]
 
 def examine(question: HostQuestion, config: StandbyConfig, secure: Secure) -> HostAnswer:
     """What was looked at. Blocks for a few seconds at most, where the disks' server says nothing."""
-    order = question.order
+    order, choice = question.order, choose(question.order.settings.attach, luns=question.luns)
     looks: tuple[Callable[[], Iterator[HostFinding]], ...] = (
         partial(_programs, order),
-        partial(_attaches, order),
+        partial(_attaches, order, choice),
         partial(_allowed, order, config, secure),
         partial(_places, order),
         partial(_network, order),
-        partial(_room, question, config),
+        partial(_room, question, choice, config),
         partial(_certificate, config),
-        partial(_export, order, config, secure),
+        partial(_export, order, choice, secure),
     )
     findings = [each for look in looks for each in look()]
-    return HostAnswer(findings=findings, now_ns=time.time_ns())
+    return HostAnswer(findings=findings, now_ns=time.time_ns(), attach="" if choice.fault else choice.way)
 
 
 def _programs(order: AttachOrder) -> Iterator[HostFinding]:
@@ -64,9 +73,8 @@ def _programs(order: AttachOrder) -> Iterator[HostFinding]:
     yield HostFinding(check="host-programs", seen=f"{len(tools) + len(commands)} programs are there", fault=told)
 
 
-def _attaches(order: AttachOrder) -> Iterator[HostFinding]:
+def _attaches(order: AttachOrder, choice: Choice) -> Iterator[HostFinding]:
     """In which way, and why in no better one."""
-    choice = choose(order.settings.attach)
     seen = f"by {choice.way}" + (f" ({choice.why})" if choice.why else "")
     fault = f"{choice.way}: {choice.fault}" if choice.fault else ""
     warns = not fault and choice.way == COPY and order.settings.attach != COPY
@@ -113,10 +121,10 @@ def _network(order: AttachOrder) -> Iterator[HostFinding]:
     yield HostFinding(check="host-network", seen=seen, fault=fault)
 
 
-def _room(question: HostQuestion, config: StandbyConfig) -> Iterator[HostFinding]:
+def _room(question: HostQuestion, choice: Choice, config: StandbyConfig) -> Iterator[HostFinding]:
     state = os.statvfs(config.state_directory)
     free = state.f_bavail * state.f_frsize
-    copied = question.order.hydrate or choose(question.order.settings.attach).way == COPY
+    copied = choice.way == COPY or (question.order.hydrate and choice.way != ISCSI)
     copies = sum(question.size_bytes.values()) if copied else 0
     seen = f"{human_bytes(free)} are free in {config.state_directory}"
     needed = f"{human_bytes(copies)} are needed for copies of the disks" if copies else "64 MiB are needed"
@@ -148,9 +156,9 @@ def _certificate(config: StandbyConfig) -> Iterator[HostFinding]:
     yield HostFinding(check="host-certificate", seen=seen, fault=fault)
 
 
-def _export(order: AttachOrder, config: StandbyConfig, secure: Secure) -> Iterator[HostFinding]:
-    """The way to the disks, and who answers there. All disks of an order come the same way."""
-    for uri in list(order.disks.values())[:1]:
+def _export(order: AttachOrder, choice: Choice, secure: Secure) -> Iterator[HostFinding]:
+    """The way to the disks, and who answers there. All disks of an order come the same way; LUNs are not there yet."""
+    for uri in [] if choice.way == ISCSI else list(order.disks.values())[:1]:
         try:
             address = NbdAddress.parse(uri).place
             where = address if isinstance(address, str) else ":".join(map(str, address))

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from drengine.bubble import sweep_bubbles
+from drengine.config import ADDRESS
 from drengine.control.attach import AttachOrder, HostQuestion, HydrateOrder
 from drengine.control.dispatch import Action, Generations, Tell
 from drengine.control.gate import Policy
@@ -95,6 +96,8 @@ class StandbyHost:
         self._config.allow.require(order)
         disks = {name: await asyncio.to_thread(self._attached_as, uri) for name, uri in order.disks.items()}
         order = msgspec.structs.replace(order, disks=disks)
+        for lun in order.luns.values():
+            await asyncio.to_thread(self._check_route, _portal(lun.portal))
         folder = self._instances / check_name(order.instance, what="instance")
         workload = Workload(order, folder, allow=self._config.allow)
         loop = asyncio.get_running_loop()
@@ -179,20 +182,19 @@ class StandbyHost:
         Raises:
             DrengineError: OUTSIDE_DATA_NETWORK, NBD_CLIENT, STANDBY_SETTINGS.
         """
-        self._check_route(uri)
+        place = NbdAddress.parse(uri).place
+        if not isinstance(place, str):
+            self._check_route(place)
         if self._files is None or not uri.startswith("nbd://"):
             return uri
         return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(str(self._named))}"
 
-    def _check_route(self, uri: str) -> None:
+    def _check_route(self, place: tuple[str, int]) -> None:
         """Block data comes from inside the data networks only (rule 7).
 
         Raises:
-            DrengineError: OUTSIDE_DATA_NETWORK, NBD_CLIENT, STANDBY_SETTINGS.
+            DrengineError: OUTSIDE_DATA_NETWORK, STANDBY_SETTINGS.
         """
-        place = NbdAddress.parse(uri).place
-        if isinstance(place, str):
-            return
         try:
             found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -216,6 +218,18 @@ class StandbyHost:
             sequence=0,
             details={"instances": instances},
         )
+
+
+def _portal(text: str) -> tuple[str, int]:
+    """
+    Raises:
+        DrengineError: STANDBY_SETTINGS, it is no portal.
+    """
+    try:
+        address = ADDRESS.parse(text)
+    except ValueError as error:
+        raise DrengineError(STANDBY_SETTINGS, f"portal: {error}") from error
+    return address.host, address.port
 
 
 async def serve_standby(config: StandbyConfig) -> None:

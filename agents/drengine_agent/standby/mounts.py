@@ -22,8 +22,8 @@ from drengine.linux.devices import attachment, device_number
 from drengine.linux.mounts import Mount, follow_no_links, mount_at, read_mounts
 from drengine.model.errors import DrengineError
 from drengine_agent.standby.allow import AllowOptions
-from drengine_agent.standby.disk import run_tool
 from drengine_agent.standby.errors import PLACE_TAKEN, STANDBY_FAILED, STANDBY_SETTINGS
+from drengine_agent.standby.tools import run_tool
 
 LINKS_MAX = 40
 _XFS_MAGIC = b"XFSB"

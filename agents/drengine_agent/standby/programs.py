@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 FUSE = "needed for disks that are attached by `fuse`, where the kernel has no NBD driver"
 KERNEL = "needed for disks that are attached by `kernel`"
+ISCSI = "needed for disks that are attached by `iscsi`"
 PROGRAMS: Mapping[str, str] = {
     "nbdfuse": f"{FUSE} (Debian: apt install libnbd-bin)",
     "fusermount3": f"{FUSE} (Debian: apt install fuse3)",
     "losetup": FUSE,
     "nbd-client": f"{KERNEL} (Debian: apt install nbd-client)",
+    "iscsiadm": f"{ISCSI} (Debian: apt install open-iscsi)",
     "mount": "mounts disks",
     "umount": "unmounts disks",
     "ip": "makes the network of an isolated drill (Debian: apt install iproute2)",

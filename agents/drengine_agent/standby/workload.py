@@ -13,7 +13,17 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import ATTACH_WAYS, AUTO, BUBBLE, HOST, NONE, AttachOrder, StandbyMount, breaks_isolation
+from drengine.control.attach import (
+    ATTACH_WAYS,
+    AUTO,
+    BUBBLE,
+    HOST,
+    ISCSI,
+    NONE,
+    AttachOrder,
+    StandbyMount,
+    breaks_isolation,
+)
 from drengine.durable import replace_durably
 from drengine.linux.devices import disk_name
 from drengine.linux.mounts import read_mounts
@@ -22,7 +32,8 @@ from drengine.model.names import check_name
 from drengine.nbd.hydrators import end_hydrators, hydration_progress, start_hydrators
 from drengine.process import Finished, end_marked, marked, run_command
 from drengine_agent.standby.allow import AllowOptions
-from drengine_agent.standby.disk import AttachedDisk, is_attached
+from drengine_agent.standby.disk import AttachedDisk
+from drengine_agent.standby.disks import attached_disks, is_attached, partition_of, wait_for_partition
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.mounts import OwnMounts
 from drengine_agent.standby.network import WorkloadNetwork
@@ -85,9 +96,10 @@ class Workload:
         replace_durably(self._directory / "workload.json", msgspec.json.encode(self._order))
         self._choose_way()
         for disk in self._attachments(hydrate=True):
-            say(f"disk {disk.volume} attached as {disk.attach(deadline)}, by {disk.way}")
+            say(f"disk {disk.volume} attached as {disk.attach(deadline)}, by {self._way}")
         for mount in self._settings.mounts:
-            self._mounts.mount(mount.at, self._device_of(mount), mount.options)
+            device = wait_for_partition(self._disk_of(mount), mount.partition)
+            self._mounts.mount(mount.at, device, mount.options)
             say(f"{mount.at} mounted")
         self._network.make()
         if self._settings.start and not self._started.exists():
@@ -168,13 +180,11 @@ class Workload:
     def _attachments(self, *, hydrate: bool) -> list[AttachedDisk]:
         uris, way = self._order.disks, self._way
         passed_on = way == FUSE and any(uri.startswith("nbds") for uri in uris.values())
-        if hydrate and way != COPY and (self._order.hydrate or passed_on):  # nbdfuse takes no certificates
+        # nbdfuse takes no certificates; a LUN is hydrated where it is served
+        if hydrate and way not in (COPY, ISCSI) and (self._order.hydrate or passed_on):
             place = self._directory / "hydration"
             uris = start_hydrators(self._order.instance, place, uris, copied=self._order.hydrate)
-        return [
-            AttachedDisk(self._order.instance, volume, uri, self._directory, way, self._order.isolated)
-            for volume, uri in uris.items()
-        ]
+        return attached_disks(self._order, uris, self._directory, way)
 
     @property
     def _way(self) -> str:
@@ -192,7 +202,7 @@ class Workload:
         """
         if (self._directory / _WAY).exists():  # until it is quiesced: a copy has what was written
             return
-        choice = choose(self._settings.attach)
+        choice = choose(self._settings.attach, luns=bool(self._order.luns))
         if choice.fault:
             raise DrengineError(STANDBY_SETTINGS, f"attach {self._settings.attach}: {choice.fault}")
         replace_durably(self._directory / _WAY, choice.way.encode())
@@ -205,7 +215,7 @@ class Workload:
         """
         if not self._mounts.noted:
             for mount in self._settings.mounts:
-                self._mounts.adopt(mount.at, self._device_of(mount))
+                self._mounts.adopt(mount.at, partition_of(self._disk_of(mount), mount.partition))
         self._mounts.unmount_all()
         devices = [disk.device() for disk in self._attachments(hydrate=False)]
         disks = {device.name for device in devices if device}
@@ -214,9 +224,10 @@ class Workload:
             if number and disks & {disk_name(number)}:
                 raise DrengineError(STANDBY_FAILED, f"{left.source} is still mounted at {left.at}: unmount it there")
 
-    def _device_of(self, mount: StandbyMount) -> Path:
+    def _disk_of(self, mount: StandbyMount) -> Path:
+        """Its device; one that is nowhere if it is not attached."""
         disk = next(each for each in self._attachments(hydrate=False) if each.volume == mount.volume)
-        return Path(f"{disk.device()}{f'p{mount.partition}' if mount.partition else ''}")
+        return disk.device() or Path("/dev/detached")
 
     def _health(self, deadline: float) -> Finished:
         if not self._settings.health:
@@ -249,6 +260,8 @@ def _check(order: AttachOrder) -> None:
     settings = order.settings
     if settings.attach not in ATTACH_WAYS:
         raise DrengineError(STANDBY_SETTINGS, f"attach {settings.attach!r} is none of {', '.join(ATTACH_WAYS)}")
+    if settings.attach == ISCSI and not set(order.disks) <= set(order.luns):
+        raise DrengineError(STANDBY_SETTINGS, "attach iscsi: not every disk is served over iSCSI")
     if settings.network not in {NONE, HOST, BUBBLE}:
         raise DrengineError(STANDBY_SETTINGS, f"network {settings.network!r} is none of none, bubble and host")
     for mount in settings.mounts:

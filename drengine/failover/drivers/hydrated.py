@@ -24,14 +24,14 @@ def hydrated(request: LaunchRequest) -> LaunchRequest:
     if not request.hydrate:
         return request
     uris = start_hydrators(
-        request.instance, hydration_place(request), {disk.volume: disk.uri for disk in request.disks}
+        request.instance, hydration_place(request.directory), {disk.volume: disk.uri for disk in request.disks}
     )
     return replace(request, disks=tuple(replace(disk, uri=uris[disk.volume]) for disk in request.disks))
 
 
 def end_hydrated(request: LaunchRequest) -> None:
     """After the workload has ended. Looked for in any case: who ends it may not know how it was launched."""
-    end_hydrators(request.instance, hydration_place(request))
+    end_hydrators(request.instance, hydration_place(request.directory))
 
 
 def hydration_details(request: LaunchRequest) -> dict[str, Any]:
@@ -47,6 +47,6 @@ def current_hydration(directory: Path) -> dict[str, Any]:
     return now | ({"moves": msgspec.to_builtins(moves)} if moves else {})
 
 
-def hydration_place(request: LaunchRequest) -> Path:
-    """Where the hydrators' files lie."""
-    return request.directory / _HYDRATION
+def hydration_place(directory: Path) -> Path:
+    """Where the hydrators' files lie, in an instance's directory."""
+    return directory / _HYDRATION

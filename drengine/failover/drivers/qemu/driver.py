@@ -255,7 +255,7 @@ class QemuDriver(LaunchDriver, KnowsNeeds, KnowsMachine, SeesAddresses):
             instance=request.instance,
             launched_ns=time.time_ns(),
             qmp=str(request.directory.absolute() / MOVER_QMP),
-            hydration=str(hydration_place(request).absolute()),
+            hydration=str(hydration_place(request.directory).absolute()),
             disks=moving_disks(request, settings),
         )
 
