@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.system.guest import kernel
@@ -33,6 +34,7 @@ _MODULES = (
 """In the order in which they need each other."""
 _OLD_LIBC = ("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libgcc_s.so.1")
 """What extensions of wheels ask for that were built on older systems; every distribution has them."""
+_APPLETS = ("sh", "mount", "insmod", "ifconfig", "ls", "grep", "sync", "sleep", "echo", "uname", "mkdir")
 _INIT = """#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 exec >/dev/console 2>&1
@@ -55,7 +57,7 @@ def missing_for_live() -> str:
         "cpio": shutil.which("cpio"),
         str(PYTHON): PYTHON.exists(),
         "a Debian kernel in /boot": kernel(),
-        "its modules": _modules().is_dir(),
+        "its modules": module_folder().is_dir(),
     }
     return ", ".join(name for name, there in wanted.items() if not there)
 
@@ -70,28 +72,44 @@ def make_live(path: Path, work: Path, agent: Path, identity: Path, command: str)
         identity: certificate, key and CA: /identity there.
         command: of the shell.
     """
+    make_system(work, agent, identity)
+    modules = " ".join(Path(each).name for each in _MODULES)
+    (work / "init").write_text(_INIT.format(modules=modules, command=command))
+    pack(path, work)
+
+
+def make_system(
+    work: Path, agent: Path, identity: Path, *, modules: Sequence[str] = _MODULES, programs: Sequence[Path] = ()
+) -> None:
+    """The files of such a system, but for /init.
+
+    Args:
+        work, agent, identity: as of `make_live`.
+        modules: of the kernel, without `.ko`, as `insmod` takes them from /modules.
+        programs: of this machine that are there too, in the same places.
+    """
     for folder in ("bin", "dev", "proc", "sys", "tmp", "root", "modules", "usr/bin", "usr/lib"):
         (work / folder).mkdir(parents=True)
-    busybox = work / "bin/busybox"
-    shutil.copy(shutil.which("busybox") or "", busybox)
-    for name in ("sh", "mount", "insmod", "ifconfig", "ls", "grep", "sync", "sleep", "echo", "uname", "mkdir"):
+    shutil.copy(shutil.which("busybox") or "", work / "bin/busybox")
+    for name in _APPLETS:
         (work / "bin" / name).symlink_to("busybox")
-    for each in _MODULES:
-        shutil.copy(_modules() / f"{each}.ko", work / "modules" / f"{Path(each).name}.ko")
+    for each in modules:
+        shutil.copy(module_folder() / f"{each}.ko", work / "modules" / f"{Path(each).name}.ko")
     shutil.copytree(
         LIBRARY, work / LIBRARY.relative_to("/"), symlinks=True, ignore=lambda _, names: _NOT_NEEDED & set(names)
     )
-    shutil.copy(PYTHON, work / PYTHON.relative_to("/"))
-    libraries = _libraries(PYTHON, *(LIBRARY / "lib-dynload").glob("*.so"))
+    libraries = _libraries(PYTHON, *programs, *(LIBRARY / "lib-dynload").glob("*.so"))
     libc = next(each.parent for each in libraries if each.name == "libc.so.6")
-    for library in (*libraries, *(libc / name for name in _OLD_LIBC)):
-        place = work / library.relative_to("/")
+    for file in (PYTHON, *programs, *libraries, *(libc / name for name in _OLD_LIBC)):
+        place = work / file.relative_to("/")
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(library, place)
+        shutil.copy(file, place)
     shutil.copy(agent, work / "drengine-agent")
     shutil.copytree(identity, work / "identity")
-    modules = " ".join(Path(each).name for each in _MODULES)
-    (work / "init").write_text(_INIT.format(modules=modules, command=command))
+
+
+def pack(path: Path, work: Path) -> None:
+    """Make a system's initial RAM disk, whose /init is written."""
     (work / "init").chmod(0o755)
     names = "\0".join(str(each.relative_to(work)) for each in sorted(work.rglob("*")))
     packed = subprocess.run(
@@ -122,7 +140,8 @@ def boot_live(disk: Path, console: Path, image: Path) -> list[str]:
     return boot(disk, console, "-kernel", str(kernel()), "-initrd", str(image), "-append", line, *network)
 
 
-def _modules() -> Path:
+def module_folder() -> Path:
+    """Of the guests' kernel."""
     found = kernel()
     return Path("/lib/modules", found.name.removeprefix("vmlinuz-"), "kernel") if found else Path("/nowhere")
 

@@ -47,8 +47,9 @@ def wait_for_end(processes: Iterable[int], seconds: float) -> None:
 def keep(luns: ServedLuns, account: Account | None, mutual: Account | None) -> None:
     """Until it is killed."""
     while True:
-        wait_for_end(luns.processes(), LOOK_SECONDS)
+        processes = luns.processes()  # first: what ends after the look is among them
         if luns.served() is not None:
+            wait_for_end(processes, LOOK_SECONDS)
             continue
         try:
             served = luns.serve(account, mutual)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from drengine.control.attach import AttachOrder, HostQuestion, StandbySettings
-from drengine.model.errors import DrengineError
+from drengine.control.attach import AttachOrder, HostQuestion, Lun, StandbySettings
+from drengine.control.messages import Verb
+from drengine.model.errors import DrengineError, ErrorKind
+from drengine.transport.errors import OUTSIDE_DATA_NETWORK
 from drengine_agent.standby.config import parse_standby_config
 from drengine_agent.standby.copied import CopiedDisk
 from drengine_agent.standby.errors import STANDBY_FAILED, STANDBY_SETTINGS
 from drengine_agent.standby.examine import examine
+from drengine_agent.standby.initiator import initiator_fault
 from drengine_agent.standby.ways import choose
 from drengine_agent.standby.workload import Workload
-from tests.agent.standby.test_standby import mount_of, needs_root, order, served, serving, traces
+from tests.agent.standby.test_standby import command, host, mount_of, needs_root, order, served, serving, traces
 
 __all__ = ["served"]
 NO_DRIVER = not any(Path("/sys/block").glob("nbd*"))
@@ -46,6 +51,9 @@ def test_the_best_way_that_a_host_has_is_taken_and_it_says_why(tmp_path: Path, m
     assert "nbdfuse is not on the path" in found.why
     (tmp_path / "bin/losetup").unlink()
     assert "losetup" in choose("auto").fault
+    told = choose("auto", luns=True).fault
+    assert "iscsi: iscsiadm is not on the path" in told, "a runbook that serves LUNs has one way more"
+    assert "iSCSI" not in choose("auto").fault
     with pytest.raises(DrengineError, match="losetup") as raised:
         Workload(order("nbd://x/y"), tmp_path / "instance").start(lambda _: None)
     assert raised.value.kind is STANDBY_SETTINGS
@@ -126,3 +134,37 @@ def test_a_copy_whose_branch_is_away_is_kept_until_it_is_back(tmp_path: Path) ->
         copied.bring_home()
     assert image.read_bytes()[1 << 20 :].startswith(b"written here")
     assert not copied.path.exists()
+
+
+needs_no_initiator = pytest.mark.skipif(not initiator_fault(), reason="this host can log in")
+LUN = Lun(portal="192.0.2.1:3260", target="iqn.2026-11.net.drengine:shop", identifier="6" * 32)
+
+
+@needs_no_initiator
+def test_a_host_that_can_not_log_in_says_what_it_lacks_and_does_nothing(tmp_path: Path) -> None:
+    wanted = msgspec.structs.replace(order("nbd://x/y", attach="iscsi"), luns={"data": LUN})
+    workload = Workload(wanted, tmp_path / "instance")
+    with pytest.raises(DrengineError, match=r"attach iscsi: .*(iscsi_tcp|iscsid|iscsiadm)") as raised:
+        workload.start(lambda _: None)
+    assert raised.value.kind is STANDBY_SETTINGS
+    workload.stop()
+    assert not (tmp_path / "instance").exists()
+
+
+def test_an_order_by_iscsi_says_which_lun_each_disk_is(tmp_path: Path) -> None:
+    with pytest.raises(DrengineError, match="not every disk") as raised:
+        Workload(order("nbd://x/y", attach="iscsi"), tmp_path / "instance")
+    assert raised.value.kind is STANDBY_SETTINGS
+
+
+@pytest.mark.parametrize(("portal", "kind"), [(LUN.portal, OUTSIDE_DATA_NETWORK), ("nowhere", STANDBY_SETTINGS)])
+def test_a_portal_outside_of_the_data_networks_is_not_logged_in_to(
+    tmp_path: Path, portal: str, kind: ErrorKind
+) -> None:
+    lun = msgspec.structs.replace(LUN, portal=portal)
+    wanted = msgspec.structs.replace(order("nbd+unix:///x?socket=/y", attach="iscsi"), luns={"data": lun})
+    attach = command(Verb.ATTACH, msgspec.to_builtins(wanted))
+    with pytest.raises(DrengineError) as raised:
+        asyncio.run(host(tmp_path).attach(attach, lambda _: None))
+    assert raised.value.kind is kind
+    assert not list((tmp_path / "instances").iterdir())

@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.devices import until
 from drengine.failover.drivers.contract import LaunchDriverContract
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
 from drengine.failover.drivers.iscsi import IscsiDriver
+from drengine.failover.drivers.luns import KEEPER_MARK
 from drengine.failover.needs import PortalAddress, Program, ReadableFile
+from drengine.iscsi.serving import FILE_MARK
+from drengine.iscsi.serving import MARK as TGTD
 from drengine.model.errors import DrengineError
 from drengine.nbd.hydrators import DISK_MARK
 from drengine.process import find_marked
 from tests.iscsi.rig import DISK_BYTES, Initiator, VolatileDisk, serving, skip_unless_iscsi_can_be_served
 
+SECRET = "a-secret-of-some-length"
 SETTINGS = {"portal": "127.0.0.1"}
 
 
@@ -77,28 +83,74 @@ def test_details_say_where_the_disks_are_and_the_machine_is_switched_on_and_off(
     assert not find_marked(DISK_MARK, f"{wanted.instance}/data")
 
 
-def test_what_is_killed_is_served_again_at_the_same_place(tmp_path: Path) -> None:
+def processes(wanted: LaunchRequest) -> dict[str, list[int]]:
+    """Those without which its disk `root` is not served."""
+    marks = {"tgtd": (TGTD, ""), "file": (FILE_MARK, "/root"), "server": (DISK_MARK, "/root")}
+    return {name: find_marked(mark, f"{wanted.instance}{end}") for name, (mark, end) in marks.items()}
+
+
+def kill(*numbers: int) -> None:
+    for each in numbers:
+        os.kill(each, 9)
+
+
+@pytest.mark.parametrize("dies", ["tgtd", "file", "server"])
+def test_whatever_dies_between_launches_is_served_again_at_the_same_place(tmp_path: Path, dies: str) -> None:
     wanted, driver = request(tmp_path / "i", {}), IscsiDriver()
     try:
         first = driver.launch(wanted, lambda _: None).details
-        for process in first["pids"]:
-            os.kill(process, 9)
-        again = driver.launch(wanted, lambda _: None).details
-        assert again["pids"] != first["pids"]
+        client = Initiator(first["portal"], first["target"])
+        client.does("write -P 6 0 4096", "flush", lun=2)
+        before = processes(wanted)
+        kill(*before[dies])
+        until(lambda: (now := processes(wanted)[dies]) and now != before[dies], f"its {dies} is started again")
+        until(lambda: driver.inspect(wanted).healthy, "it is served again")
+        client.does("read -P 6 0 4096", lun=2)
+        again = driver.inspect(wanted).details
         assert all(again[key] == first[key] for key in ("portal", "target", "luns"))
-        Initiator(again["portal"], again["target"]).does("read 0 4096")
-        for process in find_marked("DRENGINE_ISCSI_DISK", f"{wanted.instance}/root"):
-            os.kill(process, 9)
-        assert not driver.inspect(wanted).healthy
+    finally:
+        driver.stop(wanted)
+    assert not any(processes(wanted).values())
+    assert not find_marked(KEEPER_MARK, wanted.instance)
+
+
+def test_the_next_launch_brings_back_all_when_the_keeper_was_killed_too(tmp_path: Path) -> None:
+    wanted, driver = request(tmp_path / "i", {}), IscsiDriver()
+    try:
+        first = driver.launch(wanted, lambda _: None).details
+        kill(*find_marked(KEEPER_MARK, wanted.instance))
+        for dies in ("tgtd", "file", "server"):
+            kill(*processes(wanted)[dies])
+            assert not driver.inspect(wanted).healthy
+            driver.launch(wanted, lambda _: None)
+            kill(*find_marked(KEEPER_MARK, wanted.instance))
         driver.launch(wanted, lambda _: None)
-        Initiator(again["portal"], again["target"]).does("read 0 4096")
-        for process in find_marked(DISK_MARK, f"{wanted.instance}/root"):
-            os.kill(process, 9)
-        assert not driver.inspect(wanted).healthy, "it is there, and every request of its would fail"
-        driver.launch(wanted, lambda _: None)
+        assert find_marked(KEEPER_MARK, wanted.instance)
         last = driver.inspect(wanted).details
-        assert last["portal"] == first["portal"]
+        assert all(last[key] == first[key] for key in ("portal", "target", "luns"))
         Initiator(last["portal"], last["target"]).does("read 0 4096", lun=2)
+    finally:
+        driver.stop(wanted)
+
+
+def test_who_keeps_luns_served_has_the_secret_though_its_file_is_gone_and_shows_it_nobody(tmp_path: Path) -> None:
+    (tmp_path / "chap").write_text(SECRET)
+    wanted = request(tmp_path / "i", {"user": "shop", "secret": f"${{file:{tmp_path}/chap}}"})
+    driver = IscsiDriver()
+    try:
+        told = driver.launch(wanted, lambda _: None).details
+        (tmp_path / "chap").unlink()
+        before = processes(wanted)["tgtd"]
+        kill(*before)
+        until(lambda: (now := processes(wanted)["tgtd"]) and now != before, "tgtd is started again")
+        until(lambda: driver.inspect(wanted).healthy, "it is served again")
+        client = Initiator(told["portal"], told["target"], user="shop", secret=SECRET)
+        client.does("read 0 4096")
+        assert replace(client, user="").io("read 0 4096").returncode != 0
+        for process in find_marked(KEEPER_MARK, wanted.instance):
+            shown = b"".join(Path(f"/proc/{process}/{name}").read_bytes() for name in ("cmdline", "environ"))
+            assert SECRET.encode() not in shown
+        assert not any(SECRET in each.read_text(errors="replace") for each in (tmp_path / "i").glob("*.json"))
     finally:
         driver.stop(wanted)
 
