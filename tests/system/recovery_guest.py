@@ -33,15 +33,16 @@ _INIT = """#!/bin/busybox sh
 B=/bin/busybox
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp
 $B --install -s /bin 2>/dev/null
+mkdir -p /run /var/lib /srv
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run
 exec >/dev/console 2>&1
-mkdir -p /run/lock /var /var/lib /srv; ln -s /run /var/run; ln -s /run/lock /var/lock
+mkdir /run/lock; ln -s /run /var/run; ln -s /run/lock /var/lock
 for each in {modules}; do insmod /modules/$each.ko; done
 ifconfig lo 127.0.0.1; ifconfig eth0 {address} netmask 255.255.255.0
 iscsid
 echo "GUEST: up"
 stty -F /dev/ttyS1 raw -echo
-while :; do setsid sh </dev/ttyS1 >/dev/ttyS1 2>&1; done
+while :; do cat /dev/ttyS1 | setsid sh >/dev/ttyS1 2>&1; done
 """
 _AGENT = "{python} -IS /drengine-agent standby run --config /standby.toml"
 

@@ -258,7 +258,7 @@ def recover(folder: Path, guest: RecoveryGuest, outpost: Outpost) -> None:
     assert sorted(ways) == ["by iscsi", "by kernel"], plan["checks"]
 
     begun = time.monotonic()
-    outpost.run("failover", "runbook.yaml", *config, fails=True)
+    print(outpost.run("failover", "runbook.yaml", *config, fails=True))
     print(f"the first try ended after {time.monotonic() - begun:.0f} s")
     before = attached(guest)
     print(before)

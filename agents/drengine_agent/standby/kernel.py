@@ -8,13 +8,12 @@ from pathlib import Path
 from drengine.durable import replace_durably
 from drengine.linux.devices import boot_id
 from drengine.model.errors import DrengineError
-from drengine.nbd.client import CERTIFICATE_NAMES, NbdAddress
+from drengine.nbd.client import NbdAddress
 from drengine_agent.standby.disk import AttachedDisk, flush_unused
 from drengine_agent.standby.errors import STANDBY_FAILED
 from drengine_agent.standby.tools import run_tool
 
 BLOCKS = Path("/sys/block")
-_CERTIFICATE_OPTIONS = ("-cacertfile", "-certfile", "-keyfile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +30,9 @@ class KernelDisk(AttachedDisk):
         replace_durably(self._note, f"{device}\n{boot_id()}".encode())  # first: what is not noted is never let go of
         # By netlink it would not connect again when the target was away for a moment.
         options = ("-nonetlink", "-persist", "-block-size", str(self.sector_bytes()))
+        name = NbdAddress.parse(self.uri).export
         try:
-            run_tool("nbd-client", *self._server(device), *options)
+            run_tool("nbd-client", *self._server(), device, "-name", name, *options)
         except DrengineError:
             self._note.unlink()
             raise
@@ -55,14 +55,7 @@ class KernelDisk(AttachedDisk):
     def _note(self) -> Path:
         return self.directory / f"{self.volume}.nbd"
 
-    def _server(self, device: Path) -> list[str]:
-        """Which disk of whom nbd-client shall connect to which device."""
-        address = NbdAddress.parse(self.uri)
-        where = (
-            ["-unix", address.place] if isinstance(address.place, str) else [address.place[0], str(address.place[1])]
-        )
-        options = ["-name", address.export]
-        if address.tls:
-            for option, name in zip(_CERTIFICATE_OPTIONS, CERTIFICATE_NAMES, strict=True):
-                options += [option, str(Path(address.certificates) / name)]
-        return [*where, str(device), *options]
+    def _server(self) -> list[str]:
+        """Of whom nbd-client shall ask it: beyond this host a hydrator of ours speaks TLS for it."""
+        place = NbdAddress.parse(self.uri).place
+        return ["-unix", place] if isinstance(place, str) else [place[0], str(place[1])]

@@ -179,8 +179,8 @@ class Workload:
 
     def _attachments(self, *, hydrate: bool) -> list[AttachedDisk]:
         uris, way = self._order.disks, self._way
-        passed_on = way == FUSE and any(uri.startswith("nbds") for uri in uris.values())
-        # nbdfuse takes no certificates; a LUN is hydrated where it is served
+        # nbdfuse takes no certificates, nbd-client speaks no TLS 1.3; a LUN is hydrated where it is served.
+        passed_on = any(uri.startswith("nbds") for uri in uris.values())
         if hydrate and way not in (COPY, ISCSI) and (self._order.hydrate or passed_on):
             place = self._directory / "hydration"
             uris = start_hydrators(self._order.instance, place, uris, copied=self._order.hydrate)
