@@ -1,15 +1,14 @@
 """A recovery host that is a machine of its own, with the NBD driver and the iSCSI initiator that this one may lack.
 
 Debian's kernel, busybox, CPython, the one-file agent, nbd-client and open-iscsi in an initial RAM disk, emulated by
-QEMU in a network namespace in which this machine is 10.84.0.1 and the guest 10.84.0.2. A shell on its second serial
-port carries out what a test says.
+QEMU in a network namespace in which this machine is 10.84.0.1 and the guest 10.84.0.2. It gives whoever connects a
+shell, which carries out what a test says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -18,12 +17,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from drengine.linux.namespaces import in_network
 from drengine.process import end_marked, start_marked
 from tests.system.guest import kernel
 from tests.system.live import PYTHON, make_system, missing_for_live, module_folder, pack
 
 MARK = "DR_TEST_RECOVERY_GUEST"
 OURS, GUESTS, NETWORK = "10.84.0.1", "10.84.0.2", "10.84.0.0/24"
+PORT = 2323
 INITIATOR = "iqn.1993-08.org.debian:01:recovery"
 USER, SECRET = "recovery", "a-secret-of-some-length"
 BOOT_SECONDS = 180.0
@@ -41,8 +42,7 @@ for each in {modules}; do insmod /modules/$each.ko; done
 ifconfig lo 127.0.0.1; ifconfig eth0 {address} netmask 255.255.255.0
 iscsid
 echo "GUEST: up"
-stty -F /dev/ttyS1 raw -echo
-while :; do cat /dev/ttyS1 | setsid sh >/dev/ttyS1 2>&1; done
+nc -ll -p {port} -e /bin/sh
 """
 _AGENT = "{python} -IS /drengine-agent standby run --config /standby.toml"
 
@@ -58,14 +58,13 @@ class RecoveryGuest:
 
     def __init__(self, folder: Path, space: str) -> None:
         self._folder = folder
+        self._space = space
         self.inside = ["nsenter", f"--net=/run/netns/{space}"]
-        self._shell = socket.socket(socket.AF_UNIX)
 
     def boot(self, image: Path) -> None:
         """And wait until its shell answers."""
         argv = ["qemu-system-x86_64", "-nodefaults", "-machine", "q35", "-accel", "tcg", "-display", "none"]
         argv += ["-m", "1536", "-no-reboot", "-serial", f"file:{self._folder / 'guest.log'}"]
-        argv += ["-serial", f"unix:{self._folder / 'shell'},server=on,wait=off"]
         argv += ["-kernel", str(kernel()), "-initrd", str(image)]
         argv += ["-append", "console=ttyS0 quiet panic=1 rdinit=/init net.ifnames=0"]
         argv += ["-netdev", "tap,id=net,ifname=tap,script=no,downscript=no", "-device", "virtio-net-pci,netdev=net"]
@@ -76,7 +75,6 @@ class RecoveryGuest:
         while "GUEST: up" not in self.console():
             assert time.monotonic() < deadline, self.console()[-3000:]
             time.sleep(0.2)
-        self._shell.connect(str(self._folder / "shell"))
 
     def console(self) -> str:
         """What it said."""
@@ -91,15 +89,16 @@ class RecoveryGuest:
 
     def run(self, command: str, *, seconds: float = 60.0) -> tuple[int, str]:
         """The same, however it ends."""
-        word = f"END-{secrets.token_hex(4)}"
-        self._shell.settimeout(seconds)
-        self._shell.sendall(f"{{ {command}\n}} 2>&1; echo {word}:$?\n".encode())
-        said = b""
-        while not (ended := re.search(rf"{word}:(\d+)\r?\n".encode(), said)):
-            received = self._shell.recv(65536)
-            assert received, said
-            said += received
-        return int(ended[1]), said[: ended.start()].decode(errors="replace").replace("\r\n", "\n")
+        said = in_network(self._space, lambda: self._say(f"exec 2>&1\n{command}\necho END:$?\n", seconds))
+        text, _, status = said.rpartition("END:")
+        return int(status), text
+
+    def _say(self, text: str, seconds: float) -> str:
+        with socket.create_connection((GUESTS, PORT), seconds) as shell:
+            shell.sendall(text.encode())
+            shell.shutdown(socket.SHUT_WR)
+            said = b"".join(iter(lambda: shell.recv(65536), b""))
+        return said.decode(errors="replace")
 
     def start_agent(self) -> None:
         """The recovery host's part of the agent."""
@@ -132,7 +131,7 @@ def recovery_guest(folder: Path, agent: Path, identity: Path, standby: str) -> I
         ("etc/iscsi/initiatorname.iscsi", f"InitiatorName={INITIATOR}\n"),
         ("etc/iscsi/iscsid.conf", _iscsid_conf()),
         ("standby.toml", standby),
-        ("init", _INIT.format(modules=" ".join(Path(each).name for each in modules), address=GUESTS)),
+        ("init", _INIT.format(modules=" ".join(Path(each).name for each in modules), address=GUESTS, port=PORT)),
     ):
         (tree / file).parent.mkdir(parents=True, exist_ok=True)
         (tree / file).write_text(text)

@@ -13,11 +13,12 @@ import msgspec
 import pytest
 import yaml
 
-from drengine.control.attach import AttachOrder, StandbyMount, StandbySettings
+from drengine.control.attach import AttachOrder, StandbySettings
 from drengine.failover.runbook.init import initial_runbook
 from drengine.failover.runbook.launches import KnownSource
 from drengine.model.inventory import Inventory
 from drengine_agent.inventory.look import Look
+from drengine_agent.standby.disks import wait_for_partition
 from drengine_agent.standby.workload import Workload
 from tests.agent.standby.test_standby import needs_root, serving, traces
 from tests.linux.loops import loop_device
@@ -70,18 +71,13 @@ def name() -> Iterator[str]:
 def test_what_runbook_init_writes_mounts_on_a_recovery_host(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device_of = Workload._device_of
-
-    def with_node(workload: Workload, mount: StandbyMount) -> Path:
+    def with_node(device: Path, number: int) -> Path:
         """Here the kernel knows no GPT, and nobody makes nodes in /dev."""
-        path = device_of(workload, mount)
-        device = Path(str(path).removesuffix(f"p{mount.partition}"))
-        if device.is_block_device():
-            subprocess.run(["partx", "--update", device], check=True)
-            node(device, mount.partition)
-        return path
+        subprocess.run(["partx", "--update", device], check=True)
+        node(device, number)
+        return wait_for_partition(device, number)
 
-    monkeypatch.setattr(Workload, "_device_of", with_node)
+    monkeypatch.setattr("drengine_agent.standby.workload.wait_for_partition", with_node)
     disk, root = tmp_path / "disk.img", tmp_path / "root"
     source = KnownSource(name, {"system": 64 * MIB}, {"system": "gpt"}, told_by(disk, root))
     text = initial_runbook(name, [source], driver="standby", host="recovery-1", fence=["off"])
