@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from drengine_agent.standby.copied import CopiedDisk
 from drengine_agent.standby.disk import AttachedDisk
 from drengine_agent.standby.errors import STANDBY_FAILED
 from drengine_agent.standby.tools import MARK, run_tool
+
+DETACH_SECONDS = 5.0
+LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,14 @@ class LoopDisk(AttachedDisk):
         return Path(run_tool("losetup", "--find", "--show", "--partscan", *sectors, self._file))
 
     def _detach_loop(self) -> None:
+        """One that somebody looks into at that moment goes when he closes it."""
         for device in self._devices():
             run_tool("losetup", "--detach", device)
+        deadline = time.monotonic() + DETACH_SECONDS
+        while devices := self._devices():
+            if time.monotonic() > deadline:
+                raise DrengineError(STANDBY_FAILED, f"{devices[0]} is in use")
+            time.sleep(LOOK_SECONDS)
 
     def _devices(self) -> list[Path]:
         listed = json.loads(

@@ -128,7 +128,8 @@ class StandbyDriver(LaunchDriver, AsksHost, KnowsNeeds, SeesAddresses):
 
     def stop(self, request: LaunchRequest) -> None:
         self._end(request, Verb.DETACH)
-        shutil.rmtree(request.directory, ignore_errors=True)
+        if _luns(request) is not None:
+            shutil.rmtree(request.directory, ignore_errors=True)
 
     def _end(self, request: LaunchRequest, verb: Verb) -> None:
         """The host logs out first: what it has written has to find its disk."""

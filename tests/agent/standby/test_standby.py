@@ -221,6 +221,19 @@ def test_what_does_not_get_healthy_fails_with_its_words_and_can_be_undone(served
 
 
 @needs_root
+def test_who_looks_into_a_disk_for_a_moment_does_not_keep_it(served: str, tmp_path: Path) -> None:
+    wanted = order(served, attach="fuse")
+    workload = Workload(wanted, tmp_path / "instance")
+    details = workload.start(lambda _: None)
+    with Path(details["devices"]["data"]).open("rb") as device:
+        looks = threading.Timer(0.5, device.close)
+        looks.start()
+        workload.stop()
+        looks.join()
+    assert traces(wanted.instance, tmp_path) == ""
+
+
+@needs_root
 def test_a_disk_that_is_not_served_fails_with_the_tools_words(tmp_path: Path) -> None:
     workload = Workload(order("nbd+unix:///x?socket=/no/such"), tmp_path / "instance")
     with pytest.raises(DrengineError, match="/no/such"):
