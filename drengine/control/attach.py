@@ -12,6 +12,8 @@ from drengine.model.hardware import Card, Server
 
 AUTO, ISCSI = "auto", "iscsi"
 ATTACH_WAYS = (AUTO, "kernel", "fuse", "copy", ISCSI)
+HYDRATED = "hydrate"
+"""Asked of a helper of EC2: its disks are attached in no way, they are written to volumes."""
 NONE, HOST, BUBBLE = "none", "host", "bubble"
 """Networks of a drill: only loopback, this host's own, or one that the servers of the run share on this host."""
 _ASKING = frozenset(

@@ -13,6 +13,7 @@ from drengine.bubble import bubble_faults
 from drengine.control.attach import (
     BUBBLE,
     HOST,
+    HYDRATED,
     ISCSI,
     AttachOrder,
     HostAnswer,
@@ -44,7 +45,7 @@ Secure = Callable[[str], str]
 
 def examine(question: HostQuestion, config: StandbyConfig, secure: Secure) -> HostAnswer:
     """What was looked at. Blocks for a few seconds at most, where the disks' server says nothing."""
-    order, choice = question.order, choose(question.order.settings.attach, luns=question.luns)
+    order, choice = question.order, _choice(question)
     looks: tuple[Callable[[], Iterator[HostFinding]], ...] = (
         partial(_programs, order),
         partial(_attaches, order, choice),
@@ -59,10 +60,18 @@ def examine(question: HostQuestion, config: StandbyConfig, secure: Secure) -> Ho
     return HostAnswer(findings=findings, now_ns=time.time_ns(), attach="" if choice.fault else choice.way)
 
 
+def _choice(question: HostQuestion) -> Choice:
+    """How it would attach the disks."""
+    attach = question.order.settings.attach
+    if attach == HYDRATED:
+        return Choice(attach, fault="" if os.geteuid() == 0 else "it does not run as root, so it can write to no disk")
+    return choose(attach, luns=question.luns)
+
+
 def _programs(order: AttachOrder) -> Iterator[HostFinding]:
     settings, alone = order.settings, order.isolated and order.settings.network != HOST
     tools = [
-        *MOUNT_TOOLS,
+        *(MOUNT_TOOLS if settings.attach != HYDRATED else ()),
         *(["ip"] if alone else []),
         *(["runuser"] if alone and settings.user else []),
     ]
@@ -76,6 +85,7 @@ def _programs(order: AttachOrder) -> Iterator[HostFinding]:
 def _attaches(order: AttachOrder, choice: Choice) -> Iterator[HostFinding]:
     """In which way, and why in no better one."""
     seen = f"by {choice.way}" + (f" ({choice.why})" if choice.why else "")
+    seen = "it fills volumes, and attaches nothing" if choice.way == HYDRATED else seen
     fault = f"{choice.way}: {choice.fault}" if choice.fault else ""
     warns = not fault and choice.way == COPY and order.settings.attach != COPY
     if warns:

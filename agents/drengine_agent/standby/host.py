@@ -232,13 +232,15 @@ def _portal(text: str) -> tuple[str, int]:
     return address.host, address.port
 
 
-async def serve_standby(config: StandbyConfig) -> None:
+async def serve_standby(config: StandbyConfig, *, blocks: Path = BLOCKS) -> None:
     """Take orders until SIGTERM or SIGINT. Workloads stay up: only an order ends them. SIGHUP rereads certificates.
+
+    `blocks`: the kernel's list of disks.
 
     Raises:
         DrengineError: it can't start.
     """
-    host = StandbyHost(config)
+    host = StandbyHost(config, blocks=blocks)
     await asyncio.to_thread(_sweep)
     running = asyncio.create_task(host.party.run())
     ask_on_signals(running.cancel, reload=host.party.link.reload)

@@ -77,6 +77,7 @@ def test_the_answer_before_the_day_says_which_way_and_warns_of_a_copy(
         found = next(each for each in answer.findings if each.check == "host-attaches")
         return found.seen, found.fault, found.warns
 
+    assert told("hydrate") == ("it fills volumes, and attaches nothing", "", False), "as the driver ec2 asks"
     assert told("auto")[0].startswith("by fuse (kernel: ")
     assert told("auto")[1:] == ("", False)
     assert "no NBD driver" in told("kernel")[1]

@@ -13,7 +13,7 @@ import tempfile
 import time
 import tomllib
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,16 @@ class Site:
     """One machine that plays every part."""
 
     directory: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, *argv: str) -> None:
-        log = (self.directory / f"{name}.log").open("ab")
-        module = "drengine_agent.cli.main" if name == "agent" else "drengine.cli.main"
-        with log:
+        self.start_module(name, "drengine_agent.cli.main" if name == "agent" else "drengine.cli.main", *argv)
+
+    def start_module(self, name: str, module: str, *argv: str) -> None:
+        with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *argv], stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT
+                [sys.executable, "-m", module, *argv], stdout=log, stderr=log, env=self.environment, cwd=ROOT
             )
 
     def kill(self, name: str) -> None:
@@ -99,7 +101,7 @@ class Site:
     def agent(self, *argv: str) -> dict[str, Any]:
         """A command of the agent; {} when it does not answer."""
         given = [sys.executable, "-m", "drengine_agent.cli.main", *argv, "-c", str(self.directory / "agent.toml")]
-        done = subprocess.run([*given, "--json"], capture_output=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+        done = subprocess.run([*given, "--json"], capture_output=True, env=self.environment, cwd=ROOT, check=False)
         found: dict[str, Any] = json.loads(done.stdout or b"{}")
         return found
 
@@ -111,12 +113,11 @@ class Site:
 
     def drengine(self, *argv: str, code: int = 0) -> dict[str, Any]:
         """A command about runs; its JSON, on standard output or, for an error, on standard error."""
-        more = ["--config", str(self.directory / "orchestrator.toml"), "--json"]
         done = subprocess.run(
-            [sys.executable, "-m", "drengine.cli.main", *argv, *more],
+            self.about_runs(*argv),
             capture_output=True,
             text=True,
-            env=ENVIRONMENT,
+            env=self.environment,
             cwd=ROOT,
             check=False,
             timeout=90,
@@ -125,22 +126,45 @@ class Site:
         told: dict[str, Any] = json.loads((done.stdout or done.stderr).strip().splitlines()[-1])
         return told
 
+    def about_runs(self, *argv: str) -> list[str]:
+        """Such a command's words."""
+        more = ["--config", str(self.directory / "orchestrator.toml"), "--json"]
+        return [sys.executable, "-m", "drengine.cli.main", *argv, *more]
+
+    @property
+    def broker(self) -> str:
+        """Its address."""
+        return str(tomllib.loads((self.directory / "orchestrator.toml").read_text())["broker"]["address"])
+
     def tap(self) -> NbdClient:
         return NbdClient.of(f"nbd+unix:///data?socket={self.directory / 'tap.sock'}")
 
 
 @pytest.fixture
 def site() -> Iterator[Site]:
+    with site_running() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def site_running(environment: Mapping[str, str] = ENVIRONMENT, *, daemon: bool = True) -> Iterator[Site]:
+    """A target, a broker and orchestrator, and an agent that replicates one disk.
+
+    Without the `daemon` there is only a broker: nobody takes up runs whose process was killed.
+    """
     with contextlib.ExitStack() as stack:
         # Unix sockets have short names, wherever pytest puts its own directories.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         write_configuration(directory, *free_ports(3))
-        made = Site(directory)
+        made = Site(directory, environment)
         stack.callback(made.end)
         Store.create(directory / "store").close()
         made.start("target", "target", "run", "--config", str(directory / "target.toml"))
         eventually((directory / "nbd.sock").exists)
-        made.start("orchestrator", "orchestrator", "run", "--config", str(directory / "orchestrator.toml"))
+        if daemon:
+            made.start("orchestrator", "orchestrator", "run", "--config", str(directory / "orchestrator.toml"))
+        else:
+            made.start("broker", "broker", "run", "--listen", made.broker)
         made.start("agent", "run", "-c", str(directory / "agent.toml"))
         yield made
 

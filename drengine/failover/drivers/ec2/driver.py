@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from drengine.control.attach import AttachOrder, HostAnswer, HostQuestion, StandbySettings
+from drengine.control.attach import HYDRATED, AttachOrder, HostAnswer, HostQuestion, StandbySettings
 from drengine.control.messages import Verb
 from drengine.failover.drivers.driver import (
     AsksCloud,
@@ -56,8 +56,6 @@ SETTLE_SECONDS = 3.0
 """Between two looks: one whose making was asked for just before may come into sight only now, and what was in use is
 free a little later."""
 ROUNDS_MAX = 8
-HYDRATED = "hydrate"
-"""How a helper's disks are attached: not at all, they are written to a volume."""
 
 Say = Callable[[str], None]
 

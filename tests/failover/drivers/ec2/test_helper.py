@@ -19,15 +19,14 @@ import pytest
 from drengine.config import Address
 from drengine.control.messages import Answer, Command, Verb
 from drengine.failover.drivers.driver import Disk
-from drengine.failover.drivers.ec2.made import HOST as HOST_TAG
 from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.model.errors import DrengineError
 from drengine_agent.standby.config import StandbyBrokerOptions, StandbyConfig
 from drengine_agent.standby.host import StandbyHost
 from tests.agent.standby.test_standby import serving
+from tests.failover.drivers.ec2.helper import HelperDisks
 from tests.failover.drivers.ec2.site import HOST, Network, driver, network, request
 from tests.failover.drivers.ec2.standin import running
-from tests.linux.loops import loop_device
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make loop devices")
 SIZES = {"root": 3 << 20, "data": (5 << 20) + 4096}
@@ -37,48 +36,26 @@ class RealHelper:
     """Carries orders out by a recovery host's own code."""
 
     def __init__(self, site: Network, folder: Path, disks: ExitStack) -> None:
-        self._site = site
-        self._folder = folder
-        self._disks = disks
-        self._devices: dict[str, Path] = {}
+        self._disks = HelperDisks(site, folder, disks)
+        self.device = self._disks.device
         config = StandbyConfig(
             name=HOST,
             state_directory=folder / "state",
             control=StandbyBrokerOptions(address=Address("127.0.0.1", 1)),
         )
-        self._host = StandbyHost(config, blocks=folder / "block")
-
-    def device(self, volume: str) -> Path:
-        """What a volume's content lies on."""
-        if volume not in self._devices:
-            image = self._folder / f"{volume}.img"
-            self._devices[volume] = self._disks.enter_context(loop_device(image, 8 << 20))
-        return self._devices[volume]
+        self._host = StandbyHost(config, blocks=self._disks.blocks)
 
     def __call__(
         self, verb: Verb, arguments: Mapping[str, Any], seconds: float, progress: Callable[[str], None]
     ) -> Answer:
         assert verb is Verb.HYDRATE
-        self._show()
+        self._disks.show()
         command = Command(id="1", verb=verb, arguments=dict(arguments), generation=0, expires_ns=1 << 62)
         try:
             done = asyncio.run(self._host.hydrate(command, lambda told: progress(str(told["message"]))))
         except DrengineError as error:
             return Answer(id="1", done=True, ok=False, code=error.kind.id, message=error.message)
         return Answer(id="1", done=True, ok=True, result=dict(done))
-
-    def _show(self) -> None:
-        """What the helper's kernel would list now."""
-        there = self._site.cloud.client().describe_instances(InstanceIds=[self._site.helper])
-        (instance,) = there["Reservations"][0]["Instances"]
-        assert {each["Key"]: each["Value"] for each in instance["Tags"]}[HOST_TAG] == HOST
-        for disk in (self._folder / "block").glob("*/device/serial"):
-            disk.unlink()
-        for each in instance["BlockDeviceMappings"]:
-            volume = each["Ebs"]["VolumeId"]
-            place = self._folder / "block" / self.device(volume).name / "device"
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "serial").write_text(f"{volume.replace('-', '')}\n")
 
 
 @pytest.fixture
