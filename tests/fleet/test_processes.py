@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.site import Process, Site, environment, free_port, site, wait_for
+from tests.typed import DRENGINE, typed
 
 pytestmark = [pytest.mark.timeout(240)]
 
@@ -54,14 +55,7 @@ class Outpost:
         )
 
     def type(self, *words: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "drengine.cli.main", *words],
-            capture_output=True,
-            text=True,
-            env={**environment(), "DRENGINE_CONFIG": str(self.config)},
-            check=False,
-            timeout=60,
-        )
+        done = typed(DRENGINE, *words, env={**environment(), "DRENGINE_CONFIG": str(self.config)}, seconds=60)
         return done.returncode, done.stdout, done.stderr
 
     def fleet(self, *words: str) -> Any:
