@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from drengine.people.door import FILE
 from drengine.people.roles import Role
 from tests.console.rig import Api, served
 from tests.failover.report.runs import TEXT
+from tests.typed import DRENGINE, typed
 
 
 class Site:
@@ -37,8 +37,7 @@ class Site:
         self.book.write_text(TEXT)
 
     def say(self, *arguments: str, status: int = 0) -> tuple[Any, str]:
-        command = (sys.executable, "-m", "drengine.cli.main", "monitoring", *arguments, "--config", str(self.file))
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = typed(DRENGINE, "monitoring", *arguments, "--config", self.file)
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return json.loads(done.stdout) if done.stdout.startswith(("{", "[")) else done.stdout, done.stderr

@@ -13,6 +13,7 @@ from xxhash import xxh3_128_digest
 
 from drengine.crypt.options import EncryptionOptions, load_keks, write_key_file
 from drengine.store.store import Store
+from tests import typed as commands
 from tests.store.harness import Source
 from tests.target.agent import join
 from tests.target.test_process import target
@@ -26,8 +27,7 @@ def typed(*words: str, key: Path | None = None) -> subprocess.CompletedProcess[s
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
     if key:
         environment["DRENGINE_KEY_FILE"] = str(key)
-    line = [sys.executable, "-m", "drengine.cli.main", *words]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    return commands.typed(commands.DRENGINE, *words, env=environment)
 
 
 def encrypted_store(folder: Path) -> tuple[Path, Path, Path]:

@@ -29,6 +29,7 @@ from tests.failover.engine.test_real_parts import (
     site,
     write,
 )
+from tests.typed import AGENT, typed
 
 __all__ = ["site"]
 LARGER = 1 << 20
@@ -57,9 +58,8 @@ class Spare:
             self.site.processes[self.name] = subprocess.Popen(argv, stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT)
 
     def ask(self, *argv: str) -> dict[str, Any]:
-        given = [sys.executable, "-m", "drengine_agent.cli.main", *argv, "-c", str(self.directory / "agent.toml")]
-        done = subprocess.run([*given, "--json"], capture_output=True, env=ENVIRONMENT, cwd=ROOT, check=False)
-        found: dict[str, Any] = json.loads(done.stdout or done.stderr or b"{}")
+        done = typed(AGENT, *argv, "-c", self.directory / "agent.toml", "--json", env=ENVIRONMENT, cwd=ROOT)
+        found: dict[str, Any] = json.loads(done.stdout or done.stderr or "{}")
         return found
 
     def fence(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from drengine.nbd.client import NbdClient
 from drengine.process import find_marked
 from drengine.store.store import Store
 from tests.recovery.replica import make
+from tests.typed import AGENT, typed
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'agents'}", "NO_COLOR": "1"}
@@ -100,9 +101,8 @@ class Site:
 
     def agent(self, *argv: str) -> dict[str, Any]:
         """A command of the agent; {} when it does not answer."""
-        given = [sys.executable, "-m", "drengine_agent.cli.main", *argv, "-c", str(self.directory / "agent.toml")]
-        done = subprocess.run([*given, "--json"], capture_output=True, env=self.environment, cwd=ROOT, check=False)
-        found: dict[str, Any] = json.loads(done.stdout or b"{}")
+        done = typed(AGENT, *argv, "-c", self.directory / "agent.toml", "--json", env=self.environment, cwd=ROOT)
+        found: dict[str, Any] = json.loads(done.stdout or "{}")
         return found
 
     def hears_agent(self) -> bool:
@@ -113,15 +113,8 @@ class Site:
 
     def drengine(self, *argv: str, code: int = 0) -> dict[str, Any]:
         """A command about runs; its JSON, on standard output or, for an error, on standard error."""
-        done = subprocess.run(
-            self.about_runs(*argv),
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            cwd=ROOT,
-            check=False,
-            timeout=90,
-        )
+        _, _, *words = self.about_runs(*argv)
+        done = typed(*words, env=self.environment, cwd=ROOT)
         assert done.returncode == code, f"{argv} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         told: dict[str, Any] = json.loads((done.stdout or done.stderr).strip().splitlines()[-1])
         return told

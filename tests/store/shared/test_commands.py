@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from drengine.store.errors import CATALOGUE_FOREIGN, CATALOGUE_REFUSED, CATALOGUE_URL, STORE_EXISTS
 from drengine.store.identity import IDENTITY_NAME, read_store_file
 from tests.postgres import Postgres
+from tests.typed import DRENGINE, typed
 
 SECRET = "correct-horse"
 
 
 def drengine(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "drengine.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return typed(DRENGINE, *arguments, env={**os.environ, **environment})
 
 
 def test_a_store_is_made_used_and_not_made_twice(postgres: Postgres, tmp_path: Path) -> None:
