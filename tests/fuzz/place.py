@@ -9,10 +9,10 @@ from pathlib import Path
 
 from demo import guard
 from demo.files import SOURCE, Ports, write_files
-from demo.site import Site
 from drengine.identity.signing import SigningCa
 from drengine.transport.files import TlsFiles
 from tests.field.ground import accepts
+from tests.system.site import Site
 from tests.transport.certificates import Authority
 
 DRENGINE = "drengine.cli.main"

@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.devices import until
-from demo.site import Site, StoryFailed
+from demo.site import StoryFailed
 from demo.story import free_port
 from drengine.model.points import PointKind
 from drengine_agent.capture.ebpf.watch import Watch
 from tests.configurations import TARGET
 from tests.system.disks import run
 from tests.system.postgres import USER, Ledger, Server, as_postgres, initialise, rows, skip_unless_installed
+from tests.system.site import Site
 
 FILE_SYSTEMS = {"data": ("ext4", 512 << 20), "log": ("xfs", 320 << 20)}
 MAKE = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f")}

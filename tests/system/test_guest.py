@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from benchmarks.devices import until
-from demo.site import Site
 from demo.story import free_port
 from drengine.process import end_marked, start_marked
 from tests.configurations import TARGET
 from tests.system.guest import make_guest_disk, missing_for_guest
+from tests.system.site import Site
 
 pytestmark = pytest.mark.timeout(240)
 

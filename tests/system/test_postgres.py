@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from benchmarks.devices import attached, mounted, until
-from demo.site import Site
 from demo.story import free_port
 from tests.configurations import AGENT, TARGET
 from tests.system.disks import run, skip_unless_disks_can_be_attached
 from tests.system.postgres import Ledger, Server, initialise, rows, skip_unless_installed
+from tests.system.site import Site
 
 pytestmark = pytest.mark.timeout(180)
 

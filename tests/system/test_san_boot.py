@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from demo.site import Site
 from demo.story import free_port
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.iscsi import IscsiDriver
@@ -24,6 +23,7 @@ from tests.nbd.files import file_served
 from tests.system import san
 from tests.system.disks import run
 from tests.system.san import USER, console, debian_disk, make_disk, missing_for_san
+from tests.system.site import Site
 from tests.system.test_guest import AGENT, ORCHESTRATOR, markers
 
 MARK = "DR_TEST_SAN_BOOT"

@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from demo.site import Site
 from demo.story import free_port
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.move import MARK as MOVER_MARK
@@ -38,6 +37,7 @@ from tests.failover.drivers.qemu.guests import missing_for_linux
 from tests.failover.drivers.stamping import SECTORS, newest_stamp, stamping_guest, stamps_missing
 from tests.nbd.files import served
 from tests.store.harness import Source
+from tests.system.site import Site
 
 pytestmark = [
     pytest.mark.timeout(240),
