@@ -1,4 +1,4 @@
-"""Objects through boto3: one attempt a call, every error as a kind, every upload held against its hash.
+"""Objects through boto3's core: one attempt a call, every error as a kind, every upload held against its hash.
 
 The SDK's own retries and checksums are off: tries are counted in one place (client.Patience), and S3 on Outposts knows
 Content-MD5 best. The SDK finds credentials by its own chain: `profile` and `credentials_file` of [s3], the environment,
@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-import boto3
 import botocore.config
 import botocore.exceptions as sdk
+import botocore.loaders
 import botocore.session
 
 from drengine.model.errors import DrengineError, ErrorKind
@@ -270,12 +270,20 @@ def _sdk_client(place: S3Place, options: S3Options) -> Any:
         user_agent_appid="drengine",
         s3={"addressing_style": place.style, "use_arn_region": True},
     )
-    return boto3.Session(botocore_session=core, region_name=region).client(
+    core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
+    return core.create_client(
         "s3",
+        region_name=region,
         endpoint_url=place.endpoint or None,
         verify=os.fspath(options.ca_file) if options.ca_file else None,
         config=config,
     )
+
+
+@cache
+def _loader(data_path: str | None) -> botocore.loaders.Loader:
+    """What reads the SDK's descriptions of services; shared, for it keeps them, and to read them takes 0.2 s."""
+    return botocore.loaders.create_loader(data_path)
 
 
 @contextmanager
