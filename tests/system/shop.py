@@ -6,6 +6,7 @@
     python -m tests.system.shop kill MOUNT PORT     as a power cut
     python -m tests.system.shop boot MOUNT PORT DEVICE   mount it, then start
     python -m tests.system.shop serve MOUNT PORT    (the web service's own process)
+    python -m tests.system.shop wait URL FILE       note the moment at which it first answers
 
 GET /orders counts and checks; POST /orders takes one, and answers when it is committed.
 """
@@ -135,6 +136,13 @@ def order_forever(url: str, file: Path) -> None:
             confirmed.write(f"{number} {time.time()}\n")
 
 
+def wait_until_open(url: str, file: Path) -> None:
+    """Somebody at the door: the moment at which it opens, by the wall clock."""
+    while audit(url) is None:
+        time.sleep(0.05)
+    file.write_text(str(time.time()))
+
+
 class Handler(BaseHTTPRequestHandler):
     """One request; the database is asked through psql, so a commit that is confirmed is one that psql saw."""
 
@@ -177,5 +185,7 @@ if __name__ == "__main__":
         start(where, int(sys.argv[3]))
     elif order == "customer":
         order_forever(sys.argv[2], Path(sys.argv[3]))
+    elif order == "wait":
+        wait_until_open(sys.argv[2], Path(sys.argv[3]))
     else:
         {"start": start, "stop": stop, "kill": kill, "serve": serve}[order](where, int(sys.argv[3]))

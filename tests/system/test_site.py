@@ -38,6 +38,7 @@ MARK = "DR_TEST_SITE"
 DISK_BYTES = 256 << 20
 PORT = 8080
 REGION_BYTES_MAX = 64 << 10
+OUTAGE_SECONDS_MAX = 30.0
 PARTIES = (
     ("target/outpost", SERVICES),
     ("broker/broker", SERVICES),
@@ -427,13 +428,20 @@ def test_a_destroyed_server_comes_home_to_a_new_one_and_is_refused_when_it_retur
         ask = ("drengine_agent", "status", "--config", "agent2.toml")
         until(lambda: (hosts.say("source", *ask, may_fail=True) or {}).get("fence_reason") == "spare", "a spare host")
 
+        opened = place / "opened"
+        url = f"http://127.0.0.1:{PORT}"
+        hosts.python("source", "door", "tests.system.shop", "wait", url, str(opened))
         home = ("failback", "runbook.yaml", "--onto", "shop2", "--config", "orchestrator.toml")
         back = hosts.drengine(*home)
         assert back["outcome"] == "completed"
-        assert 0 < back["outage_seconds"] <= 30
+        assert 0 < back["outage_seconds"] <= OUTAGE_SECONDS_MAX
         found = hosts.audit("source", "127.0.0.1")
-        assert found["intact"]
-        assert found["orders"] >= max(hosts.confirmed("there"))
+        taken = hosts.confirmed("there")
+        assert found["intact"], "orders 1 to the last, without a gap, each as it was written"
+        assert found["orders"] >= max(taken), "every order that was confirmed"
+        until(opened.exists, "the door was watched")
+        closed_seconds = float(opened.read_text()) - max(taken.values())
+        assert 0 < closed_seconds <= OUTAGE_SECONDS_MAX, "as customers saw it"
         assert hosts.audit("outpost", "10.81.2.2") is None
         until(lambda: hosts.say("source", *ask)["state"] == "CONTINUOUS", "the new host is protected")
 
@@ -445,7 +453,10 @@ def test_a_destroyed_server_comes_home_to_a_new_one_and_is_refused_when_it_retur
         assert hosts.agent_status()["fence_reason"] == "moved"
         assert hosts.say("source", *ask)["state"] == "CONTINUOUS"
         assert hosts.nets.region_bytes() < REGION_BYTES_MAX
-        print(f"{back['bytes_shipped_back']} bytes to the new host, out of service {back['outage_seconds']:.2f} s")
+        print(
+            f"{back['bytes_shipped_back']} bytes to the new host, out of service {back['outage_seconds']:.2f} s by the "
+            f"report, {closed_seconds:.2f} s as customers saw it; {len(taken)} orders were taken at the recovery host"
+        )
         hosts.kill("source")
         shop.stop(hosts.home, PORT)
         run("umount", hosts.home)

@@ -16,7 +16,7 @@ from drengine.model.clock import Clock
 from drengine.model.errors import DrengineError
 
 AWAY_SECONDS = 15.0
-"""A recovery host that is restarted is back sooner; one that stays away longer is not waited for."""
+"""A recovery host or an agent that is restarted is back sooner; one that stays away longer is not waited for."""
 LOOK_SECONDS = 0.5
 
 
@@ -94,7 +94,7 @@ def host_order(step: PlannedStep[Any], context: StepContext, host: str, loop: as
 async def while_there(
     asking: Awaitable[Answer], host: str, agents: Agents, clock: Clock, *, away_seconds: float = AWAY_SECONDS
 ) -> Answer:
-    """The answer of a host, waited for as long as the broker sees the host, or nobody sees the broker.
+    """The answer of a host or an agent, waited for as long as the broker sees it, or nobody sees the broker.
 
     Raises:
         DrengineError: NO_ANSWER, it has been away for `away_seconds`; and whatever asking raises.

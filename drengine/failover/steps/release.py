@@ -6,7 +6,7 @@ import msgspec
 
 from drengine.control.errors import BROKER_UNREACHABLE, NO_ANSWER
 from drengine.control.messages import Verb
-from drengine.failover.steps.agents import order_agent, refused
+from drengine.failover.steps.agents import order_agent, refused, while_there
 from drengine.failover.steps.branches import Branched
 from drengine.failover.steps.declare import home_of
 from drengine.failover.steps.fence import FENCE
@@ -96,21 +96,30 @@ class ReleaseStep(StepKind[ReleaseSettings, Released]):
     ) -> StepResult[Released] | None:
         """Order the agent; why that failed, or None."""
         given = {"generation": handed.generation, "branch": handed.branch}
+        agents, host = context.site.agents, step.settings.host or home_of(step, context)
+        ordered = order_agent(
+            step,
+            context,
+            Verb.RELEASE,
+            given,
+            generation=handed.generation,
+            timeout_seconds=ANSWER_SECONDS,
+            host=host,
+        )
         try:
-            answer = await order_agent(
-                step,
-                context,
-                Verb.RELEASE,
-                given,
-                generation=handed.generation,
-                timeout_seconds=ANSWER_SECONDS,
-                host=step.settings.host,
-            )
+            answer = await while_there(ordered, host, agents, context.site.clock)
         except DrengineError as error:
             if error.kind not in (BROKER_UNREACHABLE, NO_ANSWER):
                 raise
-            return StepResult(False, f"{error.message}; {_by_hand(step, context, handed)}", error.kind.id)
+            message = f"{error.message}; {_by_hand(step, context, handed)}"
+            lost = agents.is_away(host) and not self._heard(step, context)
+            return StepResult(False, message, error.kind.id, retryable=not lost)
         return None if answer.ok else refused(answer)
+
+    def _heard(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> bool:
+        """Whether the run has had a word of the agent: else its host is lost, and nobody comes back within minutes."""
+        fenced = context.found(FENCE, step.source)
+        return bool(step.settings.host) or (fenced is not None and fenced.agent == "fenced")
 
     def _unchanged(self, step: PlannedStep[ReleaseSettings], context: StepContext) -> Branched:
         """The run never changed who writes the source: what holds is in the store."""

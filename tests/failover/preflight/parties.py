@@ -21,6 +21,7 @@ from drengine.nbd.client import NbdClient
 from drengine.process import end_marked, start_marked
 from tests.control.site import mosquitto
 from tests.system.networks import SERVICES, Networks, networks
+from tests.system.workloads import end_workloads
 
 MARK = "DR_TEST_PREFLIGHT"
 DISK_BYTES = 8 << 20
@@ -279,6 +280,9 @@ def site(folder: Path) -> Iterator[Site]:
             until(lambda: made.rest.ask("GET", "/sources/shop/points"), "a point")
             yield made
         finally:
-            for name in reversed(names):
-                made.kill(name)
-            let_go(folder)
+            try:
+                end_workloads(folder / "standby")
+            finally:
+                for name in reversed(names):
+                    made.kill(name)
+                let_go(folder)
