@@ -21,6 +21,8 @@ import pytest
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN = ("work", "root", "home", "tmp", "run", "opt")
 """Empty on that host: projects, other Pythons, caches."""
+REMOVED = ("etc/drengine", "var/lib/drengine-agent", "usr/local/lib/drengine", "usr/local/bin/drengine-agent")
+"""Not there on that host, though this machine may have an agent of its own: by whiteouts in a layer between."""
 DEVICES = "null zero full random urandom tty loop-control fuse"
 MASKED = (
     "systemd-udevd.service systemd-udev-trigger.service systemd-udevd-kernel.socket systemd-udevd-control.socket "
@@ -32,8 +34,11 @@ SET_UP = f"""
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$1"
-mkdir "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
+mkdir "$1/upper" "$1/work" "$1/root" "$1/bare"
+for path in {" ".join(REMOVED)}; do
+  if [ -e "/$path" ]; then mkdir -p "$1/bare/$(dirname "$path")"; mknod "$1/bare/$path" c 0 0; fi
+done
+mount -t overlay -o "lowerdir=$1/bare:/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
 cd "$1/root"
 mount -t tmpfs -o mode=755 tmpfs dev
 for name in {DEVICES}; do [ ! -e "/dev/$name" ] || cp -a "/dev/$name" dev/; done

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from drengine.cli import desk
 from drengine.failover.registry import Registry
 from drengine.process import find_marked
 from drengine_agent.capture.tap.capture import TapCapture
@@ -79,11 +80,13 @@ def main() -> None:
     """See the module."""
     trace, position, module, *arguments = sys.argv[1:]
     mortal = Mortal(Path(trace), int(position))
-    for name in ("fsync", "fdatasync"):
-        if module.startswith("drengine_agent"):
+    if module.startswith("drengine_agent"):
+        for name in ("fsync", "fdatasync"):
             mortal.around(os, name, _file)
-    for name in ("append", "leave_run"):
-        mortal.around(Registry, name, lambda *_, name=name: name)
+    else:
+        for name in ("append", "leave_run"):
+            mortal.around(Registry, name, lambda *_, name=name: name)
+        desk.running_door = lambda _: ""  # it carries runs out itself, beside a daemon
     serve = TapCapture.serve
 
     def watched(self: TapCapture, **how: Any) -> None:
