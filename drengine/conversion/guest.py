@@ -68,7 +68,7 @@ class Mount:
     options: str = "rw"
 
 
-class _Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
+class Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line of the record. `conversion` is the name of the one that begins with this line."""
 
     conversion: str = ""
@@ -93,7 +93,7 @@ class Guest:
         self.notes: list[str] = []
         self.unfinished = False
         self._begun = False
-        self._earlier: list[_Recorded] = []
+        self._earlier: list[Recorded] = []
         self._recorded = (0, 0)
 
     def mount(self, mounts: Iterable[Mount]) -> None:
@@ -113,7 +113,7 @@ class Guest:
             )
         found = self.files(UNFINISHED, CHANGES)
         self.unfinished = UNFINISHED in found
-        record = list(_read_record(found.get(UNFINISHED if self.unfinished else CHANGES, "")))
+        record = list(read_record(found.get(UNFINISHED if self.unfinished else CHANGES, "")))
         whose = [line.conversion for line in record if line.conversion]
         if not self._dry and (self.unfinished or (self._again and whose[-1:] == [self._name])):
             self._earlier = record
@@ -230,24 +230,24 @@ class Guest:
     def _record(self) -> str:
         """A script that notes what is not yet noted, durably."""
         changes, notes = self._recorded
-        new = _Recorded(
+        new = Recorded(
             conversion="" if self._begun else self._name,
             changes=tuple(self.changes[changes:]),
             notes=tuple(self.notes[notes:]),
         )
         self._recorded, self._begun = (len(self.changes), len(self.notes)), True
-        if new == _Recorded():
+        if new == Recorded():
             return ""
         line = shlex.quote(msgspec.json.encode(new).decode())
         return f"mkdir -p {KEPT} && printf '%s\\n' {line} >> {UNFINISHED} && sync || exit; "
 
 
-def _read_record(text: str) -> Iterator[_Recorded]:
+def read_record(text: str) -> Iterator[Recorded]:
     """Its lines. The last one may have been cut off: then its change was not begun."""
-    for line in text.splitlines():
-        with contextlib.suppress(msgspec.DecodeError):
-            read = msgspec.json.decode(line.encode(errors="replace"), type=_Recorded)
-            yield _Recorded(
+    for line in text.split("\n"):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+            read = msgspec.json.decode(line.encode(errors="replace"), type=Recorded)
+            yield Recorded(
                 conversion=bounded(read.conversion),
                 changes=tuple(_bounded(change) for change in read.changes),
                 notes=tuple(map(bounded, read.notes)),

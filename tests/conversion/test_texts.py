@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from drengine.conversion.drivers import (
     module_name,
 )
 from drengine.conversion.fstab import convert_fstab, read_fstab
+from drengine.conversion.guest import Recorded, read_record
+from drengine.conversion.values import Change, bounded
 from drengine.model.hardware import Machine
 from drengine.model.inventory import FstabLine, Inventory, SourceDisk
 
@@ -225,3 +228,21 @@ def test_dracut_keeps_the_drivers_of_the_old_disks() -> None:
     kernel = GuestKernel("6", "/boot/initramfs-6.img", KERNEL.modules, frozenset(), held)
     (text,) = dracut_files([kernel]).values()
     assert " ata_piix " in text and " virtio_blk " in text and "xfs" not in text
+
+
+@given(st.lists(st.text(max_size=20), max_size=5), st.data())
+def test_of_a_record_that_was_cut_off_each_whole_line_counts(words: list[str], data: st.DataObject) -> None:
+    told = [Recorded("shop-1", (Change(what="fstab", path="/etc/fstab", after=bounded(word)),)) for word in words]
+    lines = [msgspec.json.encode(each).decode() for each in told]
+    text = "".join(f"{line}\n" for line in lines)
+    cut = data.draw(st.integers(0, len(text)))
+    read = list(read_record(text[:cut]))
+    whole = text[:cut].count("\n")
+    assert read[:whole] == told[:whole] and len(read) <= whole + 1 and read == told[: len(read)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "[]", "{}", '{"changes": 1}', "\udcff", '{"changes": [{"what": "a"}]}', "[" * 5000]
+)
+def test_a_record_of_any_words_is_read_without_a_fault(text: str) -> None:
+    assert list(read_record(text)) in ([], [Recorded()])
