@@ -114,6 +114,7 @@ def _convert(
     context.permit()
     let_use_disks(context, request.instance, step.source, branch_of(launch, context), "")
     disks = launch_request(launch, context, loop).disks  # their addresses hold the right to write them
+    again = context.again or context.attempt > 1
     try:
         with _turns:
             made = convert(
@@ -123,12 +124,13 @@ def _convert(
                 Wish(machine=machine, inventory=own, cards=request.cards, first_boot=asked.first_boot),
                 _options(context.site.directory, workload, asked),
                 timeout_seconds=max(END_SECONDS, step.timeout_seconds - END_SECONDS),
-                again=context.again or context.attempt > 1,
+                again=again,
                 progress=context.say,
                 cancelled=cancelled,
             )
     except DrengineError as error:
-        if own is None and step.settings.convert is Convert.AUTO and error.kind in REFUSALS:
+        untouched = error.kind in REFUSALS and not again
+        if own is None and step.settings.convert is Convert.AUTO and untouched:
             return ConvertedDisks(skipped=f"no agent told what the source is made of, and {error.message}")
         raise
     return ConvertedDisks(**{name: getattr(made, name) for name in Converted.__struct_fields__})
