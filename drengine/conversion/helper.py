@@ -45,7 +45,7 @@ _MARGIN_SECONDS = 10.0
 _LOOK_SECONDS, _WAIT_SECONDS = 0.02, 0.2
 _DISKS_A_SLOT = 8
 _FIRST_SLOT = 8
-_PORT, _CONSOLE, _INITRAMFS, _NOTES = "port.sock", "console.sock", "initramfs.gz", "helper.log"
+_PORT, _CONSOLE, _INITRAMFS, _NOTES = "port.sock", "console.sock", "initramfs.cpio", "helper.log"
 _ANSWER = re.compile(rb"(\d{1,9}) (\d{1,3}) ([A-Za-z0-9+/=]+) ([A-Za-z0-9+/=]+)\r?\n")
 
 

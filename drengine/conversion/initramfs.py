@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import zlib
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,7 +22,7 @@ _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def build_initramfs(kernel: Kernel) -> bytes:
-    """The archive, compressed.
+    """The archive; not compressed, which would take an emulated machine longer than to read it.
 
     Raises:
         DrengineError: CONVERSION_HELPER, what it needs is not on this host.
@@ -46,8 +45,7 @@ def build_initramfs(kernel: Kernel) -> bytes:
         archive.file(f"modules/{group}.order", "".join(f"{name}\n" for name in order).encode())
     archive.file("bin/load", _LOAD, 0o755)
     archive.file("init", (files(__package__) / SCRIPT).read_bytes(), 0o755)
-    compressor = zlib.compressobj(level=1, wbits=31)
-    return compressor.compress(archive.finished()) + compressor.flush()
+    return archive.finished()
 
 
 def _program(name: str) -> Path:
