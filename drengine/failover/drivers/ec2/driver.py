@@ -32,10 +32,12 @@ from drengine.failover.drivers.ec2.choice import (
     choose_types,
     look_at_image,
 )
+from drengine.failover.drivers.ec2.helper import order_helper
 from drengine.failover.drivers.ec2.isolation import closed_group
 from drengine.failover.drivers.ec2.look import LOOK_PATIENCE, Look
 from drengine.failover.drivers.ec2.made import Made, Resource, find_made, look_at_instance, mapped, state_of
 from drengine.failover.drivers.ec2.network import (
+    Subnet,
     addresses_left_out,
     addresses_of,
     fitting_subnets,
@@ -43,8 +45,8 @@ from drengine.failover.drivers.ec2.network import (
 )
 from drengine.failover.drivers.ec2.server import Server, described, is_boot
 from drengine.failover.drivers.ec2.settings import DRIVER, Ec2Settings, read_ec2_settings
-from drengine.failover.drivers.ec2.volumes import Volumes, size_gib
-from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
+from drengine.failover.drivers.ec2.volumes import Place, Volumes, size_gib
+from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.failover.needs import Library, Need, programs
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Machine
@@ -111,8 +113,6 @@ class Ec2Driver(LaunchDriver, AsksCloud, AsksHost, KnowsNeeds, KnowsMachine, See
 
     def ask_host(self, request: LaunchRequest) -> HostAnswer:
         """Of the helper: whether it reaches the disks, and may be told to."""
-        if request.order is None or not request.host:
-            raise DrengineError(LAUNCH_SETTINGS, "driver ec2 needs `host`, a recovery host's name, and a broker")
         order = AttachOrder(
             instance=request.instance,
             source=request.source,
@@ -120,12 +120,8 @@ class Ec2Driver(LaunchDriver, AsksCloud, AsksHost, KnowsNeeds, KnowsMachine, See
             settings=StandbySettings(attach=HYDRATED),
             isolated=False,
         )
-        question = HostQuestion(order=order)
-        answer = request.order(
-            Verb.STATUS, {"examine": msgspec.to_builtins(question)}, request.timeout_seconds, lambda _: None
-        )
-        if not answer.ok:
-            raise DrengineError(LAUNCH_FAILED, f"{request.host}: {answer.message}")
+        question = {"examine": msgspec.to_builtins(HostQuestion(order=order))}
+        answer = order_helper(request, Verb.STATUS, question)
         return msgspec.convert(answer.result, HostAnswer)
 
     def ask_cloud(self, request: LaunchRequest) -> list[CloudFinding]:
@@ -157,17 +153,19 @@ class _Work:
         for disk in request.disks:
             size_gib(disk, settings)  # refuses one that is too small before anything is made
         made = find_made(self._calls, request.instance)
-        instance, types = self._ready_instance(made)
-        disks = self._filled_disks(made, instance)
+        subnets = look_at_subnets(self._calls, settings, isolated=request.isolated)
+        types = choose_types(self._calls, request, settings, subnets[0].place)
+        instance = self._ready_instance(made, subnets, types)
+        disks = self._filled_disks(made, subnets[0].place, instance)
         if not set(disks.values()) <= set(mapped(instance).values()):
             instance = server.stop(instance)
             server.swap_disks(instance, self._volumes, disks, boot)
             server.prepare(instance)
         self._tidy(instance)
-        address = server.give_address(instance, made.addresses)
+        server.give_address(instance, made.addresses)
         if state_of(instance) == "stopped":
             instance = server.start(instance, types)
-        return self._healthy(instance, disks, address, deadline)
+        return self._healthy(instance, disks, deadline)
 
     def inspect(self) -> Instance:
         request = self._request
@@ -176,7 +174,7 @@ class _Work:
         if found is None:
             return Instance(request.instance, False, False)
         disks = {name: each["VolumeId"] for name, each in made.disks().items()}
-        details = described(found, self._settings, disks, self._address_of(made))
+        details = described(found, self._settings, disks)
         running = state_of(found) == "running" and bool(disks) and set(disks.values()) <= set(mapped(found).values())
         why = self._server.unwell(found["InstanceId"], _texts(details), ASK_SECONDS) if running else state_of(found)
         return Instance(request.instance, running, running and not why, details | ({"unwell": why} if why else {}))
@@ -205,20 +203,17 @@ class _Work:
         if left:
             raise DrengineError(LAUNCH_FAILED, f"of {self._request.instance} something is left in EC2: {_ids(left)}")
 
-    def _ready_instance(self, made: Made) -> tuple[Resource, list[str]]:
-        """The instance, running or stopped, and the types that it may be of."""
+    def _ready_instance(self, made: Made, subnets: list[Subnet], types: list[str]) -> Resource:
+        """The instance, running or stopped."""
         request, settings = self._request, self._settings
-        extra = [each for each in made.instances if made.server and each is not made.server]
-        self._server.terminate(extra)
-        subnets = look_at_subnets(self._calls, settings, isolated=request.isolated)
-        types = choose_types(self._calls, request, settings, subnets[0].place)
         if made.server is not None:
-            return self._server.settle(made.server), types
+            return self._server.settle(made.server)
         image = look_at_image(self._calls, request, settings)
-        groups = settings.drill_security_groups if request.isolated else settings.security_groups
+        fitting = fitting_subnets(subnets, request, settings)
+        groups = settings.groups_for(isolated=request.isolated)
         if not groups:
             groups = [closed_group(self._calls, request, settings, subnets[0].vpc, made.groups)]
-        return self._server.run(fitting_subnets(subnets, request, settings), types, image, groups), types
+        return self._server.run(fitting, types, image, groups)
 
     def _tidy(self, instance: Resource) -> None:
         """Away with the image's disk, and with an instance that came into sight after a second one was launched."""
@@ -228,15 +223,14 @@ class _Work:
             if not left.get("Attachments"):
                 self._volumes.delete(left["VolumeId"])
 
-    def _filled_disks(self, made: Made, instance: Resource) -> dict[str, str]:
-        subnets = look_at_subnets(self._calls, self._settings, isolated=self._request.isolated)
-        volumes = self._volumes.make(made.disks(), subnets[0].place)
+    def _filled_disks(self, made: Made, place: Place, instance: Resource) -> dict[str, str]:
+        volumes = self._volumes.make(made.disks(), place)
         self._volumes.fill(volumes, instance["InstanceId"])
         return {name: each["VolumeId"] for name, each in volumes.items()}
 
-    def _healthy(self, instance: Resource, disks: Mapping[str, str], address: str, deadline: float) -> Instance:
+    def _healthy(self, instance: Resource, disks: Mapping[str, str], deadline: float) -> Instance:
         id, pace = instance["InstanceId"], self._calls.pace
-        details = described(look_at_instance(self._calls, id) or instance, self._settings, disks, address)
+        details = described(look_at_instance(self._calls, id) or instance, self._settings, disks)
         while why := self._server.unwell(id, _texts(details), deadline - pace.monotonic()):
             if pace.monotonic() >= deadline:
                 raise DrengineError(LAUNCH_FAILED, f"not healthy in time: {why}")
@@ -265,10 +259,6 @@ class _Work:
                 GroupId=group["GroupId"],
                 tolerate=("InvalidGroup.NotFound", "DependencyViolation"),
             )
-
-    def _address_of(self, made: Made) -> str:
-        found = next(iter(made.addresses), {})
-        return str(found.get("CustomerOwnedIp") or found.get("PublicIp", ""))
 
 
 def _texts(details: Mapping[str, Any]) -> dict[str, str]:

@@ -21,8 +21,9 @@ from drengine.failover.drivers.ec2.choice import (
     run_parameters,
 )
 from drengine.failover.drivers.ec2.errors import EC2_AWAY, EC2_CAPACITY, EC2_DENIED, EC2_QUOTA, EC2_SETUP, Ec2Error
+from drengine.failover.drivers.ec2.helper import find_helper
 from drengine.failover.drivers.ec2.isolation import group_parameters
-from drengine.failover.drivers.ec2.made import Resource, find_helper
+from drengine.failover.drivers.ec2.made import Resource
 from drengine.failover.drivers.ec2.network import (
     Subnet,
     addresses_left_out,
@@ -94,14 +95,10 @@ class Look:
         request, settings = self._request, self._settings
         boot_volume(request, settings)
         helper = find_helper(self._calls, settings, request.host)
-        if helper is None:
-            named = settings.helper or f"with the tag drengine:host={request.host}"
-            yield CloudFinding(check=FITS, fault=f"there is no running helper instance {named}")
-            return
-        place = _place_of(helper, self._calls)
-        wrong = "" if place == subnets[0].place else f"the helper {helper['InstanceId']} is on {place}, "
-        fault = f"{wrong}the subnets are on {subnets[0].place}" if wrong else ""
-        yield CloudFinding(check=FITS, seen=f"helper {helper['InstanceId']} and subnets are on {place}", fault=fault)
+        id, place = helper["InstanceId"], _place_of(helper, self._calls)
+        fault = f"the helper {id} is on {place}, the subnets are on {subnets[0].place}"
+        fault = fault if place != subnets[0].place else ""
+        yield CloudFinding(check=FITS, seen=f"helper {id} and subnets are on {place}", fault=fault)
 
     def _addresses(self, subnets: list[Subnet]) -> Iterator[CloudFinding]:
         """A fixed address is in one of the subnets, and nobody else's; each subnet has addresses left."""
@@ -140,7 +137,7 @@ class Look:
             for each, why in misfits(self._calls, types, request.inventory, boot_mode(settings, request.inventory)):
                 if why:
                     yield CloudFinding(check=FITS, fault=f"{each['InstanceType']} {why}", warns=True)
-        groups = settings.drill_security_groups if request.isolated else settings.security_groups
+        groups = settings.groups_for(isolated=request.isolated)
         if groups:
             found = self._calls("DescribeSecurityGroups", GroupIds=groups)["SecurityGroups"]
             if strange := [each["GroupId"] for each in found if each.get("VpcId") != subnet.vpc]:
@@ -158,7 +155,7 @@ class Look:
         """The calls that make something, as far as they can be asked before their objects are there."""
         request, settings, dry = self._request, self._settings, self._calls.dry
         subnet = fitting_subnets(subnets, request, settings)[0]
-        groups = settings.drill_security_groups if request.isolated else settings.security_groups
+        groups = settings.groups_for(isolated=request.isolated)
         image = look_at_image(self._calls, request, settings)
         types = choose_types(self._calls, request, settings, subnet.place)
         run = run_parameters(request, settings, subnet, types[0], image, groups)

@@ -95,7 +95,7 @@ def state_of(instance: Resource) -> str:
 
 def find_made(calls: Calls, instance: str) -> Made:
     """Everything that bears an instance's tags."""
-    ours: list[dict[str, Any]] = [_tagged(MANAGED, "true"), _tagged(INSTANCE, instance)]
+    ours: list[dict[str, Any]] = [tagged(MANAGED, "true"), tagged(INSTANCE, instance)]
     living = [*ours, {"Name": "instance-state-name", "Values": list(LIVING)}]
     reservations = calls.every("DescribeInstances", "Reservations", Filters=living)
     return Made(
@@ -119,17 +119,8 @@ def look_at_volume(calls: Calls, id: str) -> Resource | None:
     return next(iter(answer.get("Volumes", ())), None)
 
 
-def find_helper(calls: Calls, settings: Ec2Settings, host: str) -> Resource | None:
-    """The running instance of the recovery host that fills volumes."""
-    if settings.helper:
-        found = look_at_instance(calls, settings.helper)
-        return found if found and state_of(found) == "running" else None
-    running = [_tagged(HOST, host), {"Name": "instance-state-name", "Values": ["running"]}]
-    reservations = calls.every("DescribeInstances", "Reservations", Filters=running)
-    return next((each for reservation in reservations for each in reservation["Instances"]), None)
-
-
-def _tagged(key: str, value: str) -> dict[str, Any]:
+def tagged(key: str, value: str) -> dict[str, Any]:
+    """A filter: what bears a tag."""
     return {"Name": f"tag:{key}", "Values": [value]}
 
 

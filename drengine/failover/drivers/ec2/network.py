@@ -87,7 +87,7 @@ def interface_parameters(
     _check_place(first, subnet)
     made = [_interface(0, subnet.id, groups, first)]
     for number, each in enumerate(settings.interfaces, start=1):
-        if lies_in := each.drill_subnet if request.isolated else each.subnet:
+        if lies_in := each.subnet_for(isolated=request.isolated):
             own = each.security_groups if each.security_groups and not request.isolated else groups
             made.append(_interface(number, lies_in, own, _addresses(request.cards, number, each.address)))
     if settings.lni_index and not request.isolated:
@@ -97,11 +97,8 @@ def interface_parameters(
 
 def addresses_left_out(request: LaunchRequest, settings: Ec2Settings) -> list[str]:
     """Addresses of the cards that the launch gives to no interface: those of IPv6, and of cards without one."""
-    there = {0} | {
-        number
-        for number, each in enumerate(settings.interfaces, start=1)
-        if (each.drill_subnet if request.isolated else each.subnet)
-    }
+    further = enumerate(settings.interfaces, start=1)
+    there = {0, *(number for number, each in further if each.subnet_for(isolated=request.isolated))}
     return [
         address
         for number, card in enumerate(request.cards)

@@ -128,25 +128,23 @@ class Server:
             data = {"Value": self._settings.user_data.encode()}
             self._calls("ModifyInstanceAttribute", InstanceId=instance["InstanceId"], UserData=data)
 
-    def give_address(self, instance: Resource, known: Iterable[Resource]) -> str:
-        """Associate the elastic or customer-owned address with its first interface; a drill has none. Returns it.
+    def give_address(self, instance: Resource, known: Iterable[Resource]) -> None:
+        """Associate the elastic or customer-owned address with its first interface; a drill has none.
 
         Raises:
             DrengineError: EC2's refusals.
         """
         wanted = self._settings.elastic_address
         if not wanted or self._request.isolated:
-            return ""
+            return
         found = self._own_address(known) if wanted.startswith("ipv4pool-") else self._named_address(wanted)
-        interface = min(instance["NetworkInterfaces"], key=lambda each: each["Attachment"]["DeviceIndex"])
-        id = interface["NetworkInterfaceId"]
+        id = _interfaces(instance)[0]["NetworkInterfaceId"]
         if found.get("NetworkInterfaceId") not in (None, "", id) and wanted.startswith("eipalloc-"):
             self._say(f"{wanted} is taken from {found['NetworkInterfaceId']}")
         if found.get("NetworkInterfaceId") != id:
             self._calls(
                 "AssociateAddress", AllocationId=found["AllocationId"], NetworkInterfaceId=id, AllowReassociation=True
             )
-        return str(found.get("CustomerOwnedIp") or found.get("PublicIp", ""))
 
     def start(self, instance: Resource, types: list[str]) -> Resource:
         """Start it; where its type has no room any more, as another.
@@ -301,14 +299,16 @@ def is_boot(volume: Resource) -> bool:
     return role_of(volume) == BOOT
 
 
-def described(instance: Resource, settings: Ec2Settings, disks: Mapping[str, str], address: str) -> dict[str, Any]:
+def described(instance: Resource, settings: Ec2Settings, disks: Mapping[str, str]) -> dict[str, Any]:
     """What later steps and reports are told of it."""
-    interfaces = sorted(instance.get("NetworkInterfaces", ()), key=lambda each: each["Attachment"]["DeviceIndex"])
+    interfaces = _interfaces(instance)
+    associated = interfaces[0].get("Association", {}) if interfaces and settings.elastic_address else {}
+    elastic = associated.get("CustomerOwnedIp") or associated.get("PublicIp", "")
     return {
-        "address": address or instance.get("PrivateIpAddress", ""),
+        "address": elastic or instance.get("PrivateIpAddress", ""),
         "private_address": instance.get("PrivateIpAddress", ""),
         "private_addresses": [each.get("PrivateIpAddress", "") for each in interfaces],
-        **({"elastic_address": address} if address else {}),
+        **({"elastic_address": elastic} if elastic else {}),
         "instance_id": instance["InstanceId"],
         "instance_type": instance.get("InstanceType", ""),
         "subnet": instance.get("SubnetId", ""),
@@ -316,3 +316,8 @@ def described(instance: Resource, settings: Ec2Settings, disks: Mapping[str, str
         "volumes": dict(disks),
         **settings.details,
     }
+
+
+def _interfaces(instance: Resource) -> list[Resource]:
+    """In the order of their device indexes."""
+    return sorted(instance.get("NetworkInterfaces", ()), key=lambda each: int(each["Attachment"]["DeviceIndex"]))

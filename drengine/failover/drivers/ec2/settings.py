@@ -60,6 +60,10 @@ class InterfaceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     security_groups: list[str] = []
     address: str = ""
 
+    def subnet_for(self, *, isolated: bool) -> str:
+        """Where it lies; empty: it is left out."""
+        return self.drill_subnet if isolated else self.subnet
+
 
 class Ec2Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Settings of this driver in a runbook.
@@ -129,6 +133,10 @@ class Ec2Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def subnets_for(self, *, isolated: bool) -> list[str]:
         """Where the instance may be launched."""
         return self.drill_subnets if isolated else self.subnets
+
+    def groups_for(self, *, isolated: bool) -> list[str]:
+        """Security groups that it gets; none in a drill: one is made for it."""
+        return self.drill_security_groups if isolated else self.security_groups
 
     @property
     def grace_seconds(self) -> float:

@@ -18,12 +18,12 @@ from drengine.control.messages import Verb
 from drengine.failover.drivers.driver import Disk, LaunchRequest
 from drengine.failover.drivers.ec2.calls import Calls
 from drengine.failover.drivers.ec2.errors import EC2_SETUP, TOKEN_SPENT, Ec2Error
+from drengine.failover.drivers.ec2.helper import find_helper, order_helper
 from drengine.failover.drivers.ec2.made import (
     APPEAR_SECONDS,
     STATE,
     Resource,
     disk_role,
-    find_helper,
     first_free,
     look_at_instance,
     look_at_volume,
@@ -35,7 +35,7 @@ from drengine.failover.drivers.ec2.made import (
     wait_until,
 )
 from drengine.failover.drivers.ec2.settings import Ec2Settings, VolumeSettings
-from drengine.failover.drivers.errors import LAUNCH_FAILED, LAUNCH_SETTINGS
+from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.model.errors import DrengineError
 
 GIB = 1 << 30
@@ -242,9 +242,7 @@ class Volumes:
 
     def _at_helper(self, volumes: Mapping[str, Resource], direction: str) -> None:
         request = self._request
-        if request.order is None or not request.host:
-            raise DrengineError(LAUNCH_SETTINGS, "driver ec2 needs `host`, a recovery host's name, and a broker")
-        helper = self._helper_id()
+        helper = str(find_helper(self._calls, self._settings, request.host)["InstanceId"])
         disks = {disk.volume: disk for disk in request.disks}
         for each in volumes.values():
             self._hand_to(each, helper)
@@ -258,9 +256,7 @@ class Volumes:
                 for name, each in volumes.items()
             },
         )
-        answer = request.order(Verb.HYDRATE, msgspec.to_builtins(order), request.timeout_seconds, self._say)
-        if not answer.ok:
-            raise DrengineError(LAUNCH_FAILED, f"{request.host}: {answer.message}")
+        answer = order_helper(request, Verb.HYDRATE, msgspec.to_builtins(order), self._say)
         done = answer.result.get("done", {})
         if wrong := [name for name, each in order.disks.items() if done.get(name) != each.serial]:
             raise DrengineError(LAUNCH_FAILED, f"{request.host} answered for other volumes than {', '.join(wrong)}")
@@ -281,13 +277,6 @@ class Volumes:
                 if error.code != "InvalidParameterValue" or "in use" not in error.message:
                     raise
         raise DrengineError(LAUNCH_FAILED, f"{instance} has no free name to attach {id}")
-
-    def _helper_id(self) -> str:
-        found = find_helper(self._calls, self._settings, self._request.host)
-        if found is None:
-            named = self._settings.helper or f"with the tag drengine:host={self._request.host}"
-            raise DrengineError(EC2_SETUP, f"there is no running helper instance {named}")
-        return str(found["InstanceId"])
 
     def _note(self, volumes: Collection[Resource], state: str) -> None:
         ids = [each["VolumeId"] for each in volumes]

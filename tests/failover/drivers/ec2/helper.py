@@ -16,14 +16,13 @@ from tests.failover.drivers.ec2.site import Network
 from tests.failover.drivers.ec2.standin import Request
 from tests.linux.loops import loop_device
 
-VOLUME_BYTES = 8 << 20
-
 
 class HelperDisks:
     """What the volumes' contents lie on, and the kernel's list of disks (`blocks`) of the helper."""
 
-    def __init__(self, site: Network, folder: Path, disks: ExitStack) -> None:
+    def __init__(self, site: Network, folder: Path, disks: ExitStack, volume_bytes: int) -> None:
         self._site = site
+        self._volume_bytes = volume_bytes
         self._folder = folder
         self._disks = disks
         self._devices: dict[str, Path] = {}
@@ -34,7 +33,7 @@ class HelperDisks:
         """What a volume's content lies on."""
         if volume not in self._devices:
             image = self._folder / f"{volume}.img"
-            self._devices[volume] = self._disks.enter_context(loop_device(image, VOLUME_BYTES))
+            self._devices[volume] = self._disks.enter_context(loop_device(image, self._volume_bytes))
         return self._devices[volume]
 
     def show(self) -> None:

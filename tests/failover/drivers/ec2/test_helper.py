@@ -29,6 +29,7 @@ from tests.failover.drivers.ec2.site import HOST, Network, driver, network, requ
 from tests.failover.drivers.ec2.standin import running
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make loop devices")
+VOLUME_BYTES = 8 << 20
 SIZES = {"root": 3 << 20, "data": (5 << 20) + 4096}
 
 
@@ -36,7 +37,7 @@ class RealHelper:
     """Carries orders out by a recovery host's own code."""
 
     def __init__(self, site: Network, folder: Path, disks: ExitStack) -> None:
-        self._disks = HelperDisks(site, folder, disks)
+        self._disks = HelperDisks(site, folder, disks, VOLUME_BYTES)
         self.device = self._disks.device
         config = StandbyConfig(
             name=HOST,
@@ -105,7 +106,7 @@ def test_a_volume_that_is_a_byte_smaller_than_its_disk_is_said(
     """As when EBS, or whoever made it, has given less than was asked for."""
     with ExitStack() as disks:
         helper = RealHelper(site, tmp_path, disks)
-        too_large = (Disk("data", (8 << 20) + 1, branches["data"]),)
+        too_large = (Disk("data", VOLUME_BYTES + 1, branches["data"]),)
         wanted = request(tmp_path / "i", site.settings(), disks=too_large, order=helper, inventory=None)
         with pytest.raises(DrengineError) as caught:
             driver().launch(wanted, lambda _: None)

@@ -125,6 +125,24 @@ def test_the_root_is_swapped_while_the_instance_is_stopped(site: Network, tmp_pa
     site.cloud.client().release_address(AllocationId=given)
 
 
+@pytest.mark.parametrize("lent", [True, False])
+def test_later_steps_are_told_the_elastic_address_also_after_a_resume(
+    site: Network, tmp_path: Path, lent: bool
+) -> None:
+    """A run that is resumed does not launch again: it inspects. A DNS change would get the private address."""
+    given = site.cloud.client().allocate_address(Domain="vpc")
+    named = given["AllocationId"] if lent else "ipv4pool-coip-0123456789abcdef0"
+    wanted = request(tmp_path / "i", site.settings(elastic_address=named))
+    launched = dict(driver().launch(wanted, quiet).details)
+    found = dict(driver().inspect(wanted).details)
+    driver().stop(wanted)
+    site.cloud.client().release_address(AllocationId=given["AllocationId"])
+    assert found == launched
+    assert found["address"] == found["elastic_address"] != found["private_address"]
+    if lent:
+        assert found["address"] == given["PublicIp"]
+
+
 class TestTemplate:
     @pytest.fixture
     def templates(self, site: Network) -> Iterator[Network]:

@@ -28,6 +28,10 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+VOLUME_BYTES = 8 << 20
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+"""By which the SDK of a process finds credentials."""
+
 
 @dataclass
 class Outpost:
@@ -68,9 +72,8 @@ class Outpost:
 def outpost(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Outpost]:
     with ExitStack() as stack:
         ec2 = network(stack.enter_context(running()))
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-        site = stack.enter_context(site_running(ENVIRONMENT | keys, daemon=getattr(request, "param", True)))
-        made = Outpost(site, ec2, HelperDisks(ec2, tmp_path, stack))
+        site = stack.enter_context(site_running(ENVIRONMENT | KEYS, daemon=getattr(request, "param", True)))
+        made = Outpost(site, ec2, HelperDisks(ec2, tmp_path, stack, VOLUME_BYTES))
         ec2.cloud.watch = made.disks.watch
         write_runbook(made)
         start_helper(made)
