@@ -31,11 +31,15 @@ def device_number(path: Path) -> Number:
 
 def attribute(number: Number, name: str) -> str:
     """What the kernel tells of a device in a file such as `loop/backing_file`; empty if it tells nothing."""
+    return told(BLOCK_DEVICES / "{}:{}".format(*number) / name)
+
+
+def told(file: Path) -> str:
+    """What the kernel tells in a file below /sys; empty if it tells nothing."""
     try:
-        text = (BLOCK_DEVICES / "{}:{}".format(*number) / name).read_text(encoding="utf-8", errors="surrogateescape")
+        return file.read_text(encoding="utf-8", errors="surrogateescape").strip("\n")
     except OSError:
         return ""
-    return text.strip("\n")
 
 
 def disk_attribute(number: Number, name: str) -> str:

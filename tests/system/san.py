@@ -29,8 +29,10 @@ USER, SECRET = "shop", "a-secret-of-some-length"
 CACHE = Path(os.environ.get("DRENGINE_TEST_IMAGES", "/var/cache/drengine-test-images"))
 _MIRROR = "http://deb.debian.org/debian"
 _MBR = Path("/usr/lib/syslinux/mbr/mbr.bin")
-_FIRST_SECTOR = 2048
-_PACKAGES = "linux-image-cloud-amd64,initramfs-tools,zstd,kmod,systemd-sysv,udev,open-iscsi,iproute2"
+_IPXE, _CODE, _VARIABLES = Path("/boot/ipxe.efi"), Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), "OVMF_VARS_4M.fd"
+BIOS, UEFI = "bios", "uefi"
+_FIRST_SECTOR, _ESP_SECTORS = 2048, 64 << 11
+_PACKAGES = "linux-image-cloud-amd64,initramfs-tools,zstd,kmod,systemd-sysv,udev,open-iscsi,iproute2,grub-efi-amd64-bin"
 _CONFIGURE = r"""#!/bin/sh
 set -e
 root=$1
@@ -49,6 +51,13 @@ chroot $root systemctl enable marker.service
 chroot $root systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_reap.service fstrim.timer
 rm -rf $root/var/lib/apt/lists/* $root/var/cache/apt/*.bin
 chroot $root update-initramfs -u -k all
+cat > $root/tmp/grub.cfg <<'END'
+search --no-floppy --label root --set=root
+linux /vmlinuz root=LABEL=root rw console=ttyS0 iscsi_auto net.ifnames=0 panic=5
+initrd /initrd.img
+boot
+END
+chroot $root grub-mkstandalone -O x86_64-efi -o /boot/bootx64.efi boot/grub/grub.cfg=/tmp/grub.cfg
 """
 _DEBIAN = """SERIAL 0
 DEFAULT debian
@@ -66,6 +75,11 @@ sanboot {root_path}
 """
 
 
+def root_bytes(firmware: str) -> int:
+    """Where the root's partition begins."""
+    return (_FIRST_SECTOR + (_ESP_SECTORS if firmware == UEFI else 0)) * 512
+
+
 def missing_for_san(*more: str) -> str:
     """What such a machine can't be made or booted without; empty when all is there."""
     if os.geteuid() != 0:
@@ -73,17 +87,26 @@ def missing_for_san(*more: str) -> str:
     programs = ("qemu-system-x86_64", "extlinux", "tgtd", "nbdfuse", *more)
     wanted = {**{name: shutil.which(name) for name in programs}, "mbr.bin": _MBR.exists()}
     wanted["ipxe-qemu"] = Path("/usr/lib/ipxe/qemu/pxe-virtio.rom").exists()
+    wanted |= {str(file): file.exists() for file in (_IPXE, _CODE)}
     return ", ".join(name for name, there in wanted.items() if not there)
 
 
-def make_disk(path: Path, size_bytes: int, loader: str, tree: Path | None = None) -> None:
-    """A disk with one ext4 partition whose boot loader, extlinux, is told `loader`; `tree`: a tar of the rest."""
+def make_disk(path: Path, size_bytes: int, loader: str, tree: Path | None = None, *, firmware: str = BIOS) -> None:
+    """A disk that boots: its root is its last partition, an ext4.
+
+    By BIOS extlinux is told `loader`; by UEFI what the tree has as /boot/bootx64.efi is started, from the EFI system
+    partition before the root. `tree`: a tar of the rest.
+    """
+    first = root_bytes(firmware) // 512
+    partitions = [(0x80, 0x83, first, size_bytes // 512 - first)]
+    if firmware == UEFI:
+        partitions.insert(0, (0, 0xEF, _FIRST_SECTOR, _ESP_SECTORS))
     with path.open("wb") as file:
         file.truncate(size_bytes)
-        partition = struct.pack("<B3xB3xII", 0x80, 0x83, _FIRST_SECTOR, size_bytes // 512 - _FIRST_SECTOR)
-        file.write(_MBR.read_bytes()[:440].ljust(446, b"\0") + partition + bytes(48) + b"\x55\xaa")
+        table = b"".join(struct.pack("<B3xB3xII", *each) for each in partitions).ljust(64, b"\0")
+        file.write(_MBR.read_bytes()[:440].ljust(446, b"\0") + table + b"\x55\xaa")
     with tempfile.TemporaryDirectory() as mount, ExitStack() as cleanup:
-        loop = _run("losetup", "-f", "--show", "-o", str(_FIRST_SECTOR * 512), str(path)).strip()
+        loop = _run("losetup", "-f", "--show", "-o", str(first * 512), str(path)).strip()
         cleanup.callback(_run, "losetup", "-d", loop)
         _run("mkfs.ext4", "-q", "-L", "root", "-O", "^64bit,^metadata_csum", loop)
         _run("mount", loop, mount)
@@ -92,15 +115,26 @@ def make_disk(path: Path, size_bytes: int, loader: str, tree: Path | None = None
             _run("tar", "-xf", str(tree), "-C", mount)
         boot = Path(mount) / "boot"
         boot.mkdir(exist_ok=True)
-        (boot / "extlinux.conf").write_text(loader)
-        _run("extlinux", "--install", str(boot))
+        if firmware == UEFI:
+            _make_esp(path, boot / "bootx64.efi", _ESP_SECTORS)
+        else:
+            (boot / "extlinux.conf").write_text(loader)
+            _run("extlinux", "--install", str(boot))
 
 
-def debian_disk() -> Path:
+def _make_esp(disk: Path, program: Path, sectors: int, *, first: int = _FIRST_SECTOR) -> None:
+    """An EFI system partition on a disk, from which firmware starts a program unasked."""
+    at = f"{disk}@@{first * 512}"
+    _run("mformat", "-i", at, "-F", "-h", "64", "-s", "32", "-T", str(sectors), "::")
+    _run("mmd", "-i", at, "::/EFI", "::/EFI/BOOT")
+    _run("mcopy", "-i", at, str(program), "::/EFI/BOOT/BOOTX64.EFI")
+
+
+def debian_disk(firmware: str = BIOS) -> Path:
     """A Debian that counts on its disk, and finds it over iSCSI; made once and kept. Not to be written."""
-    key = hashlib.sha256(repr((_PACKAGES, _CONFIGURE, _DEBIAN)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((_PACKAGES, _CONFIGURE, _DEBIAN, firmware)).encode()).hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
-    disk = CACHE / f"san-{key}.raw"
+    disk = CACHE / f"san-{firmware}-{key}.raw"
     with (CACHE / "san.lock").open("w") as lock, tempfile.TemporaryDirectory() as work:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not disk.exists():
@@ -114,13 +148,16 @@ def debian_disk() -> Path:
             made = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
             if made.returncode:
                 pytest.skip(f"no Debian image can be made here (is the mirror reachable?): {made.stderr[-400:]}")
-            make_disk(making, 1200 << 20, _DEBIAN, tree)
+            make_disk(making, 1200 << 20, _DEBIAN, tree, firmware=firmware)
             making.rename(disk)
     return disk
 
 
 def switch_on(folder: Path, root_path: str) -> None:
-    """Start the machine, unless it runs; the target's host, this one's loopback, is 10.0.2.2 to it."""
+    """Start the machine, unless it runs; the target's host, this one's loopback, is 10.0.2.2 to it.
+
+    By BIOS iPXE is in its network card; by UEFI, if the folder says so, on a small disk of its own.
+    """
     script = folder / "tftp" / "boot.ipxe"
     script.parent.mkdir(exist_ok=True)
     seen = root_path.replace("iscsi:127.0.0.1:", "iscsi:10.0.2.2:")
@@ -128,7 +165,18 @@ def switch_on(folder: Path, root_path: str) -> None:
     argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35", "-accel", "tcg", "-m", "512"]
     argv += ["-display", "none", "-vga", "std", "-no-reboot", "-serial", f"file:{console(folder)}"]
     argv += ["-netdev", f"user,id=net,restrict=off,tftp={script.parent},bootfile={script.name}"]
-    argv += ["-device", "virtio-net-pci,netdev=net,bootindex=1"]
+    if (folder / UEFI).exists():
+        variables, disk = folder / "variables.fd", folder / "ipxe.img"
+        shutil.copy(_CODE.with_name(_VARIABLES), variables)
+        with disk.open("wb") as file:
+            file.truncate(_ESP_SECTORS * 512)
+        _make_esp(disk, _IPXE, _ESP_SECTORS, first=0)
+        argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_CODE}"]
+        argv += ["-drive", f"if=pflash,format=raw,unit=1,file={variables}"]
+        argv += ["-drive", f"if=none,id=ipxe,format=raw,readonly=on,file={disk}"]
+        argv += ["-device", "virtio-blk-pci,drive=ipxe,bootindex=1", "-device", "virtio-net-pci,netdev=net,romfile="]
+    else:
+        argv += ["-device", "virtio-net-pci,netdev=net,bootindex=1"]
     end_marked(MARK, folder.name, folder, grace_seconds=0.0)
     start_marked(argv, MARK, folder.name, output=folder / "qemu.log", directory=folder)
 

@@ -143,7 +143,7 @@ def runbook(folder: Path) -> dict[str, Any]:
             "health": ["test", "-e", "/go"],
             **({"iscsi": iscsi} if source == "iscsi" else {}),
         }
-        launch = {"driver": "standby", "host": "recovery-1", "timeout": "45s", "settings": settings}
+        launch = {"driver": "standby", "host": "recovery-1", "timeout": "90s", "settings": settings}
         sources[source] = {"fence": {"command": ["true"]}, "launch": launch}
     return {
         "version": 1,

@@ -22,7 +22,7 @@ from tests.iscsi.rig import skip_unless_iscsi_can_be_served
 from tests.nbd.files import file_served
 from tests.system import san
 from tests.system.disks import run
-from tests.system.san import USER, console, debian_disk, make_disk, missing_for_san
+from tests.system.san import BIOS, UEFI, USER, console, debian_disk, make_disk, missing_for_san, root_bytes
 from tests.system.site import Site
 from tests.system.test_guest import AGENT, ORCHESTRATOR, markers
 
@@ -95,11 +95,16 @@ def runbook(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
-def test_a_debian_boots_from_its_promoted_disk_to_a_login_and_its_writes_reach_recovery_points(folder: Path) -> None:
+@pytest.mark.parametrize("firmware", [BIOS, UEFI])
+def test_a_debian_boots_from_its_promoted_disk_to_a_login_and_its_writes_reach_recovery_points(
+    folder: Path, firmware: str
+) -> None:
     skip_unless_iscsi_can_be_served()
-    if missing := missing_for_san("mmdebstrap"):
+    if missing := missing_for_san("mmdebstrap", "mformat"):
         pytest.skip(f"not installed: {missing}")
-    run("cp", "--sparse=always", debian_disk(), folder / "disk.img")
+    run("cp", "--sparse=always", debian_disk(firmware), folder / "disk.img")
+    if firmware == UEFI:
+        (folder / UEFI).touch()
     port = free_port()
     for name, text in (("target", TARGET), ("agent", AGENT), ("orchestrator", ORCHESTRATOR)):
         (folder / f"{name}.toml").write_text(text.format(port=port, folder=folder))
@@ -120,7 +125,7 @@ def test_a_debian_boots_from_its_promoted_disk_to_a_login_and_its_writes_reach_r
         site.wait("it counts", lambda: markers(said(folder))[5:], seconds=180)
         san.switch_off(folder)
         last = markers(said(folder))[-1]
-        site.wait("each number is in a point", lambda: counted(site, folder) >= last, seconds=120)
+        site.wait("each number is in a point", lambda: counted(site, folder, firmware) >= last, seconds=120)
     finally:
         for instance in (folder / "orchestrator/instances").glob("*/"):
             IscsiDriver().stop(ended(instance, folder))
@@ -138,14 +143,14 @@ def points(site: Site) -> Any:
         return []
 
 
-def counted(site: Site, folder: Path) -> int:
+def counted(site: Site, folder: Path, firmware: str) -> int:
     """The last number in the newest recovery point, as whoever mounts its disk finds it."""
     disk, at = folder / "restored.img", folder / "mnt"
     at.mkdir(exist_ok=True)
     disk.unlink(missing_ok=True)
     newest = points(site)[-1]["id"]
     site.run("drengine.cli.main", "restore", newest, "--store", "store", "--to", f"root={disk}", "--no-verify")
-    run("mount", "-o", f"loop,offset={2048 * 512}", disk, at)
+    run("mount", "-o", f"loop,offset={root_bytes(firmware)}", disk, at)
     try:
         return int((at / "markers").read_text().split()[-1]) if (at / "markers").exists() else 0
     finally:

@@ -37,8 +37,8 @@ UNIT_TEXT = """\
 # those.
 [Unit]
 Description=drengine recovery host: attaches, mounts and starts workloads when told to
-After=network-online.target local-fs.target modprobe@loop.service modprobe@fuse.service
-Wants=network-online.target modprobe@loop.service modprobe@fuse.service
+After=network-online.target local-fs.target modprobe@loop.service modprobe@fuse.service modprobe@nbd.service
+Wants=network-online.target modprobe@loop.service modprobe@fuse.service modprobe@nbd.service
 
 [Service]
 Type=notify

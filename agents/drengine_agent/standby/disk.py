@@ -1,7 +1,7 @@
 """One promoted disk as a block device of this host, in one of the ways of ways.py.
 
 All are found again after a restart of the agent: by the mark of a process, by what a loop device lies on, by a note of
-which /dev/nbdN or which LUN it is.
+which LUN it is.
 """
 
 from __future__ import annotations

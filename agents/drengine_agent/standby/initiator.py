@@ -10,7 +10,6 @@ Who this host is to the target stands where open-iscsi keeps it, and nowhere els
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import msgspec
 
 from drengine.control.attach import Lun
 from drengine.durable import replace_durably
-from drengine.linux.devices import Number, disk_name
+from drengine.linux.devices import Number, disk_name, told
 from drengine.model.errors import DrengineError
 from drengine_agent.standby.disk import AttachedDisk, flush_unused
 from drengine_agent.standby.errors import STANDBY_FAILED
@@ -147,21 +146,21 @@ def _sessions(lun: Lun) -> list[Path]:
     return [
         session
         for session in SESSIONS.glob("session*")
-        if _told(session / "targetname") == lun.target and lun.portal in _portals(session.name)
+        if told(session / "targetname") == lun.target and lun.portal in _portals(session.name)
     ]
 
 
 def _portals(session: str) -> Iterator[str]:
     """Those to which a session has connected, as it was told them."""
     for connection in CONNECTIONS.glob(f"connection{session.removeprefix('session')}:*"):
-        address, port = _told(connection / "persistent_address"), _told(connection / "persistent_port")
+        address, port = told(connection / "persistent_address"), told(connection / "persistent_port")
         yield f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _devices(lun: Lun) -> Iterator[Path]:
     for session in _sessions(lun):
         for disk in (session / "device").glob("target*/*"):
-            if _told(disk / "wwid") == f"naa.{lun.identifier}":
+            if told(disk / "wwid") == f"naa.{lun.identifier}":
                 yield from (Path("/dev") / each.name for each in (disk / "block").glob("*"))
 
 
@@ -172,17 +171,10 @@ def _read_lun(note: Path) -> Lun | None:
         return None
 
 
-def _told(file: Path) -> str:
-    """What the kernel says there; empty for what is gone."""
-    with contextlib.suppress(OSError):
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    return ""
-
-
 def _has_driver() -> bool:
     """It is loaded, or there for iscsid to load."""
     if Path("/sys/module/iscsi_tcp").exists():
         return True
     modules = Path("/lib/modules", os.uname().release)
-    listed = "".join(_told(modules / name) for name in ("modules.dep", "modules.builtin"))
+    listed = "".join(told(modules / name) for name in ("modules.dep", "modules.builtin"))
     return "/iscsi_tcp.ko" in listed

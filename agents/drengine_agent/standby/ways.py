@@ -69,7 +69,7 @@ def choose(attach: str, *, luns: bool = False) -> Choice:
 
 def _fault_of(way: str) -> str:
     faults = [program_fault(tool) for tool in TOOLS[way]]
-    if way == KERNEL and not any(Path("/sys/block").glob("nbd*")):  # the service itself may load no module
+    if way == KERNEL and not any(Path("/sys/block").glob("nbd*")):  # systemd loads it for the service
         faults.append("the kernel has no NBD driver loaded")
     if way == FUSE:
         faults.append(fuse_fault())
