@@ -101,9 +101,10 @@ class RecoveryGuest:
         return said.decode(errors="replace")
 
     def start_agent(self) -> None:
-        """The recovery host's part of the agent."""
+        """The recovery host's part of the agent; returns when it takes orders."""
         agent = _AGENT.format(python=PYTHON)
-        self.does(f"setsid {agent} </dev/null >>/agent.log 2>&1 & echo $! >/agent.pid")
+        self.does(f"setsid {agent} </dev/null >/agent.log 2>&1 & echo $! >/agent.pid")
+        self.does("until grep -q 'connected with the broker' /agent.log; do sleep 1; done", seconds=BOOT_SECONDS)
 
     def kill_agent(self) -> None:
         """SIGKILL."""
