@@ -28,7 +28,8 @@ MACHINE = (
     "tests/agent/daemon/test_adopt.py",
     "tests/agent/doctor/test_gather.py",
     "tests/agent/failback/test_reverse_live.py",
-    "tests/agent/install/",
+    "tests/agent/install/test_commands.py",
+    "tests/agent/install/test_host.py",
     "tests/agent/inventory/test_look.py",
     "tests/agent/standby/",
     "tests/failover/drivers/test_qemu_move.py",
@@ -49,6 +50,7 @@ LONGEST = (
     "tests/failover/engine/",
     "tests/monitoring/",
     "tests/security/test_doors.py",
+    "tests/agent/install/test_onefile.py",
     "tests/store/",
 )
 """Files of long tests, which begin first: one that begins last is waited for by an idle machine."""

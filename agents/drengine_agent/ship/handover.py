@@ -48,6 +48,7 @@ class Handover(Generic[_T]):
         """
         self._permits.acquire()
         if self.is_stopping:
+            self._permits.release()  # for whoever waits as well
             raise Stopped
 
     def put(self, item: _T | None, *, permit: bool = True) -> None:
@@ -101,7 +102,7 @@ class Handover(Generic[_T]):
     def stop(self) -> None:
         """Let nobody wait any more."""
         self._stopping.set()
-        self._permits.release(1_000_000)
+        self._permits.release()
         self._drained.set()
 
     def _note_drained(self) -> None:

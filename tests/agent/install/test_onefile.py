@@ -275,6 +275,7 @@ def test_without_room_anywhere_it_says_so_and_leaves_nothing(agent: Path, tmp_pa
     assert not [path for path in (tmp_path / "t").rglob("*") if path.is_file()]
 
 
+@pytest.mark.machine
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
 def test_where_one_folder_is_full_the_next_is_taken(start: Start, tmp_path: Path) -> None:
     full, roomy = tmp_path / "full", tmp_path / "roomy"

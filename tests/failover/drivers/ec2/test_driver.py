@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.ec2.models.instances import StateReason
 
 from drengine.control.messages import Verb
 from drengine.failover.drivers.contract import LaunchDriverContract
@@ -457,6 +456,8 @@ def test_an_order_that_was_answered_for_other_volumes_does_not_count(site: Netwo
 
 
 def test_an_instance_that_ec2_ends_is_no_success(site: Network, tmp_path: Path) -> None:
+    from moto.ec2.models.instances import StateReason  # to import it takes a second: of each worker, if it stood above
+
     def end(request: Request, after: bool) -> None:
         if request.action == "RunInstances" and after:
             for each in site.cloud.backend.all_instances():
