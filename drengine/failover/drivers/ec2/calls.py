@@ -60,6 +60,7 @@ OPERATIONS: dict[str, Operation] = {
     "DeleteVolume": _CHANGES,
     "DescribeAddresses": _LOOKS,
     "DescribeImages": _LOOKS,
+    "DescribeInstanceAttribute": _LOOKS,
     "DescribeInstanceStatus": _LOOKS,
     "DescribeInstanceTypeOfferings": _LOOKS,
     "DescribeInstanceTypes": _LOOKS,

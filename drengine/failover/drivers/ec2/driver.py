@@ -160,10 +160,10 @@ class _Work:
         if not set(disks.values()) <= set(mapped(instance).values()):
             instance = server.stop(instance)
             server.swap_disks(instance, self._volumes, disks, boot)
-            server.prepare(instance)
         self._tidy(instance)
         server.give_address(instance, made.addresses)
         if state_of(instance) == "stopped":
+            server.give_user_data(instance)
             instance = server.start(instance, types)
         return self._healthy(instance, disks, deadline)
 

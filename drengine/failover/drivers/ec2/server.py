@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -86,15 +87,23 @@ class Server:
         return found
 
     def stop(self, instance: Resource) -> Resource:
-        """Have the guest shut down; EC2 switches it off when it does not obey.
+        """Have the guest shut down. One that does not within its grace is switched off, as by a power cut.
 
         Raises:
-            DrengineError: EC2's refusals; LAUNCH_FAILED, it does not end within its grace.
+            DrengineError: EC2's refusals; LAUNCH_FAILED.
         """
-        id = instance["InstanceId"]
-        if state_of(instance) != "stopped":
-            self._calls("StopInstances", InstanceIds=[id])
-        return self._wait(id, ("stopped", "terminated"), self._settings.grace_seconds)
+        id, ended = instance["InstanceId"], ("stopped", "terminated")
+        if state_of(instance) == "stopped":
+            return instance
+        self._calls("StopInstances", InstanceIds=[id])
+        try:
+            return self._wait(id, ended, self._settings.grace_seconds)
+        except DrengineError as error:
+            if error.kind is not LAUNCH_FAILED:
+                raise
+        self._say(f"{id} does not shut down within {self._settings.grace}: it is switched off")
+        self._calls("StopInstances", InstanceIds=[id], Force=True)
+        return self._wait(id, ended, END_SECONDS)
 
     def swap_disks(self, instance: Resource, volumes: Volumes, disks: Mapping[str, str], boot: str) -> None:
         """Give a stopped instance the source's disks in place of the image's.
@@ -118,15 +127,18 @@ class Server:
                 there[device] = volume
                 self._say(f"volume {volume} of {name} attached as {device}")
 
-    def prepare(self, instance: Resource) -> None:
-        """What a stopped instance gets beside its disks: the user data of the recovered guest, and its address.
+    def give_user_data(self, instance: Resource) -> None:
+        """That of the recovered guest, to a stopped instance: the small image has not seen it.
 
         Raises:
             DrengineError: EC2's refusals.
         """
-        if self._settings.user_data:
-            data = {"Value": self._settings.user_data.encode()}
-            self._calls("ModifyInstanceAttribute", InstanceId=instance["InstanceId"], UserData=data)
+        id, wanted = instance["InstanceId"], self._settings.user_data.encode()
+        if not wanted:
+            return
+        told = self._calls("DescribeInstanceAttribute", InstanceId=id, Attribute="userData").get("UserData", {})
+        if told.get("Value", "") != base64.b64encode(wanted).decode():
+            self._calls("ModifyInstanceAttribute", InstanceId=id, UserData={"Value": wanted})
 
     def give_address(self, instance: Resource, known: Iterable[Resource]) -> None:
         """Associate the elastic or customer-owned address with its first interface; a drill has none.

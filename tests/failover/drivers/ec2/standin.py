@@ -108,6 +108,8 @@ class Cloud:
     status: str = "ok"
     """Of EC2's checks of all instances."""
     tokens: dict[tuple[str, str], tuple[Fields, bytes]] = field(default_factory=dict)
+    user_data: dict[str, str] = field(default_factory=dict)
+    """By instance, encoded."""
     hidden_looks: int = 0
     """For so many looks an object that was just made can't be seen."""
     hidden: dict[str, int] = field(default_factory=dict)
@@ -221,7 +223,10 @@ class Recorder:
             found = cloud.backend.enis.get(request.fields["NetworkInterfaceId"])
             if found is not None and found.instance is not None:
                 return 400, _error("InvalidParameterValue", f"Network interface '{found.id}' is currently in use.")
+        if request.action == "DescribeInstanceAttribute":
+            return 200, _user_data(cloud.user_data.get(request.fields["InstanceId"], ""))
         if "UserData.Value" in request.fields:  # moto decodes it twice
+            cloud.user_data[request.fields["InstanceId"]] = request.fields["UserData.Value"]
             return 200, f'<Response xmlns="{NAMESPACE}"><return>true</return></Response>'.encode()
         status, answer = self._ask_moto(environ)
         if status == 200:
@@ -320,6 +325,13 @@ def _offerings(request: Request, offered: list[str]) -> bytes:
     return (
         f'<DescribeInstanceTypeOfferingsResponse xmlns="{NAMESPACE}"><instanceTypeOfferingSet>{items}'
         "</instanceTypeOfferingSet></DescribeInstanceTypeOfferingsResponse>"
+    ).encode()
+
+
+def _user_data(value: str) -> bytes:
+    return (
+        f'<DescribeInstanceAttributeResponse xmlns="{NAMESPACE}"><userData><value>{value}</value></userData>'
+        "</DescribeInstanceAttributeResponse>"
     ).encode()
 
 

@@ -111,7 +111,14 @@ def test_killed_after_each_change_it_goes_on_where_it_was(built: Network, tmp_pa
             assert driver().inspect(wanted).healthy
     assert site.left() == []
     made = [each.action for each in site.cloud.requests if OPERATIONS[each.action].changes]
-    for action in ("RunInstances", "CreateVolume", "AllocateAddress", "CreateSecurityGroup", "StartInstances"):
+    for action in (
+        "RunInstances",
+        "CreateVolume",
+        "AllocateAddress",
+        "CreateSecurityGroup",
+        "ModifyInstanceAttribute",
+        "StartInstances",
+    ):
         assert made.count(action) == changes.count(action), f"{action} was done twice"
 
 

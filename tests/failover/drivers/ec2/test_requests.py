@@ -17,7 +17,7 @@ from drengine.failover.drivers.ec2.errors import EC2_CAPACITY, EC2_DENIED, EC2_S
 from drengine.failover.drivers.errors import LAUNCH_FAILED
 from drengine.model.errors import DrengineError
 from drengine.model.hardware import Card
-from tests.failover.drivers.ec2.site import Network, Time, driver, inventory, network, request
+from tests.failover.drivers.ec2.site import Helper, Network, Time, driver, inventory, network, request
 from tests.failover.drivers.ec2.standin import ACCOUNT, Request, running
 
 PROFILE = f"arn:aws:iam::{ACCOUNT}:instance-profile/shop"
@@ -110,15 +110,15 @@ def test_the_root_is_swapped_while_the_instance_is_stopped(site: Network, tmp_pa
         ("DeleteVolume", {"VolumeId": images}),
         ("AttachVolume", {"VolumeId": volumes["root"], "InstanceId": id, "Device": "/dev/sda1"}),
         ("AttachVolume", {"VolumeId": volumes["data"], "InstanceId": id, "Device": "/dev/sdf"}),
-        ("ModifyInstanceAttribute", {"InstanceId": id, "UserData.Value": "eA=="}),
         (
             "AssociateAddress",
             {
                 "AllocationId": given,
-                "NetworkInterfaceId": told[6][1]["NetworkInterfaceId"],
+                "NetworkInterfaceId": told[5][1]["NetworkInterfaceId"],
                 "AllowReassociation": "true",
             },
         ),
+        ("ModifyInstanceAttribute", {"InstanceId": id, "UserData.Value": "eA=="}),
         ("StartInstances", {"InstanceId.1": id}),
     ]
     driver().stop(wanted)
@@ -313,6 +313,25 @@ class TestStartedAgain:
         assert error.kind is EC2_SETUP
         assert error.message == "EC2 ended the instance: as the test wants it"
         assert time.now < 1100.0
+
+
+def test_a_guest_that_does_not_shut_down_is_switched_off_after_its_grace(site: Network, tmp_path: Path) -> None:
+    def goes_on(asked: Request, after: bool) -> None:
+        if asked.action == "StopInstances" and after and "Force" not in asked.fields:
+            for each in site.cloud.backend.all_instances():
+                if each.id == asked.fields["InstanceId.1"]:
+                    each._state.name, each._state.code = "stopping", 64
+
+    helper, time = Helper(), Time()
+    wanted = request(tmp_path / "i", site.settings(grace="40s"), helper)
+    driver().launch(wanted, quiet)
+    site.cloud.requests.clear()
+    site.cloud.watch = goes_on
+    driver(time).quiesce(wanted)
+    assert [each.fields.get("Force", "") for each in site.cloud.of("StopInstances")] == ["", "true"]
+    assert 40.0 <= time.now - 1000.0 < 60.0
+    assert helper.orders[-1][1]["direction"] == "return", "what it wrote is brought home all the same"
+    driver().stop(wanted)
 
 
 def test_checks_of_ec2_that_fail_are_no_health(site: Network, tmp_path: Path) -> None:
