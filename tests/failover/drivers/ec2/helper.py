@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from drengine.telemetry.logs import setup_logging
 from drengine_agent.standby.config import load_standby_config
 from drengine_agent.standby.host import serve_standby
 from tests.failover.drivers.ec2.site import Network
@@ -53,4 +54,5 @@ class HelperDisks:
 
 
 if __name__ == "__main__":
+    setup_logging(level="info", form="text")
     asyncio.run(serve_standby(load_standby_config(Path(sys.argv[1])), blocks=Path(sys.argv[2])))
