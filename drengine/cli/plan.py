@@ -11,6 +11,7 @@ from drengine.cli.carrying import ask, runbook_place
 from drengine.cli.common import JsonOption
 from drengine.cli.ready import show_checks
 from drengine.cli.run_options import DiskOption, OntoOption, PlanOptions, RunbookArgument
+from drengine.failover.readiness import TOLD_IN_PLANS
 from drengine.failover.runbook.values import Mode, OnFailure
 from drengine.terminal import emit_json, human_duration, human_time, show_table
 from drengine.terminal.options import grouped
@@ -38,7 +39,7 @@ def plan(
     """Print step by step what a run would do now, with the points it would choose and how long it would take.
 
     Nothing is touched. Times come from earlier runs of the runbook, marked with =, or are estimates, marked with ~.
-    At the end stand the checks of `drengine ready` that do not pass.
+    At the end stand the checks of `drengine ready` that do not pass, and what a launch in a cloud takes.
     """
     place = runbook_place(runbook)
     given: dict[str, Any] = {"point": point, "onto": onto or [], "disks": disk or []}
@@ -60,6 +61,9 @@ def _show(found: Plan) -> None:
     if found.addresses:
         heads = ("server", "interface", "old address", "new address", "gateway", "DNS")
         show_table(heads, [_address_row(each) for each in found.addresses], title="addresses")
+    for each in found.checks:
+        if each.ok and each.check in TOLD_IN_PLANS:
+            print(f"{each.about}: {each.message}")
     show_checks([each for each in found.checks if not each.ok], title="checks that do not pass")
     print(f"predicted: {human_duration(found.predicted_seconds)} from the declaration to the last step")
 

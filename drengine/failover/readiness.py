@@ -16,6 +16,10 @@ class Severity(enum.StrEnum):
     WARNS = "warns"
 
 
+TOLD_IN_PLANS = frozenset({"cloud-reachable"})
+"""Checks whose finding a plan shows though they pass: it is true of each launch, and not to be forgotten."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
     """One check of one thing.

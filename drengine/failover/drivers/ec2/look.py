@@ -74,7 +74,7 @@ class Look:
         ]
         if not self._request.isolated:
             kept = "what it writes stays on its volumes and reaches no recovery points until `failback` brings it back"
-            found.append(CloudFinding(check=FITS, seen=kept))
+            found.append(CloudFinding(check=REACHABLE, seen=kept))
         looks: tuple[Callable[[], Iterator[CloudFinding]], ...] = (
             partial(self._place, subnets),
             partial(self._addresses, subnets),

@@ -13,8 +13,10 @@ from drengine.failover.drivers.driver import AsksCloud, AsksHost, CloudFinding, 
 from drengine.failover.drivers.ec2.calls import OPERATIONS
 from drengine.failover.drivers.ec2.driver import Ec2Driver
 from drengine.failover.preflight.clouds import TOLD
-from tests.failover.drivers.ec2.site import Network, Time, card, connect, driver, inventory, network, request
+from tests.failover.drivers.ec2.site import HOST, Network, Time, card, connect, driver, inventory, network, request
 from tests.failover.drivers.ec2.standin import OTHER_OUTPOST, running
+from tests.failover.engine.prompt import Typed
+from tests.recovery.replica import make
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +220,26 @@ def test_it_says_that_what_is_written_there_reaches_no_points(site: Network, tmp
     words = "reaches no recovery points"
     assert words in "; ".join(each.seen for each in look(site, tmp_path))
     assert words not in "; ".join(each.seen for each in look(site, tmp_path, isolated=True))
+
+
+def test_plan_tells_people_what_needs_the_region(
+    site: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though nothing is wrong with it."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    make(tmp_path / "store")
+    launch = {"driver": "ec2", "host": HOST, "settings": site.settings()}
+    fenced = {"command": ["true"]}
+    book = tmp_path / "shop.yaml"
+    waves = [{"name": "all", "sources": ["shop"]}]
+    sources = {"shop": {"fence": fenced, "launch": launch}}
+    book.write_text(json.dumps({"version": 1, "name": "shop", "sources": sources, "waves": waves}))
+    code, out, err = Typed(tmp_path, capsys)("plan", str(book), "--mode", "failover")
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert "shop: EC2 in eu-central-1 answers; this launch needs it from the first call to the last" in told
+    assert "reaches no recovery points until `failback` brings it back" in told
 
 
 def test_a_region_that_is_away_is_said_in_time(site: Network, tmp_path: Path) -> None:
