@@ -61,9 +61,9 @@ def _show(found: Plan) -> None:
     if found.addresses:
         heads = ("server", "interface", "old address", "new address", "gateway", "DNS")
         show_table(heads, [_address_row(each) for each in found.addresses], title="addresses")
-    for each in found.checks:
-        if each.ok and each.check in TOLD_IN_PLANS:
-            print(f"{each.about}: {each.message}")
+    for check in found.checks:
+        if check.ok and check.check in TOLD_IN_PLANS:
+            print(f"{check.about}: {check.message}")
     show_checks([each for each in found.checks if not each.ok], title="checks that do not pass")
     print(f"predicted: {human_duration(found.predicted_seconds)} from the declaration to the last step")
 
