@@ -98,11 +98,10 @@ rm -rf $root/var/lib/apt/lists/* $root/var/cache/apt/*.bin $root/var/cache/debco
 chroot $root update-initramfs -u -k all
 """
 _DRACUT_PACKAGES = tuple("dracut" if each == "initramfs-tools" else each for each in _PACKAGES if each != "lvm2")
-# Once, emulated beside much else, the serial line's device came later than the 90 s that systemd waits for it. With a
-# fifth of a processor it does not (a login prompt after 251 s): this is a margin.
+# systemd waits 90 s for the serial line's device. Emulated with a fifth of a processor, udev took longer: no login.
 _PATIENCE = r"""
 mkdir -p $root/etc/systemd/system.conf.d
-printf '[Manager]\nDefaultTimeoutStartSec=15min\n' > $root/etc/systemd/system.conf.d/emulated.conf
+printf '[Manager]\nDefaultDeviceTimeoutSec=15min\n' > $root/etc/systemd/system.conf.d/emulated.conf
 """
 _DRACUT = (
     _CONFIGURE[: _CONFIGURE.index("echo 'MODULES=list'")]
