@@ -49,6 +49,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, 
 TARGET = """store = "{folder}/store"
 listen = "127.0.0.1:7440"
 nbd_listen = "{ours}:10809"
+nbd_socket = "{folder}/nbd.sock"
 data_networks = ["{network}"]
 [tls]
 certificate = "{folder}/outpost/certificate.pem"
@@ -131,7 +132,8 @@ def runbook(folder: Path) -> dict[str, Any]:
     sources = {}
     for source in SOURCES:
         at = f"/srv/{source}"
-        iscsi = {"portal": OURS, "initiators": [INITIATOR], "user": USER, "secret": f"${{file:{folder}/chap}}"}
+        iscsi = {"portal": OURS, "socket": f"{folder}/nbd.sock", "initiators": [INITIATOR]}
+        iscsi |= {"user": USER, "secret": f"${{file:{folder}/chap}}"}
         settings = {
             "attach": source,
             "mounts": [
@@ -258,9 +260,9 @@ def recover(folder: Path, guest: RecoveryGuest, outpost: Outpost) -> None:
 
     goes_on = ("failover", "runbook.yaml")
     for source in SOURCES:  # one after the other: the next is launched when this one is healthy
-        outpost.run(*goes_on, *config, fails=True)
+        tried = outpost.run(*goes_on, *config, fails=True)
         before = attached(guest)
-        assert all(f" /srv/{source}/{volume} " in before[2] for volume in ("data", "log")), before
+        assert all(f" /srv/{source}/{volume} " in before[2] for volume in ("data", "log")), (before, tried["steps"])
         guest.kill_agent()
         assert attached(guest) == before, "disks depend on the agent's life"
         guest.start_agent()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -42,9 +44,20 @@ from drengine.failover.needs import Need
 from drengine.iscsi.names import disk_identifier
 from drengine.model.errors import DrengineError
 from drengine.model.inventory import Inventory
+from drengine.nbd.client import NbdAddress
 
 ASK_SECONDS = 30.0
 """For what is quick."""
+
+
+class StandbyLuns(LunSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How this host serves disks that are another host's to use.
+
+    Attributes:
+        socket: the target's `nbd_socket` here, whence root may take them; empty: whence the recovery host would.
+    """
+
+    socket: str = ""
 
 
 class StandbyLaunch(StandbySettings, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -54,7 +67,7 @@ class StandbyLaunch(StandbySettings, frozen=True, forbid_unknown_fields=True, kw
         iscsi: how this host serves the disks to one that attaches them by `iscsi`; None: to none.
     """
 
-    iscsi: LunSettings | None = None
+    iscsi: StandbyLuns | None = None
 
 
 class StandbyDriver(LaunchDriver, AsksHost, KnowsNeeds, SeesAddresses):
@@ -161,7 +174,16 @@ class StandbyDriver(LaunchDriver, AsksHost, KnowsNeeds, SeesAddresses):
 def _luns(request: LaunchRequest) -> ServedLuns | None:
     """The disks as LUNs, served or not; None: the runbook does not say how."""
     settings = read_settings(StandbyLaunch, request.settings, StandbyDriver.name).iscsi
-    return None if settings is None else ServedLuns(LunPlan.of(request, settings))
+    if settings is None:
+        return None
+    if settings.socket:
+        disks = tuple(replace(disk, uri=_from_socket(settings.socket, disk.uri)) for disk in request.disks)
+        request = replace(request, disks=disks)
+    return ServedLuns(LunPlan.of(request, settings))
+
+
+def _from_socket(socket: str, uri: str) -> str:
+    return f"nbd+unix:///{quote(NbdAddress.parse(uri).export)}?socket={quote(socket)}"
 
 
 def _order_of(request: LaunchRequest) -> AttachOrder:

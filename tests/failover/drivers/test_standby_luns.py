@@ -128,6 +128,21 @@ def test_luns_stay_until_the_host_has_let_go_of_them(tmp_path: Path) -> None:
     assert not find_marked(TGTD, wanted.instance)
 
 
+def test_disks_that_are_granted_to_the_host_are_taken_from_the_targets_socket(tmp_path: Path) -> None:
+    skip_unless_iscsi_can_be_served()
+    driver, host = StandbyDriver(), Host()
+    with serving(VolatileDisk(), tmp_path / "s"):
+        settings = {"attach": "iscsi", "iscsi": {"portal": "127.0.0.1", "socket": str(tmp_path / "s")}}
+        wanted = request(tmp_path / "i", host, "nbd://192.0.2.1:10809/shop/data%237", settings)
+        try:
+            driver.launch(wanted, lambda _: None)
+            (order,) = host.orders
+            assert set(order.disks.values()) == {"nbd://192.0.2.1:10809/shop/data%237"}
+            Initiator(order.luns["data"].portal, order.luns["data"].target).does("read 0 4096")
+        finally:
+            driver.stop(wanted)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
