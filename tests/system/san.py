@@ -52,6 +52,8 @@ chroot $root systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_reap
 rm -rf $root/var/lib/apt/lists/* $root/var/cache/apt/*.bin
 chroot $root update-initramfs -u -k all
 cat > $root/tmp/grub.cfg <<'END'
+insmod part_msdos
+insmod ext2
 search --no-floppy --label root --set=root
 linux /vmlinuz root=LABEL=root rw console=ttyS0 iscsi_auto net.ifnames=0 panic=5
 initrd /initrd.img

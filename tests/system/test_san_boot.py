@@ -117,7 +117,7 @@ def test_a_debian_boots_from_its_promoted_disk_to_a_login_and_its_writes_reach_r
         agent = [sys.executable, "-m", "drengine_agent", "run", "--config", "agent.toml"]
         start_marked(agent, MARK, folder.name, output=folder / "agent.log", directory=folder)
         site.wait("the disk is replicated", lambda: points(site), seconds=180)
-        over = site.run("drengine.cli.main", "failover", "runbook.yaml", "--config", "orchestrator.toml")
+        over = site.run("drengine.cli.main", "failover", "runbook.yaml", "--config", "orchestrator.toml", seconds=600)
         assert over["outcome"] == "completed"
         launched = next(step for step in over["steps"] if step["kind"] == "launch")
         assert launched["data"]["details"]["initiators"] == [san.INITIATOR]
