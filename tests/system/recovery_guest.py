@@ -41,7 +41,6 @@ mkdir /run/lock; ln -s /run /var/run; ln -s /run/lock /var/lock
 for each in {modules}; do insmod /modules/$each.ko; done
 ifconfig lo 127.0.0.1; ifconfig eth0 {address} netmask 255.255.255.0
 iscsid
-echo "GUEST: up"
 nc -ll -p {port} -e /bin/sh
 """
 _AGENT = "{python} -IS /drengine-agent standby run --config /standby.toml"
@@ -72,7 +71,7 @@ class RecoveryGuest:
             [*self.inside, *argv], MARK, self._folder.name, output=self._folder / "qemu.log", directory=self._folder
         )
         deadline = time.monotonic() + BOOT_SECONDS
-        while "GUEST: up" not in self.console():
+        while not self._answers():
             assert time.monotonic() < deadline, self.console()[-3000:]
             time.sleep(0.2)
 
@@ -80,6 +79,12 @@ class RecoveryGuest:
         """What it said."""
         log = self._folder / "guest.log"
         return log.read_text(errors="replace") if log.exists() else ""
+
+    def _answers(self) -> bool:
+        try:
+            return self.run("true", seconds=10.0) == (0, "")
+        except OSError:
+            return False
 
     def does(self, command: str, *, seconds: float = 60.0) -> str:
         """What a command of its shell says; it has to end well."""
