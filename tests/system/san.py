@@ -82,14 +82,15 @@ def root_bytes(firmware: str) -> int:
     return (_FIRST_SECTOR + (_ESP_SECTORS if firmware == UEFI else 0)) * 512
 
 
-def missing_for_san(*more: str) -> str:
+def missing_for_san(*more: str, firmware: str = BIOS) -> str:
     """What such a machine can't be made or booted without; empty when all is there."""
     if os.geteuid() != 0:
         return "only root can make a disk that boots"
     programs = ("qemu-system-x86_64", "extlinux", "tgtd", "nbdfuse", *more)
     wanted = {**{name: shutil.which(name) for name in programs}, "mbr.bin": _MBR.exists()}
     wanted["ipxe-qemu"] = Path("/usr/lib/ipxe/qemu/pxe-virtio.rom").exists()
-    wanted |= {str(file): file.exists() for file in (_IPXE, _CODE)}
+    if firmware == UEFI:
+        wanted |= {str(file): file.exists() for file in (_IPXE, _CODE)}
     return ", ".join(name for name, there in wanted.items() if not there)
 
 

@@ -100,7 +100,7 @@ def test_a_debian_boots_from_its_promoted_disk_to_a_login_and_its_writes_reach_r
     folder: Path, firmware: str
 ) -> None:
     skip_unless_iscsi_can_be_served()
-    if missing := missing_for_san("mmdebstrap", "mformat"):
+    if missing := missing_for_san("mmdebstrap", "mformat", firmware=firmware):
         pytest.skip(f"not installed: {missing}")
     run("cp", "--sparse=always", debian_disk(firmware), folder / "disk.img")
     if firmware == UEFI:
