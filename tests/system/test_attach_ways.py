@@ -294,7 +294,9 @@ def recover(folder: Path, guest: RecoveryGuest, outpost: Outpost) -> None:
 
     guest.kill_agent()
     guest.start_agent()
-    outpost.run("rollback", "last", "--yes", *config)
+    undone = outpost.run("rollback", "last", "--yes", *config, fails=True)
+    left = {step["id"] for step in undone["steps"] if step["status"] == "failed"}
+    assert left == {f"undo.release:{source}" for source in SOURCES}, "only the sources' agents are not there to be told"
     assert guest.run("ls /sys/block/nbd*/pid")[0] != 0
     assert not guest.does("ls /sys/class/iscsi_session").strip()
     assert guest.run("grep /srv/ /proc/mounts")[0] != 0
