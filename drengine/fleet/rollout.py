@@ -140,8 +140,7 @@ def _begun(progress: Progress, source: SourceAnswer | None, wanted: Wanted, now_
     if why := unfit(source):
         return msgspec.structs.replace(progress, phase=Phase.SKIPPED, message=why, ended_ns=now_ns)
     assert source is not None
-    formerly = dict(source.upgrade or {})
-    return Progress(Phase.ORDERED, source.version, source.tracker, began_ns=now_ns, formerly=formerly)
+    return Progress(Phase.ORDERED, source.version, source.tracker, began_ns=now_ns)
 
 
 def _is_over(ring: Ring, agents: Mapping[str, Progress]) -> bool:

@@ -15,7 +15,6 @@ new one, and the kernel goes on tracking. Where the new one does not start, the 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import logging
@@ -39,8 +38,6 @@ from drengine_agent.program import PACKAGED, PROGRAM, started_from
 log = logging.getLogger("drengine.agent")
 
 FOLDER, FILE, BEFORE_FILE, STATE_FILE = "upgrade", "drengine-agent", "before", "upgrade.json"
-LOCK_FILE = "upgrade.lock"
-"""An installer that is at work holds a lock on it."""
 INSTALL_OR_GO_BACK = """\
 "$0" -IS "$1" upgrade --yes --json && exit
 code=$?
@@ -48,13 +45,7 @@ code=$?
 exit $code
 """
 """A shell's: it outlives the agent that it replaces. Python, the new file and the old one are its arguments."""
-LOCKED = (
-    "import fcntl, subprocess, sys; lock = open(sys.argv[1], 'wb'); fcntl.flock(lock, fcntl.LOCK_EX); "
-    "sys.exit(subprocess.run(sys.argv[2:]).returncode)"
-)
-"""Has a command hold a lock on a file while it runs; what the command starts does not inherit it."""
 TRY_SECONDS, INSTALL_SECONDS = 120.0, 300.0
-EARLIER_SECONDS = 60
 SAID_CHARACTERS_MAX = 400
 SIZE_BYTES_MAX = 256 << 20
 SYSTEMD = Path("/run/systemd/system")
@@ -92,7 +83,6 @@ class Upgrade:
         """
         self._folder = state_directory / FOLDER
         self._path = state_directory / STATE_FILE
-        self._lock = state_directory / LOCK_FILE
         self._place = place
         self._restart = restart
         self._program = program or started_from()
@@ -122,7 +112,6 @@ class Upgrade:
         place = self._require_possible()
         if not 0 < wanted.size_bytes <= SIZE_BYTES_MAX:
             raise DrengineError(UPGRADE_REFUSED, f"{wanted.size_bytes} bytes are no agent")
-        await self._await_installer()
         staged = self._folder / FILE
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -139,19 +128,6 @@ class Upgrade:
         self._keep(_Kept("installing", wanted.version, wanted.sha256))
         self._installing = asyncio.create_task(self._install(staged))
         return self.told()
-
-    async def _await_installer(self) -> None:
-        """Until the installer of an earlier upgrade is through. It outlives us, and what it may do last, going back to
-        the program before, would undo this upgrade.
-
-        Raises:
-            DrengineError: UPGRADE_REFUSED, it is at work still.
-        """
-        for _ in range(EARLIER_SECONDS):
-            if not _is_locked(self._lock):
-                return
-            await asyncio.sleep(1.0)
-        raise DrengineError(UPGRADE_REFUSED, "the installer of an earlier upgrade is still at work")
 
     def _require_possible(self) -> Place:
         """
@@ -172,8 +148,7 @@ class Upgrade:
     async def _install(self, staged: Path) -> None:
         """Under systemd it restarts us in between: the next process tells the end."""
         before = self._folder / BEFORE_FILE
-        words = [sys.executable, "-IS", "-c", LOCKED, str(self._lock), "sh", "-c", INSTALL_OR_GO_BACK]
-        words += [sys.executable, str(staged), str(before)]
+        words = ["sh", "-c", INSTALL_OR_GO_BACK, sys.executable, str(staged), str(before)]
         code, printed, said = await self._run(_outside(words), INSTALL_SECONDS)
         if code:
             self._keep(msgspec.structs.replace(self._kept, state="failed", message=_reason(printed, said)))
@@ -212,17 +187,6 @@ def _outside(words: list[str]) -> list[str]:
     if not _has_systemd():
         return words
     return ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--property=UMask=0022", *words]
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _has_systemd() -> bool:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,38 +82,6 @@ async def test_it_is_tried_before_anything_is_replaced_and_then_the_process_star
     assert there.start().told() == {
         "sha256": WANTED.sha256, "state": "installed", "to": WANTED.sha256, "version": "2.0",
     }  # fmt: skip
-
-
-async def test_nothing_is_begun_while_an_earlier_installer_is_at_work(
-    there: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It outlives the agent that began it, and may go back to the program before at its end."""
-    waited: list[float] = []
-
-    async def at_once(seconds: float) -> None:
-        waited.append(seconds)
-        if len(waited) == module.EARLIER_SECONDS + 2:
-            installer.close()
-
-    monkeypatch.setattr(module.asyncio, "sleep", at_once)
-    upgrade, lock = there.start(), there.state / module.LOCK_FILE
-    with lock.open("wb") as installer:
-        fcntl.flock(installer, fcntl.LOCK_EX)
-        with pytest.raises(DrengineError) as refused:
-            await upgrade.order(WANTED)
-        assert refused.value.kind is UPGRADE_REFUSED
-        assert not (there.state / FOLDER).exists(), "not even a file that the other may need is replaced"
-        await upgrade.order(WANTED)
-    assert len(waited) == module.EARLIER_SECONDS + 2, "it waited until that was through"
-    assert upgrade._installing is not None
-    await upgrade._installing
-    words = there.ran[-1]
-    at = words.index("sh")
-    shown = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    inside = [*words[:at], sys.executable, "-c", shown, str(lock)]
-    done = await asyncio.to_thread(subprocess.run, inside, capture_output=True, check=False)
-    assert b"BlockingIOError" in done.stderr, "while it installs, it is seen so itself"
-    assert not module._is_locked(lock), "and not longer"
 
 
 async def test_what_runs_already_is_not_fetched_again(there: Host) -> None:
