@@ -21,7 +21,13 @@ import pytest
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN = ("work", "root", "home", "tmp", "run", "opt")
 """Empty on that host: projects, other Pythons, caches."""
-REMOVED = ("etc/drengine", "var/lib/drengine-agent", "usr/local/lib/drengine", "usr/local/bin/drengine-agent")
+REMOVED = (
+    "etc/drengine",
+    "var/lib/drengine-agent",
+    "var/cache/drengine-agent",
+    "usr/local/lib/drengine",
+    "usr/local/bin/drengine-agent",
+)
 """Not there on that host, though this machine may have an agent of its own: by whiteouts in a layer between."""
 DEVICES = "null zero full random urandom tty loop-control fuse"
 MASKED = (
