@@ -47,6 +47,7 @@ class Progress(msgspec.Struct, frozen=True):
         tracker: that it had: it must be the same afterwards.
         began_ns, ended_ns: when it was ordered, and when it was seen well, or sick.
         message: why it is skipped or sick.
+        formerly: what it told of an earlier upgrade when it was ordered: that one's failure is no word on this order.
     """
 
     phase: Phase = Phase.WAITING
@@ -55,6 +56,7 @@ class Progress(msgspec.Struct, frozen=True):
     began_ns: int = 0
     ended_ns: int = 0
     message: str = ""
+    formerly: dict[str, str] = {}
 
 
 class Ring(msgspec.Struct, frozen=True):
@@ -123,7 +125,7 @@ def judged(progress: Progress, source: SourceAnswer | None, wanted: Wanted, now_
     """
     if source is not None and source.connected:
         told = source.upgrade or {}
-        if told.get("state") == "failed" and told.get("to") == wanted.sha256:
+        if told.get("state") == "failed" and told.get("to") == wanted.sha256 and told != progress.formerly:
             return _sick(progress, f"its upgrade failed: {told.get('message', '')}", now_ns)
         if told.get("sha256") == wanted.sha256:
             if source.tracker != progress.tracker:

@@ -140,7 +140,8 @@ def _begun(progress: Progress, source: SourceAnswer | None, wanted: Wanted, now_
     if why := unfit(source):
         return msgspec.structs.replace(progress, phase=Phase.SKIPPED, message=why, ended_ns=now_ns)
     assert source is not None
-    return Progress(Phase.ORDERED, source.version, source.tracker, began_ns=now_ns)
+    formerly = dict(source.upgrade or {})
+    return Progress(Phase.ORDERED, source.version, source.tracker, began_ns=now_ns, formerly=formerly)
 
 
 def _is_over(ring: Ring, agents: Mapping[str, Progress]) -> bool:

@@ -96,6 +96,17 @@ def test_what_makes_an_agent_sick(seen: SourceAnswer | None, after_seconds: int,
     assert said in found.message
 
 
+def test_an_earlier_failure_is_no_word_on_the_order_that_came_after_it() -> None:
+    failed = source("shop", upgrade={**FAILED, "to": NEW, "number": "1"})
+    begun, orders = step(rollout(("shop",)), {"shop": failed}, 100 * S)
+    assert orders == ["shop"], "it is tried again"
+    going, _ = step(begun, {"shop": failed}, 101 * S)
+    assert going.agents["shop"].phase is Phase.ORDERED, "it has told nothing new yet"
+    again = source("shop", upgrade={**FAILED, "to": NEW, "number": "2"})
+    assert step(going, {"shop": again}, 102 * S)[0].agents["shop"].phase is Phase.SICK
+    assert step(going, {"shop": failed}, 1000 * S)[0].agents["shop"].phase is Phase.SICK, "its time is over"
+
+
 def test_who_is_not_well_before_is_left_alone() -> None:
     assert not unfit(source("shop"))
     assert "not there" in unfit(source("shop", connected=False))

@@ -5,21 +5,28 @@ first (its doctor, on this host), and installs itself as a person would have it:
 replaces the program whole and restarts the service, so whoever is killed at any moment leaves the old program or the
 new one, and the kernel goes on tracking. Where the new one does not start, the old one installs itself again.
 
+The installer outlives the agent that began it. Its standard input is a file that is locked before `upgrade.json` says
+`installing`, so there is one installer at a time, and whoever comes after us knows whether it is at work still. What it
+says goes to a file: a pipe would break when we are killed, and the installer would fail because of that.
+
 | killed | left is | the next start says |
 |---|---|---|
 | before `upgrade.json` says `installing` | the old program, perhaps a file fetched | nothing |
-| after it, before the program was replaced | the old program | `failed`: it was interrupted |
+| after it, before the installer begins | the old program | `failed`: it was interrupted |
+| while the installer is at work | the old program, or the new one | `installing`, until that is through |
 | after that | the new program | `installed` |
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -37,28 +44,33 @@ from drengine_agent.program import PACKAGED, PROGRAM, started_from
 
 log = logging.getLogger("drengine.agent")
 
-FOLDER, FILE, BEFORE_FILE, STATE_FILE = "upgrade", "drengine-agent", "before", "upgrade.json"
+FOLDER, FILE, BEFORE_FILE, SAID_FILE = "upgrade", "drengine-agent", "before", "said"
+STATE_FILE, LOCK_FILE = "upgrade.json", "upgrade.lock"
 INSTALL_OR_GO_BACK = """\
-"$0" -IS "$1" upgrade --yes --json && exit
+"$0" -IS "$1" upgrade --yes --json < /dev/null && exit
 code=$?
-"$0" -IS "$2" upgrade --yes --json >&2
+"$0" -IS "$2" upgrade --yes --json < /dev/null
 exit $code
 """
-"""A shell's: it outlives the agent that it replaces. Python, the new file and the old one are its arguments."""
+"""A shell's, which alone holds the lock. Python, the new file and the old one are its arguments."""
+INTERRUPTED = "it was interrupted, or did not start: the program is the one before"
 TRY_SECONDS, INSTALL_SECONDS = 120.0, 300.0
 SAID_CHARACTERS_MAX = 400
 SIZE_BYTES_MAX = 256 << 20
 SYSTEMD = Path("/run/systemd/system")
-Run = Callable[[list[str], float], Awaitable[tuple[int, str, str]]]
+Run = Callable[[list[str], float, Path, int], Awaitable[tuple[int, str]]]
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """Contents of upgrade.json: the newest upgrade, and how far it is: `installing`, `installed` or `failed`."""
+    """Contents of upgrade.json: the newest upgrade, how far it is (`installing`, `installed` or `failed`), and the how
+    manieth it is here, so that a failure is told from an earlier one.
+    """
 
     state: str = ""
     version: str = ""
     sha256: str = ""
     message: str = ""
+    number: int = 0
 
 
 class Upgrade:
@@ -79,22 +91,27 @@ class Upgrade:
             place: its certificates, beside which the authority's address is known; None without certificates.
             restart: starts this process anew from PROGRAM, where no systemd does.
             program: the one file that runs; by default, the one that this process was started from.
-            run: runs a command for so many seconds at most and gives its exit code, what it printed, what it said.
+            run: runs a command for so many seconds at most, its output in a file, its standard input given; tells its
+                exit code and its output.
         """
         self._folder = state_directory / FOLDER
         self._path = state_directory / STATE_FILE
+        self._lock_path = state_directory / LOCK_FILE
         self._place = place
         self._restart = restart
         self._program = program or started_from()
         self._run = run or _run
         self._sha256 = _digest_of(self._program) if self._program else ""
         self._installing: asyncio.Task[None] | None = None
+        self._ordered = asyncio.Lock()
         self._kept = self._after_start(self._load())
 
     def told(self) -> dict[str, str]:
         """For reports: which file runs, and how the newest upgrade is."""
+        self._settle()
         kept = self._kept
         shown = {"state": kept.state, "to": kept.sha256, "version": kept.version, "message": kept.message}
+        shown["number"] = str(kept.number or "")
         return {"sha256": self._sha256, **{name: value for name, value in shown.items() if value}}
 
     async def order(self, wanted: AgentAnswer) -> dict[str, str]:
@@ -103,15 +120,36 @@ class Upgrade:
         Raises:
             DrengineError: UPGRADE_REFUSED, nothing was changed.
         """
-        if wanted.sha256 == self._sha256:
-            return self.told()
-        if self._installing is not None and not self._installing.done():
-            if wanted.sha256 == self._kept.sha256:
+        async with self._ordered:  # an order that is given again waits for the first one's trial
+            self._settle()
+            if wanted.sha256 in (self._sha256, self._under_way):
                 return self.told()
-            raise DrengineError(UPGRADE_REFUSED, f"an upgrade to {self._kept.version} is under way")
-        place = self._require_possible()
-        if not 0 < wanted.size_bytes <= SIZE_BYTES_MAX:
-            raise DrengineError(UPGRADE_REFUSED, f"{wanted.size_bytes} bytes are no agent")
+            if self._under_way:
+                raise DrengineError(UPGRADE_REFUSED, f"an upgrade to {self._kept.version} is under way")
+            place = self._require_possible()
+            if not 0 < wanted.size_bytes <= SIZE_BYTES_MAX:
+                raise DrengineError(UPGRADE_REFUSED, f"{wanted.size_bytes} bytes are no agent")
+            lock = self._lock()
+            try:
+                staged = await self._stage(place, wanted)
+                self._keep(_Kept("installing", wanted.version, wanted.sha256, number=self._kept.number + 1))
+            except BaseException:
+                os.close(lock)
+                raise
+            self._installing = asyncio.create_task(self._install(staged, lock))
+        return self.told()
+
+    @property
+    def _under_way(self) -> str:
+        """SHA-256 of what is being installed; empty: nothing."""
+        return self._kept.sha256 if self._kept.state == "installing" else ""
+
+    async def _stage(self, place: Place, wanted: AgentAnswer) -> Path:
+        """The new file, fetched and tried.
+
+        Raises:
+            DrengineError: UPGRADE_REFUSED.
+        """
         staged = self._folder / FILE
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -120,14 +158,10 @@ class Upgrade:
         except OSError as error:
             raise DrengineError(UPGRADE_REFUSED, f"{staged}: {error.strerror}") from error
         trial = [sys.executable, "-IS", str(staged), "upgrade", "--yes", "--json", "--dry-run"]
-        code, printed, said = await self._run(_outside(trial), TRY_SECONDS)
+        code, said = await self._run(_outside(trial), TRY_SECONDS, self._folder / SAID_FILE, subprocess.DEVNULL)
         if code:
-            raise DrengineError(
-                UPGRADE_REFUSED, f"{wanted.version} does not want to run here: {_reason(printed, said)}"
-            )
-        self._keep(_Kept("installing", wanted.version, wanted.sha256))
-        self._installing = asyncio.create_task(self._install(staged))
-        return self.told()
+            raise DrengineError(UPGRADE_REFUSED, f"{wanted.version} does not want to run here: {_reason(said)}")
+        return staged
 
     def _require_possible(self) -> Place:
         """
@@ -145,27 +179,70 @@ class Upgrade:
             )
         return self._place
 
-    async def _install(self, staged: Path) -> None:
+    async def _install(self, staged: Path, lock: int) -> None:
         """Under systemd it restarts us in between: the next process tells the end."""
         before = self._folder / BEFORE_FILE
         words = ["sh", "-c", INSTALL_OR_GO_BACK, sys.executable, str(staged), str(before)]
-        code, printed, said = await self._run(_outside(words), INSTALL_SECONDS)
+        try:
+            code, said = await self._run(_outside(words), INSTALL_SECONDS, self._folder / SAID_FILE, lock)
+        finally:
+            os.close(lock)
         if code:
-            self._keep(msgspec.structs.replace(self._kept, state="failed", message=_reason(printed, said)))
-            log.error("the upgrade to %s failed: %s", self._kept.version, self._kept.message)
+            self._fail(_reason(said))
         elif not _has_systemd():
-            log.info("starting anew from %s, version %s", PROGRAM, self._kept.version)
-            self._restart()
+            self._go_on_as_new()
 
     def _after_start(self, kept: _Kept) -> _Kept:
-        """What became of an upgrade that was under way when the process before us ended."""
-        if kept.state != "installing":
-            shutil.rmtree(self._folder, ignore_errors=True)  # otherwise its installer may be at work still
-            return kept
-        if kept.sha256 == self._sha256:
-            return self._keep(msgspec.structs.replace(kept, state="installed"))
-        told = "it was interrupted, or did not start: the program is the one before"
-        return self._keep(msgspec.structs.replace(kept, state="failed", message=told))
+        """What is known of an upgrade that was under way when the process before us ended."""
+        if kept.state in ("installing", "failed") and kept.sha256 == self._sha256:
+            return self._keep(msgspec.structs.replace(kept, state="installed", message=""))
+        if kept.state != "installing" and not self._is_locked():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return kept
+
+    def _settle(self) -> None:
+        """What became of an upgrade whose installer has outlived the process that began it, once that is through."""
+        is_ours = self._installing is not None and not self._installing.done()
+        if not self._under_way or is_ours or self._is_locked():
+            return
+        if self._program and _digest_of(self._program) == self._kept.sha256:
+            self._go_on_as_new()
+            return
+        said = _text(self._folder / SAID_FILE)
+        self._fail(f"{INTERRUPTED}; {_reason(said)}" if said.strip() else INTERRUPTED)
+
+    def _is_locked(self) -> bool:
+        try:
+            os.close(self._lock())
+        except DrengineError:
+            return True
+        return False
+
+    def _fail(self, why: str) -> None:
+        self._keep(msgspec.structs.replace(self._kept, state="failed", message=why))
+        log.error("the upgrade to %s failed: %s", self._kept.version, why)
+
+    def _go_on_as_new(self) -> None:
+        self._keep(msgspec.structs.replace(self._kept, state="installed"))
+        log.info("starting anew from %s, version %s", PROGRAM, self._kept.version)
+        self._restart()
+
+    def _lock(self) -> int:
+        """What the installer gets as its standard input: an open file, locked as long as somebody has it open.
+
+        Raises:
+            DrengineError: UPGRADE_REFUSED, an installer is at work.
+        """
+        lock = -1
+        try:
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if lock >= 0:
+                os.close(lock)
+            why = "an installer is at work" if lock >= 0 else f"{self._lock_path}: {error.strerror}"
+            raise DrengineError(UPGRADE_REFUSED, why) from error
+        return lock
 
     def _keep(self, kept: _Kept) -> _Kept:
         self._kept = kept
@@ -201,7 +278,14 @@ def _digest_of(path: Path) -> str:
         return ""
 
 
-def _reason(printed: str, said: str) -> str:
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _reason(said: str) -> str:
     """Why the new file's `upgrade --json` failed."""
     for line in reversed(said.splitlines()):
         try:
@@ -210,26 +294,27 @@ def _reason(printed: str, said: str) -> str:
             continue
         if isinstance(found, dict) and "message" in found:
             return f"{found['message']} [{found.get('error', '')}]"[:SAID_CHARACTERS_MAX]
-    return (" ".join((said or printed).split()) or "it said nothing")[-SAID_CHARACTERS_MAX:]
+    return (" ".join(said.split()) or "it said nothing")[-SAID_CHARACTERS_MAX:]
 
 
-async def _run(words: list[str], seconds: float) -> tuple[int, str, str]:
+async def _run(words: list[str], seconds: float, output: Path, stdin: int) -> tuple[int, str]:
     """It outlives us: the installer restarts the agent that has started it."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
-        )
+        with output.open("wb") as file:
+            process = await asyncio.create_subprocess_exec(
+                *words,
+                stdin=stdin,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+            )
     except OSError as error:
-        return 127, "", f"{words[0]}: {error.strerror}"
+        return 127, f"{error.filename or words[0]}: {error.strerror}"
     try:
-        printed, said = await asyncio.wait_for(process.communicate(), seconds)
+        code = await asyncio.wait_for(process.wait(), seconds)
     except TimeoutError:
         process.kill()
         await process.wait()
-        return 124, "", f"it did not end within {seconds:g} s"
-    return process.returncode or 0, printed.decode(errors="replace"), said.decode(errors="replace")
+        return 124, f"it did not end within {seconds:g} s"
+    return code, _text(output)
