@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.devices import until
 from demo.story import free_port
 from drengine.process import end_marked, start_marked
 from tests.configurations import TARGET
@@ -94,7 +93,7 @@ def test_the_promoted_disk_boots_and_shows_the_last_replicated_marker(folder: Pa
         start_marked(
             [sys.executable, "-m", "drengine_agent", "run", "--config", "agent.toml"], MARK, folder.name, **start
         )
-        until((folder / "tap.sock").exists, "the tap serves")
+        site.wait("the tap serves", (folder / "tap.sock").exists)
         disk = {"driver": "nbd", "server": {"type": "unix", "path": "tap.sock"}, "export": "root", "node-name": "disk"}
         machine = [
             "qemu-system-x86_64",

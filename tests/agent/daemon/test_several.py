@@ -185,7 +185,7 @@ async def test_targets_that_take_a_source_only_to_send_it_on_are_visited_ever_mo
     site = Site("a", "b")
     async with Running(tmp_path, site) as running:
         for _ in range(6):
-            await until(lambda: site.open)
+            await until(lambda: site.open and running.agent.replication.pipeline is not None)
             (name,) = site.open
             site.open[name].end(site.moved("b" if name == "a" else "a"))
             await until(lambda name=name: name not in site.open)

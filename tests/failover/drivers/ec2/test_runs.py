@@ -61,10 +61,18 @@ class Outpost:
         (volume,) = (each["Ebs"]["VolumeId"] for each in self.instance()["BlockDeviceMappings"])
         return self.disks.device(volume)
 
+    def knows_server(self) -> bool:
+        """Whether the store has the source's inventory, by which its addresses are known."""
+        with Store.open(self.site.directory / "store", read_only=True) as store:
+            return store.inventory("shop") is not None
+
     def replicated(self, data: bytes) -> None:
-        """Have a write in a recovery point."""
+        """Have a write in a recovery point, and what the agent tells of its server in the store."""
         eventually(lambda: write(self.site, 0, data))
         eventually(lambda: self.site.agent("status")["state"] == "CONTINUOUS")
+        eventually(self.knows_server)
+        if "orchestrator" in self.site.processes:
+            eventually(self.site.hears_agent)
         assert self.site.agent("cut", "--label", "before")
 
 
