@@ -93,7 +93,7 @@ def test_the_promoted_disk_boots_and_shows_the_last_replicated_marker(folder: Pa
         start_marked(
             [sys.executable, "-m", "drengine_agent", "run", "--config", "agent.toml"], MARK, folder.name, **start
         )
-        site.wait("the tap serves", (folder / "tap.sock").exists)
+        site.wait("the tap serves", (folder / "tap.sock").exists, seconds=90)
         disk = {"driver": "nbd", "server": {"type": "unix", "path": "tap.sock"}, "export": "root", "node-name": "disk"}
         machine = [
             "qemu-system-x86_64",
