@@ -56,6 +56,8 @@ def runbook(hosts: Hosts, programs: Path) -> dict[str, Any]:
     cluster, sockets = hosts.recovered / "pg", hosts.folder / "sockets"
     options = f"-c listen_addresses={RECOVERY} -c port={DATABASE} -c unix_socket_directories={sockets}"
     control = [str(programs / "pg_ctl"), "-D", str(cluster), "-w"]
+    # The lock file of the server that was lost came with its disk, and on this host its process id may be somebody's.
+    unlocked = ["sh", "-c", f'rm -f {cluster}/postmaster.pid && exec "$0" "$@"']
     database = f"postgresql://{USER}@{RECOVERY}:{DATABASE}/postgres"
     answer = "select bool_and(chain = md5(number::text)) and count(*) = max(number) from orders"
     launch = {
@@ -65,7 +67,7 @@ def runbook(hosts: Hosts, programs: Path) -> dict[str, Any]:
         "settings": {
             "mounts": [{"volume": "data", "at": str(hosts.recovered)}],
             "user": USER,
-            "start": [*control, "-l", str(sockets / "log"), "-o", options, "start"],
+            "start": [*unlocked, *control, "-l", str(sockets / "log"), "-o", options, "start"],
             "stop": [*control, "-m", "fast", "stop"],
             "health": [str(programs / "pg_isready"), "-q", "-h", RECOVERY, "-p", str(DATABASE)],
         },
@@ -103,6 +105,12 @@ def undo(hosts: Hosts, run: str) -> float:
     return taken
 
 
+def show(log: Path) -> None:
+    """What PostgreSQL said, for whoever reads why a test failed."""
+    if log.exists():
+        print(log.read_text(errors="replace"))
+
+
 def recover(place: Path, *, undone: bool = False) -> Recovery:
     """Lose a database server and have it again; `undone`: and roll that back."""
     skip_unless_networks_can_be_made()
@@ -110,6 +118,7 @@ def recover(place: Path, *, undone: bool = False) -> Recovery:
     programs, broker = skip_unless_installed(), mosquitto()
     with everything(place) as hosts, contextlib.ExitStack() as cleanup:
         cleanup.callback(end_workloads, place / "standby")
+        cleanup.callback(show, place / "sockets/log")
         (place / "sockets").mkdir()
         shutil.chown(place / "sockets", USER, USER)
         config = (place / "orchestrator.toml").read_text().splitlines()

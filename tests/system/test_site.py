@@ -9,6 +9,7 @@ is cut off before the worst moment, and whose links must never have carried the 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -279,9 +280,19 @@ def source_disk(folder: Path, name: str = "disk", size: int = DISK_BYTES) -> Ite
 
 
 @contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    with (Path(tempfile.gettempdir()) / "drengine-tests-site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def everything(folder: Path) -> Iterator[Hosts]:
-    """Hosts with their files, and nothing left of them afterwards."""
-    with networks() as nets, source_disk(folder) as device:
+    """Hosts with their files, and nothing left of them afterwards.
+
+    What tracks a source's disks is this machine's, by the source's name: one test at a time has these hosts.
+    """
+    with _alone(), networks() as nets, source_disk(folder) as device:
         hosts = Hosts(folder, nets)
         hosts.device = device
         write_files(hosts, device)
