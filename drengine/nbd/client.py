@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from drengine.model.errors import DrengineError, error_kind
 
@@ -39,6 +39,13 @@ _OPT_ABORT, _OPT_LIST, _OPT_STARTTLS, _OPT_GO, _REP_ACK, _REP_INFO = 2, 3, 5, 7,
 _READ, _WRITE, _DISC, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 _LENGTH_MAX = 32 << 20
 _OPTION_REPLY_MAX = 65536
+
+
+def with_certificates(uri: str, directory: str | Path) -> str:
+    """An ``nbd://`` URI as one over TLS, with the credentials (CERTIFICATE_NAMES) of a directory; others stay."""
+    if not uri.startswith("nbd://"):
+        return uri
+    return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(str(directory))}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,7 @@ T = TypeVar("T")
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Run `work` in a thread; a task that is cancelled meanwhile waits for it, so that nothing acts behind its back."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        raise
+    return await in_cancellable_thread(lambda _: work())
 
 
 async def in_cancellable_thread(work: Callable[[threading.Event], T]) -> T:

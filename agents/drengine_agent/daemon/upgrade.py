@@ -62,8 +62,8 @@ Run = Callable[[list[str], float, Path, int], Awaitable[tuple[int, str]]]
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """Contents of upgrade.json: the newest upgrade, how far it is (`installing`, `installed` or `failed`), and the how
-    manieth it is here, so that a failure is told from an earlier one.
+    """Contents of upgrade.json: the newest upgrade, how far it is (`installing`, `installed` or `failed`), and its
+    number here, which tells a failure from an earlier one.
     """
 
     state: str = ""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -28,7 +27,7 @@ from drengine.enrolment.keeper import keeping
 from drengine.model.clock import Clock, SystemClock
 from drengine.model.errors import DrengineError
 from drengine.model.names import check_name
-from drengine.nbd.client import NbdAddress
+from drengine.nbd.client import NbdAddress, with_certificates
 from drengine.process.signals import ask_on_signals
 from drengine.telemetry.notify import notify
 from drengine.transport.networks import DataNetworks
@@ -185,9 +184,7 @@ class StandbyHost:
         place = NbdAddress.parse(uri).place
         if not isinstance(place, str):
             self._check_route(place)
-        if self._files is None or not uri.startswith("nbd://"):
-            return uri
-        return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(str(self._named))}"
+        return uri if self._files is None else with_certificates(uri, self._named)
 
     def _check_route(self, place: tuple[str, int]) -> None:
         """Block data comes from inside the data networks only (rule 7).

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -30,7 +29,7 @@ from drengine.iscsi.portals import Portal
 from drengine.iscsi.serving import Account, IscsiInstance, IscsiTarget, LunDisk, ServedTarget
 from drengine.model.errors import DrengineError
 from drengine.model.sectors import SECTOR_BYTES
-from drengine.nbd.client import CERTIFICATE_NAMES
+from drengine.nbd.client import CERTIFICATE_NAMES, with_certificates
 from drengine.nbd.hydrators import end_hydrators, hydrator_processes, is_hydrating, start_hydrators
 from drengine.ownership import make_directory
 from drengine.process import end_marked, find_marked, start_marked
@@ -194,7 +193,9 @@ class ServedLuns:
             DrengineError: as `start`.
         """
         with self._alone():
-            uris = {disk.volume: _with_tls(disk.uri, self._plan.settings.tls_directory) for disk in self._plan.disks}
+            uris, certificates = {disk.volume: disk.uri for disk in self._plan.disks}, self._plan.settings.tls_directory
+            if certificates:
+                uris = {volume: with_certificates(uri, certificates) for volume, uri in uris.items()}
             if not self._has_servers():  # whatever is served yet is cut off: nbdfuse connects once
                 with contextlib.suppress(DrengineError):
                     self._target.stop()
@@ -265,9 +266,3 @@ class ServedLuns:
         with (self._directory / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _with_tls(uri: str, directory: str) -> str:
-    if not directory or not uri.startswith("nbd://"):
-        return uri
-    return f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(directory)}"

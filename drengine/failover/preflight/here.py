@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from drengine.bubble import bubble_faults
 from drengine.failover.drivers.driver import AsksHost, KnowsNeeds
@@ -23,7 +22,7 @@ from drengine.failover.steps.workloads import WorkloadSettings, inventory_of, lo
 from drengine.iscsi.portals import Portal
 from drengine.linux.memory import available_memory
 from drengine.model.errors import DrengineError
-from drengine.nbd.client import NbdClient
+from drengine.nbd.client import NbdClient, with_certificates
 from drengine.nbd.fuse import fuse_fault
 from drengine.process.programs import program_fault
 from drengine.terminal import human_bytes
@@ -214,8 +213,8 @@ async def look_at_export(scene: Scene) -> list[Checked]:
 
 def _greeted(scene: Scene, tls_directory: str) -> list[Checked]:
     uri = scene.site.exporting()(scene.sources[0], "any", 1, "")
-    if tls_directory and uri.startswith("nbd://"):
-        uri = f"nbds://{uri.removeprefix('nbd://')}?tls-certificates={quote(tls_directory)}"
+    if tls_directory:
+        uri = with_certificates(uri, tls_directory)
     where = ", ".join(map(str, scene.config.export))
     try:
         NbdClient.greet(uri, timeout_seconds=GREET_SECONDS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 from drengine.failover.drivers.driver import CloudFinding, LaunchRequest
 from drengine.failover.drivers.ec2.calls import Calls
@@ -57,6 +57,9 @@ class Look:
         self._calls = calls
         self._request = request
         self._settings = settings
+        # Several looks need them, and each is several calls.
+        self._types = cache(partial(choose_types, calls, request, settings))
+        self._image = cache(partial(look_at_image, calls, request, settings))
 
     def findings(self) -> list[CloudFinding]:
         """All of it; what can't be asked is a finding, too."""
@@ -129,8 +132,8 @@ class Look:
     def _named(self, subnet: Subnet) -> Iterator[CloudFinding]:
         """Image, types, groups, key: whatever the settings name is there."""
         request, settings = self._request, self._settings
-        look_at_image(self._calls, request, settings)
-        types = choose_types(self._calls, request, settings, subnet.place)
+        self._image()
+        types = self._types(subnet.place)
         if missing := [each for each in settings.instance_types if each not in types]:
             yield CloudFinding(check=FITS, fault=f"{', '.join(missing)} is not offered on {subnet.place}", warns=True)
         if request.inventory is not None:
@@ -156,9 +159,8 @@ class Look:
         request, settings, dry = self._request, self._settings, self._calls.dry
         subnet = fitting_subnets(subnets, request, settings)[0]
         groups = settings.groups_for(isolated=request.isolated)
-        image = look_at_image(self._calls, request, settings)
-        types = choose_types(self._calls, request, settings, subnet.place)
-        run = run_parameters(request, settings, subnet, types[0], image, groups)
+        type_ = self._types(subnet.place)[0]
+        run = run_parameters(request, settings, subnet, type_, self._image(), groups)
         told = {"RunInstances": dry("RunInstances", **run)}
         for disk in request.disks:
             told[f"CreateVolume for {disk.volume}"] = dry(
@@ -178,7 +180,7 @@ class Look:
     def _quotas(self, place: Place) -> Iterator[CloudFinding]:
         """Only the limits: what of them is used is known to those alone who may see everything."""
         request, settings = self._request, self._settings
-        type_ = choose_types(self._calls, request, settings, place)[0]
+        type_ = self._types(place)[0]
         (found,) = self._calls("DescribeInstanceTypes", InstanceTypes=[type_])["InstanceTypes"]
         family = _FAMILY.match(type_)
         code = _CPUS.get(family[0] if family else "", _CPUS_STANDARD)
